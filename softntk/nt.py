@@ -1,0 +1,240 @@
+"""neural_tangents 0.6.5, usable on current JAX and without TensorFlow: the one place that knows its quirks.
+
+``from softntk import nt`` is the real package: ``nt.stax``, ``nt.predict``, ``nt.batch``, ``nt.monte_carlo_kernel_fn``,
+``nt.empirical_ntk_fn``, … Afterwards ``import neural_tangents`` gives the same one.
+
+How. Its last release imports names that have left JAX. Its modules are executed with an ``__import__`` of their own that
+hands them *views* of ``jax`` and ``scipy``: the real modules with the missing names in front. Nothing that other code sees
+is touched. What imports but then behaves differently from the release on the JAX it was written for is mended below, one
+function a quirk, each found by comparing with a direct computation.
+
+Two of the four implementations of the empirical NTK lean on JAX internals that changed, ``AUTO`` and
+``STRUCTURED_DERIVATIVES``. Asking for them raises ``NotImplementedError``; the default, ``JACOBIAN_CONTRACTION``, and
+``NTK_VECTOR_PRODUCTS`` work.
+
+Example:
+    >>> import jax
+    >>> from softntk import nt
+    >>> _, _, kernel_fn = nt.stax.serial(nt.stax.Dense(64), nt.stax.Relu(), nt.stax.Dense(1))
+    >>> kernel_fn(jax.numpy.eye(3), None, "ntk").shape
+    (3, 3)
+"""
+
+import builtins
+import contextlib
+import functools
+import importlib.machinery
+import sys
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.core
+import jax.extend.core
+import jax.interpreters.ad
+import numpy as np
+import scipy.linalg
+
+from softntk._validation import is_concrete
+
+VERSION = "0.6.5"
+"""The release that the mends below were written for."""
+
+
+# --- what neural_tangents sees ------------------------------------------------------------------------------------
+
+
+class _View(types.ModuleType):
+    """A module with some names replaced or added, for one reader; the module itself stays as it is."""
+
+    def __init__(self, module: types.ModuleType, **names: object) -> None:
+        super().__init__(module.__name__, module.__doc__)
+        self.__dict__.update(names)
+        self._module = module
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._module, name)
+
+
+def _safe_zip(*args: Iterable) -> list[tuple]:
+    return list(zip(*args, strict=True))
+
+
+def _safe_map(f: Callable, *args: Iterable) -> list:
+    return [f(*row) for row in _safe_zip(*args)]
+
+
+def _eigvalsh(a: np.ndarray, eigvals: tuple[int, int] | None = None, **kwargs: Any) -> np.ndarray:
+    # SciPy 1.12 was the last with `eigvals`; predict.max_learning_rate passes it.
+    return scipy.linalg.eigvalsh(np.asarray(a), subset_by_index=eigvals, **kwargs)
+
+
+def _views() -> Mapping[str, types.ModuleType]:
+    extend = jax.extend.core
+    core = _View(jax.core, **{n: getattr(extend, n) for n in ("Jaxpr", "JaxprEqn", "Literal", "Primitive", "Var")})
+    util = types.ModuleType("jax.util")
+    util.safe_map, util.safe_zip = _safe_map, _safe_zip
+    # The primitive is gone, so no program contains it: it only has to be something that rules can be registered for.
+    ad = _View(jax.interpreters.ad, zeros_like_p=extend.Primitive("zeros_like"))
+    interpreters = _View(jax.interpreters, ad=ad)
+    linalg = _View(scipy.linalg, eigvalsh=_eigvalsh)
+    return {
+        "jax": _View(jax, core=core, util=util, interpreters=interpreters),
+        "jax.core": core,
+        "jax.util": util,
+        "jax.interpreters": interpreters,
+        "jax.interpreters.ad": ad,
+        "scipy": _View(scipy, linalg=linalg),
+        "scipy.linalg": linalg,
+    }
+
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    """Runs a module with builtins whose ``__import__`` answers with the views."""
+
+    views = _views()
+
+    @classmethod
+    def _import(cls, name: str, globals=None, locals=None, fromlist=(), level=0):
+        if level or name.partition(".")[0] not in cls.views:
+            return builtins.__import__(name, globals, locals, fromlist, level)
+        if name not in cls.views:
+            module = builtins.__import__(name, globals, locals, fromlist or (), 0)
+            return module if fromlist else cls.views[name.partition(".")[0]]
+        return cls.views[name if fromlist else name.partition(".")[0]]
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        module.__dict__["__builtins__"] = {**vars(builtins), "__import__": self._import}
+        super().exec_module(module)
+
+
+class _Finder:
+    """Finds neural_tangents, and nothing else, through :class:`_Loader`."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None):
+        if name.partition(".")[0] != "neural_tangents":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is not None and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
+            spec.loader = _Loader(spec.loader.name, spec.loader.path)
+        return spec
+
+
+def _import_neural_tangents() -> types.ModuleType:
+    for name in [n for n in sys.modules if n.partition(".")[0] == "neural_tangents"]:
+        del sys.modules[name]  # what a failed import of its own left behind
+    # The only part that wants TensorFlow; nothing else of neural_tangents uses it.
+    sys.modules["neural_tangents.experimental"] = types.ModuleType(
+        "neural_tangents.experimental", "Not available through softntk.nt."
+    )
+    sys.meta_path.insert(0, _Finder)
+    try:
+        return importlib.import_module("neural_tangents")
+    except ModuleNotFoundError as error:
+        if error.name == "neural_tangents":
+            raise ModuleNotFoundError(
+                "softntk.nt needs neural-tangents 0.6.5: pip install neural-tangents==0.6.5", name=error.name
+            ) from None
+        raise
+    finally:
+        sys.meta_path.remove(_Finder)
+
+
+# --- mends: what imports, but behaves differently on current JAX --------------------------------------------------
+
+
+def _mend_eval_context(predict: types.ModuleType) -> None:
+    """``predict`` factorises the Gram matrix once, "outside" of jit and vmap, also when the matrix itself is traced.
+
+    ``jax.core.eval_context`` used to let traced arrays pass; now it raises on them. So: enter it if, and only if, the
+    matrix is concrete.
+    """
+    predict.jax = _View(predict.jax, core=_View(predict.jax.core, eval_context=contextlib.nullcontext))
+
+    def factorise_outside(fn: Callable) -> Callable:
+        @functools.wraps(fn)
+        def wrapped(matrix: jax.Array, *args: Any, **kwargs: Any) -> Any:
+            with jax.core.eval_context() if is_concrete(matrix) else contextlib.nullcontext():
+                return fn(matrix, *args, **kwargs)
+
+        return wrapped
+
+    predict._get_cho_solve = factorise_outside(predict._get_cho_solve)
+    predict._get_fns_in_eigenbasis = factorise_outside(predict._get_fns_in_eigenbasis)
+
+
+def _mend_batch_flags(batching: types.ModuleType, utils: types.ModuleType) -> None:
+    """A batched ``Kernel`` took ``x1_is_x2`` from its first block alone (on several devices: from unequal shapes).
+
+    That is True whenever the first rows of x2 are those of x1, which JAX's present random bits make common: one key now
+    gives arrays with equal beginnings. The flag of the whole is known beforehand: for arrays compare them, for a kernel
+    keep its own.
+    """
+    Kernel = batching.Kernel
+
+    def flag_of(x1_or_kernel: Any, x2: Any) -> jax.Array | bool:
+        if utils.is_nt_tree_of(x1_or_kernel, Kernel):
+            return utils.nt_tree_fn(reduce=lambda flags: jax.numpy.all(jax.numpy.stack(flags)))(
+                lambda k: jax.numpy.asarray(k.x1_is_x2)
+            )(x1_or_kernel)
+        return True if utils.all_none(x2) else utils.x1_is_x2(x1_or_kernel, x2)
+
+    def with_flag_of_the_whole(make: Callable) -> Callable:
+        @functools.wraps(make)
+        def wrapped(kernel_fn: Callable, *args: Any, **kwargs: Any) -> Callable:
+            fn = make(kernel_fn, *args, **kwargs)
+
+            @utils.wraps(fn)
+            def batched(x1_or_kernel: Any, x2: Any = None, *fn_args: Any, **fn_kwargs: Any) -> Any:
+                out = fn(x1_or_kernel, x2, *fn_args, **fn_kwargs)
+                if not utils.is_nt_tree_of(out, Kernel):
+                    return out
+                flag = jax.numpy.asarray(flag_of(x1_or_kernel, x2))
+                return utils.nt_tree_fn(nargs=1)(lambda k: k.replace(x1_is_x2=flag))(out)
+
+            if hasattr(fn, "device_count"):
+                batched.device_count = fn.device_count
+            return batched
+
+        return wrapped
+
+    batching._serial = with_flag_of_the_whole(batching._serial)
+    batching._parallel = with_flag_of_the_whole(batching._parallel)
+
+
+def _refuse_structured(empirical: types.ModuleType) -> None:
+    """AUTO and STRUCTURED_DERIVATIVES interpret JAX's own programs through internals that changed: say so when asked."""
+
+    def refuse(name: str) -> Callable:
+        def ntk_fn(**_: Any) -> Callable:
+            raise NotImplementedError(
+                f"implementation={name} of neural_tangents does not run on JAX {jax.__version__} yet. "
+                "Use JACOBIAN_CONTRACTION (the default) or NTK_VECTOR_PRODUCTS."
+            )
+
+        return ntk_fn
+
+    for name in ("AUTO", "STRUCTURED_DERIVATIVES"):
+        empirical._implementation_to_ntk_fn[empirical.NtkImplementation[name]] = refuse(name)
+
+
+_package = _import_neural_tangents()
+_source = _package._src
+_mend_eval_context(_source.predict)
+_mend_batch_flags(_source.batching, _source.utils.utils)
+_refuse_structured(_source.empirical)
+
+stax = _package.stax
+predict = _package.predict
+batch = _package.batch
+empirical_kernel_fn = _package.empirical_kernel_fn
+empirical_nngp_fn = _package.empirical_nngp_fn
+empirical_ntk_fn = _package.empirical_ntk_fn
+empirical_ntk_vp_fn = _package.empirical_ntk_vp_fn
+linearize = _package.linearize
+taylor_expand = _package.taylor_expand
+monte_carlo_kernel_fn = _package.monte_carlo_kernel_fn
+NtkImplementation = _package.NtkImplementation
+Kernel = _package.Kernel

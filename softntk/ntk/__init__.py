@@ -1,0 +1,5 @@
+"""Neural tangent kernels: empirical ones in closed form, their spectra, and the dynamics of training that they predict."""
+
+from softntk.ntk._empirical import empirical as empirical
+from softntk.ntk.dynamics import predict_gd as predict_gd
+from softntk.ntk.spectrum import extreme_eigenvalues as extreme_eigenvalues

@@ -1,0 +1,34 @@
+"""Gram matrices as they come, [n, n] or [n, n, k, k], and as linear algebra wants them."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from softntk._validation import check_finite, check_floating, is_concrete
+
+Gram = Float[Array | np.ndarray, "n n"] | Float[Array | np.ndarray, "n n k k"]
+
+
+def as_matrix(gram: Gram) -> Float[Array, "p p"]:
+    """The symmetric matrix that a Gram array stands for: itself, or [n·k, n·k] with the output as the fast index.
+
+    Raises:
+        ValueError: not [n, n] or [n, n, k, k], integer, empty, not finite or not symmetric.
+    """
+    check_floating("gram", gram)
+    shape = jnp.shape(gram)
+    if len(shape) not in (2, 4) or shape[0] != shape[1] or shape[2:3] != shape[3:4] or 0 in shape:
+        raise ValueError(f"gram must have shape [n, n] or [n, n, k, k], got {shape}.")
+    check_finite("gram", gram)
+    matrix = jnp.asarray(gram)
+    if len(shape) == 4:
+        n, _, k, _ = shape
+        matrix = matrix.transpose(0, 2, 1, 3).reshape(n * k, n * k)
+    if is_concrete(matrix):
+        gap, size = float(jnp.max(jnp.abs(matrix - matrix.T))), float(jnp.max(jnp.abs(matrix)))
+        if gap > 1e-3 * size:
+            raise ValueError(
+                f"gram must be symmetric, but differs from its transpose by {gap:.3g} (largest entry {size:.3g}). "
+                "Pass the train-train kernel."
+            )
+    return matrix

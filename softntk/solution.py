@@ -1,0 +1,68 @@
+"""What every iterative routine of softntk returns: a value, how it went, and enough to go on from there."""
+
+import enum
+from typing import Any
+
+import chex
+import numpy as np
+from jaxtyping import Array, Int
+
+
+class Result(enum.IntEnum):
+    """How an iterative routine ended. The text is the advice: ``Result(code).advice``."""
+
+    SUCCESSFUL = 0
+    DIVERGED = 1
+    NONFINITE_INPUT = 2
+
+    @property
+    def advice(self) -> str:
+        """What happened and what to do about it."""
+        return _ADVICE[self]
+
+
+_ADVICE = {
+    Result.SUCCESSFUL: "The routine did what it was asked for.",
+    Result.DIVERGED: (
+        "The loss became NaN or infinite; the value returned is the last one before that. Use a smaller learning rate: "
+        "gradient descent on a least-squares loss needs less than 2/λ_max of the kernel (ntk.extreme_eigenvalues)."
+    ),
+    Result.NONFINITE_INPUT: "The loss is NaN or infinite at the starting point. Look for non-finite data or parameters.",
+}
+
+
+class NumericalError(RuntimeError):
+    """A routine that was called with ``throw=True`` did not succeed; the message is the advice of its result."""
+
+
+@chex.dataclass(frozen=True)
+class Solution:
+    """The outcome of an iterative routine, a pytree.
+
+    Attributes:
+        value: the answer, or the best one so far.
+        result: an int32 scalar, a :class:`Result` code.
+        stats: quantities recorded on the way, by name.
+        state: whatever is needed to go on from here.
+    """
+
+    value: Any
+    result: Int[Array, ""]
+    stats: dict[str, Any]
+    state: Any
+
+    @property
+    def advice(self) -> str:
+        """The text behind ``result``; outside of jit only."""
+        return Result(int(np.asarray(self.result))).advice
+
+    def check(self) -> "Solution":
+        """The solution itself if it is successful.
+
+        Raises:
+            NumericalError: it is not; the message says what happened and what to do.
+        """
+        code = Result(int(np.asarray(self.result)))
+        if code is not Result.SUCCESSFUL:
+            raise NumericalError(f"{code.name}: {code.advice}")
+        return self

@@ -1,0 +1,37 @@
+"""What every test gets: run-time type checks on softntk, both precisions, no silent rank promotion."""
+
+from collections.abc import Iterator
+
+import jax
+import jaxtyping
+import pytest
+from jaxtyping import install_import_hook
+
+# Before the first import of softntk: from here on every annotated function checks shapes and dtypes as it is called.
+with install_import_hook("softntk", "beartype.beartype"):
+    import softntk  # noqa: F401
+    from softntk import nt  # noqa: F401
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run the test in each precision."""
+    with jax.enable_x64(request.param == "float64"):
+        yield request.param
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Run the test in float64."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def untyped() -> Iterator[None]:
+    """Switch the run-time types off, to meet the errors that users meet."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

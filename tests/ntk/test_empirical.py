@@ -1,0 +1,114 @@
+"""The closed-form kernel against dense Jacobians, and its approach to the infinite width."""
+
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tools import assert_close, dense_kernels, points
+
+import softntk as sn
+from softntk import nt
+from softntk.networks import FAMILIES, two_layer
+
+EVERY = list(itertools.product(sorted(FAMILIES), ["ntk", "paper"], [False, True], [False, True], [1, 3]))
+
+
+@pytest.mark.parametrize(("family", "parameterization", "train_readout", "bias", "k"), EVERY)
+def test_equals_dense_jacobians(family, parameterization, train_readout, bias, k, dtype):
+    net = two_layer(
+        family,
+        width=24,
+        out_dim=k,
+        sigma=0.8,
+        antisymmetric=False,
+        parameterization=parameterization,
+        train_readout=train_readout,
+        bias=bias,
+    )
+    _, params = net.init_fn(jax.random.key(0), (-1, 4))
+    x1, x2 = points(1, 5, 4, dtype), points(2, 3, 4, dtype)
+    for other in (None, x2):
+        for outputs, desired in dense_kernels(net.apply_fn, params, x1, other).items():
+            ours = sn.ntk.empirical(net, params, x1, other, outputs)
+            assert ours.dtype == dtype
+            assert_close(ours, desired, dtype)
+
+
+@pytest.mark.parametrize(("activation", "normalize"), list(itertools.product(["cosh", "sinh", "erf", "identity"], [False, True])))
+def test_any_activation(activation, normalize, x64):
+    net = two_layer(activation=activation, normalize=normalize, width=24, out_dim=2, antisymmetric=False)
+    _, params = net.init_fn(jax.random.key(0), (-1, 4))
+    x = points(1, 5, 4)
+    assert_close(sn.ntk.empirical(net, params, x), dense_kernels(net.apply_fn, params, x)["full"])
+
+
+@pytest.mark.parametrize("outputs", ["full", "mean", "diagonal"])
+def test_equals_neural_tangents_and_serves_any_function(outputs, x64):
+    net = two_layer("softmax", width=24, out_dim=3, antisymmetric=False)
+    _, params = net.init_fn(jax.random.key(0), (-1, 4))
+    x1, x2 = points(1, 5, 4), points(2, 3, 4)
+    for other in (None, x2):
+        ours = sn.ntk.empirical(net, params, x1, other, outputs)
+        for vmap_axes in (None, 0):
+            assert_close(sn.ntk.empirical(net.apply_fn, params, x1, other, outputs, vmap_axes=vmap_axes), ours)
+        assert_close(sn.ntk.empirical(tuple(net), params, x1, other, outputs), ours)
+    if outputs == "mean":
+        assert_close(nt.empirical_ntk_fn(net.apply_fn)(x1, x2, params), ours)
+
+
+def test_a_readout_that_is_not_signs(x64):
+    """Weights that have been trained: nothing may lean on a = ±1."""
+    net = two_layer("res_softmax", width=24, out_dim=3, train_readout=True)
+    _, params = net.init_fn(jax.random.key(0), (-1, 4))
+    params = params.replace(readout=jnp.asarray(np.random.default_rng(0).normal(size=(24, 3))))
+    x = points(1, 5, 4)
+    assert_close(sn.ntk.empirical(net, params, x), dense_kernels(net.apply_fn, params, x)["full"])
+
+
+def test_transformations():
+    net = two_layer("softmax", width=24, out_dim=2)
+    _, params = net.init_fn(jax.random.key(0), (-1, 4))
+    x = points(1, 5, 4, "float32")
+    kernel = sn.ntk.empirical(net, params, x)
+    assert_close(jax.jit(lambda p, x: sn.ntk.empirical(net, p, x))(params, x), kernel, "float32")
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
+    assert_close(jax.vmap(lambda p: sn.ntk.empirical(net, p, x))(stacked)[0], kernel, "float32")
+    gradient = jax.grad(lambda p: sn.ntk.empirical(net, p, x).sum())(params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_second_call_does_not_compile_again():
+    from softntk.ntk import _empirical
+
+    chex.clear_trace_counter()
+    net = two_layer("softmax", width=26, out_dim=2)
+    _, params = net.init_fn(jax.random.key(0), (-1, 4))
+    before = _empirical._two_layer_kernel._cache_size()
+    for seed in (1, 2, 3):
+        sn.ntk.empirical(net, params, points(seed, 6, 4, "float32"))
+    assert _empirical._two_layer_kernel._cache_size() == before + 1
+
+
+def test_outputs_are_checked(untyped):
+    net = two_layer("softmax", width=8)
+    _, params = net.init_fn(jax.random.key(0), (-1, 4))
+    with pytest.raises(ValueError, match="outputs must be one of.*got 'trace'"):
+        sn.ntk.empirical(net, params, np.ones((2, 4), np.float32), outputs="trace")
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_distance_to_infinite_width_falls_like_its_root(family, x64):
+    """σ = ½, ten seeds, widths 2⁸ … 2¹⁴: the slope of the relative Frobenius distance lies between −0.6 and −0.4."""
+    x, widths = points(0, 12, 8), 2 ** np.arange(8, 15)
+    distances = []
+    for width in widths.tolist():
+        net = two_layer(family, width=width, sigma=0.5)
+        limit = net.kernel_fn(x, None, "ntk")
+        kernel = lambda key, net=net: sn.ntk.empirical(net, net.init_fn(key, (-1, 8))[1], x, outputs="mean")
+        gaps = jax.lax.map(lambda key: jnp.linalg.norm(kernel(key) - limit), jax.random.split(jax.random.key(1), 10))
+        distances.append(float(jnp.mean(gaps) / jnp.linalg.norm(limit)))
+    slope = np.polyfit(np.log(widths), np.log(distances), 1)[0]
+    assert -0.6 < slope < -0.4

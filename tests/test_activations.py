@@ -1,0 +1,175 @@
+"""Every activation × every law: derivatives against autodiff, moments against quadrature, shifts that cancel, huge logits."""
+
+import difflib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.special
+from tools import assert_close
+
+from softntk import activations
+from softntk.activations import ACTIVATIONS
+
+REFERENCE = {
+    "exp": np.exp,
+    "res_exp": lambda z: np.exp(z) + z,
+    "cosh": np.cosh,
+    "sinh": np.sinh,
+    "relu": lambda z: np.maximum(z, 0),
+    "identity": lambda z: z,
+    "erf": scipy.special.erf,
+}
+SMOOTH = sorted(set(ACTIVATIONS) - {"relu"})
+COVARIANCES = [(0.7, 0.3, 0.9), (1.3, -0.6, 0.5), (0.2, 0.0, 1.5), (1.0, 1.0, 1.0), (0.8, -0.8, 0.8)]
+
+every = pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+
+
+def plane_quadrature(f, q11, q12, q22):
+    """E f(g₁, g₂) by the trapezoidal rule on a wide grid of independent normals: spectrally exact for smooth f."""
+    t = np.linspace(-12, 12, 1201)
+    w = np.exp(-(t**2) / 2)
+    w /= w.sum()
+    rho = q12 / np.sqrt(q11 * q22)
+    s1, s2 = np.meshgrid(t, t, indexing="ij")
+    return np.einsum("a,b,ab", w, w, f(np.sqrt(q11) * s1, np.sqrt(q22) * (rho * s1 + np.sqrt(max(0, 1 - rho**2)) * s2)))
+
+
+def ray_quadrature(power, q11, q12, q22):
+    """E[g₁₊^p g₂₊^p]: in polar coordinates the radius is elementary and the angle a smooth integral over the active sector."""
+    rho = q12 / np.sqrt(q11 * q22)
+    angle = np.arccos(np.clip(rho, -1, 1))
+    sector = (angle - np.pi / 2, np.pi / 2)
+    if sector[0] >= sector[1]:
+        return 0.0
+    integrand = lambda phi: (np.cos(phi) * np.cos(phi - angle)) ** power
+    radius = 2.0 if power else 1.0  # ∫ r^{2p+1} e^{-r²/2} dr
+    return radius * np.sqrt(q11 * q22) ** power * scipy.integrate.quad(integrand, *sector, epsabs=1e-13)[0] / (2 * np.pi)
+
+
+def test_reference_covers_the_table():
+    assert set(REFERENCE) == set(ACTIVATIONS)
+
+
+@every
+def test_u_and_derivatives(name, dtype):
+    a, z = ACTIVATIONS[name], jnp.linspace(-4.0, 4.0, 41) + 0.03
+    assert_close(a.u(z), REFERENCE[name](np.asarray(z, np.float64)), dtype)
+    assert_close(a.du(z), jax.vmap(jax.grad(a.u))(z), dtype)
+    if name == "relu" or name == "identity":
+        np.testing.assert_array_equal(a.d2u(z), 0)
+    else:
+        assert_close(a.d2u(z), jax.vmap(jax.grad(a.du))(z), dtype)
+    assert a.u(z).dtype == a.du(z).dtype == a.d2u(z).dtype == z.dtype == dtype
+
+
+@every
+def test_shift_divides_by_its_exponential(name, dtype):
+    a, z, c = ACTIVATIONS[name], jnp.linspace(-3.0, 3.0, 7), jnp.asarray(1.5)
+    for shifted, plain in zip(a.jet(z, c), a.jet(z, 0.0), strict=True):
+        np.testing.assert_allclose(shifted, plain * np.exp(-1.5), rtol=1e-5 if dtype == "float32" else 1e-13)
+
+
+@every
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_huge_logits_are_finite_under_their_own_shift(name, sign, dtype):
+    a, z = ACTIVATIONS[name], sign * jnp.array([[1e4, 9.9e3, -1e4, 0.0]])
+    c = a.log_scale(z)
+    assert c.shape == (1, 1)
+    for value in a.jet(z, c):
+        assert np.isfinite(value).all()
+    assert np.abs(a.jet(z, c)[0]).max() > 0
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+@pytest.mark.parametrize("q", COVARIANCES)
+def test_moments_of_smooth_activations(name, q, x64):
+    a, f = ACTIVATIONS[name], REFERENCE[name]
+    args = [jnp.asarray(v) for v in q]
+    slope = lambda z: np.asarray(jax.vmap(jax.grad(a.u))(jnp.asarray(z).ravel())).reshape(z.shape)
+    exact = plane_quadrature(lambda x, y: f(x) * f(y), *q), plane_quadrature(lambda x, y: slope(x) * slope(y), *q)
+    got = a.moments.covariance(*args, 0.0), a.moments.derivative(*args, 0.0)
+    np.testing.assert_allclose(got, exact, rtol=2e-12, atol=1e-14)  # some of them vanish
+    mean = plane_quadrature(lambda x, _: f(x), q[0], 0.0, 1.0)
+    assert abs(a.moments.mean(args[0], 0.0) - mean) < 1e-12 * (1 + abs(mean))
+    assert a.moments.positive_mean == (abs(mean) > 1e-9)
+
+
+@pytest.mark.parametrize("q", COVARIANCES)
+def test_moments_of_relu(q, x64):
+    moments, args = ACTIVATIONS["relu"].moments, [jnp.asarray(v) for v in q]
+    np.testing.assert_allclose(moments.covariance(*args, 0.0), ray_quadrature(1, *q), rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(moments.derivative(*args, 0.0), ray_quadrature(0, *q), rtol=1e-10, atol=1e-14)
+    assert_close(
+        moments.mean(args[0], 0.0),
+        scipy.integrate.quad(lambda t: np.sqrt(q[0]) * t * np.exp(-(t**2) / 2) / np.sqrt(2 * np.pi), 0, np.inf, epsabs=1e-13)[
+            0
+        ],
+    )
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_gauss_hermite_agrees_with_closed_forms(name, x64):
+    a = ACTIVATIONS[name]
+    by_quadrature = activations.quadrature_moments(a.jet, order=64)
+    q11, q12, q22 = (jnp.array(v) for v in zip(*COVARIANCES, strict=True))
+    for which in ("covariance", "derivative"):
+        exact, approximate = (getattr(m, which)(q11, q12, q22, 0.0) for m in (a.moments, by_quadrature))
+        assert_close(approximate, exact, rtol=1e-10)
+
+
+@every
+def test_growth_cancels_and_keeps_huge_arguments_finite(name, dtype):
+    moments = ACTIVATIONS[name].moments
+    q11, q12, q22 = jnp.asarray(0.7), jnp.asarray(0.3), jnp.asarray(0.9)
+    s = moments.growth(q11) + moments.growth(q22)
+    plain, scaled = moments.covariance(q11, q12, q22, 0.0), moments.covariance(q11, q12, q22, s)
+    np.testing.assert_allclose(scaled, plain * np.exp(-float(s)), rtol=1e-5)
+    big = jnp.asarray(1e4)
+    assert np.isfinite(moments.covariance(big, jnp.asarray(1.0), big, 2 * moments.growth(big)))
+    assert np.isfinite(moments.mean(big, moments.growth(big)))
+    for q in (0.0, 1e4):  # saturated or exact, never NaN
+        assert not np.isnan(moments.derivative(big, jnp.asarray(q), big, 0.0))
+
+
+@every
+def test_gradients_at_equal_points_are_finite(name, dtype):
+    """Where θ = 0 the arc-cosine kernels have their trap: ∞ − ∞ in the chain rule."""
+    moments = ACTIVATIONS[name].moments
+    for f in (moments.covariance, moments.derivative):
+        for q12 in (1.0, -1.0):
+            grads = jax.grad(lambda a, b, c, f=f: f(a, b, c, 0.0), (0, 1, 2))(*(jnp.asarray(v) for v in (1.0, q12, 1.0)))
+            assert np.isfinite(grads).all()
+
+
+def test_relu_covariance_gradient_at_zero_angle(x64):
+    """E[g₊²] = q/2 along q11 = q12 = q22 = q."""
+    covariance = ACTIVATIONS["relu"].moments.covariance
+    assert_close(jax.grad(lambda q: covariance(q, q, q, 0.0))(1.7), 0.5)
+
+
+def test_any_function_becomes_an_activation(dtype):
+    swish = activations.from_function(jax.nn.swish, "swish")
+    z = jnp.linspace(-3.0, 3.0, 13)
+    assert_close(swish.du(z), jax.vmap(jax.grad(jax.nn.swish))(z), dtype)
+    assert_close(swish.d2u(z), jax.vmap(jax.grad(jax.grad(jax.nn.swish)))(z), dtype)
+    reference = lambda z: z / (1 + np.exp(-z))
+    exact = plane_quadrature(lambda x, y: reference(x) * reference(y), 0.7, 0.3, 0.9)
+    q = [jnp.asarray(v) for v in (0.7, 0.3, 0.9)]
+    np.testing.assert_allclose(swish.moments.covariance(*q, 0.0), exact, rtol=1e-5)
+
+
+def test_get():
+    assert activations.get("exp") is ACTIVATIONS["exp"]
+    assert activations.get(ACTIVATIONS["erf"]) is ACTIVATIONS["erf"]
+    near = difflib.get_close_matches("rellu", ACTIVATIONS)[0]
+    with pytest.raises(ValueError, match=f"activation must be one of.*'cosh'.*Did you mean '{near}'"):
+        activations.get("rellu")
+
+
+def test_quadrature_order_is_checked():
+    with pytest.raises(ValueError, match="order must be at least 1, got 0"):
+        activations.quadrature_moments(ACTIVATIONS["exp"].jet, order=0)
