@@ -258,14 +258,14 @@ def two_layer(
 
     Infinite width, with q11 = σ²|x|², q12 = σ²⟨x, x'⟩, q22 = σ²|x'|² (1 is added to every inner product under ``bias``):
 
-    =====================  ========================================  ==============================
-    network                NNGP E[φφ']                               derivative kernel E[φ̇φ̇']
-    =====================  ========================================  ==============================
-    softmax                exp(q12)                                  exp(q12)
-    exp                    exp((q11+q22)/2 + q12)                    the same
-    res_softmax            e^{q12} + q12 r                           e^{q12} + r,  r = e^{-q11/2} + e^{-q22/2} + e^{-(q11+q22)/2}
-    relu                   √(q11q22) (sin θ + (π−θ) cos θ) / 2π      (π−θ) / 2π
-    =====================  ========================================  ==============================
+    ===========  ====================================  =============================================================
+    network      NNGP E[φφ']                           derivative kernel E[φ̇φ̇']
+    ===========  ====================================  =============================================================
+    softmax      exp(q12)                              exp(q12)
+    exp          exp((q11+q22)/2 + q12)                the same
+    res_softmax  e^{q12} + q12 r                       e^{q12} + r,  r = e^{-q11/2} + e^{-q22/2} + e^{-(q11+q22)/2}
+    relu         √(q11q22) (sin θ + (π−θ) cos θ) / 2π  (π−θ) / 2π
+    ===========  ====================================  =============================================================
 
     NTK = ⟨x, x'⟩ × derivative kernel, plus the NNGP when the readout is trained too; zero between different outputs.
 
@@ -274,7 +274,7 @@ def two_layer(
     =====================  =========================================================================================
     here                   there
     =====================  =========================================================================================
-    sigma                  W_std = σ√d in the first Dense (W_std = 1 in the second, ``parameterization="ntk"`` in both)
+    sigma                  W_std = σ√d in the first Dense (W_std = 1 in the second)
     NTK                    NTK with the first-layer term ⟨x,x'⟩ E[φ̇φ̇'] times σ²: they differentiate by the unscaled weight
     learning rate η        η n k: their mean squared loss is divided by n·k, ours is ½ΣΣ(F−Y)²
     ``outputs="mean"``     ``trace_axes=(-1,)``: their trace is a mean

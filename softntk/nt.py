@@ -24,6 +24,7 @@ import builtins
 import contextlib
 import functools
 import importlib.machinery
+import math
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -65,7 +66,7 @@ def _safe_map(f: Callable, *args: Iterable) -> list:
     return [f(*row) for row in _safe_zip(*args)]
 
 
-def _eigvalsh(a: np.ndarray, eigvals: tuple[int, int] | None = None, **kwargs: Any) -> np.ndarray:
+def _eigvalsh(a: Any, eigvals: tuple[int, int] | None = None, **kwargs: Any) -> np.ndarray:
     # SciPy 1.12 was the last with `eigvals`; predict.max_learning_rate passes it.
     return scipy.linalg.eigvalsh(np.asarray(a), subset_by_index=eigvals, **kwargs)
 
@@ -204,6 +205,11 @@ def _mend_batch_flags(batching: types.ModuleType, utils: types.ModuleType) -> No
     batching._parallel = with_flag_of_the_whole(batching._parallel)
 
 
+def _mend_abstract_size(empirical: types.ModuleType) -> None:
+    """NTK_VECTOR_PRODUCTS takes ``jnp.size`` of a shape without values, which JAX deprecates and is about to refuse."""
+    empirical.jnp = _View(jax.numpy, size=lambda x: math.prod(x.shape))
+
+
 def _refuse_structured(empirical: types.ModuleType) -> None:
     """AUTO and STRUCTURED_DERIVATIVES interpret JAX's own programs through internals that changed: say so when asked."""
 
@@ -224,6 +230,7 @@ _package = _import_neural_tangents()
 _source = _package._src
 _mend_eval_context(_source.predict)
 _mend_batch_flags(_source.batching, _source.utils.utils)
+_mend_abstract_size(_source.empirical)
 _refuse_structured(_source.empirical)
 
 stax = _package.stax

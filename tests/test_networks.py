@@ -1,4 +1,4 @@
-"""Every network × every law: the formula of the paper, the infinite-width limit, the triple inside neural_tangents, bad input."""
+"""Every network × every law: the paper's formula, the infinite-width limit, the triple in neural_tangents, bad input."""
 
 import itertools
 

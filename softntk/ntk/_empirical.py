@@ -122,7 +122,9 @@ def _expand(x: Shaped[Array, "n1 n2"], trailing: int) -> Array:
     return jnp.expand_dims(x, tuple(range(2, 2 + trailing)))
 
 
-def _any_kernel(apply_fn: Callable, params: Any, x1: Points1, x2: Points2 | None, outputs: str, vmap_axes: int | None) -> Kernel:
+def _any_kernel(
+    apply_fn: Callable, params: Any, x1: Points1, x2: Points2 | None, outputs: str, vmap_axes: int | None
+) -> Kernel:
     from softntk import nt
 
     axes: dict[str, dict[str, tuple[int, ...]]] = {

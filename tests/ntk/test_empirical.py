@@ -37,7 +37,9 @@ def test_equals_dense_jacobians(family, parameterization, train_readout, bias, k
             assert_close(ours, desired, dtype)
 
 
-@pytest.mark.parametrize(("activation", "normalize"), list(itertools.product(["cosh", "sinh", "erf", "identity"], [False, True])))
+@pytest.mark.parametrize(
+    ("activation", "normalize"), list(itertools.product(["cosh", "sinh", "erf", "identity"], [False, True]))
+)
 def test_any_activation(activation, normalize, x64):
     net = two_layer(activation=activation, normalize=normalize, width=24, out_dim=2, antisymmetric=False)
     _, params = net.init_fn(jax.random.key(0), (-1, 4))
@@ -107,8 +109,10 @@ def test_distance_to_infinite_width_falls_like_its_root(family, x64):
     for width in widths.tolist():
         net = two_layer(family, width=width, sigma=0.5)
         limit = net.kernel_fn(x, None, "ntk")
-        kernel = lambda key, net=net: sn.ntk.empirical(net, net.init_fn(key, (-1, 8))[1], x, outputs="mean")
-        gaps = jax.lax.map(lambda key: jnp.linalg.norm(kernel(key) - limit), jax.random.split(jax.random.key(1), 10))
+        gap = lambda key, net=net, limit=limit: jnp.linalg.norm(
+            sn.ntk.empirical(net, net.init_fn(key, (-1, 8))[1], x, outputs="mean") - limit
+        )
+        gaps = jax.lax.map(gap, jax.random.split(jax.random.key(1), 10))
         distances.append(float(jnp.mean(gaps) / jnp.linalg.norm(limit)))
     slope = np.polyfit(np.log(widths), np.log(distances), 1)[0]
     assert -0.6 < slope < -0.4

@@ -1,0 +1,31 @@
+"""Every example in a docstring and in the README runs and says what it says."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import softntk
+
+MODULES = sorted(m.name for m in pkgutil.walk_packages(softntk.__path__, "softntk."))
+README = Path(__file__).parent.parent / "README.md"
+
+
+@pytest.mark.parametrize("name", ["softntk", *MODULES])
+def test_docstrings(name):
+    result = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert result.failed == 0
+
+
+def test_the_examples_are_found():
+    assert sum(len(t.examples) for m in MODULES for t in doctest.DocTestFinder().find(importlib.import_module(m))) > 30
+
+
+def test_readme(capsys):
+    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    exec(compile(block, str(README), "exec"), {})
+    trained, predicted = (float(v) for v in capsys.readouterr().out.split())
+    assert abs(trained / predicted - 1) < 0.05

@@ -1,0 +1,276 @@
+"""neural_tangents through softntk.nt: every part against a direct computation, fields and flags included."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+from tools import assert_close, dense_kernels, points
+
+from softntk import nt
+from softntk.activations import ACTIVATIONS
+
+stax = nt.stax
+
+
+@pytest.fixture(autouse=True)
+def _their_rank_promotion():
+    with jax.numpy_rank_promotion("allow"):  # neural_tangents itself promotes ranks
+        yield
+
+
+def assert_same_kernel(actual, desired, rtol=1e-12):
+    """All fields of two Kernel objects, arrays and flags."""
+    for field in dataclasses.fields(desired):
+        a, b = getattr(actual, field.name), getattr(desired, field.name)
+        if a is None or b is None:
+            assert a is b, field.name
+        elif isinstance(b, jax.Array) and b.dtype != bool:
+            assert a.dtype == b.dtype, field.name
+            assert_close(a, b, rtol=rtol)
+        else:
+            np.testing.assert_array_equal(a, b, err_msg=field.name)
+
+
+# --- stax: kernels of infinite width ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("layer", "name"), [(stax.Relu, "relu"), (stax.Erf, "erf"), (stax.Exp, "exp")])
+def test_deep_recursion_agrees_with_our_moments(layer, name, x64):
+    w, b = 0.8, 0.3
+    kernel_fn = stax.serial(stax.Dense(1, w, b), layer(), stax.Dense(1, w, b), layer(), stax.Dense(1, w, b))[2]
+    x = points(0, 5, 4) * 2
+    moments = ACTIVATIONS[name].moments
+    q = w**2 * np.asarray(x @ x.T) / 4 + b**2
+    theta = q.copy()
+    for _ in range(2):
+        q11, q22 = (jnp.asarray(v) for v in np.broadcast_arrays(np.diag(q)[:, None], np.diag(q)[None, :]))
+        nngp, slope = (np.asarray(f(q11, jnp.asarray(q), q22, 0.0)) for f in (moments.covariance, moments.derivative))
+        q, theta = w**2 * nngp + b**2, w**2 * (theta * slope + nngp) + b**2
+    kernels = kernel_fn(x, None, ("nngp", "ntk"))
+    assert_close(kernels.nngp, q, rtol=1e-6)  # their arccos loses digits at equal points
+    assert_close(kernels.ntk, theta, rtol=1e-6)
+
+
+def test_rbf_is_the_gaussian_kernel(x64):
+    kernel_fn = stax.serial(stax.Dense(1, W_std=1.0), stax.Rbf(gamma=0.7), stax.Dense(1, W_std=1.0))[2]
+    x = points(0, 6, 3)
+    squares = np.sum((np.asarray(x)[:, None] - np.asarray(x)[None]) ** 2, -1) / 3
+    assert_close(kernel_fn(x, None, "nngp"), np.exp(-0.7 * squares))
+
+
+def test_convolution_with_pooling_is_its_sum_over_patches(x64):
+    kernel_fn = stax.serial(stax.Conv(1, (3,), padding="VALID", W_std=1.0), stax.GlobalAvgPool())[2]
+    x = np.random.default_rng(0).normal(size=(4, 6, 2))
+    patches = np.stack([x[:, i : i + 3].reshape(4, -1) for i in range(4)], axis=1) / np.sqrt(6)
+    assert_close(kernel_fn(jnp.asarray(x), None, "nngp"), np.einsum("iap,jbp->ij", patches, patches) / 16)
+
+
+def test_masked_sequences_are_shorter_sequences(x64):
+    """A masked token must count for nothing: the kernel of the shorter sequence, in analytic and finite network alike."""
+    init_fn, apply_fn, kernel_fn = stax.serial(stax.Dense(16), stax.Erf(), stax.GlobalAvgPool(), stax.Dense(1))
+    x = np.random.default_rng(0).normal(size=(3, 5, 4))
+    masked = x.copy()
+    masked[:, 3:] = 100.0
+    short, long = jnp.asarray(x[:, :3]), jnp.asarray(masked)
+    for get in ("nngp", "ntk"):
+        assert_close(kernel_fn(long, None, get, mask_constant=100.0), kernel_fn(short, None, get))
+        assert_close(kernel_fn(long, short[:2], get, mask_constant=100.0), kernel_fn(short, short[:2], get))
+    _, params = init_fn(jax.random.key(0), long.shape)
+    assert_close(apply_fn(params, long, mask_constant=100.0), apply_fn(params, short))
+
+
+# --- batch --------------------------------------------------------------------------------------------------------
+
+NETWORKS = {
+    "dense": (stax.serial(stax.Dense(8), stax.Erf(), stax.Dense(1)), (5,)),
+    "conv": (stax.serial(stax.Conv(8, (2, 2)), stax.Gelu(), stax.GlobalAvgPool(), stax.Dense(1)), (4, 4, 3)),
+    "parallel": (
+        stax.serial(
+            stax.Dense(8), stax.FanOut(2), stax.parallel(stax.serial(stax.Sin(), stax.Dense(8)), stax.Dense(8)), stax.FanInSum()
+        ),
+        (5,),
+    ),
+}
+
+
+def second_points(case, x1, shape):
+    other = np.random.default_rng(1).normal(size=(8, *shape))
+    return {
+        "none": None,
+        "same": x1.copy(),
+        "equal beginning": jnp.concatenate([x1[:4], other[:4]]),
+        "equal beginning, fewer": x1[:4],
+        "other": jnp.asarray(other[:4]),
+    }[case]
+
+
+@pytest.mark.filterwarnings("ignore:`FanIn` layers assume independent inputs")
+@pytest.mark.parametrize("network", sorted(NETWORKS))
+@pytest.mark.parametrize("case", ["none", "same", "equal beginning", "equal beginning, fewer", "other"])
+@pytest.mark.parametrize("batch_size", [2, 4])
+def test_batch_is_the_direct_kernel_in_every_field(network, case, batch_size, x64):
+    (_, _, kernel_fn), shape = NETWORKS[network]
+    x1 = jnp.asarray(np.random.default_rng(0).normal(size=(8, *shape)))
+    x2 = second_points(case, x1, shape)
+    direct = kernel_fn(x1, x2)
+    for options in (
+        {"device_count": 0},
+        {"device_count": -1},
+        {"device_count": 0, "store_on_device": False},
+        {"device_count": 1},
+    ):
+        assert_same_kernel(nt.batch(kernel_fn, batch_size=batch_size, **options)(x1, x2), direct)
+    assert bool(direct.x1_is_x2) == (case in ("none", "same"))
+
+
+@pytest.mark.parametrize("case", ["none", "same", "equal beginning", "equal beginning, fewer", "other"])
+def test_composed_batches(case, x64):
+    """kernel_fn(kernel_fn(x)): the second takes a Kernel, whose flag is its own."""
+    kernel_fn = stax.serial(stax.Dense(8), stax.Erf())[2]
+    batched = nt.batch(kernel_fn, batch_size=2, device_count=0)
+    x1 = points(0, 8, 5)
+    x2 = second_points(case, x1, (5,))
+    assert_same_kernel(batched(batched(x1, x2)), kernel_fn(kernel_fn(x1, x2)))
+
+
+# --- empirical and Monte Carlo kernels ----------------------------------------------------------------------------
+
+
+def two_outputs():
+    init_fn, apply_fn, _ = stax.serial(stax.Dense(16, b_std=0.1), stax.Erf(), stax.Dense(2))
+    return apply_fn, init_fn(jax.random.key(0), (-1, 4))[1]
+
+
+AXES = {"full": {"trace_axes": ()}, "mean": {"trace_axes": (-1,)}, "diagonal": {"trace_axes": (), "diagonal_axes": (-1,)}}
+WORKING = [None, nt.NtkImplementation.JACOBIAN_CONTRACTION, nt.NtkImplementation.NTK_VECTOR_PRODUCTS, 1, 2]
+
+
+@pytest.mark.parametrize(("outputs", "implementation", "vmap_axes"), list(itertools.product(AXES, WORKING, [None, 0])))
+def test_empirical_kernels_are_products_of_jacobians(outputs, implementation, vmap_axes, x64):
+    apply_fn, params = two_outputs()
+    x1, x2 = points(1, 4, 4), points(2, 3, 4)
+    options = {} if implementation is None else {"implementation": implementation}
+    for other in (None, x2):
+        desired = dense_kernels(apply_fn, params, x1, other)[outputs]
+        assert_close(nt.empirical_ntk_fn(apply_fn, vmap_axes=vmap_axes, **AXES[outputs], **options)(x1, other, params), desired)
+        both = nt.empirical_kernel_fn(apply_fn, vmap_axes=vmap_axes, **AXES[outputs], **options)(x1, other, None, params)
+        assert_close(both.ntk, desired)
+        f1, f2 = (apply_fn(params, x) for x in (x1, x1 if other is None else other))
+        nngp = {"full": "il,jm->ijlm", "mean": "il,jl->ij", "diagonal": "il,jl->ijl"}[outputs]
+        assert_close(both.nngp, jnp.einsum(nngp, f1, f2) / (2 if outputs == "mean" else 1))
+
+
+@pytest.mark.parametrize("make", [nt.empirical_ntk_fn, nt.empirical_kernel_fn])
+@pytest.mark.parametrize("implementation", [0, 3, nt.NtkImplementation.AUTO, nt.NtkImplementation.STRUCTURED_DERIVATIVES])
+def test_what_cannot_run_refuses_with_a_reason(make, implementation):
+    name = nt.NtkImplementation(implementation).name
+    with pytest.raises(NotImplementedError, match=f"{name}.*does not run on JAX.*Use JACOBIAN_CONTRACTION"):
+        make(lambda p, x: p * x, implementation=implementation)
+
+
+def test_vector_products_linearization_and_taylor_expansion(x64):
+    apply_fn, params = two_outputs()
+    x1, x2 = points(1, 4, 4), points(2, 3, 4)
+    v = points(3, 3, 2)
+    full = dense_kernels(apply_fn, params, x1, x2)["full"]
+    assert_close(nt.empirical_ntk_vp_fn(apply_fn, x1, x2, params)(v), jnp.einsum("ijlm,jm->il", full, v))
+    near = jax.tree.map(lambda leaf: leaf + 1e-4 * jnp.cos(leaf), params)
+    exact = apply_fn(near, x1) - apply_fn(params, x1)
+    gaps = [jnp.abs(nt.taylor_expand(apply_fn, params, k)(near, x1) - apply_fn(near, x1)).max() for k in (0, 1, 2)]
+    assert gaps[2] < 1e-3 * gaps[1] < 1e-6 * gaps[0]
+    assert_close(nt.linearize(apply_fn, params)(near, x1) - apply_fn(params, x1), exact, rtol=1e-3)
+
+
+def test_monte_carlo_kernels_converge(x64):
+    init_fn, apply_fn, kernel_fn = stax.serial(stax.Dense(512), stax.Erf(), stax.Dense(1))
+    x1, x2 = points(0, 4, 3), points(1, 2, 3)
+    sample = nt.monte_carlo_kernel_fn(
+        init_fn, apply_fn, jax.random.PRNGKey(0), [1, 64], batch_size=2, device_count=0, vmap_axes=0
+    )
+    for other in (None, x2):
+        exact = kernel_fn(x1, other, ("nngp", "ntk"))
+        _, fine = sample(x1, other, ("nngp", "ntk"))
+        assert_close(fine.ntk, exact.ntk, rtol=0.05)
+        assert_close(fine.nngp, exact.nngp, rtol=0.4)
+
+
+# --- predict ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def problem(x64):
+    kernel_fn = stax.serial(stax.Dense(1, 1.2, 0.1), stax.Erf(), stax.Dense(1, 1.2, 0.1))[2]
+    x, x_test = points(0, 6, 4), points(1, 3, 4)
+    return kernel_fn, x, x_test, points(2, 6, 2)
+
+
+def test_gradient_descent_mse(problem):
+    kernel_fn, x, x_test, y = problem
+    gram, cross = kernel_fn(x, None, "ntk"), kernel_fn(x_test, x, "ntk")
+    predict_fn = nt.predict.gradient_descent_mse(gram, y, learning_rate=3.0)
+    for t in (0.0, 2.0, 50.0):
+        weights = np.linalg.solve(gram, (np.eye(6) - scipy.linalg.expm(-np.asarray(gram) * 3 * t / 12)) @ np.asarray(y))
+        for call in (predict_fn, jax.jit(predict_fn)):
+            train, test = call(t, 0.0, 0.0, cross)
+            np.testing.assert_allclose(train, np.asarray(gram) @ weights, rtol=1e-8, atol=1e-12)
+            np.testing.assert_allclose(test, np.asarray(cross) @ weights, rtol=1e-8, atol=1e-12)
+    _, test = predict_fn(None, 0.0, 0.0, cross)
+    assert_close(test, np.asarray(cross) @ np.linalg.solve(gram, y), rtol=1e-9)
+
+
+@pytest.mark.parametrize("t", [None, 5.0])
+def test_gradient_descent_mse_with_a_traced_kernel(problem, t):
+    """The factorisation is taken out of jit and vmap when it can be, and must not be when the kernel itself is traced."""
+    kernel_fn, x, x_test, y = problem
+    gram, cross = kernel_fn(x, None, "ntk"), kernel_fn(x_test, x, "ntk")
+    predict = lambda k, c: nt.predict.gradient_descent_mse(k, y)(t, 0.0, 0.0, c)[1]
+    desired = predict(gram, cross)
+    assert_close(jax.jit(predict)(gram, cross), desired)
+    scales = jnp.array([1.0, 2.0])
+    assert_close(jax.vmap(lambda s: predict(gram, s * cross))(scales)[1], 2 * desired)
+    assert_close(jax.vmap(lambda s: predict(s * gram, s * cross))(scales)[0], desired)
+    outside = nt.predict.gradient_descent_mse(gram, y)
+    inside = jax.jit(lambda c: outside(t, 0.0, 0.0, c)[1])
+    assert_close(inside(cross), desired)
+    assert_close(outside(t, 0.0, 0.0, cross)[1], desired)  # nothing leaked from the trace into the cache
+
+
+def test_gradient_descent_ode(problem):
+    kernel_fn, x, _, y = problem
+    gram = kernel_fn(x, None, "ntk")
+    predict_fn = nt.predict.gradient_descent(lambda f, y: 0.5 * jnp.mean((f - y) ** 2), gram, y)
+    out = predict_fn(jnp.array([1.0, 10.0]), 0.0)
+    for i, t in enumerate((1.0, 10.0)):
+        assert_close(out[i], (np.eye(6) - scipy.linalg.expm(-np.asarray(gram) * t / 12)) @ np.asarray(y), rtol=1e-5)
+
+
+def test_gp_inference_and_ensembles(problem):
+    kernel_fn, x, x_test, y = problem
+    k = {(a, b): kernel_fn(p, q, ("nngp", "ntk")) for (a, p), (b, q) in itertools.product([("d", x), ("t", x_test)], repeat=2)}
+    reg = 1e-3
+    nngp, ntk = (np.asarray(getattr(k["d", "d"], g)) for g in ("nngp", "ntk"))
+    nngp_reg, ntk_reg = (m + reg * np.trace(m) / 6 * np.eye(6) for m in (nngp, ntk))
+    cross, cross_nngp = np.asarray(k["t", "d"].ntk), np.asarray(k["t", "d"].nngp)
+    to_data = cross @ np.linalg.inv(ntk_reg)
+    mean = to_data @ np.asarray(y)
+    covariance = np.asarray(k["t", "t"].nngp) + to_data @ nngp @ to_data.T - to_data @ cross_nngp.T - cross_nngp @ to_data.T
+    posterior = np.asarray(k["t", "t"].nngp) - cross_nngp @ np.linalg.solve(nngp_reg, cross_nngp.T)
+    direct = nt.predict.gp_inference(k["d", "d"], y, diag_reg=reg)(("nngp", "ntk"), k["t", "d"], k["t", "t"])
+    ensemble = nt.predict.gradient_descent_mse_ensemble(kernel_fn, x, y, diag_reg=reg)(x_test=x_test, compute_cov=True)
+    for out in (direct, ensemble):
+        assert_close(out.ntk.mean, mean, rtol=1e-8)
+        assert_close(out.ntk.covariance, covariance, rtol=1e-8)
+        assert_close(out.nngp.covariance, posterior, rtol=1e-8)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_max_learning_rate(problem, momentum):
+    kernel_fn, x, _, _ = problem
+    gram = kernel_fn(x, None, "ntk")
+    desired = 2 * (1 + momentum) * 12 / np.linalg.eigvalsh(gram)[-1]
+    assert_close(nt.predict.max_learning_rate(gram, 12, momentum), desired, rtol=1e-9)
+    assert_close(nt.predict.max_learning_rate(gram[..., None, None] * np.eye(2), None, momentum), desired, rtol=1e-9)
