@@ -3,13 +3,16 @@
 What is known only at run time (values inside jit) is not checked here; every function states what it returns then.
 """
 
+from typing import Any
+
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
 
-def is_concrete(x: object) -> bool:
+def is_concrete(x: Any) -> bool:
     """Whether the values of x can be looked at now, i.e. x is not traced by jit, vmap or grad."""
     return not isinstance(x, jax.core.Tracer)
 
@@ -68,7 +71,7 @@ def check_positive_int(name: str, value: object) -> None:
         raise ValueError(f"{name} must be a positive integer, got {value!r}.")
 
 
-def check_positive(name: str, value: object) -> None:
+def check_positive(name: str, value: Any) -> None:
     """A positive finite number; a traced one passes."""
     if is_concrete(value) and not (np.ndim(value) == 0 and np.isfinite(value) and value > 0):
         raise ValueError(f"{name} must be a positive finite number, got {value!r}.")

@@ -22,7 +22,7 @@ Example:
 
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import jax
@@ -409,7 +409,7 @@ def get(activation: str | Activation) -> Activation:
     raise ValueError(unknown("activation", activation, ACTIVATIONS))
 
 
-def unknown(what: str, name: object, known: dict[str, object]) -> str:
+def unknown(what: str, name: object, known: Mapping[str, object]) -> str:
     """The message for a name that is in no table: what was got, what there is, and the nearest to it."""
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""

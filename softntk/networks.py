@@ -19,9 +19,9 @@ import math
 from collections import namedtuple
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +29,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from softntk import activations
+from softntk._records import record
 from softntk._validation import check_pair, check_positive, check_positive_int, check_rows
 from softntk.activations import Activation
 
@@ -67,7 +68,7 @@ class Architecture:
         return float(self.width) if self.parameterization == "paper" else 1.0
 
 
-@chex.dataclass(frozen=True)
+@record
 class Parameters:
     """Weights of a two-layer network, a pytree.
 
@@ -85,19 +86,32 @@ class Parameters:
 class RowFactors(NamedTuple):
     """The derivative of a two-layer network at n points, as factors of each row.
 
-    ∂F_ℓ(x_i)/∂W = x_i ⊗ g_{iℓ}  with  g_{iℓ} = slopes_i ∘ (a_ℓ − means_{iℓ}),   ∂F_ℓ(x_i)/∂a_ℓ = features_i.
+    ∂F_ℓ(x_i)/∂W = x_i ⊗ g_{iℓ}  with  g_{iℓ} = slopes_i ∘ (a_ℓ − centres_{iℓ} − offsets_{iℓ}),   ∂F_ℓ(x_i)/∂a_ℓ = features_i.
+
+    Normalized, ⟨a_ℓ, u⟩/α is the sum of centres and offsets: the readout at the row's largest unit (their mean, if several
+    are equally large), and the rest. Where the row concentrates on that unit, a_ℓ − ⟨a_ℓ, u⟩/α would cancel to nothing
+    there; a_ℓ − centres is exactly zero instead, and the offsets keep all their digits.
 
     Attributes:
         features: φ, [n, m], F = φ a.
         slopes: S, [n, m]: m^{1/2} u'/α (normalized) or m^{-1/2} u' (plain).
-        means: μ, [n, k]: ⟨a_ℓ, u⟩/α (normalized) or zero (plain).
+        largest: the units that carry most of the row, all those that are equally large, [n, m].
+        centres: a_ℓ at that unit, [n, k] (normalized), or zero (plain).
+        offsets: ⟨a_ℓ − centres_ℓ, u⟩/α, [n, k] (normalized), or zero (plain).
         valid: [n], False where the row is outside the domain (non-finite input, normaliser lost).
     """
 
     features: Float[Array, "n m"]
     slopes: Float[Array, "n m"]
-    means: Float[Array, "n k"]
+    largest: Bool[Array, "n m"]
+    centres: Float[Array, "n k"]
+    offsets: Float[Array, "n k"]
     valid: Bool[Array, " n"]
+
+    @property
+    def means(self) -> Float[Array, "n k"]:
+        """⟨a_ℓ, u⟩/α, [n, k] (normalized), or zero (plain)."""
+        return self.centres + self.offsets
 
 
 class Network(namedtuple("_Triple", ("init_fn", "apply_fn", "kernel_fn"))):
@@ -122,6 +136,9 @@ class Network(namedtuple("_Triple", ("init_fn", "apply_fn", "kernel_fn"))):
         return self
 
 
+_product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+
+
 def _log_largest(dtype: jnp.dtype) -> float:
     return math.log(float(jnp.finfo(dtype).max))
 
@@ -142,7 +159,7 @@ def row_factors(architecture: Architecture, params: Parameters, x: Points) -> Ro
     """
     a, m = params.readout, params.hidden.shape[1]
     finite = jnp.all(jnp.isfinite(x), axis=1)
-    z = jnp.matmul(jnp.where(finite[:, None], x, 0), params.hidden, precision=lax.Precision.HIGHEST)
+    z = _product(jnp.where(finite[:, None], x, 0), params.hidden)
     if params.bias is not None:
         z = z + params.bias[None, :]
     c = architecture.activation.log_scale(z)
@@ -152,14 +169,36 @@ def row_factors(architecture: Architecture, params: Parameters, x: Points) -> Ro
         room = _log_largest(z.dtype) - math.log(m)
         features = u * (outer / math.sqrt(m) * jnp.exp(jnp.minimum(c, room)))
         slopes = du * (outer / math.sqrt(m) * jnp.exp(jnp.minimum(c, room / 2)))
-        return RowFactors(features, slopes, jnp.zeros((x.shape[0], a.shape[1]), z.dtype), finite)
+        none = jnp.zeros((x.shape[0], a.shape[1]), z.dtype)
+        return RowFactors(features, slopes, jnp.zeros(z.shape, bool), none, none, finite)
     alpha, size = jnp.sum(u, axis=1, keepdims=True), jnp.sum(jnp.abs(u), axis=1, keepdims=True)
     kept = jnp.abs(alpha) > 4 * jnp.finfo(z.dtype).eps * size
     inverse = jnp.where(kept, 1, 0) / jnp.where(kept, alpha, 1)
     weights = u * inverse
-    means = jnp.matmul(weights, a, precision=lax.Precision.HIGHEST)
+    # With a tolerance, because u may be computed twice, differently rounded; and once for all that depends on it.
+    near = 1 - 8 * jnp.finfo(z.dtype).eps
+    largest = lax.optimization_barrier(jnp.abs(u) >= near * jnp.max(jnp.abs(u), axis=1, keepdims=True))
+    centres, offsets = _split_means(weights, a, largest)
     scale = outer * math.sqrt(m)
-    return RowFactors(scale * weights, scale * (du * inverse), means, finite & kept[:, 0])
+    return RowFactors(scale * weights, scale * (du * inverse), largest, centres, offsets, finite & kept[:, 0])
+
+
+@jax.custom_jvp
+def _split_means(
+    weights: Float[Array, "n m"], a: Float[Array, "m k"], largest: Bool[Array, "n m"]
+) -> tuple[Float[Array, "n k"], Float[Array, "n k"]]:
+    """The means ``weights @ a`` as centres + offsets (see :class:`RowFactors`), for weights that sum to one."""
+    ones, rest = largest.astype(a.dtype), jnp.where(largest, 0, weights)
+    centres = _product(ones, a) / jnp.sum(ones, axis=1, keepdims=True)
+    return centres, _product(rest, a) - centres * jnp.sum(rest, axis=1, keepdims=True)
+
+
+@_split_means.defjvp
+def _split_means_jvp(primals: tuple, tangents: tuple) -> tuple:
+    # The split is for rounding only: all of the derivative goes to the offsets, also that of units that are equally large now.
+    (weights, a, largest), (dweights, da, _) = primals, tangents
+    centres, offsets = _split_means(weights, a, largest)
+    return (centres, offsets), (jnp.zeros_like(centres), _product(dweights, a) + _product(weights, da))
 
 
 def _initialise(
@@ -184,9 +223,9 @@ def _apply(architecture: Architecture, params: Parameters, x: Points) -> Float[A
     if x.shape[1] != params.hidden.shape[0]:
         raise ValueError(f"x must have the {params.hidden.shape[0]} features that params.hidden has, got shape {x.shape}.")
     readout = params.readout if architecture.train_readout else lax.stop_gradient(params.readout)
-    features, _, _, valid = row_factors(architecture, params, jnp.asarray(x))
-    out = jnp.matmul(features, readout, precision=lax.Precision.HIGHEST)
-    return jnp.where(valid[:, None], out, jnp.inf)
+    rows = row_factors(architecture, params, jnp.asarray(x))
+    out = _product(rows.features, readout)
+    return jnp.where(rows.valid[:, None], out, jnp.inf)
 
 
 def _infinite_kernels(architecture: Architecture, x1: Points1, x2: Points2 | None) -> dict[str, Float[Array, "n1 n2"]]:
@@ -202,7 +241,7 @@ def _infinite_kernels(architecture: Architecture, x1: Points1, x2: Points2 | Non
     x2 = x1 if x2 is None else jnp.asarray(x2)
     finite = jnp.all(jnp.isfinite(x1), axis=1)[:, None] & jnp.all(jnp.isfinite(x2), axis=1)[None, :]
     constant = 1.0 if architecture.bias else 0.0
-    dots = jnp.matmul(x1, x2.T, precision=lax.Precision.HIGHEST) + constant
+    dots = _product(x1, x2.T) + constant
     squares1, squares2 = (jnp.sum(x * x, axis=1) + constant for x in (x1, x2))
     if symmetric:  # the diagonal to the last bit, so that θ is exactly zero there
         dots = jnp.where(jnp.eye(x1.shape[0], dtype=bool), squares1[:, None], dots)
@@ -336,7 +375,7 @@ def two_layer(
     if parameterization not in PARAMETERIZATIONS:
         raise ValueError(activations.unknown("parameterization", parameterization, dict.fromkeys(PARAMETERIZATIONS)))
     architecture = Architecture(
-        activation=activations.get(activation),
+        activation=activations.get(activation or ""),
         normalized=bool(normalize),
         width=int(width),
         out_dim=int(out_dim),

@@ -3,9 +3,10 @@
 import enum
 from typing import Any
 
-import chex
 import numpy as np
 from jaxtyping import Array, Int
+
+from softntk._records import record
 
 
 class Result(enum.IntEnum):
@@ -14,6 +15,10 @@ class Result(enum.IntEnum):
     SUCCESSFUL = 0
     DIVERGED = 1
     NONFINITE_INPUT = 2
+    MAX_STEPS = 3
+    STAGNATED = 4
+    NONFINITE_PRODUCT = 5
+    INTERRUPTED = 6
 
     @property
     def advice(self) -> str:
@@ -28,6 +33,15 @@ _ADVICE = {
         "gradient descent on a least-squares loss needs less than 2/λ_max of the kernel (ntk.extreme_eigenvalues)."
     ),
     Result.NONFINITE_INPUT: "The loss is NaN or infinite at the starting point. Look for non-finite data or parameters.",
+    Result.MAX_STEPS: "The steps ran out before the tolerance was reached. Allow more max_steps, or a larger rank or ridge.",
+    Result.STAGNATED: (
+        "The true residual no longer falls: the precision of the products is exhausted. Use refine=True, float64, a larger "
+        "ridge, or a larger rtol."
+    ),
+    Result.NONFINITE_PRODUCT: (
+        "A product with the operator is NaN or infinite: points outside the network's domain, or an overflow."
+    ),
+    Result.INTERRUPTED: "Interrupted; the value is the best so far.",
 }
 
 
@@ -35,7 +49,7 @@ class NumericalError(RuntimeError):
     """A routine that was called with ``throw=True`` did not succeed; the message is the advice of its result."""
 
 
-@chex.dataclass(frozen=True)
+@record
 class Solution:
     """The outcome of an iterative routine, a pytree.
 

@@ -15,6 +15,12 @@ with install_import_hook("softntk", "beartype.beartype"):
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(autouse=True)
+def _compile_quickly(request: pytest.FixtureRequest) -> None:
+    """Most tests are small programs that take longer to compile than to run; ``@pytest.mark.optimised`` is for the others."""
+    jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("optimised") is None)
+
+
 @pytest.fixture(params=["float32", "float64"])
 def dtype(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run the test in each precision."""

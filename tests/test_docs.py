@@ -24,6 +24,7 @@ def test_the_examples_are_found():
     assert sum(len(t.examples) for m in MODULES for t in doctest.DocTestFinder().find(importlib.import_module(m))) > 30
 
 
+@pytest.mark.optimised
 def test_readme(capsys):
     (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
     exec(compile(block, str(README), "exec"), {})

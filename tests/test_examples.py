@@ -17,6 +17,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
+@pytest.mark.optimised
 def test_quickstart(tmp_path, capsys):
     reports = load("quickstart").main(["--small", "--output", str(tmp_path / "picture.png")])
     assert [r.family for r in reports] == ["softmax", "relu", "exp"]

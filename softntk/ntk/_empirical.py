@@ -6,16 +6,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Shaped
 
 from softntk import activations
-from softntk._validation import check_pair
-from softntk.networks import Architecture, Network, Parameters, Points, Points1, Points2, RowFactors, row_factors
+from softntk._validation import check_pair, check_positive_int, is_concrete
+from softntk.networks import Architecture, Network, Parameters, Points1, Points2, RowFactors, row_factors
+from softntk.ntk import _contractions as contractions
+from softntk.ntk._contractions import product
 
 OUTPUTS = ("full", "mean", "diagonal")
 
-Kernel = Float[Array, "n1 n2"] | Float[Array, "n1 n2 k"] | Float[Array, "n1 n2 k k"]
+Kernel = contractions.Block
 
 
 def empirical(
@@ -25,6 +28,7 @@ def empirical(
     x2: Points2 | None = None,
     outputs: str = "full",
     *,
+    block_size: int | None = None,
     vmap_axes: int | None = None,
 ) -> Kernel:
     r"""The empirical NTK, H[i, j, ℓ, ℓ'] = ⟨∂F_ℓ(x1_i)/∂θ, ∂F_ℓ'(x2_j)/∂θ⟩.
@@ -34,8 +38,10 @@ def empirical(
 
         H[i, j, ℓ, ℓ'] = ⟨x_i, x_j⟩ ⟨g_{iℓ}, g_{jℓ'}⟩  (+ δ_ℓℓ' ⟨φ_i, φ_j⟩ when the readout is trained),
 
-    where 1 is added to ⟨x_i, x_j⟩ for a network with biases. Any other ``apply_fn(params, x)``, and any triple that holds
-    one, goes through ``neural_tangents.empirical_ntk_fn``.
+    where 1 is added to ⟨x_i, x_j⟩ for a network with biases. On one set of points that takes (k² + k + 2)/4 products of n²m
+    multiplications for all outputs of a ±1 readout, ½ for k = 1 and 3/2 for the mean, instead of k², 1 and k: see
+    ``softntk/ntk/_contractions.py`` for the algebra, and for the slower form chosen where the quick one would lose digits.
+    Any other ``apply_fn(params, x)``, and any triple that holds one, goes through ``neural_tangents.empirical_ntk_fn``.
 
     Args:
         net: a network of :func:`softntk.networks.two_layer`, another triple, or an ``apply_fn``.
@@ -44,6 +50,8 @@ def empirical(
         x2: [n2, d]; None means x1 again.
         outputs: "full" for [n1, n2, k, k], "mean" for the mean over outputs [n1, n2] (neural_tangents' trace),
             "diagonal" for [n1, n2, k].
+        block_size: rows computed at a time, for softntk networks; symmetry is used between blocks, and what is held beside
+            the result is in proportion to their number. None (default): eight blocks, of 32 rows or more.
         vmap_axes: for functions that are not softntk networks: 0 if the rows do not interact (no batch normalisation),
             which is very much faster; None (default) assumes nothing.
 
@@ -51,7 +59,8 @@ def empirical(
         The kernel. Entries of rows that are outside the network's domain, known only at run time, are +inf, never NaN.
 
     Raises:
-        ValueError: outputs unknown, or points of wrong rank, feature count or dtype, empty or not finite.
+        ValueError: outputs unknown, block_size not positive, or points of wrong rank, feature count or dtype, empty or
+            not finite.
 
     Example:
         >>> import jax, softntk as sn
@@ -64,62 +73,76 @@ def empirical(
     Source: arXiv 2405.03251, Definition 3.6 (kernel of the softmax network) for one output; MATH.md section 2 for the rest.
     """
     check_pair(x1, x2)
+    if block_size is not None:
+        check_positive_int("block_size", block_size)
     if outputs not in OUTPUTS:
         raise ValueError(activations.unknown("outputs", outputs, dict.fromkeys(OUTPUTS)))
     if isinstance(net, Network):
         d = params.hidden.shape[0]
         if x1.shape[1] != d:
             raise ValueError(f"x1 must have the {d} features that params.hidden has, got shape {x1.shape}.")
-        return _two_layer_kernel(net.architecture, params, x1, x2, outputs)
+        return two_layer_kernel(net.architecture, params, x1, x2, outputs, block_size)
     return _any_kernel(net[1] if isinstance(net, tuple) else net, params, x1, x2, outputs, vmap_axes)
 
 
-@partial(jax.jit, static_argnums=(0, 4))
-def _two_layer_kernel(architecture: Architecture, params: Parameters, x1: Points1, x2: Points2 | None, outputs: str) -> Kernel:
+def two_layer_kernel(
+    architecture: Architecture, params: Parameters, x1: Points1, x2: Points2 | None, outputs: str, block_size: int | None
+) -> Kernel:
+    """The kernel of a softntk network, without checks of the points."""
+    # Known signs save products; inside jit they are not known.
+    signs = is_concrete(params.readout) and bool(np.all(np.abs(np.asarray(params.readout)) == 1))
+    return _two_layer_kernel(architecture, params, x1, x2, outputs=outputs, signs=signs, block_size=block_size)
+
+
+@partial(jax.jit, static_argnames=("architecture", "outputs", "signs", "block_size"))
+def _two_layer_kernel(
+    architecture: Architecture,
+    params: Parameters,
+    x1: Points1,
+    x2: Points2 | None,
+    *,
+    outputs: str,
+    signs: bool,
+    block_size: int | None,
+) -> Kernel:
+    a, k = params.readout, params.readout.shape[1]
     one = row_factors(architecture, params, jnp.asarray(x1))
     two = one if x2 is None else row_factors(architecture, params, jnp.asarray(x2))
     constant = 0.0 if params.bias is None else 1.0
-    z1 = _clean(jnp.asarray(x1), one)
-    z2 = z1 if x2 is None else _clean(jnp.asarray(x2), two)
-    dots = _product(z1, z2) + constant
+    z1 = jnp.where(one.valid[:, None], jnp.asarray(x1), 0)
+    z2 = z1 if x2 is None else jnp.where(two.valid[:, None], jnp.asarray(x2), 0)
     trailing = {"full": 2, "mean": 0, "diagonal": 1}[outputs]
-    kernel = _expand(dots, trailing) * _contract(one, two, params.readout, outputs)
-    if architecture.train_readout:
-        gram = _expand(_product(one.features, two.features), trailing)
-        k = params.readout.shape[1]
-        kernel = kernel + (gram * jnp.eye(k, dtype=gram.dtype)[None, None] if outputs == "full" else gram)
-    # A plain exponential may saturate: the entry stays the largest number, and infinity is left to mean "outside the domain".
-    largest = jnp.finfo(kernel.dtype).max
-    valid = _expand(one.valid[:, None] & two.valid[None, :], trailing)
-    return jnp.where(valid, jnp.clip(kernel, -largest, largest), jnp.inf)
+    largest = jnp.finfo(z1.dtype).max
 
+    def expand(v: Shaped[Array, "n1 n2"]) -> Array:
+        return jnp.expand_dims(v, tuple(range(2, 2 + trailing)))
 
-def _contract(one: RowFactors, two: RowFactors, a: Float[Array, "m k"], outputs: str) -> Kernel:
-    """⟨g_{iℓ}, g_{jℓ'}⟩, for all pairs of outputs, their diagonal, or the mean of it."""
+    def assemble(contract: Callable[[RowFactors, RowFactors, contractions.Readout], Kernel]) -> Kernel:
+        def block(rows: slice, columns: slice) -> Kernel:
+            p, q = contractions.take(one, rows), contractions.take(two, columns)
+            kernel = expand(product(z1[rows], z2[columns].T) + constant) * contract(p, q, a)
+            if architecture.train_readout:
+                gram = expand(product(p.features, q.features.T))
+                kernel = kernel + (gram * jnp.eye(k, dtype=gram.dtype)[None, None] if outputs == "full" else gram)
+            # A plain exponential may saturate: the entry stays the largest number; infinity means "outside the domain".
+            return jnp.where(expand(p.valid[:, None] & q.valid[None, :]), jnp.clip(kernel, -largest, largest), jnp.inf)
 
-    def factors(rows: RowFactors) -> Float[Array, "n k m"]:
-        return rows.slopes[:, None, :] * (a.T[None, :, :] - rows.means[:, :, None])
+        if x2 is None:
+            return contractions.symmetric(block, len(z1), block_size)
+        return contractions.rectangular(block, len(z1), len(z2), block_size)
 
-    (n1, m), (n2, _), k = one.slopes.shape, two.slopes.shape, a.shape[1]
-    g1 = factors(one)
-    g2 = g1 if two is one else factors(two)
+    normalized = architecture.normalized
+    direct = partial(contractions.direct, outputs=outputs)
     if outputs == "full":
-        return _product(g1.reshape(n1 * k, m), g2.reshape(n2 * k, m)).reshape(n1, k, n2, k).transpose(0, 2, 1, 3)
-    if outputs == "mean":
-        return _product(g1.reshape(n1, k * m), g2.reshape(n2, k * m)) / k
-    return jnp.einsum("ilm,jlm->ijl", g1, g2, precision=lax.Precision.HIGHEST)
-
-
-def _product(x: Float[Array, "n1 m"], y: Float[Array, "n2 m"]) -> Float[Array, "n1 n2"]:
-    return jnp.matmul(x, y.T, precision=lax.Precision.HIGHEST)
-
-
-def _clean(x: Points, rows: RowFactors) -> Float[Array, "n d"]:
-    return jnp.where(rows.valid[:, None], x, 0)
-
-
-def _expand(x: Shaped[Array, "n1 n2"], trailing: int) -> Array:
-    return jnp.expand_dims(x, tuple(range(2, 2 + trailing)))
+        quick = partial(contractions.four_terms, normalized=normalized, signs=signs)
+    else:
+        quick = partial(contractions.two_products, normalized=normalized)
+    if k == 1 or outputs == "diagonal":
+        return assemble(direct)
+    if not normalized:
+        return assemble(quick)
+    fits = [contractions.keeps_digits(r, a, jnp.sum(z * z, axis=1) + constant) for r, z in ((one, z1), (two, z2))]
+    return lax.cond(fits[0] & fits[1], lambda: assemble(quick), lambda: assemble(direct))
 
 
 def _any_kernel(

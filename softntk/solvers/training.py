@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jax import lax
 from softntk._validation import check_positive_int
 from softntk.solution import Result, Solution
 
-Params = TypeVar("Params")
+Params = Any  # a pytree of arrays
 
 
 def train(

@@ -50,6 +50,7 @@ def test_exact_annihilation_and_divergence(dtype):
     assert np.isfinite(sn.ntk.predict_gd(jnp.eye(2), jnp.ones((2, 1)), 5.0, jnp.array([10**6, 10**6 + 1]))).all()
 
 
+@pytest.mark.optimised
 def test_a_wide_softmax_network_trains_as_predicted():
     """Width 2¹⁴: the measured loss stays within 5 % of the prediction until it has fallen to 1 % of its start."""
     net = two_layer("softmax", width=2**14, sigma=0.5)

@@ -23,14 +23,19 @@ def test_equals_a_python_loop(tx, x64):
     start = {"w": points(2, 3, 4), "v": points(3, 4, 2)}
     sol = sn.solvers.train(loss, start, tx, 12, x, y, snapshot_every=4)
     value_fn = lambda p: loss(p, x, y)
-    params, state, losses, seen = start, tx.init(start), [], []
-    for step in range(12):
+
+    @jax.jit
+    def one_step(params, state):
         value, grad = jax.value_and_grad(value_fn)(params)
-        losses.append(float(value))
-        seen += [params] if step % 4 == 0 else []
         extra = {"value": value, "grad": grad, "value_fn": value_fn}
         updates, state = optax.with_extra_args_support(tx).update(grad, state, params, **extra)
-        params = optax.apply_updates(params, updates)
+        return value, optax.apply_updates(params, updates), state
+
+    params, state, losses, seen = start, tx.init(start), [], []
+    for step in range(12):
+        seen += [params] if step % 4 == 0 else []
+        value, params, state = one_step(params, state)
+        losses.append(float(value))
     np.testing.assert_allclose(sol.stats["loss"], [*losses, float(value_fn(params))], rtol=1e-10)
     for name in start:
         np.testing.assert_allclose(sol.value[name], params[name], rtol=1e-8)

@@ -1,0 +1,88 @@
+r"""A low-rank factor of a Gram operator, and the preconditioner made of it.
+
+    F = pivoted_cholesky(op, rank, key)     [size, rank],  K ≈ FFᵀ from rank rows of K, randomly pivoted in blocks
+    P = Preconditioner.of(op, F, ridge)     P⁻¹ ≈ (FFᵀ + (ridge + what F leaves of the mean diagonal) I)⁻¹
+
+Source: Chen, Epperly, Tropp and Webber (2023), arXiv 2207.06503 (random pivots); Frangella, Tropp and Udell (2021),
+arXiv 2110.02820 (the low-rank factor as a preconditioner).
+"""
+
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.scipy.linalg
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from softntk.ntk._contractions import product
+from softntk.ntk.gram_operators import GramOperator
+
+
+@partial(jax.jit, static_argnames=("rank", "block"))
+def pivoted_cholesky(
+    op: GramOperator, key: PRNGKeyArray, rank: int, block: int = 64
+) -> tuple[Float[Array, "size rank"], Float[Array, " size"]]:
+    r"""Partial Cholesky factor with random pivots: each drawn in proportion to the diagonal of K − FFᵀ.
+
+    ``block`` pivots at a time: their rows minus FFᵀ, then the Cholesky factor of the block among them. A pivot that the others
+    of its block have already explained gives a zero column.
+
+    Args:
+        op: the operator, K.
+        key: of the draws.
+        rank: number of columns, at most the size of op; rounded up to whole blocks.
+        block: pivots at a time.
+
+    Returns:
+        F [size, rank] and the diagonal of K − FFᵀ, [size], which shows how good it is. Costs rank rows of K and
+        size · rank² multiplications.
+    """
+    diagonal = op.diagonal()
+    rounds = -(-rank // block)
+    eps = jnp.finfo(diagonal.dtype).eps
+
+    def add(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        factor, left = state
+        chance = jnp.where(left > 10 * eps * diagonal, left, 0)
+        # Without replacement, by Gumbel's trick.
+        scores = jnp.log(chance) + jax.random.gumbel(jax.random.fold_in(key, i), left.shape, left.dtype)
+        pivots = jax.lax.top_k(scores, block)[1]
+        rows = op.rows(pivots) - product(factor[pivots], factor.T)
+        own = 0.5 * (rows[:, pivots] + rows[:, pivots].T)
+        values, vectors = jnp.linalg.eigh(own)
+        good = (values > 10 * eps * jnp.max(diagonal)) & (values > 0)
+        scale = jnp.where(good, 1 / jnp.sqrt(jnp.where(good, values, 1)), 0)
+        columns = product(rows.T, vectors * scale[None, :])
+        factor = jax.lax.dynamic_update_slice_in_dim(factor, columns, i * block, axis=1)
+        return factor, jnp.maximum(left - jnp.sum(columns**2, axis=1), 0)
+
+    start = jnp.zeros((len(diagonal), rounds * block), diagonal.dtype), diagonal
+    return jax.lax.fori_loop(0, rounds, add, start)
+
+
+class Preconditioner(eqx.Module):
+    """v ↦ (FFᵀ + δI)⁻¹ v = (v − F (FᵀF + δI)⁻¹ Fᵀv)/δ (Woodbury), with the Cholesky factor of the small matrix."""
+
+    factor: Float[Array, "size rank"]
+    small: Float[Array, "rank rank"]
+    shift: Float[Array, ""]
+
+    @classmethod
+    def of(cls, op: GramOperator, key: PRNGKeyArray, rank: int, ridge: Float[Array, ""]) -> "Preconditioner":
+        """From ``rank`` randomly pivoted rows of the operator."""
+        factor, left = pivoted_cholesky(op, key, rank, min(64, rank))
+        return _factorise(factor, jnp.mean(left) + ridge)
+
+    def __call__(self, v: Float[Array, "size r"]) -> Float[Array, "size r"]:
+        """P⁻¹v."""
+        inner = jax.scipy.linalg.cho_solve((self.small, True), product(self.factor.T, v))
+        return (v - product(self.factor, inner)) / self.shift
+
+
+@jax.jit
+def _factorise(factor: Float[Array, "size rank"], shift: Float[Array, ""]) -> Preconditioner:
+    gram = product(factor.T, factor)
+    # Below rounding of the largest eigenvalue (at most the trace) the small matrix is not positive definite any more.
+    shift = jnp.maximum(shift, 4 * jnp.finfo(gram.dtype).eps * jnp.trace(gram))
+    return Preconditioner(factor, jnp.linalg.cholesky(gram + shift * jnp.eye(len(gram), dtype=gram.dtype)), shift)

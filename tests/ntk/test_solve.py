@@ -1,0 +1,108 @@
+"""Preconditioned conjugate gradients against dense float64 solves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tools import assert_close, points
+
+import softntk as sn
+from softntk.networks import two_layer
+from softntk.ntk.preconditioner import pivoted_cholesky
+from softntk.solution import NumericalError, Result
+
+NET = two_layer("softmax", width=2)
+
+
+def data(kind, n=200, d=6):
+    rng = np.random.default_rng(0)
+    if kind == "clustered":
+        return ((rng.normal(size=(8, d)) / d**0.5)[rng.integers(0, 8, n)] + 0.02 * rng.normal(size=(n, d))).astype(np.float32)
+    return np.asarray(points(0, n, d, "float32"))
+
+
+def dense_solution(x, y, ridge):
+    with jax.enable_x64(True):
+        kernel = np.asarray(NET.kernel_fn(np.asarray(x, np.float64), None, "ntk"))
+    return kernel, np.linalg.solve(kernel + ridge * np.eye(len(x)), np.asarray(y, np.float64))
+
+
+@pytest.mark.parametrize("kind", ["even", "clustered"])
+def test_refined_solve_equals_the_dense_one_in_float64(kind):
+    x, y = data(kind), points(1, 200, 3, "float32")
+    op, ridge = sn.ntk.kernel_operator(NET.kernel_fn, x), 3e-3
+    kernel, desired = dense_solution(x, y, ridge)
+    sol = sn.ntk.solve(op, y, ridge=ridge, rtol=1e-7, refine=True)
+    assert sol.value.dtype == np.float64
+    assert_close(sol.value, desired, rtol=1e-5)
+    # The residual is the true one: recomputed here with the dense matrix.
+    left = np.asarray(y, float) - (kernel + ridge * np.eye(200)) @ np.asarray(sol.value)
+    true = np.max(np.linalg.norm(left, axis=0) / np.linalg.norm(y, axis=0))
+    assert true < 1e-7
+    assert abs(sol.stats["residual"] / true - 1) < 0.01
+    plain = sn.ntk.solve(op, y, ridge=ridge, rtol=1e-7, refine=True, rank=0, throw=False)
+    assert sol.stats["steps"] < 0.5 * plain.stats["steps"]
+
+
+def test_empirical_kernel_and_one_right_hand_side(x64):
+    net = two_layer("softmax", width=64, out_dim=2)
+    _, params = net.init_fn(jax.random.key(0), (-1, 5))
+    x, y = points(0, 20, 5), points(1, 20, 2)
+    op = sn.ntk.operator(net, params, x)
+    sol = sn.ntk.solve(op, y, ridge=0.1)
+    matrix = np.asarray(op.as_matrix()) + 0.1 * np.eye(40)
+    assert_close(sol.value.reshape(40), np.linalg.solve(matrix, np.asarray(y).reshape(40)), rtol=1e-8)
+
+
+def test_pivoted_cholesky_is_exact_on_its_rank(x64):
+    """A kernel of rank 6 and with equal points: the factor explains everything, and repeats nothing."""
+    x = np.repeat(np.asarray(points(0, 30, 6)), 2, axis=0)
+    op = sn.ntk.kernel_operator(lambda a, b: a @ b.T, x)
+    factor, left = pivoted_cholesky(op, jax.random.key(0), 16, 8)
+    assert_close(factor @ factor.T, x @ x.T, rtol=1e-8)
+    assert float(jnp.max(left)) < 1e-8
+
+
+def test_what_cannot_be_reached_says_so():
+    x, y = data("clustered"), points(1, 200, 1, "float32")
+    op = sn.ntk.kernel_operator(NET.kernel_fn, x)
+    with pytest.raises(NumericalError, match="STAGNATED.*refine=True"):
+        sn.ntk.solve(op, y, ridge=1e-5, rtol=3e-6)
+    sol = sn.ntk.solve(op, y, ridge=1e-5, max_steps=3, rank=0, throw=False)
+    assert Result(int(sol.result)) is Result.MAX_STEPS
+    assert sol.stats["steps"] == 3
+    assert np.isfinite(sol.value).all()
+
+
+def test_interrupt_returns_the_best_so_far(monkeypatch):
+    from softntk.ntk import _solve
+
+    whole, calls = _solve._advance, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) > 2:
+            raise KeyboardInterrupt
+        return whole(*args)
+
+    monkeypatch.setattr(_solve, "_advance", interrupted)
+    x, y = data("clustered"), points(1, 200, 1, "float32")
+    sol = sn.ntk.solve(sn.ntk.kernel_operator(NET.kernel_fn, x), y, ridge=1.0, rank=0, refine=True)
+    assert Result(int(sol.result)) is Result.INTERRUPTED
+    assert 0 < sol.stats["residual"] < 1
+
+
+def test_bad_input(untyped):
+    op = sn.ntk.kernel_operator(NET.kernel_fn, data("even", n=10))
+    y = np.ones(10, np.float32)
+    for change, message in [
+        ({"ridge": -1.0}, "ridge must be a finite number of at least 0, got -1.0"),
+        ({"rtol": 1e-9}, "rtol must lie between.*refine=True"),
+        ({"rank": 11}, "rank must lie between 0 and the size 10"),
+        ({"max_steps": 0}, "max_steps must be a positive integer"),
+        ({"y": y[:9]}, r"y must have shape \(10,\)"),
+        ({"y": y * np.nan}, "y must be finite"),
+        ({"y": y.astype(int)}, "y must be a floating-point array"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            sn.ntk.solve(**{"op": op, "y": y, "ridge": 0.1, **change})
