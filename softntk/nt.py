@@ -8,9 +8,9 @@ hands them *views* of ``jax`` and ``scipy``: the real modules with the missing n
 is touched. What imports but then behaves differently from the release on the JAX it was written for is mended below, one
 function a quirk, each found by comparing with a direct computation.
 
-Two of the four implementations of the empirical NTK lean on JAX internals that changed, ``AUTO`` and
-``STRUCTURED_DERIVATIVES``. Asking for them raises ``NotImplementedError``; the default, ``JACOBIAN_CONTRACTION``, and
-``NTK_VECTOR_PRODUCTS`` work.
+All four implementations of the empirical NTK run. ``STRUCTURED_DERIVATIVES`` works on JAX's own programs, through
+internals that have changed the most: its mends have a file to themselves, ``_nt_structured``. ``AUTO`` passes over an
+implementation that cannot run the network at hand.
 
 Example:
     >>> import jax
@@ -37,6 +37,7 @@ import jax.interpreters.ad
 import numpy as np
 import scipy.linalg
 
+from softntk import _nt_structured
 from softntk._validation import is_concrete
 
 VERSION = "0.6.5"
@@ -74,8 +75,7 @@ def _eigvalsh(a: Any, eigvals: tuple[int, int] | None = None, **kwargs: Any) -> 
 def _views() -> Mapping[str, types.ModuleType]:
     extend = jax.extend.core
     core = _View(jax.core, **{n: getattr(extend, n) for n in ("Jaxpr", "JaxprEqn", "Literal", "Primitive", "Var")})
-    util = types.ModuleType("jax.util")
-    util.safe_map, util.safe_zip = _safe_map, _safe_zip
+    util = _View(types.ModuleType("jax.util"), safe_map=_safe_map, safe_zip=_safe_zip)
     # The primitive is gone, so no program contains it: it only has to be something that rules can be registered for.
     ad = _View(jax.interpreters.ad, zeros_like_p=extend.Primitive("zeros_like"))
     interpreters = _View(jax.interpreters, ad=ad)
@@ -146,7 +146,7 @@ def _import_neural_tangents() -> types.ModuleType:
 # --- mends: what imports, but behaves differently on current JAX --------------------------------------------------
 
 
-def _mend_eval_context(predict: types.ModuleType) -> None:
+def _mend_eval_context(predict: Any) -> None:
     """``predict`` factorises the Gram matrix once, "outside" of jit and vmap, also when the matrix itself is traced.
 
     ``jax.core.eval_context`` used to let traced arrays pass; now it raises on them. So: enter it if, and only if, the
@@ -166,7 +166,7 @@ def _mend_eval_context(predict: types.ModuleType) -> None:
     predict._get_fns_in_eigenbasis = factorise_outside(predict._get_fns_in_eigenbasis)
 
 
-def _mend_batch_flags(batching: types.ModuleType, utils: types.ModuleType) -> None:
+def _mend_batch_flags(batching: Any, utils: Any) -> None:
     """A batched ``Kernel`` took ``x1_is_x2`` from its first block alone (on several devices: from unequal shapes).
 
     That is True whenever the first rows of x2 are those of x1, which JAX's present random bits make common: one key now
@@ -205,33 +205,21 @@ def _mend_batch_flags(batching: types.ModuleType, utils: types.ModuleType) -> No
     batching._parallel = with_flag_of_the_whole(batching._parallel)
 
 
-def _mend_abstract_size(empirical: types.ModuleType) -> None:
-    """NTK_VECTOR_PRODUCTS takes ``jnp.size`` of a shape without values, which JAX deprecates and is about to refuse."""
-    empirical.jnp = _View(jax.numpy, size=lambda x: math.prod(x.shape))
+def _mend_size_and_dtype(empirical: Any) -> None:
+    """The empirical kernels take ``jnp.size`` of a shape without values and ``jnp.dtype`` of an array.
+
+    JAX deprecates both and is about to refuse. The size of a shape is the product of its axes; an array has a dtype.
+    """
+    dtype = lambda x: jax.numpy.dtype(getattr(x, "dtype", x))
+    empirical.jnp = _View(jax.numpy, size=lambda x: math.prod(jax.numpy.shape(x)), dtype=dtype)
 
 
-def _refuse_structured(empirical: types.ModuleType) -> None:
-    """AUTO and STRUCTURED_DERIVATIVES interpret JAX's own programs through internals that changed: say so when asked."""
-
-    def refuse(name: str) -> Callable:
-        def ntk_fn(**_: Any) -> Callable:
-            raise NotImplementedError(
-                f"implementation={name} of neural_tangents does not run on JAX {jax.__version__} yet. "
-                "Use JACOBIAN_CONTRACTION (the default) or NTK_VECTOR_PRODUCTS."
-            )
-
-        return ntk_fn
-
-    for name in ("AUTO", "STRUCTURED_DERIVATIVES"):
-        empirical._implementation_to_ntk_fn[empirical.NtkImplementation[name]] = refuse(name)
-
-
-_package = _import_neural_tangents()
+_package: Any = _import_neural_tangents()
 _source = _package._src
 _mend_eval_context(_source.predict)
 _mend_batch_flags(_source.batching, _source.utils.utils)
-_mend_abstract_size(_source.empirical)
-_refuse_structured(_source.empirical)
+_mend_size_and_dtype(_source.empirical)
+_nt_structured.mend(_source.empirical, _View)
 
 stax = _package.stax
 predict = _package.predict
