@@ -93,14 +93,15 @@ def solve(
 
     y = y.astype(working)
     scale = np.maximum(np.linalg.norm(y, axis=0), np.finfo(working).tiny)
-    best, best_error, history = np.zeros_like(y), 1.0, []
+    best: np.ndarray = np.zeros_like(y)
+    best_error, history = 1.0, []
     with jax.enable_x64(working == "float64"):
         exact = op.astype(working) if refine else op
 
     def judged(moved: Array, norms: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
         """The value after a correction, what is left of y, and the largest true relative residual."""
         with np.errstate(invalid="ignore", over="ignore"):
-            after = value + np.asarray(moved, working) * norms
+            after = np.asarray(value) + np.asarray(moved, working) * norms
             with jax.enable_x64(working == "float64"):
                 image = np.asarray(_product(exact, jnp.asarray(after)))
             rest = y - image - ridge * after

@@ -273,7 +273,8 @@ class JacobianOperator(GramOperator):
     def astype(self, dtype: Any) -> "JacobianOperator":
         """The same function with its floating-point parameters and points in another precision."""
         cast = lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-        return JacobianOperator(*jax.tree.map(cast, (self.params, self.x)), self.apply_fn, self.block_size)
+        params, x = jax.tree.map(cast, (self.params, self.x))
+        return JacobianOperator(params, x, self.apply_fn, self.block_size)
 
     def _pull(self, x: Array, v: Array) -> Any:
         return jax.vjp(lambda p: self.apply_fn(p, x), self.params)[1](v)[0]
@@ -305,7 +306,7 @@ class JacobianOperator(GramOperator):
 
         def row(x: Array) -> Array:
             gradients = jax.vmap(lambda v: self._pull(x[None], v[None]))(jnp.eye(k, dtype=self.dtype))
-            return sum(jnp.sum(leaf.reshape(k, -1) ** 2, axis=1) for leaf in jax.tree.leaves(gradients))
+            return jnp.sum(jnp.stack([jnp.sum(g.reshape(k, -1) ** 2, axis=1) for g in jax.tree.leaves(gradients)]), axis=0)
 
         return lax.map(row, self.x).reshape(-1)
 
