@@ -111,7 +111,9 @@ def test_outputs_are_checked(untyped):
         sn.ntk.empirical(net, params, np.ones((2, 4), np.float32), outputs="trace")
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize(
+    "family", [f if f in ("softmax", "relu") else pytest.param(f, marks=pytest.mark.slow) for f in sorted(FAMILIES)]
+)
 def test_distance_to_infinite_width_falls_like_its_root(family, x64):
     """σ = ½, ten seeds, widths 2⁸ … 2¹⁴: the slope of the relative Frobenius distance lies between −0.6 and −0.4."""
     x, widths = points(0, 12, 8), 2 ** np.arange(8, 15)
