@@ -50,7 +50,7 @@ def test_deep_recursion_agrees_with_our_moments(layer, name, x64):
         q11, q22 = (jnp.asarray(v) for v in np.broadcast_arrays(np.diag(q)[:, None], np.diag(q)[None, :]))
         nngp, slope = (np.asarray(f(q11, jnp.asarray(q), q22, 0.0)) for f in (moments.covariance, moments.derivative))
         q, theta = w**2 * nngp + b**2, w**2 * (theta * slope + nngp) + b**2
-    kernels = kernel_fn(x, None, ("nngp", "ntk"))
+    kernels = jax.jit(kernel_fn)(x, None)
     assert_close(kernels.nngp, q, rtol=1e-6)  # their arccos loses digits at equal points
     assert_close(kernels.ntk, theta, rtol=1e-6)
 
@@ -76,9 +76,11 @@ def test_masked_sequences_are_shorter_sequences(x64):
     masked = x.copy()
     masked[:, 3:] = 100.0
     short, long = jnp.asarray(x[:, :3]), jnp.asarray(masked)
-    for get in ("nngp", "ntk"):
-        assert_close(kernel_fn(long, None, get, mask_constant=100.0), kernel_fn(short, None, get))
-        assert_close(kernel_fn(long, short[:2], get, mask_constant=100.0), kernel_fn(short, short[:2], get))
+    masked_fn = jax.jit(lambda x1, x2: kernel_fn(x1, x2, ("nngp", "ntk"), mask_constant=100.0))
+    short_fn = jax.jit(lambda x1, x2: kernel_fn(x1, x2, ("nngp", "ntk")))
+    for other in (None, short[:2]):
+        for actual, desired in zip(masked_fn(long, other), short_fn(short, other), strict=True):
+            assert_close(actual, desired)
     _, params = init_fn(jax.random.key(0), long.shape)
     assert_close(stax.unmask_fn(apply_fn)(params, long, mask_constant=100.0), apply_fn(params, short))
 
@@ -126,7 +128,7 @@ def test_batch_is_the_direct_kernel_in_every_field(network, ways, batch_size, ca
     (_, _, kernel_fn), shape = NETWORKS[network]
     x1 = jnp.asarray(np.random.default_rng(0).normal(size=(8, *shape)))
     x2 = second_points(case, x1, shape)
-    direct = kernel_fn(x1, x2)
+    direct = jax.jit(kernel_fn)(x1, x2)
     for way in ways:
         assert_same_kernel(nt.batch(kernel_fn, batch_size=batch_size, **WAYS[way])(x1, x2), direct)
     assert bool(direct.x1_is_x2) == (case in ("none", "same"))
@@ -151,7 +153,6 @@ def two_outputs():
 
 
 AXES = {"full": {"trace_axes": ()}, "mean": {"trace_axes": (-1,)}, "diagonal": {"trace_axes": (), "diagonal_axes": (-1,)}}
-IMPLEMENTATIONS = nt.NtkImplementation
 BY_HAND = [1, 2, 3]
 """Every implementation but AUTO, which compiles them all to choose one."""
 
@@ -161,22 +162,29 @@ def test_empirical_kernels_are_products_of_jacobians(outputs, implementation, vm
     apply_fn, params = two_outputs()
     x1, x2 = points(1, 4, 4), points(2, 3, 4)
     options = {"vmap_axes": vmap_axes, "implementation": implementation, **AXES[outputs]}
-    for other in (None, x2):
-        desired = dense_kernels(apply_fn, params, x1, other)[outputs]
-        assert_close(jax.jit(nt.empirical_ntk_fn(apply_fn, **options))(x1, other, params), desired)
-    both = nt.empirical_kernel_fn(apply_fn, **options)(x1, x2, None, params)
-    assert_close(both.ntk, desired)
+    dense = jax.jit(lambda other: dense_kernels(apply_fn, params, x1, other)[outputs])
+    assert_close(jax.jit(nt.empirical_ntk_fn(apply_fn, **options))(x1, None, params), dense(None))
+    both = jax.jit(lambda *args: nt.empirical_kernel_fn(apply_fn, **options)(*args, None, params))(x1, x2)
+    assert_close(both.ntk, dense(x2))
     nngp = {"full": "il,jm->ijlm", "mean": "il,jl->ij", "diagonal": "il,jl->ijl"}[outputs]
     f1, f2 = apply_fn(params, x1), apply_fn(params, x2)
     assert_close(both.nngp, jnp.einsum(nngp, f1, f2) / (2 if outputs == "mean" else 1))
+
+
+@pytest.mark.parametrize("implementation", BY_HAND)
+def test_empirical_kernel_outside_jit(implementation, x64):
+    """There JAX deprecates ``jnp.dtype`` of an array and ``jnp.size`` of a shape, and a warning is an error here."""
+    x = points(1, 3, 4)
+    ntk_fn = nt.empirical_ntk_fn(lambda p, x: x @ p, (), implementation=implementation)
+    assert_close(ntk_fn(x, None, jnp.ones((4, 2))), jnp.einsum("ij,lm->ijlm", x @ x.T, jnp.eye(2)))
 
 
 def test_defaults_and_names_of_implementations(x64):
     apply_fn, params = two_outputs()
     x = points(1, 4, 4)
     desired = dense_kernels(apply_fn, params, x)["mean"]
-    for options in ({}, *({"implementation": i} for i in (IMPLEMENTATIONS.NTK_VECTOR_PRODUCTS, 0, IMPLEMENTATIONS.AUTO))):
-        assert_close(nt.empirical_ntk_fn(apply_fn, vmap_axes=0, **options)(x, None, params), desired)
+    for options in ({}, *({"implementation": i} for i in (nt.NtkImplementation.NTK_VECTOR_PRODUCTS, 0))):
+        assert_close(jax.jit(nt.empirical_ntk_fn(apply_fn, vmap_axes=0, **options))(x, None, params), desired)
 
 
 # --- structured derivatives ---------------------------------------------------------------------------------------
@@ -278,7 +286,7 @@ def test_structured_derivatives_without_rules_for_jacobians(forward, x64):
     x = points(1, 3, 4)
     for rules in (True, False):
         ntk_fn = nt.empirical_ntk_fn(apply_fn, (), implementation=3, _s_rules=rules, _j_rules=False, _fwd=forward)
-        assert_close(ntk_fn(x, None, params), dense_kernels(apply_fn, params, x)["full"])
+        assert_close(jax.jit(ntk_fn)(x, None, params), jax.jit(lambda x: dense_kernels(apply_fn, params, x)["full"])(x))
 
 
 def test_auto_chooses_among_those_that_can_run(x64):
@@ -298,11 +306,11 @@ def test_vector_products_linearization_and_taylor_expansion(x64):
     apply_fn, params = two_outputs()
     x1, x2 = points(1, 4, 4), points(2, 3, 4)
     v = points(3, 3, 2)
-    full = dense_kernels(apply_fn, params, x1, x2)["full"]
-    assert_close(nt.empirical_ntk_vp_fn(apply_fn, x1, x2, params)(v), jnp.einsum("ijlm,jm->il", full, v))
+    full = jax.jit(lambda x1, x2: dense_kernels(apply_fn, params, x1, x2)["full"])(x1, x2)
+    assert_close(jax.jit(nt.empirical_ntk_vp_fn(apply_fn, x1, x2, params))(v), jnp.einsum("ijlm,jm->il", full, v))
     near = jax.tree.map(lambda leaf: leaf + 1e-4 * jnp.cos(leaf), params)
     exact = apply_fn(near, x1) - apply_fn(params, x1)
-    gaps = [jnp.abs(nt.taylor_expand(apply_fn, params, k)(near, x1) - apply_fn(near, x1)).max() for k in (0, 1, 2)]
+    gaps = [jnp.abs(jax.jit(nt.taylor_expand(apply_fn, params, k))(near, x1) - apply_fn(near, x1)).max() for k in (0, 1, 2)]
     assert gaps[2] < 1e-3 * gaps[1] < 1e-6 * gaps[0]
     assert_close(nt.linearize(apply_fn, params)(near, x1) - apply_fn(params, x1), exact, rtol=1e-3)
 
@@ -314,7 +322,7 @@ def test_monte_carlo_kernels_converge(x64):
         init_fn, apply_fn, jax.random.PRNGKey(0), [1, 64], batch_size=2, device_count=0, vmap_axes=0
     )
     for other in (None, x2):
-        exact = kernel_fn(x1, other, ("nngp", "ntk"))
+        exact = jax.jit(kernel_fn)(x1, other)
         _, fine = sample(x1, other, ("nngp", "ntk"))
         assert_close(fine.ntk, exact.ntk, rtol=0.05)
         assert_close(fine.nngp, exact.nngp, rtol=0.4)
