@@ -225,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Report]:
     options = parser.parse_args(arguments)
     if options.small:
         options.points, options.classes, options.width, options.steps, options.seeds = 40, 3, 256, 100, 1
-    widths = [options.width // 2**i for i in ((2, 0) if options.small else (5, 4, 3, 2, 1, 0))]
+    widths = [options.width // 2**i for i in ((5, 0) if options.small else (5, 4, 3, 2, 1, 0))]
     data = digits(options.points, options.classes, seed=0)
     reports = [
         investigate(family, data, options.width, options.sigma, options.steps, widths, options.seeds) for family in FAMILIES
