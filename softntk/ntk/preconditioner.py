@@ -25,8 +25,8 @@ def pivoted_cholesky(
 ) -> tuple[Float[Array, "size rank"], Float[Array, " size"]]:
     r"""Partial Cholesky factor with random pivots: each drawn in proportion to the diagonal of K − FFᵀ.
 
-    ``block`` pivots at a time: their rows minus FFᵀ, then the Cholesky factor of the block among them. A pivot that the others
-    of its block have already explained gives a zero column.
+    ``block`` pivots S at a time: with R = K − FFᵀ, the new columns are R_{:S} (R_SS)^{-1/2}, the root taken by eigenvectors so
+    that a pivot that others of its block have already explained gives a zero column instead of a division by rounding.
 
     Args:
         op: the operator, K.
@@ -36,7 +36,18 @@ def pivoted_cholesky(
 
     Returns:
         F [size, rank] and the diagonal of K − FFᵀ, [size], which shows how good it is. Costs rank rows of K and
-        size · rank² multiplications.
+        size · rank² multiplications. Nothing is checked: :func:`softntk.ntk.solve` has checked before.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from softntk import ntk
+        >>> from softntk.ntk.preconditioner import pivoted_cholesky
+        >>> op = ntk.kernel_operator(lambda a, b: a @ b.T, jnp.eye(6)[:, :2] + 1.0)  # rank 2
+        >>> factor, left = pivoted_cholesky(op, jax.random.key(0), rank=2, block=2)
+        >>> factor.shape, bool(jnp.max(left) < 1e-5)
+        ((6, 2), True)
+
+    Source: arXiv 2207.06503, Algorithm 2 (random pivots), in blocks.
     """
     diagonal = op.diagonal()
     rounds = -(-rank // block)
