@@ -19,6 +19,7 @@ class Result(enum.IntEnum):
     STAGNATED = 4
     NONFINITE_PRODUCT = 5
     INTERRUPTED = 6
+    NOT_DEFINITE = 7
 
     @property
     def advice(self) -> str:
@@ -42,6 +43,10 @@ _ADVICE = {
         "A product with the operator is NaN or infinite: points outside the network's domain, or an overflow."
     ),
     Result.INTERRUPTED: "Interrupted; the value is the best so far.",
+    Result.NOT_DEFINITE: (
+        "The kernel plus ridge is not positive definite in this precision: equal or nearly equal points, or a ridge below "
+        "rounding (2√n ε λ_max). Use a larger ridge, or float64."
+    ),
 }
 
 

@@ -32,3 +32,14 @@ def as_matrix(gram: Gram) -> Float[Array, "p p"]:
                 "Pass the train-train kernel."
             )
     return matrix
+
+
+def as_cross_matrix(cross: Float[Array | np.ndarray, "t n"] | Float[Array | np.ndarray, "t n k k"]) -> Float[Array, "q p"]:
+    """The same for a kernel between t test points and n training points: itself, or [t·k, n·k]."""
+    cross = jnp.asarray(cross)
+    return cross if cross.ndim == 2 else cross.transpose(0, 2, 1, 3).reshape(cross.shape[0] * cross.shape[2], -1)
+
+
+def rounding(size: int, largest: Float[Array, ""]) -> Float[Array, ""]:
+    """Below what eigenvalues of a matrix of this size are not known, 2√n ε λ_max: what LAPACK states, with room."""
+    return 2 * size**0.5 * jnp.finfo(largest.dtype).eps * largest

@@ -12,7 +12,9 @@ from jaxtyping import Array, Float
 
 from softntk._validation import check_finite, check_floating, check_positive_int, check_rows, is_concrete
 from softntk.networks import Network
-from softntk.ntk.gram_operators import GramOperator, JacobianOperator, KernelOperator, TwoLayerOperator
+from softntk.ntk.gram_operators import GramOperator
+from softntk.ntk.kernel_tiles import KernelOperator
+from softntk.ntk.network_operators import JacobianOperator, TwoLayerOperator
 
 _BLOCK = 2**20  # numbers in one array of a block: a few of them fit into the caches
 _TILE = 1024  # rows and columns of a kernel tile
@@ -73,13 +75,14 @@ def operator(
         if x.shape[1] != d:
             raise ValueError(f"x must have the {d} features that params.hidden has, got shape {x.shape}.")
         size = min(len(x), block_size or max(1, _BLOCK // m))
-        return TwoLayerOperator(params, jnp.asarray(x), net.architecture, size)
+        return TwoLayerOperator(params=params, x=jnp.asarray(x), architecture=net.architecture, block_size=size)
     _check_inputs(x)
     apply_fn = net[1] if isinstance(net, tuple) else net
     out = jax.eval_shape(apply_fn, params, jnp.asarray(x))
     if len(out.shape) != 2 or out.shape[0] != len(x):
         raise ValueError(f"apply_fn must return [n, k], got shape {out.shape} for x of shape {x.shape}.")
-    return JacobianOperator(params, jnp.asarray(x), apply_fn, min(len(x), block_size or 256))
+    size = min(len(x), block_size or 256)
+    return JacobianOperator(params=params, x=jnp.asarray(x), apply_fn=apply_fn, block_size=size)
 
 
 def kernel_operator(kernel_fn: Callable, x: Inputs, get: str = "ntk", *, block_size: int | None = None) -> GramOperator:
@@ -127,7 +130,7 @@ def kernel_operator(kernel_fn: Callable, x: Inputs, get: str = "ntk", *, block_s
             raise ValueError(
                 f"kernel_fn must be symmetric, but k(x, x') and k(x', x) differ by {gap:.3g} (largest entry {size:.3g})."
             )
-    return KernelOperator(x, two, min(len(x), block_size or _TILE))
+    return KernelOperator(x=x, kernel_fn=two, block_size=min(len(x), block_size or _TILE))
 
 
 def _check_inputs(x: Inputs) -> None:

@@ -1,34 +1,327 @@
-"""The spectrum of a kernel."""
+r"""The spectrum of a kernel: its ends with error bounds, its density, its effective dimension, what the targets see of it.
 
+A small kernel is decomposed; a large one, an operator that is never formed, is probed by Lanczos.
+
+Example:
+    >>> import jax, softntk as sn
+    >>> net = sn.networks.two_layer("softmax", width=2)
+    >>> x = jax.random.normal(jax.random.key(1), (300, 8)) / 8**0.5
+    >>> op = sn.ntk.kernel_operator(net.kernel_fn, x)
+    >>> smallest, largest = sn.ntk.extreme_eigenvalues(op)
+    >>> measure = sn.ntk.spectral_density(op)
+    >>> bool(smallest < measure.nodes.min() + 1e-3), round(float(measure.cumulative(largest + 1)), 5)
+    (True, 1.0)
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from softntk.ntk._gram import Gram, as_matrix
+from softntk._records import record
+from softntk._validation import check_finite, check_floating, check_positive_int, is_concrete
+from softntk.ntk._gram import Gram, as_matrix, rounding
+from softntk.ntk._lanczos import distance_beyond, lanczos
+from softntk.ntk.gram_operators import GramOperator
+
+_DENSE = 1024  # a matrix of this size is decomposed faster than a hundred products with it are computed
+_FAILURE = 1e-6  # probability that a bound for an operator is wrong
 
 
-def extreme_eigenvalues(gram: Gram) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The smallest and the largest eigenvalue of a symmetric kernel matrix, by a dense eigenvalue decomposition.
+@record
+class Extremes:
+    """The ends of a spectrum; unpacks into (smallest, largest).
 
-    The computed eigenvalues are off by at most a small multiple of ε λ_max, with ε the rounding unit of the precision: a
-    smallest eigenvalue below that (it may come out negative) is not known in this precision.
+    Attributes:
+        smallest: λ_min, never below the true one but for rounding.
+        largest: λ_max, never above the true one but for rounding.
+        smallest_error: the true λ_min is within this of ``smallest``.
+        largest_error: the true λ_max is within this of ``largest``.
+    """
+
+    smallest: Float[Array, ""]
+    largest: Float[Array, ""]
+    smallest_error: Float[Array, ""]
+    largest_error: Float[Array, ""]
+
+    @property
+    def resolved(self) -> Array:
+        """Whether λ_min is known to be positive: it exceeds its error bound."""
+        return self.smallest > self.smallest_error
+
+    def __iter__(self) -> Iterator[Array]:
+        return iter((self.smallest, self.largest))
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Array:
+        return (self.smallest, self.largest)[index]
+
+
+def extreme_eigenvalues(
+    op: Gram | GramOperator, *, steps: int = 100, key: PRNGKeyArray | None = None, dense_size: int = _DENSE
+) -> Extremes:
+    r"""The smallest and the largest eigenvalue of a kernel, each with a bound of its error.
+
+    Dense, or an operator of at most ``dense_size``: by a symmetric eigenvalue decomposition, whose eigenvalues are off by at
+    most 2√n ε λ_max (ε the rounding unit; what LAPACK states, with room).
+
+    A larger operator: by Lanczos from a random vector. Its outermost Ritz values lie inside the spectrum. How far outside of
+    them it can reach follows from the polynomial that Lanczos has built, which cannot be large where the start vector has a
+    component; and a random vector has a component of at least δ√(π/2n) along any eigenvector with probability 1 − δ,
+    δ = 10⁻⁶. The same rounding is added. So the bound is proven, up to that probability, where residuals would only be a
+    heuristic. Small gaps at the lower end of an ill-conditioned kernel make it large, and then ``resolved`` is False.
 
     Args:
-        gram: [n, n], or [n, n, k, k] for all outputs at once.
+        op: [n, n], or [n, n, k, k] for all outputs at once, or an operator.
+        steps: products with an operator; as many vectors are held.
+        key: of the start vector; ``jax.random.key(0)`` if None.
+        dense_size: operators up to this size (n·k) are formed and decomposed.
 
     Returns:
-        (λ_min, λ_max), scalars.
+        :class:`Extremes`: ``smallest, largest = extreme_eigenvalues(op)``; with ``.smallest_error``, ``.largest_error`` and
+        ``.resolved``, False where λ_min is not told from zero. Scalars, +inf if a product is not finite.
 
     Raises:
-        ValueError: not square, empty, integer, not finite or not symmetric.
+        ValueError: not square, empty, integer, not finite or not symmetric; steps not positive.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from softntk import ntk
-        >>> smallest, largest = ntk.extreme_eigenvalues(jnp.array([[2.0, 1.0], [1.0, 2.0]]))
-        >>> round(float(smallest), 5), round(float(largest), 5)
-        (1.0, 3.0)
+        >>> ends = ntk.extreme_eigenvalues(jnp.array([[2.0, 1.0], [1.0, 2.0]]))
+        >>> [round(float(v), 5) for v in ends], bool(ends.resolved)
+        ([1.0, 3.0], True)
 
     Source: λ_min of the kernel is the rate of arXiv 2405.03251, Theorem 3.7; λ_max bounds the step size, η < 2/λ_max.
+    The bound: Van Dorsselaer, Hochstenbach and van der Vorst (2000), SIAM J. Matrix Anal. Appl. 22(3), 837-852.
     """
-    eigenvalues = jnp.linalg.eigvalsh(as_matrix(gram))
-    return eigenvalues[0], eigenvalues[-1]
+    check_positive_int("steps", steps)
+    if not isinstance(op, GramOperator) or op.in_size() <= dense_size:
+        return _dense_extremes(op.as_matrix() if isinstance(op, GramOperator) else as_matrix(op))
+    return _lanczos_extremes(op, _key(key), min(steps, op.in_size()))
+
+
+@jax.jit
+def _dense_extremes(matrix: Float[Array, "p p"]) -> Extremes:
+    eigenvalues = _finite_or_infinite(jnp.linalg.eigvalsh(matrix))
+    error = rounding(len(matrix), jnp.max(jnp.abs(eigenvalues)))
+    return Extremes(smallest=eigenvalues[0], largest=eigenvalues[-1], smallest_error=error, largest_error=error)
+
+
+def _lanczos_extremes_of(op: GramOperator, key: PRNGKeyArray, steps: int) -> Extremes:
+    size = op.in_size()
+    found = lanczos(op, jax.random.normal(key, op.shape, op.dtype), steps)
+    component = math.log(_FAILURE * math.sqrt(math.pi / (2 * size)))
+    smallest, largest = found.nodes[0], found.nodes[-1]
+    error = rounding(size, jnp.maximum(jnp.abs(smallest), jnp.abs(largest)))
+    below, above = (distance_beyond(found, node, sign, component) for node, sign in ((smallest, -1), (largest, 1)))
+    # One that has found every eigenvalue there is (steps = size) has nothing beyond.
+    below, above = (jnp.where(found.kept < size, distance, 0) for distance in (below, above))
+    return Extremes(
+        smallest=_finite_or_infinite(smallest),
+        largest=_finite_or_infinite(largest),
+        smallest_error=_finite_or_infinite(below + error),
+        largest_error=_finite_or_infinite(above + error),
+    )
+
+
+_lanczos_extremes = jax.jit(_lanczos_extremes_of, static_argnums=2)
+
+
+@record
+class SpectralMeasure:
+    r"""A distribution over the eigenvalues of a kernel: p rows of s nodes θ with weights w that sum to one in each row.
+
+    For :func:`spectral_density` the rows are random probes, each an unbiased estimate of 1/n Σ δ(λ − λ_i); for
+    :func:`target_alignment` they are the targets, Σ ⟨q_i, y⟩²/‖y‖² δ(λ − λ_i). With a decomposed kernel, the nodes are its
+    eigenvalues. With an operator they are Gauss quadrature nodes, exact for polynomials of degree 2s − 1.
+
+    Attributes:
+        nodes: θ, [p, s], ascending in each row.
+        weights: w, [p, s].
+        size: n, the number of eigenvalues.
+    """
+
+    nodes: Float[Array, "p s"]
+    weights: Float[Array, "p s"]
+    size: Array
+
+    def rows(self, function: Callable[[Array], Array]) -> Float[Array, " p"]:
+        """∫ f dμ of each row."""
+        return jnp.sum(self.weights * function(self.nodes), axis=1)
+
+    def mean(self, function: Callable[[Array], Array]) -> Float[Array, ""]:
+        """∫ f dμ, the mean of the rows."""
+        return jnp.mean(self.rows(function))
+
+    def standard_error(self, function: Callable[[Array], Array]) -> Float[Array, ""]:
+        """Of :meth:`mean`, from the scatter of the rows; zero for one row, as a decomposed kernel has."""
+        rows = self.rows(function)
+        return jnp.std(rows, ddof=1) / math.sqrt(len(rows)) if len(rows) > 1 else jnp.zeros((), rows.dtype)
+
+    def cumulative(self, levels: float | Float[Array | np.ndarray, "*l"]) -> Float[Array, "*l"]:
+        """The share of the spectrum at or below each level, the mean of the rows."""
+        level = jnp.asarray(levels, self.nodes.dtype)
+        below = self.nodes.reshape(-1, 1) <= level.reshape(1, -1)
+        shares = jnp.sum(jnp.where(below, self.weights.reshape(-1, 1), 0), axis=0) / len(self.nodes)
+        return shares.reshape(level.shape)
+
+    def density(self, levels: Float[Array | np.ndarray, " l"], bandwidth: float) -> Float[Array, " l"]:
+        """The density at each level, every node smeared into a Gaussian of standard deviation ``bandwidth`` (same units)."""
+        z = (jnp.asarray(levels, self.nodes.dtype)[:, None] - self.nodes.reshape(-1)[None, :]) / bandwidth
+        bumps = jnp.exp(-0.5 * z**2) / (bandwidth * math.sqrt(2 * math.pi))
+        return bumps @ self.weights.reshape(-1) / len(self.nodes)
+
+
+def spectral_density(
+    op: Gram | GramOperator,
+    *,
+    steps: int = 64,
+    probes: int = 8,
+    key: PRNGKeyArray | None = None,
+    dense_size: int = _DENSE,
+) -> SpectralMeasure:
+    r"""How the eigenvalues of a kernel are distributed, μ = 1/n Σ_i δ(λ − λ_i).
+
+    Exactly for a matrix or a small operator; for a larger one by stochastic Lanczos quadrature: each of the random ±1
+    probes v gives the Gauss quadrature of ⟨v, f(K)v⟩/n, whose expectation is tr f(K)/n.
+
+    Args:
+        op: [n, n], [n, n, k, k], or an operator.
+        steps: products with an operator for each probe.
+        probes: number of random vectors; they are multiplied together, in one product with K a step.
+        key: of the probes; ``jax.random.key(0)`` if None.
+        dense_size: operators up to this size are formed and decomposed.
+
+    Returns:
+        A :class:`SpectralMeasure`: ``mean(f)``, ``standard_error(f)``, ``cumulative(levels)``, ``density(levels, bandwidth)``.
+
+    Raises:
+        ValueError: as :func:`extreme_eigenvalues`; steps or probes not positive.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from softntk import ntk
+        >>> measure = ntk.spectral_density(jnp.diag(jnp.array([1.0, 2.0, 4.0, 8.0])))
+        >>> float(measure.cumulative(3.0)), float(measure.mean(lambda t: t))
+        (0.5, 3.75)
+
+    Source: Ubaru, Chen and Saad (2017), SIAM J. Matrix Anal. Appl. 38(4), 1075-1099 (stochastic Lanczos quadrature).
+    """
+    check_positive_int("steps", steps)
+    check_positive_int("probes", probes)
+    if isinstance(op, GramOperator) and op.in_size() > dense_size:
+        vectors = jax.random.rademacher(_key(key), (probes, *op.shape), op.dtype)
+        return _measure(op, vectors, min(steps, op.in_size()))
+    matrix = op.as_matrix() if isinstance(op, GramOperator) else as_matrix(op)
+    nodes = _finite_or_infinite(jnp.linalg.eigvalsh(matrix))[None]
+    return SpectralMeasure(nodes=nodes, weights=jnp.full_like(nodes, 1 / nodes.size), size=jnp.asarray(len(matrix)))
+
+
+def target_alignment(
+    op: Gram | GramOperator, y: Float[Array | np.ndarray, "n k"], *, steps: int = 64, dense_size: int = _DENSE
+) -> SpectralMeasure:
+    r"""Which eigenvalues of a kernel the targets see, Σ_i ⟨q_i, y⟩²/‖y‖² δ(λ − λ_i).
+
+    Components along large eigenvalues are learnt first (rate ηλ), those along small ones late or never.
+
+    Args:
+        op: [n, n] or an operator on [n], for each column of y by itself; or [n, n, k, k] or an operator on [n, k], for y as
+            one vector.
+        y: targets, [n, k]. A column of zeros is aligned with nothing and gets weights of zero.
+        steps: products with an operator, for each row of the result.
+        dense_size: operators up to this size are formed and decomposed.
+
+    Returns:
+        A :class:`SpectralMeasure` with a row for each column of y, or one row.
+
+    Raises:
+        ValueError: as :func:`extreme_eigenvalues`; y of the wrong shape, integer or not finite.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from softntk import ntk
+        >>> seen = ntk.target_alignment(jnp.diag(jnp.array([1.0, 2.0])), jnp.array([[3.0], [4.0]]))
+        >>> [round(float(w), 2) for w in seen.weights[0]]
+        [0.36, 0.64]
+
+    Source: MATH.md section 2, "Training"; Arora et al. (2019), arXiv 1901.08584, equation (6).
+    """
+    check_positive_int("steps", steps)
+    check_floating("y", y)
+    points, outputs = (op.shape[0], op.shape[1:]) if isinstance(op, GramOperator) else (len(op), jnp.shape(op)[3:])
+    if jnp.ndim(y) != 2 or len(y) != points or (outputs and jnp.shape(y)[1:] != outputs):
+        raise ValueError(
+            f"y must have shape [n, k] with the n (and k) of the kernel, {(points, *outputs)}, got {jnp.shape(y)}."
+        )
+    check_finite("y", y)
+    targets = jnp.asarray(y).reshape(1, -1) if outputs else jnp.asarray(y).T
+    if isinstance(op, GramOperator) and op.in_size() > dense_size:
+        return _measure(op, targets.reshape(-1, *op.shape).astype(op.dtype), min(steps, op.in_size()))
+    matrix = op.as_matrix() if isinstance(op, GramOperator) else as_matrix(op)
+    nodes, vectors = jnp.linalg.eigh(matrix)
+    squares = jnp.matmul(targets, vectors, precision="highest") ** 2
+    total = jnp.sum(squares, axis=1, keepdims=True)
+    weights = squares / jnp.where(total > 0, total, 1)
+    nodes = jnp.broadcast_to(_finite_or_infinite(nodes)[None], weights.shape)
+    return SpectralMeasure(nodes=nodes, weights=weights, size=jnp.asarray(len(matrix)))
+
+
+def effective_dimension(
+    op: Gram | GramOperator | SpectralMeasure, ridge: Float[Array | np.ndarray, "*r"] | float, **options: object
+) -> Float[Array, "*r"]:
+    r"""How many directions a ridge regression with this kernel fits, tr K(K + ridge I)⁻¹ = Σ λ_i/(λ_i + ridge).
+
+    Args:
+        op: a kernel, or its :func:`spectral_density` (to ask for many ridges at the price of one).
+        ridge: ≥ 0, in the units of the eigenvalues; an array for many.
+        options: those of :func:`spectral_density`.
+
+    Returns:
+        As many numbers as ridges. Estimated from random probes where the density is; the standard error is
+        ``n * measure.standard_error(lambda t: t / (t + ridge))``.
+
+    Raises:
+        ValueError: ridge negative; and as :func:`spectral_density`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from softntk import ntk
+        >>> float(ntk.effective_dimension(jnp.diag(jnp.array([1.0, 1.0, 0.0])), 1.0))
+        1.0
+
+    Source: Zhang (2005), Neural Computation 17(9), 2077-2098; Caponnetto and De Vito (2007).
+    """
+    if is_concrete(ridge) and not np.all(np.asarray(ridge) >= 0):
+        raise ValueError(f"ridge must not be negative, got {np.min(ridge)}.")
+    measure = op if isinstance(op, SpectralMeasure) else spectral_density(op, **options)  # type: ignore
+    ridges = jnp.asarray(ridge, measure.nodes.dtype)
+    nodes = jnp.maximum(measure.nodes, 0)[None]  # a negative one is rounding
+    total = nodes + ridges.reshape(-1, 1, 1)
+    shares = jnp.where(total > 0, nodes / jnp.where(total > 0, total, 1), 0)
+    return measure.size * jnp.mean(jnp.sum(measure.weights[None] * shares, axis=2), axis=1).reshape(ridges.shape)
+
+
+def _measure_of(op: GramOperator, vectors: Float[Array, "p *shape"], steps: int) -> SpectralMeasure:
+    def one(vector: Array) -> tuple[Array, Array]:
+        found = lanczos(op, vector, steps)
+        return _finite_or_infinite(found.nodes), jnp.where(found.length > 0, found.weights, 0)
+
+    nodes, weights = jax.vmap(one)(vectors)
+    return SpectralMeasure(nodes=nodes, weights=weights, size=jnp.asarray(op.in_size()))
+
+
+_measure = jax.jit(_measure_of, static_argnums=2)
+
+
+def _finite_or_infinite(values: Array) -> Array:
+    """NaN, as a product that overflowed gives, becomes +inf."""
+    return jnp.where(jnp.isfinite(values), values, jnp.inf)
+
+
+def _key(key: PRNGKeyArray | None) -> PRNGKeyArray:
+    return jax.random.key(0) if key is None else key

@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tools import assert_close, points
+import scipy.linalg
+from tools import assert_close, cast, points
 
 import softntk as sn
 from softntk.networks import two_layer
+from softntk.solution import NumericalError
 
 
 def linear_descent(matrix, y, eta, steps, f0):
@@ -67,6 +69,96 @@ def test_a_wide_softmax_network_trains_as_predicted():
     assert np.max(np.abs(measured[steps][early] / predicted[early] - 1)) < 0.05
 
 
+def linear_flow(matrix, cross, residual, time):
+    """∫ of the linear equation for test and training outputs together, by SciPy's matrix exponential."""
+    n, t = len(matrix), len(cross)
+    whole = np.zeros((n + t, n + t))
+    whole[:n, :n], whole[n:, :n] = -matrix, -cross
+    moved = scipy.linalg.expm(whole * time) @ np.concatenate([residual, np.zeros((t, residual.shape[1]))])
+    return moved[:n], moved[n:]
+
+
+def problem(kind, dtype, n=14, t=5):
+    """A kernel in two forms (array, operator), its cross kernel likewise, targets and starts; all matrices in float64 too."""
+    x, tests = points(0, n, 4, dtype), points(1, t, 4, dtype)
+    if kind == "independent outputs":
+        net = two_layer("softmax", width=2, sigma=0.8)
+        op = sn.ntk.kernel_operator(net.kernel_fn, x, block_size=6)
+        gram, cross = net.kernel_fn(x, None, "ntk"), net.kernel_fn(tests, x, "ntk")
+        outputs, dense = 3, (gram, cross)
+    else:
+        net = two_layer("softmax", width=64, out_dim=2, antisymmetric=False)
+        params = cast(net.init_fn(jax.random.key(0), (-1, 4))[1], dtype)
+        op = sn.ntk.operator(net, params, x, block_size=6)
+        gram, cross = sn.ntk.empirical(net, params, x), sn.ntk.empirical(net, params, tests, x)
+        outputs, dense = 2, [k.transpose(0, 2, 1, 3).reshape(k.shape[0] * 2, -1) for k in (gram, cross)]
+    y, f0, f0_test = (points(2 + i, rows, outputs, dtype) for i, rows in enumerate((n, n, t)))
+    return (gram, cross), (op, op.cross(tests)), [np.asarray(k, float) for k in dense], y, f0, f0_test
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("independent outputs", "float32"), ("all outputs", "float64")], indirect=["dtype"]
+)
+def test_descent_and_flow_on_training_and_test_points(kind, dtype):
+    arrays, operators, (matrix, cross), y, f0, f0_test = problem(kind, dtype)
+    residual = np.asarray(f0 - y, float).reshape(len(matrix), -1)
+    largest = np.linalg.eigvalsh(matrix)[-1]
+    rtol = 1e-4 if dtype == "float32" else 1e-8
+
+    eta, steps = 1.3 / largest, [0, 1, 7, 60]
+    train, test, weights = {}, {}, np.zeros_like(residual)
+    for step in range(61):
+        train[step] = residual + matrix @ weights
+        test[step] = np.asarray(f0_test, float).reshape(len(cross), -1) + cross @ weights
+        weights = weights - eta * (residual + matrix @ weights)
+    for gram, k in (arrays, operators):
+        predicted = sn.ntk.predict_gd(gram, y, eta, np.array(steps), f0)
+        assert_close(predicted - y[None], np.array([train[s] for s in steps]).reshape(4, *y.shape), rtol=rtol)
+        predicted = sn.ntk.predict_gd(gram, y, eta, np.array(steps), f0, cross=k, f0_test=f0_test)
+        assert_close(predicted, np.array([test[s] for s in steps]).reshape(4, *f0_test.shape), rtol=rtol)
+
+    times = np.array([0.0, 1.0, 40.0]) / largest
+    flows = [linear_flow(matrix, cross, residual, t) for t in times]
+    for gram, k in (arrays, operators):
+        flow = sn.ntk.predict_flow(gram, y, times.astype(dtype), f0)
+        assert_close(flow - y[None], np.array([f[0] for f in flows]).reshape(3, *y.shape), rtol=rtol)
+        flow = sn.ntk.predict_flow(gram, y, times.astype(dtype), f0, cross=k, f0_test=f0_test)
+        desired = np.array([f[1] for f in flows]).reshape(3, *f0_test.shape)
+        assert_close(flow - f0_test[None], desired, rtol=rtol)
+
+
+def test_the_end_of_the_flow_is_ridgeless_regression(x64):
+    arrays, _, (matrix, cross), y, f0, f0_test = problem("independent outputs", "float64")
+    out = sn.ntk.predict_flow(arrays[0], y, np.array([np.inf]), f0, cross=arrays[1], f0_test=f0_test)
+    assert_close(out[0], f0_test + cross @ np.linalg.solve(matrix, y - f0), rtol=1e-7)
+    assert_close(sn.ntk.predict_flow(arrays[0], y, np.array([np.inf]), f0)[0], y)
+
+
+def test_a_singular_kernel_moves_what_it_can(dtype):
+    """Two equal points with different targets: the mean is learnt, and nothing grows with time along the difference."""
+    gram, y = jnp.ones((2, 2), dtype), jnp.asarray([[1.0], [3.0]], dtype)
+    out = sn.ntk.predict_flow(gram, y, jnp.asarray([jnp.inf], dtype), cross=jnp.ones((1, 2), dtype))
+    assert_close(out[0], [[2.0]], rtol=1e-5)
+    out = sn.ntk.predict_gd(gram, y, 0.1, np.array([10**8]), cross=jnp.ones((1, 2), dtype))
+    assert_close(out[0], [[2.0]], rtol=1e-5)
+
+
+def test_an_operator_needs_few_products_early_and_says_when_they_do_not_suffice(monkeypatch):
+    from softntk.ntk import dynamics
+
+    x = points(0, 600, 3, "float32")
+    net = two_layer("softmax", width=2)
+    op = sn.ntk.kernel_operator(net.kernel_fn, x)
+    before = dynamics._krylov._cache_size()
+    sn.ntk.predict_gd(op, x[:, :1], 1e-3, np.array([5]))
+    assert dynamics._krylov._cache_size() == before + 2  # 16 and 32 products
+    inside = jax.jit(lambda op: sn.ntk.predict_gd(op, x[:, :1], 1e-3, np.array([5])))(op)
+    assert_close(inside, sn.ntk.predict_gd(op, x[:, :1], 1e-3, np.array([5])), rtol=1e-4)
+    monkeypatch.setattr(dynamics, "_KRYLOV", 32)
+    with pytest.raises(NumericalError, match="MAX_STEPS: 32 products"):
+        sn.ntk.predict_flow(op, jnp.sign(x[:, :1]), np.array([1e9], np.float32), cross=op.cross(x[:4] + 0.1))
+
+
 BAD = [
     ({"gram": np.ones((2, 3), np.float32)}, r"gram must have shape \[n, n\] or \[n, n, k, k\], got \(2, 3\)"),
     ({"gram": np.ones((2, 2, 2), np.float32)}, "gram must have shape"),
@@ -83,6 +175,10 @@ BAD = [
     ({"steps": np.array([-1])}, "steps must not be negative, got -1"),
     ({"steps": np.array([0.5])}, "steps must be a vector of integers"),
     ({"steps": np.array(3)}, "steps must be a vector of integers"),
+    ({"f0_test": np.ones((1, 1), np.float32)}, "f0_test goes with cross"),
+    ({"cross": np.ones((1, 3), np.float32)}, r"cross must have shape \('t', 2\)"),
+    ({"cross": np.full((1, 2), np.nan, np.float32)}, "cross must be finite"),
+    ({"cross": np.ones((1, 2), np.float32), "f0_test": np.ones((2, 1), np.float32)}, "f0_test must have shape"),
 ]
 
 
@@ -91,3 +187,17 @@ def test_bad_input(change, message, untyped):
     good = {"gram": np.eye(2, dtype=np.float32), "y": np.ones((2, 1), np.float32), "learning_rate": 0.1, "steps": np.array([1])}
     with pytest.raises(ValueError, match=message):
         sn.ntk.predict_gd(**{**good, **change})
+
+
+def test_bad_times_and_mixed_kinds(untyped):
+    gram, y = np.eye(2, dtype=np.float32), np.ones((2, 1), np.float32)
+    op = sn.ntk.kernel_operator(lambda a, b: a @ b.T, gram)
+    for call, message in [
+        (lambda: sn.ntk.predict_flow(gram, y, np.array([-1.0], np.float32)), "times must be non-negative"),
+        (lambda: sn.ntk.predict_flow(gram, y, np.array([np.nan], np.float32)), "times must be non-negative"),
+        (lambda: sn.ntk.predict_flow(gram, y, np.array(1.0, np.float32)), r"times must have shape \[s\]"),
+        (lambda: sn.ntk.predict_flow(op, y, np.ones(1, np.float32), cross=gram), "cross must be an operator"),
+        (lambda: sn.ntk.predict_flow(gram, y, np.ones(1, np.float32), cross=op.cross(gram)), "cross must be an operator"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()

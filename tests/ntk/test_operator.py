@@ -34,6 +34,20 @@ def test_network_operator_is_its_matrix(name, dtype):
         assert_close(ours.as_matrix(), matrix, dtype)
 
 
+def test_cross_operator_is_its_matrix(x64):
+    net, params, x, op, _ = network_operator("res_softmax", "float64")
+    v = points(2, 7, 2)
+    others = points(3, 9, 4)
+    between = np.asarray(dense_jacobian(net.apply_fn, params, others)).reshape(18, -1)
+    between = between @ np.asarray(dense_jacobian(net.apply_fn, params, x)).reshape(14, -1).T
+    for ours in (op, sn.ntk.operator(net.apply_fn, params, x, block_size=4)):
+        cross = ours.cross(others)
+        assert_close(cross.mv(v), (between @ np.asarray(v).reshape(14)).reshape(9, 2))
+        assert_close(cross.as_matrix(), between)
+        w = points(4, 9, 2)
+        assert_close(cross.T.mv(w).reshape(14), between.T @ np.asarray(w).reshape(18))
+
+
 def test_lineax_takes_it(x64):
     _, _, _, op, matrix = network_operator("softmax", "float64")
     assert lineax.is_symmetric(op)
@@ -41,6 +55,8 @@ def test_lineax_takes_it(x64):
     assert op.T is op
     assert_close(lineax.diagonal(op), np.diag(matrix))
     assert_close(lineax.materialise(op).as_matrix(), matrix)
+    assert_close(lineax.materialise(op.cross(op.x[:3])).as_matrix(), matrix[:6])
+    assert not lineax.is_symmetric(op.cross(op.x))
     v = points(2, 7, 2)
     shifted = lineax.TaggedLinearOperator(
         op + lineax.IdentityLinearOperator(op.in_structure()), lineax.positive_semidefinite_tag
@@ -72,6 +88,12 @@ def test_kernel_operator_is_its_matrix(get, dtype):
     assert_close(op.mm(v), matrix @ np.asarray(v), dtype)
     assert_close(op.rows(jnp.array([10, 2])), matrix[[10, 2]], dtype)
     assert_close(op.diagonal(), np.diag(matrix), dtype)
+    others = points(3, 6, 3, dtype)
+    between = np.asarray(net.kernel_fn(others, x, get))
+    assert_close(op.cross(others).mm(v), between @ np.asarray(v), dtype)
+    assert_close(op.cross(others).as_matrix(), between, dtype)
+    assert_close(op.cross(others).T.as_matrix(), between.T, dtype)
+    assert_close(op.at(others).diagonal(), np.diag(np.asarray(net.kernel_fn(others, None, get))), dtype)
     plain = sn.ntk.kernel_operator(lambda a, b: jnp.exp(a @ b.T), x)
     assert_close(plain.mv(v[:, 0]), np.exp(np.asarray(x @ x.T)) @ np.asarray(v[:, 0]), dtype)
 
@@ -121,6 +143,9 @@ def test_bad_input(untyped):
     for call, message in [
         (lambda: op.mv(jnp.ones(5)), r"vector must have shape \(5, 1\), got \(5,\)"),
         (lambda: op.mm(jnp.ones((5, 2, 3))), "vectors must have shape"),
+        (lambda: op.cross(x).mv(jnp.ones(5)), r"vector must have shape \(5, 1\), got \(5,\)"),
+        (lambda: op.cross(x[:, :3]), r"points must have shape \('t', 4\), got \(5, 3\)"),
+        (lambda: op.cross(x * np.nan), "points must be finite"),
         (lambda: sn.ntk.operator(net, params, x[:, :3]), "x must have the 4 features"),
         (lambda: sn.ntk.operator(net, params, x * np.nan), "x must be finite"),
         (lambda: sn.ntk.operator(net, params, x, block_size=0), "block_size must be a positive integer"),

@@ -1,0 +1,71 @@
+"""A kernel function as an operator: tiles of the Gram matrix, each computed when it is needed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from softntk.ntk._contractions import product
+from softntk.ntk.gram_operators import GramOperator, Vectors, in_blocks, out_of_blocks
+
+
+class KernelOperator(GramOperator):
+    """A kernel function on n points, on [n]: tile by tile, each serving both sides of the diagonal."""
+
+    x: Float[Array, "n ..."]
+    kernel_fn: Callable = eqx.field(static=True)
+    block_size: int = eqx.field(static=True)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n,)."""
+        return (self.x.shape[0],)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """That of the points."""
+        return self.x.dtype
+
+    def astype(self, dtype: Any) -> "KernelOperator":
+        """The same kernel on points in another precision."""
+        return KernelOperator(x=self.x.astype(dtype), kernel_fn=self.kernel_fn, block_size=self.block_size)
+
+    def _mm(self, vectors: Vectors) -> Vectors:
+        xs, vs = in_blocks(self.x, self.block_size), in_blocks(vectors, self.block_size)
+        pairs = jnp.asarray([(i, j) for i in range(len(xs)) for j in range(i, len(xs))])
+
+        @jax.checkpoint
+        def tile(pair: Array) -> tuple[Array, Array]:
+            i, j = pair
+            kernel = self.kernel_fn(xs[i], xs[j])
+            return product(kernel, vs[j]), jnp.where(i == j, 0, product(kernel.T, vs[i]))
+
+        def add(out: Array, pair: Array) -> tuple[Array, None]:
+            above, below = tile(pair)
+            return out.at[pair[0]].add(above).at[pair[1]].add(below), None
+
+        out, _ = lax.scan(add, jnp.zeros_like(vs), pairs)
+        return out_of_blocks(out, len(self.x))
+
+    def _cross(self, points: Array, vectors: Vectors) -> Array:
+        xs, vs = in_blocks(self.x, self.block_size), in_blocks(vectors, self.block_size)
+
+        def line(mine: Array) -> Array:
+            def add(out: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
+                x, v = block
+                return out + product(self.kernel_fn(mine, x), v), None
+
+            return lax.scan(add, jnp.zeros((len(mine), vectors.shape[-1]), vectors.dtype), (xs, vs))[0]
+
+        return out_of_blocks(lax.map(jax.checkpoint(line), in_blocks(points, min(len(points), self.block_size))), len(points))
+
+    def _rows(self, points: Array, outputs: Int[Array, " b"]) -> Float[Array, "b size"]:
+        out = lax.map(lambda x: self.kernel_fn(x, points), in_blocks(self.x, self.block_size))
+        return out_of_blocks(out, len(self.x)).T
+
+    def _diagonal(self) -> Float[Array, " size"]:
+        return lax.map(lambda x: self.kernel_fn(x[None], x[None])[0, 0], self.x, batch_size=min(256, len(self.x)))
