@@ -9,12 +9,17 @@ that leaves (k² + k + 2)/4 · n²m multiplications instead of k² n²m. The mea
 
 The four terms cancel where rows concentrate on few units (:func:`keeps_digits`). Then, and for one output or the diagonal,
 where it costs no more, g is formed and multiplied as it is.
+
+Each form is a small class that says what is prepared of the rows, what of a line of tiles, what a tile [b1, c, b2] is (c
+matrices of it), and how the whole [n1, c, n2] expands into the kernel. :mod:`softntk.ntk._tiles` makes the whole from its
+tiles. The c stand in the middle so that one row of the whole is together in memory when it is expanded.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -25,61 +30,209 @@ from softntk.networks import RowFactors
 Readout = Float[Array, "m k"]
 Block = Float[Array, "n1 n2"] | Float[Array, "n1 n2 k"] | Float[Array, "n1 n2 k k"]
 
-product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+product: Callable[..., Array] = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
-# --- blocks of rows × columns: each is (p: RowFactors, q: RowFactors, a) -> [n1, n2, …] ----------------------------
+@runtime_checkable
+class Contraction(Protocol):
+    """One way to get the inner products; static and hashable."""
+
+    def count(self, k: int) -> int:
+        """c, the number of matrices."""
+        ...
+
+    def prepare(self, rows: RowFactors, a: Readout) -> Any:
+        """What all tiles share: a pytree of arrays [n, …]."""
+        ...
+
+    def line(self, prepared: Any, a: Readout) -> Any:
+        """What the tiles of a line share, from the prepared rows of that line."""
+        ...
+
+    def tile(self, line: Any, prepared: Any, a: Readout) -> Float[Array, "b1 c b2"]:
+        """The tile of that line at the prepared rows of its columns."""
+        ...
+
+    def mirror(self, tile: Float[Array, "b1 c b2"]) -> Float[Array, "b2 c b1"]:
+        """The tile across the diagonal."""
+        ...
+
+    def expand(self, whole: Float[Array, "n1 c n2"], p: RowFactors, q: RowFactors, a: Readout) -> Block:
+        """The kernel's inner products from the matrices."""
+        ...
 
 
 def row_vectors(rows: RowFactors, a: Readout) -> Float[Array, "n k m"]:
-    """g, the direct form; a − centres is taken first, so that nothing is lost where a row concentrates."""
+    """g; a − centres is taken first, so that nothing is lost where a row concentrates."""
     return rows.slopes[:, None, :] * ((a.T[None, :, :] - rows.centres[:, :, None]) - rows.offsets[:, :, None])
 
 
-def direct(p: RowFactors, q: RowFactors, a: Readout, outputs: str) -> Block:
+@dataclass(frozen=True)
+class Direct:
     """From the g themselves: k² n²m multiplications ("full"), k n²m ("mean", "diagonal")."""
-    g1, g2 = row_vectors(p, a), row_vectors(q, a)
-    (n1, k, m), n2 = g1.shape, g2.shape[0]
-    if outputs == "full":
-        return product(g1.reshape(n1 * k, m), g2.reshape(n2 * k, m).T).reshape(n1, k, n2, k).transpose(0, 2, 1, 3)
-    if outputs == "mean":
-        return product(g1.reshape(n1, k * m), g2.reshape(n2, k * m).T) / k
-    return jnp.einsum("ilm,jlm->ijl", g1, g2, precision=lax.Precision.HIGHEST)
+
+    outputs: str
+
+    def count(self, k: int) -> int:
+        """k² pairs of outputs, the mean, or k."""
+        return {"full": k * k, "mean": 1, "diagonal": k}[self.outputs]
+
+    def prepare(self, rows: RowFactors, a: Readout) -> Any:
+        """For one output g, which is no larger than its factors; for more the factors, and g when a tile needs it."""
+        return row_vectors(rows, a) if a.shape[1] == 1 else rows
+
+    def line(self, prepared: Any, a: Readout) -> Float[Array, "b k m"]:
+        """The g of these rows."""
+        return row_vectors(prepared, a) if isinstance(prepared, RowFactors) else prepared
+
+    def tile(self, line: Float[Array, "b1 k m"], prepared: Any, a: Readout) -> Float[Array, "b1 c b2"]:
+        """⟨g, g'⟩."""
+        g1, g2 = line, self.line(prepared, a)
+        (b1, k, m), b2 = g1.shape, len(g2)
+        if self.outputs == "full":
+            both = product(g1.reshape(b1 * k, m), g2.reshape(b2 * k, m).T).reshape(b1, k, b2, k)
+            return both.transpose(0, 1, 3, 2).reshape(b1, k * k, b2)
+        if self.outputs == "mean":
+            return (product(g1.reshape(b1, k * m), g2.reshape(b2, k * m).T) / k)[:, None]
+        return jnp.einsum("ilm,jlm->ilj", g1, g2, precision=lax.Precision.HIGHEST)
+
+    def mirror(self, tile: Float[Array, "b1 c b2"]) -> Float[Array, "b2 c b1"]:
+        """Rows and columns swap, and of two outputs the one and the other."""
+        if self.outputs != "full":
+            return tile.transpose(2, 1, 0)
+        b1, c, b2 = tile.shape
+        k = round(c**0.5)
+        return tile.reshape(b1, k, k, b2).transpose(3, 2, 1, 0).reshape(b2, c, b1)
+
+    def expand(self, whole: Float[Array, "n1 c n2"], p: RowFactors, q: RowFactors, a: Readout) -> Block:
+        """They are the kernel's already, but for the order of the axes."""
+        if self.outputs == "mean":
+            return whole[:, 0]
+        whole = whole.transpose(0, 2, 1)
+        return whole.reshape(*whole.shape[:2], a.shape[1], -1) if self.outputs == "full" else whole
 
 
-def four_terms(p: RowFactors, q: RowFactors, a: Readout, normalized: bool, signs: bool) -> Float[Array, "n1 n2 k k"]:
-    """All outputs from the P_c, one product with all of them stacked."""
-    k, (n1, m) = a.shape[1], p.slopes.shape
-    pairs = [(i, j) for i in range(k) for j in range(i + 1 if signs else i, k)]
-    first = 1 + k if normalized else int(signs)  # of the pairs, behind what else is needed: 1, a_ℓ
-    columns = [jnp.ones_like(a[:, :1])] if normalized or signs else []
-    columns += [a] if normalized else []
-    columns += [a[:, [i for i, _ in pairs]] * a[:, [j for _, j in pairs]]]
-    c = jnp.concatenate(columns, axis=1).T
-    stacked = (p.slopes[None, :, :] * c[:, None, :]).reshape(-1, m)
-    products = product(stacked, q.slopes.T).reshape(len(c), n1, -1)
-    index = np.zeros((k, k), int)  # a_ℓ² = 1 shares the first product
-    for at, (i, j) in enumerate(pairs):
-        index[i, j] = index[j, i] = first + at
-    block = products[index]
-    if normalized:
-        mu1, mu2 = p.means.T[:, None, :, None], q.means.T[None, :, None, :]
-        single = products[1:first]
-        block = block - mu2 * single[:, None] - mu1 * single[None, :] + mu1 * mu2 * products[None, None, 0]
-    return block.transpose(2, 3, 0, 1)
+@dataclass(frozen=True)
+class FourTerms:
+    """All pairs of outputs from the P_c, one product with all of them stacked."""
+
+    normalized: bool
+    signs: bool  # whether a = ±1
+
+    def _pairs(self, k: int) -> list[tuple[int, int]]:
+        return [(i, j) for i in range(k) for j in range(i + 1 if self.signs else i, k)]
+
+    def _first(self, k: int) -> int:
+        """Where the pairs begin, behind what else is needed: 1, a_ℓ."""
+        return 1 + k if self.normalized else int(self.signs)
+
+    def count(self, k: int) -> int:
+        """1, the a_ℓ and the products of two of them."""
+        return self._first(k) + len(self._pairs(k))
+
+    def prepare(self, rows: RowFactors, a: Readout) -> Float[Array, "n m"]:
+        """S."""
+        return rows.slopes
+
+    def line(self, prepared: Float[Array, "b m"], a: Readout) -> Float[Array, "bc m"]:
+        """S∘c for every c, stacked."""
+        pairs = self._pairs(a.shape[1])
+        columns = [jnp.ones_like(a[:, :1])] if self.normalized or self.signs else []
+        columns += [a] if self.normalized else []
+        columns += [a[:, [i for i, _ in pairs]] * a[:, [j for _, j in pairs]]]
+        c = jnp.concatenate(columns, axis=1).T
+        return (prepared[:, None, :] * c[None, :, :]).reshape(-1, prepared.shape[1])
+
+    def tile(self, line: Float[Array, "bc m"], prepared: Float[Array, "b m"], a: Readout) -> Float[Array, "b1 c b2"]:
+        """The P_c."""
+        return product(line, prepared.T).reshape(-1, self.count(a.shape[1]), len(prepared))
+
+    def mirror(self, tile: Float[Array, "b1 c b2"]) -> Float[Array, "b2 c b1"]:
+        """Every P_c is symmetric."""
+        return tile.transpose(2, 1, 0)
+
+    def expand(self, whole: Float[Array, "n1 c n2"], p: RowFactors, q: RowFactors, a: Readout) -> Float[Array, "n1 n2 k k"]:
+        """The four terms."""
+        k = a.shape[1]
+        first, index = self._first(k), np.zeros((k, k), int)  # a_ℓ² = 1 shares the first product
+        for at, (i, j) in enumerate(self._pairs(k)):
+            index[i, j] = index[j, i] = first + at
+        block = whole[:, index]
+        if self.normalized:
+            mu1, mu2, single = p.means[:, :, None, None], q.means.T[None, None], whole[:, 1:first]
+            block = block - mu2 * single[:, :, None] - mu1 * single[:, None] + mu1 * mu2 * whole[:, None, None, 0]
+        return block.transpose(0, 3, 1, 2)
 
 
-def two_products(p: RowFactors, q: RowFactors, a: Readout, normalized: bool) -> Float[Array, "n1 n2"]:
+@dataclass(frozen=True)
+class TwoProducts:
     """The mean over outputs: k·mean = Q + Q'ᵀ + (μμ'ᵀ)∘SS'ᵀ,  Q = (S ∘ (½Σ_ℓ a_ℓ² − μaᵀ)) S'ᵀ,  Q' likewise from the columns.
 
-    Q + Q'ᵀ is one product of twice the inner length.
+    Three products with different points, three halves with the same.
     """
-    k, half = a.shape[1], 0.5 * jnp.sum(a * a, axis=1)[None, :]
-    if not normalized:
-        return product(2 * half * p.slopes, q.slopes.T) / k
-    weighted1, weighted2 = (r.slopes * (half - product(r.means, a.T)) for r in (p, q))
-    crossed = product(jnp.concatenate([weighted1, p.slopes], axis=1), jnp.concatenate([q.slopes, weighted2], axis=1).T)
-    return (crossed + product(p.means, q.means.T) * product(p.slopes, q.slopes.T)) / k
+
+    normalized: bool
+
+    def count(self, k: int) -> int:
+        """Their sum."""
+        return 1
+
+    def prepare(self, rows: RowFactors, a: Readout) -> tuple[Array, Array, Array]:
+        """What Q is made of, S and μ."""
+        half = 0.5 * jnp.sum(a * a, axis=1)[None, :]
+        weights = half - product(rows.means, a.T) if self.normalized else 2 * half
+        return rows.slopes * weights, rows.slopes, rows.means
+
+    def line(self, prepared: tuple[Array, Array, Array], a: Readout) -> tuple[Array, Array, Array]:
+        """The same."""
+        return prepared
+
+    def tile(
+        self, line: tuple[Array, Array, Array], prepared: tuple[Array, Array, Array], a: Readout
+    ) -> Float[Array, "b1 c b2"]:
+        """The products, summed."""
+        (weighted1, slopes1, mu1), (weighted2, slopes2, mu2) = line, prepared
+        total = product(weighted1, slopes2.T)
+        if self.normalized:
+            total = total + product(slopes1, weighted2.T) + product(mu1, mu2.T) * product(slopes1, slopes2.T)
+        return total[:, None]
+
+    def mirror(self, tile: Float[Array, "b1 c b2"]) -> Float[Array, "b2 c b1"]:
+        """The sum is symmetric."""
+        return tile.transpose(2, 1, 0)
+
+    def expand(self, whole: Float[Array, "n1 c n2"], p: RowFactors, q: RowFactors, a: Readout) -> Float[Array, "n1 n2"]:
+        """Over k."""
+        return whole[:, 0] / a.shape[1]
+
+
+@dataclass(frozen=True)
+class Features:
+    """⟨φ_i, φ_j⟩, what a trained readout adds."""
+
+    def count(self, k: int) -> int:
+        """One."""
+        return 1
+
+    def prepare(self, rows: RowFactors, a: Readout) -> Float[Array, "n m"]:
+        """φ."""
+        return rows.features
+
+    def line(self, prepared: Float[Array, "b m"], a: Readout) -> Float[Array, "b m"]:
+        """The same."""
+        return prepared
+
+    def tile(self, line: Float[Array, "b1 m"], prepared: Float[Array, "b2 m"], a: Readout) -> Float[Array, "b1 c b2"]:
+        """The product."""
+        return product(line, prepared.T)[:, None]
+
+    def mirror(self, tile: Float[Array, "b1 c b2"]) -> Float[Array, "b2 c b1"]:
+        """It is symmetric."""
+        return tile.transpose(2, 1, 0)
+
+    def expand(self, whole: Float[Array, "n1 c n2"], p: RowFactors, q: RowFactors, a: Readout) -> Float[Array, "n1 n2"]:
+        """Itself."""
+        return whole[:, 0]
 
 
 def keeps_digits(rows: RowFactors, a: Readout, scale: Float[Array, " n"]) -> Bool[Array, ""]:
@@ -92,34 +245,3 @@ def keeps_digits(rows: RowFactors, a: Readout, scale: Float[Array, " n"]) -> Boo
     left = second - 2 * rows.means * first + rows.means**2 * total
     terms = second + 2 * jnp.abs(rows.means * first) + rows.means**2 * total
     return jnp.max(scale[:, None] * terms) <= 4 * jnp.max(scale[:, None] * left)
-
-
-# --- the whole array from its blocks ------------------------------------------------------------------------------
-
-
-def tiles(n: int, block_size: int | None) -> list[slice]:
-    """Consecutive blocks of rows. T of them save (T−1)/2T of a symmetric product; the default is eight, of 32 rows or more."""
-    size = block_size or max(32, -(-n // 8))
-    return [slice(i, min(i + size, n)) for i in range(0, n, size)]
-
-
-def take(tree: RowFactors, rows: slice) -> RowFactors:
-    """The factors of some of the rows."""
-    return jax.tree.map(lambda leaf: leaf[rows], tree)
-
-
-def rectangular(block: Callable[[slice, slice], Block], n1: int, n2: int, block_size: int | None) -> Block:
-    """[n1, n2, …], a block of rows after the other."""
-    return jnp.concatenate([block(rows, slice(0, n2)) for rows in tiles(n1, block_size)], axis=0)
-
-
-def symmetric(block: Callable[[slice, slice], Block], n: int, block_size: int | None) -> Block:
-    """[n, n, …] from its upper triangle. Across the diagonal rows and columns swap, and the outputs with them."""
-    above: list[tuple[slice, Block]] = []
-    lines = []
-    for rows in tiles(n, block_size):
-        line = block(rows, slice(rows.start, n))
-        mirrored = [b[:, rows.start - first.start : rows.stop - first.start] for first, b in above]
-        lines.append(jnp.concatenate([*(m.transpose(1, 0, *range(2, m.ndim)[::-1]) for m in mirrored), line], axis=1))
-        above.append((rows, line))
-    return jnp.concatenate(lines, axis=0)

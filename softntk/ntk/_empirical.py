@@ -2,23 +2,33 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Bool, Shaped
 
 from softntk import activations
 from softntk._validation import check_pair, check_positive_int, is_concrete
 from softntk.networks import Architecture, Network, Parameters, Points1, Points2, RowFactors, row_factors
-from softntk.ntk import _contractions as contractions
-from softntk.ntk._contractions import product
+from softntk.ntk._contractions import (
+    Block,
+    Contraction,
+    Direct,
+    Features,
+    FourTerms,
+    Readout,
+    TwoProducts,
+    keeps_digits,
+    product,
+)
+from softntk.ntk._tiles import rectangular, rows_of_a_line, symmetric
 
 OUTPUTS = ("full", "mean", "diagonal")
 
-Kernel = contractions.Block
+Kernel = Block
 
 
 def empirical(
@@ -50,8 +60,8 @@ def empirical(
         x2: [n2, d]; None means x1 again.
         outputs: "full" for [n1, n2, k, k], "mean" for the mean over outputs [n1, n2] (neural_tangents' trace),
             "diagonal" for [n1, n2, k].
-        block_size: rows computed at a time, for softntk networks; symmetry is used between blocks, and what is held beside
-            the result is in proportion to their number. None (default): eight blocks, of 32 rows or more.
+        block_size: rows computed at a time, for softntk networks; what is held of them is in proportion to their number.
+            None (default): so many that it fits into the caches, and at most an eighth, so that symmetry saves a half.
         vmap_axes: for functions that are not softntk networks: 0 if the rows do not interact (no batch normalisation),
             which is very much faster; None (default) assumes nothing.
 
@@ -91,58 +101,83 @@ def two_layer_kernel(
     """The kernel of a softntk network, without checks of the points."""
     # Known signs save products; inside jit they are not known.
     signs = is_concrete(params.readout) and bool(np.all(np.abs(np.asarray(params.readout)) == 1))
-    return _two_layer_kernel(architecture, params, x1, x2, outputs=outputs, signs=signs, block_size=block_size)
+    case = _Case(architecture, outputs, signs, block_size)
+    return _two_layer_kernel(case, params, jnp.asarray(x1), None if x2 is None else jnp.asarray(x2))
 
 
-@partial(jax.jit, static_argnames=("architecture", "outputs", "signs", "block_size"))
-def _two_layer_kernel(
-    architecture: Architecture,
-    params: Parameters,
-    x1: Points1,
-    x2: Points2 | None,
-    *,
-    outputs: str,
-    signs: bool,
-    block_size: int | None,
-) -> Kernel:
-    a, k = params.readout, params.readout.shape[1]
-    one = row_factors(architecture, params, jnp.asarray(x1))
-    two = one if x2 is None else row_factors(architecture, params, jnp.asarray(x2))
+class _Case(NamedTuple):
+    architecture: Architecture
+    outputs: str
+    signs: bool
+    block_size: int | None
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _kernel(case: _Case, params: Parameters, x1: Array, x2: Array | None) -> Kernel:
+    return _assembled(case, _unless, params, x1, x2)
+
+
+_two_layer_kernel = jax.jit(_kernel, static_argnums=0)
+
+
+@_kernel.defjvp
+def _kernel_jvp(case: _Case, primals: tuple, tangents: tuple) -> tuple[Kernel, Kernel]:
+    # The loop in _unless cannot be differentiated in reverse; a conditional can.
+    choose = lambda fine, quick, slow, factors: lax.cond(fine, quick, slow, factors)
+    return jax.jvp(partial(_assembled, case, choose), primals, tangents)
+
+
+def _unless(fine: Bool[Array, ""], quick: Callable[[Any], Kernel], slow: Callable[[Any], Kernel], factors: Any) -> Kernel:
+    """``quick(factors)`` if it is fine, else ``slow(factors)``.
+
+    A loop of at most one round leaves the result where it is; a conditional would copy it.
+    """
+
+    def once(state: tuple[Kernel, Array]) -> tuple[Kernel, Array]:
+        # What does not depend on the state would be computed before the loop, that is always.
+        return slow(lax.optimization_barrier((factors, state[1]))[0]), jnp.array(True)
+
+    return lax.while_loop(lambda state: ~state[1], once, (quick(factors), fine))[0]
+
+
+def _assembled(case: _Case, choose: Callable, params: Parameters, x1: Array, x2: Array | None) -> Kernel:
+    architecture, outputs, signs, block_size = case
+    k = params.readout.shape[1]
+    one = row_factors(architecture, params, x1)
+    two = one if x2 is None else row_factors(architecture, params, x2)
     constant = 0.0 if params.bias is None else 1.0
-    z1 = jnp.where(one.valid[:, None], jnp.asarray(x1), 0)
-    z2 = z1 if x2 is None else jnp.where(two.valid[:, None], jnp.asarray(x2), 0)
+    z1 = jnp.where(one.valid[:, None], x1, 0)
+    z2 = z1 if x2 is None else jnp.where(two.valid[:, None], x2, 0)
     trailing = {"full": 2, "mean": 0, "diagonal": 1}[outputs]
-    largest = jnp.finfo(z1.dtype).max
 
     def expand(v: Shaped[Array, "n1 n2"]) -> Array:
         return jnp.expand_dims(v, tuple(range(2, 2 + trailing)))
 
-    def assemble(contract: Callable[[RowFactors, RowFactors, contractions.Readout], Kernel]) -> Kernel:
-        def block(rows: slice, columns: slice) -> Kernel:
-            p, q = contractions.take(one, rows), contractions.take(two, columns)
-            kernel = expand(product(z1[rows], z2[columns].T) + constant) * contract(p, q, a)
-            if architecture.train_readout:
-                gram = expand(product(p.features, q.features.T))
-                kernel = kernel + (gram * jnp.eye(k, dtype=gram.dtype)[None, None] if outputs == "full" else gram)
-            # A plain exponential may saturate: the entry stays the largest number; infinity means "outside the domain".
-            return jnp.where(expand(p.valid[:, None] & q.valid[None, :]), jnp.clip(kernel, -largest, largest), jnp.inf)
-
+    def contract(form: Contraction, a: Readout, one: RowFactors, two: RowFactors) -> Kernel:
+        size = rows_of_a_line(len(z1), form.count(k) * a.shape[0], block_size)
         if x2 is None:
-            return contractions.symmetric(block, len(z1), block_size)
-        return contractions.rectangular(block, len(z1), len(z2), block_size)
+            whole = symmetric(form, size, a, form.prepare(one, a))
+        else:
+            whole = rectangular(form, size, a, form.prepare(one, a), form.prepare(two, a))
+        return form.expand(whole, one, two, a)
 
-    normalized = architecture.normalized
-    direct = partial(contractions.direct, outputs=outputs)
-    if outputs == "full":
-        quick = partial(contractions.four_terms, normalized=normalized, signs=signs)
-    else:
-        quick = partial(contractions.two_products, normalized=normalized)
+    def assemble(form: Contraction, factors: tuple[Readout, RowFactors, RowFactors]) -> Kernel:
+        kernel = expand(product(z1, z2.T) + constant) * contract(form, *factors)
+        if architecture.train_readout:
+            gram = expand(contract(Features(), *factors))
+            kernel = kernel + (gram * jnp.eye(k, dtype=gram.dtype)[None, None] if outputs == "full" else gram)
+        # A plain exponential may saturate: the entry stays the largest number; infinity means "outside the domain".
+        largest = jnp.finfo(kernel.dtype).max
+        return jnp.where(expand(one.valid[:, None] & two.valid[None, :]), jnp.clip(kernel, -largest, largest), jnp.inf)
+
+    normalized, factors, direct = architecture.normalized, (params.readout, one, two), partial(assemble, Direct(outputs))
     if k == 1 or outputs == "diagonal":
-        return assemble(direct)
+        return direct(factors)
+    quick = partial(assemble, FourTerms(normalized, signs) if outputs == "full" else TwoProducts(normalized))
     if not normalized:
-        return assemble(quick)
-    fits = [contractions.keeps_digits(r, a, jnp.sum(z * z, axis=1) + constant) for r, z in ((one, z1), (two, z2))]
-    return lax.cond(fits[0] & fits[1], lambda: assemble(quick), lambda: assemble(direct))
+        return quick(factors)
+    fits = [keeps_digits(r, params.readout, jnp.sum(z * z, axis=1) + constant) for r, z in ((one, z1), (two, z2))]
+    return choose(fits[0] & fits[1], quick, direct, factors)
 
 
 def _any_kernel(

@@ -34,17 +34,6 @@ Vectors = Float[Array, "*shape r"]
 Points = Float[Array | np.ndarray, "t ..."]
 
 
-def in_blocks(array: Array, size: int) -> Array:
-    """[n, …] as [n/size, size, …], the last block filled up with zeros."""
-    short = -len(array) % size
-    return jnp.pad(array, [(0, short)] + [(0, 0)] * (array.ndim - 1)).reshape(-1, size, *array.shape[1:])
-
-
-def out_of_blocks(blocks: Array, n: int) -> Array:
-    """The inverse of :func:`in_blocks`."""
-    return blocks.reshape(-1, *blocks.shape[2:])[:n]
-
-
 class GramOperator(lx.AbstractLinearOperator):
     """A symmetric positive semidefinite matrix on arrays of one shape, known by its products.
 

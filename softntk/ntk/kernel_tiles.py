@@ -10,7 +10,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from softntk.ntk._contractions import product
-from softntk.ntk.gram_operators import GramOperator, Vectors, in_blocks, out_of_blocks
+from softntk.ntk._tiles import in_blocks, out_of_blocks
+from softntk.ntk.gram_operators import GramOperator, Vectors
 
 
 class KernelOperator(GramOperator):

@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 from softntk.networks import Architecture, Parameters, RowFactors, row_factors
 from softntk.ntk._contractions import product, row_vectors
 from softntk.ntk._empirical import two_layer_kernel
-from softntk.ntk.gram_operators import GramOperator, Vectors, in_blocks, out_of_blocks
+from softntk.ntk._tiles import in_blocks, out_of_blocks
+from softntk.ntk.gram_operators import GramOperator, Vectors
 
 
 def _alone(rows: RowFactors) -> Bool[Array, "n m"]:

@@ -92,6 +92,44 @@ def test_transformations():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.parametrize("outputs", ["full", "mean", "diagonal"])
+@pytest.mark.parametrize("size", [1.0, 40.0])
+def test_tiles_make_the_whole_and_its_derivatives(outputs, size, x64):
+    """Lines of one row, lines that overlap and one line; also where the terms would cancel (logits of ±100)."""
+    net = two_layer("softmax", width=24, out_dim=2, antisymmetric=False, train_readout=True)
+    _, params = net.init_fn(jax.random.key(0), (-1, 3))
+    x, others = size * points(1, 11, 3), size * points(2, 6, 3)
+    for other in (None, others):
+        desired = np.asarray(dense_kernels(net.apply_fn, params, x, other)[outputs])
+        for block_size in (1, 4, None):
+            ours = sn.ntk.empirical(net, params, x, other, outputs, block_size=block_size)
+            assert_close(ours, desired, rtol=1e-9 if size == 1 else 1e-6)
+    kernel = lambda p, x: jnp.sum(jnp.sin(sn.ntk.empirical(net, p, x, outputs=outputs, block_size=4)))
+    dense = lambda p, x: jnp.sum(jnp.sin(dense_kernels(net.apply_fn, p, x)[outputs]))
+    x = x[:6]
+    actual, wanted = (jax.grad(f, (0, 1))(params, x) for f in (kernel, dense))
+    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(wanted), strict=True):
+        assert_close(one, other, rtol=1e-8 if size == 1 else 1e-5)
+    along = jax.jvp(lambda p: kernel(p, x), (params,), (params,))[1]
+    assert_close(along, sum(jnp.sum(g * p) for g, p in zip(*map(jax.tree.leaves, (wanted[0], params)), strict=True)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("outputs", ["full", "mean"])
+def test_digits_are_kept_where_every_row_concentrates(outputs):
+    """At logits of ±50 on sixteen units the four terms alone are off by 1e-2; the other form is taken, inside jit too."""
+    net = two_layer("softmax", width=16, out_dim=2, antisymmetric=False)
+    _, params = net.init_fn(jax.random.key(0), (-1, 3))
+    x = 30 * points(1, 4, 3, "float32")
+    with jax.enable_x64(True):
+        desired = dense_kernels(net.apply_fn, cast(params, "float64"), x.astype("float64"))[outputs]
+        logits = float(jnp.max(jnp.abs(x @ params.hidden)))
+        desired = np.asarray(desired)
+    kernel = lambda p: sn.ntk.empirical(net, p, x, outputs=outputs)
+    assert_close(kernel(params), desired, rtol=1e-6 * (1 + logits))
+    assert_close(jax.jit(kernel)(params), desired, rtol=1e-6 * (1 + logits))
+    assert_close(jax.jvp(kernel, (params,), (params,))[0], desired, rtol=1e-6 * (1 + logits))
+
+
 def test_second_call_does_not_compile_again():
     from softntk.ntk import _empirical
 

@@ -1,0 +1,80 @@
+"""[n1, c, n2] from its tiles, one at a time: half of them where the two sets of points are the same.
+
+A line of tiles shares what its rows are multiplied by, which is made once and stays in the caches; the results are written into
+the whole as they come. Beside the whole, one line and one tile are held.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from softntk.ntk._contractions import Contraction, Readout
+
+_CACHE = 2**21  # numbers that stay in the caches of a CPU
+_BUSY = 2**26  # numbers that keep an accelerator busy
+
+
+def rows_of_a_line(n: int, numbers: int, block_size: int | None) -> int:
+    """How many rows: a power of two, so that the numbers held for them fit, and no more than an eighth of all."""
+    if block_size is not None:
+        return min(n, block_size)
+    room = (_CACHE if jax.default_backend() == "cpu" else _BUSY) // numbers
+    rows = min(max(room, 16), max(n // 8, 16), n)
+    return min(n, 2 ** (rows.bit_length() - 1))
+
+
+def in_blocks(array: Array, size: int) -> Array:
+    """[n, …] as [n/size, size, …], the last block filled up with zeros."""
+    short = -len(array) % size
+    return jnp.pad(array, [(0, short)] + [(0, 0)] * (array.ndim - 1)).reshape(-1, size, *array.shape[1:])
+
+
+def out_of_blocks(blocks: Array, n: int) -> Array:
+    """The inverse of :func:`in_blocks`."""
+    return blocks.reshape(-1, *blocks.shape[2:])[:n]
+
+
+def _some(tree: Any, start: Array | int, size: int) -> Any:
+    return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size), tree)
+
+
+def rectangular(form: Contraction, size: int, a: Readout, one: Any, two: Any) -> Float[Array, "n1 c n2"]:
+    """All tiles, lines of ``size`` rows of what ``form.prepare`` has made of two sets of points."""
+    n1 = len(jax.tree.leaves(one)[0])
+    # The last line may begin in the one before it: what is computed twice is the same.
+    starts = jnp.minimum(jnp.arange(0, n1, size), n1 - size)
+    lines = lax.map(lambda start: form.tile(form.line(_some(one, start, size), a), two, a), starts)
+    return jnp.concatenate([lines[:-1].reshape(-1, *lines.shape[2:]), lines[-1][size * len(starts) - n1 :]])
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def symmetric(form: Contraction, size: int, a: Readout, one: Any) -> Float[Array, "n c n"]:
+    """The same with one set of points, from the tiles on and above the diagonal."""
+    n, k = len(jax.tree.leaves(one)[0]), a.shape[1]
+    columns = min(n, 2 * size)
+
+    def line(i: Array | int, whole: Array) -> Array:
+        start = jnp.minimum(i * size, n - size)
+        shared = lax.optimization_barrier(form.line(_some(one, start, size), a))
+
+        def tile(j: Array | int, whole: Array) -> Array:
+            first = jnp.minimum(j * columns, n - columns)
+            block = form.tile(shared, _some(one, first, columns), a)
+            whole = lax.dynamic_update_slice(whole, block, (start, 0, first))
+            return lax.dynamic_update_slice(whole, form.mirror(block), (first, 0, start))
+
+        return lax.fori_loop(start // columns, -(-n // columns), tile, whole)
+
+    dtype = jax.tree.leaves(one)[0].dtype
+    return lax.fori_loop(0, -(-n // size), line, jnp.zeros((n, form.count(k), n), dtype))
+
+
+@symmetric.defjvp
+def _symmetric_jvp(form: Contraction, size: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    # The loops above cannot be differentiated in reverse; the tangent of all tiles can, and is the same.
+    every = lambda a, one: rectangular(form, size, a, one, one)
+    return symmetric(form, size, *primals), jax.jvp(every, primals, tangents)[1]
