@@ -1,12 +1,16 @@
 """The empirical kernel of a softmax network: ntk.empirical against neural_tangents and the plain einsum of row factors.
 
-Every contender runs in turn in one process, on the same JAX. "rate" is the share of the machine's measured matrix-product rate,
-counting only the multiplications that the symmetric form needs: (k² + k + 2)/4 products of n²m for all outputs, ½ for k = 1,
-3/2 for the mean.
+The contenders here run in turn in one process. "rate" is the share of the machine's matrix-product rate (that of a product of
+two 2048 × 2048 matrices), counting only the multiplications that the symmetric form needs: (k² + k + 2)/4 products of n²m for
+all outputs, ½ for k = 1, 3/2 for the mean. With --theirs, neural_tangents too: on the same JAX, and where it is at its best, on
+jax 0.4.24, in a process of its own right after (ntk_gram_peer.py).
 """
 
 import argparse
+import json
+import subprocess
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +30,8 @@ AXES = {"full": {"trace_axes": ()}, "mean": {"trace_axes": (-1,)}}
 
 @jax.jit
 def square_product(s: jax.Array) -> jax.Array:
-    """The yardstick: one n²m product."""
-    return jnp.matmul(s, s.T, precision="highest")
+    """The yardstick."""
+    return jnp.matmul(s, s, precision="highest")
 
 
 @partial(jax.jit, static_argnums=0)
@@ -51,25 +55,37 @@ def main() -> None:
         net = sn.networks.two_layer("softmax", width=m, out_dim=k)
         _, params = net.init_fn(jax.random.key(0), (-1, d))
         x = jnp.asarray(np.random.default_rng(0).normal(size=(n, d)) / d**0.5, jnp.float32)
-        s = jax.random.normal(jax.random.key(1), (n, m))
+        square = jax.random.normal(jax.random.key(1), (2048, 2048))
         contenders = {
-            "n²m product": lambda s=s: square_product(s),
+            "product": lambda s=square: square_product(s),
             "softntk": lambda net=net, params=params, x=x, o=outputs: sn.ntk.empirical(net, params, x, outputs=o),
             "einsum": lambda params=params, x=x, o=outputs: einsum(o, params, x),
         }
-        if options.theirs:
-            for implementation in sn.nt.NtkImplementation:
-                kernel_fn = jax.jit(
-                    sn.nt.empirical_ntk_fn(net.apply_fn, vmap_axes=0, implementation=implementation, **AXES[outputs])
-                )
-                contenders[implementation.name] = lambda f=kernel_fn, x=x, params=params: f(x, None, params)
         seconds = alternate(contenders, options.repeats)
-        needed = 1.5 if outputs == "mean" else 0.5 if k == 1 else (k * k + k + 2) / 4
-        rate = needed * seconds["n²m product"] / seconds["softntk"]
-        ratios = ", ".join(
-            f"{c} {t / seconds['softntk']:.1f}" for c, t in seconds.items() if c not in ("softntk", "n²m product")
-        )
-        print(f"{name}: {seconds['softntk']:.4f} s, rate {rate:.0%}; times slower: {ratios}", flush=True)
+        ours = seconds["softntk"]
+        needed = (1.5 if outputs == "mean" else 0.5 if k == 1 else (k * k + k + 2) / 4) * n * n * m
+        rate = needed / ours / (2048**3 / seconds["product"])
+        print(f"{name}: {ours:.4f} s, rate {rate:.0%}; times slower: einsum {seconds['einsum'] / ours:.1f}", flush=True)
+        if options.theirs:
+            compare(name, ours, net, params, x, outputs)
+
+
+def compare(
+    name: str, ours: float, net: sn.networks.Network, params: sn.networks.Parameters, x: jax.Array, outputs: str
+) -> None:
+    """Print how many times slower neural_tangents is, here and on the JAX of its last release."""
+    for implementation in (sn.nt.NtkImplementation.STRUCTURED_DERIVATIVES, sn.nt.NtkImplementation.JACOBIAN_CONTRACTION):
+        kernel_fn = sn.nt.empirical_ntk_fn(net.apply_fn, vmap_axes=0, implementation=implementation, **AXES[outputs])
+        compiled = jax.jit(kernel_fn)
+        theirs = alternate({"theirs": lambda f=compiled: f(x, None, params)}, 3)["theirs"]
+        print(f"    {implementation.name} on this JAX: {theirs / ours:.1f}", flush=True)
+    script = Path(__file__).parent / "ntk_gram_peer.py"
+    run = ["uv", "run", "--script", str(script), json.dumps({name: CASES[name]})]
+    found = json.loads(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
+    for implementation, theirs in found["seconds"].items():
+        print(f"    {implementation} on jax 0.4.24: {theirs / ours:.1f}", flush=True)
+    for implementation, error in found["failed"].items():
+        print(f"    {implementation} on jax 0.4.24: {error}", flush=True)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ import statistics
 import sys
 import time
 import types
+from collections.abc import Callable
+from typing import Any
 
 sys.modules["neural_tangents.experimental"] = types.ModuleType("neural_tangents.experimental")  # all that wants TensorFlow
 
@@ -35,10 +37,10 @@ def main() -> None:
         hidden = jnp.asarray(np.concatenate([half, half], axis=1), jnp.float32)
         signs = rng.choice([-1.0, 1.0], size=(m // 2, k))
         readout = jnp.asarray(np.concatenate([signs, -signs]), jnp.float32)
-        apply_fn = lambda w, x, a=readout, m=m: m**0.5 * jax.nn.softmax(x @ w) @ a
+        apply_fn: Any = lambda w, x, a=readout, m=m: m**0.5 * jax.nn.softmax(x @ w) @ a
         s = jnp.asarray(rng.normal(size=(n, m)), jnp.float32)
         product = jax.jit(lambda s: jnp.matmul(s, s.T, precision="highest"))
-        contenders = {"n²m product": lambda f=product, s=s: f(s)}
+        contenders: dict[str, Callable[[], object]] = {"n²m product": lambda f=product, s=s: f(s)}
         for implementation in (i for i in nt.NtkImplementation if i.name != "AUTO"):
             f = jax.jit(nt.empirical_ntk_fn(apply_fn, vmap_axes=0, implementation=implementation, **AXES[outputs]))
             contenders[implementation.name] = lambda f=f, x=x, w=hidden: f(x, None, w)

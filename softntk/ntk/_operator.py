@@ -1,6 +1,7 @@
 """``ntk.operator`` and ``ntk.kernel_operator``: large Gram matrices as lineax operators that are never formed."""
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +13,10 @@ from jaxtyping import Array, Float
 
 from softntk._validation import check_finite, check_floating, check_positive_int, check_rows, is_concrete
 from softntk.networks import Network
+from softntk.ntk._tiles import numbers_at_a_time
 from softntk.ntk.gram_operators import GramOperator
 from softntk.ntk.kernel_tiles import KernelOperator
 from softntk.ntk.network_operators import JacobianOperator, TwoLayerOperator
-
-_BLOCK = 2**20  # numbers in one array of a block: a few of them fit into the caches
-_TILE = 1024  # rows and columns of a kernel tile
 
 Inputs = Float[Array | np.ndarray, "n ..."]
 
@@ -46,7 +45,7 @@ def operator(
             do not interact (no batch normalisation).
         params: its weights.
         x: points, [n, d] for a softntk network, [n, …] for any other.
-        block_size: rows at a time. None: so many that an array of a block has about a million entries.
+        block_size: rows at a time. None: so many that an array of a block has about a million entries (more on accelerators).
 
     Returns:
         A :class:`~softntk.ntk.gram_operators.GramOperator`: ``mv`` on [n, k], ``mm`` on [n, k, r], ``rows``, ``diagonal``,
@@ -74,7 +73,7 @@ def operator(
         d, m = params.hidden.shape
         if x.shape[1] != d:
             raise ValueError(f"x must have the {d} features that params.hidden has, got shape {x.shape}.")
-        size = min(len(x), block_size or max(1, _BLOCK // m))
+        size = min(len(x), block_size or max(1, numbers_at_a_time() // (2 * m)))
         return TwoLayerOperator(params=params, x=jnp.asarray(x), architecture=net.architecture, block_size=size)
     _check_inputs(x)
     apply_fn = net[1] if isinstance(net, tuple) else net
@@ -93,8 +92,8 @@ def kernel_operator(kernel_fn: Callable, x: Inputs, get: str = "ntk", *, block_s
             neural_tangents are.
         x: points, [n, …].
         get: "ntk" or "nngp", for functions that take it.
-        block_size: rows and columns of a tile (default 1024). Each tile is computed once a product and serves both sides of
-            the diagonal; two tiles are held.
+        block_size: rows and columns of a tile (default 512; more on accelerators). Each tile is computed once a product and
+            serves both sides of the diagonal; two tiles are held.
 
     Returns:
         A :class:`~softntk.ntk.gram_operators.GramOperator`: ``mv`` on [n], ``mm`` on [n, r], ``rows``, ``diagonal``,
@@ -130,7 +129,7 @@ def kernel_operator(kernel_fn: Callable, x: Inputs, get: str = "ntk", *, block_s
             raise ValueError(
                 f"kernel_fn must be symmetric, but k(x, x') and k(x', x) differ by {gap:.3g} (largest entry {size:.3g})."
             )
-    return KernelOperator(x=x, kernel_fn=two, block_size=min(len(x), block_size or _TILE))
+    return KernelOperator(x=x, kernel_fn=two, block_size=min(len(x), block_size or math.isqrt(numbers_at_a_time() // 8)))
 
 
 def _check_inputs(x: Inputs) -> None:

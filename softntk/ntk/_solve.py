@@ -10,10 +10,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from softntk._validation import check_finite, check_floating, check_positive_int
 from softntk.ntk.gram_operators import GramOperator
-from softntk.ntk.preconditioner import Preconditioner
+from softntk.ntk.preconditioner import CompletePreconditioner, Preconditioner, precondition
 from softntk.solution import Result, Solution
 
 _CHUNK = 10  # steps between looks at progress and interrupts
+_COMPLETE = 7000  # up to this size the whole matrix is factorised: 200 MB of float32
+_NUMBERS = 200_000_000  # in the preconditioner of a larger operator: 800 MB of float32
+
+_Inverse = Preconditioner | CompletePreconditioner | None
 
 
 class _State(NamedTuple):
@@ -39,19 +43,20 @@ def solve(
 ) -> Solution:
     r"""Solve (K + ridge·I) V = Y for one or many right-hand sides, without ever holding K.
 
-    Conjugate gradients on all right-hand sides at once (one product with K a step), preconditioned by a low-rank factor
-    (:mod:`softntk.ntk.preconditioner`). The residual that conjugate gradients carry along drifts from the true one in finite
-    precision; so when it says "done" the true one, ‖Y − (K + ridge)V‖/‖Y‖, is computed, and they start again on what is left.
-    With ``refine`` that true residual, and V, are in float64, while the steps stay in the precision of ``op``: float32
-    products, float64 accuracy.
+    Conjugate gradients on all right-hand sides at once (one product with K a step), preconditioned by a partial Cholesky
+    factor, a complete one for small sizes (:mod:`softntk.ntk.preconditioner`). The residual that conjugate gradients carry
+    along drifts from the true one in finite precision; so when it says "done" the true one, ‖Y − (K + ridge)V‖/‖Y‖, is
+    computed, and they start again on what is left. With ``refine`` that true residual, and V, are in float64, while the steps
+    stay in the precision of ``op``: float32 products, float64 accuracy.
 
     Args:
         op: a Gram operator (:func:`~softntk.ntk.operator`, :func:`~softntk.ntk.kernel_operator`).
         y: right-hand sides, ``op.shape`` or ``op.shape`` + (r,).
         ridge: ≥ 0, added to the diagonal.
         rtol: relative residual to reach, for each right-hand side. Default 1e-5, or 1e-10 in float64 and with ``refine``.
-        rank: of the preconditioner; 0 for none. Default half the size, at most 2500 and as many as fit into 200 MB of float32:
-            it costs rank rows of K and 2 · size · rank² multiplications once.
+        rank: of the preconditioner; 0 for none. Default: the size itself up to 7000, a complete Cholesky factorisation, so that
+            the steps only refine it; beyond that 2500, or as many as fit into 800 MB of float32. It costs rank rows of K and
+            2 · size · rank² multiplications once (size³/3 if complete).
         key: of the random pivots; ``jax.random.key(0)`` if None, so that a solve can be repeated.
         max_steps: conjugate gradient steps in all.
         refine: judge, and return, in float64.
@@ -84,12 +89,13 @@ def solve(
     check_positive_int("max_steps", max_steps)
     working = "float64" if refine else str(op.dtype)
     rtol = _check_rtol(rtol, working)
-    rank = min(2500, size // 2, 50_000_000 // size) if rank is None else rank
-    if not 0 <= rank <= size:
+    if rank is None:
+        rank = size if size <= _COMPLETE else min(2500, _NUMBERS // size)
+    elif not 0 <= rank <= size:
         raise ValueError(f"rank must lie between 0 and the size {size} of the operator, got {rank}.")
     ridge_ = jnp.asarray(ridge, op.dtype)
     key = jax.random.key(0) if key is None else key
-    precondition = Preconditioner.of(op, key, rank, ridge_) if rank else None
+    inverse = precondition(op, key, rank, ridge_) if rank else None
 
     y = y.astype(working)
     scale = np.maximum(np.linalg.norm(y, axis=0), np.finfo(working).tiny)
@@ -115,10 +121,10 @@ def solve(
         while True:
             # On what is left, scaled to unit norm so that float32 sees neither overflow nor underflow.
             norms = np.maximum(np.linalg.norm(left, axis=0), np.finfo(op.dtype).tiny)
-            state = _start(jnp.asarray(left / norms, op.dtype), precondition)
+            state = _start(jnp.asarray(left / norms, op.dtype), inverse)
             goals = jnp.asarray(np.clip(0.5 * rtol * scale / norms, 10 * np.finfo(op.dtype).eps, 1)[None], op.dtype)
             while steps < max_steps:
-                state = _advance(op, ridge_, precondition, state, goals, min(_CHUNK, max_steps - steps))
+                state = _advance(op, ridge_, inverse, state, goals, min(_CHUNK, max_steps - steps))
                 errors = np.linalg.norm(np.asarray(state.residual), axis=0)
                 steps, state = steps + int(state.step), state._replace(step=jnp.zeros((), int))
                 bar.show(steps, float(np.max(errors * norms / scale)))
@@ -151,7 +157,7 @@ def solve(
     with jax.enable_x64(working == "float64"):
         value = jnp.asarray(best.reshape(op.shape if single else (*op.shape, r)))
     stats = {"steps": np.int64(steps), "residual": np.float64(best_error), "history": np.asarray(history)}
-    solution = Solution(value=value, result=jnp.asarray(int(result), jnp.int32), stats=stats, state=precondition)
+    solution = Solution(value=value, result=jnp.asarray(int(result), jnp.int32), stats=stats, state=inverse)
     return solution.check() if throw and result is not Result.INTERRUPTED else solution
 
 
@@ -184,15 +190,13 @@ def _product(op: GramOperator, x: Float[Array, "size r"]) -> Float[Array, "size 
 
 
 @jax.jit
-def _start(y: Float[Array, "size r"], precondition: Preconditioner | None) -> _State:
-    z = y if precondition is None else precondition(y)
+def _start(y: Float[Array, "size r"], inverse: _Inverse) -> _State:
+    z = y if inverse is None else inverse(y)
     return _State(jnp.zeros_like(y), y, z, jnp.sum(y * z, axis=0, keepdims=True), jnp.zeros((), int))
 
 
 @jax.jit
-def _advance(
-    op: GramOperator, ridge: Array, precondition: Preconditioner | None, state: _State, goals: Array, steps: Array
-) -> _State:
+def _advance(op: GramOperator, ridge: Array, inverse: _Inverse, state: _State, goals: Array, steps: Array) -> _State:
     """At most ``steps`` steps, until every column of the residual is below its goal. Columns that are there stand still."""
 
     def unfinished(s: _State) -> Array:
@@ -204,7 +208,7 @@ def _advance(
         curvature = jnp.sum(s.direction * image, axis=0, keepdims=True)
         length = jnp.where(moving & (curvature > 0), s.inner / jnp.where(curvature > 0, curvature, 1), 0)
         residual = s.residual - length * image
-        z = residual if precondition is None else precondition(residual)
+        z = residual if inverse is None else inverse(residual)
         inner = jnp.sum(residual * z, axis=0, keepdims=True)
         turn = jnp.where(moving, inner / jnp.where(s.inner > 0, s.inner, 1), 0)
         return _State(s.x + length * s.direction, residual, z + turn * s.direction, inner, s.step + 1)

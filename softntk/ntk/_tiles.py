@@ -14,15 +14,17 @@ from jaxtyping import Array, Float
 
 from softntk.ntk._contractions import Contraction, Readout
 
-_CACHE = 2**21  # numbers that stay in the caches of a CPU
-_BUSY = 2**26  # numbers that keep an accelerator busy
+
+def numbers_at_a_time() -> int:
+    """How many numbers to work on: on a CPU what stays in its caches, on accelerators enough to keep them busy."""
+    return 2**21 if jax.default_backend() == "cpu" else 2**26
 
 
 def rows_of_a_line(n: int, numbers: int, block_size: int | None) -> int:
     """How many rows: a power of two, so that the numbers held for them fit, and no more than an eighth of all."""
     if block_size is not None:
         return min(n, block_size)
-    room = (_CACHE if jax.default_backend() == "cpu" else _BUSY) // numbers
+    room = numbers_at_a_time() // numbers
     rows = min(max(room, 16), max(n // 8, 16), n)
     return min(n, 2 ** (rows.bit_length() - 1))
 

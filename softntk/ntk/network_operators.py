@@ -57,6 +57,10 @@ class TwoLayerOperator(GramOperator):
         kernel = two_layer_kernel(self.architecture, self.params, self.x, points, "full", None)
         return kernel.transpose(1, 3, 0, 2).reshape(-1, self.in_size())
 
+    def _single(self, rows: RowFactors) -> Float[Array, "b m"] | None:
+        """With one output g itself, which is no larger than its factors; made once, behind a barrier to fusion."""
+        return lax.optimization_barrier(row_vectors(rows, self.params.readout)[:, 0]) if self.shape[1] == 1 else None
+
     def _inputs(self, x: Float[Array, "b d"], rows: RowFactors) -> Float[Array, "b e"]:
         """What the inner products ⟨x_i, x_j⟩ are taken of: 1 is appended for biases."""
         x = jnp.where(rows.valid[:, None], x, 0)
@@ -71,9 +75,11 @@ class TwoLayerOperator(GramOperator):
         @jax.checkpoint  # reverse mode computes a block again instead of keeping all of them
         def pull(x: Array, v: Array) -> tuple[Array, Array, Array]:
             rows = row_factors(self.architecture, self.params, x)
-            inputs, alone = self._inputs(x, rows), _alone(rows)
+            inputs, alone, single = self._inputs(x, rows), _alone(rows), self._single(rows)
 
             def one(v: Array) -> Array:
+                if single is not None:
+                    return product(inputs.T, single * v)
                 weights = jnp.where(alone, 0, product(v, a.T) - jnp.sum(v * rows.centres, axis=1, keepdims=True))
                 weights = weights - jnp.sum(v * rows.offsets, axis=1, keepdims=True)
                 return product(inputs.T, rows.slopes * weights)
@@ -84,9 +90,11 @@ class TwoLayerOperator(GramOperator):
         @jax.checkpoint
         def push(x: Array, q: Array, features: Array) -> Array:
             rows = row_factors(self.architecture, self.params, x)
-            inputs, alone = self._inputs(x, rows), _alone(rows)
+            inputs, alone, single = self._inputs(x, rows), _alone(rows), self._single(rows)
 
             def one(q: Array) -> Array:
+                if single is not None:
+                    return product(single * product(inputs, q), jnp.ones_like(a))
                 moved = product(inputs, q) * rows.slopes
                 total = jnp.sum(moved, axis=1, keepdims=True)
                 kept = jnp.where(alone, 0, moved)

@@ -79,21 +79,53 @@ class Preconditioner(eqx.Module):
     small: Float[Array, "rank rank"]
     shift: Float[Array, ""]
 
-    @classmethod
-    def of(cls, op: GramOperator, key: PRNGKeyArray, rank: int, ridge: Float[Array, ""]) -> "Preconditioner":
-        """From ``rank`` randomly pivoted rows of the operator."""
-        factor, left = pivoted_cholesky(op, key, rank, min(64, rank))
-        return _factorise(factor, jnp.mean(left) + ridge)
-
     def __call__(self, v: Float[Array, "size r"]) -> Float[Array, "size r"]:
         """P⁻¹v."""
         inner = jax.scipy.linalg.cho_solve((self.small, True), product(self.factor.T, v))
         return (v - product(self.factor, inner)) / self.shift
 
 
+class CompletePreconditioner(eqx.Module):
+    """v ↦ (K + δI)⁻¹ v by the Cholesky factor of the whole; δ is the ridge, unless rounding asks for more."""
+
+    whole: Float[Array, "size size"]
+
+    def __call__(self, v: Float[Array, "size r"]) -> Float[Array, "size r"]:
+        """P⁻¹v."""
+        return jax.scipy.linalg.cho_solve((self.whole, True), v)
+
+
+def precondition(
+    op: GramOperator, key: PRNGKeyArray, rank: int, ridge: Float[Array, ""]
+) -> Preconditioner | CompletePreconditioner:
+    """From ``rank`` randomly pivoted rows of the operator, or from all of them.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from softntk import ntk
+        >>> from softntk.ntk.preconditioner import precondition
+        >>> op = ntk.kernel_operator(lambda a, b: a @ b.T, jnp.eye(6))
+        >>> round(float(precondition(op, jax.random.key(0), 6, jnp.array(1.0))(jnp.ones((6, 1)))[0, 0]), 5)
+        0.5
+    """
+    if rank == op.in_size():
+        return _complete(op, ridge)
+    factor, left = pivoted_cholesky(op, key, rank, min(64, rank))
+    return _factorise(factor, jnp.mean(left) + ridge)
+
+
+def _regular(matrix: Float[Array, "p p"], shift: Float[Array, ""]) -> tuple[Float[Array, "p p"], Float[Array, ""]]:
+    """The Cholesky factor of matrix + shift, and the shift: where it is below rounding of the largest eigenvalue, raised."""
+    shift = jnp.maximum(shift, 4 * jnp.finfo(matrix.dtype).eps * jnp.trace(matrix))
+    return jnp.linalg.cholesky(matrix + shift * jnp.eye(len(matrix), dtype=matrix.dtype)), shift
+
+
+@jax.jit
+def _complete(op: GramOperator, ridge: Float[Array, ""]) -> CompletePreconditioner:
+    return CompletePreconditioner(_regular(op.as_matrix(), ridge)[0])
+
+
 @jax.jit
 def _factorise(factor: Float[Array, "size rank"], shift: Float[Array, ""]) -> Preconditioner:
-    gram = product(factor.T, factor)
-    # Below rounding of the largest eigenvalue (at most the trace) the small matrix is not positive definite any more.
-    shift = jnp.maximum(shift, 4 * jnp.finfo(gram.dtype).eps * jnp.trace(gram))
-    return Preconditioner(factor, jnp.linalg.cholesky(gram + shift * jnp.eye(len(gram), dtype=gram.dtype)), shift)
+    small, shift = _regular(product(factor.T, factor), shift)
+    return Preconditioner(factor, small, shift)
