@@ -66,7 +66,9 @@ def digits(n: int, classes: int, seed: int) -> Data:
     x = images - images[:n].mean(axis=0)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     y = np.eye(classes)[labels] - 1 / classes
-    return Data(jnp.asarray(x[:n], jnp.float32), jnp.asarray(y[:n], jnp.float32), jnp.asarray(x[n:], jnp.float32), labels[n:])
+    train, test = slice(None, n), slice(n, None)
+    x_train, y_train, x_test = (jnp.asarray(v, jnp.float32) for v in (x[train], y[train], x[test]))
+    return Data(x_train, y_train, x_test, np.asarray(labels[test]))
 
 
 def network(family: str, width: int, outputs: int, sigma: float) -> sn.networks.Network:
@@ -102,8 +104,7 @@ def distances_to_infinite_width(family: str, widths: Sequence[int], seeds: int, 
         gaps = []
         for seed in range(seeds):
             _, params = net.init_fn(jax.random.key(100 + seed), (-1, data.x.shape[1]))
-            # In one block: a kernel this small takes longer to compile, once a width, than to compute.
-            kernel = sn.ntk.empirical(net, params, data.x, outputs="mean", block_size=len(data.x))
+            kernel = sn.ntk.empirical(net, params, data.x, outputs="mean")
             gaps.append(relative_distance(kernel, limit))
         result.append(np.mean(gaps))
     return np.array(result)

@@ -33,11 +33,27 @@ def test_quickstart(tmp_path, capsys):
     assert "test accuracy" in out
 
 
-def test_help_explains_the_options(capsys):
+@pytest.mark.optimised
+def test_kernel_regression(tmp_path, capsys):
+    reports = load("kernel_regression").main(["--small", "--output", str(tmp_path / "picture.png")])
+    assert [r.name for r in reports] == ["softmax", "relu", "linear"]
+    softmax, _, linear = reports
+    assert softmax.accuracies[-1] > max(0.8, linear.accuracies[-1])
+    for r in reports:
+        assert r.accuracies[-1] > r.accuracies[0]
+        assert np.all(np.diff(r.spectrum) < 1e-3)
+        assert 0 < r.dimensions[-1] <= 200
+        assert np.all(np.diff(r.seen) >= -1e-6)
+    assert (tmp_path / "picture.png").stat().st_size > 20_000
+    assert "test accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["quickstart", "kernel_regression"])
+def test_help_explains_the_options(name, capsys):
     with pytest.raises(SystemExit):
-        load("quickstart").main(["--help"])
+        load(name).main(["--help"])
     assert "--small" in capsys.readouterr().out
 
 
 def test_every_example_has_a_test():
-    assert {p.stem for p in EXAMPLES.glob("*.py")} == {"quickstart"}
+    assert {p.stem for p in EXAMPLES.glob("*.py")} == {"quickstart", "kernel_regression"}

@@ -283,7 +283,8 @@ def effective_dimension(
 
     Returns:
         As many numbers as ridges. Estimated from random probes where the density is; the standard error is
-        ``n * measure.standard_error(lambda t: t / (t + ridge))``.
+        ``n * measure.standard_error(lambda t: t / (t + ridge))``. Zero eigenvalues come out as rounding, about ε λ_max: a
+        ridge must be well above that (or the precision float64) for them not to count.
 
     Raises:
         ValueError: ridge negative; and as :func:`spectral_density`.

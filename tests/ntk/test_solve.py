@@ -74,6 +74,17 @@ def test_what_cannot_be_reached_says_so():
     assert np.isfinite(sol.value).all()
 
 
+def test_ends_when_no_step_is_made(monkeypatch):
+    """A residual at its goal up to rounding: the loop on the device has ended, and the one around it must too."""
+    from softntk.ntk import _solve
+
+    monkeypatch.setattr(_solve, "_advance", lambda op, ridge, inverse, state, goals, steps: state)
+    op = sn.ntk.kernel_operator(NET.kernel_fn, data("even", n=10))
+    sol = sn.ntk.solve(op, np.ones(10, np.float32), ridge=0.1, throw=False)
+    assert Result(int(sol.result)) is Result.STAGNATED
+    assert sol.stats["steps"] == 0
+
+
 def test_interrupt_returns_the_best_so_far(monkeypatch):
     from softntk.ntk import _solve
 
