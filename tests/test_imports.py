@@ -46,6 +46,9 @@ net = sn.networks.two_layer("softmax", width=8)
 _, params = net.init_fn(jax.random.key(0), (-1, 3))
 gram = sn.ntk.empirical(net, params, x, outputs="mean")
 sn.ntk.predict_gd(gram, x[:, :1], 0.1, jax.numpy.arange(2))
+op = sn.ntk.kernel_operator(net.kernel_fn, x)
+sn.ntk.extreme_eigenvalues(op, dense_size=1)
+sn.ntk.solve(op, x[:, 0], ridge=0.1)
 sn.ntk.empirical(net.apply_fn, params, x)
 sn.nt.batch(net.kernel_fn, batch_size=3, device_count=0)
 sn.nt.predict.gradient_descent_mse_ensemble(net.kernel_fn, x, x[:, :1], diag_reg=1e-3)(x_test=x)
@@ -57,7 +60,7 @@ sn.solvers.train(lambda p: net.apply_fn(p, x).sum(), params, sn.solvers.gradient
 
 
 def test_heavy_parts_load_on_first_use():
-    run("import sys, softntk; assert not {'neural_tangents', 'matplotlib', 'rich', 'sklearn'} & set(sys.modules)")
+    run("import sys, softntk; assert not {'neural_tangents', 'matfree', 'matplotlib', 'rich', 'sklearn'} & set(sys.modules)")
 
 
 def test_neural_tangents_is_the_same_package_afterwards():
