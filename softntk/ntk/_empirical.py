@@ -61,7 +61,7 @@ def empirical(
         outputs: "full" for [n1, n2, k, k], "mean" for the mean over outputs [n1, n2] (neural_tangents' trace),
             "diagonal" for [n1, n2, k].
         block_size: rows computed at a time, for softntk networks; what is held of them is in proportion to their number.
-            None (default): so many that it fits into the caches, and at most an eighth, so that symmetry saves a half.
+            None (default): so many that it fits into the caches, and at most a quarter, so that symmetry saves.
         vmap_axes: for functions that are not softntk networks: 0 if the rows do not interact (no batch normalisation),
             which is very much faster; None (default) assumes nothing.
 

@@ -21,11 +21,11 @@ def numbers_at_a_time() -> int:
 
 
 def rows_of_a_line(n: int, numbers: int, block_size: int | None) -> int:
-    """How many rows: a power of two, so that the numbers held for them fit, and no more than an eighth of all."""
+    """How many rows: a power of two, so that the numbers held for them fit, and no more than a quarter of all."""
     if block_size is not None:
         return min(n, block_size)
-    room = numbers_at_a_time() // numbers
-    rows = min(max(room, 16), max(n // 8, 16), n)
+    most = 128 if jax.default_backend() == "cpu" else n
+    rows = min(max(numbers_at_a_time() // numbers, 16), max(n // 4, 16), most, n)
     return min(n, 2 ** (rows.bit_length() - 1))
 
 
@@ -57,19 +57,18 @@ def rectangular(form: Contraction, size: int, a: Readout, one: Any, two: Any) ->
 def symmetric(form: Contraction, size: int, a: Readout, one: Any) -> Float[Array, "n c n"]:
     """The same with one set of points, from the tiles on and above the diagonal."""
     n, k = len(jax.tree.leaves(one)[0]), a.shape[1]
-    columns = min(n, 2 * size)
 
     def line(i: Array | int, whole: Array) -> Array:
         start = jnp.minimum(i * size, n - size)
         shared = lax.optimization_barrier(form.line(_some(one, start, size), a))
 
         def tile(j: Array | int, whole: Array) -> Array:
-            first = jnp.minimum(j * columns, n - columns)
-            block = form.tile(shared, _some(one, first, columns), a)
+            first = jnp.minimum(j * size, n - size)
+            block = form.tile(shared, _some(one, first, size), a)
             whole = lax.dynamic_update_slice(whole, block, (start, 0, first))
             return lax.dynamic_update_slice(whole, form.mirror(block), (first, 0, start))
 
-        return lax.fori_loop(start // columns, -(-n // columns), tile, whole)
+        return lax.fori_loop(start // size, -(-n // size), tile, whole)
 
     dtype = jax.tree.leaves(one)[0].dtype
     return lax.fori_loop(0, -(-n // size), line, jnp.zeros((n, form.count(k), n), dtype))
