@@ -149,16 +149,17 @@ def _import_neural_tangents() -> types.ModuleType:
 def _mend_eval_context(predict: Any) -> None:
     """``predict`` factorises the Gram matrix once, "outside" of jit and vmap, also when the matrix itself is traced.
 
-    ``jax.core.eval_context`` used to let traced arrays pass; now it raises on them. So: enter it if, and only if, the
-    matrix is concrete.
+    ``jax.core.eval_context`` used to let traced arrays pass; now it raises on them. So: enter it if, and only if, all
+    that the factorisation takes is concrete: the matrix and the regularisation.
     """
     predict.jax = _View(predict.jax, core=_View(predict.jax.core, eval_context=contextlib.nullcontext))
 
     def factorise_outside(fn: Callable) -> Callable:
         @functools.wraps(fn)
-        def wrapped(matrix: jax.Array, *args: Any, **kwargs: Any) -> Any:
-            with jax.core.eval_context() if is_concrete(matrix) else contextlib.nullcontext():
-                return fn(matrix, *args, **kwargs)
+        def wrapped(matrix: Any, diag_reg: Any, *args: Any, **kwargs: Any) -> Any:
+            outside = is_concrete(matrix) and is_concrete(diag_reg)
+            with jax.core.eval_context() if outside else contextlib.nullcontext():
+                return fn(matrix, diag_reg, *args, **kwargs)
 
         return wrapped
 

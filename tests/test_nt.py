@@ -369,6 +369,22 @@ def test_gradient_descent_mse_with_a_traced_kernel(problem, t):
     assert_close(outside(t, 0.0, 0.0, cross)[1], desired)  # nothing leaked from the trace into the cache
 
 
+@pytest.mark.parametrize("t", [None, 5.0])
+def test_traced_regularisation(problem, t):
+    """A regularisation that is differentiated keeps the factorisation inside of the trace, though the kernel is known."""
+    kernel_fn, x, x_test, y = problem
+    gram, cross = kernel_fn(x, None, "ntk"), kernel_fn(x_test, x, "ntk")
+    predictions = [lambda reg: nt.predict.gradient_descent_mse(gram, y, diag_reg=reg)(t, 0.0, 0.0, cross)[1]]
+    if t is None:
+        predictions.append(lambda reg: nt.predict.gp_inference(gram, y, diag_reg=reg)("ntk", cross))
+    for predict in predictions:
+        regs = np.array([0.1 - 1e-5, 0.1 + 1e-5])
+        below, above = predict(regs[0]), predict(regs[1])
+        for actual, desired in zip(jax.vmap(predict)(jnp.asarray(regs)), (below, above), strict=True):
+            assert_close(actual, desired)
+        assert_close(jax.jit(jax.jacfwd(predict))(0.1), (above - below) / 2e-5, rtol=1e-6)
+
+
 def test_gradient_descent_ode(problem):
     kernel_fn, x, _, y = problem
     gram = kernel_fn(x, None, "ntk")
