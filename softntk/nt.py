@@ -149,16 +149,17 @@ def _import_neural_tangents() -> types.ModuleType:
 def _mend_eval_context(predict: Any) -> None:
     """``predict`` factorises the Gram matrix once, "outside" of jit and vmap, also when the matrix itself is traced.
 
-    ``jax.core.eval_context`` used to let traced arrays pass; now it raises on them. So: enter it if, and only if, the
-    matrix is concrete.
+    ``jax.core.eval_context`` used to let traced arrays pass; now it raises on them. So: enter it if, and only if, all
+    that the factorisation takes is concrete: the matrix and the regularisation.
     """
     predict.jax = _View(predict.jax, core=_View(predict.jax.core, eval_context=contextlib.nullcontext))
 
     def factorise_outside(fn: Callable) -> Callable:
         @functools.wraps(fn)
-        def wrapped(matrix: jax.Array, *args: Any, **kwargs: Any) -> Any:
-            with jax.core.eval_context() if is_concrete(matrix) else contextlib.nullcontext():
-                return fn(matrix, *args, **kwargs)
+        def wrapped(matrix: Any, diag_reg: Any, *args: Any, **kwargs: Any) -> Any:
+            outside = is_concrete(matrix) and is_concrete(diag_reg)
+            with jax.core.eval_context() if outside else contextlib.nullcontext():
+                return fn(matrix, diag_reg, *args, **kwargs)
 
         return wrapped
 
@@ -205,6 +206,40 @@ def _mend_batch_flags(batching: Any, utils: Any) -> None:
     batching._parallel = with_flag_of_the_whole(batching._parallel)
 
 
+def _mend_pmap(batching: Any) -> None:
+    """``jax.pmap`` spread its inputs over the devices wherever they were, and could be nested where devices sufficed.
+
+    Now it refuses what was committed elsewhere, for one all that it returned itself: batched kernels did not compose. What
+    is computed from its results stayed on all devices; it was on the first, to be combined with anything. Nothing nests;
+    but on a single device there is nothing to spread either.
+    """
+
+    def pmap(fn: Callable) -> Callable:
+        mapped = jax.pmap(fn)
+
+        @jax.jit
+        def alone(args: tuple, kwargs: dict) -> Any:
+            args, kwargs = jax.tree.map(lambda x: x[0], (args, kwargs))
+            return jax.tree.map(lambda x: jax.numpy.asarray(x)[None], fn(*args, **kwargs))
+
+        @functools.wraps(fn)
+        def placed(*args: Any, **kwargs: Any) -> Any:
+            leaves = jax.tree.leaves((args, kwargs))
+            count = leaves[0].shape[0]
+            if count == 1:
+                return alone(args, kwargs)
+            if not all(map(is_concrete, leaves)):
+                return mapped(*args, **kwargs)
+            devices = jax.local_devices()[:count]
+            rows = jax.sharding.NamedSharding(jax.sharding.Mesh(devices, "rows"), jax.sharding.PartitionSpec("rows"))
+            args, kwargs = jax.device_put((args, kwargs), rows)
+            return jax.device_put(mapped(*args, **kwargs), devices[0])
+
+        return placed
+
+    batching.pmap = pmap
+
+
 def _mend_size_and_dtype(empirical: Any) -> None:
     """The empirical kernels take ``jnp.size`` of a shape without values and ``jnp.dtype`` of an array.
 
@@ -217,6 +252,7 @@ def _mend_size_and_dtype(empirical: Any) -> None:
 _package: Any = _import_neural_tangents()
 _source = _package._src
 _mend_eval_context(_source.predict)
+_mend_pmap(_source.batching)
 _mend_batch_flags(_source.batching, _source.utils.utils)
 _mend_size_and_dtype(_source.empirical)
 _nt_structured.mend(_source.empirical, _View)

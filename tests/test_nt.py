@@ -2,6 +2,9 @@
 
 import dataclasses
 import itertools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -142,6 +145,37 @@ def test_composed_batches(case, x64):
     x1 = points(0, 8, 5)
     x2 = second_points(case, x1, (5,))
     assert_same_kernel(batched(batched(x1, x2)), kernel_fn(kernel_fn(x1, x2)))
+
+
+def test_batches_of_batches(x64):
+    """Even spread over "all" devices twice, where there is one."""
+    kernel_fn = stax.serial(stax.Dense(8), stax.Erf())[2]
+    x = points(0, 8, 5)
+    batched = nt.batch(nt.batch(kernel_fn, device_count=1), batch_size=4, device_count=1)
+    assert_same_kernel(batched(x, None), kernel_fn(x, None))
+
+
+TWO_DEVICES = """
+import jax, numpy as np
+from softntk import nt
+kernel_fn = nt.stax.serial(nt.stax.Dense(8), nt.stax.Erf())[2]
+x, (first, second) = jax.random.normal(jax.random.key(0), (4, 5)), jax.devices()
+batched = nt.batch(kernel_fn, device_count=2)
+once, twice = batched(jax.device_put(x, second)), batched(batched(x))
+np.testing.assert_allclose(once.nngp, kernel_fn(x).nngp, rtol=1e-5)
+np.testing.assert_allclose(twice.ntk, kernel_fn(kernel_fn(x)).ntk, rtol=1e-5)
+assert once.ntk.devices() == twice.cov1.devices() == {first}
+assert bool(once.x1_is_x2) and bool(twice.x1_is_x2)
+"""
+
+
+def test_batches_on_two_devices():
+    """Points may be on any, kernels compose and are on the first; in a process of its own, for which there are two."""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_DEVICES], env=os.environ | flags, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 # --- empirical and Monte Carlo kernels ----------------------------------------------------------------------------
@@ -367,6 +401,22 @@ def test_gradient_descent_mse_with_a_traced_kernel(problem, t):
     inside = jax.jit(lambda c: outside(t, 0.0, 0.0, c)[1])
     assert_close(inside(cross), desired)
     assert_close(outside(t, 0.0, 0.0, cross)[1], desired)  # nothing leaked from the trace into the cache
+
+
+@pytest.mark.parametrize("t", [None, 5.0])
+def test_traced_regularisation(problem, t):
+    """A regularisation that is differentiated keeps the factorisation inside of the trace, though the kernel is known."""
+    kernel_fn, x, x_test, y = problem
+    gram, cross = kernel_fn(x, None, "ntk"), kernel_fn(x_test, x, "ntk")
+    predictions = [lambda reg: nt.predict.gradient_descent_mse(gram, y, diag_reg=reg)(t, 0.0, 0.0, cross)[1]]
+    if t is None:
+        predictions.append(lambda reg: nt.predict.gp_inference(gram, y, diag_reg=reg)("ntk", cross))
+    for predict in predictions:
+        regs = np.array([0.1 - 1e-5, 0.1 + 1e-5])
+        below, above = predict(regs[0]), predict(regs[1])
+        for actual, desired in zip(jax.vmap(predict)(jnp.asarray(regs)), (below, above), strict=True):
+            assert_close(actual, desired)
+        assert_close(jax.jit(jax.jacfwd(predict))(0.1), (above - below) / 2e-5, rtol=1e-6)
 
 
 def test_gradient_descent_ode(problem):
