@@ -12,6 +12,8 @@ import softntk as sn
 from softntk import nt
 from softntk.networks import FAMILIES, two_layer
 
+# Where float32 is the harder case, and a case takes a second to compile.
+every_precision = pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)], indirect=True)
 every = pytest.mark.parametrize("family", sorted(FAMILIES))
 
 
@@ -190,6 +192,7 @@ def test_relu_network_is_their_relu_network(x64):
 
 
 @every
+@every_precision
 @pytest.mark.parametrize("scale", [1e4, -1e4])
 @jax.disable_jit()  # operation by operation: compiling every kernel whole would take longer than everything else here
 def test_huge_logits_stay_finite(family, scale, dtype):
@@ -205,6 +208,7 @@ def test_huge_logits_stay_finite(family, scale, dtype):
 
 
 @every
+@every_precision
 @pytest.mark.parametrize("bad", [np.nan, -np.inf])
 def test_non_finite_rows_inside_jit_are_infinite_and_nothing_else(family, bad, dtype):
     net = two_layer(family, width=32, out_dim=2, antisymmetric=False)

@@ -21,7 +21,11 @@ def network_operator(name, dtype, block_size=4):
     return net, params, x, sn.ntk.operator(net, params, x, block_size=block_size), jacobian @ jacobian.T
 
 
-@pytest.mark.parametrize("name", ["softmax", "res_softmax", "relu"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("softmax", "float32"), ("softmax", "float64"), ("res_softmax", "float64"), ("relu", "float32")],
+    indirect=["dtype"],
+)
 def test_network_operator_is_its_matrix(name, dtype):
     net, params, x, op, matrix = network_operator(name, dtype)
     v = points(2, 14, 3, dtype).reshape(7, 2, 3)
@@ -79,7 +83,7 @@ def test_network_operator_is_differentiable(x64):
     assert_close(ours, desired, rtol=1e-9)
 
 
-@pytest.mark.parametrize("get", ["ntk", "nngp"])
+@pytest.mark.parametrize("get", ["ntk", pytest.param("nngp", marks=pytest.mark.slow)])
 def test_kernel_operator_is_its_matrix(get, dtype):
     net = two_layer("softmax", width=2, sigma=0.7, train_readout=True)
     x = points(1, 11, 3, dtype)
