@@ -28,16 +28,6 @@ MARKERS = {"softmax": "o", "relu": "s", "linear": "^"}
 
 
 @dataclass(frozen=True)
-class Data:
-    """Digits as unit vectors, labels as rows of ±1/10 that sum to zero."""
-
-    x: jax.Array
-    y: jax.Array
-    x_test: jax.Array
-    labels_test: np.ndarray
-
-
-@dataclass(frozen=True)
 class Report:
     """What was found out about one kernel."""
 
@@ -52,16 +42,15 @@ class Report:
     seen: np.ndarray
 
 
-def digits(n: int, tests: int) -> Data:
-    """The digits in an order of chance, centred and scaled to unit norm: n for training, others for testing."""
+def digits(n: int, tests: int) -> tuple[jax.Array, jax.Array, np.ndarray]:
+    """Digits in an order of chance, centred and scaled to unit norm; labels as rows that sum to zero, and as numbers."""
     images, labels = mnist_data()
     order = np.random.default_rng(0).permutation(len(images))[: n + tests]
     images, labels = images[order].astype(np.float64), np.asarray(labels)[order]
     x = images - images[:n].mean(axis=0)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     y = np.eye(10)[labels] - 0.1
-    x_train, y_train, x_test = (jnp.asarray(v, jnp.float32) for v in (x[:n], y[:n], x[n:]))
-    return Data(x_train, y_train, x_test, labels[n:])
+    return jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32), labels
 
 
 def kernels(sigma: float) -> dict[str, Callable[[jax.Array, jax.Array], jax.Array]]:
@@ -70,22 +59,25 @@ def kernels(sigma: float) -> dict[str, Callable[[jax.Array, jax.Array], jax.Arra
     return {**{name: net.kernel_fn for name, net in nets.items()}, "linear": lambda x1, x2: x1 @ x2.T}
 
 
-def investigate(name: str, kernel_fn: Callable, data: Data, sizes: Sequence[int], ridge: float) -> Report:
-    """Regression at each size; spectrum and targets at the largest."""
+def investigate(
+    name: str, kernel_fn: Callable, data: tuple[jax.Array, jax.Array, np.ndarray], sizes: Sequence[int], ridge: float
+) -> Report:
+    """Regression at each size, tested on what is behind the largest; spectrum and targets there."""
+    (x, y, labels), last = data, sizes[-1]
     accuracies, steps, seconds, dimensions = [], [], [], []
     for n in sizes:
-        op = sn.ntk.kernel_operator(kernel_fn, data.x[:n])
+        op = sn.ntk.kernel_operator(kernel_fn, x[:n])
         scaled = ridge * float(jnp.mean(op.diagonal()))
         start = time.perf_counter()
-        solution = sn.ntk.solve(op, data.y[:n], ridge=scaled, rtol=1e-6, refine=True)
-        outputs = op.cross(data.x_test).mm(solution.value.astype(op.dtype))
+        solution = sn.ntk.solve(op, y[:n], ridge=scaled, rtol=1e-6, refine=True)
+        outputs = op.cross(x[last:]).mm(solution.value.astype(op.dtype))
         seconds.append(time.perf_counter() - start)
-        accuracies.append(float(np.mean(np.argmax(np.asarray(outputs), axis=1) == data.labels_test)))
+        accuracies.append(float(np.mean(np.argmax(np.asarray(outputs), axis=1) == labels[last:])))
         steps.append(int(solution.stats["steps"]))
         dimensions.append(float(sn.ntk.effective_dimension(op, scaled)))
     spectrum = np.linalg.eigvalsh(np.asarray(op.as_matrix(), np.float64))[::-1]
     levels = np.geomspace(spectrum[0], spectrum[0] * 1e-6, 200)
-    alignment = sn.ntk.target_alignment(op, data.y[:n])
+    alignment = sn.ntk.target_alignment(op, y[:n])
     seen = 1 - np.asarray(alignment.cumulative(levels))
     return Report(name, list(sizes), accuracies, steps, seconds, dimensions, spectrum, levels, seen)
 

@@ -41,9 +41,11 @@ def test_kernel_regression(tmp_path, capsys):
     assert softmax.accuracies[-1] > max(0.8, linear.accuracies[-1])
     for r in reports:
         assert r.accuracies[-1] > r.accuracies[0]
-        assert np.all(np.diff(r.spectrum) < 1e-3)
-        assert 0 < r.dimensions[-1] <= 200
-        assert np.all(np.diff(r.seen) >= -1e-6)
+        assert 0 < r.dimensions[-1] < 200
+        # Equal diagonals, so the traces are known: n e for softmax, n/2 for ReLU, n for the linear kernel.
+        trace = 200 * {"softmax": np.e, "relu": 0.5, "linear": 1.0}[r.name]
+        np.testing.assert_allclose(r.spectrum.sum(), trace, rtol=1e-3)
+        assert r.seen[-1] > 0.99
     assert (tmp_path / "picture.png").stat().st_size > 20_000
     assert "test accuracy" in capsys.readouterr().out
 

@@ -15,10 +15,11 @@ matrices of it), and how the whole [n1, c, n2] expands into the kernel. :mod:`so
 tiles. The c stand in the middle so that one row of the whole is together in memory when it is expanded.
 """
 
+import abc
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,33 +34,33 @@ Block = Float[Array, "n1 n2"] | Float[Array, "n1 n2 k"] | Float[Array, "n1 n2 k 
 product: Callable[..., Array] = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
-@runtime_checkable
-class Contraction(Protocol):
+@dataclass(frozen=True)
+class Contraction(abc.ABC):
     """One way to get the inner products; static and hashable."""
 
+    @abc.abstractmethod
     def count(self, k: int) -> int:
         """c, the number of matrices."""
-        ...
 
+    @abc.abstractmethod
     def prepare(self, rows: RowFactors, a: Readout) -> Any:
         """What all tiles share: a pytree of arrays [n, …]."""
-        ...
 
     def line(self, prepared: Any, a: Readout) -> Any:
-        """What the tiles of a line share, from the prepared rows of that line."""
-        ...
+        """What the tiles of a line share, from the prepared rows of that line: if nothing else, those rows."""
+        return prepared
 
+    @abc.abstractmethod
     def tile(self, line: Any, prepared: Any, a: Readout) -> Float[Array, "b1 c b2"]:
         """The tile of that line at the prepared rows of its columns."""
-        ...
 
     def mirror(self, tile: Float[Array, "b1 c b2"]) -> Float[Array, "b2 c b1"]:
-        """The tile across the diagonal."""
-        ...
+        """The tile across the diagonal, for matrices that are symmetric."""
+        return tile.transpose(2, 1, 0)
 
+    @abc.abstractmethod
     def expand(self, whole: Float[Array, "n1 c n2"], p: RowFactors, q: RowFactors, a: Readout) -> Block:
         """The kernel's inner products from the matrices."""
-        ...
 
 
 def row_vectors(rows: RowFactors, a: Readout) -> Float[Array, "n k m"]:
@@ -68,7 +69,7 @@ def row_vectors(rows: RowFactors, a: Readout) -> Float[Array, "n k m"]:
 
 
 @dataclass(frozen=True)
-class Direct:
+class Direct(Contraction):
     """From the g themselves: k² n²m multiplications ("full"), k n²m ("mean", "diagonal")."""
 
     outputs: str
@@ -99,7 +100,7 @@ class Direct:
     def mirror(self, tile: Float[Array, "b1 c b2"]) -> Float[Array, "b2 c b1"]:
         """Rows and columns swap, and of two outputs the one and the other."""
         if self.outputs != "full":
-            return tile.transpose(2, 1, 0)
+            return super().mirror(tile)
         b1, c, b2 = tile.shape
         k = round(c**0.5)
         return tile.reshape(b1, k, k, b2).transpose(3, 2, 1, 0).reshape(b2, c, b1)
@@ -113,7 +114,7 @@ class Direct:
 
 
 @dataclass(frozen=True)
-class FourTerms:
+class FourTerms(Contraction):
     """All pairs of outputs from the P_c, one product with all of them stacked."""
 
     normalized: bool
@@ -147,10 +148,6 @@ class FourTerms:
         """The P_c."""
         return product(line, prepared.T).reshape(-1, self.count(a.shape[1]), len(prepared))
 
-    def mirror(self, tile: Float[Array, "b1 c b2"]) -> Float[Array, "b2 c b1"]:
-        """Every P_c is symmetric."""
-        return tile.transpose(2, 1, 0)
-
     def expand(self, whole: Float[Array, "n1 c n2"], p: RowFactors, q: RowFactors, a: Readout) -> Float[Array, "n1 n2 k k"]:
         """The four terms."""
         k = a.shape[1]
@@ -165,7 +162,7 @@ class FourTerms:
 
 
 @dataclass(frozen=True)
-class TwoProducts:
+class TwoProducts(Contraction):
     """The mean over outputs: k·mean = Q + Q'ᵀ + (μμ'ᵀ)∘SS'ᵀ,  Q = (S ∘ (½Σ_ℓ a_ℓ² − μaᵀ)) S'ᵀ,  Q' likewise from the columns.
 
     Three products with different points, three halves with the same.
@@ -183,10 +180,6 @@ class TwoProducts:
         weights = half - product(rows.means, a.T) if self.normalized else 2 * half
         return rows.slopes * weights, rows.slopes, rows.means
 
-    def line(self, prepared: tuple[Array, Array, Array], a: Readout) -> tuple[Array, Array, Array]:
-        """The same."""
-        return prepared
-
     def tile(
         self, line: tuple[Array, Array, Array], prepared: tuple[Array, Array, Array], a: Readout
     ) -> Float[Array, "b1 c b2"]:
@@ -197,17 +190,13 @@ class TwoProducts:
             total = total + product(slopes1, weighted2.T) + product(mu1, mu2.T) * product(slopes1, slopes2.T)
         return total[:, None]
 
-    def mirror(self, tile: Float[Array, "b1 c b2"]) -> Float[Array, "b2 c b1"]:
-        """The sum is symmetric."""
-        return tile.transpose(2, 1, 0)
-
     def expand(self, whole: Float[Array, "n1 c n2"], p: RowFactors, q: RowFactors, a: Readout) -> Float[Array, "n1 n2"]:
         """Over k."""
         return whole[:, 0] / a.shape[1]
 
 
 @dataclass(frozen=True)
-class Features:
+class Features(Contraction):
     """⟨φ_i, φ_j⟩, what a trained readout adds."""
 
     def count(self, k: int) -> int:
@@ -218,17 +207,9 @@ class Features:
         """φ."""
         return rows.features
 
-    def line(self, prepared: Float[Array, "b m"], a: Readout) -> Float[Array, "b m"]:
-        """The same."""
-        return prepared
-
     def tile(self, line: Float[Array, "b1 m"], prepared: Float[Array, "b2 m"], a: Readout) -> Float[Array, "b1 c b2"]:
         """The product."""
         return product(line, prepared.T)[:, None]
-
-    def mirror(self, tile: Float[Array, "b1 c b2"]) -> Float[Array, "b2 c b1"]:
-        """It is symmetric."""
-        return tile.transpose(2, 1, 0)
 
     def expand(self, whole: Float[Array, "n1 c n2"], p: RowFactors, q: RowFactors, a: Readout) -> Float[Array, "n1 n2"]:
         """Itself."""

@@ -13,8 +13,13 @@ def as_matrix(gram: Gram) -> Float[Array, "p p"]:
     """The symmetric matrix that a Gram array stands for: itself, or [n·k, n·k] with the output as the fast index.
 
     Raises:
-        ValueError: not [n, n] or [n, n, k, k], integer, empty, not finite or not symmetric.
+        ValueError: a function, not [n, n] or [n, n, k, k], integer, empty, not finite or not symmetric.
     """
+    if callable(gram):
+        raise ValueError(
+            f"gram must be an array or an operator, got {type(gram).__name__}. "
+            "ntk.kernel_operator(kernel_fn, x) makes one of a kernel function."
+        )
     check_floating("gram", gram)
     shape = jnp.shape(gram)
     if len(shape) not in (2, 4) or shape[0] != shape[1] or shape[2:3] != shape[3:4] or 0 in shape:

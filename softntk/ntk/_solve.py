@@ -69,8 +69,8 @@ def solve(
         with ``Result.INTERRUPTED``. ``state``: the preconditioner.
 
     Raises:
-        ValueError: y of the wrong shape, integer or not finite, ridge negative, rtol not in (0, 1) or below what the precision
-            can give (use ``refine``), rank or max_steps out of range.
+        ValueError: op not an operator, y of the wrong shape, integer or not finite, ridge negative, rtol not in (0, 1) or below
+            what the precision can give (use ``refine``), rank or max_steps out of range.
         NumericalError: under ``throw``, stagnation, too few steps or a non-finite product; the message is the advice.
 
     Example:
@@ -164,6 +164,11 @@ def solve(
 
 def _check(op: GramOperator, y: Any) -> tuple[np.ndarray, bool]:
     """Y as [size, r], and whether it came without the last axis."""
+    if not isinstance(op, GramOperator):
+        raise ValueError(
+            f"op must be an operator of ntk.operator or ntk.kernel_operator, got {type(op).__name__}. "
+            "For a matrix use jax.scipy.linalg.solve, or ntk.kernel_regression."
+        )
     check_floating("y", y)
     shape = jnp.shape(y)
     single = shape == op.shape

@@ -193,6 +193,7 @@ def _by_krylov(
     rtol: float | None,
 ) -> Array:
     rtol = (1e-5 if op.dtype == jnp.float32 else 1e-9) if rtol is None else rtol
+    check_positive("rtol", rtol)
     starts = residual.T if len(op.shape) == 1 else residual[None]
 
     def outputs(dimension: int) -> Array:
@@ -279,7 +280,8 @@ def _check_outputs(name: str, y: Targets, expected: tuple[int, ...]) -> Float[Ar
     check_floating(name, y)
     shape = jnp.shape(y)
     if len(shape) != 2 or shape[: len(expected)] != expected:
-        raise ValueError(f"{name} must have shape [n, k] with the n (and k) of the kernel, {expected}, got {shape}.")
+        wanted = (*expected, "k")[:2]
+        raise ValueError(f"{name} must have shape [n, k] with the n (and k) of the kernel, {wanted}, got {shape}.")
     check_finite(name, y)
     return jnp.asarray(y)
 

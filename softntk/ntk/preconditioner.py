@@ -13,6 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.scipy.linalg
+from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from softntk.ntk._contractions import product
@@ -58,18 +59,18 @@ def pivoted_cholesky(
         chance = jnp.where(left > 10 * eps * diagonal, left, 0)
         # Without replacement, by Gumbel's trick.
         scores = jnp.log(chance) + jax.random.gumbel(jax.random.fold_in(key, i), left.shape, left.dtype)
-        pivots = jax.lax.top_k(scores, block)[1]
+        pivots = lax.top_k(scores, block)[1]
         rows = op.rows(pivots) - product(factor[pivots], factor.T)
         own = 0.5 * (rows[:, pivots] + rows[:, pivots].T)
         values, vectors = jnp.linalg.eigh(own)
         good = (values > 10 * eps * jnp.max(diagonal)) & (values > 0)
         scale = jnp.where(good, 1 / jnp.sqrt(jnp.where(good, values, 1)), 0)
         columns = product(rows.T, vectors * scale[None, :])
-        factor = jax.lax.dynamic_update_slice_in_dim(factor, columns, i * block, axis=1)
+        factor = lax.dynamic_update_slice_in_dim(factor, columns, i * block, axis=1)
         return factor, jnp.maximum(left - jnp.sum(columns**2, axis=1), 0)
 
     start = jnp.zeros((len(diagonal), rounds * block), diagonal.dtype), diagonal
-    return jax.lax.fori_loop(0, rounds, add, start)
+    return lax.fori_loop(0, rounds, add, start)
 
 
 class Preconditioner(eqx.Module):
@@ -115,9 +116,22 @@ def precondition(
 
 
 def _regular(matrix: Float[Array, "p p"], shift: Float[Array, ""]) -> tuple[Float[Array, "p p"], Float[Array, ""]]:
-    """The Cholesky factor of matrix + shift, and the shift: where it is below rounding of the largest eigenvalue, raised."""
+    """The Cholesky factor of matrix + shift, and the shift.
+
+    It is raised where it is below rounding of the largest eigenvalue, and tenfold as often as the matrix, of entries that were
+    not computed to rounding, is still not definite.
+    """
+    identity = jnp.eye(len(matrix), dtype=matrix.dtype)
     shift = jnp.maximum(shift, 4 * jnp.finfo(matrix.dtype).eps * jnp.trace(matrix))
-    return jnp.linalg.cholesky(matrix + shift * jnp.eye(len(matrix), dtype=matrix.dtype)), shift
+
+    def failed(state: tuple[Array, Array]) -> Array:
+        # An infinite matrix never succeeds: the shift stops at its size.
+        return ~jnp.all(jnp.isfinite(state[0])) & (state[1] < jnp.trace(matrix))
+
+    def again(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        return jnp.linalg.cholesky(matrix + 10 * state[1] * identity), 10 * state[1]
+
+    return lax.while_loop(failed, again, (jnp.linalg.cholesky(matrix + shift * identity), shift))
 
 
 @jax.jit

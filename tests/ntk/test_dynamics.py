@@ -166,6 +166,7 @@ BAD = [
     ({"gram": np.eye(2, dtype=int)}, "gram must be a floating-point array"),
     ({"gram": np.array([[1, np.nan], [np.nan, 1]], np.float32)}, "gram must be finite"),
     ({"gram": np.array([[1, 2], [0, 1]], np.float32)}, "gram must be symmetric"),
+    ({"gram": lambda x1, x2: x1 @ x2.T}, "gram must be an array or an operator, got function.*kernel_operator"),
     ({"y": np.ones(2, np.float32)}, r"y must have shape \[n, k\]"),
     ({"y": np.ones((3, 1), np.float32)}, "y must have shape"),
     ({"y": np.ones((2, 1), int)}, "y must be a floating-point array"),
@@ -196,6 +197,7 @@ def test_bad_times_and_mixed_kinds(untyped):
         (lambda: sn.ntk.predict_flow(gram, y, np.array([-1.0], np.float32)), "times must be non-negative"),
         (lambda: sn.ntk.predict_flow(gram, y, np.array([np.nan], np.float32)), "times must be non-negative"),
         (lambda: sn.ntk.predict_flow(gram, y, np.array(1.0, np.float32)), r"times must have shape \[s\]"),
+        (lambda: sn.ntk.predict_flow(op, y, np.ones(1, np.float32), rtol=0.0), "rtol must be a positive finite number"),
         (lambda: sn.ntk.predict_flow(op, y, np.ones(1, np.float32), cross=gram), "cross must be an operator"),
         (lambda: sn.ntk.predict_flow(gram, y, np.ones(1, np.float32), cross=op.cross(gram)), "cross must be an operator"),
     ]:

@@ -63,6 +63,16 @@ def test_pivoted_cholesky_is_exact_on_its_rank(x64):
     assert float(jnp.max(left)) < 1e-8
 
 
+def test_a_kernel_that_is_indefinite_by_its_errors_is_still_preconditioned(x64):
+    """Eigenvalues of −0.05, as inaccurate entries make them, and a right-hand side that does not see them."""
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(12, 12)))[0]
+    matrix = jnp.asarray(basis @ np.diag([1.0] * 9 + [-0.05] * 3) @ basis.T)
+    op = sn.ntk.kernel_operator(lambda a, b: a @ matrix @ b.T, np.eye(12))
+    y = basis[:, :9] @ np.ones(9)
+    sol = sn.ntk.solve(op, y, ridge=0.01)
+    assert_close(sol.value, y / 1.01, rtol=1e-8)
+
+
 def test_what_cannot_be_reached_says_so():
     x, y = data("clustered"), points(1, 200, 1, "float32")
     op = sn.ntk.kernel_operator(NET.kernel_fn, x)
@@ -107,6 +117,7 @@ def test_bad_input(untyped):
     op = sn.ntk.kernel_operator(NET.kernel_fn, data("even", n=10))
     y = np.ones(10, np.float32)
     for change, message in [
+        ({"op": np.eye(10, dtype=np.float32)}, "op must be an operator.*got ndarray"),
         ({"ridge": -1.0}, "ridge must be a finite number of at least 0, got -1.0"),
         ({"rtol": 1e-9}, "rtol must lie between.*refine=True"),
         ({"rank": 11}, "rank must lie between 0 and the size 10"),
