@@ -113,6 +113,22 @@ class Direct(Contraction):
         return whole.reshape(*whole.shape[:2], a.shape[1], -1) if self.outputs == "full" else whole
 
 
+def four_terms(
+    products: Float[Array, "c n1 n2"], at: Callable[[int, int], int], mu1: Float[Array, "n1 k"], mu2: Float[Array, "n2 k"]
+) -> Float[Array, "n1 n2 k k"]:
+    """Their sum, from the P of s_p∘s_q, which stand at ``at(p, q)``, p ≤ q; s_0 = 1 and s_ℓ = a_ℓ (first output: 1)."""
+    outputs = range(1, mu1.shape[1] + 1)
+    single, ones = products[np.array([at(0, i) for i in outputs])], products[at(0, 0)]
+    left, right = mu1.T[:, None, :, None], mu2.T[None, :, None, :]
+    total = pairs(products, at, len(outputs)) - right * single[:, None] - left * single[None] + left * right * ones[None, None]
+    return total.transpose(2, 3, 0, 1)
+
+
+def pairs(products: Float[Array, "c n1 n2"], at: Callable[[int, int], int], k: int) -> Float[Array, "k k n1 n2"]:
+    """P_{a_ℓ∘a_ℓ'}."""
+    return products[np.array([[at(min(i, j), max(i, j)) for j in range(1, k + 1)] for i in range(1, k + 1)])]
+
+
 @dataclass(frozen=True)
 class FourTerms(Contraction):
     """All pairs of outputs from the P_c, one product with all of them stacked."""
@@ -150,15 +166,15 @@ class FourTerms(Contraction):
 
     def expand(self, whole: Float[Array, "n1 c n2"], p: RowFactors, q: RowFactors, a: Readout) -> Float[Array, "n1 n2 k k"]:
         """The four terms."""
-        k = a.shape[1]
-        first, index = self._first(k), np.zeros((k, k), int)  # a_ℓ² = 1 shares the first product
-        for at, (i, j) in enumerate(self._pairs(k)):
-            index[i, j] = index[j, i] = first + at
-        block = whole[:, index]
-        if self.normalized:
-            mu1, mu2, single = p.means[:, :, None, None], q.means.T[None, None], whole[:, 1:first]
-            block = block - mu2 * single[:, :, None] - mu1 * single[:, None] + mu1 * mu2 * whole[:, None, None, 0]
-        return block.transpose(0, 3, 1, 2)
+        k, products = a.shape[1], whole.transpose(1, 0, 2)
+        place = {pair: self._first(k) + i for i, pair in enumerate(self._pairs(k))}
+
+        def at(p: int, q: int) -> int:
+            if p == 0 or (self.signs and p == q):  # a_ℓ² = 1 shares the first product
+                return 0 if p == q else q
+            return place[p - 1, q - 1]
+
+        return four_terms(products, at, p.means, q.means) if self.normalized else pairs(products, at, k).transpose(2, 3, 0, 1)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The empirical neural tangent kernel of a network at its present weights."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,11 +25,13 @@ from softntk.ntk._contractions import (
     keeps_digits,
     product,
 )
+from softntk.ntk._sign_patterns import Plan, gather, plan, sign_patterns
 from softntk.ntk._tiles import rectangular, rows_of_a_line, symmetric
 
 OUTPUTS = ("full", "mean", "diagonal")
 
 Kernel = Block
+Factors = tuple[Readout, RowFactors, RowFactors]
 
 
 def empirical(
@@ -51,6 +54,7 @@ def empirical(
     where 1 is added to ⟨x_i, x_j⟩ for a network with biases. On one set of points that takes (k² + k + 2)/4 products of n²m
     multiplications for all outputs of a ±1 readout, ½ for k = 1 and 3/2 for the mean, instead of k², 1 and k: see
     ``softntk/ntk/_contractions.py`` for the algebra, and for the slower form chosen where the quick one would lose digits.
+    For several outputs of a wide network ``softntk/ntk/_sign_patterns.py`` needs fewer still: about one product up to k = 4.
     Any other ``apply_fn(params, x)``, and any triple that holds one, goes through ``neural_tangents.empirical_ntk_fn``.
 
     Args:
@@ -99,22 +103,31 @@ def two_layer_kernel(
     architecture: Architecture, params: Parameters, x1: Points1, x2: Points2 | None, outputs: str, block_size: int | None
 ) -> Kernel:
     """The kernel of a softntk network, without checks of the points."""
-    # Known signs save products; inside jit they are not known.
-    signs = is_concrete(params.readout) and bool(np.all(np.abs(np.asarray(params.readout)) == 1))
-    case = _Case(architecture, outputs, signs, block_size)
-    return _two_layer_kernel(case, params, jnp.asarray(x1), None if x2 is None else jnp.asarray(x2))
+    a, units, planned = params.readout, None, None
+    known = is_concrete(a)
+    # Signs save products. Inside jit they are not known, but to be expected of a readout that nothing trains: that they are
+    # signs is then tested at run time.
+    signs = bool(np.all(np.abs(np.asarray(a)) == 1)) if known else not architecture.train_readout
+    if signs and outputs == "full" and a.shape[1] > 1:
+        planned = plan(*a.shape, architecture.normalized)
+        if planned is not None and known:
+            units, found = gather(planned, np.asarray(a), np)
+            planned, units = (planned, units) if found else (None, None)
+    case = _Case(architecture, outputs, signs and known, planned, block_size)
+    return _two_layer_kernel(case, params, jnp.asarray(x1), None if x2 is None else jnp.asarray(x2), units)
 
 
 class _Case(NamedTuple):
     architecture: Architecture
     outputs: str
-    signs: bool
+    signs: bool  # whether the readout is known to be ±1
+    plan: Plan | None  # by sign patterns, if it is, or is expected to be
     block_size: int | None
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _kernel(case: _Case, params: Parameters, x1: Array, x2: Array | None) -> Kernel:
-    return _assembled(case, _unless, params, x1, x2)
+def _kernel(case: _Case, params: Parameters, x1: Array, x2: Array | None, units: Array | None) -> Kernel:
+    return _assembled(case, _unless, params, x1, x2, units)
 
 
 _two_layer_kernel = jax.jit(_kernel, static_argnums=0)
@@ -140,9 +153,11 @@ def _unless(fine: Bool[Array, ""], quick: Callable[[Any], Kernel], slow: Callabl
     return lax.while_loop(lambda state: ~state[1], once, (quick(factors), fine))[0]
 
 
-def _assembled(case: _Case, choose: Callable, params: Parameters, x1: Array, x2: Array | None) -> Kernel:
-    architecture, outputs, signs, block_size = case
-    k = params.readout.shape[1]
+def _assembled(case: _Case, choose: Callable, params: Parameters, x1: Array, x2: Array | None, units: Array | None) -> Kernel:
+    architecture, outputs, signs, plan, block_size = case
+    if not architecture.train_readout:
+        params = replace(params, readout=lax.stop_gradient(params.readout))
+    a, k, normalized = params.readout, params.readout.shape[1], architecture.normalized
     one = row_factors(architecture, params, x1)
     two = one if x2 is None else row_factors(architecture, params, x2)
     constant = 0.0 if params.bias is None else 1.0
@@ -153,7 +168,8 @@ def _assembled(case: _Case, choose: Callable, params: Parameters, x1: Array, x2:
     def expand(v: Shaped[Array, "n1 n2"]) -> Array:
         return jnp.expand_dims(v, tuple(range(2, 2 + trailing)))
 
-    def contract(form: Contraction, a: Readout, one: RowFactors, two: RowFactors) -> Kernel:
+    def contract(form: Contraction, factors: Factors) -> Kernel:
+        a, one, two = factors
         size = rows_of_a_line(len(z1), form.count(k) * a.shape[0], block_size)
         if x2 is None:
             whole = symmetric(form, size, a, form.prepare(one, a))
@@ -161,23 +177,33 @@ def _assembled(case: _Case, choose: Callable, params: Parameters, x1: Array, x2:
             whole = rectangular(form, size, a, form.prepare(one, a), form.prepare(two, a))
         return form.expand(whole, one, two, a)
 
-    def assemble(form: Contraction, factors: tuple[Readout, RowFactors, RowFactors]) -> Kernel:
-        kernel = expand(product(z1, z2.T) + constant) * contract(form, *factors)
+    def assemble(contracted: Callable[[Factors], Kernel], factors: Factors) -> Kernel:
+        kernel = expand(product(z1, z2.T) + constant) * contracted(factors)
         if architecture.train_readout:
-            gram = expand(contract(Features(), *factors))
+            gram = expand(contract(Features(), factors))
             kernel = kernel + (gram * jnp.eye(k, dtype=gram.dtype)[None, None] if outputs == "full" else gram)
         # A plain exponential may saturate: the entry stays the largest number; infinity means "outside the domain".
         largest = jnp.finfo(kernel.dtype).max
         return jnp.where(expand(one.valid[:, None] & two.valid[None, :]), jnp.clip(kernel, -largest, largest), jnp.inf)
 
-    normalized, factors, direct = architecture.normalized, (params.readout, one, two), partial(assemble, Direct(outputs))
+    by = lambda form: partial(assemble, partial(contract, form))
+    direct, factors = by(Direct(outputs)), (a, one, two)
     if k == 1 or outputs == "diagonal":
         return direct(factors)
-    quick = partial(assemble, FourTerms(normalized, signs) if outputs == "full" else TwoProducts(normalized))
-    if not normalized:
-        return quick(factors)
-    fits = [keeps_digits(r, params.readout, jnp.sum(z * z, axis=1) + constant) for r, z in ((one, z1), (two, z2))]
-    return choose(fits[0] & fits[1], quick, direct, factors)
+    quick = by(FourTerms(normalized, signs) if outputs == "full" else TwoProducts(normalized))
+    fine = True
+    if normalized:  # else there is one term, and nothing cancels
+        scales = [jnp.sum(z * z, axis=1) + constant for z in (z1, z2)]
+        fine = keeps_digits(one, a, scales[0]) & keeps_digits(two, a, scales[1])
+    if plan is None:
+        return choose(fine, quick, direct, factors) if normalized else quick(factors)
+    by_patterns = lambda units: partial(assemble, lambda factors: sign_patterns(plan, units, *factors[1:], block_size))
+    if units is not None:
+        return choose(fine, by_patterns(units), direct, factors) if normalized else by_patterns(units)(factors)
+    units, found = gather(plan, a, jnp)
+    expected = fine & found & jnp.all(jnp.abs(a) == 1)
+    otherwise = (lambda factors: lax.cond(fine, quick, direct, factors)) if normalized else quick
+    return choose(expected, by_patterns(units), otherwise, factors)
 
 
 def _any_kernel(
