@@ -15,7 +15,7 @@ from softntk import solvers as solvers
 
 __version__ = "0.1.0"
 
-_LAZY = ("nt",)  # loaded on first use: neural_tangents is heavy
+_LAZY = ("nt", "stax")  # loaded on first use: neural_tangents is heavy
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -24,15 +24,15 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import erf
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool
 
-Scalars = Float[Array, "..."]
-Jet = tuple[Scalars, Scalars, Scalars]
+from softntk import _closed_forms as forms
+from softntk._closed_forms import Jet, Scalars
 
 
 @dataclass(frozen=True)
@@ -87,187 +87,40 @@ class Activation:
         """Its second derivative u'', elementwise."""
         return self.jet(z, 0.0)[2]
 
-
-# --- shifts -------------------------------------------------------------------------------------------------------
-
-
-def _unscale(z: Scalars, c: Scalars | float) -> Scalars:
-    return jnp.exp(-jnp.asarray(c, z.dtype))
-
-
-def _no_scale(z: Scalars) -> Scalars:
-    return jnp.zeros((*z.shape[:-1], 1), z.dtype)
-
-
-def _largest(z: Scalars) -> Scalars:
-    return jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
-
-
-def _largest_or_zero(z: Scalars) -> Scalars:
-    return jnp.maximum(_largest(z), 0)
-
-
-def _largest_modulus(z: Scalars) -> Scalars:
-    return _largest(jnp.abs(z))
-
-
-# --- the exponential family: exp, res_exp, cosh, sinh -------------------------------------------------------------
-
-
-def _exp_jet(z: Scalars, c: Scalars | float) -> Jet:
-    e = jnp.exp(z - c)
-    return e, e, e
-
-
-def _res_exp_jet(z: Scalars, c: Scalars | float) -> Jet:
-    e, s = jnp.exp(z - c), _unscale(z, c)
-    return e + z * s, e + s, e
-
-
-def _hyperbolic(z: Scalars, c: Scalars | float) -> tuple[Scalars, Scalars]:
-    up, down = 0.5 * jnp.exp(z - c), 0.5 * jnp.exp(-z - c)
-    # up - down would cancel near zero; 2 sinh(z) e^{-c} has a form that does not.
-    small = jnp.abs(z) < 1
-    sinh = jnp.where(small, jnp.sinh(jnp.where(small, z, 0)) * _unscale(z, c), up - down)
-    return up + down, sinh
-
-
-def _cosh_jet(z: Scalars, c: Scalars | float) -> Jet:
-    cosh, sinh = _hyperbolic(z, c)
-    return cosh, sinh, cosh
-
-
-def _sinh_jet(z: Scalars, c: Scalars | float) -> Jet:
-    cosh, sinh = _hyperbolic(z, c)
-    return sinh, cosh, sinh
-
-
-def _half(q: Scalars) -> Scalars:
-    return 0.5 * q
-
-
-def _exp(t: Scalars) -> Scalars:
-    """e^t, saturating just below the largest number (a sum of four still fits), so that 0 · e^t is 0 and not NaN."""
-    return jnp.exp(jnp.minimum(t, math.log(float(jnp.finfo(t.dtype).max)) - 2))
-
-
-def _exp_mean(q: Scalars, s: Scalars | float) -> Scalars:
-    return _exp(0.5 * q - s)
-
-
-def _exp_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-    return _exp(q12 + (0.5 * (q11 + q22) - s))
-
-
-def _constants(q11: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-    """E[e^{g₁}] + E[e^{g₂}] + 1: with Stein's E[g₁ e^{g₂}] = q12 E[e^{g₂}], all that z adds to e^z."""
-    return _exp(0.5 * q11 - s) + _exp(0.5 * q22 - s) + _exp(jnp.zeros_like(q11 + q22) - s)
-
-
-def _res_exp_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-    return _exp_covariance(q11, q12, q22, s) + q12 * _constants(q11, q22, s)
-
-
-def _res_exp_derivative(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-    return _exp_covariance(q11, q12, q22, s) + _constants(q11, q22, s)
-
-
-def _cosh_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-    return 0.5 * _exp_covariance(q11, q12, q22, s) + 0.5 * _exp_covariance(q11, -q12, q22, s)
-
-
-def _sinh_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-    # e^{(q11+q22)/2} sinh(q12), through expm1 because the difference of two exponentials cancels near q12 = 0.
-    magnitude = -0.5 * _exp_covariance(q11, jnp.abs(q12), q22, s) * jnp.expm1(-2 * jnp.abs(q12))
-    return jnp.sign(q12) * magnitude
-
-
-# --- relu: the arc-cosine kernels of Cho and Saul (2009) ----------------------------------------------------------
-
-
-def _relu_jet(z: Scalars, c: Scalars | float) -> Jet:
-    s = _unscale(z, c)
-    return jax.nn.relu(z) * s, (z > 0) * s, jnp.zeros_like(z)
-
-
-def _cosine(q11: Scalars, q12: Scalars, q22: Scalars) -> tuple[Scalars, Scalars]:
-    """(√(q11 q22), cos θ).
-
-    Within a few units of rounding of ±1 the angle is lost (arccos doubles the digits that are missing), so there the
-    cosine is *set* to ±1: equal points get the exact kernel instead of one that is wrong by the root of the precision.
-    """
-    norms = jnp.sqrt(jnp.where(q11 * q22 > 0, q11 * q22, 1))
-    cos = jnp.where(q11 * q22 > 0, q12 / norms, 0)
-    eps = 8 * jnp.finfo(cos.dtype).eps
-    cos = jnp.where(1 - jnp.abs(cos) < eps, jnp.sign(cos), cos)
-    return jnp.where(q11 * q22 > 0, norms, 0), cos
-
-
-def _angle_left(cos: Scalars) -> Scalars:
-    """π − θ, with a finite derivative (zero) at θ = 0 and π, where the true one is infinite."""
-    inside = jnp.abs(cos) < 1
-    angle = jnp.pi - jnp.arccos(jnp.where(inside, cos, 0))
-    return jnp.where(inside, angle, jnp.where(cos > 0, jnp.pi, 0).astype(cos.dtype))
-
-
-@jax.custom_jvp
-def _arc_cosine_1(cos: Scalars) -> Scalars:
-    """Sin θ + (π − θ) cos θ. Its derivative in cos θ is π − θ; the chain rule through arccos would give ∞ − ∞ at θ = 0."""
-    return jnp.sqrt((1 - cos) * (1 + cos)) + _angle_left(cos) * cos
-
-
-@_arc_cosine_1.defjvp
-def _arc_cosine_1_jvp(primals: tuple[Scalars], tangents: tuple[Scalars]) -> tuple[Scalars, Scalars]:
-    (cos,), (dcos,) = primals, tangents
-    return _arc_cosine_1(cos), _angle_left(cos) * dcos
-
-
-def _relu_mean(q: Scalars, s: Scalars | float) -> Scalars:
-    return jnp.sqrt(q / (2 * jnp.pi)) * _unscale(q, s)
-
-
-def _relu_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-    norms, cos = _cosine(q11, q12, q22)
-    return norms * _arc_cosine_1(cos) / (2 * jnp.pi) * _unscale(q12, s)
-
-
-def _relu_derivative(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-    return _angle_left(_cosine(q11, q12, q22)[1]) / (2 * jnp.pi) * _unscale(q12, s)
-
-
-# --- identity and erf ---------------------------------------------------------------------------------------------
-
-
-def _identity_jet(z: Scalars, c: Scalars | float) -> Jet:
-    s = _unscale(z, c)
-    return z * s, jnp.ones_like(z) * s, jnp.zeros_like(z)
-
-
-def _erf_jet(z: Scalars, c: Scalars | float) -> Jet:
-    s = _unscale(z, c)
-    slope = (2 / math.sqrt(math.pi)) * jnp.exp(-(z**2)) * s
-    return erf(z) * s, slope, -2 * z * slope
-
-
-def _erf_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-    # Williams (1997).
-    return (2 / jnp.pi) * jnp.arcsin(2 * q12 / jnp.sqrt((1 + 2 * q11) * (1 + 2 * q22))) * _unscale(q12, s)
-
-
-def _erf_derivative(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-    return (4 / jnp.pi) / jnp.sqrt((1 + 2 * q11) * (1 + 2 * q22) - 4 * q12**2) * _unscale(q12, s)
-
-
-def _identity_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-    return q12 * _unscale(q12, s) * jnp.ones_like(q11 + q22)
-
-
-def _identity_derivative(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-    return _unscale(q12, s) * jnp.ones_like(q11 + q12 + q22)
-
-
-def _zero_mean(q: Scalars, s: Scalars | float) -> Scalars:
-    return jnp.zeros_like(q - s)
+    def limit(self, q11: Scalars, q12: Scalars, q22: Scalars, normalized: bool) -> tuple[Scalars, Scalars]:
+        r"""What a layer of infinitely many units makes of a Gaussian input: (E[φφ'], E[φ̇φ̇']).
+
+        φ = u, or u / E[u] normalized: the mean over the units, m⁻¹ Σ u, concentrates on E[u].
+
+        Args:
+            q11: variance of the input at the first point.
+            q12: covariance.
+            q22: variance at the second point; all three broadcast.
+            normalized: divide by the mean.
+
+        Returns:
+            Both kernels; finite wherever the mathematics is, because the shift cancels.
+
+        Raises:
+            ValueError: normalized, but E[u] = 0.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> q = jnp.asarray([0.5, 0.2, 0.7])
+            >>> [round(float(v), 4) for v in get("exp").limit(*q, normalized=True)]  # both e^{q12}
+            [1.2214, 1.2214]
+
+        Source: MATH.md section 2.
+        """
+        moments = self.moments
+        if normalized and not moments.positive_mean:
+            raise ValueError(
+                f"a normalized {self.name!r} layer has no infinite limit: E[u] = 0, so its normaliser does not "
+                "concentrate. Use an activation of positive mean, or do not normalize."
+            )
+        s1, s2 = (moments.growth(q) if normalized else jnp.zeros_like(q) for q in (q11, q22))
+        scale = 1 / (moments.mean(q11, s1) * moments.mean(q22, s2)) if normalized else 1.0
+        return scale * moments.covariance(q11, q12, q22, s1 + s2), scale * moments.derivative(q11, q12, q22, s1 + s2)
 
 
 # --- any other function: quadrature -------------------------------------------------------------------------------
@@ -300,7 +153,7 @@ def quadrature_moments(jet: Callable[[Scalars, Scalars | float], Jet], order: in
     def expect(which: int) -> Callable[[Scalars, Scalars, Scalars, Scalars | float], Scalars]:
         def moment(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
             q11, q12, q22 = jnp.broadcast_arrays(q11, q12, q22)
-            _, rho = _cosine(q11, q12, q22)
+            _, rho = forms.cosine(q11, q12, q22)
             t, w = _on_last_axis(nodes, q12), jnp.asarray(weights, q12.dtype)
             across = jnp.sqrt((1 - rho) * (1 + rho))[..., None] * t
 
@@ -309,15 +162,41 @@ def quadrature_moments(jet: Callable[[Scalars, Scalars | float], Jet], order: in
                 z2 = jnp.sqrt(q22)[..., None] * ((rho * t[..., a])[..., None] + across)
                 return total + w[a] * jet(z1, 0.0)[which] * jnp.matmul(jet(z2, 0.0)[which], w)
 
-            return jax.lax.fori_loop(0, order, add, jnp.zeros_like(q12)) * _unscale(q12, s)
+            return jax.lax.fori_loop(0, order, add, jnp.zeros_like(q12)) * forms.unscale(q12, s)
 
         return moment
 
     def mean(q: Scalars, s: Scalars | float) -> Scalars:
         values = jet(jnp.sqrt(q)[..., None] * _on_last_axis(nodes, q), 0.0)[0]
-        return jnp.matmul(values, jnp.asarray(weights, q.dtype)) * _unscale(q, s)
+        return jnp.matmul(values, jnp.asarray(weights, q.dtype)) * forms.unscale(q, s)
 
     return Moments(mean=mean, covariance=expect(0), derivative=expect(1))
+
+
+def normalize(activation: Activation, z: Scalars) -> Scalars:
+    """u(z) / 1ᵀu(z) along the last axis; +inf where 1ᵀu is lost against 1ᵀ|u| in rounding, never NaN for finite z.
+
+    Args:
+        activation: u.
+        z: logits [..., m]; ±1e4 are harmless.
+
+    Returns:
+        [..., m], summing to one.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> normalize(get("exp"), jnp.array([1e4, 1e4])).tolist()
+        [0.5, 0.5]
+    """
+    u = activation.jet(z, activation.log_scale(z))[0]
+    total = jnp.sum(u, axis=-1, keepdims=True)
+    kept = is_kept(u, total)
+    return jnp.where(kept, u / jnp.where(kept, total, 1), jnp.inf)
+
+
+def is_kept(u: Scalars, total: Scalars) -> Bool[Array, "..."]:
+    """Whether the normaliser 1ᵀu along the last axis is more than what rounding of 1ᵀ|u| may leave."""
+    return jnp.abs(total) > 4 * jnp.finfo(u.dtype).eps * jnp.sum(jnp.abs(u), axis=-1, keepdims=True)
 
 
 def from_function(
@@ -348,10 +227,30 @@ def from_function(
             return jax.jvp(u, (z,), (jnp.ones_like(z),))[1]
 
         d1, d2 = jax.jvp(slope, (z,), (jnp.ones_like(z),))
-        s = _unscale(z, c)
+        s = forms.unscale(z, c)
         return u(z) * s, d1 * s, d2 * s
 
-    return Activation(name, jet, moments or quadrature_moments(jet), _no_scale)
+    return Activation(name, jet, moments or quadrature_moments(jet), forms.no_scale)
+
+
+def crrelu(epsilon: float = 0.01) -> Activation:
+    """CRReLU, max(0, z) + ε z e^{−z²/2}: relu with a corrected slope on the negative side; "crrelu" in the table has ε = 0.01.
+
+    Args:
+        epsilon: ε.
+
+    Returns:
+        The activation, its moments in closed form.
+
+    The moments are derived in ``softntk/_closed_forms.py``.
+    """
+    return _crrelu(float(epsilon))
+
+
+@lru_cache  # equal activations are one object, so that nothing is compiled again
+def _crrelu(epsilon: float) -> Activation:
+    moments = Moments(forms.relu_mean, partial(forms.crrelu_covariance, epsilon), partial(forms.crrelu_derivative, epsilon))
+    return Activation("crrelu", partial(forms.crrelu_jet, epsilon), moments, forms.no_scale)
 
 
 # --- the table ----------------------------------------------------------------------------------------------------
@@ -359,37 +258,48 @@ def from_function(
 ACTIVATIONS: dict[str, Activation] = {
     a.name: a
     for a in (
-        Activation("exp", _exp_jet, Moments(_exp_mean, _exp_covariance, _exp_covariance, _half), _largest),
+        Activation(
+            "exp", forms.exp_jet, Moments(forms.exp_mean, forms.exp_covariance, forms.exp_covariance, forms.half), forms.largest
+        ),
         Activation(
             "res_exp",
-            _res_exp_jet,
-            Moments(_exp_mean, _res_exp_covariance, _res_exp_derivative, _half),
-            _largest_or_zero,
+            forms.res_exp_jet,
+            Moments(forms.exp_mean, forms.res_exp_covariance, forms.res_exp_derivative, forms.half),
+            forms.largest_or_zero,
         ),
         Activation(
             "cosh",
-            _cosh_jet,
-            Moments(_exp_mean, _cosh_covariance, _sinh_covariance, _half),
-            _largest_modulus,
+            forms.cosh_jet,
+            Moments(forms.exp_mean, forms.cosh_covariance, forms.sinh_covariance, forms.half),
+            forms.largest_modulus,
         ),
         Activation(
             "sinh",
-            _sinh_jet,
-            Moments(_zero_mean, _sinh_covariance, _cosh_covariance, _half, positive_mean=False),
-            _largest_modulus,
+            forms.sinh_jet,
+            Moments(forms.zero_mean, forms.sinh_covariance, forms.cosh_covariance, forms.half, positive_mean=False),
+            forms.largest_modulus,
         ),
-        Activation("relu", _relu_jet, Moments(_relu_mean, _relu_covariance, _relu_derivative), _no_scale),
+        crrelu(),
+        Activation(
+            "threshold",
+            forms.threshold_jet,
+            Moments(forms.threshold_mean, forms.threshold_covariance, forms.threshold_derivative),
+            forms.no_scale,
+        ),
+        Activation(
+            "relu", forms.relu_jet, Moments(forms.relu_mean, forms.relu_covariance, forms.relu_derivative), forms.no_scale
+        ),
         Activation(
             "identity",
-            _identity_jet,
-            Moments(_zero_mean, _identity_covariance, _identity_derivative, positive_mean=False),
-            _no_scale,
+            forms.identity_jet,
+            Moments(forms.zero_mean, forms.identity_covariance, forms.identity_derivative, positive_mean=False),
+            forms.no_scale,
         ),
         Activation(
             "erf",
-            _erf_jet,
-            Moments(_zero_mean, _erf_covariance, _erf_derivative, positive_mean=False),
-            _no_scale,
+            forms.erf_jet,
+            Moments(forms.zero_mean, forms.erf_covariance, forms.erf_derivative, positive_mean=False),
+            forms.no_scale,
         ),
     )
 }

@@ -171,8 +171,8 @@ def row_factors(architecture: Architecture, params: Parameters, x: Points) -> Ro
         slopes = du * (outer / math.sqrt(m) * jnp.exp(jnp.minimum(c, room / 2)))
         none = jnp.zeros((x.shape[0], a.shape[1]), z.dtype)
         return RowFactors(features, slopes, jnp.zeros(z.shape, bool), none, none, finite)
-    alpha, size = jnp.sum(u, axis=1, keepdims=True), jnp.sum(jnp.abs(u), axis=1, keepdims=True)
-    kept = jnp.abs(alpha) > 4 * jnp.finfo(z.dtype).eps * size
+    alpha = jnp.sum(u, axis=1, keepdims=True)
+    kept = activations.is_kept(u, alpha)
     inverse = jnp.where(kept, 1, 0) / jnp.where(kept, alpha, 1)
     weights = u * inverse
     # With a tolerance, because u may be computed twice, differently rounded; and once for all that depends on it.
@@ -230,12 +230,6 @@ def _apply(architecture: Architecture, params: Parameters, x: Points) -> Float[A
 
 def _infinite_kernels(architecture: Architecture, x1: Points1, x2: Points2 | None) -> dict[str, Float[Array, "n1 n2"]]:
     """{"nngp", "ntk"} of infinite width: E[φφ'] and ⟨x, x'⟩ E[φ̇φ̇'] (+ E[φφ'] with a trained readout)."""
-    moments = architecture.activation.moments
-    if architecture.normalized and not moments.positive_mean:
-        raise ValueError(
-            f"a normalized {architecture.activation.name!r} layer has no infinite limit: E[u] = 0, so its normaliser does not "
-            "concentrate. Use normalize=False, or an activation of positive mean."
-        )
     x1 = jnp.asarray(x1)
     symmetric = x2 is None
     x2 = x1 if x2 is None else jnp.asarray(x2)
@@ -247,12 +241,8 @@ def _infinite_kernels(architecture: Architecture, x1: Points1, x2: Points2 | Non
         dots = jnp.where(jnp.eye(x1.shape[0], dtype=bool), squares1[:, None], dots)
     variance = architecture.sigma**2
     q11, q12, q22 = variance * squares1[:, None], variance * dots, variance * squares2[None, :]
-    s1, s2 = (moments.growth(q) if architecture.normalized else jnp.zeros_like(q) for q in (q11, q22))
-    scale = architecture.kernel_scale
-    if architecture.normalized:
-        scale = scale / (moments.mean(q11, s1) * moments.mean(q22, s2))
-    nngp = scale * moments.covariance(q11, q12, q22, s1 + s2)
-    ntk = scale * dots * moments.derivative(q11, q12, q22, s1 + s2)
+    nngp, slopes = architecture.activation.limit(q11, q12, q22, architecture.normalized)
+    nngp, ntk = architecture.kernel_scale * nngp, architecture.kernel_scale * dots * slopes
     if architecture.train_readout:
         ntk = ntk + nngp
     return {"nngp": jnp.where(finite, nngp, jnp.inf), "ntk": jnp.where(finite, ntk, jnp.inf)}

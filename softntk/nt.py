@@ -257,6 +257,20 @@ _mend_batch_flags(_source.batching, _source.utils.utils)
 _mend_size_and_dtype(_source.empirical)
 _nt_structured.mend(_source.empirical, _View)
 
+
+def diagonal_outer_products(kernel: Any, operation: Callable) -> tuple[Any, Any, Any]:
+    """``operation(variances of the first point, of the second)`` for cov1, nngp and cov2 of a ``Kernel`` of any layout."""
+    outer = _source.stax.requirements.get_diagonal_outer_prods
+    return outer(kernel.cov1, kernel.cov2, kernel.diagonal_batch, kernel.diagonal_spatial, operation)
+
+
+def variances(kernel: Any) -> list[Any]:
+    """The diagonals of cov1 and, if there is one, of cov2 of a ``Kernel`` of any layout."""
+    diagonal = _source.stax.requirements.get_diagonal
+    both = (kernel.cov1, kernel.cov2)
+    return [diagonal(cov, kernel.diagonal_batch, kernel.diagonal_spatial) for cov in both if cov is not None]
+
+
 stax = _package.stax
 predict = _package.predict
 batch = _package.batch

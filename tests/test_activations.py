@@ -1,6 +1,7 @@
 """Every activation × every law: derivatives against autodiff, moments against quadrature, shifts that cancel, huge logits."""
 
 import difflib
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +20,12 @@ REFERENCE = {
     "cosh": np.cosh,
     "sinh": np.sinh,
     "relu": lambda z: np.maximum(z, 0),
+    "crrelu": lambda z: np.maximum(z, 0) + 0.01 * z * np.exp(-(z**2) / 2),
+    "threshold": lambda z: np.where(z > 0, 1.0, 0.0),
     "identity": lambda z: z,
     "erf": scipy.special.erf,
 }
-SMOOTH = sorted(set(ACTIVATIONS) - {"relu"})
+SMOOTH = sorted(set(ACTIVATIONS) - {"relu", "crrelu", "threshold"})
 COVARIANCES = [(0.7, 0.3, 0.9), (1.3, -0.6, 0.5), (0.2, 0.0, 1.5), (1.0, 1.0, 1.0), (0.8, -0.8, 0.8)]
 
 every = pytest.mark.parametrize("name", sorted(ACTIVATIONS))
@@ -59,7 +62,7 @@ def test_u_and_derivatives(name, dtype):
     a, z = ACTIVATIONS[name], jnp.linspace(-4.0, 4.0, 41) + 0.03
     assert_close(a.u(z), REFERENCE[name](np.asarray(z, np.float64)), dtype)
     assert_close(a.du(z), jax.vmap(jax.grad(a.u))(z), dtype)
-    if name == "relu" or name == "identity":
+    if name in ("relu", "identity", "threshold"):
         np.testing.assert_array_equal(a.d2u(z), 0)
     else:
         assert_close(a.d2u(z), jax.vmap(jax.grad(a.du))(z), dtype)
@@ -109,6 +112,48 @@ def test_moments_of_relu(q, x64):
             0
         ],
     )
+
+
+def quadrant_quadrature(f, q11, q12, q22):
+    """E f(g₁, g₂) for a function that is smooth but at the axes: Gauss–Legendre in each quadrant."""
+    nodes, weights = np.polynomial.legendre.leggauss(150)
+    covariance, total = np.array([[q11, q12], [q12, q22]]), 0.0
+    t, w = (nodes + 1) / 2, weights / 2
+    for s1, s2 in itertools.product((1, -1), repeat=2):
+        g1, g2 = np.meshgrid(s1 * t * 11 * np.sqrt(q11), s2 * t * 11 * np.sqrt(q22), indexing="ij")
+        g = np.stack([g1, g2])
+        density = np.exp(-0.5 * np.einsum("iab,ij,jab->ab", g, np.linalg.inv(covariance), g))
+        density *= 121 * np.sqrt(q11 * q22) / (2 * np.pi * np.sqrt(np.linalg.det(covariance)))
+        total += np.einsum("a,b,ab", w, w, density * f(g1, g2))
+    return total
+
+
+@pytest.mark.parametrize("q", [q for q in COVARIANCES if abs(q[1]) < np.sqrt(q[0] * q[2])])
+def test_moments_of_crrelu(q, x64):
+    epsilon = 0.7  # so large that its square counts
+    a, args = activations.crrelu(epsilon), [jnp.asarray(v) for v in q]
+    f = lambda z: np.maximum(z, 0) + epsilon * z * np.exp(-(z**2) / 2)
+    slope = lambda z: (z > 0) + epsilon * (1 - z**2) * np.exp(-(z**2) / 2)
+    got = a.moments.covariance(*args, 0.0), a.moments.derivative(*args, 0.0)
+    exact = quadrant_quadrature(lambda x, y: f(x) * f(y), *q), quadrant_quadrature(lambda x, y: slope(x) * slope(y), *q)
+    np.testing.assert_allclose(got, exact, rtol=1e-10)
+    assert_close(a.moments.mean(args[0], 0.0), ACTIVATIONS["relu"].moments.mean(args[0], 0.0))  # the rest is odd
+
+
+@pytest.mark.parametrize("q", COVARIANCES)
+def test_moments_of_threshold(q, x64):
+    moments, args = ACTIVATIONS["threshold"].moments, [jnp.asarray(v) for v in q]
+    np.testing.assert_allclose(moments.covariance(*args, 0.0), ray_quadrature(0, *q), rtol=1e-10, atol=1e-14)
+    assert (moments.derivative(*args, 0.0), moments.mean(args[0], 0.0)) == (0, 0.5)
+    zero = jnp.zeros(())
+    assert (moments.covariance(zero, zero, args[2], 0.0), moments.mean(zero, 0.0)) == (0, 0)
+
+
+def test_a_normalized_sum_is_one_or_lost(dtype):
+    z = jnp.array([[1e4, 1e4, -1e4], [-1e4, -1e4, -1e4], [0.3, -0.2, 1.0]])
+    for name in ("exp", "res_exp", "cosh"):
+        assert_close(jnp.sum(activations.normalize(ACTIVATIONS[name], z), axis=1), np.ones(3), dtype)
+    assert np.isposinf(activations.normalize(ACTIVATIONS["sinh"], jnp.array([[1.0, -1.0]]))).all()
 
 
 @pytest.mark.parametrize("name", SMOOTH)

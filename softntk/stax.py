@@ -1,0 +1,280 @@
+r"""Layers for deep infinite networks: softmax and its family beside every layer of ``neural_tangents.stax``.
+
+``from softntk import stax`` serves as ``neural_tangents.stax`` does, with the layers that it lacks: :func:`Softmax`,
+:func:`ResSoftmax`, :func:`NormalizedActivation`, :func:`CRReLU`, :func:`Threshold`. Each is a triple
+``(init_fn, apply_fn, kernel_fn)`` that composes with all others, under masks, batching and ``nt.predict``.
+
+A softmax over m units tends to zero as m grows; m times it does not. Its normaliser m⁻¹ Σ e^z concentrates on E[e^z] = e^{q/2},
+so that the layer acts as e^{z − q/2}, and the kernels (Σ, Θ) of its Gaussian input become
+
+    Σ ↦ e^{q12},    Θ ↦ Θ e^{q12}.
+
+In general φ = u/E[u] gives E[φφ'] and Θ E[φ̇φ̇'] with the moments of :mod:`softntk.activations`. Two conventions differ from
+:func:`softntk.networks.two_layer`: ``Dense`` has W_std = σ√d for our σ, and differentiates by the unscaled weight, which
+multiplies the first layer's part of the NTK by σ².
+
+The fixed point of a deep stack, q = W_std² e^q + b_std², exists only for small weights (W_std² ≤ 1/e without bias): beyond it
+the kernels of deep softmax networks explode, and a finite width must be much larger than e^q.
+
+Example:
+    >>> import jax
+    >>> from softntk import stax
+    >>> _, _, kernel_fn = stax.serial(stax.Dense(512, W_std=0.5), stax.Softmax(), stax.Dense(1))
+    >>> x = jax.numpy.eye(3)
+    >>> [round(float(v), 4) for v in kernel_fn(x, None, "nngp")[0]]  # e^{q12} with q = 0.25/3 on the diagonal
+    [1.0869, 1.0, 1.0]
+
+Source: arXiv 2405.03251 (the scaling, two layers); MATH.md section 2 (the deep recursion).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from softntk import activations, nt
+from softntk._validation import is_concrete
+from softntk.activations import Activation
+
+# isort: split
+# Everything that neural_tangents has, once softntk.nt has made it importable.
+from neural_tangents.stax import (  # noqa: F401
+    ABRelu,
+    Abs,
+    Aggregate,
+    AggregateImplementation,
+    AttentionMechanism,
+    AvgPool,
+    Bool,
+    Conv,
+    ConvLocal,
+    ConvTranspose,
+    Cos,
+    Dense,
+    Diagonal,
+    DotGeneral,
+    Dropout,
+    Elementwise,
+    ElementwiseNumerical,
+    Erf,
+    Exp,
+    ExpNormalized,
+    FanInConcat,
+    FanInProd,
+    FanInSum,
+    FanOut,
+    Flatten,
+    Gabor,
+    Gaussian,
+    Gelu,
+    GlobalAvgPool,
+    GlobalSelfAttention,
+    GlobalSumPool,
+    Hermite,
+    Identity,
+    ImageResize,
+    Index,
+    LayerNorm,
+    LeakyRelu,
+    MaskedArray,
+    Monomial,
+    Padding,
+    Polynomial,
+    PositionalEmbedding,
+    Rbf,
+    RectifiedMonomial,
+    Relu,
+    Sigmoid_like,
+    Sign,
+    Sin,
+    Slice,
+    SumPool,
+    layer,
+    parallel,
+    repeat,
+    requires,
+    serial,
+    supports_masking,
+    unmask_fn,
+)
+
+Layer = tuple[Callable, Callable, Callable]
+
+
+def Softmax(temperature: float = 1.0, channel_axis: int = -1) -> Layer:
+    r"""Softmax over the channels, times their number: C softmax(z / T). Infinitely many: Σ ↦ e^{q12/T²}, Θ ↦ Θ e^{q12/T²} / T².
+
+    Args:
+        temperature: T > 0.
+        channel_axis: the axis of the features, as of the layers before.
+
+    Returns:
+        ``(init_fn, apply_fn, kernel_fn)``. The input must be Gaussian, that is follow ``Dense``, ``Conv`` or the like.
+
+    Raises:
+        ValueError: temperature not positive; from ``init_fn`` and ``apply_fn``, outside of jit: a single channel; from
+            ``kernel_fn``, whose channels are infinitely many: an input that is not Gaussian or has its channels elsewhere, a
+            variance that is negative or not finite.
+
+    Example:
+        >>> import jax
+        >>> from softntk import stax
+        >>> init_fn, apply_fn, _ = stax.serial(stax.Dense(4), stax.Softmax())
+        >>> _, params = init_fn(jax.random.key(0), (-1, 3))
+        >>> float(apply_fn(params, jax.numpy.ones((1, 3))).mean())
+        1.0
+
+    Source: arXiv 2405.03251 for two layers; MATH.md section 2 for the recursion.
+    """
+    if is_concrete(temperature) and not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}.")
+    return _layer("Softmax", activations.get("exp"), normalized=True, scale=1 / temperature, channel_axis=channel_axis)
+
+
+def ResSoftmax(channel_axis: int = -1) -> Layer:
+    r"""The layer of both papers: C (e^z + z) / Σ (e^z + z) over the channels.
+
+    Infinitely many, with r = e^{−q11/2} + e^{−q22/2} + e^{−(q11+q22)/2}: Σ ↦ e^{q12} + q12 r, Θ ↦ Θ (e^{q12} + r).
+
+    Args:
+        channel_axis: the axis of the features.
+
+    Returns:
+        ``(init_fn, apply_fn, kernel_fn)``; see :func:`Softmax`. The sum may vanish for a finite width: where it is lost in
+        rounding, the output is +inf, never NaN.
+
+    Raises:
+        ValueError: as of :func:`Softmax`.
+
+    Example:
+        >>> from softntk import stax
+        >>> _, _, kernel_fn = stax.serial(stax.Dense(8), stax.ResSoftmax(), stax.Dense(1))
+
+    Source: arXiv 2309.13482 (e^z + z, normalized), 2405.03251 (over hidden units).
+    """
+    return _layer("ResSoftmax", activations.get("res_exp"), normalized=True, channel_axis=channel_axis)
+
+
+def NormalizedActivation(activation: str | Activation, channel_axis: int = -1) -> Layer:
+    r"""C u(z) / Σ u(z) over the channels, for any activation of positive mean. Infinitely many: φ = u / E[u].
+
+    Args:
+        activation: a name or an :class:`~softntk.activations.Activation`.
+        channel_axis: the axis of the features.
+
+    Returns:
+        ``(init_fn, apply_fn, kernel_fn)``; see :func:`ResSoftmax`.
+
+    Raises:
+        ValueError: an unknown name; E[u] = 0 (erf, sinh, identity), where the sum does not concentrate; and as of
+            :func:`Softmax`.
+
+    Example:
+        >>> from softntk import stax
+        >>> _, _, kernel_fn = stax.serial(stax.Dense(8), stax.NormalizedActivation("cosh"), stax.Dense(1))
+
+    Source: MATH.md section 2.
+    """
+    activation = activations.get(activation)
+    return _layer(f"NormalizedActivation({activation.name})", activation, normalized=True, channel_axis=channel_axis)
+
+
+def CRReLU(epsilon: float = 0.01) -> Layer:
+    r"""max(0, z) + ε z e^{−z²/2}.
+
+    Args:
+        epsilon: ε.
+
+    Returns:
+        ``(init_fn, apply_fn, kernel_fn)`` with closed forms: see :func:`softntk.activations.crrelu`.
+
+    Raises:
+        ValueError: from ``kernel_fn``: an input that is not Gaussian, a variance that is negative or not a number.
+
+    Example:
+        >>> from softntk import stax
+        >>> _, _, kernel_fn = stax.serial(stax.Dense(8), stax.CRReLU(), stax.Dense(1))
+    """
+    return _layer("CRReLU", activations.crrelu(epsilon), normalized=False)
+
+
+def Threshold() -> Layer:
+    r"""1 where z > 0, else 0: Σ ↦ (π − θ) / 2π and Θ ↦ 0, so that only the layers behind it train.
+
+    Returns:
+        ``(init_fn, apply_fn, kernel_fn)``.
+
+    Raises:
+        ValueError: as of :func:`CRReLU`.
+
+    Example:
+        >>> from softntk import stax
+        >>> _, _, kernel_fn = stax.serial(stax.Dense(8), stax.Threshold(), stax.Dense(1))
+    """
+    return _layer("Threshold", activations.get("threshold"), normalized=False)
+
+
+def _layer(name: str, activation: Activation, *, normalized: bool, scale: float | None = None, channel_axis: int = -1) -> Layer:
+    """The layer of an activation of scale · z; over all channels if normalized."""
+    if normalized:  # refuses what has no limit now, not at the first kernel
+        activation.limit(*jnp.ones(3), normalized=True)
+
+    def init_fn(rng: Any, input_shape: Any) -> tuple[Any, tuple]:
+        _check_channels(rng, input_shape)
+        return input_shape, ()
+
+    def apply_fn(params: Any, inputs: Any, **kwargs: Any) -> Any:
+        if not normalized:
+            return activation.u(inputs)
+        _check_channels(inputs, inputs.shape)
+        z = jnp.moveaxis(inputs if scale is None else scale * inputs, channel_axis, -1)
+        return jnp.moveaxis(z.shape[-1] * activations.normalize(activation, z), -1, channel_axis)
+
+    def _check_channels(argument: Any, shape: tuple[int, ...]) -> None:
+        # neural_tangents traces both functions for the shapes of a kernel, whose layers may have any width, one for example.
+        if normalized and is_concrete(argument) and shape[channel_axis] == 1:
+            raise ValueError(
+                f"{name} needs at least two channels: over one it is the constant 1. Got the shape {tuple(shape)}."
+            )
+
+    requirements = {"diagonal_spatial": Diagonal()} | ({"channel_axis": channel_axis} if normalized else {})
+
+    def kernel_fn(k: Any, **kwargs: Any) -> Any:
+        _check_kernel(name, k)
+        return _through(activation, normalized, k if scale is None else k * scale).replace(is_gaussian=False)
+
+    def make() -> Layer:
+        return init_fn, apply_fn, requires(**requirements)(kernel_fn)
+
+    kernel_fn.__name__ = kernel_fn.__qualname__ = make.__name__ = name  # in messages
+    return layer(supports_masking(remask_kernel=True)(make))()
+
+
+def _check_kernel(name: str, kernel: Any) -> None:
+    if not kernel.is_gaussian:
+        raise ValueError(f"{name} needs a Gaussian input: put a random affine layer (Dense, Conv, …) before it.")
+    for variances in filter(is_concrete, nt.variances(kernel)):
+        values = np.asarray(variances)
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name} got a kernel that is not finite: look at the inputs, or at what the layers before made.")
+        if values.min() < 0:
+            raise ValueError(f"{name} got a negative variance, {values.min():.3g}: the kernel is not positive semidefinite.")
+
+
+_limit = jax.jit(Activation.limit, static_argnames=("self", "normalized"))  # one pass over the kernel, also outside of jit
+
+
+def _through(activation: Activation, normalized: bool, kernel: Any) -> Any:
+    """The kernel behind the layer, whatever the layout of the one before it."""
+    # Variances of the first and of the second point, broadcasting against the covariance.
+    around1, around, around2 = nt.diagonal_outer_products(kernel, lambda first, second: (first, second))
+
+    def of(covariance: Any, variances: tuple) -> tuple[Any, Any]:
+        return _limit(activation, variances[0], covariance, variances[1], normalized)
+
+    cov1 = of(kernel.cov1, around1)[0]
+    cov2 = None if kernel.cov2 is None else of(kernel.cov2, around2)[0]
+    nngp, slope = of(kernel.nngp, around)
+    return kernel.replace(cov1=cov1, cov2=cov2, nngp=nngp, ntk=None if kernel.ntk is None else kernel.ntk * slope)
