@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tools import assert_close, points
+from tools import assert_close, first, points
 
 import softntk as sn
 from softntk import nt, stax
@@ -19,12 +19,18 @@ LAYERS = {
     "CRReLU": lambda: stax.CRReLU(0.3),
     "Threshold": stax.Threshold,
 }
-every = pytest.mark.parametrize("layer", LAYERS.values(), ids=list(LAYERS))
+
+
+def each(*kept, depths=None):
+    """Every layer by its name, with every depth if there are some; those that are not kept are slow."""
+    if depths is None:
+        return pytest.mark.parametrize("layer", first(LAYERS, *kept))
+    return pytest.mark.parametrize(("layer", "depth"), first(list(itertools.product(LAYERS, depths)), *kept))
 
 
 def stack(layer, width, depth, outputs):
     """Depth times Dense and the layer; the deeper, the smaller the weights, so that the kernels do not explode."""
-    inner = ((stax.Dense(width, W_std=0.55 if depth < 4 else 0.3, b_std=0.1), layer()) for _ in range(depth))
+    inner = ((stax.Dense(width, W_std=0.55 if depth < 4 else 0.3, b_std=0.1), LAYERS[layer]()) for _ in range(depth))
     return stax.serial(*itertools.chain.from_iterable(inner), stax.Dense(outputs))
 
 
@@ -67,15 +73,13 @@ def approach(build, x1, x2, get, widths, draws=12):
     assert np.all(np.diff(distances) < 0)
 
 
-@pytest.mark.parametrize("depth", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
-@every
+@each(("Softmax", 2), ("ResSoftmax", 1), ("CRReLU", 1), ("Threshold", 1), depths=(1, 2, 4))
 def test_finite_networks_approach_the_kernel(layer, depth):
     x1, x2 = points(1, 3, 4, "float32"), points(2, 2, 4, "float32")
     approach(lambda width: stack(layer, width, depth, width), x1, x2, "nngp", (16, 128, 1024))
 
 
-@pytest.mark.parametrize("depth", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)])
-@every
+@each(("Softmax", 2), ("Normalized relu", 1), depths=(1, 2, 4))
 def test_empirical_kernels_approach_the_ntk(layer, depth):
     x1, x2 = points(1, 3, 4, "float32"), points(2, 2, 4, "float32")
     approach(lambda width: stack(layer, width, depth, 1), x1, x2, "ntk", (16, 64, 512))
@@ -97,20 +101,24 @@ def images(layer, width):
 
 @pytest.mark.filterwarnings("ignore:.FanIn. layers assume independent inputs")
 @pytest.mark.parametrize(("build", "shape"), [(branches, (3, 4)), (images, (2, 5, 5, 2))])
-@pytest.mark.parametrize("layer", [stax.Softmax, stax.ResSoftmax, stax.CRReLU])
+@each("Softmax")
 def test_branches_and_images_approach_their_kernels(build, shape, layer):
     x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
-    approach(lambda width: build(layer, width), x, None, "nngp", (16, 64, 512))
+    approach(lambda width: build(LAYERS[layer], width), x, None, "nngp", (16, 64, 512))
 
 
-@every
+@each("ResSoftmax")
 def test_masked_rows_are_as_if_they_were_not_there(layer, x64):
     """A sequence with masked positions has the kernel, and the function, of the shorter sequence."""
     x, constant = np.random.default_rng(0).normal(size=(3, 6, 4)), 1e4
     masked = x.copy()
     masked[:, 4:] = constant
     init_fn, apply_fn, kernel_fn = stax.serial(
-        stax.Conv(8, (1,), W_std=0.5, b_std=0.2), layer(), stax.Conv(8, (1,), W_std=0.5), layer(), stax.GlobalAvgPool()
+        stax.Conv(8, (1,), W_std=0.5, b_std=0.2),
+        LAYERS[layer](),
+        stax.Conv(8, (1,), W_std=0.5),
+        LAYERS[layer](),
+        stax.GlobalAvgPool(),
     )
     for get in ("nngp", "ntk"):
         assert_close(kernel_fn(masked, None, get, mask_constant=constant), kernel_fn(x[:, :4], None, get))
@@ -119,7 +127,7 @@ def test_masked_rows_are_as_if_they_were_not_there(layer, x64):
     assert_close(unmasked, apply_fn(params, jnp.asarray(x[:, :4])))
 
 
-@every
+@each("Softmax", "Threshold")
 def test_batches_and_diagonals(layer, x64):
     x1, x2 = points(1, 6, 4), points(2, 4, 4)
     kernel_fn = stack(layer, 8, 2, 1)[2]
@@ -127,18 +135,18 @@ def test_batches_and_diagonals(layer, x64):
     for a, b in zip(whole, batched, strict=True):
         assert_close(b, a, rtol=1e-12)
     diagonal = kernel_fn(x1, None, "cov1")
-    assert_close(diagonal, np.diag(kernel_fn(x1, None, "nngp")), rtol=1e-7 if layer is stax.Threshold else 1e-12)
+    assert_close(diagonal, np.diag(kernel_fn(x1, None, "nngp")), rtol=1e-7 if layer == "Threshold" else 1e-12)
     image = np.random.default_rng(0).normal(size=(2, 3, 3, 2))
-    by_pixels = stax.serial(stax.Conv(8, (1, 1), W_std=0.5), layer())[2]
+    by_pixels = stax.serial(stax.Conv(8, (1, 1), W_std=0.5), LAYERS[layer]())[2]
     # Theirs stores the spatial axes of an odd number of convolutions in reverse.
     full, short = (by_pixels(image, None, "nngp", diagonal_spatial=d) for d in (False, True))
     assert_close(np.einsum("ijaabb->ijba", full), short, rtol=1e-12)
 
 
-@every
-def test_gradients_at_equal_points_are_finite(layer, dtype):
+@each("Softmax", "CRReLU", "Threshold")
+def test_gradients_at_equal_points_are_finite(layer):
     """Where arc-cosine kernels have their trap: ∞ − ∞ at angle zero."""
-    x, kernel_fn = points(1, 3, 4, dtype), stack(layer, 8, 2, 1)[2]
+    x, kernel_fn = points(1, 3, 4, "float32"), stack(layer, 8, 2, 1)[2]
     for other in (None, x, -x):
         gradient = jax.grad(lambda x, other=other: sum(jnp.sum(k) for k in kernel_fn(x, other, ("nngp", "ntk"))))(x)
         assert np.isfinite(gradient).all()
@@ -147,7 +155,7 @@ def test_gradients_at_equal_points_are_finite(layer, dtype):
 def test_predictions_of_neural_tangents_equal_ours(x64):
     """Gradient descent at finite time, its end, and the posterior of the Gaussian process; their loss is divided by n k."""
     x, test, y = points(1, 12, 4), points(2, 5, 4), points(3, 12, 2)
-    kernel_fn = stack(stax.Softmax, 8, 2, 1)[2]
+    kernel_fn = stack("Softmax", 8, 2, 1)[2]
     gram, cross = kernel_fn(x, None, "ntk"), kernel_fn(test, x, "ntk")
     predict = nt.predict.gradient_descent_mse_ensemble(kernel_fn, x, y, learning_rate=1.0, diag_reg=0.0)
     times = np.array([3.0, 200.0])
@@ -182,7 +190,7 @@ def test_bad_input(build, message):
 
 def test_the_width_of_a_kernel_does_not_matter():
     x = points(1, 3, 4, "float32")
-    one, many = (stack(stax.Softmax, width, 2, 1)[2](x, None, "ntk") for width in (1, 64))
+    one, many = (stack("Softmax", width, 2, 1)[2](x, None, "ntk") for width in (1, 64))
     np.testing.assert_array_equal(one, many)
 
 

@@ -1,11 +1,12 @@
 """The tests' own tools: tolerances by precision, dumb oracles, data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 TOLERANCE = {"float32": 2e-5, "float64": 1e-10}
 
@@ -21,6 +22,14 @@ def assert_close(actual: Any, desired: Any, dtype: str = "float64", *, rtol: flo
     assert error <= rtol * size, (
         f"error {error:.3g} of {size:.3g} exceeds {rtol:.1g}, relative {error / size if size else np.inf:.3g}"
     )
+
+
+def first(cases: Iterable[Any], *kept: Any) -> list[Any]:
+    """The cases of a parametrised test; those that are not ``kept`` are marked slow: they compile more than they test."""
+    return [
+        case if case in kept else pytest.param(*case if isinstance(case, tuple) else (case,), marks=pytest.mark.slow)
+        for case in cases
+    ]
 
 
 def cast(tree: Any, dtype: str) -> Any:

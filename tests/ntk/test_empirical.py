@@ -7,18 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tools import assert_close, cast, dense_kernels, points
+from tools import assert_close, cast, dense_kernels, first, points
 
 import softntk as sn
 from softntk import nt
 from softntk.networks import FAMILIES, two_layer
 
-CORNERS = [("ntk", False, False, 1), ("ntk", False, False, 3), ("paper", True, True, 3)]
-EVERY = [
-    # A reader's run takes the corners; the whole product is minutes of compilation.
-    pytest.param(*case, marks=[] if case[1:] in CORNERS and (case[-1] > 1 or case[0] == "softmax") else pytest.mark.slow)
-    for case in itertools.product(sorted(FAMILIES), ["ntk", "paper"], [False, True], [False, True], [1, 3])
-]
+# A reader's run takes some corners; the whole product is minutes of compilation.
+CORNERS = [(family, "paper", True, True, 3) for family in ("softmax", "res_softmax", "relu")]
+CORNERS += [("softmax", "ntk", False, False, 1), ("exp", "ntk", False, False, 3)]
+EVERY = first(itertools.product(sorted(FAMILIES), ["ntk", "paper"], [False, True], [False, True], [1, 3]), *CORNERS)
 
 
 @pytest.mark.parametrize(("family", "parameterization", "train_readout", "bias", "k"), EVERY)
@@ -57,7 +55,7 @@ def test_any_activation(activation, normalize, x64):
     assert_close(sn.ntk.empirical(net, params, x), dense_kernels(net.apply_fn, params, x)["full"])
 
 
-@pytest.mark.parametrize("outputs", ["full", "mean", "diagonal"])
+@pytest.mark.parametrize("outputs", first(["full", "mean", "diagonal"], "mean"))
 def test_equals_neural_tangents_and_serves_any_function(outputs, x64):
     net = two_layer("softmax", width=24, out_dim=3, antisymmetric=False)
     _, params = net.init_fn(jax.random.key(0), (-1, 4))
@@ -92,7 +90,7 @@ def test_transformations():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
-@pytest.mark.parametrize(("outputs", "size"), [("full", 1.0), ("full", 40.0), ("mean", 1.0)])
+@pytest.mark.parametrize(("outputs", "size"), first([("full", 1.0), ("full", 40.0), ("mean", 1.0)], ("full", 40.0)))
 def test_tiles_make_the_whole_and_its_derivatives(outputs, size, x64):
     """Lines of one row, lines that overlap and one line; also where the terms would cancel (logits of ±100)."""
     net = two_layer("softmax", width=24, out_dim=2, antisymmetric=False, train_readout=True)
@@ -148,9 +146,7 @@ def test_outputs_are_checked(untyped):
         sn.ntk.empirical(net, params, np.ones((2, 4), np.float32), outputs="trace")
 
 
-@pytest.mark.parametrize(
-    "family", [f if f in ("softmax", "relu") else pytest.param(f, marks=pytest.mark.slow) for f in sorted(FAMILIES)]
-)
+@pytest.mark.parametrize("family", first(sorted(FAMILIES), "softmax", "relu"))
 def test_distance_to_infinite_width_falls_like_its_root(family, x64):
     """σ = ½, ten seeds, widths 2⁸ … 2¹⁴: the slope of the relative Frobenius distance lies between −0.6 and −0.4."""
     x, widths = points(0, 12, 8), 2 ** np.arange(8, 15)
