@@ -10,7 +10,7 @@ function a quirk, each found by comparing with a direct computation.
 
 All four implementations of the empirical NTK run. ``STRUCTURED_DERIVATIVES`` works on JAX's own programs, through
 internals that have changed the most: its mends have a file to themselves, ``_nt_structured``. ``AUTO`` passes over an
-implementation that cannot run the network at hand.
+implementation that cannot run the network at hand. ``python -m softntk.nt`` prints which parts work on this Python and JAX.
 
 Example:
     >>> import jax
@@ -283,3 +283,9 @@ taylor_expand = _package.taylor_expand
 monte_carlo_kernel_fn = _package.monte_carlo_kernel_fn
 NtkImplementation = _package.NtkImplementation
 Kernel = _package.Kernel
+
+if __name__ == "__main__":
+    sys.modules["softntk.nt"] = sys.modules["__main__"]  # the same module under the name by which the table imports it
+    from softntk import _nt_compatibility
+
+    sys.exit(_nt_compatibility.main())

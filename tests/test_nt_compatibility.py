@@ -1,0 +1,32 @@
+"""The table of ``python -m softntk.nt``: every part works, and one that does not is said not to."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from tools import first
+
+from softntk import _nt_compatibility as table
+
+
+@pytest.mark.parametrize("part", first(range(len(table.parts())), 0))
+def test_every_part_works(part):
+    row = table.check(table.parts()[part])
+    assert row.works, row
+
+
+def test_what_does_not_work_is_said():
+    wrong = table.check(("part", "case", lambda: (np.ones(2), 2 * np.ones(2))))
+    shape = table.check(("part", "case", lambda: (np.ones(2), np.ones(3))))
+    raised = table.check(("part", "case", lambda: 1 / 0))
+    assert not any(row.works for row in (wrong, shape, raised))
+    assert wrong.error == 0.5
+    assert shape.problem == "shape (2,) instead of (3,)"
+    assert raised.problem == "ZeroDivisionError: division by zero"
+
+
+@pytest.mark.slow
+def test_the_command_prints_the_table():
+    run = subprocess.run([sys.executable, "-m", "softntk.nt"], capture_output=True, text=True, check=True)
+    assert f"{len(table.parts())} of {len(table.parts())} parts work" in run.stdout
