@@ -1,0 +1,213 @@
+r"""What depth does to kernels: the recursion through infinitely wide layers, its fixed points and their stability.
+
+A layer takes pre-activations of variances q11, q22 and covariance q12, and the kernel Θ of all layers before it, to
+
+    q12 ↦ σ_w² E[φφ'] + σ_b²,    Θ ↦ q12(new) + σ_w² E[φ̇φ̇'] Θ,
+
+with φ = u, or u/E[u] normalized: ``Dense(W_std=σ_w, b_std=σ_b)`` behind an activation, in neural_tangents' parameterization.
+
+Two points of equal variance q* = V(q*) keep it, and their correlation moves by c ↦ C(c). Its slope at c = 1,
+χ = σ_w² E[φ̇²], decides: below one, near points grow together (ordered), above, apart (chaotic); the correlation comes to rest
+at c*, up to e^{−l/ξ} after l layers, ξ = −1/log C'(c*): depths far beyond ξ do not tell inputs apart and do not train.
+
+For softmax V(q) = σ_w² e^q + σ_b² has a fixed point if and only if σ_w² ≤ e^{−1−σ_b²}; it comes to rest at the lower one,
+q* = σ_b² − W(−σ_w² e^{σ_b²}) with Lambert's function, where χ = V'(q*) = q* − σ_b² ≤ 1: **a deep softmax network is never
+chaotic**. It is ordered or it explodes.
+
+Example:
+    >>> import softntk as sn
+    >>> found = sn.ntk.fixed_point("exp", normalized=True, weight_variance=0.3, bias_variance=0.0)
+    >>> bool(found.exists), round(float(found.variance), 4), round(float(found.slope), 4)  # q* = χ, as σ_b = 0
+    (True, 0.4894, 0.4894)
+
+Source: Poole et al. (2016) and Schoenholz et al. (2017) for the method; MATH.md section 2 for the softmax recursion.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from softntk import activations
+from softntk._records import record
+from softntk._validation import check_positive_int
+from softntk.activations import Activation
+
+Scalars = Float[Array, "..."]
+Values = float | list[float] | Float[Array | np.ndarray, "..."]
+_LARGEST = 1e4  # a variance beyond it is on its way to infinity
+
+
+@record
+class Propagation:
+    """Kernels of pre-activations behind 0, 1, …, L layers, along the first axis.
+
+    Attributes:
+        variance1: q11.
+        covariance: q12, the NNGP of the network that ends there.
+        variance2: q22.
+        ntk: Θ.
+    """
+
+    variance1: Float[Array, "layers ..."]
+    covariance: Float[Array, "layers ..."]
+    variance2: Float[Array, "layers ..."]
+    ntk: Float[Array, "layers ..."]
+
+
+@record
+class FixedPoint:
+    """Where the variance of a deep stack comes to rest, and the correlation of two inputs. +inf where it does not.
+
+    Attributes:
+        exists: whether it does.
+        variance: q*.
+        variance_slope: V'(q*).
+        slope: χ = C'(1), the factor by which a layer multiplies the squared distance of near points, and gradients.
+        correlation: c*, from c = ½.
+        correlation_slope: C'(c*).
+    """
+
+    exists: Bool[Array, "..."]
+    variance: Scalars
+    variance_slope: Scalars
+    slope: Scalars
+    correlation: Scalars
+    correlation_slope: Scalars
+
+    @property
+    def depth_scale(self) -> Scalars:
+        """ξ = −1/log C'(c*), in layers; +inf at criticality, zero where one layer is enough or there is no fixed point."""
+        slope = self.correlation_slope
+        inside = (slope > 0) & (slope < 1)
+        return jnp.where(inside, -1 / jnp.log(jnp.where(inside, slope, 0.5)), jnp.where(slope == 1, jnp.inf, 0))
+
+
+def propagate(
+    activation: str | Activation,
+    q11: Values,
+    q12: Values,
+    q22: Values,
+    depth: int,
+    *,
+    normalized: bool,
+    weight_variance: Values,
+    bias_variance: Values = 0.0,
+) -> Propagation:
+    r"""The recursion through ``depth`` layers.
+
+    Args:
+        activation: u, by name or itself.
+        q11: variance of the first pre-activation at the first point: σ_w²|x|²/d + σ_b² for neural_tangents.
+        q12: covariance.
+        q22: variance at the second point; all three broadcast.
+        depth: L.
+        normalized: φ = u/E[u].
+        weight_variance: σ_w².
+        bias_variance: σ_b².
+
+    Returns:
+        A :class:`Propagation`, [L + 1, …] each; Θ starts as q12.
+
+    Raises:
+        ValueError: an unknown activation, depth not positive, normalized with E[u] = 0.
+
+    Example:
+        >>> found = propagate("exp", 1.0, 0.0, 1.0, 2, normalized=True, weight_variance=0.3)
+        >>> [round(float(v), 3) for v in found.variance1]  # q ↦ 0.3 e^q
+        [1.0, 0.815, 0.678]
+
+    Source: MATH.md section 2, "Deep".
+    """
+    activation = activations.get(activation)
+    check_positive_int("depth", depth)
+    q11, q12, q22, weight, bias = _arrays(q11, q12, q22, weight_variance, bias_variance)
+
+    def layer(state: tuple, _: None) -> tuple[tuple, tuple]:
+        q11, q12, q22, ntk = state
+        value, slope = activation.limit(q11, q12, q22, normalized)
+        new = weight * value + bias
+        ends = (weight * activation.limit(q, q, q, normalized)[0] + bias for q in (q11, q22))
+        state = (next(ends), new, next(ends), new + weight * slope * ntk)
+        return state, state
+
+    start = (q11, q12, q22, q12)
+    layers = lax.scan(layer, start, length=depth)[1]
+    found = [jnp.concatenate([first[None], rest]) for first, rest in zip(start, layers, strict=True)]
+    return Propagation(variance1=found[0], covariance=found[1], variance2=found[2], ntk=found[3])
+
+
+def fixed_point(
+    activation: str | Activation,
+    *,
+    normalized: bool,
+    weight_variance: Values,
+    bias_variance: Values = 0.0,
+    max_steps: int = 5000,
+) -> FixedPoint:
+    r"""Where V, iterated from q = 1, comes to rest, and how stable it is there.
+
+    Args:
+        activation: u, by name or itself.
+        normalized: φ = u/E[u].
+        weight_variance: σ_w²; broadcasts with
+        bias_variance: σ_b².
+        max_steps: of the iteration; what Newton's method then adds is exact but at criticality.
+
+    Returns:
+        A :class:`FixedPoint` of arrays of the broadcast shape.
+
+    Raises:
+        ValueError: an unknown activation, max_steps not positive, normalized with E[u] = 0.
+
+    Example:
+        >>> grid = fixed_point("exp", normalized=True, weight_variance=[0.2, 0.36, 0.38])  # 1/e = 0.3679
+        >>> grid.exists.tolist()
+        [True, True, False]
+
+    Source: see the module.
+    """
+    activation = activations.get(activation)
+    check_positive_int("max_steps", max_steps)
+    weight, bias = _arrays(weight_variance, bias_variance)
+
+    def after(q: Scalars) -> Scalars:
+        return weight * activation.limit(q, q, q, normalized)[0] + bias
+
+    def moved(q: Scalars) -> Bool[Array, "..."]:
+        return jnp.abs(after(q) - q) > 4 * jnp.finfo(q.dtype).eps * jnp.maximum(q, 1)
+
+    def step(state: tuple) -> tuple:
+        i, q = state
+        return i + 1, jnp.where(q < _LARGEST, after(q), q)
+
+    unrest = lambda state: (state[0] < max_steps) & jnp.any(moved(state[1]) & (state[1] < _LARGEST))
+    q = lax.while_loop(unrest, step, (0, jnp.ones_like(weight)))[1]
+    exists = q < _LARGEST
+    q = jnp.where(exists, q, 1)
+    for _ in range(3):  # Newton, where it helps
+        value, slope = jax.jvp(after, (q,), (jnp.ones_like(q),))
+        new = q + jnp.where(slope < 1, (value - q) / jnp.where(slope < 1, 1 - slope, 1), 0)
+        q = jnp.where((new >= 0) & (jnp.abs(after(new) - new) < jnp.abs(value - q)), new, q)
+    variance_slope = jax.jvp(after, (q,), (jnp.ones_like(q),))[1]
+
+    # Over the next variance, which is q itself at rest: then a variance that vanishes still has a correlation.
+    tiny = jnp.maximum(q, jnp.finfo(q.dtype).tiny ** 0.25)
+    scale = after(tiny)
+
+    def correlation(c: Scalars) -> tuple[Scalars, Scalars]:
+        value, slope = activation.limit(tiny, c * tiny, tiny, normalized)
+        return jnp.clip((weight * value + bias) / scale, -1, 1), weight * slope * tiny / scale
+
+    c = lax.fori_loop(0, max_steps, lambda _, c: correlation(c)[0], jnp.full_like(q, 0.5))
+    found = (q, variance_slope, correlation(jnp.ones_like(q))[1], c, correlation(c)[1])
+    names = ("variance", "variance_slope", "slope", "correlation", "correlation_slope")
+    return FixedPoint(exists=exists, **{n: jnp.where(exists, v, jnp.inf) for n, v in zip(names, found, strict=True)})
+
+
+def _arrays(*values: Values) -> list[Array]:
+    """Broadcast, of one floating-point dtype."""
+    arrays = [jnp.asarray(value, float if isinstance(value, list) else None) for value in values]
+    dtype = jnp.result_type(float, *arrays)
+    return list(jnp.broadcast_arrays(*(array.astype(dtype) for array in arrays)))
