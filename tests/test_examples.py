@@ -7,6 +7,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+NAMES = ("quickstart", "kernel_regression", "deep_limits")
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -50,7 +51,22 @@ def test_kernel_regression(tmp_path, capsys):
     assert "test accuracy" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["quickstart", "kernel_regression"])
+@pytest.mark.optimised
+def test_deep_limits(tmp_path, capsys):
+    diagrams, found = load("deep_limits").main(["--small", "--output", str(tmp_path / "picture.png")])
+    softmax, relu, erf = (d.found for d in diagrams)
+    assert np.all(softmax.slope[softmax.exists] <= 1)
+    assert not softmax.exists.all()
+    np.testing.assert_array_equal(np.asarray(relu.exists).all(axis=0), diagrams[1].weight < 2)
+    assert np.max(erf.slope) > 1
+    for d in found:
+        assert d.ntk[-1] < d.ntk[0]
+        assert d.nngp[-1] < d.nngp[0]
+    assert (tmp_path / "picture.png").stat().st_size > 20_000
+    assert "softmax: ordered on" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_help_explains_the_options(name, capsys):
     with pytest.raises(SystemExit):
         load(name).main(["--help"])
@@ -58,4 +74,4 @@ def test_help_explains_the_options(name, capsys):
 
 
 def test_every_example_has_a_test():
-    assert {p.stem for p in EXAMPLES.glob("*.py")} == {"quickstart", "kernel_regression"}
+    assert {p.stem for p in EXAMPLES.glob("*.py")} == set(NAMES)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
-from tools import assert_close, dense_kernels, points
+from tools import assert_close, dense_kernels, first, points
 
 from softntk import nt
 from softntk.activations import ACTIVATIONS
@@ -191,7 +191,10 @@ BY_HAND = [1, 2, 3]
 """Every implementation but AUTO, which compiles them all to choose one."""
 
 
-@pytest.mark.parametrize(("outputs", "implementation", "vmap_axes"), list(itertools.product(AXES, BY_HAND, [None, 0])))
+@pytest.mark.parametrize(
+    ("outputs", "implementation", "vmap_axes"),
+    first(list(itertools.product(AXES, BY_HAND, [None, 0])), *itertools.product(AXES, BY_HAND, [0]), ("full", 3, None)),
+)
 def test_empirical_kernels_are_products_of_jacobians(outputs, implementation, vmap_axes, x64):
     apply_fn, params = two_outputs()
     x1, x2 = points(1, 4, 4), points(2, 3, 4)

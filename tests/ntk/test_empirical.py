@@ -14,8 +14,8 @@ from softntk import nt
 from softntk.networks import FAMILIES, two_layer
 
 # A reader's run takes some corners; the whole product is minutes of compilation.
-CORNERS = [(family, "paper", True, True, 3) for family in ("softmax", "res_softmax", "relu")]
-CORNERS += [("softmax", "ntk", False, False, 1), ("exp", "ntk", False, False, 3)]
+CORNERS = [("softmax", "paper", True, True, 3), ("res_softmax", "ntk", False, False, 3), ("relu", "paper", True, True, 3)]
+CORNERS += [("softmax", "ntk", False, False, 1)]
 EVERY = first(itertools.product(sorted(FAMILIES), ["ntk", "paper"], [False, True], [False, True], [1, 3]), *CORNERS)
 
 
@@ -146,7 +146,7 @@ def test_outputs_are_checked(untyped):
         sn.ntk.empirical(net, params, np.ones((2, 4), np.float32), outputs="trace")
 
 
-@pytest.mark.parametrize("family", first(sorted(FAMILIES), "softmax", "relu"))
+@pytest.mark.parametrize("family", first(sorted(FAMILIES), "softmax"))
 def test_distance_to_infinite_width_falls_like_its_root(family, x64):
     """σ = ½, ten seeds, widths 2⁸ … 2¹⁴: the slope of the relative Frobenius distance lies between −0.6 and −0.4."""
     x, widths = points(0, 12, 8), 2 ** np.arange(8, 15)

@@ -26,7 +26,6 @@ def network_operator(name, dtype, block_size=4):
     first(
         [("softmax", "float32"), ("softmax", "float64"), ("res_softmax", "float64"), ("relu", "float32")],
         ("softmax", "float32"),
-        ("res_softmax", "float64"),
     ),
     indirect=["dtype"],
 )

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tools import assert_close, points
+from tools import assert_close, first, points
 
 from softntk import ntk
 from softntk.networks import two_layer
@@ -67,7 +67,9 @@ def test_a_matrix(dtype):
     assert_close(ntk.extreme_eigenvalues(full)[1], desired[-1], dtype)
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [("generic", "float64"), ("linear", "float32")], indirect=["dtype"])
+@pytest.mark.parametrize(
+    ("kind", "dtype"), first([("generic", "float64"), ("linear", "float32")], ("linear", "float32")), indirect=["dtype"]
+)
 def test_density_of_states(kind, dtype):
     op, matrix = kernels(kind, dtype)
     eigenvalues = np.linalg.eigvalsh(matrix)
