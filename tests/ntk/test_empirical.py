@@ -14,8 +14,7 @@ from softntk import nt
 from softntk.networks import FAMILIES, two_layer
 
 # A reader's run takes some corners; the whole product is minutes of compilation.
-CORNERS = [("softmax", "paper", True, True, 3), ("res_softmax", "ntk", False, False, 3), ("relu", "paper", True, True, 3)]
-CORNERS += [("softmax", "ntk", False, False, 1)]
+CORNERS = [("softmax", "paper", True, True, 3), ("relu", "ntk", False, False, 3)]
 EVERY = first(itertools.product(sorted(FAMILIES), ["ntk", "paper"], [False, True], [False, True], [1, 3]), *CORNERS)
 
 
@@ -90,7 +89,7 @@ def test_transformations():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
-@pytest.mark.parametrize(("outputs", "size"), first([("full", 1.0), ("full", 40.0), ("mean", 1.0)], ("full", 40.0)))
+@pytest.mark.parametrize(("outputs", "size"), first([("full", 1.0), ("full", 40.0), ("mean", 1.0)], ("mean", 1.0)))
 def test_tiles_make_the_whole_and_its_derivatives(outputs, size, x64):
     """Lines of one row, lines that overlap and one line; also where the terms would cancel (logits of ±100)."""
     net = two_layer("softmax", width=24, out_dim=2, antisymmetric=False, train_readout=True)
