@@ -58,6 +58,10 @@ class Moments:
     """False where E[u] = 0 for every q (odd functions): then a normalized layer has no infinite limit."""
 
 
+def _largest(q: Scalars) -> float:
+    return 0.25 * float(jnp.finfo(q.dtype).max) ** 0.5
+
+
 @dataclass(frozen=True)
 class Activation:
     """An activation u with u' and u'', safe against overflow, and its Gaussian moments.
@@ -118,6 +122,8 @@ class Activation:
                 f"a normalized {self.name!r} layer has no infinite limit: E[u] = 0, so its normaliser does not "
                 "concentrate. Use an activation of positive mean, or do not normalize."
             )
+        # Products of two stay finite, and so do differences: variances that have exploded saturate, they do not become NaN.
+        q11, q12, q22 = (jnp.clip(q, -_largest(q), _largest(q)) for q in (q11, q12, q22))
         s1, s2 = (moments.growth(q) if normalized else jnp.zeros_like(q) for q in (q11, q22))
         scale = 1 / (moments.mean(q11, s1) * moments.mean(q22, s2)) if normalized else 1.0
         return scale * moments.covariance(q11, q12, q22, s1 + s2), scale * moments.derivative(q11, q12, q22, s1 + s2)
@@ -173,6 +179,18 @@ def quadrature_moments(jet: Callable[[Scalars, Scalars | float], Jet], order: in
     return Moments(mean=mean, covariance=expect(0), derivative=expect(1))
 
 
+def chain(ntk: Scalars, slope: Scalars) -> Scalars:
+    """Θ E[φ̇φ̇'] of a layer, from Θ before it; saturates far below infinity, where the next layer's sum would make NaN of it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(chain(jnp.asarray(jnp.inf), jnp.asarray(0.0)))
+        0.0
+    """
+    largest = 1e-6 * float(jnp.finfo(slope.dtype).max)
+    return jnp.clip(jnp.where(slope == 0, 0, ntk) * slope, -largest, largest)
+
+
 def normalize(activation: Activation, z: Scalars) -> Scalars:
     """u(z) / 1ᵀu(z) along the last axis; +inf where 1ᵀu is lost against 1ᵀ|u| in rounding, never NaN for finite z.
 
@@ -187,6 +205,8 @@ def normalize(activation: Activation, z: Scalars) -> Scalars:
         >>> import jax.numpy as jnp
         >>> normalize(get("exp"), jnp.array([1e4, 1e4])).tolist()
         [0.5, 0.5]
+
+    Source: MATH.md section 1 (the shift, and where the domain ends).
     """
     u = activation.jet(z, activation.log_scale(z))[0]
     total = jnp.sum(u, axis=-1, keepdims=True)
@@ -242,7 +262,12 @@ def crrelu(epsilon: float = 0.01) -> Activation:
     Returns:
         The activation, its moments in closed form.
 
-    The moments are derived in ``softntk/_closed_forms.py``.
+    Example:
+        >>> import jax.numpy as jnp
+        >>> round(float(crrelu(0.5).u(jnp.asarray(-1.0))), 4)  # −½ e^{−½}
+        -0.3033
+
+    Source: the moments are derived in ``softntk/_closed_forms.py``, by tilting the Gaussian with e^{−g²/2}.
     """
     return _crrelu(float(epsilon))
 

@@ -259,13 +259,28 @@ _nt_structured.mend(_source.empirical, _View)
 
 
 def diagonal_outer_products(kernel: Any, operation: Callable) -> tuple[Any, Any, Any]:
-    """``operation(variances of the first point, of the second)`` for cov1, nngp and cov2 of a ``Kernel`` of any layout."""
+    """``operation(variances of the first point, of the second)``, broadcasting against cov1, nngp and cov2 in turn.
+
+    Args:
+        kernel: a ``Kernel`` of any layout: cov1 of shape [n1] or [n1, n1], with spatial axes once or twice.
+        operation: of two arrays.
+
+    Example:
+        >>> kernel = stax.Dense(1)[2](jax.numpy.eye(2))
+        >>> [v.shape for v in diagonal_outer_products(kernel, lambda first, second: (first, second))[1]]
+        [(2, 1), (1, 2)]
+    """
     outer = _source.stax.requirements.get_diagonal_outer_prods
     return outer(kernel.cov1, kernel.cov2, kernel.diagonal_batch, kernel.diagonal_spatial, operation)
 
 
 def variances(kernel: Any) -> list[Any]:
-    """The diagonals of cov1 and, if there is one, of cov2 of a ``Kernel`` of any layout."""
+    """The diagonals [n, …] of cov1 and, if there is one, of cov2 of a ``Kernel`` of any layout.
+
+    Example:
+        >>> variances(stax.Dense(1)[2](jax.numpy.eye(2)))[0].tolist()
+        [0.5, 0.5]
+    """
     diagonal = _source.stax.requirements.get_diagonal
     both = (kernel.cov1, kernel.cov2)
     return [diagonal(cov, kernel.diagonal_batch, kernel.diagonal_spatial) for cov in both if cov is not None]

@@ -196,6 +196,8 @@ def CRReLU(epsilon: float = 0.01) -> Layer:
     Example:
         >>> from softntk import stax
         >>> _, _, kernel_fn = stax.serial(stax.Dense(8), stax.CRReLU(), stax.Dense(1))
+
+    Source: see :func:`softntk.activations.crrelu`.
     """
     return _layer("CRReLU", activations.crrelu(epsilon), normalized=False)
 
@@ -212,6 +214,8 @@ def Threshold() -> Layer:
     Example:
         >>> from softntk import stax
         >>> _, _, kernel_fn = stax.serial(stax.Dense(8), stax.Threshold(), stax.Dense(1))
+
+    Source: Cho and Saul (2009), the arc-cosine kernel of order 0.
     """
     return _layer("Threshold", activations.get("threshold"), normalized=False)
 
@@ -277,4 +281,5 @@ def _through(activation: Activation, normalized: bool, kernel: Any) -> Any:
     cov1 = of(kernel.cov1, around1)[0]
     cov2 = None if kernel.cov2 is None else of(kernel.cov2, around2)[0]
     nngp, slope = of(kernel.nngp, around)
-    return kernel.replace(cov1=cov1, cov2=cov2, nngp=nngp, ntk=None if kernel.ntk is None else kernel.ntk * slope)
+    ntk = None if kernel.ntk is None else activations.chain(kernel.ntk, slope)
+    return kernel.replace(cov1=cov1, cov2=cov2, nngp=nngp, ntk=ntk)

@@ -153,7 +153,7 @@ def test_gradients_at_equal_points_are_finite(layer):
 
 
 def test_predictions_of_neural_tangents_equal_ours(x64):
-    """Gradient descent at finite time, its end, and the posterior of the Gaussian process; their loss is divided by n k."""
+    """Gradient descent at finite time, and the posterior of the Gaussian process; their loss is divided by n k."""
     x, test, y = points(1, 12, 4), points(2, 5, 4), points(3, 12, 2)
     kernel_fn = stack("Softmax", 8, 2, 1)[2]
     gram, cross = kernel_fn(x, None, "ntk"), kernel_fn(test, x, "ntk")
@@ -162,6 +162,14 @@ def test_predictions_of_neural_tangents_equal_ours(x64):
     ours = sn.ntk.predict_flow(gram, y, times / y.size, cross=cross)
     for t, wanted in zip(times, ours, strict=True):
         assert_close(predict(t=t, x_test=test, get="ntk"), wanted, rtol=1e-6)
+    gram_nngp, cross_nngp, prior = kernel_fn(x, None, "nngp"), kernel_fn(test, x, "nngp"), kernel_fn(test, None, "nngp")
+    theirs = nt.predict.gradient_descent_mse_ensemble(kernel_fn, x, y, diag_reg=0.1, diag_reg_absolute_scale=True)
+    mean, covariance = theirs(x_test=test, get="nngp", compute_cov=True)
+    posterior = sn.ntk.gp_posterior(gram_nngp, y, noise=0.1, cross=cross_nngp, prior=jnp.diag(prior))
+    assert_close(posterior.mean, mean, rtol=1e-8)
+    assert_close(posterior.variance, np.diag(covariance), rtol=1e-8)
+    inferred = nt.predict.gp_inference(gram_nngp, y, diag_reg=0.1, diag_reg_absolute_scale=True)
+    assert_close(inferred("nngp", cross_nngp), mean, rtol=1e-8)
     explicit = nt.predict.gradient_descent_mse(gram, y, learning_rate=0.5)
     fx = explicit(t=7.0, fx_train_0=jnp.zeros_like(y), fx_test_0=jnp.zeros((5, 2)), k_test_train=cross)
     assert_close(fx[1], sn.ntk.predict_flow(gram, y, np.array([3.5 / y.size]), cross=cross)[0], rtol=1e-8)
@@ -188,6 +196,16 @@ def test_bad_input(build, message):
         build()
 
 
+@pytest.mark.parametrize("layer", [stax.Softmax, stax.ResSoftmax])
+def test_a_kernel_that_explodes_is_infinite_and_never_nan(layer):
+    """Opposite points and large weights, seven layers deep; inside of jit, where nothing can be refused."""
+    x = jnp.asarray([[1.0, -2.0], [-1.0, 2.0], [0.5, 0.5]])
+    kernel_fn = stax.serial(*(part for _ in range(7) for part in (stax.Dense(1, 3.0, 0.1), layer())), stax.Dense(1))[2]
+    for kernel in jax.jit(lambda x: kernel_fn(x, None, ("nngp", "ntk")))(x):
+        assert not np.isnan(kernel).any()
+        assert np.max(kernel) > 1e15
+
+
 def test_the_width_of_a_kernel_does_not_matter():
     x = points(1, 3, 4, "float32")
     one, many = (stack("Softmax", width, 2, 1)[2](x, None, "ntk") for width in (1, 64))
@@ -201,6 +219,6 @@ def test_channels_elsewhere_and_negative_variances(x64):
     kernel = stax.Dense(4)[2](points(1, 3, 2))
     with pytest.raises(ValueError, match="CRReLU got a negative variance, -"):
         stax.CRReLU()[2](kernel.replace(cov1=-kernel.cov1))
-    first = stax.serial(stax.Conv(4, (1, 1), dimension_numbers=("NCHW", "HWIO", "NCHW")), stax.Softmax(channel_axis=1))
-    _, params = first[0](jax.random.key(0), (2, 2, 3, 3))
-    assert_close(first[1](params, jnp.asarray(np.moveaxis(image, -1, 1))).mean(1), np.ones((2, 3, 3)))
+    channels = stax.serial(stax.Conv(4, (1, 1), dimension_numbers=("NCHW", "HWIO", "NCHW")), stax.Softmax(channel_axis=1))
+    _, params = channels[0](jax.random.key(0), (2, 2, 3, 3))
+    assert_close(channels[1](params, jnp.asarray(np.moveaxis(image, -1, 1))).mean(1), np.ones((2, 3, 3)))

@@ -26,6 +26,9 @@ def assert_close(actual: Any, desired: Any, dtype: str = "float64", *, rtol: flo
 
 def first(cases: Iterable[Any], *kept: Any) -> list[Any]:
     """The cases of a parametrised test; those that are not ``kept`` are marked slow: they compile more than they test."""
+    cases = list(cases)
+    assert kept, "something is to be kept"
+    assert all(case in cases for case in kept), f"not among the cases: {kept}"
     return [
         case if case in kept else pytest.param(*case if isinstance(case, tuple) else (case,), marks=pytest.mark.slow)
         for case in cases

@@ -31,7 +31,7 @@ from jaxtyping import Array, Bool, Float
 
 from softntk import activations
 from softntk._records import record
-from softntk._validation import check_positive_int
+from softntk._validation import check_positive_int, is_concrete
 from softntk.activations import Activation
 
 Scalars = Float[Array, "..."]
@@ -111,7 +111,7 @@ def propagate(
         A :class:`Propagation`, [L + 1, …] each; Θ starts as q12.
 
     Raises:
-        ValueError: an unknown activation, depth not positive, normalized with E[u] = 0.
+        ValueError: an unknown activation, depth not positive, normalized with E[u] = 0, a variance negative or not finite.
 
     Example:
         >>> found = propagate("exp", 1.0, 0.0, 1.0, 2, normalized=True, weight_variance=0.3)
@@ -122,6 +122,8 @@ def propagate(
     """
     activation = activations.get(activation)
     check_positive_int("depth", depth)
+    for name, value in (("q11", q11), ("q22", q22), ("weight_variance", weight_variance), ("bias_variance", bias_variance)):
+        _check_variance(name, value)
     q11, q12, q22, weight, bias = _arrays(q11, q12, q22, weight_variance, bias_variance)
 
     def layer(state: tuple, _: None) -> tuple[tuple, tuple]:
@@ -129,7 +131,7 @@ def propagate(
         value, slope = activation.limit(q11, q12, q22, normalized)
         new = weight * value + bias
         ends = (weight * activation.limit(q, q, q, normalized)[0] + bias for q in (q11, q22))
-        state = (next(ends), new, next(ends), new + weight * slope * ntk)
+        state = (next(ends), new, next(ends), new + weight * activations.chain(ntk, slope))
         return state, state
 
     start = (q11, q12, q22, q12)
@@ -159,7 +161,8 @@ def fixed_point(
         A :class:`FixedPoint` of arrays of the broadcast shape.
 
     Raises:
-        ValueError: an unknown activation, max_steps not positive, normalized with E[u] = 0.
+        ValueError: an unknown activation, max_steps not positive, normalized with E[u] = 0, a variance negative or not
+            finite.
 
     Example:
         >>> grid = fixed_point("exp", normalized=True, weight_variance=[0.2, 0.36, 0.38])  # 1/e = 0.3679
@@ -170,6 +173,8 @@ def fixed_point(
     """
     activation = activations.get(activation)
     check_positive_int("max_steps", max_steps)
+    _check_variance("weight_variance", weight_variance)
+    _check_variance("bias_variance", bias_variance)
     weight, bias = _arrays(weight_variance, bias_variance)
 
     def after(q: Scalars) -> Scalars:
@@ -204,6 +209,11 @@ def fixed_point(
     found = (q, variance_slope, correlation(jnp.ones_like(q))[1], c, correlation(c)[1])
     names = ("variance", "variance_slope", "slope", "correlation", "correlation_slope")
     return FixedPoint(exists=exists, **{n: jnp.where(exists, v, jnp.inf) for n, v in zip(names, found, strict=True)})
+
+
+def _check_variance(name: str, value: Values) -> None:
+    if is_concrete(value) and not np.all((np.asarray(value) >= 0) & np.isfinite(np.asarray(value))):
+        raise ValueError(f"{name} must be a finite variance, zero or positive, got {value}.")
 
 
 def _arrays(*values: Values) -> list[Array]:

@@ -109,7 +109,7 @@ def test_everything_in_the_table_runs_under_jit_and_grad():
         ({"activation": "erf", "normalized": True}, "has no infinite limit"),
     ],
 )
-def test_bad_input(arguments, message, untyped):
+def test_bad_names_and_numbers(arguments, message, untyped):
     given = {"activation": "exp", "depth": 2, "normalized": False} | arguments
     with pytest.raises(ValueError, match=message):
         sn.ntk.propagate(
@@ -118,3 +118,11 @@ def test_bad_input(arguments, message, untyped):
     if "depth" not in arguments:
         with pytest.raises(ValueError, match=message):
             sn.ntk.fixed_point(given["activation"], normalized=given["normalized"], weight_variance=0.3)
+
+
+def test_variances_are_checked(untyped):
+    for value, message in ((-1.0, "got -1.0"), (float("nan"), "got nan"), ([0.3, float("inf")], "got .0.3, inf")):
+        with pytest.raises(ValueError, match=f"weight_variance must be a finite variance.*{message}"):
+            sn.ntk.fixed_point("exp", normalized=True, weight_variance=value)
+    with pytest.raises(ValueError, match="q22 must be a finite variance"):
+        sn.ntk.propagate("exp", 1.0, 0.5, -1.0, 2, normalized=True, weight_variance=0.3)
