@@ -7,7 +7,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-NAMES = ("quickstart", "kernel_regression", "deep_limits")
+NAMES = ("quickstart", "kernel_regression", "deep_limits", "deep_digits")
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -64,6 +64,18 @@ def test_deep_limits(tmp_path, capsys):
         assert d.nngp[-1] < d.nngp[0]
     assert (tmp_path / "picture.png").stat().st_size > 20_000
     assert "softmax: ordered on" in capsys.readouterr().out
+
+
+@pytest.mark.optimised
+def test_deep_digits(tmp_path, capsys):
+    rows = load("deep_digits").main(["--small", "--output", str(tmp_path / "picture.png")])
+    assert len(rows) == 2 * 2 * 2 * 2  # networks, layers, kernels, depths
+    assert min(r.accuracy for r in rows) > 0.85
+    shallow, deep = (r for r in rows if (r.network, r.convolutional, r.kernel) == ("softmax", False, "nngp"))
+    # q = 0.25 e^q + 0.05 has its root at 0.4370: two more layers leave less than, but about (0.25 e^q)² of the contrast.
+    assert 0.6 * 0.387**2 < deep.contrast / shallow.contrast < 0.387**2
+    assert (tmp_path / "picture.png").stat().st_size > 20_000
+    assert "test accuracy" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", NAMES)
