@@ -119,19 +119,19 @@ def series(rows: Sequence[Row], name: str, conv: bool, get: str) -> list[Row]:
 def table(rows: Sequence[Row], options: argparse.Namespace) -> Table:
     """One line a network and kernel, one column a depth."""
     depths = sorted({r.depth for r in rows})
-    out = Table(title=f"test accuracy (%) by depth, {options.train} digits to train on, mean of {options.splits} splits")
-    for header in ("network", "kernel"):
-        out.add_column(header, no_wrap=True)
+    spread = 100 * np.mean([r.spread for r in rows])
+    title = (
+        f"test accuracy (%) by depth, {options.train} training digits, mean of {options.splits} splits (spread {spread:.1f})"
+    )
+    out = Table(title=title)
+    out.add_column("network", no_wrap=True)
     for depth in depths:
         out.add_column(str(depth), justify="right")
-    out.add_column("spread", justify="right")
     for conv in (False, True):
+        out.add_row("convolutional" if conv else "fully connected", style="bold")
         for name in NETWORKS:
             for get, kernel in KERNELS.items():
-                found = series(rows, name, conv, get)
-                cells = [f"{100 * r.accuracy:.1f}" for r in found]
-                spread = f"{100 * np.mean([r.spread for r in found]):.1f}"
-                out.add_row(f"{'convolutional' if conv else 'fully connected'} {name}", kernel, *cells, spread)
+                out.add_row(f"{name}, {kernel}", *(f"{100 * r.accuracy:.1f}" for r in series(rows, name, conv, get)))
         out.add_section()
     return out
 

@@ -117,17 +117,24 @@ def relu_jet(z: Scalars, c: Scalars | float) -> Jet:
     return jax.nn.relu(z) * s, (z > 0) * s, jnp.zeros_like(z)
 
 
+def root(q: Scalars) -> Scalars:
+    """√q for q ≥ 0, with a finite derivative (zero) at zero, where the true one is infinite."""
+    return jnp.where(q > 0, jnp.sqrt(jnp.where(q > 0, q, 1)), 0)
+
+
 def cosine(q11: Scalars, q12: Scalars, q22: Scalars) -> tuple[Scalars, Scalars]:
     """(√(q11 q22), cos θ).
 
     Within a few units of rounding of ±1 the angle is lost (arccos doubles the digits that are missing), so there the
     cosine is *set* to ±1: equal points get the exact kernel instead of one that is wrong by the root of the precision.
     """
-    norms = jnp.sqrt(jnp.where(q11 * q22 > 0, q11 * q22, 1))
-    cos = jnp.where(q11 * q22 > 0, q12 / norms, 0)
+    positive = (q11 > 0) & (q22 > 0)
+    norms = jnp.sqrt(jnp.where(positive, q11, 1)) * jnp.sqrt(jnp.where(positive, q22, 1))  # a product would underflow
+    cos = jnp.where(positive, q12 / norms, 0)
     eps = 8 * jnp.finfo(cos.dtype).eps
-    cos = jnp.where(1 - jnp.abs(cos) < eps, jnp.sign(cos), cos)
-    return jnp.where(q11 * q22 > 0, norms, 0), cos
+    snapped = jnp.where(1 - jnp.abs(cos) < eps, jnp.sign(cos), cos)
+    # The value is set, the derivative is not: second derivatives at equal points need it.
+    return jnp.where(positive, norms, 0), cos + jax.lax.stop_gradient(snapped - cos)
 
 
 def angle_left(cos: Scalars) -> Scalars:
@@ -150,7 +157,7 @@ def arc_cosine_1_jvp(primals: tuple[Scalars], tangents: tuple[Scalars]) -> tuple
 
 
 def relu_mean(q: Scalars, s: Scalars | float) -> Scalars:
-    return jnp.sqrt(q / (2 * jnp.pi)) * unscale(q, s)
+    return root(q / (2 * jnp.pi)) * unscale(q, s)
 
 
 def relu_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
@@ -174,9 +181,11 @@ def _crrelu_parts(q11: Scalars, q12: Scalars, q22: Scalars) -> tuple[Scalars, Sc
     """Of E[u(g₁) u(g₂)], besides relu's: what ε and ε² stand before, over q12.
 
     e^{-g²/2} tilts the Gaussian: with it, E[g₁₊ g₂ e^{-g₂²/2}] = q12 (1+q22)^{-3/2} / 2 by Stein, and
-    E[g₁ g₂ e^{-(g₁²+g₂²)/2}] = q12 D^{-3/2},  D = (1+q11)(1+q22) − q12².
+    E[g₁ g₂ e^{-(g₁²+g₂²)/2}] = q12 D^{-3/2},  D = (1+q11)(1+q22) − q12² = 1 + q11 + q22 + (q11 q22 − q12²).
     """
-    return 0.5 * ((1 + q11) ** -1.5 + (1 + q22) ** -1.5), (1 + q11) * (1 + q22) - q12**2
+    gap = q11 * q22 - q12**2
+    gap = jnp.where(gap < 0, 0, gap)  # by rounding
+    return 0.5 * ((1 + q11) ** -1.5 + (1 + q22) ** -1.5), 1 + q11 + q22 + gap
 
 
 def crrelu_covariance(epsilon: float, q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
@@ -195,7 +204,7 @@ def crrelu_derivative(epsilon: float, q11: Scalars, q12: Scalars, q22: Scalars, 
 
 def threshold_jet(z: Scalars, c: Scalars | float) -> Jet:
     zero = jnp.zeros_like(z - c)
-    return (z > 0) * unscale(z, c), zero, zero
+    return jnp.where(jnp.isnan(z), z, (z > 0) * unscale(z, c)), zero, zero
 
 
 def threshold_mean(q: Scalars, s: Scalars | float) -> Scalars:
@@ -204,7 +213,7 @@ def threshold_mean(q: Scalars, s: Scalars | float) -> Scalars:
 
 def threshold_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
     # The slope of relu has these values too. Where a variance is zero, so is u.
-    return jnp.where(q11 * q22 > 0, relu_derivative(q11, q12, q22, s), 0)
+    return jnp.where((q11 > 0) & (q22 > 0), relu_derivative(q11, q12, q22, s), 0)
 
 
 def threshold_derivative(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:

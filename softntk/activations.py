@@ -103,7 +103,8 @@ class Activation:
             normalized: divide by the mean.
 
         Returns:
-            Both kernels; finite wherever the mathematics is, because the shift cancels.
+            Both kernels; finite wherever the mathematics is, because the shift cancels. +inf where E[u] is zero at this
+            variance (relu at q = 0).
 
         Raises:
             ValueError: normalized, but E[u] = 0.
@@ -123,10 +124,16 @@ class Activation:
                 "concentrate. Use an activation of positive mean, or do not normalize."
             )
         # Products of two stay finite, and so do differences: variances that have exploded saturate, they do not become NaN.
-        q11, q12, q22 = (jnp.clip(q, -_largest(q), _largest(q)) for q in (q11, q12, q22))
+        # Variances that rounding has left below zero are zero.
+        q11, q22 = (jnp.clip(q, 0, _largest(q)) for q in (q11, q22))
+        q12 = jnp.clip(q12, -_largest(q12), _largest(q12))
         s1, s2 = (moments.growth(q) if normalized else jnp.zeros_like(q) for q in (q11, q22))
-        scale = 1 / (moments.mean(q11, s1) * moments.mean(q22, s2)) if normalized else 1.0
-        return scale * moments.covariance(q11, q12, q22, s1 + s2), scale * moments.derivative(q11, q12, q22, s1 + s2)
+        covariance, derivative = moments.covariance(q11, q12, q22, s1 + s2), moments.derivative(q11, q12, q22, s1 + s2)
+        if not normalized:
+            return covariance, derivative
+        total = moments.mean(q11, s1) * moments.mean(q22, s2)
+        scale = 1 / jnp.where(total == 0, 1, total)
+        return jnp.where(total == 0, jnp.inf, scale * covariance), jnp.where(total == 0, jnp.inf, scale * derivative)
 
 
 # --- any other function: quadrature -------------------------------------------------------------------------------
@@ -156,27 +163,61 @@ def quadrature_moments(jet: Callable[[Scalars, Scalars | float], Jet], order: in
     nodes, weights = np.polynomial.hermite_e.hermegauss(order)
     weights = weights / math.sqrt(2 * math.pi)
 
-    def expect(which: int) -> Callable[[Scalars, Scalars, Scalars, Scalars | float], Scalars]:
-        def moment(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-            q11, q12, q22 = jnp.broadcast_arrays(q11, q12, q22)
+    def expect(first: int, second: int, tilted: bool = False) -> Callable[[Scalars, Scalars, Scalars], Scalars]:
+        """E[u⁽ⁱ⁾(g₁) u⁽ʲ⁾(g₂)], tilted E[g₁ …]."""
+
+        def moment(q11: Scalars, q12: Scalars, q22: Scalars) -> Scalars:
             _, rho = forms.cosine(q11, q12, q22)
             t, w = _on_last_axis(nodes, q12), jnp.asarray(weights, q12.dtype)
-            across = jnp.sqrt((1 - rho) * (1 + rho))[..., None] * t
+            across = forms.root((1 - rho) * (1 + rho))[..., None] * t
 
             def add(a: Array, total: Scalars) -> Scalars:
-                z1 = jnp.sqrt(q11) * t[..., a]
-                z2 = jnp.sqrt(q22)[..., None] * ((rho * t[..., a])[..., None] + across)
-                return total + w[a] * jet(z1, 0.0)[which] * jnp.matmul(jet(z2, 0.0)[which], w)
+                z1 = forms.root(q11) * t[..., a]
+                z2 = forms.root(q22)[..., None] * ((rho * t[..., a])[..., None] + across)
+                values = jet(z1, 0.0)[first] * (z1 if tilted else 1)
+                return total + w[a] * values * jnp.matmul(jet(z2, 0.0)[second], w)
 
-            return jax.lax.fori_loop(0, order, add, jnp.zeros_like(q12)) * forms.unscale(q12, s)
+            return jax.lax.fori_loop(0, order, add, jnp.zeros_like(q12))
 
         return moment
 
+    # Derivatives by Price: ∂E[f g]/∂q12 = E[f'g'], ∂E[f g]/∂q11 = ½E[f''g]. The quadrature itself has none at equal points,
+    # where √(1−ρ²) vanishes. The third derivative of u is left out by Stein: E[g₁ u''u'] = q11 E[(u'')'u'] + q12 E[u''u''].
+    @jax.custom_jvp
+    def covariance(q11: Scalars, q12: Scalars, q22: Scalars) -> Scalars:
+        return expect(0, 0)(q11, q12, q22)
+
+    @covariance.defjvp
+    def _(primals: tuple, tangents: tuple) -> tuple[Scalars, Scalars]:
+        (q11, q12, q22), (d11, d12, d22) = primals, tangents
+        around = 0.5 * (expect(2, 0)(q11, q12, q22) * d11 + expect(2, 0)(q22, q12, q11) * d22)
+        return covariance(q11, q12, q22), derivative(q11, q12, q22) * d12 + around
+
+    @jax.custom_jvp
+    def derivative(q11: Scalars, q12: Scalars, q22: Scalars) -> Scalars:
+        return expect(1, 1)(q11, q12, q22)
+
+    @derivative.defjvp
+    def _(primals: tuple, tangents: tuple) -> tuple[Scalars, Scalars]:
+        (q11, q12, q22), (d11, d12, d22) = primals, tangents
+        second = expect(2, 2)(q11, q12, q22)
+
+        def third(q: Scalars, other: Scalars) -> Scalars:
+            return jnp.where(q > 0, (expect(2, 1, True)(q, q12, other) - q12 * second) / jnp.where(q > 0, q, 1), 0)
+
+        return derivative(q11, q12, q22), second * d12 + 0.5 * (third(q11, q22) * d11 + third(q22, q11) * d22)
+
+    def shifted(moment: Callable) -> Callable[[Scalars, Scalars, Scalars, Scalars | float], Scalars]:
+        return lambda q11, q12, q22, s: moment(*jnp.broadcast_arrays(q11, q12, q22)) * forms.unscale(q12, s)
+
     def mean(q: Scalars, s: Scalars | float) -> Scalars:
-        values = jet(jnp.sqrt(q)[..., None] * _on_last_axis(nodes, q), 0.0)[0]
+        values = jet(forms.root(q)[..., None] * _on_last_axis(nodes, q), 0.0)[0]
         return jnp.matmul(values, jnp.asarray(weights, q.dtype)) * forms.unscale(q, s)
 
-    return Moments(mean=mean, covariance=expect(0), derivative=expect(1))
+    with jax.ensure_compile_time_eval():  # whatever is being traced around it
+        values = np.asarray(jet(jnp.asarray(nodes, float), 0.0)[0])
+    positive = bool(abs(weights @ values) > 1e-5 * (weights @ np.abs(values)))
+    return Moments(mean=mean, covariance=shifted(covariance), derivative=shifted(derivative), positive_mean=positive)
 
 
 def chain(ntk: Scalars, slope: Scalars) -> Scalars:
@@ -192,7 +233,7 @@ def chain(ntk: Scalars, slope: Scalars) -> Scalars:
 
 
 def normalize(activation: Activation, z: Scalars) -> Scalars:
-    """u(z) / 1ᵀu(z) along the last axis; +inf where 1ᵀu is lost against 1ᵀ|u| in rounding, never NaN for finite z.
+    """u(z) / 1ᵀu(z) along the last axis; +inf where 1ᵀu is lost against 1ᵀ|u| in rounding, NaN only if z is.
 
     Args:
         activation: u.
@@ -211,7 +252,7 @@ def normalize(activation: Activation, z: Scalars) -> Scalars:
     u = activation.jet(z, activation.log_scale(z))[0]
     total = jnp.sum(u, axis=-1, keepdims=True)
     kept = is_kept(u, total)
-    return jnp.where(kept, u / jnp.where(kept, total, 1), jnp.inf)
+    return jnp.where(jnp.isnan(total), total, jnp.where(kept, u / jnp.where(kept, total, 1), jnp.inf))
 
 
 def is_kept(u: Scalars, total: Scalars) -> Bool[Array, "..."]:

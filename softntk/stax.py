@@ -27,6 +27,7 @@ Example:
 Source: arXiv 2405.03251 (the scaling, two layers); MATH.md section 2 (the deep recursion).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -168,8 +169,8 @@ def NormalizedActivation(activation: str | Activation, channel_axis: int = -1) -
         ``(init_fn, apply_fn, kernel_fn)``; see :func:`ResSoftmax`.
 
     Raises:
-        ValueError: an unknown name; E[u] = 0 (erf, sinh, identity), where the sum does not concentrate; and as of
-            :func:`Softmax`.
+        ValueError: an unknown name; E[u] = 0 (erf, sinh, identity), where the sum does not concentrate; a variance of zero
+            where u(0) = 0 (relu); and as of :func:`Softmax`.
 
     Example:
         >>> from softntk import stax
@@ -191,7 +192,7 @@ def CRReLU(epsilon: float = 0.01) -> Layer:
         ``(init_fn, apply_fn, kernel_fn)`` with closed forms: see :func:`softntk.activations.crrelu`.
 
     Raises:
-        ValueError: from ``kernel_fn``: an input that is not Gaussian, a variance that is negative or not a number.
+        ValueError: ε not finite; from ``kernel_fn``: an input that is not Gaussian, a variance negative or not a number.
 
     Example:
         >>> from softntk import stax
@@ -199,6 +200,8 @@ def CRReLU(epsilon: float = 0.01) -> Layer:
 
     Source: see :func:`softntk.activations.crrelu`.
     """
+    if not math.isfinite(epsilon):
+        raise ValueError(f"epsilon of CRReLU must be finite, got {epsilon}.")
     return _layer("CRReLU", activations.crrelu(epsilon), normalized=False)
 
 
@@ -225,6 +228,9 @@ def _layer(name: str, activation: Activation, *, normalized: bool, scale: float 
     if normalized:  # refuses what has no limit now, not at the first kernel
         activation.limit(*jnp.ones(3), normalized=True)
 
+    if not isinstance(channel_axis, int):
+        raise ValueError(f"channel_axis of {name} must be an integer, got {channel_axis!r}.")
+
     def init_fn(rng: Any, input_shape: Any) -> tuple[Any, tuple]:
         _check_channels(rng, input_shape)
         return input_shape, ()
@@ -237,6 +243,10 @@ def _layer(name: str, activation: Activation, *, normalized: bool, scale: float 
         return jnp.moveaxis(z.shape[-1] * activations.normalize(activation, z), -1, channel_axis)
 
     def _check_channels(argument: Any, shape: tuple[int, ...]) -> None:
+        if normalized and not (-len(shape) < channel_axis < len(shape) and channel_axis):
+            raise ValueError(
+                f"{name} normalizes over channel_axis {channel_axis}, which is no axis of channels of the shape {tuple(shape)}."
+            )
         # neural_tangents traces both functions for the shapes of a kernel, whose layers may have any width, one for example.
         if normalized and is_concrete(argument) and shape[channel_axis] == 1:
             raise ValueError(
@@ -246,7 +256,7 @@ def _layer(name: str, activation: Activation, *, normalized: bool, scale: float 
     requirements = {"diagonal_spatial": Diagonal()} | ({"channel_axis": channel_axis} if normalized else {})
 
     def kernel_fn(k: Any, **kwargs: Any) -> Any:
-        _check_kernel(name, k)
+        _check_kernel(name, k, activation if normalized else None)
         return _through(activation, normalized, k if scale is None else k * scale).replace(is_gaussian=False)
 
     def make() -> Layer:
@@ -256,15 +266,27 @@ def _layer(name: str, activation: Activation, *, normalized: bool, scale: float 
     return layer(supports_masking(remask_kernel=True)(make))()
 
 
-def _check_kernel(name: str, kernel: Any) -> None:
+def _check_kernel(name: str, kernel: Any, normalized: Activation | None) -> None:
     if not kernel.is_gaussian:
         raise ValueError(f"{name} needs a Gaussian input: put a random affine layer (Dense, Conv, …) before it.")
+    masked = kernel.mask1 is not None or kernel.mask2 is not None
     for variances in filter(is_concrete, nt.variances(kernel)):
         values = np.asarray(variances)
         if not np.isfinite(values).all():
             raise ValueError(f"{name} got a kernel that is not finite: look at the inputs, or at what the layers before made.")
-        if values.min() < 0:
+        noise = 16 * float(jnp.finfo(values.dtype).eps) * max(1.0, float(np.abs(values).max()))
+        if values.min() < -noise:
             raise ValueError(f"{name} got a negative variance, {values.min():.3g}: the kernel is not positive semidefinite.")
+        if normalized is not None and not masked and values.min() <= 0 and _mean_at_zero(normalized) == 0:
+            raise ValueError(
+                f"{name} got a variance of zero, where all of u vanishes and cannot be normalized: a point of zeros, perhaps. "
+                "Give the layer before it a bias (b_std)."
+            )
+
+
+def _mean_at_zero(activation: Activation) -> float:
+    with jax.ensure_compile_time_eval():
+        return float(activation.moments.mean(jnp.zeros(()), 0.0))
 
 
 _limit = jax.jit(Activation.limit, static_argnames=("self", "normalized"))  # one pass over the kernel, also outside of jit

@@ -152,6 +152,59 @@ def test_gradients_at_equal_points_are_finite(layer):
         assert np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("layer", first(["Softmax", "CRReLU", "Normalized relu", "Softplus"], "CRReLU", "Softplus"))
+def test_second_derivatives_at_equal_points(layer, x64):
+    """∂²k/∂x∂x' at x = x', forward over reverse, against finite differences."""
+    smooth = sn.activations.from_function(jax.nn.softplus, "softplus")
+    activation = {**LAYERS, "Softplus": lambda: stax.NormalizedActivation(smooth)}[layer]
+    kernel_fn = stax.serial(stax.Dense(8, b_std=0.1), activation(), stax.Dense(1))[2]
+    x, h = points(1, 1, 3)[0], 1e-3
+    k = lambda a, b: kernel_fn(a[None], b[None], "nngp")[0, 0]
+    found = jax.jacfwd(jax.jacrev(k, 0), 1)(x, x)
+    e = h * jnp.eye(3)
+    corner = lambda a, b: np.array([[k(x + a * e[i], x + b * e[j]) for j in range(3)] for i in range(3)])
+    wanted = (corner(1, 1) - corner(1, -1) - corner(-1, 1) + corner(-1, -1)) / (4 * h * h)
+    assert_close(found, wanted, rtol=2e-3)
+
+
+def test_points_of_zeros():
+    """Black patches of an image: refused where u vanishes; masked ones do no harm; elsewhere derivatives stay finite."""
+    x = jnp.zeros((2, 3)).at[1].set(1.0)
+    with pytest.raises(ValueError, match=r"NormalizedActivation.relu. got a variance of zero"):
+        stax.serial(stax.Dense(8), LAYERS["Normalized relu"]())[2](x)
+    masked = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 3)), jnp.float32).at[:, 3:].set(1e4)
+    pooled = stax.serial(stax.Conv(8, (1,)), LAYERS["Normalized relu"](), stax.GlobalAvgPool())[2]
+    smooth = sn.activations.from_function(jax.nn.softplus, "softplus")
+    kernels = [lambda s: pooled(s, s[:1], "nngp", mask_constant=1e4)]
+    for layer in (stax.CRReLU(), stax.NormalizedActivation(smooth)):
+        kernel_fn = stax.serial(stax.Dense(8), layer, stax.Dense(1))[2]
+        kernels.append(lambda s, f=kernel_fn: f(s, None, "ntk"))
+    for kernel, inputs in zip(kernels, (masked, x, x), strict=True):
+        assert np.isfinite(jax.grad(lambda s, k=kernel: jnp.sum(k(s)))(inputs)).all()
+
+
+def test_large_inputs_and_pooled_rounding():
+    """CRReLU keeps its digits where variances are large; pooled variances that rounding has left below zero are zero."""
+    x = 3e4 * points(1, 40, 4, "float32")
+    crrelu, relu = (
+        stax.serial(stax.Dense(1), layer, stax.Dense(1))[2](x, None, "nngp") for layer in (stax.CRReLU(), stax.Relu())
+    )
+    assert_close(crrelu, relu, "float32")
+    rng = np.random.default_rng(0)
+    kernel_fn = stax.serial(stax.Conv(1, (1,)), stax.AvgPool((3,)), stax.Softmax())[2]
+    for _ in range(8):
+        a, b = rng.normal(size=(2, 2, 1, 4)).astype(np.float32)
+        assert_close(kernel_fn(np.concatenate([a, b, -(a + b)], axis=1), None, "nngp"), np.ones((2, 2, 1, 1)), "float32")
+
+
+def test_monte_carlo_of_neural_tangents():
+    x = points(1, 3, 4, "float32")
+    init_fn, apply_fn, kernel_fn = stack("Softmax", 512, 2, 1)
+    found = nt.monte_carlo_kernel_fn(init_fn, apply_fn, jax.random.key(0), 100, vmap_axes=0)(x, None, ("nngp", "ntk"))
+    assert_close(found.ntk, kernel_fn(x, None, "ntk"), rtol=0.05)
+    assert_close(found.nngp, kernel_fn(x, None, "nngp"), rtol=0.5)  # one output a network: 100 squares of Gaussians
+
+
 def test_predictions_of_neural_tangents_equal_ours(x64):
     """Gradient descent at finite time, and the posterior of the Gaussian process; their loss is divided by n k."""
     x, test, y = points(1, 12, 4), points(2, 5, 4), points(3, 12, 2)
@@ -181,6 +234,14 @@ def test_predictions_of_neural_tangents_equal_ours(x64):
     [
         (lambda: stax.Softmax(temperature=0.0), "temperature must be positive, got 0.0"),
         (lambda: stax.NormalizedActivation("erf"), "'erf' layer has no infinite limit"),
+        (
+            lambda: stax.NormalizedActivation(sn.activations.from_function(jnp.tanh, "tanh")),
+            "'tanh' layer has no infinite limit",
+        ),
+        (lambda: stax.Softmax(channel_axis="c"), "channel_axis of Softmax must be an integer, got 'c'"),
+        (lambda: stax.Softmax(channel_axis=2)[0](jax.random.key(0), (3, 4)), "Softmax normalizes over channel_axis 2"),
+        (lambda: stax.ResSoftmax(channel_axis=0)[1]((), jnp.ones((2, 3))), "ResSoftmax normalizes over channel_axis 0"),
+        (lambda: stax.CRReLU(float("nan")), "epsilon of CRReLU must be finite, got nan"),
         (lambda: stax.NormalizedActivation("tanhh"), "activation must be one of"),
         (lambda: stax.serial(stax.Dense(1), stax.Softmax())[0](jax.random.key(0), (-1, 3)), "Softmax needs at least two"),
         (lambda: stax.Softmax()[1]((), jnp.ones((2, 1))), "Softmax needs at least two channels.*shape .2, 1."),
@@ -204,6 +265,11 @@ def test_a_kernel_that_explodes_is_infinite_and_never_nan(layer):
     for kernel in jax.jit(lambda x: kernel_fn(x, None, ("nngp", "ntk")))(x):
         assert not np.isnan(kernel).any()
         assert np.max(kernel) > 1e15
+
+
+def test_nan_stays_nan():
+    for layer in LAYERS.values():
+        assert np.isnan(layer()[1]((), jnp.full((2, 3), jnp.nan))).all()
 
 
 def test_the_width_of_a_kernel_does_not_matter():

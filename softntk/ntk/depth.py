@@ -36,7 +36,6 @@ from softntk.activations import Activation
 
 Scalars = Float[Array, "..."]
 Values = float | list[float] | Float[Array | np.ndarray, "..."]
-_LARGEST = 1e4  # a variance beyond it is on its way to infinity
 
 
 @record
@@ -61,10 +60,10 @@ class FixedPoint:
     """Where the variance of a deep stack comes to rest, and the correlation of two inputs. +inf where it does not.
 
     Attributes:
-        exists: whether it does.
+        exists: whether it does, from 1 or, if that explodes, from 0.
         variance: q*.
         variance_slope: V'(q*).
-        slope: χ = C'(1), the factor by which a layer multiplies the squared distance of near points, and gradients.
+        slope: χ = σ_w² E[φ̇²], the factor by which a layer multiplies the squared distance of near points, and gradients.
         correlation: c*, from c = ½.
         correlation_slope: C'(c*).
     """
@@ -148,7 +147,10 @@ def fixed_point(
     bias_variance: Values = 0.0,
     max_steps: int = 5000,
 ) -> FixedPoint:
-    r"""Where V, iterated from q = 1, comes to rest, and how stable it is there.
+    r"""Where V, iterated from q = 1 or else from q = 0, comes to rest, and how stable it is there.
+
+    V is increasing: from 0 its iterates rise to the smallest fixed point there is, from 1 to the next one in their way. Close
+    to criticality they move like 1/steps, and c*, which is iterated only, is then not exact.
 
     Args:
         activation: u, by name or itself.
@@ -180,33 +182,50 @@ def fixed_point(
     def after(q: Scalars) -> Scalars:
         return weight * activation.limit(q, q, q, normalized)[0] + bias
 
-    def moved(q: Scalars) -> Bool[Array, "..."]:
-        return jnp.abs(after(q) - q) > 4 * jnp.finfo(q.dtype).eps * jnp.maximum(q, 1)
+    def gap(q: Scalars) -> Scalars:
+        """Relative; below a few units of rounding q is at rest."""
+        return jnp.abs(after(q) - q) / jnp.maximum(q, jnp.finfo(q.dtype).tiny)
 
-    def step(state: tuple) -> tuple:
-        i, q = state
-        return i + 1, jnp.where(q < _LARGEST, after(q), q)
+    noise, largest = 8 * jnp.finfo(weight.dtype).eps, 0.01 * float(jnp.finfo(weight.dtype).max) ** 0.5
 
-    unrest = lambda state: (state[0] < max_steps) & jnp.any(moved(state[1]) & (state[1] < _LARGEST))
-    q = lax.while_loop(unrest, step, (0, jnp.ones_like(weight)))[1]
-    exists = q < _LARGEST
-    q = jnp.where(exists, q, 1)
-    for _ in range(3):  # Newton, where it helps
-        value, slope = jax.jvp(after, (q,), (jnp.ones_like(q),))
-        new = q + jnp.where(slope < 1, (value - q) / jnp.where(slope < 1, 1 - slope, 1), 0)
-        q = jnp.where((new >= 0) & (jnp.abs(after(new) - new) < jnp.abs(value - q)), new, q)
-    variance_slope = jax.jvp(after, (q,), (jnp.ones_like(q),))[1]
+    def rest(start: float) -> tuple[Scalars, Bool[Array, "..."]]:
+        unrest = lambda state: (state[0] < max_steps) & jnp.any((gap(state[1]) > noise) & (state[1] < largest))
+        step = lambda state: (state[0] + 1, jnp.where(state[1] < largest, after(state[1]), state[1]))
+        iterated = q = lax.while_loop(unrest, step, (0, jnp.full_like(weight, start)))[1]
+        for _ in range(30):  # Newton, where it helps; at criticality it halves the distance a step
+            value, slope = jax.jvp(after, (q,), (jnp.ones_like(q),))
+            new = q + jnp.where(slope < 1, (value - q) / jnp.where(slope < 1, 1 - slope, 1), 0)
+            near = (new >= 0.5 * iterated) & (new <= 2 * iterated) & (jnp.abs(after(new) - new) < jnp.abs(value - q))
+            q = jnp.where(near, new, q)
+        vanished = (after(jnp.zeros_like(q)) == 0) & (q < 1e-30)
+        q = jnp.where(vanished, 0, q)
+        return q, (q < largest) & (vanished | (gap(q) <= noise))
+
+    def positive(q: Scalars) -> Scalars:
+        return jnp.maximum(q, jnp.finfo(q.dtype).tiny ** 0.25)  # at zero relu has no slopes, next to it it has
+
+    def variance_slope_at(q: Scalars) -> Scalars:
+        return jax.jvp(after, (positive(q),), (jnp.ones_like(q),))[1]
+
+    (q, exists), (other, others) = rest(1.0), rest(0.0)
+    others &= variance_slope_at(other) <= 1  # from where it starts nothing moves: it is at rest only if that is stable
+    q = jnp.where(exists, q, jnp.where(others, other, 1))
+    exists |= others
+    variance_slope = variance_slope_at(q)
 
     # Over the next variance, which is q itself at rest: then a variance that vanishes still has a correlation.
-    tiny = jnp.maximum(q, jnp.finfo(q.dtype).tiny ** 0.25)
+    tiny = positive(q)
     scale = after(tiny)
+    vanishes = scale == 0  # then all correlations are one
+    scale = jnp.where(vanishes, 1, scale)
 
     def correlation(c: Scalars) -> tuple[Scalars, Scalars]:
         value, slope = activation.limit(tiny, c * tiny, tiny, normalized)
-        return jnp.clip((weight * value + bias) / scale, -1, 1), weight * slope * tiny / scale
+        value, slope = jnp.clip((weight * value + bias) / scale, -1, 1), weight * slope * tiny / scale
+        return jnp.where(vanishes, 1, value), jnp.where(vanishes, 0, slope)
 
     c = lax.fori_loop(0, max_steps, lambda _, c: correlation(c)[0], jnp.full_like(q, 0.5))
-    found = (q, variance_slope, correlation(jnp.ones_like(q))[1], c, correlation(c)[1])
+    found = (q, variance_slope, weight * activation.limit(tiny, tiny, tiny, normalized)[1], c, correlation(c)[1])
     names = ("variance", "variance_slope", "slope", "correlation", "correlation_slope")
     return FixedPoint(exists=exists, **{n: jnp.where(exists, v, jnp.inf) for n, v in zip(names, found, strict=True)})
 

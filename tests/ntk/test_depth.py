@@ -79,9 +79,33 @@ def test_relu_is_critical_at_two(dtype):
     )
     assert found.exists.tolist() == [True, True, False, True]
     np.testing.assert_allclose(found.variance[jnp.array([0, 1, 3])], [0, 1, 1], atol=1e-5)
-    np.testing.assert_allclose(found.slope[jnp.array([0, 1, 3])], [1, 1, 0.75], rtol=1e-4)
+    np.testing.assert_allclose(found.slope[jnp.array([0, 1, 3])], [0.5, 1, 0.75], rtol=1e-4)  # σ_w²/2, at any variance
     np.testing.assert_allclose(found.correlation[jnp.array([0, 3])], [1, 1], rtol=1e-3)
     assert found.variance.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("activation", "weight", "bias", "exists", "variance"),
+    [
+        ("relu", 2.0, 0.5, False, np.inf),  # V(q) = q + ½
+        ("relu", 2.001, 0.0, False, np.inf),  # grows slowly; zero is a fixed point, but not a stable one
+        ("crrelu", 2.0, 0.0, False, np.inf),  # V(q) > q everywhere
+        ("relu", 1.0, 6000.0, True, 12000.0),
+        ("erf", 2e4, 0.0, True, None),  # bounded
+        ("exp", 0.16, 0.0, True, -0.5 * np.real(scipy.special.lambertw(-0.32))),  # q = 1 is outside of its basin
+        ("exp", 0.19, 0.0, False, np.inf),  # beyond 1/2e
+    ],
+)
+def test_what_exists_is_a_root_and_what_does_not_grows(activation, weight, bias, exists, variance, x64):
+    found = sn.ntk.fixed_point(activation, normalized=False, weight_variance=weight, bias_variance=bias)
+    assert bool(found.exists) == exists
+    if variance is not None:
+        np.testing.assert_allclose(found.variance, variance, rtol=1e-8)
+
+
+def test_a_network_that_forgets_everything(x64):
+    found = sn.ntk.fixed_point("exp", normalized=True, weight_variance=0.0)
+    assert [float(v) for v in (found.variance, found.slope, found.correlation, found.depth_scale)] == [0, 0, 1, 0]
 
 
 def test_correlations_decay_by_the_depth_scale(x64):
