@@ -8,8 +8,10 @@ import importlib
 from types import ModuleType
 
 from softntk import activations as activations
+from softntk import curvature as curvature
 from softntk import networks as networks
 from softntk import ntk as ntk
+from softntk import regression as regression
 from softntk import solution as solution
 from softntk import solvers as solvers
 

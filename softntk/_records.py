@@ -1,8 +1,10 @@
 """How softntk makes records: frozen dataclasses that are pytrees, built by keyword."""
 
-from typing import TypeVar, dataclass_transform
+import dataclasses
+from typing import Any, TypeVar, dataclass_transform
 
 import chex
+import jax
 
 T = TypeVar("T")
 
@@ -11,3 +13,17 @@ T = TypeVar("T")
 def record(cls: type[T]) -> type[T]:
     """``chex.dataclass(frozen=True)``, told to type checkers; a record is not a mapping, so that one may unpack as it likes."""
     return chex.dataclass(frozen=True, mappable_dataclass=False)(cls)
+
+
+def static(**options: Any) -> Any:
+    """A field of a :func:`function_record` that is part of its type, not of its data: hashable, never traced."""
+    return dataclasses.field(metadata={"static": True}, **options)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(static,))
+def function_record(cls: type[T]) -> type[T]:
+    """A record that is called: a frozen pytree whose methods are plain bound methods, so that ``jax.jit(p.gradient)`` works.
+
+    It is hashed and compared by identity, as functions are.
+    """
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, eq=False)(cls))

@@ -20,6 +20,9 @@ class Result(enum.IntEnum):
     NONFINITE_PRODUCT = 5
     INTERRUPTED = 6
     NOT_DEFINITE = 7
+    NORMALISER_LOST = 8
+    SIGN_CHANGED = 9
+    OVERFLOW = 10
 
     @property
     def advice(self) -> str:
@@ -46,6 +49,17 @@ _ADVICE = {
     Result.NOT_DEFINITE: (
         "The kernel plus ridge is not positive definite in this precision: equal or nearly equal points, or a ridge below "
         "rounding (2√n ε λ_max). Use a larger ridge, or float64."
+    ),
+    Result.NORMALISER_LOST: (
+        "The normaliser α = Σu vanishes, or is lost in the rounding of Σ|u|: u/α is not defined here. Start elsewhere, take a "
+        "shorter step, or use float64; u of one sign (exp, cosh) has no such points."
+    ),
+    Result.SIGN_CHANGED: (
+        "The normaliser α = Σu has another sign than at the point before: u/α is infinite in between. Take a shorter step."
+    ),
+    Result.OVERFLOW: (
+        "The loss exceeds the largest number of this precision. Take a shorter step, scale the rows of A down, use float64, or "
+        "the normalized form, which does not overflow."
     ),
 }
 

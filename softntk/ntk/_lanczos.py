@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import lineax as lx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from softntk.ntk._contractions import product
-from softntk.ntk.gram_operators import GramOperator
 
 
 class Tridiagonal(NamedTuple):
@@ -45,7 +45,7 @@ class Tridiagonal(NamedTuple):
         return self.length * flat.reshape(*values.shape[:-1], *self.basis.shape[1:])
 
 
-def lanczos(op: GramOperator, start: Float[Array, "*shape"], steps: int) -> Tridiagonal:
+def lanczos(op: lx.AbstractLinearOperator, start: Float[Array, "*shape"], steps: int) -> Tridiagonal:
     """``steps`` products with op from ``start``, fully reorthogonalised; a zero start vector gives zero everywhere."""
     from matfree import decomp
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
+import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -63,9 +64,9 @@ class Extremes:
 
 
 def extreme_eigenvalues(
-    op: Gram | GramOperator, *, steps: int = 100, key: PRNGKeyArray | None = None, dense_size: int = _DENSE
+    op: Gram | lx.AbstractLinearOperator, *, steps: int = 100, key: PRNGKeyArray | None = None, dense_size: int = _DENSE
 ) -> Extremes:
-    r"""The smallest and the largest eigenvalue of a kernel, each with a bound of its error.
+    r"""The smallest and the largest eigenvalue of a kernel, or of another symmetric operator, each with a bound of its error.
 
     Dense, or an operator of at most ``dense_size``: by a symmetric eigenvalue decomposition, whose eigenvalues are off by at
     most 2√n ε λ_max (ε the rounding unit; what LAPACK states, with room).
@@ -77,7 +78,7 @@ def extreme_eigenvalues(
     heuristic. Small gaps at the lower end of an ill-conditioned kernel make it large, and then ``resolved`` is False.
 
     Args:
-        op: [n, n], or [n, n, k, k] for all outputs at once, or an operator.
+        op: [n, n], or [n, n, k, k] for all outputs at once, or a symmetric lineax operator: a kernel, a Hessian.
         steps: products with an operator; as many vectors are held.
         key: of the start vector; ``jax.random.key(0)`` if None.
         dense_size: operators up to this size (n·k) are formed and decomposed.
@@ -87,7 +88,7 @@ def extreme_eigenvalues(
         ``.resolved``, False where λ_min is not told from zero. Scalars, +inf if a product is not finite.
 
     Raises:
-        ValueError: not square, empty, integer, not finite or not symmetric; steps not positive.
+        ValueError: not square, empty, integer, not finite or not symmetric (an operator: not tagged so); steps not positive.
 
     Example:
         >>> import jax.numpy as jnp
@@ -100,8 +101,12 @@ def extreme_eigenvalues(
     The bound: Van Dorsselaer, Hochstenbach and van der Vorst (2000), SIAM J. Matrix Anal. Appl. 22(3), 837-852.
     """
     check_positive_int("steps", steps)
-    if not isinstance(op, GramOperator) or op.in_size() <= dense_size:
-        return _dense_extremes(op.as_matrix() if isinstance(op, GramOperator) else as_matrix(op))
+    if not isinstance(op, lx.AbstractLinearOperator):
+        return _dense_extremes(as_matrix(op))
+    if not lx.is_symmetric(op):
+        raise ValueError("op must be tagged symmetric, as lineax.TaggedLinearOperator(op, lineax.symmetric_tag) is.")
+    if op.in_size() <= dense_size:
+        return _dense_extremes(op.as_matrix())
     return _lanczos_extremes(op, _key(key), min(steps, op.in_size()))
 
 
@@ -112,9 +117,9 @@ def _dense_extremes(matrix: Float[Array, "p p"]) -> Extremes:
     return Extremes(smallest=eigenvalues[0], largest=eigenvalues[-1], smallest_error=error, largest_error=error)
 
 
-def _lanczos_extremes_of(op: GramOperator, key: PRNGKeyArray, steps: int) -> Extremes:
-    size = op.in_size()
-    found = lanczos(op, jax.random.normal(key, op.shape, op.dtype), steps)
+def _lanczos_extremes_of(op: lx.AbstractLinearOperator, key: PRNGKeyArray, steps: int) -> Extremes:
+    size, structure = op.in_size(), op.in_structure()
+    found = lanczos(op, jax.random.normal(key, structure.shape, structure.dtype), steps)
     component = math.log(_FAILURE * math.sqrt(math.pi / (2 * size)))
     smallest, largest = found.nodes[0], found.nodes[-1]
     error = rounding(size, jnp.maximum(jnp.abs(smallest), jnp.abs(largest)))

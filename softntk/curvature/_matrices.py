@@ -1,0 +1,210 @@
+"""The matrix A [n, d] of a regression, whatever it is made of: dense, BCOO, or a lineax operator.
+
+Every routine of :mod:`softntk.curvature` and :mod:`softntk.regression` asks for one of these few products and nothing else:
+
+    times(A, V)      A V           V [d] or [d, r]
+    adjoint(A, V)    Aᵀ V          V [n] or [n, r]
+    gram(A, D)       Aᵀ diag(D) A  one symmetric product, [d, d]
+    squares(A, D)    its diagonal, [d]
+    row_squares(A)   ‖a_i‖², [n]
+    take(A, i)       some rows, dense
+    embedded(A, …)   S A for a sparse random S
+    scaled_rows(A, s)
+"""
+
+import sys
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from softntk._validation import check_finite, check_rows
+
+Matrix = Any
+"""[n, d]: an array, a ``jax.experimental.sparse.BCOO``, or a lineax operator from [d] to [n]."""
+
+product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+_BLOCK = 4096  # rows whose weighted copy stays in the cache
+_TILE = 256  # columns of a tile of the symmetric half
+
+
+def is_sparse(A: Matrix) -> bool:
+    """Whether A is a BCOO; without importing ``jax.experimental.sparse`` for those who have none."""
+    sparse = sys.modules.get("jax.experimental.sparse")
+    return sparse is not None and isinstance(A, sparse.BCOO)
+
+
+def is_operator(A: Matrix) -> bool:
+    """Whether A is a lineax operator."""
+    return isinstance(A, lx.AbstractLinearOperator)
+
+
+def shape(A: Matrix) -> tuple[int, int]:
+    """(n, d)."""
+    return (A.out_size(), A.in_size()) if is_operator(A) else A.shape
+
+
+def dtype(A: Matrix) -> jnp.dtype:
+    """Of the entries."""
+    return jnp.result_type(A.out_structure().dtype if is_operator(A) else A.dtype)
+
+
+def checked(name: str, A: Matrix) -> Matrix:
+    """A as the routines want it.
+
+    Raises:
+        ValueError: another sparse format, integers, NaN or infinities, an empty matrix, an operator that is not from [d] to
+            [n].
+    """
+    if is_operator(A):
+        structures = (A.in_structure(), A.out_structure())
+        if any(not isinstance(s, jax.ShapeDtypeStruct) or len(s.shape) != 1 for s in structures):
+            raise ValueError(f"{name} must be an operator from vectors [d] to vectors [n], got {structures}.")
+        if not jnp.issubdtype(dtype(A), jnp.floating) or 0 in shape(A):
+            raise ValueError(f"{name} must be a floating-point operator with n, d ≥ 1, got {structures}.")
+        return A.matrix if isinstance(A, lx.MatrixLinearOperator) else A
+    if is_sparse(A):
+        if A.ndim != 2 or A.n_batch or A.n_dense or 0 in A.shape:
+            raise ValueError(
+                f"{name} must be a BCOO of shape [n, d] without batch or dense dimensions and n, d ≥ 1, got {A!r}."
+            )
+        if not jnp.issubdtype(A.dtype, jnp.floating):
+            raise ValueError(f"{name} must be a floating-point array, got dtype {A.dtype}. Convert it, e.g. before fromdense.")
+        check_finite(f"{name}.data", A.data)
+        return A if A.unique_indices else A.sum_duplicates(nse=A.nse)
+    if not isinstance(A, jax.Array | np.ndarray):
+        raise ValueError(
+            f"{name} must be an array, a jax.experimental.sparse.BCOO or a lineax operator, got {type(A).__name__}. "
+            "Of SciPy's matrices BCOO.from_scipy_sparse makes one."
+        )
+    check_rows(name, A)
+    return jnp.asarray(A)
+
+
+def times(A: Matrix, V: Float[Array, "d *r"]) -> Float[Array, "n *r"]:
+    """A V."""
+    if is_operator(A):
+        return A.mv(V) if V.ndim == 1 else jax.vmap(A.mv, 1, 1)(V)
+    return A @ V if is_sparse(A) else product(A, V)
+
+
+def adjoint(A: Matrix, V: Float[Array, "n *r"]) -> Float[Array, "d *r"]:
+    """Aᵀ V."""
+    if is_operator(A):
+        transposed = A.transpose()
+        return transposed.mv(V) if V.ndim == 1 else jax.vmap(transposed.mv, 1, 1)(V)
+    if is_sparse(A):
+        return V @ A if V.ndim == 1 else A.T @ V
+    # From the left, as A lies in memory: XLA's Aᵀ V copies A on a CPU.
+    return product(V, A) if V.ndim == 1 else product(V.T, A).T
+
+
+def dense(A: Matrix) -> Float[Array, "n d"]:
+    """A as an array."""
+    return A.as_matrix() if is_operator(A) else A.todense() if is_sparse(A) else A
+
+
+def gram(A: Matrix, D: Float[Array, " n"]) -> Float[Array, "d d"]:
+    """Aᵀ diag(D) A, exactly symmetric."""
+    if is_sparse(A):
+        return _sparse_gram(A, D)
+    A = dense(A)
+    return lax.platform_dependent(A, D, cpu=_blocked_gram, default=lambda A, D: _symmetric(product(A.T, D[:, None] * A)))
+
+
+def squares(A: Matrix, D: Float[Array, " n"]) -> Float[Array, " d"]:
+    """The diagonal of Aᵀ diag(D) A, Σ_i D_i A_ij²."""
+    if is_sparse(A):
+        rows, columns = A.indices.T
+        terms = A.data**2 * D.at[rows].get(mode="fill", fill_value=0)
+        return jnp.zeros(A.shape[1], A.dtype).at[columns].add(terms, mode="drop")
+    return product(D, dense(A) ** 2)
+
+
+def _symmetric(G: Float[Array, "d d"]) -> Float[Array, "d d"]:
+    return 0.5 * (G + G.T)
+
+
+def _blocked_gram(A: Float[Array, "n d"], D: Float[Array, " n"]) -> Float[Array, "d d"]:
+    """By blocks of rows, whose weighted copy is in the cache when it is multiplied, and the tiles of the upper half only."""
+    n, d = A.shape
+    size = min(_BLOCK, n)
+    edges = range(0, d, _TILE)
+
+    def add(start: Any, size: int, tiles: list[Array]) -> list[Array]:
+        rows, weights = (lax.dynamic_slice_in_dim(part, start, size) for part in (A, D))
+        weighted = weights[:, None] * rows
+        return [
+            tile + product(rows[:, left : left + _TILE].T, weighted[:, left:]) for left, tile in zip(edges, tiles, strict=True)
+        ]
+
+    tiles = [jnp.zeros((min(_TILE, d - left), d - left), A.dtype) for left in edges]
+    tiles = lax.fori_loop(0, n // size, lambda i, tiles: add(i * size, size, tiles), tiles)
+    if n % size:
+        tiles = add(n - n % size, n % size, tiles)
+    upper = jnp.concatenate([jnp.pad(tile, ((0, 0), (left, 0))) for left, tile in zip(edges, tiles, strict=True)])
+    return jnp.triu(upper) + jnp.triu(upper, 1).T
+
+
+def _sparse_gram(A: Any, D: Float[Array, " n"]) -> Float[Array, "d d"]:
+    """A block of columns at a time, [n, b] dense: 2 nnz d multiplications, n b numbers of memory."""
+    n, d = A.shape
+    size = min(d, max(1, (1 << 23) // n))
+    starts = jnp.minimum(jnp.arange(-(-d // size)) * size, d - size)
+
+    def columns(start: Array) -> Float[Array, "size d"]:
+        unit = (jnp.arange(d)[:, None] == start + jnp.arange(size)[None]).astype(A.dtype)
+        return (A.T @ (D[:, None] * (A @ unit))).T
+
+    rows = lax.map(columns, starts).reshape(-1, d)
+    index = (starts[:, None] + jnp.arange(size)[None]).reshape(-1)
+    return _symmetric(jnp.zeros((d, d), A.dtype).at[index].set(rows))
+
+
+def row_squares(A: Matrix) -> Float[Array, " n"]:
+    """‖a_i‖²."""
+    if is_sparse(A):
+        return jnp.zeros(A.shape[0], A.dtype).at[A.indices[:, 0]].add(A.data**2, mode="drop")
+    return jnp.sum(dense(A) ** 2, axis=1)
+
+
+def take(A: Matrix, indices: Int[Array, " s"]) -> Float[Array, "s d"]:
+    """Rows of A by ascending and different indices, dense; an index of n gives a row of zeros."""
+    n, d = shape(A)
+    if is_sparse(A):
+        # Where each row of A goes: its place among the indices, or nowhere.
+        place = jnp.full(n + 1, len(indices)).at[indices].set(jnp.arange(len(indices)))[:n]
+        rows, columns = A.indices.T
+        target = place.at[rows].get(mode="fill", fill_value=len(indices))
+        return jnp.zeros((len(indices), d), A.dtype).at[target, columns].add(A.data, mode="drop")
+    return dense(A).at[indices].get(mode="fill", fill_value=0)
+
+
+def embedded(A: Matrix, buckets: Int[Array, "z n"], signs: Float[Array, "z n"], size: int) -> Float[Array, "size d"]:
+    """S A for the sparse S [size, n] whose column i has the entry signs[k, i] in row buckets[k, i], for each k of z."""
+    d = shape(A)[1]
+    if is_sparse(A):
+        rows, columns = A.indices.T
+        entries = [(h.at[rows].get(mode="fill", fill_value=size), columns) for h in buckets]
+        values = [A.data * s.at[rows].get(mode="fill", fill_value=0) for s in signs]
+    else:
+        entries, A = [(h,) for h in buckets], dense(A)
+        values = [A * s[:, None] for s in signs]
+    out = jnp.zeros((size, d), dtype(A))
+    for where, value in zip(entries, values, strict=True):
+        out = out.at[where].add(value, mode="drop")
+    return out
+
+
+def scaled_rows(A: Matrix, scale: Float[Array, " n"]) -> Matrix:
+    """diag(scale) A; an operator becomes dense."""
+    if is_sparse(A):
+        rows = A.indices[:, 0]
+        data = A.data * scale.at[rows].get(mode="fill", fill_value=0)
+        return type(A)((data, A.indices), shape=A.shape, indices_sorted=A.indices_sorted, unique_indices=A.unique_indices)
+    return scale[:, None] * dense(A)

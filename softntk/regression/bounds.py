@@ -1,0 +1,274 @@
+r"""How curved a regression can be on a ball ‖x‖ ≤ R, before any x is seen: normaliser, Lipschitz constants, convexity.
+
+Each function returns the form of the papers and ours, which is proved in its docstring. [D] and [S] assume ‖A‖, ‖x‖ ≤ R with
+R ≥ 4 and state constants that carry e^{R²}; their full text was not at hand, and the exponents below are as remembered
+(arguments, not facts). Ours do not carry them for softmax: all derivatives of the softmax are bounded, whatever the logits.
+
+Example:
+    >>> import jax, jax.numpy as jnp, softntk as sn
+    >>> A = jax.random.normal(jax.random.key(0), (30, 3)) / 3
+    >>> p = sn.regression.softmax(A, jnp.full(30, 1 / 30))
+    >>> w = sn.regression.convexity_weight(p, strength=0.1)
+    >>> strong = sn.regression.softmax(A, jnp.full(30, 1 / 30), weights=w.ours)
+    >>> bool(sn.ntk.extreme_eigenvalues(strong.hessian(5 * jnp.ones(3))).smallest > 0.1)
+    True
+
+Source: [S] arXiv 2309.13482, [D] arXiv 2304.10411; MATH.md section 4; the proofs of ours are ours.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from softntk._validation import check_positive
+from softntk.curvature import _matrices as matrices
+from softntk.regression.problem import Problem
+
+_ROUNDING = 1e-6  # what norms, computed in the precision of A, may be off by, relative
+
+
+class Bound(NamedTuple):
+    """The papers' form and ours; upper bounds are +inf, and lower ones zero, where nothing is known."""
+
+    paper: float
+    ours: float
+
+
+class LipschitzBounds(NamedTuple):
+    """Of the prediction, the gradient and the Hessian in x, each as a :class:`Bound`."""
+
+    predict: Bound
+    gradient: Bound
+    hessian: Bound
+
+
+class _Suprema(NamedTuple):
+    """Of |u|, |u'|, |u''|, |u'''| at each sample."""
+
+    u: np.ndarray
+    du: np.ndarray
+    d2u: np.ndarray
+    d3u: np.ndarray
+
+
+# On |z| ≤ ρ; all are reached at z = ρ.
+_SUPREMA: dict[str, Callable[[np.ndarray], _Suprema]] = {
+    "exp": lambda r: _Suprema(np.exp(r), np.exp(r), np.exp(r), np.exp(r)),
+    "res_exp": lambda r: _Suprema(np.exp(r) + r, np.exp(r) + 1, np.exp(r), np.exp(r)),
+    "cosh": lambda r: _Suprema(np.cosh(r), np.sinh(r), np.cosh(r), np.sinh(r)),
+    "sinh": lambda r: _Suprema(np.sinh(r), np.cosh(r), np.sinh(r), np.cosh(r)),
+    "identity": lambda r: _Suprema(r, np.ones_like(r), np.zeros_like(r), np.zeros_like(r)),
+}
+
+
+def normaliser(p: Problem, radius: float) -> Bound:
+    r"""How small α = 1ᵀu(Ax) can be on the ball ‖x‖ ≤ R.
+
+    Papers: α ≥ n e^{−‖A‖R} for exp, from |z_i| ≤ ‖A‖R. Ours: exp, res_exp and cosh are convex, so Σu(z_i) ≥ n u(⟨ā, x⟩) by
+    Jensen, with ā the mean of the rows of A and ⟨ā, x⟩ ≥ −t, t = ‖ā‖R. The first two are increasing, cosh is at least one:
+
+        exp: n e^{−t},        res_exp: n (e^{−t} − t),        cosh: n.
+
+    Rows that average to zero have t = 0, whatever their size.
+
+    Args:
+        p: the problem.
+        radius: R > 0.
+
+    Returns:
+        A :class:`Bound`, both clipped at zero; zero for sinh and the like, whose sum may vanish.
+
+    Raises:
+        ValueError: radius not positive.
+
+    Example:
+        >>> import jax.numpy as jnp, softntk as sn
+        >>> normaliser(sn.regression.softmax(jnp.array([[1.0], [-1.0]]), jnp.ones(2)), 1.0).ours
+        2.0
+
+    Source: [D], the lower bound β on ⟨exp(Ax), 1⟩.
+    """
+    check_positive("radius", radius)
+    n = p.shape[0]
+    mean = np.asarray(matrices.adjoint(p.A, jnp.full(n, 1 / n, p.dtype)), np.float64)
+    t = float(np.linalg.norm(mean)) * (1 + _ROUNDING) * radius
+    largest = _norms(p)[0] * radius
+    name = p.activation.name
+    ours = {"exp": math.exp(-t), "cosh": 1.0, "res_exp": math.exp(-t) - t}.get(name, 0.0)
+    paper = {"exp": math.exp(-largest), "cosh": 1.0, "res_exp": math.exp(-largest) - largest}.get(name, 0.0)
+    return Bound(n * max(paper, 0.0), n * max(ours, 0.0))
+
+
+def lipschitz(p: Problem, radius: float, *, exponents: tuple[float, float, float] = (2.0, 8.0, 20.0)) -> LipschitzBounds:
+    r"""Lipschitz constants of predict, gradient and Hessian on the ball ‖x‖ ≤ R.
+
+    **Ours, softmax** (any R). Along a direction h in the logits let y = h − E_f h, V = E_f y², r = max h − min h ≤ √2‖h‖ and
+    o = max c − min c ≤ 1 + max b − min b for the residual c = f − b. Then
+
+    - f' = f∘y and ‖f'‖² = Σf²y² ≤ ¼·‖h‖²: diag(f) − ffᵀ has the quadratic form V ≤ r²/4 ≤ ‖h‖²/2, so its norm is at most ½.
+    - L'' = ‖f'‖² + E_f[(c − E_f c)(y² − V)] = ‖f'‖² + E_f[(c − E_f c) y²], of modulus at most (¼ + o/2)‖h‖².
+    - L''' = E_f[(c − E_f c)(y³ − 3yV)] + 3Σ f²y(y² − V). By convexity E|y|³ and E|y| are largest on two points at distance r:
+      at most r³/8 and r/2. So the first term is at most o (1/8 + 3/8) r³. In the second, f_k|y_k| ≤ E|y|/2 ≤ r/4 (y has mean
+      zero) and E|y² − V| ≤ √(V(M² − V)) ≤ 0.279 r², M = max|y| (with V ≤ M(r − M), by Bhatia and Davis). Together at most
+      (√2 o + 0.592)‖h‖³, r³ ≤ 2√2‖h‖³; and a symmetric form is as large on the diagonal as anywhere (Banach).
+
+    **Ours, other activations**: on |z_i| ≤ ‖a_i‖R the suprema of |u|, …, |u'''| are known, and α ≥ :func:`normaliser`. Write F,
+    a for the norms of the vectors of suprema of u/α and u'/α, and m₁, m₂, m₃ for the largest entries of those of u'/α, u''/α,
+    u'''/α. Differentiating f = u/α along a unit vector, with |⟨v, h⟩| ≤ a and |⟨v', h²⟩| ≤ m₂,
+
+        ‖f'‖ ≤ m₁ + Fa,    ‖f''‖ ≤ m₂ + 2m₁a + F(m₂ + 2a²),
+        ‖f'''‖ ≤ m₃ + 3m₂a + 3m₁m₂ + 6m₁a² + F(m₃ + 6am₂ + 6a³),
+
+    and ‖∇²L‖ ≤ ‖f'‖² + ‖c‖‖f''‖, ‖∇³L‖ ≤ ‖c‖‖f'''‖ + 3‖f'‖‖f''‖, ‖c‖ ≤ F + ‖b‖. Rescaled and plain forms are linear in u:
+    ‖r'‖ ≤ m₁ + ‖b‖a, ‖r''‖ ≤ m₂(1 + ‖b‖), ‖r'''‖ ≤ m₃(1 + ‖b‖), ‖r‖ ≤ F + ‖b‖ Σ|u| (plain: with no b in the first three).
+
+    The weights add w² to the second; ‖A‖, ‖A‖² and ‖A‖³ turn logits into x.
+
+    **Papers**: β⁻² n^{3/2} e^{cR²} with R = max(‖A‖, ‖x‖, 4), β the paper's bound on α/n.
+
+    Args:
+        p: the problem; its activation exp, res_exp, cosh, sinh or identity.
+        radius: R > 0.
+        exponents: c of the papers, for predict, gradient, Hessian. As remembered.
+
+    Returns:
+        :class:`LipschitzBounds`.
+
+    Raises:
+        ValueError: radius not positive; another activation.
+
+    Example:
+        >>> import jax.numpy as jnp, softntk as sn
+        >>> p = sn.regression.softmax(jnp.eye(2), jnp.array([0.5, 0.5]))
+        >>> round(lipschitz(p, 1.0).hessian.ours, 2), lipschitz(p, 1.0).hessian.paper > 1e100
+        (2.01, True)
+
+    Source: [D], [S], the lemmas on Lipschitz constants.
+    """
+    check_positive("radius", radius)
+    spectral = _norms(p)[0]
+    in_logits = _softmax_derivatives(p) if _is_softmax(p) else _general_derivatives(p, radius)
+    weight = float(np.max(np.asarray(p.weights, np.float64))) ** 2
+    added = (0.0, weight, 0.0)
+    ours = [(c + w) * spectral ** (i + 1) * (1 + _ROUNDING) for i, (c, w) in enumerate(zip(in_logits, added, strict=True))]
+    n, size = p.shape[0], max(spectral, radius, 4.0)
+    beta = normaliser(p, radius).paper / n
+    scale = n**1.5 / beta**2 if beta > 0 else math.inf
+    papers = [_exp(c * size**2) * scale + w * spectral**2 for c, w in zip(exponents, added, strict=True)]
+    return LipschitzBounds(*(Bound(paper, mine) for paper, mine in zip(papers, ours, strict=True)))
+
+
+def convexity_weight(p: Problem, strength: float, radius: float | None = None, *, constant: float = 20.0) -> Bound:
+    r"""How large w must be for ∇²L ≽ l I: w² ≥ C + l/σ_min(A)², where −C bounds the logits' Hessian from below.
+
+    Papers: C = 20 for softmax. Ours: from :func:`lipschitz`'s proof, without JᵀJ ≽ 0, which helps:
+
+        softmax, everywhere: C = o/2 with o = 1 + max b − min b,        others, on ‖x‖ ≤ R: C = ‖c‖‖f''‖.
+
+    For softmax E_f[(c − E_f c) y²] ≥ −(max c − min c) V and V ≤ ‖h‖²/2. Then Aᵀ(∇²_z L + w²)A ≽ (w² − C) σ_min(A)² I.
+
+    Args:
+        p: the problem; its own weights are not counted.
+        strength: l > 0.
+        radius: R; needed for all but softmax.
+        constant: C of the papers. As remembered.
+
+    Returns:
+        A :class:`Bound` on w itself (not squared); +inf for A of rank below d.
+
+    Raises:
+        ValueError: strength or radius not positive; no radius where one is needed.
+
+    Example:
+        >>> import jax.numpy as jnp, softntk as sn
+        >>> p = sn.regression.softmax(jnp.eye(2), jnp.array([0.5, 0.5]))
+        >>> [round(w, 3) for w in convexity_weight(p, 0.5)]
+        [4.528, 1.0]
+
+    Source: [D] and [S], the lemmas on positive definite Hessians.
+    """
+    check_positive("strength", strength)
+    if radius is None and not _is_softmax(p):
+        raise ValueError(
+            f"radius must be given for {p.form} {p.activation.name}: only softmax has a bound that holds everywhere."
+        )
+    smallest = _norms(p)[1]
+    if smallest == 0:
+        return Bound(math.inf, math.inf)
+    ours = _negative_part(p, radius)
+    return Bound(*(math.sqrt(c + strength / smallest**2) * (1 + _ROUNDING) for c in (constant, ours)))
+
+
+def _is_softmax(p: Problem) -> bool:
+    return p.form == "normalized" and p.activation.name == "exp"
+
+
+def _exp(t: float) -> float:
+    return math.exp(t) if t < 700 else math.inf
+
+
+def _norms(p: Problem) -> tuple[float, float]:
+    """(‖A‖ from above, σ_min(A) from below), zero where it is not told from zero."""
+    n, d = p.shape
+    gram = np.asarray(matrices.gram(p.A, jnp.ones(n, p.dtype)), np.float64)
+    values = np.linalg.eigvalsh(gram)
+    error = 4 * max(n, d) * float(np.finfo(p.dtype).eps) * values[-1]
+    smallest = math.sqrt(max(values[0] - error, 0.0)) if n >= d else 0.0
+    return math.sqrt(values[-1] + error), smallest
+
+
+def _spread(p: Problem) -> float:
+    b = np.asarray(p.b, np.float64)
+    return 1.0 + float(b.max() - b.min())
+
+
+def _softmax_derivatives(p: Problem) -> tuple[float, float, float]:
+    o = _spread(p)
+    return 0.5, 0.25 + 0.5 * o, math.sqrt(2) * o + 0.592
+
+
+def _residual_bounds(p: Problem, radius: float) -> tuple[float, float, float, float]:
+    """Of the norms of the residual and of its first three derivatives along a unit vector of logits."""
+    name = p.activation.name
+    if name not in _SUPREMA:
+        raise ValueError(f"there are bounds for the activations {sorted(_SUPREMA)}, got {name!r}.")
+    rows = np.sqrt(np.asarray(matrices.row_squares(p.A), np.float64)) * (1 + _ROUNDING)
+    with np.errstate(over="ignore", invalid="ignore"):
+        s = _SUPREMA[name](rows * radius)
+        b = float(np.linalg.norm(np.asarray(p.b, np.float64)))
+        if p.form != "normalized":
+            b_in, total = (b, float(s.u.sum())) if p.form == "rescaled" else (0.0, 1.0)
+            size = float(np.linalg.norm(s.u)) + b * total
+            first = float(s.du.max()) + b_in * float(np.linalg.norm(s.du))
+            return size, first, float(s.d2u.max()) * (1 + b_in), float(s.d3u.max()) * (1 + b_in)
+        alpha = normaliser(p, radius).ours
+        if alpha == 0:
+            return math.inf, math.inf, math.inf, math.inf
+        F, a = (float(np.linalg.norm(part)) / alpha for part in (s.u, s.du))
+        m1, m2, m3 = (float(part.max()) / alpha for part in (s.du, s.d2u, s.d3u))
+        return (
+            F + b,
+            m1 + F * a,
+            m2 + 2 * m1 * a + F * (m2 + 2 * a**2),
+            m3 + 3 * m2 * a + 3 * m1 * m2 + 6 * m1 * a**2 + F * (m3 + 6 * a * m2 + 6 * a**3),
+        )
+
+
+def _general_derivatives(p: Problem, radius: float) -> tuple[float, float, float]:
+    c, f1, f2, f3 = _residual_bounds(p, radius)
+    predict = f1
+    if p.form != "normalized":  # predict is u itself
+        rows = np.sqrt(np.asarray(matrices.row_squares(p.A), np.float64)) * (1 + _ROUNDING)
+        predict = float(_SUPREMA[p.activation.name](rows * radius).du.max())
+    return predict, f1**2 + c * f2, c * f3 + 3 * f1 * f2
+
+
+def _negative_part(p: Problem, radius: float | None) -> float:
+    if _is_softmax(p):
+        return 0.5 * _spread(p)
+    check_positive("radius", radius)
+    c, _, f2, _ = _residual_bounds(p, radius)  # pyright: ignore[reportArgumentType]
+    return c * f2

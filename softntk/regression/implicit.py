@@ -1,0 +1,130 @@
+r"""Least-squares problems without a closed form: ½‖F(x) − B‖² + ½‖P(x)‖², for a prediction F and a penalty P of any pytree x.
+
+Gradient, Hessian and Gauss–Newton products come from automatic differentiation of F and P, a few evaluations each; nothing of
+the size of a Jacobian is formed. The interface is that of :class:`softntk.regression.Problem`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, Float, Int
+
+from softntk._records import function_record, static
+from softntk.solution import Result
+
+Structure = tuple[tuple[jax.ShapeDtypeStruct, ...], Any]
+
+
+def structure_of(example: Any) -> Structure:
+    """Shapes and dtypes of a pytree, hashable."""
+    leaves, treedef = jax.tree.flatten(jax.eval_shape(lambda: example))
+    return tuple(leaves), treedef
+
+
+@function_record
+class ResidualProblem:
+    """½‖F(x) − B‖² + ½‖P(x)‖²; a frozen pytree.
+
+    Attributes:
+        data: what F and P need, a pytree.
+        maps: ``(data, x) -> (F(x), P(x))``; differentiable, finite for finite x inside of the domain.
+        target: B, of the shape of F(x).
+        structure: shapes and dtypes of x, by :func:`structure_of`.
+    """
+
+    data: Any
+    target: Float[Array, "..."]
+    maps: Callable[[Any, Any], tuple[Array, Array]] = static()
+    structure: Structure = static()
+
+    def __call__(self, x: Any) -> Float[Array, ""]:
+        """The loss; +inf outside of the domain."""
+        return _loss(self, self._checked(x))
+
+    def predict(self, x: Any) -> Float[Array, "..."]:
+        """F(x)."""
+        return _maps(self, self._checked(x))[0]
+
+    def residual(self, x: Any) -> Float[Array, "..."]:
+        """F(x) − B."""
+        return self.predict(x) - self.target
+
+    def gradient(self, x: Any) -> Any:
+        """∇L, of the structure of x; +inf outside of the domain."""
+        return _gradient(self, self._checked(x))
+
+    def hessian(self, x: Any) -> lx.AbstractLinearOperator:
+        """∇²L: a product is a forward derivative of the gradient."""
+        x = self._checked(x)
+        return lx.FunctionLinearOperator(partial(_hessian_product, self, x), self._structure(), lx.symmetric_tag)
+
+    def gauss_newton(self, x: Any) -> lx.AbstractLinearOperator:
+        """JᵀJ, J the Jacobian of (F, P): positive semidefinite."""
+        x = self._checked(x)
+        return lx.FunctionLinearOperator(
+            partial(_gauss_newton_product, self, x), self._structure(), lx.positive_semidefinite_tag
+        )
+
+    def check(self, x: Any) -> Int[Array, ""]:
+        """SUCCESSFUL, NONFINITE_INPUT, or OVERFLOW (or a normaliser that is lost); works under jit."""
+        return _check(self, self._checked(x))
+
+    def _structure(self) -> Any:
+        leaves, treedef = self.structure
+        return jax.tree.unflatten(treedef, leaves)
+
+    def _checked(self, x: Any) -> Any:
+        structure = self._structure()
+        got, want = jax.tree.structure(x), jax.tree.structure(structure)
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(x)]
+        wanted = [leaf.shape for leaf in jax.tree.leaves(structure)]
+        if got != want or shapes != wanted:
+            raise ValueError(f"x must have the structure {want} with leaves of shapes {wanted}, got {got} with {shapes}.")
+        return jax.tree.map(lambda leaf, s: jnp.asarray(leaf, s.dtype), x, structure)
+
+
+def _evaluated(p: ResidualProblem, x: Any) -> Float[Array, ""]:
+    prediction, penalty = p.maps(p.data, x)
+    return 0.5 * jnp.sum((prediction - p.target) ** 2) + 0.5 * jnp.sum(penalty**2)
+
+
+@jax.jit
+def _maps(p: ResidualProblem, x: Any) -> tuple[Array, Array]:
+    return p.maps(p.data, x)
+
+
+@jax.jit
+def _loss(p: ResidualProblem, x: Any) -> Float[Array, ""]:
+    loss = _evaluated(p, x)
+    return jnp.where(jnp.isfinite(loss), loss, jnp.inf)
+
+
+@jax.jit
+def _gradient(p: ResidualProblem, x: Any) -> Any:
+    loss, gradient = jax.value_and_grad(_evaluated, argnums=1)(p, x)
+    return jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(loss), leaf, jnp.inf), gradient)
+
+
+@jax.jit
+def _hessian_product(p: ResidualProblem, x: Any, v: Any) -> Any:
+    return jax.jvp(lambda x: jax.grad(_evaluated, argnums=1)(p, x), (x,), (v,))[1]
+
+
+@jax.jit
+def _gauss_newton_product(p: ResidualProblem, x: Any, v: Any) -> Any:
+    maps = lambda x: p.maps(p.data, x)
+    back = jax.vjp(maps, x)[1]
+    return back(jax.jvp(maps, (x,), (v,))[1])[0]
+
+
+@jax.jit
+def _check(p: ResidualProblem, x: Any) -> Int[Array, ""]:
+    numbers = [leaf for leaf in jax.tree.leaves((x, p.data, p.target)) if eqx.is_inexact_array(leaf)]
+    finite = jnp.all(jnp.asarray([jnp.isfinite(leaf).all() for leaf in numbers]))
+    code = jnp.where(jnp.isfinite(_evaluated(p, x)), Result.SUCCESSFUL, Result.OVERFLOW)
+    return jnp.where(finite, code, Result.NONFINITE_INPUT).astype(jnp.int32)

@@ -1,0 +1,242 @@
+r"""Regression with u(Ax), normalized, rescaled or plain: loss, gradient and curvature in closed form.
+
+    normalized    L(x) = ½‖u(Ax)/α − b‖² + ½‖diag(w) A x‖²,      α = 1ᵀu(Ax)
+    rescaled      L(x) = ½‖u(Ax) − αb‖²  + ½‖diag(w) A x‖²
+    plain         L(x) = ½‖u(Ax) − b‖²   + ½‖diag(w) A x‖²
+
+for A [n, d], b [n], u any :class:`softntk.activations.Activation`. Normalized exp is softmax regression, normalized e^z + z the
+unified scheme of ResNet and softmax. In the logits every one of them has a Hessian that is diagonal plus rank two
+(``softntk/regression/_forms.py``), so that ∇²L is a :class:`softntk.curvature.structured.StructuredOperator`.
+
+Example:
+    >>> import jax, jax.numpy as jnp, softntk as sn
+    >>> A = jax.random.normal(jax.random.key(0), (50, 4)) / 2
+    >>> b = jax.nn.softmax(A @ jnp.ones(4))
+    >>> p = sn.regression.problem(A, b, activation="exp", form="normalized", weights=0.1)
+    >>> x = jnp.zeros(4)
+    >>> bool(p(x) > p(x - p.gradient(x))), p.hessian(x).factors.shape
+    (True, (50, 2))
+    >>> step = p.hessian(x).with_ridge(1e-3).factorise().solve(-p.gradient(x))
+    >>> bool(p(x + step) < p(x)), p.check(x).item()
+    (True, 0)
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from softntk import activations
+from softntk._records import function_record, static
+from softntk._validation import check_finite, check_floating, is_concrete
+from softntk.activations import Activation
+from softntk.curvature import _matrices as matrices
+from softntk.curvature.structured import StructuredOperator
+from softntk.regression._forms import FORMS, Curvature, Local
+from softntk.solution import Result
+
+
+@function_record
+class Problem:
+    """A regression; a frozen pytree. ``p(x)`` is the loss; works under jit, vmap (over x, b, weights or A) and grad.
+
+    Outside of its domain, where α is lost in rounding or the loss exceeds the largest number, ``p(x)`` and the gradient are
+    +inf and the operators hold what the weights alone contribute; ``check`` says why. Never NaN for finite x.
+
+    Attributes:
+        A: [n, d].
+        b: the target, [n].
+        weights: w, a scalar or [n].
+        activation: u.
+        form: "normalized", "rescaled" or "plain".
+    """
+
+    A: Any
+    b: Float[Array, " n"]
+    weights: Float[Array, ""] | Float[Array, " n"]
+    activation: Activation = static()
+    form: str = static()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, d)."""
+        return matrices.shape(self.A)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of A, b, x and everything computed."""
+        return self.b.dtype
+
+    def __call__(self, x: Float[Array, " d"]) -> Float[Array, ""]:
+        """The loss; +inf outside of the domain."""
+        return _loss(self, self._checked(x))
+
+    def logits(self, x: Float[Array, " d"]) -> Float[Array, " n"]:
+        """A x, z in the formulas."""
+        return matrices.times(self.A, self._checked(x))
+
+    def predict(self, x: Float[Array, " d"]) -> Float[Array, " n"]:
+        """What is compared with b (rescaled: with αb): u/α normalized, else u."""
+        return _predict(self, self._checked(x))
+
+    def residual(self, x: Float[Array, " d"]) -> Float[Array, " n"]:
+        """u/α − b, u − αb or u − b."""
+        return _residual(self, self._checked(x))
+
+    def gradient(self, x: Float[Array, " d"]) -> Float[Array, " d"]:
+        """∇L in closed form: two passes over A."""
+        return _value_and_gradient(self, self._checked(x))[1]
+
+    def value_and_gradient(self, x: Float[Array, " d"]) -> tuple[Float[Array, ""], Float[Array, " d"]]:
+        """(L, ∇L), for the price of the gradient."""
+        return _value_and_gradient(self, self._checked(x))
+
+    def hessian(self, x: Float[Array, " d"]) -> StructuredOperator:
+        """∇²L, with ``.logit_diagonal`` (w² included), ``.factors`` and ``.core``; one pass over A to make it."""
+        return _curvature(self, self._checked(x), gauss_newton=False)
+
+    def gauss_newton(self, x: Float[Array, " d"]) -> StructuredOperator:
+        """JᵀJ + Aᵀ diag(w²) A, J the Jacobian of the residual: positive semidefinite, and ∇²L where the residual is zero."""
+        return _curvature(self, self._checked(x), gauss_newton=True)
+
+    def check(self, x: Float[Array, " d"], previous: Float[Array, " d"] | None = None) -> Int[Array, ""]:
+        """A :class:`softntk.solution.Result`: SUCCESSFUL, NONFINITE_INPUT, NORMALISER_LOST, OVERFLOW; works under jit.
+
+        With ``previous``, the point that a step came from, also SIGN_CHANGED, where α has another sign than there. (A negative
+        α is legal.) ``Result(int(code)).advice`` has the text.
+        """
+        code = _check(self, self._checked(x))
+        if previous is None:
+            return code
+        crossed = _total(self, self._checked(x)) * _total(self, self._checked(previous)) < 0
+        return jnp.where((code == Result.SUCCESSFUL) & crossed, Result.SIGN_CHANGED, code).astype(jnp.int32)
+
+    def _checked(self, x: Any) -> Float[Array, " d"]:
+        if jnp.shape(x) != self.shape[1:]:
+            raise ValueError(f"x must have shape {self.shape[1:]}, got {jnp.shape(x)}.")
+        return jnp.asarray(x, self.dtype)
+
+    def _local(self, z: Float[Array, " n"]) -> Local:
+        return FORMS[self.form](self.activation, z, self.b)
+
+
+def problem(
+    A: Any,
+    b: Float[Array | np.ndarray, " n"],
+    activation: str | Activation = "res_exp",
+    form: str = "normalized",
+    weights: float | Float[Array | np.ndarray, ""] | Float[Array | np.ndarray, " n"] = 0.0,
+) -> Problem:
+    r"""The regression ½‖residual‖² + ½‖diag(w) A x‖²; the residual is u/α − b, u − αb or u − b, with u = u(Ax), α = 1ᵀu.
+
+    Args:
+        A: [n, d]: an array, a ``jax.experimental.sparse.BCOO``, or a lineax operator from [d] to [n]. Its dtype is that of
+            everything else. Rows may be sharded over a ``jax.sharding.Mesh``.
+        b: the target, [n]; any real numbers.
+        activation: u, by name (``softntk.activations.ACTIVATIONS``) or itself.
+        form: "normalized", "rescaled" or "plain".
+        weights: w ≥ 0, a scalar or [n]. Large ones make the loss strongly convex:
+            :func:`softntk.regression.convexity_weight`.
+
+    Returns:
+        A :class:`Problem`. For many targets with one A, ``jax.vmap(lambda b: problem(A, b).gradient(x))``.
+
+    Raises:
+        ValueError: shapes that do not fit, an empty or integer A, NaN in A, b or w, negative weights, a sparse format other
+            than BCOO, an unknown activation or form.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> p = problem(jnp.eye(2), jnp.array([0.5, 0.5]), "exp")
+        >>> float(p(jnp.zeros(2))), p.gradient(jnp.zeros(2)).tolist()
+        (0.0, [0.0, 0.0])
+
+    Source: arXiv 2309.13482, Definition 1.1 (res_exp, normalized); MATH.md section 4 for the family.
+    """
+    A = matrices.checked("A", A)
+    n, _ = matrices.shape(A)
+    dtype = matrices.dtype(A)
+    check_floating("b", b)
+    check_floating("weights", weights)
+    if jnp.shape(b) != (n,):
+        raise ValueError(f"b must have shape {(n,)}, one target for each row of A, got {jnp.shape(b)}.")
+    if jnp.shape(weights) not in ((), (n,)):
+        raise ValueError(f"weights must be a scalar or have shape {(n,)}, got {jnp.shape(weights)}.")
+    check_finite("b", b)
+    check_finite("weights", weights)
+    if is_concrete(weights) and np.any(np.asarray(weights) < 0):
+        raise ValueError(f"weights must not be negative, got {float(np.min(np.asarray(weights)))}.")
+    if form not in FORMS:
+        raise ValueError(activations.unknown("form", form, FORMS))
+    return Problem(A, jnp.asarray(b, dtype), jnp.asarray(weights, dtype), activations.get(activation), form)
+
+
+def _penalty(p: Problem, z: Float[Array, " n"]) -> Float[Array, ""]:
+    return 0.5 * jnp.sum((p.weights * z) ** 2)
+
+
+def _evaluated(p: Problem, z: Float[Array, " n"]) -> tuple[Local, Float[Array, ""], Array]:
+    """The form at z, the loss there, and whether it is inside of the domain."""
+    local = p._local(z)
+    loss = 0.5 * jnp.sum(local.residual**2) + _penalty(p, z)
+    return local, loss, local.kept & jnp.isfinite(loss)
+
+
+@jax.jit
+def _loss(p: Problem, x: Float[Array, " d"]) -> Float[Array, ""]:
+    z = matrices.times(p.A, x)
+    # Twice, so that automatic differentiation meets no infinity on the branch that is not taken.
+    inside = _evaluated(p, jax.lax.stop_gradient(z))[2]
+    loss = _evaluated(p, jnp.where(inside, z, 0))[1]
+    return jnp.where(inside, loss, jnp.inf)
+
+
+@jax.jit
+def _predict(p: Problem, x: Float[Array, " d"]) -> Float[Array, " n"]:
+    local = p._local(matrices.times(p.A, x))
+    return jnp.where(local.kept, local.prediction, jnp.inf)
+
+
+@jax.jit
+def _residual(p: Problem, x: Float[Array, " d"]) -> Float[Array, " n"]:
+    local = p._local(matrices.times(p.A, x))
+    return jnp.where(local.kept & jnp.isfinite(local.residual), local.residual, jnp.inf)
+
+
+@jax.jit
+def _value_and_gradient(p: Problem, x: Float[Array, " d"]) -> tuple[Float[Array, ""], Float[Array, " d"]]:
+    z = matrices.times(p.A, x)
+    local, loss, inside = _evaluated(p, z)
+    slope = jnp.where(inside, local.gradient + p.weights**2 * z, 0)
+    return jnp.where(inside, loss, jnp.inf), jnp.where(inside, matrices.adjoint(p.A, slope), jnp.inf)
+
+
+def _curvature(p: Problem, x: Float[Array, " d"], *, gauss_newton: bool) -> StructuredOperator:
+    part = _logit_curvature(p, x, gauss_newton)
+    return StructuredOperator(p.A, *part, positive_semidefinite=gauss_newton)
+
+
+@jax.jit(static_argnums=2)
+def _logit_curvature(p: Problem, x: Float[Array, " d"], gauss_newton: bool) -> Curvature:
+    local, _, inside = _evaluated(p, matrices.times(p.A, x))
+    part = local.gauss_newton if gauss_newton else local.hessian
+    inside &= jnp.isfinite(part.diagonal).all() & jnp.isfinite(part.factors).all() & jnp.isfinite(part.core).all()
+    diagonal, factors, core = (jnp.where(inside, entry, 0) for entry in part)
+    return Curvature(diagonal + p.weights**2, factors, core)
+
+
+@jax.jit
+def _total(p: Problem, x: Float[Array, " d"]) -> Float[Array, ""]:
+    return p._local(matrices.times(p.A, x)).total
+
+
+@jax.jit
+def _check(p: Problem, x: Float[Array, " d"]) -> Int[Array, ""]:
+    local, loss, _ = _evaluated(p, matrices.times(p.A, x))
+    data = (x, p.b, p.weights, *jax.tree.leaves(eqx.filter(p.A, eqx.is_inexact_array)))
+    finite = jnp.all(jnp.asarray([jnp.isfinite(part).all() for part in data]))
+    codes = jnp.where(local.kept, jnp.where(jnp.isfinite(loss), Result.SUCCESSFUL, Result.OVERFLOW), Result.NORMALISER_LOST)
+    return jnp.where(finite, codes, Result.NONFINITE_INPUT).astype(jnp.int32)
