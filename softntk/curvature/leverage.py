@@ -31,9 +31,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from softntk._validation import check_finite, check_floating, check_positive_int, is_concrete
 from softntk.curvature import _matrices as matrices
 
-_ENTRIES = 8  # in each column of the sketch
-_OVERSAMPLING = 64  # rows of the sketch for each column of A: singular values are then right to about 1/8
-_TAIL = 21.0  # directions for each log(100 n): all row norms are right to a factor of 1.6 but with probability 1/100
+_ENTRIES = 4  # in each column of the sketch
+_OVERSAMPLING = 32  # rows of the sketch for each column of A: singular values are then right to about √(1/32)
+_TAIL = 41.0  # directions for each log(100 n): all row norms are right to a factor of 1.4 but with probability 1/100
 
 
 def scores(A: Any, weights: Float[Array | np.ndarray, " n"] | None = None) -> Float[Array, " n"]:
@@ -74,8 +74,8 @@ def approximate_scores(
         key: of the sketch.
         A: [n, d], dense, BCOO or a lineax operator, of full column rank.
         weights: D ≥ 0, [n]; one if None.
-        rows: of the sketch; 64 d if None. If n is no more, the scores are exact.
-        directions: k; 21 log(100 n) if None, enough for all n rows with probability 0.99. No effect where d is no more.
+        rows: of the sketch; 32 d, at least 512, if None. If n is no more, the scores are exact.
+        directions: k; 41 log(100 n) if None, enough for all n rows with probability 0.99. No effect where d is no more.
 
     Returns:
         [n], at most 1; +inf where the sketch is not of full rank (R is singular): use :func:`scores` or a ridge's rows then.
@@ -97,7 +97,7 @@ def approximate_scores(
     for name, value in (("rows", rows), ("directions", directions)):
         if value is not None:
             check_positive_int(name, value)
-    rows = _OVERSAMPLING * d if rows is None else rows
+    rows = _OVERSAMPLING * max(d, 16) if rows is None else rows
     if rows < d:
         raise ValueError(f"rows must be at least the number of columns, {d}, got {rows}.")
     if n <= rows:
@@ -134,15 +134,16 @@ def _scores(A: Any) -> Float[Array, " n"]:
 @jax.jit(static_argnums=(2, 3))
 def _approximate(key: PRNGKeyArray, A: Any, rows: int, directions: int | None) -> Float[Array, " n"]:
     n, d = matrices.shape(A)
-    buckets_key, signs_key, directions_key = jax.random.split(key, 3)
-    # One entry in each of ζ blocks of rows.
+    sketch_key, directions_key = jax.random.split(key)
+    # One entry in each of ζ blocks of rows; its place and its sign from the same random bits.
     entries = min(_ENTRIES, rows)
     block = rows // entries
-    buckets = jax.random.randint(buckets_key, (entries, n), 0, block) + block * jnp.arange(entries)[:, None]
-    signs = jax.random.rademacher(signs_key, (entries, n), matrices.dtype(A)) / math.sqrt(entries)
+    bits = jax.random.bits(sketch_key, (entries, n), jnp.uint32)
+    buckets = ((bits >> 1) % block).astype(jnp.int32) + block * jnp.arange(entries)[:, None]
+    signs = (1 - 2 * (bits & 1).astype(jnp.int32)).astype(matrices.dtype(A)) / math.sqrt(entries)
     R = jnp.linalg.qr(matrices.embedded(A, buckets, signs, rows), mode="r")
     right = jnp.eye(d, dtype=R.dtype)
     if directions is not None:
         right = jax.random.normal(directions_key, (d, directions), R.dtype) / math.sqrt(directions)
-    found = jnp.sum(matrices.times(A, jax.scipy.linalg.solve_triangular(R, right)) ** 2, axis=1)
+    found = matrices.row_squares(A, jax.scipy.linalg.solve_triangular(R, right))
     return jnp.where(jnp.isfinite(found), jnp.minimum(found, 1), jnp.inf)

@@ -1,0 +1,82 @@
+"""Every bound holds on a thousand random instances; none is vacuous."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tools import first
+
+import softntk as sn
+from softntk.regression import bounds
+
+FORMS = [("exp", "normalized"), ("res_exp", "normalized"), ("cosh", "normalized"), ("exp", "plain"), ("sinh", "rescaled")]
+
+
+def instances(activation, form, count):
+    """Problems of a few sizes with points of their balls and directions."""
+    rng = np.random.default_rng(0)
+    sizes = list(itertools.product((2, 5, 9), (1, 3)))
+    for i in range(count):
+        n, d = sizes[i % len(sizes)]
+        A = rng.normal(size=(n, d)) * rng.choice([0.1, 0.5, 2.0])
+        b = rng.dirichlet(np.full(n, 0.3)) if i % 2 else rng.normal(size=n)
+        radius = rng.choice([0.1, 0.5, 2.0])
+        x, h = rng.normal(size=(2, d))
+        x *= radius * rng.random() ** (1 / d) / np.linalg.norm(x)
+        yield sn.regression.problem(A, b, activation, form), radius, jnp.asarray(x), jnp.asarray(h / np.linalg.norm(h))
+
+
+@jax.jit
+def derivatives(p, x, h):
+    """The Jacobian of predict, the Hessian, its derivative along h, and the normaliser, by automatic differentiation."""
+    z = lambda x: p.A @ x
+    third = jax.jvp(jax.hessian(p), (x,), (h,))[1]
+    return jax.jacfwd(p.predict)(x), jax.hessian(p)(x), third, jnp.sum(p.activation.u(z(x)))
+
+
+@pytest.mark.parametrize(("activation", "form"), first(FORMS, FORMS[0], FORMS[1]))
+def test_bounds_hold(activation, form, x64):
+    tightest = np.zeros(5)
+    for p, radius, x, h in instances(activation, form, 1000):
+        J, H, T, alpha = (np.asarray(part) for part in derivatives(p, x, h))
+        found, lower = bounds.lipschitz(p, radius), bounds.normaliser(p, radius)
+        eigenvalues = np.linalg.eigvalsh(H)
+        sizes = [np.linalg.norm(J, 2), np.abs(eigenvalues).max(), np.linalg.norm(T, 2)]
+        for bound, size in zip(found, sizes, strict=True):
+            assert size <= bound.ours
+        assert alpha >= lower.ours * (1 - 1e-12) or lower.ours == 0
+        assert lower.ours >= lower.paper
+        # λ_min ≥ −C σ²: with weights of w² = C the Hessian is positive semidefinite.
+        least = bounds.convexity_weight(p, 1.0, radius).ours
+        floor = 0.0
+        if math.isfinite(least):
+            floor = least**2 - 1 / np.linalg.norm(p.A, -2) ** 2
+            strong = np.linalg.eigvalsh(H + least**2 * np.asarray(p.A.T @ p.A))[0]
+            assert strong >= 1.0 - 1e-9
+        with np.errstate(invalid="ignore", divide="ignore"):
+            gap = -eigenvalues[0] / (floor * np.linalg.norm(p.A, 2) ** 2) if floor > 0 else 0
+        tightest = np.maximum(
+            tightest, [*(s / b.ours for s, b in zip(sizes, found, strict=True)), lower.ours / alpha if alpha > 0 else 0, gap]
+        )
+    print(activation, form, "largest value over bound: predict, gradient, Hessian, normaliser, convexity", tightest.round(3))
+    if (activation, form) == ("exp", "normalized"):
+        assert np.all(tightest[:4] > [0.9, 0.2, 0.1, 0.9])
+
+
+def test_softmax_needs_no_ball_and_others_do(x64):
+    p = sn.regression.softmax(np.eye(2), np.array([0.5, 0.5]))
+    assert bounds.convexity_weight(p, 1.0).ours < bounds.convexity_weight(p, 1.0).paper
+    assert bounds.lipschitz(p, 1.0).hessian.ours == bounds.lipschitz(p, 100.0).hessian.ours
+    assert bounds.lipschitz(p, 1.0).hessian.ours < 1e-10 * bounds.lipschitz(p, 1.0).hessian.paper
+    with pytest.raises(ValueError, match="radius must be given for normalized res_exp"):
+        bounds.convexity_weight(sn.regression.resnet_softmax(np.eye(2), np.ones(2)), 1.0)
+    with pytest.raises(ValueError, match=r"there are bounds for the activations .*, got 'relu'"):
+        bounds.lipschitz(sn.regression.problem(np.eye(2), np.ones(2), "relu", "plain"), 1.0)
+    with pytest.raises(ValueError, match="strength must be a positive"):
+        bounds.convexity_weight(p, 0.0)
+    wide = sn.regression.softmax(np.ones((1, 2)), np.ones(1))
+    assert bounds.convexity_weight(wide, 1.0) == (math.inf, math.inf)
+    assert bounds.lipschitz(sn.regression.problem(np.eye(2), np.ones(2), "sinh"), 1.0).predict.ours == math.inf

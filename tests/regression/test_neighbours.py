@@ -1,0 +1,175 @@
+"""Attention, two-layer and leverage problems: against automatic differentiation of losses written plainly."""
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import pytest
+import scipy.optimize
+from jax.flatten_util import ravel_pytree
+from tools import assert_close, first
+
+import softntk as sn
+from softntk.regression.attention import AttentionParameters
+from softntk.solution import Result
+
+
+def arrays(*shapes, seed=0):
+    rng = np.random.default_rng(seed)
+    return [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
+
+
+def check_problem(p, loss, x, residuals):
+    """Loss, gradient, Hessian, Gauss–Newton and their products against dense ones on the raveled unknowns."""
+    flat, unravel = ravel_pytree(x)
+    at = lambda v: loss(unravel(v))
+    H = jax.hessian(at)(flat)
+    J = jax.jacfwd(lambda v: residuals(unravel(v)))(flat)
+    assert_close(p(x), loss(x))
+    assert_close(ravel_pytree(p.gradient(x))[0], jax.grad(at)(flat))
+    v = jnp.sin(jnp.arange(len(flat)) + 1.0)
+    for op, matrix in ((p.hessian(x), H), (p.gauss_newton(x), J.T @ J)):
+        assert_close(ravel_pytree(op.mv(unravel(v)))[0], matrix @ v)
+        assert_close(op.as_matrix(), matrix)
+        assert lx.is_symmetric(op)
+    assert lx.is_positive_semidefinite(p.gauss_newton(x))
+    assert_close(ravel_pytree(jax.grad(p)(x))[0], jax.grad(at)(flat))
+    assert int(jax.jit(p.check)(x)) == Result.SUCCESSFUL
+
+
+@pytest.mark.parametrize("activation", first(["exp", "res_exp"], "exp"))
+def test_attention(activation, x64):
+    A1, A2, B, X = arrays((6, 2), (5, 3), (6, 5), (2, 3))
+    u = {"exp": jnp.exp, "res_exp": lambda z: jnp.exp(z) + z}[activation]
+
+    def residuals(X):
+        Z = A1 @ X @ A2.T
+        return jnp.concatenate([(u(Z) / u(Z).sum(1, keepdims=True) - B).ravel(), 0.3 * Z.ravel()])
+
+    p = sn.regression.attention(A1, A2, B, weights=0.3, activation=activation)
+    check_problem(p, lambda X: 0.5 * jnp.sum(residuals(X) ** 2), X, residuals)
+    assert_close(p.residual(X), residuals(X)[:30].reshape(6, 5))
+    H = p.hessian(X)
+    assert_close(lx.materialise(H).mv(X), H.mv(X))
+    assert_close(lx.diagonal(H), jnp.diag(H.as_matrix()))
+
+
+def test_attention_with_values(x64):
+    A1, A2, A3, B, X, Y = arrays((6, 2), (5, 3), (5, 4), (6, 2), (2, 3), (4, 2))
+
+    def residuals(theta):
+        Z = A1 @ theta.x @ A2.T
+        return jnp.concatenate([(jax.nn.softmax(Z) @ A3 @ theta.y - B).ravel(), 0.3 * Z.ravel()])
+
+    p = sn.regression.attention(A1, A2, B, values=A3, weights=0.3)
+    check_problem(p, lambda t: 0.5 * jnp.sum(residuals(t) ** 2), AttentionParameters(x=X, y=Y), residuals)
+
+
+def test_attention_at_huge_logits_and_outside_of_the_domain(x64):
+    A1, A2, B, X = arrays((4, 2), (3, 2), (4, 3), (2, 2))
+    p = sn.regression.attention(A1, A2, B)
+    for value in (p(1e4 * X), p.gradient(1e4 * X), p.hessian(1e4 * X).as_matrix()):
+        assert np.isfinite(value).all()
+    odd = sn.regression.attention(A1, jnp.stack([A2[0], -A2[0]]), B[:, :2], activation="sinh")
+    assert np.isposinf(odd(X))
+    assert int(odd.check(X)) == Result.NORMALISER_LOST
+    assert not np.isnan(odd.gradient(X)).any()
+    assert int(p.check(X * jnp.nan)) == Result.NONFINITE_INPUT
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer"),
+    first([("relu", "softmax"), ("softmax", "cosh"), ("softmax", "identity"), ("res_softmax", "exp")], ("relu", "softmax")),
+)
+def test_two_layer(inner, outer, x64):
+    A1, A2, b, x, w = arrays((5, 3), (4, 5), (4,), (3,), (5,))
+    layers = {
+        "relu": jax.nn.relu,
+        "softmax": jax.nn.softmax,
+        "identity": lambda z: z,
+        "cosh": jnp.cosh,
+        "exp": jnp.exp,
+        "res_softmax": lambda z: (jnp.exp(z) + z) / jnp.sum(jnp.exp(z) + z),
+    }
+
+    def residuals(x):
+        z = A1 @ x
+        return jnp.concatenate([layers[outer](A2 @ layers[inner](z)) - b, jnp.abs(w) * z])
+
+    p = sn.regression.two_layer(A1, A2, b, inner=inner, outer=outer, weights=jnp.abs(w))
+    check_problem(p, lambda x: 0.5 * jnp.sum(residuals(x) ** 2), x, residuals)
+
+
+def test_two_layer_overflow_is_infinite(x64):
+    A1, A2, b, x = arrays((5, 3), (4, 5), (4,), (3,))
+    p = sn.regression.two_layer(A1, 1e4 * A2, b, inner="softmax", outer="exp")
+    assert np.isposinf(p(x))
+    assert int(p.check(x)) == Result.OVERFLOW
+    assert np.isposinf(p.gradient(x)).all()
+
+
+def test_leverage_is_a_gradient(x64):
+    A, t = arrays((7, 3), (7,))
+    target = jnp.full(7, 3 / 7)
+    p = sn.regression.leverage(A, target)
+
+    def loss(t):
+        value = jnp.linalg.slogdet(A.T @ (jnp.exp(t)[:, None] * A))[1]
+        return value - target @ t + 0.5 * jnp.sum(t) ** 2 / 7
+
+    assert_close(p(t), loss(t))
+    assert_close(p.gradient(t), jax.grad(loss)(t))
+    assert_close(jax.grad(p)(t), jax.grad(loss)(t))
+    assert_close(p.hessian(t).as_matrix(), jax.hessian(loss)(t))
+    S = jnp.diag(1 / p.scalings(t)) @ A
+    assert_close(p.predict(t), jnp.diag(S @ jnp.linalg.inv(S.T @ S) @ S.T))
+    assert np.isfinite(p(t + 1e4))  # a common factor of a thousand decades
+
+
+def test_leverage_is_inverted(x64):
+    """Scores of a random scaling are found again, and the scaling with them: it is unique up to the gauge."""
+    A, t = arrays((12, 3), (12,))
+    t = t - jnp.mean(t)
+    rows = jnp.exp(t / 2)[:, None] * A
+    target = jnp.diag(rows @ jnp.linalg.inv(rows.T @ rows) @ rows.T)
+    p = sn.regression.leverage(A, target)
+    found = scipy.optimize.minimize(
+        lambda v: float(p(jnp.asarray(v))),
+        np.zeros(12),
+        jac=lambda v: np.asarray(p.gradient(jnp.asarray(v))),
+        hess=lambda v: np.asarray(p.hessian(jnp.asarray(v)).as_matrix()),
+        method="trust-exact",
+        options={"gtol": 1e-10},
+    )
+    assert_close(p.scalings(jnp.asarray(found.x)), jnp.exp(-t / 2), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: sn.regression.attention(np.eye(2), np.eye(3), np.eye(2)), r"B must have shape \(2, 3\)"),
+        (lambda: sn.regression.attention(np.eye(2), np.eye(3), np.full((2, 3), np.nan)), "B must be finite"),
+        (lambda: sn.regression.attention(np.eye(2), np.eye(2), np.eye(2), weights=-1.0), "weights must be a finite scalar"),
+        (lambda: sn.regression.attention(np.eye(2), np.eye(3), np.eye(2), values=np.eye(2)), "values must have one row"),
+        (lambda: sn.regression.attention(np.eye(2), np.eye(2), np.eye(2))(jnp.zeros((3, 2))), r"x must have shape \(2, 2\)"),
+        (lambda: sn.regression.two_layer(np.eye(2), np.eye(3), np.ones(3)), "do not fit"),
+        (lambda: sn.regression.two_layer(np.eye(2), np.eye(2), np.ones(2), inner="sofmax"), "Did you mean 'softmax'"),
+        (lambda: sn.regression.two_layer(np.eye(2), np.eye(2), np.ones(2), weights=-1.0), "weights must not be negative"),
+        (lambda: sn.regression.two_layer(np.eye(2), np.eye(2), np.ones(2))(jnp.zeros(3)), "x must have the structure"),
+        (lambda: sn.regression.leverage(np.ones((3, 2)), np.ones(3) / 3), "full column rank"),
+        (lambda: sn.regression.leverage(np.eye(3)[:, :2], np.ones(3) / 1.5), "no rows of zeros"),
+        (lambda: sn.regression.leverage(np.array([[1.0], [2.0]]), np.ones(2)), "must sum to the rank"),
+        (
+            lambda: sn.regression.leverage(np.array([[1.0, 0], [0, 1], [1, 1]]), np.array([1.2, 0.4, 0.4])),
+            "strictly between 0 and 1",
+        ),
+        (
+            lambda: sn.regression.leverage(np.array([[1.0, 0], [2, 0], [1, 1], [0, 1]]), np.array([0.6, 0.6, 0.4, 0.4])),
+            "parallel rows, got 1.2",
+        ),
+        (lambda: sn.regression.leverage(np.eye(2), np.array([0.9, 1.1])), "one everywhere for a square A"),
+    ],
+)
+def test_bad_input(call, message, untyped):
+    with pytest.raises(ValueError, match=message):
+        call()
