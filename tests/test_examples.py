@@ -7,7 +7,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-NAMES = ("quickstart", "kernel_regression", "deep_limits", "deep_digits")
+NAMES = ("quickstart", "kernel_regression", "deep_limits", "deep_digits", "resnet_softmax", "in_context")
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -76,6 +76,31 @@ def test_deep_digits(tmp_path, capsys):
     assert 0.6 * 0.387**2 < deep.contrast / shallow.contrast < 0.387**2
     assert (tmp_path / "picture.png").stat().st_size > 20_000
     assert "test accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.optimised
+def test_resnet_softmax(tmp_path, capsys):
+    found, convex = load("resnet_softmax").main(["--small", "--output", str(tmp_path / "picture.png")])
+    for f in found:
+        assert np.all(np.diff(f.losses) <= 0)
+        assert f.spectrum[0] > 0  # a minimum
+        np.testing.assert_allclose(f.diagonal.sum() + f.low_rank.sum(), f.spectrum.sum(), rtol=1e-8)
+        assert np.sum(np.abs(f.low_rank) > 1e-12 * f.spectrum[-1]) <= 2
+    for c in convex:
+        assert np.all(np.diff(c.smallest) >= 0)
+        assert c.largest_convex < c.promised
+    assert (tmp_path / "picture.png").stat().st_size > 20_000
+    assert "proved to be convex" in capsys.readouterr().out
+
+
+@pytest.mark.optimised
+def test_in_context(tmp_path, capsys):
+    report = load("in_context").main(["--small", "--output", str(tmp_path / "picture.png")])
+    assert np.all(np.diff(report.losses) <= 0)
+    assert report.accuracies["learned"][-1] > max(0.6, report.accuracies["learned"][0])
+    np.testing.assert_allclose(report.attention["learned"].sum(axis=1), 1, rtol=1e-6)
+    assert (tmp_path / "picture.png").stat().st_size > 20_000
+    assert "share that is right" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,5 +1,6 @@
 """Softmax-family regressions: losses with gradients and structured curvature in closed form."""
 
+from softntk.regression.attention import Attention as Attention
 from softntk.regression.attention import attention as attention
 from softntk.regression.bounds import convexity_weight as convexity_weight
 from softntk.regression.bounds import lipschitz as lipschitz

@@ -134,7 +134,7 @@ def problem(
 
     Args:
         A: [n, d]: an array, a ``jax.experimental.sparse.BCOO``, or a lineax operator from [d] to [n]. Its dtype is that of
-            everything else. Rows may be sharded over a ``jax.sharding.Mesh``.
+            everything else. Rows may be sharded over a ``jax.sharding.Mesh`` (of automatic axes).
         b: the target, [n]; any real numbers.
         activation: u, by name (``softntk.activations.ACTIVATIONS``) or itself.
         form: "normalized", "rescaled" or "plain".
