@@ -1,9 +1,9 @@
 """Attention regression on an in-context task: which of the examples in a prompt are of my class?
 
 A prompt is a set of labelled digits; every query digit should attend to the prompt's digits of its own class, evenly. One
-matrix X is fitted by Gauss–Newton on one prompt: min ½‖softmax_rows(A₁ X A₂ᵀ) − B‖², B the even attention. It never sees a label, only
-who belongs together. On new prompts, of other digits, labels are then read through the attention. Prints how that compares with
-plain similarity (X a multiple of the identity), and saves a picture of the attention that was learned.
+matrix X is fitted by Gauss–Newton on one prompt: min ½‖softmax_rows(A₁ X A₂ᵀ) − B‖², B the even attention. It never sees a
+label, only who belongs together. On new prompts, of other digits, labels are then read through the attention. Prints how that
+compares with plain similarity (X a multiple of the identity), and saves a picture of the attention that was learned.
 """
 
 import argparse
@@ -58,7 +58,7 @@ class Report:
 
 def features(dimension: int) -> tuple[np.ndarray, np.ndarray]:
     """Principal components of scikit-learn's digits, of mean square one; labels; in an order of chance."""
-    images, labels = load_digits(return_X_y=True)
+    images, labels = (np.asarray(part) for part in load_digits(return_X_y=True))
     x = PCA(dimension, random_state=0).fit_transform(images)
     order = np.random.default_rng(0).permutation(len(x))
     return (x / np.sqrt(np.mean(x**2)))[order], labels[order]

@@ -1,10 +1,10 @@
 """The unified scheme of ResNet and softmax on real rows: its landscape, its Hessian in two parts, where it is convex.
 
-The rows are patients of scikit-learn's diabetes table (10 standardised columns); the target shares out the fourth power of the
-disease's progression, so that b lies in the simplex and few patients hold most of it. Newton steps on the structured Hessian
-find a minimum; then the loss is drawn over the two stiffest directions there (white: above 1.5), its spectrum beside those of
-its diagonal and rank-two parts, and the smallest eigenvalue over random points of a ball as the weight w shrinks, beside the w from
-which on convexity is proved.
+The rows are patients of scikit-learn's diabetes table (10 standardised columns); the target shares out the fourth power of
+the disease's progression, so that b lies in the simplex and few patients hold most of it. Newton steps on the structured
+Hessian find a minimum; then the loss is drawn over the two stiffest directions there (white: above 1.5), its spectrum beside
+those of its diagonal and rank-two parts, and the smallest eigenvalue over random points of a ball as the weight w shrinks,
+beside the w from which on convexity is proved.
 """
 
 import argparse

@@ -19,7 +19,7 @@ Source: arXiv 2307.02419 (the tensor trick for many softmax regressions); MATH.m
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import equinox as eqx
 import jax
@@ -147,6 +147,14 @@ class AttentionParameters(NamedTuple):
     y: Float[Array, "d3 k"]
 
 
+@overload
+def attention(
+    A1: Any, A2: Any, B: Any, *, values: None = None, weights: Weights = ..., activation: str | Activation = ...
+) -> Attention: ...
+@overload
+def attention(
+    A1: Any, A2: Any, B: Any, *, values: Any, weights: Weights = ..., activation: str | Activation = ...
+) -> ResidualProblem: ...
 def attention(
     A1: Float[Array | np.ndarray, "n1 d1"],
     A2: Float[Array | np.ndarray, "n2 d2"],
