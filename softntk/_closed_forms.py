@@ -173,8 +173,9 @@ def relu_derivative(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float
 
 
 def crrelu_jet(epsilon: float, z: Scalars, c: Scalars | float) -> Jet:
-    s, bump = unscale(z, c), epsilon * jnp.exp(-0.5 * z**2)
-    return (jax.nn.relu(z) + z * bump) * s, ((z > 0) + (1 - z**2) * bump) * s, z * (z**2 - 3) * bump * s
+    s, near = unscale(z, c), jnp.clip(z, -1e3, 1e3)  # beyond, the bump is zero
+    bump = epsilon * jnp.exp(-0.5 * near**2)
+    return (jax.nn.relu(z) + near * bump) * s, ((z > 0) + (1 - near**2) * bump) * s, near * (near**2 - 3) * bump * s
 
 
 def _crrelu_parts(q11: Scalars, q12: Scalars, q22: Scalars) -> tuple[Scalars, Scalars]:

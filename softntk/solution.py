@@ -23,6 +23,7 @@ class Result(enum.IntEnum):
     NORMALISER_LOST = 8
     SIGN_CHANGED = 9
     OVERFLOW = 10
+    NEGATIVE_WEIGHTS = 11
 
     @property
     def advice(self) -> str:
@@ -57,9 +58,10 @@ _ADVICE = {
     Result.SIGN_CHANGED: (
         "The normaliser α = Σu has another sign than at the point before: u/α is infinite in between. Take a shorter step."
     ),
+    Result.NEGATIVE_WEIGHTS: "A weight w is negative: the loss is defined for w ≥ 0 (it depends on w² only). Use |w|.",
     Result.OVERFLOW: (
-        "The loss exceeds the largest number of this precision. Take a shorter step, scale the rows of A down, use float64, or "
-        "the normalized form, which does not overflow."
+        "The loss or its curvature exceeds the largest number of this precision. Take a shorter step, scale the rows of A "
+        "down, use float64, or the normalized form, which does not overflow."
     ),
 }
 

@@ -152,7 +152,7 @@ def test_gradients_at_equal_points_are_finite(layer):
         assert np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("layer", first(["Softmax", "CRReLU", "Normalized relu", "Softplus"], "CRReLU", "Softplus"))
+@pytest.mark.parametrize("layer", first(["Softmax", "CRReLU", "Normalized relu", "Softplus"], "CRReLU"))
 def test_second_derivatives_at_equal_points(layer, x64):
     """∂²k/∂x∂x' at x = x', forward over reverse, against finite differences."""
     smooth = sn.activations.from_function(jax.nn.softplus, "softplus")

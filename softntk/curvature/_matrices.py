@@ -13,9 +13,11 @@ Every routine of :mod:`softntk.curvature` and :mod:`softntk.regression` asks for
 """
 
 import sys
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -40,19 +42,31 @@ def is_sparse(A: Matrix) -> bool:
     return sparse is not None and isinstance(A, sparse.BCOO)
 
 
+class Implicit(eqx.Module):
+    """A lineax operator whose functions are static, so that it is an argument of jitted functions like any other matrix."""
+
+    arrays: Any
+    static: Any = eqx.field(static=True)
+
+    @property
+    def operator(self) -> lx.AbstractLinearOperator:
+        """The operator itself."""
+        return eqx.combine(self.arrays, self.static)
+
+
 def is_operator(A: Matrix) -> bool:
-    """Whether A is a lineax operator."""
-    return isinstance(A, lx.AbstractLinearOperator)
+    """Whether A is a lineax operator, as :func:`checked` returns it."""
+    return isinstance(A, Implicit)
 
 
 def shape(A: Matrix) -> tuple[int, int]:
     """(n, d)."""
-    return (A.out_size(), A.in_size()) if is_operator(A) else A.shape
+    return (A.operator.out_size(), A.operator.in_size()) if is_operator(A) else A.shape
 
 
 def dtype(A: Matrix) -> jnp.dtype:
     """Of the entries."""
-    return jnp.result_type(A.out_structure().dtype if is_operator(A) else A.dtype)
+    return jnp.result_type(A.operator.out_structure().dtype if is_operator(A) else A.dtype)
 
 
 def checked(name: str, A: Matrix) -> Matrix:
@@ -62,13 +76,17 @@ def checked(name: str, A: Matrix) -> Matrix:
         ValueError: another sparse format, integers, NaN or infinities, an empty matrix, an operator that is not from [d] to
             [n].
     """
-    if is_operator(A):
+    if isinstance(A, Implicit):
+        return A
+    if isinstance(A, lx.MatrixLinearOperator):
+        A = A.matrix
+    if isinstance(A, lx.AbstractLinearOperator):
         structures = (A.in_structure(), A.out_structure())
-        if any(not isinstance(s, jax.ShapeDtypeStruct) or len(s.shape) != 1 for s in structures):
-            raise ValueError(f"{name} must be an operator from vectors [d] to vectors [n], got {structures}.")
-        if not jnp.issubdtype(dtype(A), jnp.floating) or 0 in shape(A):
-            raise ValueError(f"{name} must be a floating-point operator with n, d ≥ 1, got {structures}.")
-        return A.matrix if isinstance(A, lx.MatrixLinearOperator) else A
+        if any(not isinstance(s, jax.ShapeDtypeStruct) or len(s.shape) != 1 or s.shape == (0,) for s in structures):
+            raise ValueError(f"{name} must be an operator from vectors [d] to vectors [n], n, d ≥ 1, got {structures}.")
+        if not jnp.issubdtype(structures[1].dtype, jnp.floating):
+            raise ValueError(f"{name} must be a floating-point operator, got {structures}.")
+        return Implicit(*eqx.partition(A, eqx.is_array))
     if is_sparse(A):
         if A.ndim != 2 or A.n_batch or A.n_dense or 0 in A.shape:
             raise ValueError(
@@ -90,7 +108,8 @@ def checked(name: str, A: Matrix) -> Matrix:
 def times(A: Matrix, V: Float[Array, "d *r"]) -> Float[Array, "n *r"]:
     """A V."""
     if is_operator(A):
-        return A.mv(V) if V.ndim == 1 else jax.vmap(A.mv, 1, 1)(V)
+        mv = A.operator.mv
+        return mv(V) if V.ndim == 1 else jax.vmap(mv, 1, 1)(V)
     return _sparse_times(A, V) if is_sparse(A) else product(A, V)
 
 
@@ -98,8 +117,8 @@ def times(A: Matrix, V: Float[Array, "d *r"]) -> Float[Array, "n *r"]:
 def adjoint(A: Matrix, V: Float[Array, "n *r"]) -> Float[Array, "d *r"]:
     """Aᵀ V."""
     if is_operator(A):
-        transposed = A.transpose()
-        return transposed.mv(V) if V.ndim == 1 else jax.vmap(transposed.mv, 1, 1)(V)
+        mv = A.operator.transpose().mv
+        return mv(V) if V.ndim == 1 else jax.vmap(mv, 1, 1)(V)
     if is_sparse(A):
         return _sparse_adjoint(A, V)
     # From the left, as A lies in memory: XLA's Aᵀ V copies A on a CPU.
@@ -108,7 +127,7 @@ def adjoint(A: Matrix, V: Float[Array, "n *r"]) -> Float[Array, "d *r"]:
 
 def dense(A: Matrix) -> Float[Array, "n d"]:
     """A as an array."""
-    return A.as_matrix() if is_operator(A) else A.todense() if is_sparse(A) else A
+    return A.operator.as_matrix() if is_operator(A) else A.todense() if is_sparse(A) else A
 
 
 @jax.jit
@@ -236,3 +255,19 @@ def scaled_rows(A: Matrix, scale: Float[Array, " n"]) -> Matrix:
         data = A.data * scale.at[rows].get(mode="fill", fill_value=0)
         return type(A)((data, A.indices), shape=A.shape, indices_sorted=A.indices_sorted, unique_indices=A.unique_indices)
     return scale[:, None] * dense(A)
+
+
+def stacked(parts: Sequence[Matrix]) -> Matrix:
+    """By rows; all sparse, or none of them.
+
+    Raises:
+        ValueError: a mixture.
+    """
+    sparse = [is_sparse(part) for part in parts]
+    if all(sparse):
+        from jax.experimental.sparse import bcoo_concatenate
+
+        return bcoo_concatenate(parts, dimension=0)
+    if any(sparse):
+        raise ValueError("operators must share one matrix, or all have sparse ones, or none; got a mixture.")
+    return jnp.concatenate([dense(part) for part in parts])

@@ -44,7 +44,7 @@ def scores(A: Any, weights: Float[Array | np.ndarray, " n"] | None = None) -> Fl
         weights: D ≥ 0, [n]; one if None.
 
     Returns:
-        [n], in [0, 1], summing to the rank. Singular values below max(n, d) ε of the largest count as zero.
+        [n], in [0, 1], summing to the rank. Singular values below 10 d ε of the largest count as zero.
 
     Raises:
         ValueError: as :func:`softntk.regression.problem` of A; weights of another shape, negative or not finite.
@@ -127,7 +127,7 @@ def _scores(A: Any) -> Float[Array, " n"]:
     size = jnp.max(jnp.abs(A), axis=0, keepdims=True)
     Q, R = jnp.linalg.qr(A / jnp.where(size > 0, size, 1))
     U, values, _ = jnp.linalg.svd(R, full_matrices=False)
-    rank = values > max(A.shape) * jnp.finfo(A.dtype).eps * values[0]
+    rank = values > 10 * A.shape[1] * jnp.finfo(A.dtype).eps * values[0]
     return jnp.minimum(jnp.sum(jnp.where(rank, matrices.product(Q, U), 0) ** 2, axis=1), 1)
 
 
@@ -146,4 +146,5 @@ def _approximate(key: PRNGKeyArray, A: Any, rows: int, directions: int | None) -
     if directions is not None:
         right = jax.random.normal(directions_key, (d, directions), R.dtype) / math.sqrt(directions)
     found = matrices.row_squares(A, jax.scipy.linalg.solve_triangular(R, right))
-    return jnp.where(jnp.isfinite(found), jnp.minimum(found, 1), jnp.inf)
+    told = jnp.abs(jnp.diagonal(R)) > 10 * d * jnp.finfo(R.dtype).eps * jnp.linalg.norm(R, axis=0)
+    return jnp.where(jnp.isfinite(found) & told.all(), jnp.minimum(found, 1), jnp.inf)

@@ -138,7 +138,8 @@ def sketched(op: StructuredOperator, sample: Sample) -> StructuredOperator:
         sample: of the rows of diag(√|D|) A.
 
     Returns:
-        A structured operator on [s + r] rows: those drawn, and the columns of AᵀU.
+        A structured operator on [s + r] rows: those drawn, and the columns of AᵀU. Never tagged positive semidefinite: a
+        sampled first term may be too small for a negative second one.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -158,7 +159,6 @@ def sketched(op: StructuredOperator, sample: Sample) -> StructuredOperator:
         jnp.concatenate([jnp.zeros((len(rows), r), op.dtype), jnp.eye(r, dtype=op.dtype)]),
         op.core,
         op.ridge,
-        op.positive_semidefinite,
     )
 
 

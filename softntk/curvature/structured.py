@@ -49,7 +49,7 @@ class StructuredOperator(lx.AbstractLinearOperator):
     """Aᵀ (diag(D) + U M Uᵀ) A + ρ I, symmetric, on vectors [d].
 
     Attributes:
-        matrix: A, [n, d]: dense, ``jax.experimental.sparse.BCOO`` or a lineax operator.
+        matrix: A, [n, d]: dense, a ``jax.experimental.sparse.BCOO`` without duplicates, or a lineax operator.
         logit_diagonal: D, [n], the weights of the regression included.
         factors: U, [n, r].
         core: M, [r, r], symmetric.
@@ -145,45 +145,53 @@ class Factorisation:
     """What solves with a :class:`StructuredOperator` for O(d²) each.
 
     Attributes:
-        cholesky: lower factor of the regular part, [d, d]; NaN where that is not positive definite.
+        regular: R, [d, d].
+        cholesky: its lower factor L; NaN where R is not positive definite.
         columns: V, [d, r].
-        solved: R⁻¹V, [d, r].
         core: M, [r, r].
+        solved: R⁻¹V, [d, r].
         capacitance: I + M W, [r, r].
-        result: SUCCESSFUL, or NOT_DEFINITE where R is not positive definite in this precision, or H is singular.
+        inner: the eigenvalues of I + T M Tᵀ with TᵀT = W: those of H relative to R that are not one.
+        result: SUCCESSFUL, or NOT_DEFINITE where R is not positive definite, or H singular, in this precision.
     """
 
+    regular: Float[Array, "d d"]
     cholesky: Float[Array, "d d"]
     columns: Float[Array, "d r"]
-    solved: Float[Array, "d r"]
     core: Float[Array, "r r"]
+    solved: Float[Array, "d r"]
     capacitance: Float[Array, "r r"]
+    inner: Float[Array, " q"]
     result: Int[Array, ""]
 
     def solve(self, right: Float[Array, "d *s"]) -> Float[Array, "d *s"]:
-        """H⁻¹ times one vector or several, [d] or [d, s]; +inf where ``result`` is not SUCCESSFUL."""
-        ok = self.result == Result.SUCCESSFUL
-        base = jax.scipy.linalg.cho_solve((self.cholesky, True), right)
-        correction = _solve_small(self.capacitance, _product(self.core, _product(self.columns.T, base)))
-        return jnp.where(ok, base - _product(self.solved, correction), jnp.inf)
+        """H⁻¹ times one vector or several, [d] or [d, s], refined twice; +inf where ``result`` is not SUCCESSFUL."""
+        found = _woodbury(self, right)
+        for _ in range(2):
+            product = _product(self.regular, found) + _product(
+                self.columns, _product(self.core, _product(self.columns.T, found))
+            )
+            found = found + _woodbury(self, right - product)
+        return jnp.where(self.result == Result.SUCCESSFUL, found, jnp.inf)
 
     def log_determinant(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """(sign, log|det H|); (0, −inf) where ``result`` is not SUCCESSFUL."""
         ok = self.result == Result.SUCCESSFUL
-        sign, small = jnp.linalg.slogdet(self.capacitance)
-        value = 2 * jnp.sum(jnp.log(jnp.diagonal(self.cholesky))) + small
-        return jnp.where(ok, sign, 0), jnp.where(ok, value, -jnp.inf)
+        value = 2 * jnp.sum(jnp.log(jnp.diagonal(self.cholesky))) + jnp.sum(jnp.log(jnp.abs(self.inner)))
+        return jnp.where(ok, jnp.prod(jnp.sign(self.inner)), 0), jnp.where(ok, value, -jnp.inf)
 
     def negative_eigenvalues(self) -> Int[Array, ""]:
-        r"""How many eigenvalues of H are negative; −1 where R is not positive definite.
+        """How many eigenvalues of H are negative; −1 where ``result`` is not SUCCESSFUL.
 
-        With R ≻ 0, H has the inertia of I + L⁻¹V M VᵀL⁻ᵀ (L the Cholesky factor), whose eigenvalues are 1 (d − r of them) and
-        those of I + T M Tᵀ, where TᵀT = W: r × r, symmetric.
+        With R = LLᵀ, H has the inertia of I + L⁻¹V M VᵀL⁻ᵀ (Sylvester), whose eigenvalues are ``inner`` and ones.
         """
-        half = jnp.linalg.qr(jax.scipy.linalg.solve_triangular(self.cholesky, self.columns, lower=True), mode="r")
-        small = jnp.eye(len(half), dtype=half.dtype) + _product(half, _product(self.core, half.T))
-        found = jnp.sum(jnp.linalg.eigvalsh(small) < 0)
-        return jnp.where(jnp.isfinite(self.cholesky).all(), found, -1)
+        return jnp.where(self.result == Result.SUCCESSFUL, jnp.sum(self.inner < 0), -1)
+
+
+def _woodbury(factored: Factorisation, right: Float[Array, "d *s"]) -> Float[Array, "d *s"]:
+    base = jax.scipy.linalg.cho_solve((factored.cholesky, True), right)
+    correction = _solve_small(factored.capacitance, _product(factored.core, _product(factored.columns.T, base)))
+    return base - _product(factored.solved, correction)
 
 
 @jax.jit
@@ -203,19 +211,29 @@ def factorise(op: StructuredOperator) -> Factorisation:
         >>> int(factorise(H).result), factorise(H.with_ridge(4.0)).solve(jnp.array([5.0, 1.0])).round(5).tolist()
         (7, [1.0, 1.0])
     """
-    V = op.columns()
-    R = op.regular_part().as_matrix()
+    V, R = op.columns(), op.regular_part().as_matrix()
     cholesky = jnp.linalg.cholesky(R)
+    eps = len(R) * jnp.finfo(R.dtype).eps
     # Pivots that are rounding of the diagonal they came from: R is singular, though its factor is finite.
-    told = jnp.diagonal(cholesky) ** 2 > 4 * len(R) * jnp.finfo(R.dtype).eps * jnp.diagonal(R)
+    definite = jnp.isfinite(cholesky).all() & jnp.all(jnp.diagonal(cholesky) ** 2 > 4 * eps * jnp.diagonal(R))
+    half = jnp.linalg.qr(jax.scipy.linalg.solve_triangular(cholesky, V, lower=True), mode="r")
+    small = _product(half, _product(op.core, half.T))
+    inner = jnp.linalg.eigvalsh(jnp.where(definite, small + jnp.eye(len(half), dtype=op.dtype), 0))
+    # And where an eigenvalue relative to R is rounding of the terms that cancel in it, H is singular.
+    regular = jnp.all(jnp.abs(inner) > 4 * eps * (1 + jnp.max(jnp.abs(small), initial=0)))
     solved = jax.scipy.linalg.cho_solve((cholesky, True), V)
-    capacitance = jnp.eye(V.shape[1], dtype=op.dtype) + _product(op.core, _product(V.T, solved))
-    usable = jnp.isfinite(cholesky).all() & told.all() & (jnp.linalg.slogdet(capacitance)[0] != 0)
-    result = jnp.where(usable, Result.SUCCESSFUL, Result.NOT_DEFINITE).astype(jnp.int32)
-    return Factorisation(cholesky=cholesky, columns=V, solved=solved, core=op.core, capacitance=capacitance, result=result)
+    return Factorisation(
+        regular=R,
+        cholesky=cholesky,
+        columns=V,
+        core=op.core,
+        solved=solved,
+        capacitance=jnp.eye(V.shape[1], dtype=op.dtype) + _product(op.core, _product(V.T, solved)),
+        inner=inner,
+        result=jnp.where(definite & regular, Result.SUCCESSFUL, Result.NOT_DEFINITE).astype(jnp.int32),
+    )
 
 
-@jax.jit
 def positive_part(op: StructuredOperator) -> StructuredOperator:
     """Aᵀ (max(D, 0) + (U M Uᵀ)₊) A + max(ρ, 0) I: positive semidefinite, and at least as large as H.
 
@@ -228,23 +246,23 @@ def positive_part(op: StructuredOperator) -> StructuredOperator:
         >>> positive_part(H).as_matrix().tolist()
         [[1.0, 0.0], [0.0, 0.0]]
     """
-    Q, T = jnp.linalg.qr(op.factors)
-    values, vectors = jnp.linalg.eigh(_product(T, _product(op.core, T.T)))
-    return StructuredOperator(
-        op.matrix,
-        jnp.maximum(op.logit_diagonal, 0),
-        _product(Q, vectors),
-        jnp.diag(jnp.maximum(values, 0)),
-        jnp.maximum(op.ridge, 0),
-        positive_semidefinite=True,
-    )
+    factors, core = _positive_factors(op.factors, op.core)
+    diagonal, ridge = jnp.maximum(op.logit_diagonal, 0), jnp.maximum(op.ridge, 0)
+    return StructuredOperator(op.matrix, diagonal, factors, core, ridge, positive_semidefinite=True)
+
+
+@jax.jit
+def _positive_factors(U: Float[Array, "n r"], M: Float[Array, "r r"]) -> tuple[Float[Array, "n q"], Float[Array, "q q"]]:
+    Q, T = jnp.linalg.qr(U)
+    values, vectors = jnp.linalg.eigh(_product(T, _product(M, T.T)))
+    return _product(Q, vectors), jnp.diag(jnp.maximum(values, 0))
 
 
 def weighted_sum(operators: Sequence[StructuredOperator], weights: Sequence[float] | Float[Array, " k"]) -> StructuredOperator:
     r"""Σ_k c_k H_k as one structured operator.
 
-    Operators that share one matrix A (the same object) share it in the sum: diagonals add, factors stand side by side. Those of
-    different matrices, dense ones, are stacked by rows.
+    Operators that share one matrix A (the same object) share it in the sum: diagonals add, factors stand side by side.
+    Others are stacked by rows.
 
     Args:
         operators: at least one, all on [d].
@@ -254,7 +272,7 @@ def weighted_sum(operators: Sequence[StructuredOperator], weights: Sequence[floa
         The sum; tagged positive semidefinite if all are and the weights are known not to be negative.
 
     Raises:
-        ValueError: none given, other numbers of weights or other d, several matrices that are not all dense.
+        ValueError: none given, other numbers of weights or other d, several matrices of which some are sparse and some dense.
 
     Example:
         >>> import jax.numpy as jnp
@@ -277,9 +295,7 @@ def weighted_sum(operators: Sequence[StructuredOperator], weights: Sequence[floa
     if all(op.matrix is matrix for op in operators):
         factors = jnp.concatenate([op.factors for op in operators], axis=1)
         return StructuredOperator(matrix, jnp.sum(jnp.stack(diagonals), axis=0), factors, core, ridge, positive)
-    if any(not isinstance(op.matrix, jax.Array) for op in operators):
-        raise ValueError("operators must share one matrix, or all have dense ones; got several matrices that are not arrays.")
-    stacked = jnp.concatenate([op.matrix for op in operators])
+    stacked = matrices.stacked([op.matrix for op in operators])
     factors = jax.scipy.linalg.block_diag(*(op.factors for op in operators))
     return StructuredOperator(stacked, jnp.concatenate(diagonals), factors, core, ridge, positive)
 

@@ -16,7 +16,6 @@ The loss is ½‖residual‖², its Hessian in z diag(D) + U M Uᵀ. Proof for t
 
 The other rows are linear in u, so that the product rule is enough. Gauss–Newton, JᵀJ, is what remains without u'' and, in the
 first row, without s in U.
-first row, without s in U.
 
 Source: MATH.md section 4; [S] arXiv 2309.13482, [D] arXiv 2304.10411, [H] arXiv 2305.00660.
 """
@@ -69,7 +68,9 @@ def normalized(activation: Activation, z: Vector, b: Vector) -> Local:
     kept = is_kept(jet[0], total[None])[0]
     f, v, dv = (part / jnp.where(kept, total, 1) for part in jet)
     c = f - b
-    s = c - jnp.dot(c, f)
+    # s = c − ⟨c, f⟩, which loses its digits where f is nearly all on one sample; as Σf = 1, any constant may be taken from c.
+    moved = c - c[jnp.argmax(jnp.abs(f))]
+    s = moved - jnp.dot(moved, f)
     core = _core(jnp.dot(f, f))
     return Local(
         prediction=f,

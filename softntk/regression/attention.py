@@ -34,7 +34,7 @@ from softntk._validation import check_finite, check_floating, check_rows, is_con
 from softntk.activations import Activation
 from softntk.curvature._matrices import product
 from softntk.regression._forms import Curvature, normalized
-from softntk.regression.implicit import ResidualProblem, structure_of
+from softntk.regression.implicit import ResidualProblem, nonnegative, structure_of
 from softntk.solution import Result
 
 Weights = float | Float[Array | np.ndarray, ""]
@@ -130,7 +130,7 @@ class Attention:
         return AttentionOperator(self.A1, self.A2, *_curvature(self, self._checked(x), True), positive_semidefinite=True)
 
     def check(self, x: Float[Array, "d1 d2"]) -> Int[Array, ""]:
-        """SUCCESSFUL, NONFINITE_INPUT, NORMALISER_LOST or OVERFLOW; works under jit."""
+        """SUCCESSFUL, NONFINITE_INPUT, NEGATIVE_WEIGHTS, NORMALISER_LOST or OVERFLOW; works under jit."""
         return _check(self, self._checked(x))
 
     def _checked(self, x: Any) -> Float[Array, "d1 d2"]:
@@ -219,7 +219,7 @@ def _with_values(u: Activation) -> Callable[[tuple, AttentionParameters], tuple[
     def maps(data: tuple, parameters: AttentionParameters) -> tuple[Array, Array]:
         A1, A2, A3, w = data
         Z = product(product(A1, parameters.x), A2.T)
-        return product(product(activations.normalize(u, Z), A3), parameters.y), w * Z
+        return product(product(activations.normalize(u, Z), A3), parameters.y), nonnegative(w) * Z
 
     return maps
 
@@ -231,7 +231,7 @@ def _rows(p: Attention, Z: Float[Array, "n1 n2"]) -> Any:
 def _inside(p: Attention, Z: Float[Array, "n1 n2"]) -> tuple[Any, Float[Array, ""], Array]:
     local = _rows(p, Z)
     loss = 0.5 * jnp.sum(local.residual**2) + 0.5 * p.weights**2 * jnp.sum(Z**2)
-    return local, loss, local.kept.all() & jnp.isfinite(loss)
+    return local, loss, local.kept.all() & jnp.isfinite(loss) & (p.weights >= 0)
 
 
 @jax.jit
@@ -269,6 +269,7 @@ def _check(p: Attention, x: Float[Array, "d1 d2"]) -> Int[Array, ""]:
     code = jnp.where(
         local.kept.all(), jnp.where(jnp.isfinite(loss), Result.SUCCESSFUL, Result.OVERFLOW), Result.NORMALISER_LOST
     )
+    code = jnp.where(p.weights < 0, Result.NEGATIVE_WEIGHTS, code)
     return jnp.where(finite, code, Result.NONFINITE_INPUT).astype(jnp.int32)
 
 

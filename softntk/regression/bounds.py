@@ -213,11 +213,16 @@ def _exp(t: float) -> float:
 def _norms(p: Problem) -> tuple[float, float]:
     """(‖A‖ from above, σ_min(A) from below), zero where it is not told from zero."""
     n, d = p.shape
-    gram = np.asarray(matrices.gram(p.A, jnp.ones(n, p.dtype)), np.float64)
-    values = np.linalg.eigvalsh(gram)
-    error = 4 * max(n, d) * float(np.finfo(p.dtype).eps) * values[-1]
-    smallest = math.sqrt(max(values[0] - error, 0.0)) if n >= d else 0.0
-    return math.sqrt(values[-1] + error), smallest
+    eps = float(np.finfo(p.dtype).eps)
+    if matrices.is_sparse(p.A):  # which has no QR; the Gram matrix squares the condition number
+        squares = np.linalg.eigvalsh(np.asarray(matrices.gram(p.A, jnp.ones(n, p.dtype)), np.float64))
+        error = 2 * math.sqrt(n) * eps * squares[-1]
+        largest, smallest = math.sqrt(squares[-1] + error), math.sqrt(max(squares[0] - error, 0.0))
+    else:
+        values = np.linalg.svd(np.asarray(jnp.linalg.qr(matrices.dense(p.A), mode="r"), np.float64), compute_uv=False)
+        error = 2 * math.sqrt(n) * eps * values[0]
+        largest, smallest = values[0] + error, max(values[-1] - error, 0.0)
+    return float(largest), float(smallest) if n >= d else 0.0
 
 
 def _spread(p: Problem) -> float:

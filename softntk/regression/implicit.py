@@ -26,6 +26,11 @@ def structure_of(example: Any) -> Structure:
     return tuple(leaves), treedef
 
 
+def nonnegative(weights: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The weights; +inf for a negative one, which ends the domain."""
+    return jnp.where(weights >= 0, weights, jnp.inf)
+
+
 @function_record
 class ResidualProblem:
     """½‖F(x) − B‖² + ½‖P(x)‖²; a frozen pytree.
@@ -48,7 +53,7 @@ class ResidualProblem:
 
     def predict(self, x: Any) -> Float[Array, "..."]:
         """F(x)."""
-        return _maps(self, self._checked(x))[0]
+        return _predict(self, self._checked(x))
 
     def residual(self, x: Any) -> Float[Array, "..."]:
         """F(x) − B."""
@@ -93,33 +98,45 @@ def _evaluated(p: ResidualProblem, x: Any) -> Float[Array, ""]:
     return 0.5 * jnp.sum((prediction - p.target) ** 2) + 0.5 * jnp.sum(penalty**2)
 
 
+def _select(inside: Array, tree: Any, otherwise: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.where(inside, leaf, otherwise), tree)
+
+
+def _fixed_outside(p: ResidualProblem, x: Any) -> tuple[Array, Any]:
+    """Whether x is inside of the domain, and x, of which nothing depends outside: derivatives are then zero and not NaN."""
+    inside = jnp.isfinite(_evaluated(p, jax.lax.stop_gradient(x)))
+    return inside, jax.tree.map(lambda leaf: jnp.where(inside, leaf, jax.lax.stop_gradient(leaf)), x)
+
+
 @jax.jit
-def _maps(p: ResidualProblem, x: Any) -> tuple[Array, Array]:
-    return p.maps(p.data, x)
+def _predict(p: ResidualProblem, x: Any) -> Array:
+    prediction = p.maps(p.data, x)[0]
+    return jnp.where(jnp.isnan(prediction), jnp.inf, prediction)
 
 
 @jax.jit
 def _loss(p: ResidualProblem, x: Any) -> Float[Array, ""]:
-    loss = _evaluated(p, x)
-    return jnp.where(jnp.isfinite(loss), loss, jnp.inf)
+    inside, x = _fixed_outside(p, x)
+    return jnp.where(inside, _evaluated(p, x), jnp.inf)
 
 
 @jax.jit
 def _gradient(p: ResidualProblem, x: Any) -> Any:
     loss, gradient = jax.value_and_grad(_evaluated, argnums=1)(p, x)
-    return jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(loss), leaf, jnp.inf), gradient)
+    return _select(jnp.isfinite(loss), gradient, jnp.inf)
 
 
 @jax.jit
 def _hessian_product(p: ResidualProblem, x: Any, v: Any) -> Any:
-    return jax.jvp(lambda x: jax.grad(_evaluated, argnums=1)(p, x), (x,), (v,))[1]
+    product = jax.jvp(lambda x: jax.grad(_evaluated, argnums=1)(p, x), (x,), (v,))[1]
+    return _select(jnp.isfinite(_evaluated(p, x)), product, 0)
 
 
 @jax.jit
 def _gauss_newton_product(p: ResidualProblem, x: Any, v: Any) -> Any:
     maps = lambda x: p.maps(p.data, x)
     back = jax.vjp(maps, x)[1]
-    return back(jax.jvp(maps, (x,), (v,))[1])[0]
+    return _select(jnp.isfinite(_evaluated(p, x)), back(jax.jvp(maps, (x,), (v,))[1])[0], 0)
 
 
 @jax.jit

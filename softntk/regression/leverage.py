@@ -23,14 +23,18 @@ Example:
 Source: arXiv 2404.13785 (inverting leverage scores); the convex form: Barthe (1998), Inventiones 134, 335-361.
 """
 
-from typing import Any
+import math
+from functools import partial
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.scipy.linalg
 import lineax as lx
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Bool, Float, Int
 
 from softntk._records import function_record
 from softntk._validation import check_finite, check_floating, check_rows, is_concrete
@@ -59,8 +63,8 @@ class LeverageProblem:
         return jnp.exp(-0.5 * self._checked(t))
 
     def predict(self, t: Float[Array, " n"]) -> Float[Array, " n"]:
-        """σ, the leverage scores at s = e^{−t/2}."""
-        return jnp.sum(_basis(self, self._checked(t)) ** 2, axis=1)
+        """σ, the leverage scores at s = e^{−t/2}; +inf where they are lost, as the loss is."""
+        return _predict(self, self._checked(t))
 
     def residual(self, t: Float[Array, " n"]) -> Float[Array, " n"]:
         """σ − τ."""
@@ -74,7 +78,7 @@ class LeverageProblem:
         """diag(σ) − P∘P + 11ᵀ/n, positive semidefinite; a product takes O(n d²), and n² numbers are never held."""
         t = self._checked(t)
         structure = jax.ShapeDtypeStruct(t.shape, t.dtype)
-        return lx.FunctionLinearOperator(_Product(_basis(self, t)), structure, lx.positive_semidefinite_tag)
+        return lx.FunctionLinearOperator(_Product(_decomposed(self.A, t).basis), structure, lx.positive_semidefinite_tag)
 
     def gauss_newton(self, t: Float[Array, " n"]) -> lx.AbstractLinearOperator:
         """The Hessian itself: the function is convex."""
@@ -98,7 +102,8 @@ def leverage(A: Float[Array | np.ndarray, "n d"], target: Float[Array | np.ndarr
 
     A solution exists if and only if τ lies in the relative interior of the polytope of bases of A (Barthe): Σ_{i∈I} τ_i is less
     than the rank of the rows I for every set I that A does not split off. For rows in general position that is 0 < τ_i < 1 and
-    Στ = d, which is checked; so is Σ τ < 1 on every class of parallel rows. What else is infeasible shows as t without a bound.
+    Στ = d, which is checked; so is Στ on every class of parallel rows: one if they split off, less than
+    one otherwise. What else is infeasible shows as t without a bound.
 
     Args:
         A: [n, d], of rank d, without rows of zeros.
@@ -109,7 +114,7 @@ def leverage(A: Float[Array | np.ndarray, "n d"], target: Float[Array | np.ndarr
 
     Raises:
         ValueError: shapes that do not fit, integers, NaN; rank below d; a target that is not feasible (outside of (0, 1), of
-            another sum than d, or of sum ≥ 1 on parallel rows), unless n = d, where all scores are one.
+            another sum than d, or wrong on parallel rows).
 
     Example:
         >>> import jax.numpy as jnp
@@ -119,6 +124,8 @@ def leverage(A: Float[Array | np.ndarray, "n d"], target: Float[Array | np.ndarr
 
     Source: arXiv 2404.13785; see the module.
     """
+    if not isinstance(A, jax.Array | np.ndarray):
+        raise ValueError(f"A must be a dense array, got {type(A).__name__}.")
     check_rows("A", A)
     check_floating("target", target)
     n = jnp.shape(A)[0]
@@ -140,48 +147,101 @@ def _check_feasible(A: np.ndarray, target: np.ndarray) -> None:
         )
     if abs(target.sum() - d) > 1e-4 * d:
         raise ValueError(f"target must sum to the rank of A, {d}, got {target.sum():.6g}: leverage scores always do.")
-    if n == d:  # every score is one, whatever s
-        if np.abs(target - 1).max() > 1e-6:
-            raise ValueError("target must be one everywhere for a square A.")
-        return
-    if target.min() <= 0 or target.max() >= 1:
-        raise ValueError(f"target must lie strictly between 0 and 1, got {target.min():.3g} … {target.max():.3g}.")
+    if target.min() <= 0 or target.max() > 1:
+        raise ValueError(f"target must lie between 0 and 1, got {target.min():.3g} … {target.max():.3g}.")
+    # Parallel rows have rank one; they share a sum of one if and only if they split off.
     unit = A / norms[:, None]
     first = np.argmax(np.abs(unit) > 1e-7, axis=1)
     unit = unit * np.sign(unit[np.arange(n), first])[:, None]
-    _, labels = np.unique(np.round(unit, 7), axis=0, return_inverse=True)
-    sums = np.bincount(labels.ravel(), target)
-    if sums.max() >= 1 and d > 1:
-        raise ValueError(f"target must sum to less than one over parallel rows, got {sums.max():.3g}: their rank is one.")
+    labels = np.unique(np.round(unit, 7), axis=0, return_inverse=True)[1].ravel()
+    for label, total in enumerate(np.bincount(labels, target)):
+        others = A[labels != label]
+        splits = len(others) == 0 or int(np.linalg.matrix_rank(others)) < d
+        if total > 1 + 1e-6 or (total > 1 - 1e-6) != splits:
+            rows = np.flatnonzero(labels == label).tolist()
+            raise ValueError(
+                f"target must sum to {'one' if splits else 'less than one'} over the parallel rows {rows[:5]}, got {total:.6g}."
+            )
 
 
 class _Product(eqx.Module):
-    """v ↦ σ∘v − (P∘P)v + mean(v), with P = QQᵀ: (P∘P)v is the diagonal of P diag(v) P."""
+    """v ↦ σ∘v − (P∘P)v + mean(v)."""
 
     basis: Float[Array, "n d"]
 
     def __call__(self, v: Float[Array, " n"]) -> Float[Array, " n"]:
-        Q = self.basis
-        inner = product(Q.T, v[:, None] * Q)
-        return jnp.sum(Q**2, axis=1) * v - jnp.sum(product(Q, inner) * Q, axis=1) + jnp.mean(v)
+        return _spread(self.basis, v) + jnp.mean(v)
 
 
-def _rows(p: LeverageProblem, t: Float[Array, " n"]) -> tuple[Float[Array, "n d"], Float[Array, ""]]:
-    """Ω^½A up to a factor e^{c/2}, and c."""
-    c = jax.lax.stop_gradient(jnp.max(t))
-    return jnp.exp(0.5 * (t - c))[:, None] * p.A, c
+class _Decomposed(NamedTuple):
+    """Of Ω^½A, the rows in their own order."""
+
+    basis: Float[Array, "n d"]
+    log_det: Float[Array, ""]
+    definite: Bool[Array, ""]
 
 
 @jax.jit
-def _basis(p: LeverageProblem, t: Float[Array, " n"]) -> Float[Array, "n d"]:
-    return jnp.linalg.qr(_rows(p, t)[0])[0]
+def _decomposed(A: Float[Array, "n d"], t: Float[Array, " n"]) -> _Decomposed:
+    n, d = A.shape
+    c = jax.lax.stop_gradient(jnp.max(t))
+    rows = jnp.exp(0.5 * (t - c))[:, None] * A
+    # Householder's QR is accurate row by row if the heavy rows come first and columns are pivoted.
+    size = jax.lax.stop_gradient(jnp.linalg.norm(rows, axis=1))
+    order = jnp.argsort(-size)
+    Q, R, _ = jax.scipy.linalg.qr(jax.lax.stop_gradient(rows)[order], mode="economic", pivoting=True)
+    diagonal = jnp.abs(jnp.diagonal(R))
+    tiny = jnp.finfo(t.dtype).tiny
+    log_det = 2 * jnp.sum(jnp.log(jnp.maximum(diagonal, tiny)))
+    # No determinant exceeds √(n over d) times the product of the d longest rows (Cauchy and Binet): what does is rounding.
+    most = 2 * jnp.sum(jnp.log(jnp.maximum(size[order][:d], tiny))) + math.log(math.comb(n, d)) + 1
+    definite = jnp.isfinite(log_det) & (diagonal.min() > tiny) & (size[order][d - 1] > tiny) & (log_det <= most)
+    return _Decomposed(jnp.zeros_like(Q).at[order].set(Q), log_det + d * c, definite)
+
+
+@jax.custom_jvp
+def _log_det(A: Float[Array, "n d"], t: Float[Array, " n"]) -> Float[Array, ""]:
+    """Its gradient in t is σ; it has none in A."""
+    return _decomposed(A, t).log_det
+
+
+@partial(_log_det.defjvp, symbolic_zeros=True)
+def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    (A, t), (dA, dt) = primals, tangents
+    return _log_det(A, t), jnp.dot(_scores(A, t), _in_t_only(dA, dt))
+
+
+@jax.custom_jvp
+def _scores(A: Float[Array, "n d"], t: Float[Array, " n"]) -> Float[Array, " n"]:
+    """σ, whose Jacobian in t is diag(σ) − P∘P; it has none in A."""
+    return jnp.sum(_decomposed(A, t).basis ** 2, axis=1)
+
+
+@partial(_scores.defjvp, symbolic_zeros=True)
+def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    (A, t), (dA, dt) = primals, tangents
+    return _scores(A, t), _spread(_decomposed(A, t).basis, _in_t_only(dA, dt))
+
+
+def _in_t_only(dA: Any, dt: Any) -> Float[Array, " n"]:
+    if not isinstance(dA, SymbolicZero):
+        raise NotImplementedError("leverage problems are differentiable in t and the target, not in A.")
+    return jnp.zeros(dA.shape[0], jnp.result_type(dA.dtype)) if isinstance(dt, SymbolicZero) else dt
+
+
+def _spread(Q: Float[Array, "n d"], v: Float[Array, " n"]) -> Float[Array, " n"]:
+    """σ∘v − (P∘P)v, with P = QQᵀ: (P∘P)v is the diagonal of P diag(v) P."""
+    return jnp.sum(Q**2, axis=1) * v - jnp.sum(product(Q, product(Q.T, v[:, None] * Q)) * Q, axis=1)
 
 
 @jax.jit
 def _value(p: LeverageProblem, t: Float[Array, " n"]) -> Float[Array, ""]:
-    rows, c = _rows(p, t)
-    diagonal = jnp.abs(jnp.diagonal(jnp.linalg.qr(rows, mode="r")))
-    tiny = jnp.finfo(t.dtype).tiny
-    log_det = 2 * jnp.sum(jnp.log(jnp.maximum(diagonal, tiny))) + len(diagonal) * c
-    value = log_det - jnp.dot(p.target, t) + 0.5 * jnp.sum(t) ** 2 / len(t)
-    return jnp.where(jnp.isfinite(value) & (diagonal.min() > tiny), value, jnp.inf)
+    definite = _decomposed(p.A, jax.lax.stop_gradient(t)).definite
+    t = jnp.where(definite, t, jax.lax.stop_gradient(t))
+    value = _log_det(p.A, t) - jnp.dot(p.target, t) + 0.5 * jnp.sum(t) ** 2 / len(t)
+    return jnp.where(definite & jnp.isfinite(value), value, jnp.inf)
+
+
+@jax.jit
+def _predict(p: LeverageProblem, t: Float[Array, " n"]) -> Float[Array, " n"]:
+    return jnp.where(_decomposed(p.A, t).definite, _scores(p.A, t), jnp.inf)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from softntk.regression.problem import Problem, problem
 
 Target = Float[Array | np.ndarray, " n"]
-Weights = float | Float[Array | np.ndarray, ""] | Float[Array | np.ndarray, " n"]
+Weights = float | int | Float[Array | np.ndarray, ""] | Float[Array | np.ndarray, " n"]
 
 
 def softmax(A: Any, b: Target, weights: Weights = 0.0) -> Problem:

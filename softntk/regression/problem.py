@@ -103,15 +103,16 @@ class Problem:
         return _curvature(self, self._checked(x), gauss_newton=True)
 
     def check(self, x: Float[Array, " d"], previous: Float[Array, " d"] | None = None) -> Int[Array, ""]:
-        """A :class:`softntk.solution.Result`: SUCCESSFUL, NONFINITE_INPUT, NORMALISER_LOST, OVERFLOW; works under jit.
+        """What x is, a :class:`softntk.solution.Result`; works under jit.
 
+        SUCCESSFUL, NONFINITE_INPUT, NEGATIVE_WEIGHTS, NORMALISER_LOST or OVERFLOW (of the loss or its curvature).
         With ``previous``, the point that a step came from, also SIGN_CHANGED, where α has another sign than there. (A negative
         α is legal.) ``Result(int(code)).advice`` has the text.
         """
         code = _check(self, self._checked(x))
-        if previous is None:
+        if previous is None or self.form != "normalized":
             return code
-        crossed = _total(self, self._checked(x)) * _total(self, self._checked(previous)) < 0
+        crossed = jnp.sign(_total(self, self._checked(x))) * jnp.sign(_total(self, self._checked(previous))) < 0
         return jnp.where((code == Result.SUCCESSFUL) & crossed, Result.SIGN_CHANGED, code).astype(jnp.int32)
 
     def _checked(self, x: Any) -> Float[Array, " d"]:
@@ -128,7 +129,7 @@ def problem(
     b: Float[Array | np.ndarray, " n"],
     activation: str | Activation = "res_exp",
     form: str = "normalized",
-    weights: float | Float[Array | np.ndarray, ""] | Float[Array | np.ndarray, " n"] = 0.0,
+    weights: float | int | Float[Array | np.ndarray, ""] | Float[Array | np.ndarray, " n"] = 0.0,
 ) -> Problem:
     r"""The regression ½‖residual‖² + ½‖diag(w) A x‖²; the residual is u/α − b, u − αb or u − b, with u = u(Ax), α = 1ᵀu.
 
@@ -160,6 +161,7 @@ def problem(
     n, _ = matrices.shape(A)
     dtype = matrices.dtype(A)
     check_floating("b", b)
+    weights = float(weights) if isinstance(weights, int) else weights
     check_floating("weights", weights)
     if jnp.shape(b) != (n,):
         raise ValueError(f"b must have shape {(n,)}, one target for each row of A, got {jnp.shape(b)}.")
@@ -182,7 +184,7 @@ def _evaluated(p: Problem, z: Float[Array, " n"]) -> tuple[Local, Float[Array, "
     """The form at z, the loss there, and whether it is inside of the domain."""
     local = p._local(z)
     loss = 0.5 * jnp.sum(local.residual**2) + _penalty(p, z)
-    return local, loss, local.kept & jnp.isfinite(loss)
+    return local, loss, local.kept & jnp.isfinite(loss) & jnp.isfinite(local.gradient).all() & jnp.all(p.weights >= 0)
 
 
 @jax.jit
@@ -210,7 +212,7 @@ def _residual(p: Problem, x: Float[Array, " d"]) -> Float[Array, " n"]:
 def _value_and_gradient(p: Problem, x: Float[Array, " d"]) -> tuple[Float[Array, ""], Float[Array, " d"]]:
     z = matrices.times(p.A, x)
     local, loss, inside = _evaluated(p, z)
-    slope = jnp.where(inside, local.gradient + p.weights**2 * z, 0)
+    slope = jnp.where(inside, local.gradient + p.weights * (p.weights * z), 0)
     return jnp.where(inside, loss, jnp.inf), jnp.where(inside, matrices.adjoint(p.A, slope), jnp.inf)
 
 
@@ -223,9 +225,14 @@ def _curvature(p: Problem, x: Float[Array, " d"], *, gauss_newton: bool) -> Stru
 def _logit_curvature(p: Problem, x: Float[Array, " d"], gauss_newton: bool) -> Curvature:
     local, _, inside = _evaluated(p, matrices.times(p.A, x))
     part = local.gauss_newton if gauss_newton else local.hessian
-    inside &= jnp.isfinite(part.diagonal).all() & jnp.isfinite(part.factors).all() & jnp.isfinite(part.core).all()
+    inside &= _is_finite(part)
     diagonal, factors, core = (jnp.where(inside, entry, 0) for entry in part)
     return Curvature(diagonal + p.weights**2, factors, core)
+
+
+def _is_finite(part: Curvature) -> Array:
+    """Whether the entries of the curvature are, products of the factors included."""
+    return jnp.isfinite(part.diagonal).all() & jnp.isfinite(jnp.sum(part.factors**2) * jnp.sum(jnp.abs(part.core)))
 
 
 @jax.jit
@@ -238,5 +245,7 @@ def _check(p: Problem, x: Float[Array, " d"]) -> Int[Array, ""]:
     local, loss, _ = _evaluated(p, matrices.times(p.A, x))
     data = (x, p.b, p.weights, *jax.tree.leaves(eqx.filter(p.A, eqx.is_inexact_array)))
     finite = jnp.all(jnp.asarray([jnp.isfinite(part).all() for part in data]))
-    codes = jnp.where(local.kept, jnp.where(jnp.isfinite(loss), Result.SUCCESSFUL, Result.OVERFLOW), Result.NORMALISER_LOST)
-    return jnp.where(finite, codes, Result.NONFINITE_INPUT).astype(jnp.int32)
+    fits = jnp.isfinite(loss) & jnp.isfinite(local.gradient).all() & _is_finite(local.hessian)
+    code = jnp.where(local.kept, jnp.where(fits, Result.SUCCESSFUL, Result.OVERFLOW), Result.NORMALISER_LOST)
+    code = jnp.where(jnp.any(p.weights < 0), Result.NEGATIVE_WEIGHTS, code)
+    return jnp.where(finite, code, Result.NONFINITE_INPUT).astype(jnp.int32)

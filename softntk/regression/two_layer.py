@@ -23,7 +23,7 @@ from softntk import activations
 from softntk._validation import check_finite, check_floating, check_rows, is_concrete
 from softntk.activations import Activation
 from softntk.curvature._matrices import product
-from softntk.regression.implicit import ResidualProblem, structure_of
+from softntk.regression.implicit import ResidualProblem, nonnegative, structure_of
 
 _NORMALIZED = {"softmax": "exp", "res_softmax": "res_exp"}
 
@@ -100,6 +100,6 @@ def _maps(inner: tuple[Activation, bool], outer: tuple[Activation, bool]) -> Cal
     def maps(data: tuple[Any, ...], x: Array) -> tuple[Array, Array]:
         A1, A2, w = data
         z = product(A1, x)
-        return through(outer, product(A2, through(inner, z))), w * z
+        return through(outer, product(A2, through(inner, z))), nonnegative(w) * z
 
     return maps

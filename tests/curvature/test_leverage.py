@@ -91,6 +91,18 @@ def test_samples_by_leverage_keep_the_spectrum_and_uniform_ones_do_not(x64):
     assert np.mean(np.asarray(jax.lax.map(measure, keys)) <= 0.5) >= 0.99
 
 
+def test_heavy_rows_in_float32():
+    """Three rows a million times as heavy, and a matrix of 200,000 rows and condition 100: no direction is lost."""
+    rng = np.random.default_rng(1)
+    A = rng.normal(size=(3000, 6))
+    A[:3] *= 1e6
+    assert_close(leverage.scores(jnp.asarray(A, "float32")) / exact(A), np.ones(3000), rtol=0.1)
+    tall = np.c_[np.ones(200_000), 1 + 0.02 * rng.normal(size=200_000)]
+    assert abs(float(leverage.scores(jnp.asarray(tall, "float32")).sum()) - 2) < 1e-3
+    A[:, 4] = A[:, 0]
+    assert np.isposinf(leverage.approximate_scores(jax.random.key(0), jnp.asarray(A, "float32"))).all()
+
+
 def test_draws_are_unbiased(x64):
     pi = jnp.array([0.1, 0.0, 0.6, 0.3])
     total = np.zeros(5)
@@ -115,6 +127,7 @@ def test_a_sketched_hessian_keeps_its_low_rank_part(kind, x64):
     dense = 0.1 * np.asarray(A)
     wanted = dense.T @ (np.diag(weights * H.logit_diagonal) + H.factors @ H.core @ H.factors.T) @ dense
     assert_close(sketch.sketched(H, some).as_matrix(), wanted)
+    assert not lx.is_positive_semidefinite(sketch.sketched(p.gauss_newton(jnp.ones(4) / 10), some))
 
 
 def test_distortion_is_a_generalized_eigenvalue(x64):

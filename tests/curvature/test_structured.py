@@ -84,6 +84,19 @@ def test_what_cannot_be_factorised_says_so(dtype):
         assert [float(v) for v in found.log_determinant()] == [0, -np.inf]
 
 
+def test_singular_and_nearly_singular_hessians(x64):
+    """Softmax with an intercept: H is singular, R is not. With a small ridge, solutions are as good as rounding allows."""
+    rng = np.random.default_rng(0)
+    A, x = np.c_[np.ones(30), 0.3 * rng.normal(size=(30, 3))], jnp.asarray(0.3 * rng.normal(size=4))
+    p = sn.regression.softmax(A, sn.regression.softmax(A, np.full(30, 1 / 30)).predict(x))
+    assert int(p.hessian(x).factorise().result) == Result.NOT_DEFINITE
+    for ridge in (1e-6, 1e-9, 1e-12):
+        H = p.gauss_newton(x).with_ridge(ridge)
+        solution = H.factorise().solve(jnp.ones(4))
+        residual = np.abs(dense(H) @ np.asarray(solution) - 1).max()
+        assert residual <= 1e-14 * np.linalg.norm(dense(H)) * np.linalg.norm(solution)
+
+
 def test_positive_part(x64):
     for seed in range(10):
         op = operator(negative=True, seed=seed)
@@ -105,11 +118,12 @@ def test_sums(x64):
     assert not lx.is_positive_semidefinite(gauss_newton.with_ridge(-1.0))
     with pytest.raises(ValueError, match="operators and weights must be as many"):
         weighted_sum([one], [1.0, 2.0])
+    by_rows = dataclasses.replace(one, matrix=sparse.BCOO.fromdense(one.matrix))
     with pytest.raises(ValueError, match="must share one matrix"):
-        weighted_sum(
-            [one, dataclasses.replace(one, matrix=sparse.BCOO.fromdense(one.matrix))],
-            [1.0, 1.0],
-        )
+        weighted_sum([one, by_rows], [1.0, 1.0])
+    assert_close(weighted_sum([by_rows, by_rows.positive_part()], [1.0, 0.0]).as_matrix(), dense(one))
+    copied = dataclasses.replace(by_rows, matrix=sparse.BCOO.fromdense(2 * one.matrix))
+    assert_close(weighted_sum([by_rows, copied], [1.0, 1.0]).as_matrix(), dense(one) + 4 * dense(one) - 3 * 0.3 * np.eye(5))
 
 
 def test_extreme_eigenvalues(x64):

@@ -89,7 +89,8 @@ def test_transformations():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
-@pytest.mark.parametrize(("outputs", "size"), first([("full", 1.0), ("full", 40.0), ("mean", 1.0)], ("mean", 1.0)))
+@pytest.mark.slow
+@pytest.mark.parametrize(("outputs", "size"), [("full", 1.0), ("full", 40.0), ("mean", 1.0)])
 def test_tiles_make_the_whole_and_its_derivatives(outputs, size, x64):
     """Lines of one row, lines that overlap and one line; also where the terms would cancel (logits of ±100)."""
     net = two_layer("softmax", width=24, out_dim=2, antisymmetric=False, train_readout=True)

@@ -81,6 +81,7 @@ def test_kernels_by_patterns_and_their_refuge(family, x64):
         assert_close(jitted(p), desired)
 
 
+@pytest.mark.slow
 def test_derivatives_by_patterns(x64):
     """In the hidden weights as dense autodiff; in a readout that is not trained none, as of the network itself."""
     net = two_layer("softmax", width=512, out_dim=3, antisymmetric=False)

@@ -37,7 +37,7 @@ def derivatives(p, x, h):
     return jax.jacfwd(p.predict)(x), jax.hessian(p)(x), third, jnp.sum(p.activation.u(z(x)))
 
 
-@pytest.mark.parametrize(("activation", "form"), first(FORMS, FORMS[0], FORMS[1]))
+@pytest.mark.parametrize(("activation", "form"), first(FORMS, FORMS[0]))
 def test_bounds_hold(activation, form, x64):
     tightest = np.zeros(5)
     for p, radius, x, h in instances(activation, form, 1000):

@@ -126,6 +126,45 @@ def test_leverage_is_a_gradient(x64):
     assert np.isfinite(p(t + 1e4))  # a common factor of a thousand decades
 
 
+@pytest.mark.parametrize("row", [0, 3])
+def test_leverage_of_rows_of_very_different_scales(row, x64):
+    """One row e⁵⁰ times as heavy: its score is one, the others are those of what it leaves over."""
+    (A,) = arrays((6, 3))
+    p = sn.regression.leverage(A, jnp.full(6, 0.5))
+    t = jnp.zeros(6).at[row].set(100.0)
+    direction = A[row] / jnp.linalg.norm(A[row])
+    rest = np.asarray(A - jnp.outer(A @ direction, direction))
+    wanted = np.einsum("ij,ji->i", rest, np.linalg.pinv(rest, rcond=1e-8))
+    wanted[row] = 1
+    assert_close(p.predict(t), wanted, rtol=1e-9)
+    for lost in (t.at[row].set(2000.0), jnp.array([-2000.0] * 4 + [0, 0])):
+        assert int(p.check(lost)) == Result.NOT_DEFINITE
+        assert np.isposinf(p(lost))
+        assert np.isposinf(p.gradient(lost)).all()
+        assert not np.isnan(jax.grad(p)(lost)).any()
+    with pytest.raises(NotImplementedError, match="not in A"):
+        jax.grad(lambda A: sn.regression.leverage(A, jnp.full(6, 0.5))(t))(A)
+
+
+def test_targets_of_rows_that_split_off():
+    A = jnp.array([[1.0, 0], [2, 0], [0, 1], [0, 3]])
+    p = sn.regression.leverage(A, jnp.full(4, 0.5))
+    t = -2 * jnp.log(jnp.array([1.0, 2.0, 1.0, 3.0]))
+    assert_close(p.predict(t), np.full(4, 0.5), "float32")
+    coloop = sn.regression.leverage(A[1:], jnp.array([1.0, 0.5, 0.5]))
+    assert_close(coloop.predict(t[1:]), [1.0, 0.5, 0.5], "float32")
+
+
+def test_outside_of_the_domain_of_two_layers_nothing_is_nan(x64):
+    eye, x = jnp.eye(2), jnp.array([800.0, 0.0])
+    p = sn.regression.two_layer(eye, eye, jnp.ones(2), inner="identity", outer="exp")
+    for value in (jax.grad(p)(x), p.hessian(x).mv(x), p.gauss_newton(x).mv(x), p.predict(x)):
+        assert not np.isnan(value).any()
+    assert not np.isnan(sn.regression.two_layer(eye, eye, jnp.ones(2), inner="exp").predict(x)).any()
+    traced = jax.jit(lambda w: sn.regression.two_layer(eye, eye, jnp.ones(2), weights=w)(x))
+    assert np.isposinf(traced(-1.0))
+
+
 def test_leverage_is_inverted(x64):
     """Scores of a random scaling are found again, and the scaling with them: it is unique up to the gauge."""
     A, t = arrays((12, 3), (12,))
@@ -161,13 +200,17 @@ def test_leverage_is_inverted(x64):
         (lambda: sn.regression.leverage(np.array([[1.0], [2.0]]), np.ones(2)), "must sum to the rank"),
         (
             lambda: sn.regression.leverage(np.array([[1.0, 0], [0, 1], [1, 1]]), np.array([1.2, 0.4, 0.4])),
-            "strictly between 0 and 1",
+            "target must lie between 0 and 1",
         ),
         (
             lambda: sn.regression.leverage(np.array([[1.0, 0], [2, 0], [1, 1], [0, 1]]), np.array([0.6, 0.6, 0.4, 0.4])),
-            "parallel rows, got 1.2",
+            r"less than one over the parallel rows .0, 1., got 1.2",
         ),
-        (lambda: sn.regression.leverage(np.eye(2), np.array([0.9, 1.1])), "one everywhere for a square A"),
+        (
+            lambda: sn.regression.leverage(np.eye(2), np.array([1.0, 1.0]) - 1e-5),
+            "target must sum to one over the parallel rows",
+        ),
+        (lambda: sn.regression.leverage([[1.0], [2.0]], np.array([0.5, 0.5])), "A must be a dense array, got list"),
     ],
 )
 def test_bad_input(call, message, untyped):

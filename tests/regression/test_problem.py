@@ -129,6 +129,55 @@ def test_gradient_keeps_its_digits_in_float32():
                 assert_close(narrow.gradient(x.astype("float32")), wide.gradient(x), rtol=1e-4)
 
 
+@pytest.mark.parametrize("gap", [10.0, 20.0, 30.0])
+def test_gradient_keeps_its_digits_where_softmax_saturates(gap):
+    """All of f on one sample: c − ⟨c, f⟩ would cancel there; Σ_j f_j (c_i − c_j), in NumPy's float64, does not."""
+    A, b = np.eye(8), np.random.default_rng(0).dirichlet(np.ones(8)).astype("float32").astype("float64")
+    x = np.zeros(8)
+    x[2] = gap
+    f = np.exp(x - gap) / np.exp(x - gap).sum()
+    c = f - b
+    c[2] = -(np.delete(f, 2).sum()) + (1 - b[2])
+    wanted = f * ((c[:, None] - c[None, :]) @ f)
+    found = sn.regression.softmax(A.astype("float32"), b.astype("float32")).gradient(jnp.asarray(x, "float32"))
+    assert_close(found, wanted, rtol=1e-5)
+
+
+def test_operators_of_functions(x64):
+    """Whose leaves are no arrays: as A, also under jit and as an argument of it."""
+    A, b, w, x = instance()
+    of_function = lx.FunctionLinearOperator(lambda v: jnp.asarray(A) @ v, jax.ShapeDtypeStruct((3,), "float64"))
+    jacobian = lx.JacobianLinearOperator(lambda v, _: jnp.asarray(A) @ v, x)
+    p = sn.regression.problem(A, b, weights=w)
+    for op in (of_function, jacobian, lx.linearise(jacobian)):
+        q = sn.regression.problem(op, b, weights=w)
+        assert_close(q.gradient(x), p.gradient(x))
+        assert_close(jax.jit(lambda q, x: q.hessian(x).as_matrix())(q, x), p.hessian(x).as_matrix())
+        assert_close(jax.jit(q.gradient)(x), p.gradient(x))
+    with pytest.raises(ValueError, match="A must be finite"):
+        sn.regression.problem(lx.MatrixLinearOperator(A * np.nan), b)
+
+
+def test_what_overflows_in_products_is_no_nan():
+    A = jnp.array([[10.0, 10.0], [10.0, -10.0]])
+    p = sn.regression.problem(A, jnp.full(2, 0.5), "cosh", "rescaled")
+    x = jnp.array([4.42, 0.0])
+    assert int(p.check(x)) == Result.OVERFLOW
+    assert np.isfinite(p.hessian(x).mv(jnp.ones(2))).all()
+    heavy = sn.regression.softmax(jnp.eye(2), jnp.full(2, 0.5), weights=1e20)
+    assert_close(heavy.gradient(jnp.zeros(2)) + 1, np.ones(2), "float32")
+    bump = sn.regression.problem(jnp.eye(2), jnp.full(2, 0.75), "crrelu", weights=0.1)
+    assert np.isfinite(bump.gradient(jnp.array([1e18, -1.0]))).all()
+
+
+def test_negative_weights_that_are_traced():
+    A, b, _, x = cast(tuple(map(jnp.asarray, instance())), "float32")
+    of = lambda w: sn.regression.softmax(A, b, weights=w)
+    assert np.isposinf(jax.jit(lambda w: of(w)(x))(-1.0))
+    assert int(jax.jit(lambda w: of(w).check(x))(-1.0)) == Result.NEGATIVE_WEIGHTS
+    assert float(of(1)(x)) == float(of(1.0)(x))
+
+
 def test_outside_of_the_domain_nothing_is_nan():
     A = jnp.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
     b = jnp.array([0.2, 0.3, 0.5])
