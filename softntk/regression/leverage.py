@@ -208,7 +208,7 @@ def _log_det(A: Float[Array, "n d"], t: Float[Array, " n"]) -> Float[Array, ""]:
 @partial(_log_det.defjvp, symbolic_zeros=True)
 def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     (A, t), (dA, dt) = primals, tangents
-    return _log_det(A, t), jnp.dot(_scores(A, t), _in_t_only(dA, dt))
+    return _log_det(A, t), jnp.dot(_scores(A, t), _in_t_only(dA, t, dt))
 
 
 @jax.custom_jvp
@@ -220,13 +220,13 @@ def _scores(A: Float[Array, "n d"], t: Float[Array, " n"]) -> Float[Array, " n"]
 @partial(_scores.defjvp, symbolic_zeros=True)
 def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     (A, t), (dA, dt) = primals, tangents
-    return _scores(A, t), _spread(_decomposed(A, t).basis, _in_t_only(dA, dt))
+    return _scores(A, t), _spread(_decomposed(A, t).basis, _in_t_only(dA, t, dt))
 
 
-def _in_t_only(dA: Any, dt: Any) -> Float[Array, " n"]:
+def _in_t_only(dA: Any, t: Float[Array, " n"], dt: Any) -> Float[Array, " n"]:
     if not isinstance(dA, SymbolicZero):
         raise NotImplementedError("leverage problems are differentiable in t and the target, not in A.")
-    return jnp.zeros(dA.shape[0], jnp.result_type(dA.dtype)) if isinstance(dt, SymbolicZero) else dt
+    return jnp.zeros_like(t) if isinstance(dt, SymbolicZero) else dt
 
 
 def _spread(Q: Float[Array, "n d"], v: Float[Array, " n"]) -> Float[Array, " n"]:
