@@ -133,6 +133,7 @@ def test_descent_and_flow_on_training_and_test_points(kind, dtype):
         assert_close(flow - f0_test[None], desired, rtol=rtol)
 
 
+@pytest.mark.slow
 def test_the_end_of_the_flow_is_ridgeless_regression(x64):
     arrays, _, (matrix, cross), y, f0, f0_test = problem("independent outputs", "float64")
     out = sn.ntk.predict_flow(arrays[0], y, np.array([np.inf]), f0, cross=arrays[1], f0_test=f0_test)
@@ -149,6 +150,7 @@ def test_a_singular_kernel_moves_what_it_can(dtype):
     assert_close(out[0], [[2.0]], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_operator_needs_few_products_early_and_says_when_they_do_not_suffice(monkeypatch):
     from softntk.ntk import dynamics
 

@@ -53,6 +53,7 @@ def test_regression_and_posterior(kind, dtype):
         assert_close(posterior.variance, variance, rtol=rtol)
 
 
+@pytest.mark.slow
 def test_agrees_with_neural_tangents_gp_inference(x64):
     """Theirs adds diag_reg times the mean diagonal; the kernel is theirs in both."""
     net = nt.stax.serial(nt.stax.Dense(1), nt.stax.Relu(), nt.stax.Dense(1))
