@@ -34,6 +34,7 @@ import jax.scipy.linalg
 import lineax as lx
 from jaxtyping import Array, Float, Int
 
+from softntk._operators import answer
 from softntk._records import record
 from softntk._validation import is_concrete
 from softntk.curvature import _matrices as matrices
@@ -327,21 +328,8 @@ def _diagonal(op: StructuredOperator) -> Float[Array, " d"]:
     return matrices.squares(op.matrix, op.logit_diagonal) + jnp.sum(_product(V, op.core) * V, axis=1) + op.ridge
 
 
-_NO = (
-    lx.is_negative_semidefinite,
-    lx.is_diagonal,
-    lx.is_tridiagonal,
-    lx.is_lower_triangular,
-    lx.is_upper_triangular,
-    lx.has_unit_diagonal,
-)
-for question in _NO:
-    question.register(StructuredOperator, lambda operator: False)
-lx.is_symmetric.register(StructuredOperator, lambda operator: True)
-lx.is_positive_semidefinite.register(StructuredOperator, lambda operator: operator.positive_semidefinite)
+answer(StructuredOperator, positive=lambda operator: operator.positive_semidefinite)
 lx.diagonal.register(StructuredOperator, lambda operator: operator.diagonal())
-lx.linearise.register(StructuredOperator, lambda operator: operator)
-lx.conj.register(StructuredOperator, lambda operator: operator)
 
 
 @lx.materialise.register(StructuredOperator)

@@ -149,8 +149,8 @@ def fixed_point(
 ) -> FixedPoint:
     r"""Where V, iterated from q = 1 or else from q = 0, comes to rest, and how stable it is there.
 
-    V is increasing: from 0 its iterates rise to the smallest fixed point there is, from 1 to the next one in their way. Close
-    to criticality they move like 1/steps, and c*, which is iterated only, is then not exact.
+    Where V is increasing (exp, relu, erf, …) its iterates from 0 rise to the smallest fixed point there is. Close to
+    criticality they move like 1/steps, and c*, which is iterated only, is then not exact.
 
     Args:
         activation: u, by name or itself.

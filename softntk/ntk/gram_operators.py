@@ -28,6 +28,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from softntk._operators import answer
 from softntk._validation import check_finite, check_floating
 
 Vectors = Float[Array, "*shape r"]
@@ -181,24 +182,9 @@ _cross = jax.jit(lambda op, points, vectors: op._cross(points, vectors))
 _rows = jax.jit(lambda op, points, outputs: op._rows(points, outputs))
 _diagonal = jax.jit(lambda op: op._diagonal())
 
-_QUESTIONS = (
-    lx.is_symmetric,
-    lx.is_positive_semidefinite,
-    lx.is_negative_semidefinite,
-    lx.is_diagonal,
-    lx.is_tridiagonal,
-    lx.is_lower_triangular,
-    lx.is_upper_triangular,
-    lx.has_unit_diagonal,
-)
-for question in _QUESTIONS:
-    answer = question in (lx.is_symmetric, lx.is_positive_semidefinite)
-    question.register(GramOperator, lambda operator, answer=answer: answer)
-    question.register(CrossOperator, lambda operator: False)
+answer(GramOperator, positive=lambda operator: True)
+answer(CrossOperator, symmetric=False)
 lx.diagonal.register(GramOperator, lambda operator: operator.diagonal())
-for kind in (GramOperator, CrossOperator):
-    lx.linearise.register(kind, lambda operator: operator)
-    lx.conj.register(kind, lambda operator: operator)
 
 
 @lx.materialise.register(GramOperator)

@@ -29,6 +29,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from softntk import activations
+from softntk._operators import answer
 from softntk._records import function_record, static
 from softntk._validation import check_finite, check_floating, check_rows, is_concrete
 from softntk.activations import Activation
@@ -289,20 +290,8 @@ def _matrix(op: AttentionOperator) -> Float[Array, "p p"]:
     return 0.5 * (found + found.T)
 
 
-for question in (
-    lx.is_negative_semidefinite,
-    lx.is_diagonal,
-    lx.is_tridiagonal,
-    lx.is_lower_triangular,
-    lx.is_upper_triangular,
-    lx.has_unit_diagonal,
-):
-    question.register(AttentionOperator, lambda operator: False)
-lx.is_symmetric.register(AttentionOperator, lambda operator: True)
-lx.is_positive_semidefinite.register(AttentionOperator, lambda operator: operator.positive_semidefinite)
+answer(AttentionOperator, positive=lambda operator: operator.positive_semidefinite)
 lx.diagonal.register(AttentionOperator, lambda operator: jnp.diagonal(operator.as_matrix()))
-lx.linearise.register(AttentionOperator, lambda operator: operator)
-lx.conj.register(AttentionOperator, lambda operator: operator)
 
 
 @lx.materialise.register(AttentionOperator)
