@@ -54,6 +54,11 @@ class Implicit(eqx.Module):
         return eqx.combine(self.arrays, self.static)
 
 
+def implicit(A: Matrix) -> Matrix:
+    """A lineax operator as :class:`Implicit`; any other matrix as it is."""
+    return Implicit(*eqx.partition(A, eqx.is_array)) if isinstance(A, lx.AbstractLinearOperator) else A
+
+
 def is_operator(A: Matrix) -> bool:
     """Whether A is a lineax operator, as :func:`checked` returns it."""
     return isinstance(A, Implicit)
@@ -86,7 +91,7 @@ def checked(name: str, A: Matrix) -> Matrix:
             raise ValueError(f"{name} must be an operator from vectors [d] to vectors [n], n, d ≥ 1, got {structures}.")
         if not jnp.issubdtype(structures[1].dtype, jnp.floating):
             raise ValueError(f"{name} must be a floating-point operator, got {structures}.")
-        return Implicit(*eqx.partition(A, eqx.is_array))
+        return implicit(A)
     if is_sparse(A):
         if A.ndim != 2 or A.n_batch or A.n_dense or 0 in A.shape:
             raise ValueError(

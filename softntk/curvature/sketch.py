@@ -54,7 +54,7 @@ class Sample:
     def gram(self, A: Any, weights: Float[Array, " n"] | None = None) -> Float[Array, "d d"]:
         """Ã for A [n, d] and D, [n] (one if None)."""
         D = self.scales if weights is None else self.scales * self._of(weights)
-        return matrices.gram(matrices.take(A, self.indices), D)
+        return matrices.gram(matrices.take(matrices.checked("A", A), self.indices), D)
 
     def _of(self, values: Float[Array, " n"]) -> Float[Array, " s"]:
         return jnp.asarray(values).at[self.indices].get(mode="fill", fill_value=0)

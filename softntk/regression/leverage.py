@@ -59,7 +59,7 @@ class LeverageProblem:
         return _value(self, self._checked(t))
 
     def scalings(self, t: Float[Array, " n"]) -> Float[Array, " n"]:
-        """S = e^{−t/2}."""
+        """The scalings s = e^{−t/2}."""
         return jnp.exp(-0.5 * self._checked(t))
 
     def predict(self, t: Float[Array, " n"]) -> Float[Array, " n"]:

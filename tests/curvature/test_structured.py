@@ -11,6 +11,7 @@ from jax.experimental import sparse
 from tools import assert_close, first
 
 import softntk as sn
+from softntk.curvature import sketch
 from softntk.curvature.structured import StructuredOperator, weighted_sum
 from softntk.solution import Result
 
@@ -135,6 +136,16 @@ def test_extreme_eigenvalues(x64):
         assert abs(float(found.largest) - values[-1]) <= float(found.largest_error)
     with pytest.raises(ValueError, match="op must be tagged symmetric"):
         sn.ntk.extreme_eigenvalues(lx.MatrixLinearOperator(jnp.eye(2)))
+
+
+def test_matrices_that_are_operators(x64):
+    op = operator()
+    of_function = lx.FunctionLinearOperator(lambda v: op.matrix @ v, jax.ShapeDtypeStruct((5,), "float64"))
+    same = dataclasses.replace(op, matrix=of_function)
+    assert_close(same.mv(jnp.ones(5)), dense(op) @ np.ones(5))
+    assert_close(jax.jit(lambda op: op.as_matrix())(same), dense(op))
+    sample = sketch.draw(jax.random.key(0), jnp.full(20, 0.05), 10)
+    assert_close(sample.gram(of_function), sample.gram(op.matrix))
 
 
 def test_lineax_solves_with_it(x64):

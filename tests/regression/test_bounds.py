@@ -39,31 +39,23 @@ def derivatives(p, x, h):
 
 @pytest.mark.parametrize(("activation", "form"), first(FORMS, FORMS[0]))
 def test_bounds_hold(activation, form, x64):
-    tightest = np.zeros(5)
+    tightest = np.zeros(4)
     for p, radius, x, h in instances(activation, form, 1000):
         J, H, T, alpha = (np.asarray(part) for part in derivatives(p, x, h))
         found, lower = bounds.lipschitz(p, radius), bounds.normaliser(p, radius)
-        eigenvalues = np.linalg.eigvalsh(H)
-        sizes = [np.linalg.norm(J, 2), np.abs(eigenvalues).max(), np.linalg.norm(T, 2)]
+        sizes = [np.linalg.norm(J, 2), np.linalg.norm(H, 2), np.linalg.norm(T, 2)]
         for bound, size in zip(found, sizes, strict=True):
             assert size <= bound.ours
         assert alpha >= lower.ours * (1 - 1e-12) or lower.ours == 0
         assert lower.ours >= lower.paper
-        # λ_min ≥ −C σ²: with weights of w² = C the Hessian is positive semidefinite.
         least = bounds.convexity_weight(p, 1.0, radius).ours
-        floor = 0.0
         if math.isfinite(least):
-            floor = least**2 - 1 / np.linalg.norm(p.A, -2) ** 2
-            strong = np.linalg.eigvalsh(H + least**2 * np.asarray(p.A.T @ p.A))[0]
-            assert strong >= 1.0 - 1e-9
-        with np.errstate(invalid="ignore", divide="ignore"):
-            gap = -eigenvalues[0] / (floor * np.linalg.norm(p.A, 2) ** 2) if floor > 0 else 0
+            assert np.linalg.eigvalsh(H + least**2 * np.asarray(p.A.T @ p.A))[0] >= 1.0 - 1e-9
         tightest = np.maximum(
-            tightest, [*(s / b.ours for s, b in zip(sizes, found, strict=True)), lower.ours / alpha if alpha > 0 else 0, gap]
+            tightest, [*(s / b.ours for s, b in zip(sizes, found, strict=True)), lower.ours / alpha if alpha > 0 else 0]
         )
-    print(activation, form, "largest value over bound: predict, gradient, Hessian, normaliser, convexity", tightest.round(3))
     if (activation, form) == ("exp", "normalized"):
-        assert np.all(tightest[:4] > [0.9, 0.2, 0.1, 0.9])
+        assert np.all(tightest > [0.9, 0.2, 0.1, 0.9])
 
 
 def test_softmax_needs_no_ball_and_others_do(x64):
