@@ -24,6 +24,8 @@ class Result(enum.IntEnum):
     SIGN_CHANGED = 9
     OVERFLOW = 10
     NEGATIVE_WEIGHTS = 11
+    STEP_CHANGED = 12
+    NO_STEP = 13
 
     @property
     def advice(self) -> str:
@@ -59,6 +61,14 @@ _ADVICE = {
         "The normaliser α = Σu has another sign than at the point before: u/α is infinite in between. Take a shorter step."
     ),
     Result.NEGATIVE_WEIGHTS: "A weight w is negative: the loss is defined for w ≥ 0 (it depends on w² only). Use |w|.",
+    Result.STEP_CHANGED: (
+        "A damped step (trust region, Levenberg–Marquardt) was changed by what is chained behind it, a line search perhaps. Put "
+        "nothing behind it but optax.scale(-1), or use damping=None with the line search."
+    ),
+    Result.NO_STEP: (
+        "No step made the loss fall. Is the gradient that of the loss, and the loss smooth? Near a minimum: use float64, or a "
+        "larger tolerance."
+    ),
     Result.OVERFLOW: (
         "The loss or its curvature exceeds the largest number of this precision. Take a shorter step, scale the rows of A "
         "down, use float64, or the normalized form, which does not overflow."

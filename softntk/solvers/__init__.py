@@ -1,4 +1,6 @@
 """Optimisers as optax transforms, and the loops that run them."""
 
+from softntk.solvers.newton import approx_newton as approx_newton
+from softntk.solvers.newton import scale_by_approx_newton as scale_by_approx_newton
 from softntk.solvers.training import train as train
 from softntk.solvers.transforms import gradient_descent as gradient_descent

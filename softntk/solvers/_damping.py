@@ -1,0 +1,125 @@
+r"""Damped steps: a model with its spectrum, a trust region or Levenberg and Marquardt's μ, and the loss as the judge.
+
+    trust region            min gᵀs + ½ sᵀHs   subject to   ‖s‖_M ≤ Δ,
+    Levenberg–Marquardt     (H + μM) s = −g.
+
+Both are solved exactly in the coordinates of :class:`~softntk.solvers._trial.Spectrum`, negative curvature and the hard case
+included, so that another Δ or μ costs O(dk) and one evaluation of the loss.
+
+Source: Moré and Sorensen (1983), SIAM J. Sci. Stat. Comput. 4, 553–572; Conn, Gould and Toint (2000), Trust-Region Methods,
+chapter 7; Nielsen (1999), IMM-REP-1999-05 (how μ changes).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from softntk.solvers._trial import Outcome, Spectrum, Step, Trial, judge, outcome
+
+GOOD = 0.25  # of the predicted decrease: Newton's step is taken, a region is kept
+_ENOUGH = 1e-4  # of the predicted decrease: any other step is taken
+_TRIALS = 30  # evaluations of the loss a step, at most
+_HALVINGS = 100  # of the interval that holds the multiplier
+_GROWTH, _SHRINKAGE = 3.0, 0.25
+
+
+class Damping(NamedTuple):
+    """One kind: where it starts, the y for a damping, and the damping after a trial."""
+
+    kind: Step
+    start: Callable[[Spectrum, Array, Array], Array]
+    solve: Callable[[Spectrum, Array], Array]
+    adapt: Callable[[Array, Array, Array, Array], Array]
+    """(damping, ratio, ‖y‖, how many were rejected before) → damping."""
+    after_newton: Callable[[Array, Array], Array]
+    """(damping, the predicted decrease of Newton's step, which was good) → damping."""
+
+
+def search(damping: Damping, model: Spectrum, trial: Trial, level: Float[Array, ""]) -> Outcome:
+    """The first step, with stronger and stronger damping, that makes the loss fall; none if thirty do not."""
+
+    def attempt(carry: tuple) -> tuple:
+        count, level, *_ = carry
+        y = damping.solve(model, level)
+        step, predicted = model.step(y), model.decrease(y)
+        ratio = judge(trial, step, jnp.dot(model.slope, y), predicted)
+        return count + 1, damping.adapt(level, ratio, jnp.linalg.norm(y), count), step, ratio > _ENOUGH
+
+    start = damping.start(model, trial.value, level)
+    begun = (jnp.asarray(0, jnp.int32), start, jnp.zeros(model.back.shape[0], start.dtype), jnp.asarray(False))
+    count, level, step, found = lax.while_loop(lambda c: (c[0] < _TRIALS) & ~c[-1], attempt, begun)
+    kind = jnp.where(model.negative, Step.NEGATIVE_CURVATURE, damping.kind)
+    kind = jnp.where(found, kind, Step.REJECTED)
+    return outcome(jnp.where(found, step, 0), level, kind, model.negative, model.values[0], count)
+
+
+def _region(model: Spectrum, radius: Float[Array, ""]) -> Float[Array, " k"]:
+    """The y of the smallest slope·y + ½Σ values y² on ‖y‖ ≤ radius."""
+    values, slope, eps = model.values, model.slope, jnp.finfo(model.values.dtype).eps
+    least = jnp.maximum(-values[0], 0)
+    at = lambda multiplier: -slope / jnp.where(values + multiplier == 0, jnp.inf, values + multiplier)
+    inside = (values[0] > 0) & (jnp.linalg.norm(at(jnp.zeros_like(least))) <= radius)
+
+    def halve(_: int, bracket: tuple) -> tuple:
+        low, high = bracket
+        middle = 0.5 * (low + high)
+        long = jnp.linalg.norm(at(middle)) > radius
+        return jnp.where(long, middle, low), jnp.where(long, high, middle)
+
+    bracket = (least, least + jnp.linalg.norm(slope) / radius)
+    multiplier = lax.fori_loop(0, _HALVINGS, halve, bracket)[1]
+    # The hard case: no slope along the smallest curvature, which then has to be gone along to the boundary.
+    flat = values - values[0] <= 8 * eps * jnp.max(jnp.abs(values))
+    rest = jnp.where(flat, 0, -slope / jnp.where(flat, 1, values + least))
+    room = radius**2 - jnp.sum(rest**2)
+    level = jnp.linalg.norm(jnp.where(flat, slope, 0)) <= 8 * eps * jnp.linalg.norm(slope)
+    hard = (values[0] <= 0) & (room > 0) & level
+    along = rest.at[0].add(jnp.where(slope[0] > 0, -1, 1) * jnp.sqrt(jnp.maximum(room, 0)))
+    return jnp.where(inside, at(jnp.zeros_like(least)), jnp.where(hard, along, at(multiplier)))
+
+
+def _first_radius(model: Spectrum, value: Array, radius: Array) -> Array:
+    """Before anything is known: the length of the Gauss–Newton step; at a stationary point, that of the residual."""
+    length, eps = jnp.linalg.norm(model.slope), jnp.finfo(value.dtype).eps
+    natural = jnp.where(length**2 > eps * jnp.abs(value), length, jnp.sqrt(2 * jnp.abs(value)) + length)
+    return jnp.where(radius > 0, radius, jnp.where(natural > 0, natural, 1))
+
+
+def _next_radius(radius: Array, ratio: Array, size: Array, count: Array) -> Array:
+    grown = jnp.where((ratio > 0.75) & (size > 0.9 * radius), _GROWTH * radius, radius)
+    return jnp.where(ratio < GOOD, _SHRINKAGE * jnp.where(size > 0, size, radius), grown)
+
+
+def _damped(model: Spectrum, mu: Float[Array, ""]) -> Float[Array, " k"]:
+    """The y of (values + μ) y = −slope, with μ as large at least as makes the model convex."""
+    eps = jnp.finfo(model.values.dtype).eps
+    least = jnp.maximum(-model.values[0], 0)
+    shifted = model.values + jnp.where(least > 0, least * (1 + jnp.sqrt(eps)) + mu, mu)
+    return jnp.where(shifted > 0, -model.slope / jnp.where(shifted > 0, shifted, 1), 0)
+
+
+def _next_mu(mu: Array, ratio: Array, size: Array, count: Array) -> Array:
+    lowered = mu * jnp.maximum(1 / 3, 1 - (2 * jnp.clip(ratio, 0, 1) - 1) ** 3)
+    return jnp.where(ratio > _ENOUGH, lowered, mu * 2.0 ** (count + 1))
+
+
+DAMPINGS = {
+    "trust_region": Damping(
+        Step.TRUST_REGION,
+        _first_radius,
+        _region,
+        _next_radius,
+        lambda radius, predicted: jnp.where(radius > 0, jnp.maximum(radius, jnp.sqrt(2 * jnp.maximum(predicted, 0))), radius),
+    ),
+    "levenberg_marquardt": Damping(
+        Step.LEVENBERG_MARQUARDT,
+        lambda model, value, mu: jnp.maximum(mu, jnp.sqrt(jnp.finfo(mu.dtype).eps)),
+        _damped,
+        _next_mu,
+        lambda mu, predicted: mu / 10,
+    ),
+}
+"""By name. Another is one entry more."""

@@ -1,0 +1,122 @@
+r"""Steps on a curvature that is a matrix, [d, d]: Newton's by Cholesky, and where that will not do the spectrum.
+
+The metric M is the Gauss–Newton matrix, or a diagonal. With the first, steps are measured by how much they move the
+predictions, so that neither units nor the condition of the data matter: on rows of heavy-tailed scale half as many steps are
+taken as with a diagonal. It costs a second Gram product and the eigenvectors of C⁻¹HC⁻ᵀ, M = CCᵀ, and only where Newton's step
+is no good.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import jax.scipy.linalg
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from softntk.curvature._matrices import product
+from softntk.solvers._damping import GOOD, Damping, search
+from softntk.solvers._trial import Outcome, Spectrum, Step, Trial, judge, outcome
+
+_FLOOR = 64  # roundings that the metric is raised by, so that flat directions stay finite
+
+Matrix = Float[Array, "d d"]
+Vector = Float[Array, " d"]
+
+
+class Factor(NamedTuple):
+    """P = S⁻¹LLᵀS⁻¹, S diagonal, of a symmetric matrix P."""
+
+    lower: Matrix
+    scale: Vector
+    definite: Bool[Array, ""]
+    """Whether P is positive definite; if not, L is the identity."""
+
+    def inverse(self, v: Vector) -> Vector:
+        """P⁻¹v."""
+        return self.scale * jax.scipy.linalg.cho_solve((self.lower, True), self.scale * v)
+
+    def halved(self, V: Float[Array, "d *r"]) -> Float[Array, "d *r"]:
+        """R⁻¹V with P = RᵀR."""
+        scale = self.scale if V.ndim == 1 else self.scale[:, None]
+        return scale * jax.scipy.linalg.solve_triangular(self.lower, V, lower=True, trans=1)
+
+    def halved_transposed(self, V: Float[Array, "d *r"]) -> Float[Array, "d *r"]:
+        """R⁻ᵀV."""
+        scale = self.scale if V.ndim == 1 else self.scale[:, None]
+        return jax.scipy.linalg.solve_triangular(self.lower, scale * V, lower=True)
+
+
+def factorise(P: Matrix, floor: int = 0) -> Factor:
+    """By Cholesky, of a diagonal scaled to one; ``floor`` roundings are added to it."""
+    diagonal = jnp.diagonal(P)
+    scale = lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1))
+    identity = jnp.eye(len(P), dtype=P.dtype)
+    lower = jnp.linalg.cholesky(P * (scale[:, None] * scale[None, :]) + floor * jnp.finfo(P.dtype).eps * identity)
+    definite = jnp.isfinite(lower).all() & jnp.all(jnp.diagonal(lower) > 0) & (jnp.all(diagonal > 0) | (floor > 0))
+    return Factor(jnp.where(definite, lower, identity), scale, definite)
+
+
+def spectrum(H: Matrix, M: Matrix, g: Vector) -> Spectrum:
+    """Of R⁻ᵀHR⁻¹ for M = RᵀR."""
+    factor = factorise(M, _FLOOR)
+    K = factor.halved_transposed(factor.halved_transposed(H).T)
+    values, vectors = jnp.linalg.eigh(0.5 * (K + K.T))
+    back = factor.halved(vectors)
+    # The smallest counts as negative if it is beyond the rounding of the terms that it is the sum of.
+    v = back[:, 0]
+    smallest, noise = jnp.dot(v, product(H, v)), jnp.dot(jnp.abs(v), product(jnp.abs(H), jnp.abs(v)))
+    negative = smallest < -4 * len(g) * jnp.finfo(H.dtype).eps * noise
+    return Spectrum(values, back, product(back.T, g), negative)
+
+
+def newton(H: Matrix, g: Vector) -> tuple[Vector, Bool[Array, ""]]:
+    """−H⁻¹g, refined once, and whether H is positive definite; zero where it is not."""
+    factor = factorise(H)
+    step = -factor.inverse(g)
+    step = step - factor.inverse(g + product(H, step))
+    usable = factor.definite & jnp.isfinite(step).all()
+    return jnp.where(usable, step, 0), usable
+
+
+def damped(
+    H: Matrix,
+    metric: Callable[[], Matrix],
+    g: Vector,
+    damping: Damping,
+    trial: Trial,
+    level: Float[Array, ""],
+) -> Outcome:
+    """Newton's step where H is positive definite and the loss falls as the model says, else a damped one in the metric."""
+    step, definite = newton(H, g)
+    slope = jnp.dot(g, step)
+    predicted = -0.5 * slope
+    good = lax.cond(definite, lambda: judge(trial, step, slope, predicted) > GOOD, lambda: jnp.asarray(False))
+    tried = definite.astype(jnp.int32)
+
+    def searched() -> Outcome:
+        found = search(damping, spectrum(H, metric(), g), trial, level)
+        return found._replace(evaluations=found.evaluations + tried)
+
+    taken = lambda: outcome(step, damping.after_newton(level, predicted), Step.NEWTON, evaluations=tried)
+    return lax.cond(good, taken, searched)
+
+
+def undamped(H: Matrix, metric: Callable[[], Matrix] | None, g: Vector) -> Outcome:
+    """Newton's step where H is positive definite; else −M⁻¹g, or −|H|⁻¹g without a metric: a descent direction in any case."""
+    step, definite = newton(H, g)
+
+    def modified() -> Outcome:
+        d, eps = len(g), jnp.finfo(H.dtype).eps
+        values, vectors = jnp.linalg.eigh(H)
+        largest = jnp.max(jnp.abs(values))
+        negative = values[0] < -4 * d * eps * largest
+        turned = -product(vectors, product(vectors.T, g) / jnp.maximum(jnp.abs(values), jnp.sqrt(eps) * largest))
+        if metric is None:
+            return outcome(turned, 0.0, Step.ABSOLUTE, negative, values[0])
+        factor = factorise(metric(), _FLOOR)
+        kind = jnp.where(factor.definite, Step.GAUSS_NEWTON, Step.ABSOLUTE)
+        return outcome(jnp.where(factor.definite, -factor.inverse(g), turned), 0.0, kind, negative, values[0])
+
+    found = lax.cond(definite, lambda: outcome(step, 0.0, Step.NEWTON), modified)
+    return found._replace(step=jnp.where(jnp.isfinite(found.step).all(), found.step, -g))

@@ -1,0 +1,101 @@
+r"""The sampled Hessian of the approximate Newton method, which learns from one step for the next which rows matter.
+
+Row i of diag(√|D|)A is drawn with a chance proportional to |D_i| q_i, where q_i estimates a_iᵀP⁻¹a_i. At first q_i = ‖a_i‖²;
+once a sample has been factorised, P̃ = RᵀR, its leverage scores cost one pass over A,
+
+    q_i = ‖a_i R⁻¹ G‖²,        G Gaussian, [d, k] / √k.
+
+A poor first sample still gives scores that are right to its own distortion, and the next one drawn with them is good (repeated
+sampling). If the measured ε stays too large, the next sample is twice as large.
+
+Source: arXiv 2309.13482, the approximate Newton method; Cohen, Lee, Musco, Musco, Peng and Sidford (2015), ITCS, Uniform
+sampling for matrix approximation; Drineas, Magdon-Ismail, Mahoney and Woodruff (2012), JMLR 13, 3475–3506.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from softntk.curvature import _matrices as matrices
+from softntk.curvature import sketch
+from softntk.curvature.sketch import Sample
+from softntk.curvature.structured import StructuredOperator
+from softntk.solvers._dense import Factor, Matrix, factorise
+
+_DIRECTIONS = 8  # of the estimate of scores: right to a factor of two
+_DOUBLINGS = 3  # of the sample, at most
+_FLOOR = 64  # roundings that a positive part is raised by
+_UNIFORM = 0.01  # of the draws: no row that could matter is out of reach
+
+
+class Sampler(NamedTuple):
+    """What is remembered from step to step."""
+
+    key: PRNGKeyArray
+    scores: Float[Array, " n"]
+    """q."""
+    learned: Bool[Array, ""]
+    """Whether they come from a factor, and not from the rows' norms."""
+    level: Int[Array, ""]
+    """The sample has 2^level times the rows that were asked for."""
+
+
+def sizes(op: StructuredOperator, size: int) -> tuple[int, ...]:
+    """The rows of a sample at each level; n at the most, where the sample is all of A."""
+    n = matrices.shape(op.matrix)[0]
+    grown = [min(size * 2**level, n) for level in range(_DOUBLINGS + 1)]
+    return tuple(dict.fromkeys(grown))
+
+
+def start(op: StructuredOperator, key: PRNGKeyArray) -> Sampler:
+    """Scores by the rows' norms."""
+    return Sampler(key, matrices.row_squares(op.matrix), jnp.asarray(False), jnp.asarray(0, jnp.int32))
+
+
+def draw(sampler: Sampler, op: StructuredOperator, size: int) -> tuple[Sampler, Sample]:
+    """A sample of ``size`` rows; all of them if that is all there are."""
+    n = matrices.shape(op.matrix)[0]
+    if size == n:
+        return sampler, Sample(indices=jnp.arange(n), scales=jnp.ones(n, op.dtype))
+    key, now = jax.random.split(sampler.key)
+    chances = jnp.abs(op.logit_diagonal) * sampler.scores
+    chances = jnp.where(jnp.isfinite(chances), chances, 0)
+    total = jnp.sum(chances)
+    pi = jnp.where(total > 0, (1 - _UNIFORM) * chances / jnp.where(total > 0, total, 1), 0) + _UNIFORM / n
+    return sampler._replace(key=key), sketch.draw(now, pi / jnp.sum(pi), size)
+
+
+def matrix(op: StructuredOperator, sample: Sample) -> Matrix:
+    """The sampled operator, [d, d]; its low-rank part and ridge exact."""
+    if matrices.shape(op.matrix)[0] == len(sample.indices):
+        return op.as_matrix()
+    return sketch.sketched(op, sample).as_matrix()
+
+
+def preconditioner(op: StructuredOperator, fallback: Callable[[], StructuredOperator], sample: Sample) -> Factor:
+    """Of the sampled operator, or, where that is not positive definite, of another that is known to be."""
+    factor = factorise(matrix(op, sample))
+    return lax.cond(factor.definite, lambda: factor, lambda: factorise(matrix(fallback(), sample), _FLOOR))
+
+
+def learn(
+    sampler: Sampler, op: StructuredOperator, factor: Factor, distortion: Float[Array, ""], most: float, top: int
+) -> Sampler:
+    """Where ε was above ``most``: scores from this factor, and, if the scores came from one already, a larger sample."""
+
+    def again() -> Sampler:
+        key, now = jax.random.split(sampler.key)
+        d = len(factor.scale)
+        few = d > _DIRECTIONS
+        directions = (
+            jax.random.normal(now, (d, _DIRECTIONS), op.dtype) / _DIRECTIONS**0.5 if few else jnp.eye(d, dtype=op.dtype)
+        )
+        right = factor.halved(directions)
+        level = jnp.minimum(sampler.level + sampler.learned, top).astype(sampler.level.dtype)
+        return Sampler(key, matrices.row_squares(op.matrix, right), jnp.asarray(True), level)
+
+    return lax.cond(distortion <= most, lambda: sampler, again)

@@ -1,0 +1,92 @@
+"""What second-order steps have in common: the model in coordinates that suit it, how a trial is judged, what came of it."""
+
+import enum
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+
+class Trial(NamedTuple):
+    """The loss around a point."""
+
+    value: Float[Array, ""]
+    """At the point."""
+    after: Callable[[Float[Array, " d"]], Float[Array, ""]]
+    """After a step; +inf for NaN."""
+    slope: Callable[[Float[Array, " d"]], Float[Array, ""]]
+    """⟨∇L, step⟩ after a step."""
+
+
+class Step(enum.IntEnum):
+    """What kind of step an update was: ``state.kind`` of the second-order transforms."""
+
+    NONE = 0
+    NEWTON = 1
+    TRUST_REGION = 2
+    LEVENBERG_MARQUARDT = 3
+    NEGATIVE_CURVATURE = 4
+    GAUSS_NEWTON = 5
+    ABSOLUTE = 6
+    REJECTED = 7
+
+
+class Spectrum(NamedTuple):
+    """The model L + gᵀs + ½sᵀHs in coordinates y, s = T y, in which the metric is the identity and H diagonal."""
+
+    values: Float[Array, " k"]
+    """Of H relative to the metric, ascending."""
+    back: Float[Array, "d k"]
+    """T."""
+    slope: Float[Array, " k"]
+    """Tᵀg."""
+    negative: Bool[Array, ""]
+    """Whether the smallest value is below zero by more than rounding."""
+
+    def step(self, y: Float[Array, " k"]) -> Float[Array, " d"]:
+        """T y."""
+        return jnp.sum(self.back * y[None, :], axis=1)
+
+    def decrease(self, y: Float[Array, " k"]) -> Float[Array, ""]:
+        """By how much the model falls."""
+        return -jnp.sum(y * (self.slope + 0.5 * self.values * y))
+
+
+class Outcome(NamedTuple):
+    """A step and what is to be remembered of it."""
+
+    step: Float[Array, " d"]
+    damping: Float[Array, ""]
+    """The radius, or μ."""
+    kind: Array
+    negative: Array
+    """Whether negative curvature was seen, beyond rounding."""
+    smallest: Array
+    """The smallest curvature seen, relative to the metric; zero where it was not looked for."""
+    evaluations: Array
+    """Of the loss."""
+
+
+def outcome(
+    step: Float[Array, " d"], damping: Any, kind: Any, negative: Any = False, smallest: Any = 0.0, evaluations: Any = 0
+) -> Outcome:
+    """An outcome of fixed dtypes, so that branches agree."""
+    real = lambda value: jnp.asarray(value, step.dtype)
+    whole = lambda value: jnp.asarray(value, jnp.int32)
+    return Outcome(step, real(damping), whole(kind), jnp.asarray(negative), real(smallest), whole(evaluations))
+
+
+def judge(trial: Trial, step: Float[Array, " d"], slope: Float[Array, ""], predicted: Float[Array, ""]) -> Float[Array, ""]:
+    """Actual over predicted decrease of the loss.
+
+    Where the predicted one is so small that the actual one drowns in the rounding of the loss, the actual one is taken from
+    the slopes ⟨∇L, s⟩ at both ends, −½(before + after), which is right to third order and loses no digits.
+    """
+    after = trial.after(step)
+    close = predicted <= jnp.sqrt(jnp.finfo(predicted.dtype).eps) * jnp.abs(trial.value)
+    by_slopes = lambda: -0.5 * (slope + trial.slope(step))
+    actual = lax.cond(close & jnp.isfinite(after), by_slopes, lambda: trial.value - after)
+    ratio = jnp.where(predicted > 0, actual / jnp.where(predicted > 0, predicted, 1), -1)
+    return jnp.where(jnp.isfinite(ratio), ratio, -1)
