@@ -62,8 +62,8 @@ _ADVICE = {
     ),
     Result.NEGATIVE_WEIGHTS: "A weight w is negative: the loss is defined for w ≥ 0 (it depends on w² only). Use |w|.",
     Result.STEP_CHANGED: (
-        "A damped step (trust region, Levenberg–Marquardt) was changed by what is chained behind it, a line search perhaps. Put "
-        "nothing behind it but optax.scale(-1), or use damping=None with the line search."
+        "A damped step (trust region, Levenberg–Marquardt) was changed by what is chained behind it, a line search perhaps. "
+        "Put nothing behind it but optax.scale(-1), or use damping=None with the line search."
     ),
     Result.NO_STEP: (
         "No step made the loss fall. Is the gradient that of the loss, and the loss smooth? Near a minimum: use float64, or a "

@@ -1,5 +1,9 @@
 """Optimisers as optax transforms, and the loops that run them."""
 
+from softntk.solvers._contraction import Contraction as Contraction
+from softntk.solvers._contraction import contraction as contraction
+from softntk.solvers._minimise import minimise as minimise
+from softntk.solvers.newton import NewtonState as NewtonState
 from softntk.solvers.newton import approx_newton as approx_newton
 from softntk.solvers.newton import scale_by_approx_newton as scale_by_approx_newton
 from softntk.solvers.training import train as train

@@ -27,11 +27,11 @@ _GROWTH, _SHRINKAGE = 3.0, 0.25
 
 
 class Damping(NamedTuple):
-    """One kind: where it starts, the y for a damping, and the damping after a trial."""
+    """One kind: where it starts, the y for a damping, and the damping after a trial; the third argument is the loss."""
 
     kind: Step
     start: Callable[[Spectrum, Array, Array], Array]
-    solve: Callable[[Spectrum, Array], Array]
+    solve: Callable[[Spectrum, Array, Array], Array]
     adapt: Callable[[Array, Array, Array, Array], Array]
     """(damping, ratio, ‖y‖, how many were rejected before) → damping."""
     after_newton: Callable[[Array, Array], Array]
@@ -43,12 +43,12 @@ def search(damping: Damping, model: Spectrum, trial: Trial, level: Float[Array, 
 
     def attempt(carry: tuple) -> tuple:
         count, level, *_ = carry
-        y = damping.solve(model, level)
+        y = damping.solve(model, level, trial.value)
         step, predicted = model.step(y), model.decrease(y)
         ratio = judge(trial, step, jnp.dot(model.slope, y), predicted)
         return count + 1, damping.adapt(level, ratio, jnp.linalg.norm(y), count), step, ratio > _ENOUGH
 
-    start = damping.start(model, trial.value, level)
+    start = damping.start(model, level, trial.value)
     begun = (jnp.asarray(0, jnp.int32), start, jnp.zeros(model.back.shape[0], start.dtype), jnp.asarray(False))
     count, level, step, found = lax.while_loop(lambda c: (c[0] < _TRIALS) & ~c[-1], attempt, begun)
     kind = jnp.where(model.negative, Step.NEGATIVE_CURVATURE, damping.kind)
@@ -56,7 +56,7 @@ def search(damping: Damping, model: Spectrum, trial: Trial, level: Float[Array, 
     return outcome(jnp.where(found, step, 0), level, kind, model.negative, model.values[0], count)
 
 
-def _region(model: Spectrum, radius: Float[Array, ""]) -> Float[Array, " k"]:
+def _region(model: Spectrum, radius: Float[Array, ""], value: Float[Array, ""]) -> Float[Array, " k"]:
     """The y of the smallest slope·y + ½Σ values y² on ‖y‖ ≤ radius."""
     values, slope, eps = model.values, model.slope, jnp.finfo(model.values.dtype).eps
     least = jnp.maximum(-values[0], 0)
@@ -81,7 +81,7 @@ def _region(model: Spectrum, radius: Float[Array, ""]) -> Float[Array, " k"]:
     return jnp.where(inside, at(jnp.zeros_like(least)), jnp.where(hard, along, at(multiplier)))
 
 
-def _first_radius(model: Spectrum, value: Array, radius: Array) -> Array:
+def _first_radius(model: Spectrum, radius: Array, value: Array) -> Array:
     """Before anything is known: the length of the Gauss–Newton step; at a stationary point, that of the residual."""
     length, eps = jnp.linalg.norm(model.slope), jnp.finfo(value.dtype).eps
     natural = jnp.where(length**2 > eps * jnp.abs(value), length, jnp.sqrt(2 * jnp.abs(value)) + length)
@@ -93,12 +93,18 @@ def _next_radius(radius: Array, ratio: Array, size: Array, count: Array) -> Arra
     return jnp.where(ratio < GOOD, _SHRINKAGE * jnp.where(size > 0, size, radius), grown)
 
 
-def _damped(model: Spectrum, mu: Float[Array, ""]) -> Float[Array, " k"]:
-    """The y of (values + μ) y = −slope, with μ as large at least as makes the model convex."""
-    eps = jnp.finfo(model.values.dtype).eps
-    least = jnp.maximum(-model.values[0], 0)
-    shifted = model.values + jnp.where(least > 0, least * (1 + jnp.sqrt(eps)) + mu, mu)
-    return jnp.where(shifted > 0, -model.slope / jnp.where(shifted > 0, shifted, 1), 0)
+def _damped(model: Spectrum, mu: Float[Array, ""], value: Float[Array, ""]) -> Float[Array, " k"]:
+    """The y of (values + μ) y = −slope, with μ as large at least as makes the model convex.
+
+    The smallest curvature, if negative, is gone along even where there is no slope: no further than the residual is long.
+    """
+    least, small = jnp.maximum(-model.values[0], 0), jnp.sqrt(jnp.finfo(value.dtype).eps)
+    shifted = model.values + jnp.where(least > 0, least * (1 + small) + mu, mu)
+    enough = jnp.maximum(jnp.abs(model.slope[0]), least * small * jnp.sqrt(2 * jnp.abs(value)))
+    slope = model.slope.at[0].set(
+        jnp.where(model.slope[0] > 0, 1, -1) * jnp.where(model.negative, enough, jnp.abs(model.slope[0]))
+    )
+    return jnp.where(shifted > 0, -slope / jnp.where(shifted > 0, shifted, 1), 0)
 
 
 def _next_mu(mu: Array, ratio: Array, size: Array, count: Array) -> Array:
@@ -116,7 +122,7 @@ DAMPINGS = {
     ),
     "levenberg_marquardt": Damping(
         Step.LEVENBERG_MARQUARDT,
-        lambda model, value, mu: jnp.maximum(mu, jnp.sqrt(jnp.finfo(mu.dtype).eps)),
+        lambda model, mu, value: jnp.maximum(mu, jnp.sqrt(jnp.finfo(mu.dtype).eps)),
         _damped,
         _next_mu,
         lambda mu, predicted: mu / 10,

@@ -89,4 +89,5 @@ def judge(trial: Trial, step: Float[Array, " d"], slope: Float[Array, ""], predi
     by_slopes = lambda: -0.5 * (slope + trial.slope(step))
     actual = lax.cond(close & jnp.isfinite(after), by_slopes, lambda: trial.value - after)
     ratio = jnp.where(predicted > 0, actual / jnp.where(predicted > 0, predicted, 1), -1)
+    ratio = jnp.where((predicted == 0) & (actual >= 0), 1, ratio)  # the end of the descent: nothing was promised
     return jnp.where(jnp.isfinite(ratio), ratio, -1)

@@ -147,9 +147,9 @@ def scale_by_approx_newton(
         ``result`` becomes STEP_CHANGED.
 
     Raises:
-        ValueError: an unknown damping, sizes that are not positive, μ or ε not positive; at ``init`` and ``update``, a curvature
-            that is not an operator on the params, or has no rows to sample; at ``update``, no params, or no ``value`` and
-            ``value_fn`` for a damped step.
+        ValueError: an unknown damping, sizes that are not positive, μ or ε not positive; at ``init`` and ``update``, a
+            curvature that is not an operator on the params, or has no rows to sample; at ``update``, no params, or no
+            ``value`` and ``value_fn`` for a damped step.
 
     Example:
         >>> import jax, jax.numpy as jnp, softntk as sn
@@ -249,7 +249,7 @@ def scale_by_approx_newton(
         )
         return unravel(-moved), new
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
 
 
 def approx_newton(
@@ -379,7 +379,7 @@ def _sketched(options: _Options, model: _Model, g: Array, trial: Trial, state: N
     def with_rows(size: int) -> tuple[Outcome, _dense.Factor, Sampler]:
         sampler, sample = _sampled.draw(before, operator, size)
         H = _sampled.matrix(operator, sample)
-        metric = None if made is None else lambda: _sampled.matrix(_structured(made()), sample)
+        metric = None if made is None else lambda made=made: _sampled.matrix(_structured(made()), sample)
         return _solved(options, H, metric, g, trial, state), _dense.factorise(H), sampler
 
     outcome, factor, sampler = lax.switch(before.level, [partial(with_rows, size) for size in sizes])

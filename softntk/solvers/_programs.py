@@ -1,0 +1,64 @@
+"""Compiled once for each transform and problem: functions whose large constants are arguments of the program.
+
+A transform closes over its curvature, and that over A. Jitted as it is, A would be copied into the program, slowly and more
+than once. So the function is traced by itself first, and what it closed over is handed to the compiled one.
+"""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.extend.core
+
+_CACHE: "weakref.WeakKeyDictionary[Any, dict]" = weakref.WeakKeyDictionary()
+
+
+def program(name: Any, tx: Any, problem: Any, function: Callable[..., Any], *example: Any) -> Callable[..., Any]:
+    """``function(problem, *arguments)`` for arguments like the example, compiled; from the cache if it was there.
+
+    Args:
+        name: what the function is; with tx and the static part of the problem it must determine the function.
+        tx: a transform, or None.
+        problem: a callable; the arrays of a pytree are arguments of the program, what a function closes over its constants.
+        function: to be compiled.
+        example: arguments.
+
+    Returns:
+        A function of the arguments alone.
+    """
+    arrays, static = eqx.partition(problem, eqx.is_array)
+    arguments = (arrays, *example)
+    shapes = tuple((leaf.shape, str(leaf.dtype), leaf.weak_type) for leaf in map(jax.numpy.asarray, jax.tree.leaves(arguments)))
+    leaves, structure = jax.tree.flatten(static)
+    key = (name, tuple(leaves), structure, jax.tree.structure(arguments), shapes, jax.config.jax_enable_x64)  # pyright: ignore
+    owner = _owner(tx, problem)
+    known = _CACHE.setdefault(owner, {}) if owner is not None else {}
+    if key not in known:
+        known[key] = _compiled(lambda arrays, *rest: function(eqx.combine(arrays, static), *rest), arguments)
+    run, constants = known[key]
+    return lambda *rest: run(constants, arrays, *rest)
+
+
+def _owner(tx: Any, problem: Any) -> Any:
+    """Whose life the compiled program shares: the transform's, the function's, or that of all problems of a kind."""
+    if tx is not None:
+        return tx.update
+    return problem if _is_function(problem) else type(problem)
+
+
+def _is_function(problem: Any) -> bool:
+    return not jax.tree.leaves(eqx.filter(problem, eqx.is_array))
+
+
+def _compiled(function: Callable[..., Any], arguments: tuple) -> tuple[Callable[..., Any], list]:
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    structure = jax.tree.structure(shapes)
+
+    @jax.jit
+    def run(constants: list, *arguments: Any) -> Any:
+        filled = jax.extend.core.ClosedJaxpr(closed.jaxpr, constants)
+        return jax.tree.unflatten(structure, jax.extend.core.jaxpr_as_fun(filled)(*jax.tree.leaves(arguments)))
+
+    return run, closed.consts

@@ -1,0 +1,294 @@
+"""The loop under :func:`softntk.solvers.minimise`: as one ``lax.while_loop``, or in chunks with the host between them."""
+
+import os
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jaxtyping import Array
+
+from softntk._progress import Progress
+from softntk.solution import Result, Solution
+from softntk.solvers import _checkpoint
+from softntk.solvers._default import default_transform
+from softntk.solvers._programs import program
+from softntk.solvers._trial import Step
+
+Params = Any
+
+_PATIENCE = 20  # steps without a smaller gradient, while the loss stands still, after which nothing more is expected
+_CAPACITY = 256  # steps of a chunk, at most
+_SECONDS = 0.3  # that a chunk should take
+_RUNNING = -1
+
+
+class Options(NamedTuple):
+    """When a run is over, and what it keeps."""
+
+    rtol: float
+    atol: float
+    step_tol: float
+    path: bool
+
+
+class _Carry(NamedTuple):
+    """Between two steps; with the history, what a checkpoint holds."""
+
+    x: Params
+    value: Array
+    grad: Params
+    state: Any
+    best: Params
+    best_value: Array
+    norm: Array  # of the gradient
+    first_norm: Array
+    largest_norm: Array
+    smallest_norm: Array
+    stalled: Array  # steps for which nothing got better
+    uncertain: Array  # whether the curvature is negative, as far as the transform knows
+    count: Array
+    result: Array
+
+
+class _History(NamedTuple):
+    """After each step."""
+
+    loss: Any
+    gradient_norm: Any
+    step_norm: Any
+    damping: Any
+    distortion: Any
+    path: Any
+
+
+class _Report(NamedTuple):
+    """What a second-order transform says in its state."""
+
+    negative_curvature: Any
+    result: Any
+    kind: Any
+    damping: Any
+    distortion: Any
+
+
+def _report(state: Any) -> _Report | None:
+    """Of the first state in a chain that has all of these; None for transforms without curvature."""
+    says = lambda part: all(hasattr(part, field) for field in _Report._fields)
+    found = [part for part in jax.tree.leaves(state, is_leaf=says) if says(part)]
+    return _Report(*(getattr(found[0], field) for field in _Report._fields)) if found else None
+
+
+def _value_and_gradient(problem: Any, x: Params) -> tuple[Array, Params]:
+    if hasattr(problem, "value_and_gradient"):
+        return problem.value_and_gradient(x)
+    if hasattr(problem, "gradient"):
+        return problem(x), problem.gradient(x)
+    return jax.value_and_grad(problem)(x)
+
+
+def _transform(problem: Any, tx: optax.GradientTransformation | None) -> optax.GradientTransformationExtraArgs:
+    return optax.with_extra_args_support(default_transform(problem) if tx is None else tx)
+
+
+def _start(problem: Any, tx: optax.GradientTransformation | None, x0: Params) -> _Carry:
+    value, grad = _value_and_gradient(problem, x0)
+    norm = optax.global_norm(grad)
+    state = _transform(problem, tx).init(x0)
+    finite = jnp.isfinite(value) & jnp.isfinite(norm)
+    zero = jnp.zeros((), jnp.int32)
+    return _Carry(
+        x=x0,
+        value=value,
+        grad=grad,
+        state=state,
+        best=x0,
+        best_value=value,
+        norm=norm,
+        first_norm=norm,
+        largest_norm=norm,
+        smallest_norm=norm,
+        stalled=zero,
+        uncertain=jnp.asarray(_report(state) is not None),
+        count=zero,
+        result=jnp.where(finite, _RUNNING, Result.NONFINITE_INPUT).astype(jnp.int32),
+    )
+
+
+def _is_there(carry: _Carry, options: Options) -> Array:
+    eps = jnp.finfo(carry.norm.dtype).eps
+    # A start that was stationary already is no measure.
+    measure = jnp.where(carry.first_norm > jnp.sqrt(eps) * carry.largest_norm, carry.first_norm, carry.largest_norm)
+    return (carry.norm <= jnp.maximum(options.atol, options.rtol * measure)) & ~carry.uncertain
+
+
+def _step(problem: Any, tx: Any, options: Options, carry: _Carry) -> tuple[_Carry, _History]:
+    updates, state = tx.update(
+        carry.grad, carry.state, carry.x, value=carry.value, grad=carry.grad, value_fn=lambda x: problem(x)
+    )
+    x = optax.apply_updates(carry.x, updates)
+    value, grad = _value_and_gradient(problem, x)
+    value, norm = value.astype(carry.value.dtype), optax.global_norm(grad)
+    size, eps = optax.global_norm(updates), jnp.finfo(carry.value.dtype).eps
+    good = jnp.isfinite(value) & jnp.isfinite(norm)
+    better = good & (value < carry.best_value)
+    keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+    flat = jnp.abs(value - carry.value) <= 8 * eps * jnp.abs(value)
+    stalled = jnp.where(flat & ~(norm < carry.smallest_norm), carry.stalled + 1, 0)
+    told = _report(state)
+    result = jnp.where(good, _RUNNING, Result.DIVERGED)
+    if told is not None:
+        result = jnp.where(told.kind == Step.REJECTED, Result.NO_STEP, result)
+        result = jnp.where(told.result != Result.SUCCESSFUL, told.result, result)
+    result = jnp.where((result == _RUNNING) & (stalled >= _PATIENCE), Result.STAGNATED, result)
+    new = _Carry(
+        x=keep(x, carry.x),
+        value=jnp.where(good, value, carry.value),
+        grad=keep(grad, carry.grad),
+        state=state,
+        best=jax.tree.map(lambda a, b: jnp.where(better, a, b), x, carry.best),
+        best_value=jnp.where(better, value, carry.best_value),
+        norm=jnp.where(good, norm, carry.norm),
+        first_norm=carry.first_norm,
+        largest_norm=jnp.where(good, jnp.maximum(norm, carry.largest_norm), carry.largest_norm),
+        smallest_norm=jnp.where(good, jnp.minimum(norm, carry.smallest_norm), carry.smallest_norm),
+        stalled=stalled.astype(jnp.int32),
+        uncertain=jnp.asarray(False) if told is None else told.negative_curvature,
+        count=carry.count + 1,
+        result=result.astype(jnp.int32),
+    )
+    short = (options.step_tol > 0) & (size <= options.step_tol * optax.global_norm(new.x)) & ~new.uncertain
+    new = new._replace(result=jnp.where((new.result == _RUNNING) & short, Result.SUCCESSFUL, new.result).astype(jnp.int32))
+    zero = jnp.zeros_like(value)
+    damping, distortion = (zero, zero) if told is None else (told.damping, told.distortion)
+    entry = _History(new.value, new.norm, size.astype(value.dtype), damping, distortion, new.x if options.path else None)
+    return new, entry
+
+
+def _advance(
+    problem: Any, tx: Any, options: Options, carry: _Carry, limit: Array | int, capacity: int
+) -> tuple[_Carry, _History]:
+    """Steps until it is over or ``limit`` of them are made in all; at most ``capacity``, each of which is recorded."""
+    transform, base = _transform(problem, tx), carry.count
+    _, entry = jax.eval_shape(lambda carry: _step(problem, transform, options, carry), carry)
+    history = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), entry)
+
+    def again(both: tuple[_Carry, _History]) -> Array:
+        carry, _ = both
+        running = (carry.result == _RUNNING) & ~_is_there(carry, options)
+        return running & (carry.count < limit) & (carry.count < base + capacity)
+
+    def step(both: tuple[_Carry, _History]) -> tuple[_Carry, _History]:
+        carry, history = both
+        new, entry = _step(problem, transform, options, carry)
+        return new, jax.tree.map(lambda kept, leaf: kept.at[carry.count - base].set(leaf), history, entry)
+
+    carry, history = lax.while_loop(again, step, (carry, history))
+    over = jnp.where(_is_there(carry, options), Result.SUCCESSFUL, _RUNNING)
+    return carry._replace(result=jnp.where(carry.result == _RUNNING, over, carry.result).astype(jnp.int32)), history
+
+
+def _solution(start: _Carry, carry: _Carry, history: _History) -> Solution:
+    result = jnp.where(carry.result == _RUNNING, Result.MAX_STEPS, carry.result).astype(jnp.int32)
+    successful = result == Result.SUCCESSFUL
+    value = jax.tree.map(lambda a, b: jnp.where(successful, a, b), carry.x, carry.best)
+    numpy = jnp if isinstance(history.loss, jax.Array) else np
+    prepend = lambda first, rest: numpy.concatenate([numpy.asarray(first)[None], rest])
+    stats = {
+        "steps": carry.count,
+        "loss": prepend(start.value, history.loss),
+        "gradient_norm": prepend(start.norm, history.gradient_norm),
+        "step_norm": history.step_norm,
+        "damping": history.damping,
+        "distortion": history.distortion,
+    }
+    if history.path is not None:
+        stats["path"] = jax.tree.map(prepend, start.x, history.path)
+    return Solution(value=value, result=result, stats=stats, state=carry.state)
+
+
+def as_one_loop(
+    problem: Any, tx: optax.GradientTransformation | None, options: Options, x0: Params, max_steps: int
+) -> Solution:
+    """For tracing; places of the history that were not reached repeat the last entry that was."""
+    start = _start(problem, tx, x0)
+    carry, history = _advance(problem, tx, options, start, max_steps, max(max_steps, 1))
+    index = jnp.minimum(jnp.arange(max_steps), jnp.maximum(carry.count - 1, 0))
+    history = jax.tree.map(lambda kept: kept[index], history)
+    none = carry.count == 0
+    history = history._replace(
+        loss=jnp.where(none, start.value, history.loss), gradient_norm=jnp.where(none, start.norm, history.gradient_norm)
+    )
+    return _solution(start, carry, history)
+
+
+def in_chunks(
+    problem: Any,
+    tx: optax.GradientTransformation | None,
+    options: Options,
+    x0: Params,
+    max_steps: int,
+    progress: bool,
+    checkpoint: str | os.PathLike | None,
+) -> Solution:
+    """With the host between chunks: it shows how it goes, saves, and can be interrupted."""
+    begin = program("start", tx, problem, lambda problem, x0: _start(problem, tx, x0), x0)
+    start = carry = begin(x0)
+    advance = program(
+        ("advance", options),
+        tx,
+        problem,
+        lambda problem, carry, limit: _advance(problem, tx, options, carry, limit, _CAPACITY),
+        carry,
+        jnp.zeros((), jnp.int32),
+    )
+    shapes = jax.eval_shape(advance, carry, jnp.zeros((), jnp.int32))[1]
+    history = jax.tree.map(lambda leaf: np.zeros((0, *leaf.shape[1:]), leaf.dtype), shapes)
+    mark = ""
+    if checkpoint is not None:
+        mark = _checkpoint.fingerprint((start.x, start.value, start.grad, start.state))
+        carry, history = _checkpoint.load(checkpoint, (carry, history), mark) or (carry, history)
+        history = jax.tree.map(np.asarray, history)
+        if int(carry.result) in (_RUNNING, Result.MAX_STEPS, Result.INTERRUPTED):
+            carry = carry._replace(result=jnp.asarray(_RUNNING, jnp.int32))
+    bar, ask, interrupted = Progress(progress, "minimising"), 1, False
+    try:
+        while int(carry.result) == _RUNNING and int(carry.count) < max_steps:
+            before, limit = int(carry.count), min(int(carry.count) + ask, max_steps)
+            began = time.perf_counter()
+            carry, made = jax.block_until_ready(advance(carry, jnp.asarray(limit, jnp.int32)))
+            took, count = time.perf_counter() - began, int(carry.count) - before
+            history = jax.tree.map(lambda old, new, count=count: np.concatenate([old, np.asarray(new)[:count]]), history, made)
+            if checkpoint is not None:
+                _checkpoint.save(checkpoint, (carry, history), mark)
+            bar.show(_line(start, history))
+            ask = min(2 * ask, _CAPACITY) if took < _SECONDS / 2 else max(ask // 2, 1) if took > 2 * _SECONDS else ask
+        if int(carry.count) >= max_steps == 0:  # nothing was asked for but to look
+            carry = carry._replace(result=_looked_at(carry, options))
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        bar.close()
+    if interrupted:
+        carry = carry._replace(result=jnp.asarray(Result.INTERRUPTED, jnp.int32))
+    return _solution(start, carry, history)
+
+
+def _looked_at(carry: _Carry, options: Options) -> Array:
+    there = (carry.result == _RUNNING) & (carry.norm <= options.atol)
+    return jnp.where(there, Result.SUCCESSFUL, carry.result).astype(jnp.int32)
+
+
+def _line(start: _Carry, history: _History) -> str:
+    if not len(history.loss):
+        return ""
+    norms = np.append(np.asarray(start.norm), history.gradient_norm)
+    rate = norms[-1] / norms[-2] if norms[-2] > 0 else 0.0
+    return (
+        f"step {len(history.loss)}, loss {history.loss[-1]:.8g}, "
+        f"gradient {norms[-1] / max(norms[0], 1e-300):.1e} of the first, "
+        f"step {history.step_norm[-1]:.1e}, damping {history.damping[-1]:.1e}, rate {rate:.2g}"
+    )
