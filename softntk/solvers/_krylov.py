@@ -119,8 +119,13 @@ def krylov(multiply: Apply, factor: Factor | None, g: Vector, value: Float[Array
     return Krylov(Spectrum(values, back, slope, negative), s.count, distortion)
 
 
-def damped(space: Krylov, damping: Damping, trial: Trial, level: Float[Array, ""]) -> Outcome:
-    """The minimiser on the space where the model is convex there and the loss falls as it says, else a damped step."""
+def damped(
+    space: Krylov, damping: Damping, trial: Trial, level: Float[Array, ""], otherwise: Callable[[], Outcome] | None = None
+) -> Outcome:
+    """The minimiser on the space where the model is convex there and the loss falls as it says, else a damped step.
+
+    ``otherwise`` is taken instead of the damped step on the space, which sees little of a curvature that is not convex.
+    """
     model = space.model
     convex = model.values[0] > 0
     y = jnp.where(convex, -model.slope / jnp.where(convex, model.values, 1), 0)
@@ -130,7 +135,7 @@ def damped(space: Krylov, damping: Damping, trial: Trial, level: Float[Array, ""
     tried = convex.astype(jnp.int32)
 
     def searched() -> Outcome:
-        found = search(damping, model, trial, level)
+        found = search(damping, model, trial, level) if otherwise is None else otherwise()
         return found._replace(evaluations=found.evaluations + tried)
 
     def taken() -> Outcome:

@@ -30,7 +30,10 @@ def program(name: Any, tx: Any, problem: Any, function: Callable[..., Any], *exa
     """
     arrays, static = eqx.partition(problem, eqx.is_array)
     arguments = (arrays, *example)
-    shapes = tuple((leaf.shape, str(leaf.dtype), leaf.weak_type) for leaf in map(jax.numpy.asarray, jax.tree.leaves(arguments)))
+    shapes = tuple(
+        (leaf.shape, str(leaf.dtype), getattr(leaf, "weak_type", False))
+        for leaf in map(jax.numpy.asarray, jax.tree.leaves(arguments))
+    )
     leaves, structure = jax.tree.flatten(static)
     key = (name, tuple(leaves), structure, jax.tree.structure(arguments), shapes, jax.config.jax_enable_x64)  # pyright: ignore
     owner = _owner(tx, problem)

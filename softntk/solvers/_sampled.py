@@ -27,7 +27,8 @@ from softntk.curvature.structured import StructuredOperator
 from softntk.solvers._dense import Factor, Matrix, factorise
 
 _DIRECTIONS = 8  # of the estimate of scores: right to a factor of two
-_DOUBLINGS = 3  # of the sample, at most
+_DOUBLINGS = 2  # of the sample, before it is all of A
+_HOPELESS = 10.0  # times the distortion that is allowed: more rows of the same kind will not do
 _FLOOR = 64  # roundings that a positive part is raised by
 _UNIFORM = 0.01  # of the draws: no row that could matter is out of reach
 
@@ -41,14 +42,13 @@ class Sampler(NamedTuple):
     learned: Bool[Array, ""]
     """Whether they come from a factor, and not from the rows' norms."""
     level: Int[Array, ""]
-    """The sample has 2^level times the rows that were asked for."""
+    """Of the sample's size: see ``sizes``."""
 
 
 def sizes(op: StructuredOperator, size: int) -> tuple[int, ...]:
-    """The rows of a sample at each level; n at the most, where the sample is all of A."""
+    """The rows of a sample at each level: s, 2s, 4s and at last all of them."""
     n = matrices.shape(op.matrix)[0]
-    grown = [min(size * 2**level, n) for level in range(_DOUBLINGS + 1)]
-    return tuple(dict.fromkeys(grown))
+    return (*(size * 2**level for level in range(_DOUBLINGS + 1) if size * 2**level < n), n)
 
 
 def start(op: StructuredOperator, key: PRNGKeyArray) -> Sampler:
@@ -95,7 +95,8 @@ def learn(
             jax.random.normal(now, (d, _DIRECTIONS), op.dtype) / _DIRECTIONS**0.5 if few else jnp.eye(d, dtype=op.dtype)
         )
         right = factor.halved(directions)
-        level = jnp.minimum(sampler.level + sampler.learned, top).astype(sampler.level.dtype)
+        level = jnp.minimum(sampler.level + sampler.learned, top)
+        level = jnp.where(sampler.learned & ~(distortion <= _HOPELESS * most), top, level).astype(sampler.level.dtype)
         return Sampler(key, matrices.row_squares(op.matrix, right), jnp.asarray(True), level)
 
     return lax.cond(distortion <= most, lambda: sampler, again)

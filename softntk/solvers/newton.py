@@ -47,6 +47,8 @@ Params = Any
 Curvature = Callable[[Params], lx.AbstractLinearOperator]
 
 _RTOL = 0.03  # of the conjugate gradients
+_DISTORTION = 0.5  # of a sample that stands for the curvature, at most
+_PRECONDITIONED = 4.0  # of one that only preconditions
 _MEASURED = 4  # products that measure the ε of a sample which no conjugate gradients use
 
 
@@ -105,7 +107,7 @@ def scale_by_approx_newton(
     *,
     gauss_newton: Curvature | None = None,
     sketch_size: int | None = None,
-    max_distortion: float = 0.5,
+    max_distortion: float | None = None,
     cg_steps: int | None = None,
     damping: str | None = None,
     initial_damping: float = 1e-3,
@@ -135,8 +137,9 @@ def scale_by_approx_newton(
         gauss_newton: params → a positive semidefinite operator: the metric of the damping, and the fallback. None: a diagonal.
         sketch_size: s, rows of the sample, for a curvature that is a
             :class:`softntk.curvature.structured.StructuredOperator`; 10 d to 30 d is good. All rows if there are no more.
-        max_distortion: the ε of (1 − ε)H̃ ≼ H ≼ (1 + ε)H̃ from which on scores are estimated anew, and then the sample doubled
-            (to at most 8 s), for the next step. ε is measured by the Ritz values of H̃⁻¹H, from below.
+        max_distortion: the ε of (1 − ε)H̃ ≼ H ≼ (1 + ε)H̃ from which on scores are estimated anew, and then the sample doubled,
+            twice, and at last exact, for the next step; ½, or 4 with cg_steps, if None. ε is measured by the Ritz values of H̃⁻¹H, from
+            below.
         cg_steps: k.
         damping: "trust_region", "levenberg_marquardt" or None.
         initial_damping: the first μ.
@@ -163,6 +166,7 @@ def scale_by_approx_newton(
     for name, value in (("sketch_size", sketch_size), ("cg_steps", cg_steps)):
         if value is not None:
             check_positive_int(name, value)
+    max_distortion = (_DISTORTION if cg_steps is None else _PRECONDITIONED) if max_distortion is None else max_distortion
     check_positive("max_distortion", max_distortion)
     check_positive("initial_damping", initial_damping)
     if damping is not None and damping not in DAMPINGS:
@@ -222,7 +226,7 @@ def scale_by_approx_newton(
         )
         finite = jnp.isfinite(g).all() & jnp.isfinite(value)
         model = _model(options, params, flat)
-        step = _exact if sketch_size is None and cg_steps is None else _sketched if cg_steps is None else _by_products
+        step = _METHODS[sketch_size is not None, cg_steps is not None]
         outcome, seen = step(options, model, jnp.where(finite, g, 0), trial, state)
         moved = jnp.where(finite & jnp.isfinite(outcome.step), outcome.step, 0)
         size = jnp.linalg.norm(moved)
@@ -257,7 +261,7 @@ def approx_newton(
     *,
     gauss_newton: Curvature | None = None,
     sketch_size: int | None = None,
-    max_distortion: float = 0.5,
+    max_distortion: float | None = None,
     cg_steps: int | None = None,
     damping: str | None = None,
     linesearch: optax.GradientTransformationExtraArgs | None = None,
@@ -390,29 +394,57 @@ def _sketched(options: _Options, model: _Model, g: Array, trial: Trial, state: N
 
 
 def _by_products(options: _Options, model: _Model, g: Array, trial: Trial, state: NewtonState) -> tuple[Outcome, _Seen]:
-    steps, before, metric = options.cg_steps, state.sampler, model.metric
-    assert steps is not None
-    factor, sampler, sizes = None, None, (0,)
-    if before is not None:
-        operator, sizes = _structured(model.operator), _sizes(options, model)
-        positive = operator.positive_part if metric is None else lambda: _structured(metric())
-
-        def with_rows(size: int) -> tuple[_dense.Factor, Sampler]:
-            sampler, sample = _sampled.draw(before, operator, size)
-            return _sampled.preconditioner(operator, positive, sample), sampler
-
-        factor, sampler = lax.switch(before.level, [partial(with_rows, size) for size in sizes])
-    space = _krylov.krylov(model.product, factor, g, trial.value, _RTOL, steps)
+    """Conjugate gradients without a preconditioner."""
+    assert options.cg_steps is not None
+    space = _krylov.krylov(model.product, None, g, trial.value, _RTOL, options.cg_steps)
     if options.damping is None:
         outcome = _krylov.undamped(space)
     else:
         outcome = _krylov.damped(space, DAMPINGS[options.damping], trial, state.damping)
-    if sampler is None or factor is None or before is None:
-        return outcome, _Seen(jnp.zeros((), g.dtype), 0, space.products, None)
-    learned = _sampled.learn(sampler, operator, factor, space.distortion, options.max_distortion, len(sizes) - 1)
-    return outcome, _Seen(space.distortion, jnp.asarray(sizes)[before.level], space.products, learned)
+    return outcome, _Seen(jnp.zeros((), g.dtype), 0, space.products, None)
+
+
+def _preconditioned(options: _Options, model: _Model, g: Array, trial: Trial, state: NewtonState) -> tuple[Outcome, _Seen]:
+    """Conjugate gradients preconditioned by a sample; exact steps where the curvature is not convex, or no sample is good."""
+    operator, sizes, before, metric = _structured(model.operator), _sizes(options, model), state.sampler, model.metric
+    assert before is not None
+    assert options.cg_steps is not None
+    steps = options.cg_steps
+    positive = operator.positive_part if metric is None else lambda: _structured(metric())
+
+    def with_rows(size: int) -> tuple[_dense.Factor, Sampler]:
+        sampler, sample = _sampled.draw(before, operator, size)
+        return _sampled.preconditioner(operator, positive, sample), sampler
+
+    def by_sample() -> tuple[Outcome, _Seen]:
+        factor, sampler = lax.switch(
+            before.level, [partial(with_rows, size) for size in sizes[:-1]] or [partial(with_rows, sizes[0])]
+        )
+        space = _krylov.krylov(model.product, factor, g, trial.value, _RTOL, steps)
+        if options.damping is None:
+            outcome = _krylov.undamped(space)
+        else:
+            exact = lambda: _exact(options, model, g, trial, state)[0]
+            outcome = _krylov.damped(space, DAMPINGS[options.damping], trial, state.damping, exact)
+        learned = _sampled.learn(sampler, operator, factor, space.distortion, options.max_distortion, len(sizes) - 1)
+        # Negative curvature says nothing about the sample.
+        learned = jax.tree.map(lambda new, old: jnp.where(space.model.negative, old, new), learned, sampler)
+        return outcome, _Seen(space.distortion, jnp.asarray(sizes, jnp.int32)[before.level], space.products, learned)
+
+    if options.damping is None:
+        return by_sample()
+
+    def without() -> tuple[Outcome, _Seen]:
+        none = jnp.zeros((), jnp.int32)
+        return _exact(options, model, g, trial, state)[0], _Seen(jnp.zeros((), g.dtype), none, none, before)
+
+    return lax.cond(state.negative_curvature | (before.level == len(sizes) - 1), without, by_sample)
 
 
 def _sizes(options: _Options, model: _Model) -> tuple[int, ...]:
     assert options.sketch_size is not None
     return _sampled.sizes(_structured(model.operator), options.sketch_size)
+
+
+_METHODS = {(False, False): _exact, (True, False): _sketched, (False, True): _by_products, (True, True): _preconditioned}
+"""By whether there is a sample, and whether there are products."""
