@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 _FORMAT = "softntk checkpoint 1"
+_ADVICE = "It was left as it is; remove it, or name another file."
 
 
 def _plain(leaf: Any) -> np.ndarray:
@@ -38,6 +39,11 @@ def fingerprint(tree: Any) -> str:
     return digest.hexdigest()
 
 
+def foreign(path: str | os.PathLike) -> str:
+    """What is said of a checkpoint of another run."""
+    return f"checkpoint {str(path)!r} belongs to another problem, start, precision or transform. {_ADVICE}"
+
+
 def save(path: str | os.PathLike, tree: Any, mark: str) -> None:
     """Write the leaves of a tree; whoever is killed on the way leaves the file that was there before."""
     path = Path(path)
@@ -59,17 +65,16 @@ def load(path: str | os.PathLike, tree: Any, mark: str) -> Any | None:
     path = Path(path)
     if not path.exists():
         return None
-    advice = "It was left as it is; remove it, or name another file."
     leaves, structure = jax.tree.flatten(tree)
     try:
         with np.load(path, allow_pickle=False) as file:
             kept = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(f"checkpoint {str(path)!r} is damaged, or no checkpoint: {error}. {advice}") from error
+        raise ValueError(f"checkpoint {str(path)!r} is damaged, or no checkpoint: {error}. {_ADVICE}") from error
     if str(kept.get("format")) != _FORMAT:
-        raise ValueError(f"checkpoint {str(path)!r} is no checkpoint of this version of softntk. {advice}")
+        raise ValueError(f"checkpoint {str(path)!r} is no checkpoint of this version of softntk. {_ADVICE}")
     fits = len(kept) == len(leaves) + 2 and str(kept["fingerprint"]) == mark
     fits = fits and all(kept[f"leaf_{i}"].shape[1:] == _plain(leaf).shape[1:] for i, leaf in enumerate(leaves))
     if not fits:
-        raise ValueError(f"checkpoint {str(path)!r} belongs to another problem, start, precision or transform. {advice}")
+        raise ValueError(foreign(path))
     return jax.tree.unflatten(structure, [_like(kept[f"leaf_{i}"], leaf) for i, leaf in enumerate(leaves)])

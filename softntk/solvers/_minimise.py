@@ -74,7 +74,8 @@ def minimise(
         atol: of ‖∇L‖.
         step_tol: also accept where a step is no longer than step_tol ‖x‖; zero for never.
         checkpoint: a file. If it is there the run goes on from it, and ends with the same bits as if it had never stopped; it
-            is written after each chunk of about a third of a second, by an atomic rename.
+            is written after each chunk of about a third of a second, by an atomic rename. It knows its run by the start and by
+            the first step.
         theory: keep the path, and compare it with the contraction that the papers promise; for problems of
             :func:`softntk.regression.problem`.
 
@@ -154,6 +155,6 @@ def _is_traced(tree: Any) -> bool:
 
 def _with_leaves(problem: Any, x0: Params) -> Any:
     """The problem as a pytree of what it may be differentiated by: a function that closes over tracers is converted."""
-    if _is_traced((problem, x0)) or not _is_traced(problem(x0)):
+    if jax.tree.leaves(eqx.filter(problem, eqx.is_array)) or not _is_traced((x0, problem(x0))):
         return problem
     return eqx.filter_closure_convert(problem, x0)

@@ -12,6 +12,8 @@ import equinox as eqx
 import jax
 import jax.extend.core
 
+from softntk._validation import is_concrete
+
 _CACHE: "weakref.WeakKeyDictionary[Any, dict]" = weakref.WeakKeyDictionary()
 
 
@@ -34,25 +36,32 @@ def program(name: Any, tx: Any, problem: Any, function: Callable[..., Any], *exa
         (leaf.shape, str(leaf.dtype), getattr(leaf, "weak_type", False))
         for leaf in map(jax.numpy.asarray, jax.tree.leaves(arguments))
     )
-    leaves, structure = jax.tree.flatten(static)
-    key = (name, tuple(leaves), structure, jax.tree.structure(arguments), shapes, jax.config.jax_enable_x64)  # pyright: ignore
     owner = _owner(tx, problem)
-    known = _CACHE.setdefault(owner, {}) if owner is not None else {}
+    leaves, structure = jax.tree.flatten(static)
+    leaves = tuple(None if leaf is owner else leaf for leaf in leaves)  # or it would keep itself alive
+    key = (name, leaves, structure, jax.tree.structure(arguments), shapes, jax.config.jax_enable_x64)  # pyright: ignore
+    known = _CACHE.setdefault(owner, {})
     if key not in known:
-        known[key] = _compiled(lambda arrays, *rest: function(eqx.combine(arrays, static), *rest), arguments)
+        run, constants = _compiled(lambda arrays, *rest: function(eqx.combine(arrays, static), *rest), arguments)
+        if not all(map(is_concrete, constants)):
+            return lambda *rest: run(constants, arrays, *rest)
+        known[key] = run, constants
     run, constants = known[key]
     return lambda *rest: run(constants, arrays, *rest)
+
+
+def without_derivatives(function: Callable[..., Any], *arguments: Any) -> Any:
+    """``function(*arguments)``, whose result has no derivative by anything that the function closes over."""
+    arrays, static = eqx.partition(arguments, eqx.is_array)
+    run, constants = _compiled(lambda arrays: function(*eqx.combine(arrays, static)), (arrays,))
+    return run(constants, arrays)
 
 
 def _owner(tx: Any, problem: Any) -> Any:
     """Whose life the compiled program shares: the transform's, the function's, or that of all problems of a kind."""
     if tx is not None:
         return tx.update
-    return problem if _is_function(problem) else type(problem)
-
-
-def _is_function(problem: Any) -> bool:
-    return not jax.tree.leaves(eqx.filter(problem, eqx.is_array))
+    return type(problem) if jax.tree.leaves(eqx.filter(problem, eqx.is_array)) else problem
 
 
 def _compiled(function: Callable[..., Any], arguments: tuple) -> tuple[Callable[..., Any], list]:
@@ -64,4 +73,4 @@ def _compiled(function: Callable[..., Any], arguments: tuple) -> tuple[Callable[
         filled = jax.extend.core.ClosedJaxpr(closed.jaxpr, constants)
         return jax.tree.unflatten(structure, jax.extend.core.jaxpr_as_fun(filled)(*jax.tree.leaves(arguments)))
 
-    return run, closed.consts
+    return run, [jax.lax.stop_gradient(constant) for constant in closed.consts]

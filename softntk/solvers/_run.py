@@ -15,7 +15,7 @@ from softntk._progress import Progress
 from softntk.solution import Result, Solution
 from softntk.solvers import _checkpoint
 from softntk.solvers._default import default_transform
-from softntk.solvers._programs import program
+from softntk.solvers._programs import program, without_derivatives
 from softntk.solvers._trial import Step
 
 Params = Any
@@ -214,8 +214,12 @@ def as_one_loop(
     problem: Any, tx: optax.GradientTransformation | None, options: Options, x0: Params, max_steps: int
 ) -> Solution:
     """For tracing; places of the history that were not reached repeat the last entry that was."""
-    start = _start(problem, tx, x0)
-    carry, history = _advance(problem, tx, options, start, max_steps, max(max_steps, 1))
+
+    def run(problem: Any, x0: Params) -> tuple[_Carry, _Carry, _History]:
+        start = _start(problem, tx, x0)
+        return start, *_advance(problem, tx, options, start, max_steps, max(max_steps, 1))
+
+    start, carry, history = without_derivatives(run, problem, x0)
     index = jnp.minimum(jnp.arange(max_steps), jnp.maximum(carry.count - 1, 0))
     history = jax.tree.map(lambda kept: kept[index], history)
     none = carry.count == 0
@@ -252,7 +256,16 @@ def in_chunks(
         mark = _checkpoint.fingerprint((start.x, start.value, start.grad, start.state))
         carry, history = _checkpoint.load(checkpoint, (carry, history), mark) or (carry, history)
         history = jax.tree.map(np.asarray, history)
-        if int(carry.result) in (_RUNNING, Result.MAX_STEPS, Result.INTERRUPTED):
+        if len(history.loss):
+            _, first = advance(start, jnp.ones((), jnp.int32))
+            same = lambda kept, made: np.array_equal(kept[0], np.asarray(made)[0])
+            if not all(jax.tree.leaves(jax.tree.map(same, history, first))):
+                raise ValueError(_checkpoint.foreign(checkpoint))
+        if int(carry.result) in (
+            Result.SUCCESSFUL,
+            Result.MAX_STEPS,
+            Result.INTERRUPTED,
+        ):  # whether it is over: now's tolerances
             carry = carry._replace(result=jnp.asarray(_RUNNING, jnp.int32))
     bar, ask, interrupted = Progress(progress, "minimising"), 1, False
     try:
@@ -266,8 +279,8 @@ def in_chunks(
                 _checkpoint.save(checkpoint, (carry, history), mark)
             bar.show(_line(start, history))
             ask = min(2 * ask, _CAPACITY) if took < _SECONDS / 2 else max(ask // 2, 1) if took > 2 * _SECONDS else ask
-        if int(carry.count) >= max_steps == 0:  # nothing was asked for but to look
-            carry = carry._replace(result=_looked_at(carry, options))
+        if max_steps == 0:  # nothing was asked for but to look
+            carry, _ = advance(carry, jnp.zeros((), jnp.int32))
     except KeyboardInterrupt:
         interrupted = True
     finally:
@@ -275,11 +288,6 @@ def in_chunks(
     if interrupted:
         carry = carry._replace(result=jnp.asarray(Result.INTERRUPTED, jnp.int32))
     return _solution(start, carry, history)
-
-
-def _looked_at(carry: _Carry, options: Options) -> Array:
-    there = (carry.result == _RUNNING) & (carry.norm <= options.atol)
-    return jnp.where(there, Result.SUCCESSFUL, carry.result).astype(jnp.int32)
 
 
 def _line(start: _Carry, history: _History) -> str:

@@ -136,10 +136,10 @@ def scale_by_approx_newton(
             with large ones build the transform inside, from an argument.
         gauss_newton: params → a positive semidefinite operator: the metric of the damping, and the fallback. None: a diagonal.
         sketch_size: s, rows of the sample, for a curvature that is a
-            :class:`softntk.curvature.structured.StructuredOperator`; 10 d to 30 d is good. All rows if there are no more.
-        max_distortion: the ε of (1 − ε)H̃ ≼ H ≼ (1 + ε)H̃ from which on scores are estimated anew, and then the sample doubled,
-            twice, and at last exact, for the next step; ½, or 4 with cg_steps, if None. ε is measured by the Ritz values of H̃⁻¹H, from
-            below.
+            :class:`softntk.curvature.structured.StructuredOperator`; 10 d to 30 d is good.
+        max_distortion: the ε of (1 − ε)H̃ ≼ H ≼ (1 + ε)H̃ from which on scores are estimated anew, and then the sample is
+            doubled, twice, and is at last all rows, for the next step; ½, or 4 with cg_steps, if None. ε is measured by the
+            Ritz values of H̃⁻¹H, from below.
         cg_steps: k.
         damping: "trust_region", "levenberg_marquardt" or None.
         initial_damping: the first μ.

@@ -14,7 +14,8 @@ def gradient_descent(
     (:func:`softntk.ntk.predict_gd`): it converges for η < 2/λ_max(H), fastest for η = 2/(λ_max + λ_min).
 
     Args:
-        learning_rate: η, a positive number or an optax schedule of the step count.
+        learning_rate: η, a positive number or an optax schedule of the step count; :mod:`softntk.solvers.step_sizes` has those
+            of the theory.
         momentum: decay of the velocity, in [0, 1); None for none.
         nesterov: use Nesterov's form of the momentum.
 

@@ -1,0 +1,138 @@
+r"""The step sizes of the theory, for :func:`softntk.solvers.gradient_descent`.
+
+On a loss whose Hessian (or kernel) has its eigenvalues in [λ_min, λ_max], with κ = λ_max/λ_min, the error shrinks a step by
+
+| | η | momentum | factor |
+|---|---|---|---|
+| :func:`fastest` | 2/(λ_max + λ_min) | – | (κ − 1)/(κ + 1) |
+| :func:`heavy_ball` | 4/(√λ_max + √λ_min)² | ((√κ − 1)/(√κ + 1))² | (√κ − 1)/(√κ + 1), in the end |
+| :func:`nesterov` | 1/λ_max | (√κ − 1)/(√κ + 1) | √(1 − 1/√κ), at least |
+| :func:`paper` | 0.1 λ/(m n²k² e^{16B}) | – | 1 − mηλ/2, of ‖F − Y‖² |
+
+Example:
+    >>> import softntk as sn
+    >>> sn.solvers.step_sizes.fastest(1.0, 3.0)
+    0.5
+    >>> tx = sn.solvers.gradient_descent(*sn.solvers.step_sizes.heavy_ball(1.0, 9.0))
+
+Source: Polyak (1964); Nesterov (2004), Introductory Lectures on Convex Optimization, 2.2; arXiv 2405.03251 (the paper's η).
+"""
+
+import math
+
+from softntk._validation import check_positive, check_positive_int
+
+
+def fastest(smallest: float, largest: float) -> float:
+    """2/(λ_max + λ_min), the constant step that shrinks the worst error most.
+
+    Args:
+        smallest: λ_min > 0, as of :func:`softntk.ntk.extreme_eigenvalues`.
+        largest: λ_max.
+
+    Returns:
+        η.
+
+    Raises:
+        ValueError: not 0 < λ_min ≤ λ_max.
+
+    Example:
+        >>> fastest(0.5, 1.5)
+        1.0
+
+    Source: see the module.
+    """
+    smallest, largest = _checked(smallest, largest)
+    return 2 / (largest + smallest)
+
+
+def heavy_ball(smallest: float, largest: float) -> tuple[float, float]:
+    """Polyak's step and momentum for a quadratic loss.
+
+    Args:
+        smallest: λ_min > 0.
+        largest: λ_max.
+
+    Returns:
+        (η, momentum), the first two arguments of :func:`softntk.solvers.gradient_descent`.
+
+    Raises:
+        ValueError: not 0 < λ_min ≤ λ_max.
+
+    Example:
+        >>> heavy_ball(1.0, 9.0)
+        (0.25, 0.25)
+
+    Source: see the module.
+    """
+    smallest, largest = _checked(smallest, largest)
+    root = math.sqrt(largest) + math.sqrt(smallest)
+    return 4 / root**2, ((math.sqrt(largest) - math.sqrt(smallest)) / root) ** 2
+
+
+def nesterov(smallest: float, largest: float) -> tuple[float, float]:
+    """Nesterov's step and momentum for a strongly convex loss; for ``gradient_descent(…, nesterov=True)``.
+
+    Args:
+        smallest: λ_min > 0.
+        largest: λ_max.
+
+    Returns:
+        (η, momentum).
+
+    Raises:
+        ValueError: not 0 < λ_min ≤ λ_max.
+
+    Example:
+        >>> nesterov(1.0, 4.0)[0]
+        0.25
+
+    Source: see the module.
+    """
+    smallest, largest = _checked(smallest, largest)
+    ratio = math.sqrt(largest / smallest)
+    return 1 / largest, (ratio - 1) / (ratio + 1)
+
+
+def paper(
+    smallest: float, n: int, k: int, width: int, B: float = 1.0, *, constant: float = 0.1, exponent: float = 16.0
+) -> float:
+    """0.1 λ/(m n²k² e^{16B}), the step for which the paper proves convergence.
+
+    Constant and exponent are as remembered (arguments, not facts). It is for ``parameterization="paper"``, whose kernel is m
+    times the one of "ntk" (use width 1 there); proofs are content with steps that are far too short to be used.
+
+    Args:
+        smallest: λ, the smallest eigenvalue of the infinite-width kernel.
+        n: points.
+        k: outputs.
+        width: m.
+        B: max(Cσ√log(nk/δ), 1).
+        constant: 0.1.
+        exponent: 16.
+
+    Returns:
+        η; zero if it underflows.
+
+    Raises:
+        ValueError: λ or B not positive; n, k or width no positive integers.
+
+    Example:
+        >>> paper(0.5, 10, 1, 100) < 1e-11
+        True
+
+    Source: arXiv 2405.03251, the main theorem.
+    """
+    check_positive("smallest", smallest)
+    check_positive("B", B)
+    for name, value in (("n", n), ("k", k), ("width", width)):
+        check_positive_int(name, value)
+    return constant * float(smallest) / (width * n**2 * k**2) * math.exp(-exponent * B)
+
+
+def _checked(smallest: float, largest: float) -> tuple[float, float]:
+    check_positive("smallest", smallest)
+    check_positive("largest", largest)
+    if smallest > largest:
+        raise ValueError(f"smallest must be at most largest, got {smallest!r} and {largest!r}.")
+    return float(smallest), float(largest)

@@ -1,0 +1,370 @@
+"""Approximate Newton as an optax transform: the contract, exactness against dense NumPy, the sample, other people's loops."""
+
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import optax
+import pytest
+import scipy.optimize
+from jax import lax
+from tools import assert_close, first
+
+import softntk as sn
+from softntk.curvature import sketch
+from softntk.solution import Result
+from softntk.solvers import _dense, _krylov, _sampled
+from softntk.solvers._damping import DAMPINGS
+from softntk.solvers._trial import Step, Trial
+
+scale_by, approx_newton = sn.solvers.scale_by_approx_newton, sn.solvers.approx_newton
+COMBINATIONS = list(itertools.product((None, 4), (None, 2), (None, "trust_region", "levenberg_marquardt")))
+NAMES = ("sketch_size", "cg_steps", "damping")
+DENSE = [(s, k, damping) for s, k, damping in COMBINATIONS if s is None]
+
+
+def regression(dtype="float64", *, n=12, d=3, weights=0.3, seed=0, scale=1.0, form="normalized", activation="exp"):
+    """Its Hessian is indefinite at points that are far from zero, unless the weights are large."""
+    rng = np.random.default_rng(seed)
+    A, b = scale * rng.normal(size=(n, d)), rng.dirichlet(np.ones(n))
+    return sn.regression.problem(A.astype(dtype), b.astype(dtype), activation, form, weights)
+
+
+def combination(p, sketch_size, cg_steps, damping, **options):
+    return scale_by(p.hessian, sketch_size=sketch_size, cg_steps=cg_steps, damping=damping, **options)
+
+
+def after(tx, p, state, x, **extra):
+    value, grad = p.value_and_gradient(x)
+    return tx.update(grad, state, x, value=value, grad=grad, value_fn=p, **extra)
+
+
+def types(tree):
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.weak_type), tree)
+
+
+@pytest.mark.parametrize("combined", [*COMBINATIONS, None])
+def test_shapes_and_dtypes_never_change(combined, dtype):
+    """Traced only: what lax.cond and lax.while_loop would refuse, and unknown arguments are let through."""
+    p = regression(dtype)
+    tx = sn.solvers.gradient_descent(0.1, 0.9) if combined is None else combination(p, *combined)
+    x = jax.ShapeDtypeStruct((3,), dtype)
+    state = jax.eval_shape(tx.init, x)
+    updates, new = jax.eval_shape(lambda s, x: after(tx, p, s, x, unknown="argument"), state, x)
+    assert types(updates) == types(x)
+    assert types(new) == types(state)
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize(NAMES, first(COMBINATIONS, (4, 2, "trust_region"), (None, None, "levenberg_marquardt")))
+def test_in_scan_and_cond_under_jit(sketch_size, cg_steps, damping, dtype):
+    p = regression(dtype)
+    tx = combination(p, sketch_size, cg_steps, damping)
+
+    def step(carry, skipped):
+        x, state = carry
+        updates, state = lax.cond(skipped, lambda: (jnp.zeros_like(x), state), lambda: after(tx, p, state, x))
+        return (x - updates, state), p(x)
+
+    chex.clear_trace_counter()
+
+    @jax.jit
+    @chex.assert_max_traces(1)
+    def run(p, x):
+        return lax.scan(step, (x, tx.init(x)), jnp.arange(4) == 1)
+
+    for start in (jnp.zeros(3, dtype), jnp.full(3, 0.1, dtype)):
+        (x, state), losses = run(p, start)
+        assert x.dtype == dtype
+        assert int(state.count) == 3
+        assert int(state.result) == Result.SUCCESSFUL
+        assert float(losses[2]) == float(losses[1])
+        assert float(p(x)) < float(losses[0])
+
+
+@pytest.mark.parametrize(NAMES, first(DENSE, (None, None, "trust_region")))
+def test_pytrees_of_mixed_shapes(sketch_size, cg_steps, damping, x64):
+    """As the same problem on a flat vector."""
+    p = regression(d=4)
+    flat = jnp.array([0.3, -0.2, 0.1, 0.4])
+    split = lambda x: {"matrix": x[:2].reshape(2, 1), "rest": (x[2], x[3:])}
+    join = lambda tree: jnp.concatenate([tree["matrix"].ravel(), tree["rest"][0][None], tree["rest"][1]])
+    loss, tree = lambda tree: p(join(tree)), split(flat)
+
+    def curvature(tree):
+        H = p.hessian(join(tree))
+        return lx.FunctionLinearOperator(lambda v: split(H.mv(join(v))), jax.eval_shape(lambda: tree), lx.symmetric_tag)
+
+    tx = scale_by(curvature, cg_steps=cg_steps, damping=damping)
+    state = tx.init(tree)
+    update = lambda tree, state: tx.update(jax.grad(loss)(tree), state, tree, value=loss(tree), value_fn=loss)
+    updates, new = jax.jit(update)(tree, state)
+    assert types(updates) == types(tree)
+    assert types(new) == types(state)
+    on_flat = combination(p, sketch_size, cg_steps, damping)
+    assert_close(join(updates), jax.jit(lambda x: after(on_flat, p, on_flat.init(x), x)[0])(flat), rtol=1e-9)
+
+
+def test_pytrees_of_mixed_precision(x64):
+    tree = {"a": jnp.ones(2, "float32"), "b": jnp.ones(1, "float64")}
+    curvature = lambda tree: lx.FunctionLinearOperator(
+        lambda v: jax.tree.map(lambda leaf: 2 * leaf, v), jax.eval_shape(lambda: tree), lx.symmetric_tag
+    )
+    tx = scale_by(curvature, cg_steps=2)
+    updates, _ = jax.eval_shape(lambda tree: tx.update(tree, tx.init(tree), tree), tree)
+    assert types(updates) == types(tree)
+
+
+@pytest.mark.parametrize(NAMES, first(DENSE, (None, None, "trust_region"), (None, 2, None)))
+def test_one_step_solves_a_quadratic(sketch_size, cg_steps, damping, dtype):
+    """CG with as many steps as there are clusters of eigenvalues: two."""
+    p = sn.regression.problem(np.diag([1.0, 1.0, 3.0]).astype(dtype), np.ones(3, dtype), "identity", "plain")
+    tx, x = combination(p, sketch_size, cg_steps, damping), jnp.array([5.0, -4.0, 3.0], dtype)
+    updates, state = jax.jit(lambda x: after(tx, p, tx.init(x), x))(x)
+    assert_close(x - updates, np.array([1, 1, 1 / 3]), dtype)
+    assert int(state.kind) == Step.NEWTON
+
+
+@pytest.mark.parametrize("sketch_size", first([None, 12], None))
+def test_the_undamped_step_is_that_of_numpy(sketch_size, dtype):
+    """On softmax regression, against jax.hessian and a dense solve; a sample of all rows is the matrix itself."""
+    p = regression(dtype, weights=1.0)
+    x = jnp.array([0.3, -0.2, 0.5], dtype)
+    tx = scale_by(p.hessian, sketch_size=sketch_size)
+    updates, state = jax.jit(lambda x: after(tx, p, tx.init(x), x))(x)
+    wanted = np.linalg.solve(np.float64(jax.hessian(p)(x)), np.float64(jax.grad(p)(x)))
+    assert_close(updates, wanted, dtype)
+    assert int(state.kind) == Step.NEWTON
+    assert float(state.distortion) < 100 * np.finfo(dtype).eps
+
+
+@pytest.mark.parametrize(("cg_steps", "damping"), first([c[1:] for c in DENSE], (2, "trust_region")))
+def test_a_sample_of_all_rows_is_exact(cg_steps, damping, x64):
+    p = regression(weights=1.0)
+    x = jnp.array([0.3, -0.2, 0.5])
+    exact, sampled = scale_by(p.hessian, damping=damping), combination(p, 12, cg_steps, damping)
+    (wanted, _), (found, _) = jax.jit(lambda x: [after(tx, p, tx.init(x), x) for tx in (exact, sampled)])(x)
+    assert_close(found, wanted, rtol=1e-9)
+
+
+def test_without_damping_a_curvature_that_is_not_convex_gives_a_descent_direction(x64):
+    p = sn.regression.problem(np.eye(3), np.full(3, 4.0), "cosh", "plain")
+    x = jnp.array([0.3, 0.0, 4.0])  # the second derivatives have both signs
+    H, M, g = (np.asarray(part) for part in (p.hessian(x).as_matrix(), p.gauss_newton(x).as_matrix(), p.gradient(x)))
+    transforms = [scale_by(p.hessian), scale_by(p.hessian, gauss_newton=p.gauss_newton), scale_by(p.hessian, cg_steps=3)]
+    found = jax.jit(lambda x: [after(tx, p, tx.init(x), x) for tx in transforms])(x)
+    kept = np.diag(H) != 0
+    assert (np.diag(H) < 0).any()
+    for (updates, state), wanted in zip(found, (g / np.abs(np.diag(H)), np.linalg.lstsq(M, g)[0], None), strict=True):
+        assert bool(state.negative_curvature)
+        assert float(updates @ g) > 0
+        if wanted is not None:
+            assert_close(updates[kept & (g != 0)], wanted[kept & (g != 0)], rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    NAMES,
+    first([c for c in COMBINATIONS if c[2] is not None], (None, None, "levenberg_marquardt"), (4, 2, "levenberg_marquardt")),
+)
+def test_a_damped_step_never_increases_the_loss(sketch_size, cg_steps, damping, dtype):
+    """From anywhere; the loss is that which the transform was given."""
+    p = regression(dtype, weights=0.01, scale=2.0, form="rescaled", activation="cosh")
+    tx = combination(p, sketch_size, cg_steps, damping, gauss_newton=p.gauss_newton)
+    run = jax.jit(lambda x, state: after(tx, p, state, x))
+    slack, moved, bent = 1 + 4 * np.finfo(dtype).eps, 0, 0
+    for x in np.random.default_rng(1).normal(size=(15, 3)).astype(dtype):
+        updates, state = run(x, tx.init(x))
+        assert float(p(x - updates)) <= slack * float(p(x))
+        moved += float(p(x - updates)) < float(p(x))
+        bent += bool(state.negative_curvature)
+    assert moved >= 14
+    assert bent or sketch_size or cg_steps
+
+
+REGIONS = {
+    "inside": ([1.0, 2.0, 3.0], [0.1, 0.2, 0.3]),
+    "at the boundary": ([1.0, 2.0, 3.0], [5.0, -4.0, 3.0]),
+    "indefinite": ([-1.0, 2.0, 3.0], [1.0, -4.0, 3.0]),
+    "hard": ([-1.0, 2.0, 3.0], [0.0, 0.5, 0.3]),
+    "hard, twice": ([-1.0, -1.0, 3.0], [0.0, 0.0, 0.3]),
+    "nearly hard": ([-1.0, 2.0, 3.0], [1e-6, 0.5, 0.3]),
+    "hard, but the rest is long": ([-1.0, 2.0, 3.0], [0.0, 50.0, 3.0]),
+    "singular": ([0.0, 2.0, 3.0], [0.0, 0.5, 0.3]),
+    "singular, with slope": ([0.0, 2.0, 3.0], [0.5, 0.5, 0.3]),
+    "nothing but curvature": ([-1.0, 2.0, 3.0], [0.0, 0.0, 0.0]),
+}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_trust_region_is_solved_exactly(turned, x64):
+    """By its optimality conditions, which are sufficient, and against a search by SLSQP from many starts."""
+    rng = np.random.default_rng(0)
+    Q = np.linalg.qr(rng.normal(size=(3, 3)))[0] if turned else np.eye(3)
+    C = np.linalg.cholesky(np.eye(3) + 0.3 * np.ones((3, 3))) if turned else np.eye(3)
+    M, back = C @ C.T, Q.T @ C.T  # sᵀMs = ‖back s‖², and H is diagonal in back s
+    region = jax.jit(
+        lambda H, g, radius: (lambda model: model.step(DAMPINGS["trust_region"].solve(model, radius, jnp.zeros(()))))(
+            _dense.spectrum(H, jnp.asarray(M), g)
+        )
+    )
+    for name, (values, slope) in REGIONS.items():
+        H, g, radius = back.T @ np.diag(values) @ back, back.T @ np.array(slope), 0.7
+        s = np.asarray(region(H, g, radius))
+        model = lambda s, H=H, g=g: s @ g + 0.5 * s @ H @ s
+        length = np.sqrt(s @ M @ s)
+        assert length <= radius * (1 + 1e-7), name
+        multiplier = max(-(s @ g + s @ H @ s) / length**2, 0) if length > 0 else 0
+        assert multiplier < 1e-7 or length > radius * (1 - 1e-4), name
+        assert np.linalg.norm((H + multiplier * M) @ s + g) < 1e-5 * (1 + np.linalg.norm(g)), name
+        assert np.linalg.eigvalsh(np.linalg.solve(C, np.linalg.solve(C, H).T))[0] + multiplier > -1e-5, name
+        inside = {"type": "ineq", "fun": lambda s: radius**2 - s @ M @ s}
+        found = [scipy.optimize.minimize(model, start, constraints=inside) for start in rng.normal(size=(6, 3))]
+        least = min(run.fun for run in found if run.success and np.sqrt(run.x @ M @ run.x) <= radius * (1 + 1e-6))
+        assert model(s) <= least + 1e-5 * abs(least), name
+
+
+def test_levenberg_and_marquardt_solve_their_system(x64):
+    rng = np.random.default_rng(0)
+    H, M = (part @ part.T for part in rng.normal(size=(2, 3, 5)))
+    g = rng.normal(size=3)
+    solve = lambda H, mu: (lambda model: model.step(DAMPINGS["levenberg_marquardt"].solve(model, mu, jnp.ones(()))))(
+        _dense.spectrum(H, jnp.asarray(M), jnp.asarray(g))
+    )
+    for mu in (1e-3, 1.0, 100.0):
+        assert_close(solve(H, mu), -np.linalg.solve(H + mu * M, g), rtol=1e-9)
+    down = solve(-H, 0.1)
+    assert down @ g < 0
+    assert np.isfinite(down).all()
+
+
+def test_krylov_of_full_length_is_dense(x64):
+    rng = np.random.default_rng(0)
+    H, P, g = *(part @ part.T for part in rng.normal(size=(2, 5, 8))), rng.normal(size=5)
+    trial = Trial(jnp.zeros(()), lambda s: s @ g + 0.5 * s @ H @ s, lambda s: (g + H @ s) @ s)
+    for factor in (None, _dense.factorise(jnp.asarray(P))):
+        space = _krylov.krylov(lambda v: H @ v, factor, jnp.asarray(g), jnp.ones(()), 0.0, 5)
+        assert_close(_krylov.undamped(space).step, -np.linalg.solve(H, g), rtol=1e-8)
+        assert_close(
+            _krylov.damped(space, DAMPINGS["trust_region"], trial, jnp.zeros(())).step, -np.linalg.solve(H, g), rtol=1e-8
+        )
+        assert int(space.products) == 5
+        values = np.linalg.eigvals(np.linalg.solve(np.eye(5) if factor is None else P, H))
+        assert_close(space.distortion, np.max(np.abs(values - 1)), rtol=1e-8)
+
+
+@pytest.mark.parametrize(("d", "cg_steps"), first([(3, None), (8, None), (8, 3), (8, 8)], (8, None)))
+def test_the_measured_distortion_is_a_lower_bound(d, cg_steps, x64):
+    """Ritz values lie inside of the spectrum; where the Krylov space is all of ℝ^d they are the spectrum."""
+    p = regression(n=200, d=d, weights=1.0)
+    tx, x = scale_by(p.hessian, sketch_size=40, cg_steps=cg_steps, max_distortion=1e9), jnp.ones(d) / d
+    run = jax.jit(lambda x, state: after(tx, p, state, x))
+    state = tx.init(x)
+    for _ in range(4):
+        _, sample = _sampled.draw(state.sampler, p.hessian(x), 40)
+        _, state = run(x, state)
+        H, approximate = p.hessian(x).as_matrix(), _sampled.matrix(p.hessian(x), sample)
+        true, measured = float(sketch.distortion(H, approximate)), float(state.distortion)
+        assert 0 < measured <= true * (1 + 1e-8)
+        assert measured > 0.3 * true
+        if d == 3:
+            assert measured > true * (1 - 1e-6)
+        assert int(state.sample_size) == 40
+
+
+@pytest.mark.parametrize("cg_steps", first([None, 2], None))
+def test_the_sample_grows_where_it_has_to(cg_steps, x64):
+    p = regression(n=100, weights=1.0)
+    x = jnp.zeros(3)
+    for most, wanted in ((1e-6, {10, 100}), (1e9, {10})):
+        tx = scale_by(p.hessian, sketch_size=10, cg_steps=cg_steps, max_distortion=most)
+        run, state, sizes = jax.jit(lambda x, state, tx=tx: after(tx, p, state, x)), tx.init(x), []
+        for _ in range(5):
+            _, state = run(x, state)
+            sizes.append(int(state.sample_size))
+        assert sizes == sorted(sizes)
+        assert set(sizes) == wanted
+    last = float(state.distortion)
+    assert last > 0
+
+
+LOOPS = {
+    "backtracking": lambda p: approx_newton(p.hessian),
+    "zoom": lambda p: approx_newton(p.hessian, linesearch=optax.scale_by_zoom_linesearch(20)),
+    "clipped before": lambda p: optax.chain(
+        optax.clip_by_global_norm(0.05), approx_newton(p.hessian, gauss_newton=p.gauss_newton)
+    ),
+    "scaled behind": lambda p: optax.chain(scale_by(p.hessian, gauss_newton=p.gauss_newton), optax.scale(-0.5)),
+    "damped": lambda p: approx_newton(p.hessian, damping="trust_region"),
+    "sampled": lambda p: approx_newton(p.hessian, sketch_size=6, cg_steps=2, damping="levenberg_marquardt"),
+}
+
+
+@pytest.mark.parametrize("name", first(LOOPS, "zoom", "clipped before"))
+def test_in_a_loop_of_optax(name, x64):
+    p = regression(weights=0.2, scale=2.0)
+    tx, x = LOOPS[name](p), jnp.array([1.0, -2.0, 0.5])
+
+    @jax.jit
+    def step(x, state):
+        value, grad = jax.value_and_grad(p)(x)
+        updates, state = tx.update(grad, state, x, value=value, grad=grad, value_fn=p)
+        return optax.apply_updates(x, updates), state
+
+    state, before = tx.init(x), float(jnp.linalg.norm(p.gradient(x)))
+    for _ in range(60):
+        x, state = step(x, state)
+    assert float(jnp.linalg.norm(p.gradient(x))) < 1e-7 * before
+
+
+@pytest.mark.parametrize("name", first(LOOPS, "damped"))
+def test_in_optimistix(name, x64):
+    optx = pytest.importorskip("optimistix")
+    p = regression(weights=0.2, scale=2.0)
+    solver = optx.OptaxMinimiser(LOOPS[name](p), rtol=1e-9, atol=1e-12)
+    found = optx.minimise(lambda x, _: p(x), solver, jnp.array([1.0, -2.0, 0.5]), max_steps=100)
+    assert float(jnp.linalg.norm(p.gradient(found.value))) < 1e-7
+
+
+def test_what_changes_a_damped_step_is_refused(x64):
+    p = regression(weights=0.2, scale=2.0)
+    with pytest.raises(ValueError, match=r'damping="trust_region" and a line search exclude each other'):
+        approx_newton(p.hessian, damping="trust_region", linesearch=optax.scale_by_zoom_linesearch(5))
+    tx = optax.chain(scale_by(p.hessian, damping="trust_region"), optax.scale(-0.5))
+    sol = sn.solvers.minimise(p, jnp.array([1.0, -2.0, 0.5]), tx, throw=False)
+    assert int(sol.result) == Result.STEP_CHANGED
+    assert "line search" in sol.advice
+    assert float(p(sol.value)) <= float(sol.stats["loss"][0])
+
+
+def test_what_is_refused(untyped):
+    p, x = regression("float32"), jnp.zeros(3, "float32")
+    other, dense = regression("float32", d=2), lambda x: lx.MatrixLinearOperator(jnp.eye(3), lx.symmetric_tag)
+    tx = scale_by(p.hessian, damping="trust_region")
+    wrong_size, plain = scale_by(lambda x: other.hessian(x[:2])), scale_by(lambda x: jnp.eye(3))
+    for call, message in (
+        (lambda: tx.update(x, tx.init(x)), "update needs params"),
+        (lambda: tx.update(x, tx.init(x), x), 'damping="trust_region" needs value and value_fn'),
+        (lambda: tx.update(x, tx.init(x), x, value=p(x)), "needs value and value_fn"),
+        (lambda: wrong_size.update(x, wrong_size.init(x), x), r"of shapes \(3,\); it is one on \(2,\)"),
+        (lambda: plain.update(x, plain.init(x), x), "curvature must return a lineax operator, got"),
+        (lambda: scale_by(dense, sketch_size=2).init(x), "needs a curvature with rows to draw, .* got MatrixLinearOperator"),
+        (lambda: scale_by(jnp.eye(3)), "curvature must be a function of the params"),
+        (lambda: scale_by(p.hessian, damping="trust-region"), "damping must be one of .* Did you mean 'trust_region'"),
+        (lambda: scale_by(p.hessian, sketch_size=0), "sketch_size must be a positive integer, got 0"),
+        (lambda: scale_by(p.hessian, cg_steps=1.5), "cg_steps must be a positive integer, got 1.5"),
+        (lambda: scale_by(p.hessian, max_distortion=0.0), "max_distortion must be a positive finite number"),
+        (lambda: scale_by(p.hessian, initial_damping=-1.0), "initial_damping must be a positive finite number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_what_is_not_finite_moves_nothing(dtype):
+    p = regression(dtype)
+    tx, x = scale_by(p.hessian), jnp.ones(3, dtype)
+    updates, state = jax.jit(lambda g: tx.update(g, tx.init(x), x))(x * jnp.nan)
+    assert (updates == 0).all()
+    assert int(state.result) == Result.NONFINITE_INPUT
