@@ -11,7 +11,7 @@ chapter 7; Nielsen (1999), IMM-REP-1999-05 (how μ changes).
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -63,7 +63,7 @@ def _region(model: Spectrum, radius: Float[Array, ""], value: Float[Array, ""]) 
     at = lambda multiplier: -slope / jnp.where(values + multiplier == 0, jnp.inf, values + multiplier)
     inside = (values[0] > 0) & (jnp.linalg.norm(at(jnp.zeros_like(least))) <= radius)
 
-    def halve(_: int, bracket: tuple) -> tuple:
+    def halve(_: Any, bracket: tuple) -> tuple:
         low, high = bracket
         middle = 0.5 * (low + high)
         long = jnp.linalg.norm(at(middle)) > radius

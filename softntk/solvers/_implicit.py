@@ -3,11 +3,15 @@ r"""How a minimiser moves with its problem: the implicit function theorem as a d
 ∇L(x*(p), p) = 0        ⟹        dx* = −(∇²L)⁻¹ (∂_p ∇L) dp.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import lineax as lx
+
+from softntk.solvers._programs import taken_apart
 
 _DENSE = 4096  # unknowns up to which the Hessian is factorised as a matrix
 
@@ -26,23 +30,28 @@ def hessian(problem: Any, x: Any) -> lx.AbstractLinearOperator:
     return lx.FunctionLinearOperator(product, jax.eval_shape(lambda: x), lx.symmetric_tag)
 
 
-@eqx.filter_custom_jvp
 def attach(problem: Any, x: Any) -> Any:
     """X, a minimiser of the problem that was found without derivatives, with its derivative in the problem's arrays.
 
     The rule uses itself, so that it can be differentiated again.
     """
+    arrays, together = taken_apart(problem)
+    return _attach(arrays, x, together)
+
+
+@eqx.filter_custom_jvp
+def _attach(arrays: list, x: Any, together: Callable[[list], Any]) -> Any:
     return x
 
 
-@attach.def_jvp
+@_attach.def_jvp
 def _(primals: Any, tangents: Any) -> Any:
-    problem, x = primals
-    x = attach(problem, x)
+    arrays, x, together = primals
+    x = _attach(arrays, x, together)
     if not jax.tree.leaves(tangents[0]):
-        return x, jax.tree.map(jax.numpy.zeros_like, x)
-    _, moved = eqx.filter_jvp(lambda problem: gradient(problem, x), (problem,), (tangents[0],))
-    operator = hessian(problem, x)
+        return x, jax.tree.map(jnp.zeros_like, x)
+    _, moved = eqx.filter_jvp(lambda arrays: gradient(together(arrays), x), (arrays,), (tangents[0],))
+    operator = hessian(together(arrays), x)
     if operator.in_size() <= _DENSE:
         solver = lx.LU()
     else:

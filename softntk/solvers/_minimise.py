@@ -31,6 +31,7 @@ from softntk._validation import check_floating, is_concrete
 from softntk.solution import Result, Solution
 from softntk.solvers import _implicit, _run
 from softntk.solvers._contraction import with_contraction
+from softntk.solvers._programs import has_arrays
 
 Params = Any
 
@@ -155,6 +156,6 @@ def _is_traced(tree: Any) -> bool:
 
 def _with_leaves(problem: Any, x0: Params) -> Any:
     """The problem as a pytree of what it may be differentiated by: a function that closes over tracers is converted."""
-    if jax.tree.leaves(eqx.filter(problem, eqx.is_array)) or not _is_traced((x0, problem(x0))):
+    if has_arrays(problem) or not _is_traced((x0, problem(x0))):
         return problem
     return eqx.filter_closure_convert(problem, x0)

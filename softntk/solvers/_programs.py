@@ -17,6 +17,23 @@ from softntk._validation import is_concrete
 _CACHE: "weakref.WeakKeyDictionary[Any, dict]" = weakref.WeakKeyDictionary()
 
 
+def taken_apart(tree: Any) -> tuple[list, Callable[[list], Any]]:
+    """The arrays of a pytree, None where a leaf is something else, and how to put it together again."""
+    leaves, structure = jax.tree.flatten(tree)
+    others = [None if eqx.is_array(leaf) else leaf for leaf in leaves]
+
+    def together(arrays: list) -> Any:
+        pairs = zip(arrays, others, strict=True)
+        return jax.tree.unflatten(structure, [other if array is None else array for array, other in pairs])
+
+    return [leaf if eqx.is_array(leaf) else None for leaf in leaves], together
+
+
+def has_arrays(tree: Any) -> bool:
+    """Whether any leaf of a pytree is an array."""
+    return any(map(eqx.is_array, jax.tree.leaves(tree)))
+
+
 def program(name: Any, tx: Any, problem: Any, function: Callable[..., Any], *example: Any) -> Callable[..., Any]:
     """``function(problem, *arguments)`` for arguments like the example, compiled; from the cache if it was there.
 
@@ -30,19 +47,19 @@ def program(name: Any, tx: Any, problem: Any, function: Callable[..., Any], *exa
     Returns:
         A function of the arguments alone.
     """
-    arrays, static = eqx.partition(problem, eqx.is_array)
+    arrays, together = taken_apart(problem)
     arguments = (arrays, *example)
     shapes = tuple(
         (leaf.shape, str(leaf.dtype), getattr(leaf, "weak_type", False))
         for leaf in map(jax.numpy.asarray, jax.tree.leaves(arguments))
     )
     owner = _owner(tx, problem)
-    leaves, structure = jax.tree.flatten(static)
-    leaves = tuple(None if leaf is owner else leaf for leaf in leaves)  # or it would keep itself alive
+    leaves, structure = jax.tree.flatten(problem)
+    leaves = tuple(None if leaf is owner or eqx.is_array(leaf) else leaf for leaf in leaves)  # it must not keep itself alive
     key = (name, leaves, structure, jax.tree.structure(arguments), shapes, jax.config.jax_enable_x64)  # pyright: ignore
     known = _CACHE.setdefault(owner, {})
     if key not in known:
-        run, constants = _compiled(lambda arrays, *rest: function(eqx.combine(arrays, static), *rest), arguments)
+        run, constants = _compiled(lambda arrays, *rest: function(together(arrays), *rest), arguments)
         if not all(map(is_concrete, constants)):
             return lambda *rest: run(constants, arrays, *rest)
         known[key] = run, constants
@@ -52,8 +69,8 @@ def program(name: Any, tx: Any, problem: Any, function: Callable[..., Any], *exa
 
 def without_derivatives(function: Callable[..., Any], *arguments: Any) -> Any:
     """``function(*arguments)``, whose result has no derivative by anything that the function closes over."""
-    arrays, static = eqx.partition(arguments, eqx.is_array)
-    run, constants = _compiled(lambda arrays: function(*eqx.combine(arrays, static)), (arrays,))
+    arrays, together = taken_apart(arguments)
+    run, constants = _compiled(lambda arrays: function(*together(arrays)), (arrays,))
     return run(constants, arrays)
 
 
@@ -61,7 +78,7 @@ def _owner(tx: Any, problem: Any) -> Any:
     """Whose life the compiled program shares: the transform's, the function's, or that of all problems of a kind."""
     if tx is not None:
         return tx.update
-    return type(problem) if jax.tree.leaves(eqx.filter(problem, eqx.is_array)) else problem
+    return type(problem) if has_arrays(problem) else problem
 
 
 def _compiled(function: Callable[..., Any], arguments: tuple) -> tuple[Callable[..., Any], list]:

@@ -96,7 +96,7 @@ def _transform(problem: Any, tx: optax.GradientTransformation | None) -> optax.G
 
 def _start(problem: Any, tx: optax.GradientTransformation | None, x0: Params) -> _Carry:
     value, grad = _value_and_gradient(problem, x0)
-    norm = optax.global_norm(grad)
+    norm = optax.tree.norm(grad)
     state = _transform(problem, tx).init(x0)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
     zero = jnp.zeros((), jnp.int32)
@@ -131,8 +131,8 @@ def _step(problem: Any, tx: Any, options: Options, carry: _Carry) -> tuple[_Carr
     )
     x = optax.apply_updates(carry.x, updates)
     value, grad = _value_and_gradient(problem, x)
-    value, norm = value.astype(carry.value.dtype), optax.global_norm(grad)
-    size, eps = optax.global_norm(updates), jnp.finfo(carry.value.dtype).eps
+    value, norm = value.astype(carry.value.dtype), optax.tree.norm(grad)
+    size, eps = optax.tree.norm(updates), jnp.finfo(carry.value.dtype).eps
     good = jnp.isfinite(value) & jnp.isfinite(norm)
     better = good & (value < carry.best_value)
     keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
@@ -160,7 +160,7 @@ def _step(problem: Any, tx: Any, options: Options, carry: _Carry) -> tuple[_Carr
         count=carry.count + 1,
         result=result.astype(jnp.int32),
     )
-    short = (options.step_tol > 0) & (size <= options.step_tol * optax.global_norm(new.x)) & ~new.uncertain
+    short = (options.step_tol > 0) & (size <= options.step_tol * optax.tree.norm(new.x)) & ~new.uncertain
     new = new._replace(result=jnp.where((new.result == _RUNNING) & short, Result.SUCCESSFUL, new.result).astype(jnp.int32))
     zero = jnp.zeros_like(value)
     damping, distortion = (zero, zero) if told is None else (told.damping, told.distortion)

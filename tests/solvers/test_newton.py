@@ -59,7 +59,7 @@ def test_shapes_and_dtypes_never_change(combined, dtype):
     assert jax.tree.structure(new) == jax.tree.structure(state)
 
 
-@pytest.mark.parametrize(NAMES, first(COMBINATIONS, (4, 2, "trust_region"), (None, None, "levenberg_marquardt")))
+@pytest.mark.parametrize(NAMES, first(COMBINATIONS, (None, None, "trust_region")))
 def test_in_scan_and_cond_under_jit(sketch_size, cg_steps, damping, dtype):
     p = regression(dtype)
     tx = combination(p, sketch_size, cg_steps, damping)
@@ -131,12 +131,10 @@ def test_one_step_solves_a_quadratic(sketch_size, cg_steps, damping, dtype):
 @pytest.mark.parametrize("sketch_size", first([None, 12], None))
 def test_the_undamped_step_is_that_of_numpy(sketch_size, dtype):
     """On softmax regression, against jax.hessian and a dense solve; a sample of all rows is the matrix itself."""
-    p = regression(dtype, weights=1.0)
-    x = jnp.array([0.3, -0.2, 0.5], dtype)
+    p, x = regression(dtype, weights=1.0), jnp.array([0.3, -0.2, 0.5], dtype)
     tx = scale_by(p.hessian, sketch_size=sketch_size)
-    updates, state = jax.jit(lambda x: after(tx, p, tx.init(x), x))(x)
-    wanted = np.linalg.solve(np.float64(jax.hessian(p)(x)), np.float64(jax.grad(p)(x)))
-    assert_close(updates, wanted, dtype)
+    (updates, state), H, g = jax.jit(lambda x: (after(tx, p, tx.init(x), x), jax.hessian(p)(x), jax.grad(p)(x)))(x)
+    assert_close(updates, np.linalg.solve(np.float64(H), np.float64(g)), dtype)
     assert int(state.kind) == Step.NEWTON
     assert float(state.distortion) < 100 * np.finfo(dtype).eps
 
@@ -152,36 +150,35 @@ def test_a_sample_of_all_rows_is_exact(cg_steps, damping, x64):
 
 def test_without_damping_a_curvature_that_is_not_convex_gives_a_descent_direction(x64):
     p = sn.regression.problem(np.eye(3), np.full(3, 4.0), "cosh", "plain")
-    x = jnp.array([0.3, 0.0, 4.0])  # the second derivatives have both signs
+    x = jnp.array([0.5, 1.0, 1.8])  # below 1.4 the second derivatives are negative
     H, M, g = (np.asarray(part) for part in (p.hessian(x).as_matrix(), p.gauss_newton(x).as_matrix(), p.gradient(x)))
     transforms = [scale_by(p.hessian), scale_by(p.hessian, gauss_newton=p.gauss_newton), scale_by(p.hessian, cg_steps=3)]
     found = jax.jit(lambda x: [after(tx, p, tx.init(x), x) for tx in transforms])(x)
-    kept = np.diag(H) != 0
-    assert (np.diag(H) < 0).any()
-    for (updates, state), wanted in zip(found, (g / np.abs(np.diag(H)), np.linalg.lstsq(M, g)[0], None), strict=True):
+    absolute = g / np.abs(np.diag(H))
+    for (updates, state), wanted in zip(found, (absolute, g / np.diag(M), absolute), strict=True):
         assert bool(state.negative_curvature)
-        assert float(updates @ g) > 0
-        if wanted is not None:
-            assert_close(updates[kept & (g != 0)], wanted[kept & (g != 0)], rtol=1e-8)
+        assert_close(updates, wanted, rtol=1e-8)
 
 
-@pytest.mark.parametrize(
-    NAMES,
-    first([c for c in COMBINATIONS if c[2] is not None], (None, None, "levenberg_marquardt"), (4, 2, "levenberg_marquardt")),
-)
+DAMPED = [combined for combined in COMBINATIONS if combined[2] is not None]
+
+
+@pytest.mark.parametrize(NAMES, first(DAMPED, (4, 2, "levenberg_marquardt")))
 def test_a_damped_step_never_increases_the_loss(sketch_size, cg_steps, damping, dtype):
     """From anywhere; the loss is that which the transform was given."""
     p = regression(dtype, weights=0.01, scale=2.0, form="rescaled", activation="cosh")
     tx = combination(p, sketch_size, cg_steps, damping, gauss_newton=p.gauss_newton)
-    run = jax.jit(lambda x, state: after(tx, p, state, x))
-    slack, moved, bent = 1 + 4 * np.finfo(dtype).eps, 0, 0
-    for x in np.random.default_rng(1).normal(size=(15, 3)).astype(dtype):
-        updates, state = run(x, tx.init(x))
-        assert float(p(x - updates)) <= slack * float(p(x))
-        moved += float(p(x - updates)) < float(p(x))
-        bent += bool(state.negative_curvature)
-    assert moved >= 14
-    assert bent or sketch_size or cg_steps
+
+    @jax.jit
+    def run(x):
+        updates, state = after(tx, p, tx.init(x), x)
+        return p(x - updates) / p(x), state.kind
+
+    starts = jnp.asarray(np.random.default_rng(1).normal(size=(20, 3)), dtype)
+    ratios, kinds = zip(*map(run, starts), strict=True)
+    assert max(ratios) <= 1 + 4 * np.finfo(dtype).eps
+    assert np.mean(np.array(ratios) < 0.9) > 0.9
+    assert len(set(map(int, kinds))) > 1, "more than Newton's step is to be tried"
 
 
 REGIONS = {
@@ -201,28 +198,29 @@ REGIONS = {
 @pytest.mark.parametrize("turned", [False, True])
 def test_the_trust_region_is_solved_exactly(turned, x64):
     """By its optimality conditions, which are sufficient, and against a search by SLSQP from many starts."""
-    rng = np.random.default_rng(0)
+    rng, radius = np.random.default_rng(0), 0.7
     Q = np.linalg.qr(rng.normal(size=(3, 3)))[0] if turned else np.eye(3)
     C = np.linalg.cholesky(np.eye(3) + 0.3 * np.ones((3, 3))) if turned else np.eye(3)
     M, back = C @ C.T, Q.T @ C.T  # sᵀMs = ‖back s‖², and H is diagonal in back s
-    region = jax.jit(
-        lambda H, g, radius: (lambda model: model.step(DAMPINGS["trust_region"].solve(model, radius, jnp.zeros(()))))(
-            _dense.spectrum(H, jnp.asarray(M), g)
-        )
-    )
+
+    @jax.jit
+    def region(H, g):
+        model = _dense.spectrum(H, jnp.asarray(M), g)
+        return model.step(DAMPINGS["trust_region"].solve(model, jnp.asarray(radius), jnp.zeros(())))
+
     for name, (values, slope) in REGIONS.items():
-        H, g, radius = back.T @ np.diag(values) @ back, back.T @ np.array(slope), 0.7
-        s = np.asarray(region(H, g, radius))
-        model = lambda s, H=H, g=g: s @ g + 0.5 * s @ H @ s
+        H, g = back.T @ np.diag(values) @ back, back.T @ np.array(slope)
+        s = np.asarray(region(H, g))
         length = np.sqrt(s @ M @ s)
-        assert length <= radius * (1 + 1e-7), name
         multiplier = max(-(s @ g + s @ H @ s) / length**2, 0) if length > 0 else 0
+        assert length <= radius * (1 + 1e-7), name
         assert multiplier < 1e-7 or length > radius * (1 - 1e-4), name
         assert np.linalg.norm((H + multiplier * M) @ s + g) < 1e-5 * (1 + np.linalg.norm(g)), name
         assert np.linalg.eigvalsh(np.linalg.solve(C, np.linalg.solve(C, H).T))[0] + multiplier > -1e-5, name
+        model = lambda s, H=H, g=g: s @ g + 0.5 * s @ H @ s
         inside = {"type": "ineq", "fun": lambda s: radius**2 - s @ M @ s}
         found = [scipy.optimize.minimize(model, start, constraints=inside) for start in rng.normal(size=(6, 3))]
-        least = min(run.fun for run in found if run.success and np.sqrt(run.x @ M @ run.x) <= radius * (1 + 1e-6))
+        least = min(run.fun for run in found if run.success and run.x @ M @ run.x <= radius**2 * (1 + 1e-6))
         assert model(s) <= least + 1e-5 * abs(least), name
 
 
@@ -230,28 +228,37 @@ def test_levenberg_and_marquardt_solve_their_system(x64):
     rng = np.random.default_rng(0)
     H, M = (part @ part.T for part in rng.normal(size=(2, 3, 5)))
     g = rng.normal(size=3)
-    solve = lambda H, mu: (lambda model: model.step(DAMPINGS["levenberg_marquardt"].solve(model, mu, jnp.ones(()))))(
-        _dense.spectrum(H, jnp.asarray(M), jnp.asarray(g))
-    )
+
+    @jax.jit
+    def solve(H, mu):
+        model = _dense.spectrum(H, jnp.asarray(M), jnp.asarray(g))
+        return model.step(DAMPINGS["levenberg_marquardt"].solve(model, mu, jnp.ones(())))
+
     for mu in (1e-3, 1.0, 100.0):
         assert_close(solve(H, mu), -np.linalg.solve(H + mu * M, g), rtol=1e-9)
-    down = solve(-H, 0.1)
-    assert down @ g < 0
+    down = np.asarray(solve(-H, 0.1))
     assert np.isfinite(down).all()
+    assert down @ g < 0
 
 
 def test_krylov_of_full_length_is_dense(x64):
     rng = np.random.default_rng(0)
-    H, P, g = *(part @ part.T for part in rng.normal(size=(2, 5, 8))), rng.normal(size=5)
+    (H, P), g = (part @ part.T for part in rng.normal(size=(2, 5, 8))), rng.normal(size=5)
     trial = Trial(jnp.zeros(()), lambda s: s @ g + 0.5 * s @ H @ s, lambda s: (g + H @ s) @ s)
-    for factor in (None, _dense.factorise(jnp.asarray(P))):
-        space = _krylov.krylov(lambda v: H @ v, factor, jnp.asarray(g), jnp.ones(()), 0.0, 5)
-        assert_close(_krylov.undamped(space).step, -np.linalg.solve(H, g), rtol=1e-8)
-        assert_close(
-            _krylov.damped(space, DAMPINGS["trust_region"], trial, jnp.zeros(())).step, -np.linalg.solve(H, g), rtol=1e-8
-        )
+
+    @jax.jit
+    def run(preconditioner):
+        factor = None if preconditioner is None else _dense.factorise(preconditioner)
+        space = _krylov.krylov(lambda v: jnp.asarray(H) @ v, factor, jnp.asarray(g), jnp.ones(()), 0.0, 5)
+        damped = _krylov.damped(space, DAMPINGS["trust_region"], trial, jnp.zeros(()))
+        return space, _krylov.undamped(space).step, damped.step
+
+    for preconditioner in (None, P):
+        space, *steps = run(preconditioner)
+        for step in steps:
+            assert_close(step, -np.linalg.solve(H, g), rtol=1e-8)
         assert int(space.products) == 5
-        values = np.linalg.eigvals(np.linalg.solve(np.eye(5) if factor is None else P, H))
+        values = np.linalg.eigvals(np.linalg.solve(np.eye(5) if preconditioner is None else P, H))
         assert_close(space.distortion, np.max(np.abs(values - 1)), rtol=1e-8)
 
 
@@ -260,42 +267,38 @@ def test_the_measured_distortion_is_a_lower_bound(d, cg_steps, x64):
     """Ritz values lie inside of the spectrum; where the Krylov space is all of ℝ^d they are the spectrum."""
     p = regression(n=200, d=d, weights=1.0)
     tx, x = scale_by(p.hessian, sketch_size=40, cg_steps=cg_steps, max_distortion=1e9), jnp.ones(d) / d
-    run = jax.jit(lambda x, state: after(tx, p, state, x))
+
+    @jax.jit
+    def run(state):
+        H = p.hessian(x)
+        _, sample = _sampled.draw(state.sampler, H, 40)
+        return sketch.distortion(H, _sampled.matrix(H, sample)), after(tx, p, state, x)[1]
+
     state = tx.init(x)
     for _ in range(4):
-        _, sample = _sampled.draw(state.sampler, p.hessian(x), 40)
-        _, state = run(x, state)
-        H, approximate = p.hessian(x).as_matrix(), _sampled.matrix(p.hessian(x), sample)
-        true, measured = float(sketch.distortion(H, approximate)), float(state.distortion)
-        assert 0 < measured <= true * (1 + 1e-8)
-        assert measured > 0.3 * true
-        if d == 3:
-            assert measured > true * (1 - 1e-6)
+        true, state = run(state)
+        assert 0.3 * true < state.distortion <= true * (1 + 1e-8)
+        assert d > 3 or state.distortion > true * (1 - 1e-6)
         assert int(state.sample_size) == 40
 
 
 @pytest.mark.parametrize("cg_steps", first([None, 2], None))
 def test_the_sample_grows_where_it_has_to(cg_steps, x64):
     p = regression(n=100, weights=1.0)
-    x = jnp.zeros(3)
-    for most, wanted in ((1e-6, {10, 100}), (1e9, {10})):
-        tx = scale_by(p.hessian, sketch_size=10, cg_steps=cg_steps, max_distortion=most)
-        run, state, sizes = jax.jit(lambda x, state, tx=tx: after(tx, p, state, x)), tx.init(x), []
-        for _ in range(5):
-            _, state = run(x, state)
-            sizes.append(int(state.sample_size))
-        assert sizes == sorted(sizes)
-        assert set(sizes) == wanted
-    last = float(state.distortion)
-    assert last > 0
+    tx, x, sizes = scale_by(p.hessian, sketch_size=10, cg_steps=cg_steps, max_distortion=1e-6), jnp.zeros(3), []
+    run, state = jax.jit(lambda state: after(tx, p, state, x)[1]), tx.init(x)
+    for _ in range(5):
+        state = run(state)
+        sizes.append(int(state.sample_size))
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[-1]) == (10, 100)
+    assert float(state.distortion) < 1e-6
 
 
 LOOPS = {
     "backtracking": lambda p: approx_newton(p.hessian),
     "zoom": lambda p: approx_newton(p.hessian, linesearch=optax.scale_by_zoom_linesearch(20)),
-    "clipped before": lambda p: optax.chain(
-        optax.clip_by_global_norm(0.05), approx_newton(p.hessian, gauss_newton=p.gauss_newton)
-    ),
+    "clipped before": lambda p: optax.chain(optax.clip_by_global_norm(0.05), approx_newton(p.hessian)),
     "scaled behind": lambda p: optax.chain(scale_by(p.hessian, gauss_newton=p.gauss_newton), optax.scale(-0.5)),
     "damped": lambda p: approx_newton(p.hessian, damping="trust_region"),
     "sampled": lambda p: approx_newton(p.hessian, sketch_size=6, cg_steps=2, damping="levenberg_marquardt"),
