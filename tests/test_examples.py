@@ -7,7 +7,16 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-NAMES = ("quickstart", "kernel_regression", "deep_limits", "deep_digits", "resnet_softmax", "in_context")
+NAMES = (
+    "quickstart",
+    "kernel_regression",
+    "deep_limits",
+    "deep_digits",
+    "resnet_softmax",
+    "in_context",
+    "newton",
+    "natural_gradient",
+)
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -101,6 +110,32 @@ def test_in_context(tmp_path, capsys):
     np.testing.assert_allclose(report.attention["learned"].sum(axis=1), 1, rtol=1e-6)
     assert (tmp_path / "picture.png").stat().st_size > 20_000
     assert "share that is right" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.optimised
+def test_newton(tmp_path, capsys):
+    runs = load("newton").main(["--small", "--output", str(tmp_path / "picture.png")])
+    for r in runs[2:]:
+        assert r.gradients[-1] <= 1e-9
+        assert len(r.gradients) < 40
+        np.testing.assert_allclose(r.loss, runs[1].loss, rtol=1e-6)
+    assert (tmp_path / "picture.png").stat().st_size > 20_000
+    assert "passes over A" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.optimised
+def test_natural_gradient(tmp_path, capsys):
+    runs = load("natural_gradient").main(["--small", "--output", str(tmp_path / "picture.png")])
+    assert len(runs) == 9
+    for r in runs[::3]:
+        assert r.losses[-1] < 1e-8
+        assert len(r.losses) < 15
+    for r in [*runs[1::3], *runs[2::3]]:
+        assert r.losses[-1] > 1e-8
+    assert (tmp_path / "picture.png").stat().st_size > 20_000
+    assert "steps to" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", NAMES)

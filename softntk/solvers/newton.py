@@ -308,8 +308,11 @@ def approx_newton(
     )
     if damping is not None:
         return optax.chain(scaled, optax.scale(-1.0))
-    search = optax.scale_by_backtracking_linesearch(30, store_grad=False) if linesearch is None else linesearch
-    return optax.chain(scaled, optax.scale(-1.0), search)
+    if linesearch is None:
+        # Near the end the loss falls by less than its rounding: that much it may rise.
+        rounding = 64 * float(jnp.finfo(jnp.result_type(float)).eps)
+        linesearch = optax.scale_by_backtracking_linesearch(30, rtol=rounding)
+    return optax.chain(scaled, optax.scale(-1.0), linesearch)
 
 
 class _Seen(NamedTuple):

@@ -1,0 +1,94 @@
+"""Natural gradient against the dense Gauss–Newton step, and what it promises for wide networks; step sizes of the theory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tools import assert_close, cast, dense_jacobian, points
+
+import softntk as sn
+from softntk.solution import Result
+from softntk.solvers import step_sizes
+
+
+def problem(family, dtype, n=9, d=4, k=2, width=64):
+    net = sn.networks.two_layer(family, width=width, out_dim=k)
+    _, params = net.init_fn(jax.random.key(0), (-1, d))
+    params, x = cast(params, dtype), points(1, n, d, dtype)
+    y = jnp.asarray(np.sin(3 * np.asarray(x[:, :k])), dtype)
+    return net, params, x, y, lambda p: 0.5 * jnp.sum((net.apply_fn(p, x) - y) ** 2)
+
+
+@pytest.mark.parametrize("family", ["softmax", pytest.param("relu", marks=pytest.mark.slow)])
+def test_step_is_that_of_the_dense_jacobian(family, x64):
+    net, params, x, y, loss = problem(family, "float64")
+    ridge = 1e-3
+    tx = sn.solvers.natural_gradient(net, x, y, ridge=ridge, rtol=1e-12, damped=False)
+    step, state = tx.update(jax.grad(loss)(params), tx.init(params), params)
+    J = np.asarray(dense_jacobian(net.apply_fn, params, x)).reshape(y.size, -1)
+    r = np.asarray(net.apply_fn(params, x) - y).reshape(-1)
+    rho = ridge * np.trace(J @ J.T) / y.size
+    wanted = -np.linalg.solve(J.T @ J + rho * np.eye(J.shape[1]), J.T @ r)  # the other side of the identity
+    assert_close(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(step)]), wanted, rtol=1e-8)
+    assert float(state.distortion) < 1e-10
+
+
+def test_fits_in_a_few_steps(dtype):
+    net, params, x, y, loss = problem("softmax", dtype, width=512)
+    tx = sn.solvers.natural_gradient(net, x, y)
+    sol = sn.solvers.minimise(loss, params, tx, rtol=1e-3, max_steps=10)
+    assert sol.stats["loss"][-1] < 1e-7 * sol.stats["loss"][0]
+    assert sol.stats["loss"].dtype == dtype
+    assert np.all(np.diff(sol.stats["loss"]) < 0)
+
+
+@pytest.mark.slow
+def test_any_apply_fn_and_any_multiple_of_the_loss(x64):
+    net, params, x, y, loss = problem("softmax", "float64")
+    one, two = (sn.solvers.natural_gradient(f, x, y) for f in (net, net.apply_fn))
+    sols = [sn.solvers.minimise(f, params, tx, rtol=1e-6) for f, tx in ((loss, one), (lambda p: 3 * loss(p) / 7, two))]
+    assert_close(net.apply_fn(sols[0].value, x), net.apply_fn(sols[1].value, x), rtol=1e-4)
+
+
+def test_says_when_nothing_helps(x64):
+    net, params, x, y, _ = problem("softmax", "float64")
+    tx = sn.solvers.natural_gradient(net, x, y)
+    other = lambda p: jnp.sum(p.hidden**2)  # falls along no step towards y
+    sol = sn.solvers.minimise(other, params, tx, max_steps=3, throw=False)
+    assert Result(int(sol.result)) is Result.NO_STEP
+    assert_close(sol.value.hidden, params.hidden)
+
+
+def test_bad_input(untyped):
+    net, params, x, y, loss = problem("softmax", "float32")
+    with pytest.raises(ValueError, match=r"y must have shape \[n, k\]"):
+        sn.solvers.natural_gradient(net, x, y[:-1])
+    with pytest.raises(ValueError, match="y must be finite"):
+        sn.solvers.natural_gradient(net, x, y.at[0, 0].set(jnp.nan))
+    with pytest.raises(ValueError, match="ridge must be a positive"):
+        sn.solvers.natural_gradient(net, x, y, ridge=0.0)
+    tx = sn.solvers.natural_gradient(net, x, y)
+    with pytest.raises(ValueError, match="needs value and value_fn"):
+        tx.update(jax.grad(loss)(params), tx.init(params), params)
+    with pytest.raises(ValueError, match="update needs params"):
+        tx.update(jax.grad(loss)(params), tx.init(params))
+
+
+@pytest.mark.parametrize("rule", ["fastest", "heavy_ball", "nesterov"])
+def test_step_sizes_reach_the_rate_of_the_theory(rule, x64):
+    values = np.geomspace(0.1, 10, 7)
+    found = getattr(step_sizes, rule)(0.1, 10.0)
+    options = (found,) if rule == "fastest" else (*found, rule == "nesterov")
+    root = np.sqrt(100.0)
+    rate = {"fastest": 99 / 101, "heavy_ball": (root - 1) / (root + 1), "nesterov": np.sqrt(1 - 1 / root)}[rule]
+    x = jnp.ones(7)
+    sol = sn.solvers.train(lambda x: 0.5 * jnp.sum(values * x**2), x, sn.solvers.gradient_descent(*options), 400)
+    seen = np.linalg.norm(sol.value) / np.sqrt(7)
+    assert rate**400 / 1e3 < seen < 1e3 * rate**400 or (rule == "nesterov" and seen < rate**400)
+
+
+def test_the_step_of_the_paper():
+    np.testing.assert_allclose(step_sizes.paper(0.5, 3, 2, 10), 0.1 * 0.5 / (10 * 9 * 4) * np.exp(-16.0))
+    for bad in ((0.0, 1.0), (2.0, 1.0), (1.0, np.inf)):
+        with pytest.raises(ValueError, match="smallest must|largest must"):
+            step_sizes.fastest(*bad)
