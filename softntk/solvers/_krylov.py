@@ -52,7 +52,7 @@ class _State(NamedTuple):
     done: Array
 
 
-def krylov(multiply: Apply, factor: Factor | None, g: Vector, value: Float[Array, ""], rtol: float, max_steps: int) -> Krylov:
+def krylov(multiply: Apply, factor: Factor | None, g: Vector, value: Array, rtol: float | Array, max_steps: int) -> Krylov:
     """Lanczos, reorthogonalised, until conjugate gradients would have reached ``rtol``, the space is exhausted or k is.
 
     At a stationary point the first vector is random: there is no other way to see negative curvature.

@@ -12,7 +12,6 @@ Source: arXiv 2309.13482, the approximate Newton method; Cohen, Lee, Musco, Musc
 sampling for matrix approximation; Drineas, Magdon-Ismail, Mahoney and Woodruff (2012), JMLR 13, 3475–3506.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -24,12 +23,12 @@ from softntk.curvature import _matrices as matrices
 from softntk.curvature import sketch
 from softntk.curvature.sketch import Sample
 from softntk.curvature.structured import StructuredOperator
-from softntk.solvers._dense import Factor, Matrix, factorise
+from softntk.solvers._dense import Factor, Matrix
 
 _DIRECTIONS = 8  # of the estimate of scores: right to a factor of two
-_DOUBLINGS = 2  # of the sample, before it is all of A
+_GROWTH = 4  # of a sample that is too poor, before it is all of A
 _HOPELESS = 10.0  # times the distortion that is allowed: more rows of the same kind will not do
-_FLOOR = 64  # roundings that a positive part is raised by
+_PROGRESS = 0.1  # of the loss, by which a step on the sample alone should lower it
 _UNIFORM = 0.01  # of the draws: no row that could matter is out of reach
 
 
@@ -41,19 +40,24 @@ class Sampler(NamedTuple):
     """q."""
     learned: Bool[Array, ""]
     """Whether they come from a factor, and not from the rows' norms."""
+    trusted: Bool[Array, ""]
+    """Whether steps that are the sample's own have got on, where the curvature is not convex."""
+    watched: Float[Array, ""]
+    """The loss before such a step, or +inf."""
     level: Int[Array, ""]
     """Of the sample's size: see ``sizes``."""
 
 
 def sizes(op: StructuredOperator, size: int) -> tuple[int, ...]:
-    """The rows of a sample at each level: s, 2s, 4s and at last all of them."""
+    """The rows of a sample at each level: s, 4s and at last all of them."""
     n = matrices.shape(op.matrix)[0]
-    return (*(size * 2**level for level in range(_DOUBLINGS + 1) if size * 2**level < n), n)
+    return (*(rows for rows in (size, _GROWTH * size) if rows < n), n)
 
 
 def start(op: StructuredOperator, key: PRNGKeyArray) -> Sampler:
     """Scores by the rows' norms."""
-    return Sampler(key, matrices.row_squares(op.matrix), jnp.asarray(False), jnp.asarray(0, jnp.int32))
+    yes, no, unknown = jnp.asarray(True), jnp.asarray(False), jnp.asarray(jnp.inf, op.dtype)
+    return Sampler(key, matrices.row_squares(op.matrix), no, yes, unknown, jnp.asarray(0, jnp.int32))
 
 
 def draw(sampler: Sampler, op: StructuredOperator, size: int) -> tuple[Sampler, Sample]:
@@ -76,10 +80,16 @@ def matrix(op: StructuredOperator, sample: Sample) -> Matrix:
     return sketch.sketched(op, sample).as_matrix()
 
 
-def preconditioner(op: StructuredOperator, fallback: Callable[[], StructuredOperator], sample: Sample) -> Factor:
-    """Of the sampled operator, or, where that is not positive definite, of another that is known to be."""
-    factor = factorise(matrix(op, sample))
-    return lax.cond(factor.definite, lambda: factor, lambda: factorise(matrix(fallback(), sample), _FLOOR))
+def watch(sampler: Sampler, value: Float[Array, ""]) -> Sampler:
+    """To be asked at the next step how much the loss fell."""
+    return sampler._replace(watched=value)
+
+
+def judge(sampler: Sampler, value: Float[Array, ""]) -> Sampler:
+    """Steps that are the sample's own are trusted no more once the loss falls by less than a tenth."""
+    watching = jnp.isfinite(sampler.watched)
+    slow = watching & ~(value <= sampler.watched - _PROGRESS * jnp.abs(sampler.watched))
+    return sampler._replace(trusted=sampler.trusted & ~slow, watched=jnp.full_like(sampler.watched, jnp.inf))
 
 
 def learn(
@@ -97,6 +107,7 @@ def learn(
         right = factor.halved(directions)
         level = jnp.minimum(sampler.level + sampler.learned, top)
         level = jnp.where(sampler.learned & ~(distortion <= _HOPELESS * most), top, level).astype(sampler.level.dtype)
-        return Sampler(key, matrices.row_squares(op.matrix, right), jnp.asarray(True), level)
+        scores = matrices.row_squares(op.matrix, right)
+        return sampler._replace(key=key, scores=scores, learned=jnp.asarray(True), level=level)
 
     return lax.cond(distortion <= most, lambda: sampler, again)

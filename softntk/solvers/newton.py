@@ -46,7 +46,7 @@ from softntk.solvers._trial import Outcome, Step, Trial
 Params = Any
 Curvature = Callable[[Params], lx.AbstractLinearOperator]
 
-_RTOL = 0.03  # of the conjugate gradients
+_LOOSEST, _TIGHTEST = 0.1, 1e-4  # relative residuals of the conjugate gradients
 _DISTORTION = 0.5  # of a sample that stands for the curvature, at most
 _PRECONDITIONED = 4.0  # of one that only preconditions
 _MEASURED = 4  # products that measure the ε of a sample which no conjugate gradients use
@@ -65,6 +65,7 @@ class NewtonState(NamedTuple):
         sample_size: rows of the last sample; zero without one.
         conjugate_gradient_steps: in all.
         evaluations: of ``value_fn``, in all.
+        gradient_norm: of the last updates that came in.
         result: a :class:`softntk.solution.Result`; STEP_CHANGED if what comes behind a damped step did not take it as it was.
         proposed: where the last damped step leads, flattened, and its length: to see that.
         sampler: of the rows; None without a sample.
@@ -79,6 +80,7 @@ class NewtonState(NamedTuple):
     sample_size: Int[Array, ""]
     conjugate_gradient_steps: Int[Array, ""]
     evaluations: Int[Array, ""]
+    gradient_norm: Float[Array, ""]
     result: Int[Array, ""]
     proposed: tuple[Float[Array, " d"], Float[Array, ""]] | None
     sampler: Sampler | None
@@ -138,8 +140,8 @@ def scale_by_approx_newton(
         sketch_size: s, rows of the sample, for a curvature that is a
             :class:`softntk.curvature.structured.StructuredOperator`; 10 d to 30 d is good.
         max_distortion: the ε of (1 − ε)H̃ ≼ H ≼ (1 + ε)H̃ from which on scores are estimated anew, and then the sample is
-            doubled, twice, and is at last all rows, for the next step; ½, or 4 with cg_steps, if None. ε is measured by the
-            Ritz values of H̃⁻¹H, from below.
+            taken four times as large, and is at last all rows, for the next step; ½, or 4 with cg_steps, if None. ε is
+            measured by the Ritz values of H̃⁻¹H, from below.
         cg_steps: k.
         damping: "trust_region", "levenberg_marquardt" or None.
         initial_damping: the first μ.
@@ -193,6 +195,7 @@ def scale_by_approx_newton(
             sample_size=no,
             conjugate_gradient_steps=no,
             evaluations=no,
+            gradient_norm=zero,
             result=jnp.asarray(Result.SUCCESSFUL, jnp.int32),
             proposed=None if damping is None else (flat, zero),
             sampler=sampler,
@@ -247,6 +250,7 @@ def scale_by_approx_newton(
             sample_size=jnp.asarray(seen.rows, jnp.int32),
             conjugate_gradient_steps=state.conjugate_gradient_steps + seen.products.astype(jnp.int32),
             evaluations=state.evaluations + outcome.evaluations.astype(jnp.int32),
+            gradient_norm=jnp.where(finite, jnp.linalg.norm(g), state.gradient_norm),
             result=jnp.where(finite, result, Result.NONFINITE_INPUT).astype(jnp.int32),
             proposed=proposed,
             sampler=seen.sampler,
@@ -399,7 +403,7 @@ def _sketched(options: _Options, model: _Model, g: Array, trial: Trial, state: N
 def _by_products(options: _Options, model: _Model, g: Array, trial: Trial, state: NewtonState) -> tuple[Outcome, _Seen]:
     """Conjugate gradients without a preconditioner."""
     assert options.cg_steps is not None
-    space = _krylov.krylov(model.product, None, g, trial.value, _RTOL, options.cg_steps)
+    space = _krylov.krylov(model.product, None, g, trial.value, _rtol(g, state), options.cg_steps)
     if options.damping is None:
         outcome = _krylov.undamped(space)
     else:
@@ -408,40 +412,64 @@ def _by_products(options: _Options, model: _Model, g: Array, trial: Trial, state
 
 
 def _preconditioned(options: _Options, model: _Model, g: Array, trial: Trial, state: NewtonState) -> tuple[Outcome, _Seen]:
-    """Conjugate gradients preconditioned by a sample; exact steps where the curvature is not convex, or no sample is good."""
-    operator, sizes, before, metric = _structured(model.operator), _sizes(options, model), state.sampler, model.metric
-    assert before is not None
-    assert options.cg_steps is not None
-    steps = options.cg_steps
-    positive = operator.positive_part if metric is None else lambda: _structured(metric())
+    """Conjugate gradients preconditioned by a sample where that is convex, dense steps where it is not.
 
-    def with_rows(size: int) -> tuple[_dense.Factor, Sampler]:
-        sampler, sample = _sampled.draw(before, operator, size)
-        return _sampled.preconditioner(operator, positive, sample), sampler
+    Those are the sample's own while they get on, and exact when they do not, or when no sample preconditions well.
+    """
+    operator, sizes, steps, made = _structured(model.operator), _sizes(options, model), options.cg_steps, model.metric
+    assert state.sampler is not None
+    assert steps is not None
+    before = _sampled.judge(state.sampler, trial.value)
+    none, nothing = jnp.zeros((), jnp.int32), jnp.zeros((), g.dtype)
+    top = len(sizes) - 1
+
+    def exact() -> Outcome:
+        return _exact(options, model, g, trial, state)[0]
 
     def by_sample() -> tuple[Outcome, _Seen]:
-        factor, sampler = lax.switch(
-            before.level, [partial(with_rows, size) for size in sizes[:-1]] or [partial(with_rows, sizes[0])]
+        levels = sizes[:-1] or sizes
+        drawn = [partial(_sampled.draw, before, operator, size) for size in levels]
+        H, sampler = lax.switch(
+            before.level, [lambda draw=draw: (_sampled.matrix(operator, draw()[1]), draw()[0]) for draw in drawn]
         )
-        space = _krylov.krylov(model.product, factor, g, trial.value, _RTOL, steps)
-        if options.damping is None:
-            outcome = _krylov.undamped(space)
-        else:
-            exact = lambda: _exact(options, model, g, trial, state)[0]
-            outcome = _krylov.damped(space, DAMPINGS[options.damping], trial, state.damping, exact)
-        learned = _sampled.learn(sampler, operator, factor, space.distortion, options.max_distortion, len(sizes) - 1)
-        # Negative curvature says nothing about the sample.
-        learned = jax.tree.map(lambda new, old: jnp.where(space.model.negative, old, new), learned, sampler)
-        return outcome, _Seen(space.distortion, jnp.asarray(sizes, jnp.int32)[before.level], space.products, learned)
+        factor = _dense.factorise(H)
+
+        def metric() -> Float[Array, "d d"]:
+            assert made is not None
+            like = _structured(made())
+            return lax.switch(before.level, [lambda draw=draw: _sampled.matrix(like, draw()[1]) for draw in drawn])
+
+        def sampled() -> Outcome:
+            return _solved(options, H, None if made is None else metric, g, trial, state)
+
+        def dense() -> tuple[Outcome, _Seen]:
+            outcome = lax.cond(before.trusted, sampled, exact) if options.damping else sampled()
+            return outcome, _Seen(nothing, rows, none, _sampled.watch(sampler, trial.value))
+
+        def products() -> tuple[Outcome, _Seen]:
+            space = _krylov.krylov(model.product, factor, g, trial.value, _rtol(g, state), steps)
+            if options.damping is None:
+                outcome = _krylov.undamped(space)
+            else:
+                outcome = _krylov.damped(space, DAMPINGS[options.damping], trial, state.damping, exact)
+            learned = _sampled.learn(sampler, operator, factor, space.distortion, options.max_distortion, top)
+            # Negative curvature says nothing about the sample.
+            learned = jax.tree.map(lambda new, old: jnp.where(space.model.negative, old, new), learned, sampler)
+            return outcome, _Seen(space.distortion, rows, space.products, learned)
+
+        rows = jnp.asarray(levels, jnp.int32)[jnp.minimum(before.level, len(levels) - 1)]
+        return lax.cond(factor.definite, products, dense)
 
     if options.damping is None:
         return by_sample()
+    hopeless = (before.level == top) | (state.negative_curvature & ~before.trusted)
+    return lax.cond(hopeless, lambda: (exact(), _Seen(nothing, none, none, before)), by_sample)
 
-    def without() -> tuple[Outcome, _Seen]:
-        none = jnp.zeros((), jnp.int32)
-        return _exact(options, model, g, trial, state)[0], _Seen(jnp.zeros((), g.dtype), none, none, before)
 
-    return lax.cond(state.negative_curvature | (before.level == len(sizes) - 1), without, by_sample)
+def _rtol(g: Float[Array, " d"], state: NewtonState) -> Float[Array, ""]:
+    """How exactly to solve: as the gradient has shrunk in the last step, so that convergence is faster than linear."""
+    shrunk = jnp.linalg.norm(g) / jnp.where(state.gradient_norm > 0, state.gradient_norm, jnp.inf)
+    return jnp.where(state.gradient_norm > 0, jnp.clip(shrunk**1.5, _TIGHTEST, _LOOSEST), _LOOSEST)
 
 
 def _sizes(options: _Options, model: _Model) -> tuple[int, ...]:
