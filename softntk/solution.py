@@ -42,8 +42,8 @@ _ADVICE = {
     Result.NONFINITE_INPUT: "The loss is NaN or infinite at the starting point. Look for non-finite data or parameters.",
     Result.MAX_STEPS: "The steps ran out before the tolerance was reached. Allow more max_steps, or a larger rank or ridge.",
     Result.STAGNATED: (
-        "The true residual no longer falls: the precision of the products is exhausted. Use refine=True, float64, a larger "
-        "ridge, or a larger rtol."
+        "The true residual, or the gradient, no longer falls: the precision is exhausted. Use float64 or a larger rtol; in "
+        "ntk.solve also refine=True or a larger ridge."
     ),
     Result.NONFINITE_PRODUCT: (
         "A product with the operator is NaN or infinite: points outside the network's domain, or an overflow."

@@ -20,7 +20,8 @@ from softntk.solvers._trial import Step
 
 Params = Any
 
-_PATIENCE = 20  # steps without a smaller gradient, while the loss stands still, after which nothing more is expected
+_PATIENCE = 20  # steps without a smaller gradient, while the loss stands still, after which Newton will do no more
+_LONGER = 200  # the same for transforms without curvature, whose gradients may swing
 _CAPACITY = 256  # steps of a chunk, at most
 _SECONDS = 0.3  # that a chunk should take
 _RUNNING = -1
@@ -139,11 +140,12 @@ def _step(problem: Any, tx: Any, options: Options, carry: _Carry) -> tuple[_Carr
     flat = jnp.abs(value - carry.value) <= 8 * eps * jnp.abs(value)
     stalled = jnp.where(flat & ~(norm < carry.smallest_norm), carry.stalled + 1, 0)
     told = _report(state)
+    patience = _LONGER if told is None else _PATIENCE
     result = jnp.where(good, _RUNNING, Result.DIVERGED)
     if told is not None:
         result = jnp.where(told.kind == Step.REJECTED, Result.NO_STEP, result)
         result = jnp.where(told.result != Result.SUCCESSFUL, told.result, result)
-    result = jnp.where((result == _RUNNING) & (stalled >= _PATIENCE), Result.STAGNATED, result)
+    result = jnp.where((result == _RUNNING) & (stalled >= patience), Result.STAGNATED, result)
     new = _Carry(
         x=keep(x, carry.x),
         value=jnp.where(good, value, carry.value),

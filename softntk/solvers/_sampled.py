@@ -35,7 +35,6 @@ _UNIFORM = 0.01  # of the draws: no row that could matter is out of reach
 class Sampler(NamedTuple):
     """What is remembered from step to step."""
 
-    key: PRNGKeyArray
     scores: Float[Array, " n"]
     """q."""
     learned: Bool[Array, ""]
@@ -54,23 +53,22 @@ def sizes(op: StructuredOperator, size: int) -> tuple[int, ...]:
     return (*(rows for rows in (size, _GROWTH * size) if rows < n), n)
 
 
-def start(op: StructuredOperator, key: PRNGKeyArray) -> Sampler:
+def start(op: StructuredOperator) -> Sampler:
     """Scores by the rows' norms."""
     yes, no, unknown = jnp.asarray(True), jnp.asarray(False), jnp.asarray(jnp.inf, op.dtype)
-    return Sampler(key, matrices.row_squares(op.matrix), no, yes, unknown, jnp.asarray(0, jnp.int32))
+    return Sampler(matrices.row_squares(op.matrix), no, yes, unknown, jnp.asarray(0, jnp.int32))
 
 
-def draw(sampler: Sampler, op: StructuredOperator, size: int) -> tuple[Sampler, Sample]:
+def draw(sampler: Sampler, op: StructuredOperator, key: PRNGKeyArray, size: int) -> Sample:
     """A sample of ``size`` rows; all of them if that is all there are."""
     n = matrices.shape(op.matrix)[0]
     if size == n:
-        return sampler, Sample(indices=jnp.arange(n), scales=jnp.ones(n, op.dtype))
-    key, now = jax.random.split(sampler.key)
+        return Sample(indices=jnp.arange(n), scales=jnp.ones(n, op.dtype))
     chances = jnp.abs(op.logit_diagonal) * sampler.scores
     chances = jnp.where(jnp.isfinite(chances), chances, 0)
     total = jnp.sum(chances)
     pi = jnp.where(total > 0, (1 - _UNIFORM) * chances / jnp.where(total > 0, total, 1), 0) + _UNIFORM / n
-    return sampler._replace(key=key), sketch.draw(now, pi / jnp.sum(pi), size)
+    return sketch.draw(key, pi / jnp.sum(pi), size)
 
 
 def matrix(op: StructuredOperator, sample: Sample) -> Matrix:
@@ -93,21 +91,26 @@ def judge(sampler: Sampler, value: Float[Array, ""]) -> Sampler:
 
 
 def learn(
-    sampler: Sampler, op: StructuredOperator, factor: Factor, distortion: Float[Array, ""], most: float, top: int
+    sampler: Sampler,
+    op: StructuredOperator,
+    key: PRNGKeyArray,
+    factor: Factor,
+    distortion: Float[Array, ""],
+    most: float,
+    top: int,
 ) -> Sampler:
     """Where ε was above ``most``: scores from this factor, and, if the scores came from one already, a larger sample."""
 
     def again() -> Sampler:
-        key, now = jax.random.split(sampler.key)
         d = len(factor.scale)
         few = d > _DIRECTIONS
         directions = (
-            jax.random.normal(now, (d, _DIRECTIONS), op.dtype) / _DIRECTIONS**0.5 if few else jnp.eye(d, dtype=op.dtype)
+            jax.random.normal(key, (d, _DIRECTIONS), op.dtype) / _DIRECTIONS**0.5 if few else jnp.eye(d, dtype=op.dtype)
         )
         right = factor.halved(directions)
         level = jnp.minimum(sampler.level + sampler.learned, top)
         level = jnp.where(sampler.learned & ~(distortion <= _HOPELESS * most), top, level).astype(sampler.level.dtype)
         scores = matrices.row_squares(op.matrix, right)
-        return sampler._replace(key=key, scores=scores, learned=jnp.asarray(True), level=level)
+        return sampler._replace(scores=scores, learned=jnp.asarray(True), level=level)
 
     return lax.cond(distortion <= most, lambda: sampler, again)

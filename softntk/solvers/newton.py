@@ -23,85 +23,27 @@ Source: arXiv 2309.13482 and 2304.10411 (the approximate Newton method); MATH.md
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import lineax as lx
 import optax
-from jax import lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from softntk._validation import check_positive, check_positive_int
 from softntk.activations import unknown
-from softntk.curvature.structured import StructuredOperator
 from softntk.solution import Result
-from softntk.solvers import _dense, _krylov, _sampled
+from softntk.solvers import _sampled
 from softntk.solvers._damping import DAMPINGS
-from softntk.solvers._sampled import Sampler
-from softntk.solvers._trial import Outcome, Step, Trial
+from softntk.solvers._methods import METHODS, Curvature, Options, make_model, structured
+from softntk.solvers._state import NewtonState
+from softntk.solvers._trial import Step, Trial
 
 Params = Any
-Curvature = Callable[[Params], lx.AbstractLinearOperator]
 
-_LOOSEST, _TIGHTEST = 0.1, 1e-4  # relative residuals of the conjugate gradients
 _DISTORTION = 0.5  # of a sample that stands for the curvature, at most
 _PRECONDITIONED = 4.0  # of one that only preconditions
-_MEASURED = 4  # products that measure the ε of a sample which no conjugate gradients use
-
-
-class NewtonState(NamedTuple):
-    """What an approximate Newton transform remembers, and tells.
-
-    Attributes:
-        count: updates so far.
-        damping: the radius of the trust region or the parameter μ; zero where there is none.
-        kind: what the last update was, a :class:`~softntk.solvers.newton.Step`.
-        negative_curvature: whether the last curvature had a negative eigenvalue, beyond rounding.
-        smallest_curvature: the smallest it looked at, in the metric; zero where it did not look.
-        distortion: the measured ε of the sample; zero for exact curvature.
-        sample_size: rows of the last sample; zero without one.
-        conjugate_gradient_steps: in all.
-        evaluations: of ``value_fn``, in all.
-        gradient_norm: of the last updates that came in.
-        result: a :class:`softntk.solution.Result`; STEP_CHANGED if what comes behind a damped step did not take it as it was.
-        proposed: where the last damped step leads, flattened, and its length: to see that.
-        sampler: of the rows; None without a sample.
-    """
-
-    count: Int[Array, ""]
-    damping: Float[Array, ""]
-    kind: Int[Array, ""]
-    negative_curvature: Bool[Array, ""]
-    smallest_curvature: Float[Array, ""]
-    distortion: Float[Array, ""]
-    sample_size: Int[Array, ""]
-    conjugate_gradient_steps: Int[Array, ""]
-    evaluations: Int[Array, ""]
-    gradient_norm: Float[Array, ""]
-    result: Int[Array, ""]
-    proposed: tuple[Float[Array, " d"], Float[Array, ""]] | None
-    sampler: Sampler | None
-
-
-class _Options(NamedTuple):
-    curvature: Curvature
-    gauss_newton: Curvature | None
-    sketch_size: int | None
-    max_distortion: float
-    cg_steps: int | None
-    damping: str | None
-    initial_damping: float
-
-
-class _Model(NamedTuple):
-    """The curvature at a point, on flat vectors."""
-
-    operator: lx.AbstractLinearOperator
-    metric: Callable[[], lx.AbstractLinearOperator] | None
-    product: Callable[[Float[Array, " d"]], Float[Array, " d"]]
 
 
 def scale_by_approx_newton(
@@ -175,15 +117,15 @@ def scale_by_approx_newton(
         raise ValueError(unknown("damping", damping, DAMPINGS))
     if not callable(curvature):
         raise ValueError(f"curvature must be a function of the params, got {type(curvature).__name__}. Pass p.hessian, say.")
-    options = _Options(curvature, gauss_newton, sketch_size, max_distortion, cg_steps, damping, initial_damping)
     key = jax.random.key(0) if key is None else key
+    options = Options(curvature, gauss_newton, sketch_size, max_distortion, cg_steps, damping, initial_damping, key)
 
     def init(params: Params) -> NewtonState:
         flat, _ = ravel_pytree(params)
         zero, no = jnp.zeros((), flat.dtype), jnp.zeros((), jnp.int32)
         sampler = None
         if sketch_size is not None:
-            sampler = _sampled.start(_structured(_model(options, params, flat).operator), key)
+            sampler = _sampled.start(structured(make_model(options, params, flat).operator))
         first = initial_damping if damping == "levenberg_marquardt" else 0.0
         return NewtonState(
             count=no,
@@ -228,8 +170,8 @@ def scale_by_approx_newton(
             lambda step: jnp.dot(jax.grad(after)(step), step),
         )
         finite = jnp.isfinite(g).all() & jnp.isfinite(value)
-        model = _model(options, params, flat)
-        step = _METHODS[sketch_size is not None, cg_steps is not None]
+        model = make_model(options, params, flat)
+        step = METHODS[sketch_size is not None, cg_steps is not None]
         outcome, seen = step(options, model, jnp.where(finite, g, 0), trial, state)
         moved = jnp.where(finite & jnp.isfinite(outcome.step), outcome.step, 0)
         size = jnp.linalg.norm(moved)
@@ -317,165 +259,3 @@ def approx_newton(
         rounding = 64 * float(jnp.finfo(jnp.result_type(float)).eps)
         linesearch = optax.scale_by_backtracking_linesearch(30, rtol=rounding)
     return optax.chain(scaled, optax.scale(-1.0), linesearch)
-
-
-class _Seen(NamedTuple):
-    distortion: Any
-    rows: Any
-    products: Any
-    sampler: Sampler | None
-
-
-def _model(options: _Options, params: Params, flat: Float[Array, " d"]) -> _Model:
-    operator = _checked("curvature", options.curvature(params), params)
-    _, unravel = ravel_pytree(params)
-
-    def product(v: Float[Array, " d"]) -> Float[Array, " d"]:
-        return ravel_pytree(operator.mv(unravel(v)))[0].astype(flat.dtype)
-
-    gauss_newton = options.gauss_newton
-    metric = None if gauss_newton is None else lambda: _checked("gauss_newton", gauss_newton(params), params)
-    return _Model(operator, metric, product)
-
-
-def _checked(name: str, operator: Any, params: Params) -> lx.AbstractLinearOperator:
-    if not isinstance(operator, lx.AbstractLinearOperator):
-        raise ValueError(f"{name} must return a lineax operator, got {type(operator).__name__}.")
-    got = jax.tree.map(lambda leaf: leaf.shape, operator.in_structure())
-    want = jax.tree.map(jnp.shape, params)
-    if got != want:
-        raise ValueError(f"{name} must be an operator on the params, of shapes {want}; it is one on {got}.")
-    return operator
-
-
-def _structured(operator: lx.AbstractLinearOperator) -> StructuredOperator:
-    if not isinstance(operator, StructuredOperator):
-        raise ValueError(
-            f"sketch_size needs a curvature with rows to draw, a softntk.curvature.StructuredOperator, got "
-            f"{type(operator).__name__}. Without sketch_size any operator will do."
-        )
-    return operator
-
-
-def _solved(
-    options: _Options,
-    H: Float[Array, "d d"],
-    metric: Callable[[], Float[Array, "d d"]] | None,
-    g: Float[Array, " d"],
-    trial: Trial,
-    state: NewtonState,
-) -> Outcome:
-    if options.damping is None:
-        return _dense.undamped(H, metric, g)
-
-    def diagonal() -> Float[Array, "d d"]:
-        sizes = jnp.abs(jnp.diagonal(H))
-        return jnp.diag(jnp.maximum(sizes, jnp.finfo(H.dtype).eps * jnp.max(sizes)))
-
-    metric = diagonal if metric is None else metric
-    return _dense.damped(H, metric, g, DAMPINGS[options.damping], trial, state.damping)
-
-
-def _exact(options: _Options, model: _Model, g: Array, trial: Trial, state: NewtonState) -> tuple[Outcome, _Seen]:
-    made = model.metric
-    metric = None if made is None else lambda: made().as_matrix().astype(g.dtype)
-    outcome = _solved(options, model.operator.as_matrix().astype(g.dtype), metric, g, trial, state)
-    return outcome, _Seen(jnp.zeros((), g.dtype), 0, jnp.zeros((), jnp.int32), None)
-
-
-def _sketched(options: _Options, model: _Model, g: Array, trial: Trial, state: NewtonState) -> tuple[Outcome, _Seen]:
-    operator, sizes, before, made = _structured(model.operator), _sizes(options, model), state.sampler, model.metric
-    assert before is not None
-
-    def with_rows(size: int) -> tuple[Outcome, _dense.Factor, Sampler]:
-        sampler, sample = _sampled.draw(before, operator, size)
-        H = _sampled.matrix(operator, sample)
-        metric = None if made is None else lambda made=made: _sampled.matrix(_structured(made()), sample)
-        return _solved(options, H, metric, g, trial, state), _dense.factorise(H), sampler
-
-    outcome, factor, sampler = lax.switch(before.level, [partial(with_rows, size) for size in sizes])
-    space = _krylov.krylov(model.product, factor, g, trial.value, 0.0, _MEASURED)
-    distortion = jnp.where(factor.definite, space.distortion, jnp.inf)
-    learned = _sampled.learn(sampler, operator, factor, distortion, options.max_distortion, len(sizes) - 1)
-    return outcome, _Seen(distortion, jnp.asarray(sizes)[before.level], space.products, learned)
-
-
-def _by_products(options: _Options, model: _Model, g: Array, trial: Trial, state: NewtonState) -> tuple[Outcome, _Seen]:
-    """Conjugate gradients without a preconditioner."""
-    assert options.cg_steps is not None
-    space = _krylov.krylov(model.product, None, g, trial.value, _rtol(g, state), options.cg_steps)
-    if options.damping is None:
-        outcome = _krylov.undamped(space)
-    else:
-        outcome = _krylov.damped(space, DAMPINGS[options.damping], trial, state.damping)
-    return outcome, _Seen(jnp.zeros((), g.dtype), 0, space.products, None)
-
-
-def _preconditioned(options: _Options, model: _Model, g: Array, trial: Trial, state: NewtonState) -> tuple[Outcome, _Seen]:
-    """Conjugate gradients preconditioned by a sample where that is convex, dense steps where it is not.
-
-    Those are the sample's own while they get on, and exact when they do not, or when no sample preconditions well.
-    """
-    operator, sizes, steps, made = _structured(model.operator), _sizes(options, model), options.cg_steps, model.metric
-    assert state.sampler is not None
-    assert steps is not None
-    before = _sampled.judge(state.sampler, trial.value)
-    none, nothing = jnp.zeros((), jnp.int32), jnp.zeros((), g.dtype)
-    top = len(sizes) - 1
-
-    def exact() -> Outcome:
-        return _exact(options, model, g, trial, state)[0]
-
-    def by_sample() -> tuple[Outcome, _Seen]:
-        levels = sizes[:-1] or sizes
-        drawn = [partial(_sampled.draw, before, operator, size) for size in levels]
-        H, sampler = lax.switch(
-            before.level, [lambda draw=draw: (_sampled.matrix(operator, draw()[1]), draw()[0]) for draw in drawn]
-        )
-        factor = _dense.factorise(H)
-
-        def metric() -> Float[Array, "d d"]:
-            assert made is not None
-            like = _structured(made())
-            return lax.switch(before.level, [lambda draw=draw: _sampled.matrix(like, draw()[1]) for draw in drawn])
-
-        def sampled() -> Outcome:
-            return _solved(options, H, None if made is None else metric, g, trial, state)
-
-        def dense() -> tuple[Outcome, _Seen]:
-            outcome = lax.cond(before.trusted, sampled, exact) if options.damping else sampled()
-            return outcome, _Seen(nothing, rows, none, _sampled.watch(sampler, trial.value))
-
-        def products() -> tuple[Outcome, _Seen]:
-            space = _krylov.krylov(model.product, factor, g, trial.value, _rtol(g, state), steps)
-            if options.damping is None:
-                outcome = _krylov.undamped(space)
-            else:
-                outcome = _krylov.damped(space, DAMPINGS[options.damping], trial, state.damping, exact)
-            learned = _sampled.learn(sampler, operator, factor, space.distortion, options.max_distortion, top)
-            # Negative curvature says nothing about the sample.
-            learned = jax.tree.map(lambda new, old: jnp.where(space.model.negative, old, new), learned, sampler)
-            return outcome, _Seen(space.distortion, rows, space.products, learned)
-
-        rows = jnp.asarray(levels, jnp.int32)[jnp.minimum(before.level, len(levels) - 1)]
-        return lax.cond(factor.definite, products, dense)
-
-    if options.damping is None:
-        return by_sample()
-    hopeless = (before.level == top) | (state.negative_curvature & ~before.trusted)
-    return lax.cond(hopeless, lambda: (exact(), _Seen(nothing, none, none, before)), by_sample)
-
-
-def _rtol(g: Float[Array, " d"], state: NewtonState) -> Float[Array, ""]:
-    """How exactly to solve: as the gradient has shrunk in the last step, so that convergence is faster than linear."""
-    shrunk = jnp.linalg.norm(g) / jnp.where(state.gradient_norm > 0, state.gradient_norm, jnp.inf)
-    return jnp.where(state.gradient_norm > 0, jnp.clip(shrunk**1.5, _TIGHTEST, _LOOSEST), _LOOSEST)
-
-
-def _sizes(options: _Options, model: _Model) -> tuple[int, ...]:
-    assert options.sketch_size is not None
-    return _sampled.sizes(_structured(model.operator), options.sketch_size)
-
-
-_METHODS = {(False, False): _exact, (True, False): _sketched, (False, True): _by_products, (True, True): _preconditioned}
-"""By whether there is a sample, and whether there are products."""

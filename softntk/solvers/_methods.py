@@ -1,0 +1,213 @@
+"""The four methods of approximate Newton: exact, on a sample, by products, and by products that a sample preconditions."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from softntk.curvature.structured import StructuredOperator
+from softntk.solvers import _dense, _krylov, _sampled
+from softntk.solvers._damping import DAMPINGS
+from softntk.solvers._sampled import Sampler
+from softntk.solvers._state import NewtonState
+from softntk.solvers._trial import Outcome, Trial
+
+Params = Any
+Curvature = Callable[[Params], lx.AbstractLinearOperator]
+
+_LOOSEST, _TIGHTEST = 0.1, 1e-4  # relative residuals of the conjugate gradients
+_MEASURED = 4  # products that measure the ε of a sample which no conjugate gradients use
+
+
+class Options(NamedTuple):
+    curvature: Curvature
+    gauss_newton: Curvature | None
+    sketch_size: int | None
+    max_distortion: float
+    cg_steps: int | None
+    damping: str | None
+    initial_damping: float
+    key: PRNGKeyArray
+
+
+class Model(NamedTuple):
+    """The curvature at a point, on flat vectors."""
+
+    operator: lx.AbstractLinearOperator
+    metric: Callable[[], lx.AbstractLinearOperator] | None
+    product: Callable[[Float[Array, " d"]], Float[Array, " d"]]
+
+
+class Seen(NamedTuple):
+    distortion: Any
+    rows: Any
+    products: Any
+    sampler: Sampler | None
+
+
+def make_model(options: Options, params: Params, flat: Float[Array, " d"]) -> Model:
+    operator = _checked("curvature", options.curvature(params), params)
+    _, unravel = ravel_pytree(params)
+
+    def product(v: Float[Array, " d"]) -> Float[Array, " d"]:
+        return ravel_pytree(operator.mv(unravel(v)))[0].astype(flat.dtype)
+
+    gauss_newton = options.gauss_newton
+    metric = None if gauss_newton is None else lambda: _checked("gauss_newton", gauss_newton(params), params)
+    return Model(operator, metric, product)
+
+
+def _checked(name: str, operator: Any, params: Params) -> lx.AbstractLinearOperator:
+    if not isinstance(operator, lx.AbstractLinearOperator):
+        raise ValueError(f"{name} must return a lineax operator, got {type(operator).__name__}.")
+    got = jax.tree.map(lambda leaf: leaf.shape, operator.in_structure())
+    want = jax.tree.map(jnp.shape, params)
+    if got != want:
+        raise ValueError(f"{name} must be an operator on the params, of shapes {want}; it is one on {got}.")
+    return operator
+
+
+def structured(operator: lx.AbstractLinearOperator) -> StructuredOperator:
+    if not isinstance(operator, StructuredOperator):
+        raise ValueError(
+            f"sketch_size needs a curvature with rows to draw, a softntk.curvature.StructuredOperator, got "
+            f"{type(operator).__name__}. Without sketch_size any operator will do."
+        )
+    return operator
+
+
+def _solved(
+    options: Options,
+    H: Float[Array, "d d"],
+    metric: Callable[[], Float[Array, "d d"]] | None,
+    g: Float[Array, " d"],
+    trial: Trial,
+    state: NewtonState,
+) -> Outcome:
+    if options.damping is None:
+        return _dense.undamped(H, metric, g)
+
+    def diagonal() -> Float[Array, "d d"]:
+        sizes = jnp.abs(jnp.diagonal(H))
+        return jnp.diag(jnp.maximum(sizes, jnp.finfo(H.dtype).eps * jnp.max(sizes)))
+
+    metric = diagonal if metric is None else metric
+    return _dense.damped(H, metric, g, DAMPINGS[options.damping], trial, state.damping)
+
+
+def _exact(options: Options, model: Model, g: Array, trial: Trial, state: NewtonState) -> tuple[Outcome, Seen]:
+    made = model.metric
+    metric = None if made is None else lambda: made().as_matrix().astype(g.dtype)
+    outcome = _solved(options, model.operator.as_matrix().astype(g.dtype), metric, g, trial, state)
+    return outcome, Seen(jnp.zeros((), g.dtype), 0, jnp.zeros((), jnp.int32), None)
+
+
+def _sketched(options: Options, model: Model, g: Array, trial: Trial, state: NewtonState) -> tuple[Outcome, Seen]:
+    operator, sizes, before, made = structured(model.operator), _sizes(options, model), state.sampler, model.metric
+    assert before is not None
+
+    draws, directions = _keys(options, state)
+
+    def with_rows(size: int) -> tuple[Outcome, _dense.Factor]:
+        sample = _sampled.draw(before, operator, draws, size)
+        H = _sampled.matrix(operator, sample)
+        metric = None if made is None else lambda made=made: _sampled.matrix(structured(made()), sample)
+        return _solved(options, H, metric, g, trial, state), _dense.factorise(H)
+
+    outcome, factor = lax.switch(before.level, [partial(with_rows, size) for size in sizes])
+    space = _krylov.krylov(model.product, factor, g, trial.value, 0.0, _MEASURED)
+    distortion = jnp.where(factor.definite, space.distortion, jnp.inf)
+    learned = _sampled.learn(before, operator, directions, factor, distortion, options.max_distortion, len(sizes) - 1)
+    return outcome, Seen(distortion, jnp.asarray(sizes)[before.level], space.products, learned)
+
+
+def _by_products(options: Options, model: Model, g: Array, trial: Trial, state: NewtonState) -> tuple[Outcome, Seen]:
+    """Conjugate gradients without a preconditioner."""
+    assert options.cg_steps is not None
+    space = _krylov.krylov(model.product, None, g, trial.value, _rtol(g, state), options.cg_steps)
+    if options.damping is None:
+        outcome = _krylov.undamped(space)
+    else:
+        outcome = _krylov.damped(space, DAMPINGS[options.damping], trial, state.damping)
+    return outcome, Seen(jnp.zeros((), g.dtype), 0, space.products, None)
+
+
+def _preconditioned(options: Options, model: Model, g: Array, trial: Trial, state: NewtonState) -> tuple[Outcome, Seen]:
+    """Conjugate gradients preconditioned by a sample where that is convex, dense steps where it is not.
+
+    Those are the sample's own while they get on, and exact when they do not, or when no sample preconditions well.
+    """
+    operator, sizes, steps, made = structured(model.operator), _sizes(options, model), options.cg_steps, model.metric
+    assert state.sampler is not None
+    assert steps is not None
+    before = _sampled.judge(state.sampler, trial.value)
+    draws, directions = _keys(options, state)
+    none, nothing = jnp.zeros((), jnp.int32), jnp.zeros((), g.dtype)
+    top = len(sizes) - 1
+
+    def exact() -> Outcome:
+        return _exact(options, model, g, trial, state)[0]
+
+    def by_sample() -> tuple[Outcome, Seen]:
+        levels = sizes if options.damping is None else sizes[:-1] or sizes  # the last is exact, if damped
+        drawn = [partial(_sampled.draw, before, operator, draws, size) for size in levels]
+        H = lax.switch(before.level, [lambda draw=draw: _sampled.matrix(operator, draw()) for draw in drawn])
+        factor = _dense.factorise(H)
+
+        def metric() -> Float[Array, "d d"]:
+            assert made is not None
+            like = structured(made())
+            return lax.switch(before.level, [lambda draw=draw: _sampled.matrix(like, draw()) for draw in drawn])
+
+        def sampled() -> Outcome:
+            return _solved(options, H, None if made is None else metric, g, trial, state)
+
+        def dense() -> tuple[Outcome, Seen]:
+            outcome = lax.cond(before.trusted, sampled, exact) if options.damping else sampled()
+            return outcome, Seen(nothing, rows, none, _sampled.watch(before, trial.value))
+
+        def products() -> tuple[Outcome, Seen]:
+            space = _krylov.krylov(model.product, factor, g, trial.value, _rtol(g, state), steps)
+            if options.damping is None:
+                outcome = _krylov.undamped(space)
+            else:
+                outcome = _krylov.damped(space, DAMPINGS[options.damping], trial, state.damping, exact)
+            learned = _sampled.learn(before, operator, directions, factor, space.distortion, options.max_distortion, top)
+            # Negative curvature says nothing about the sample.
+            learned = jax.tree.map(lambda new, old: jnp.where(space.model.negative, old, new), learned, before)
+            return outcome, Seen(space.distortion, rows, space.products, learned)
+
+        rows = jnp.asarray(levels, jnp.int32)[jnp.minimum(before.level, len(levels) - 1)]
+        return lax.cond(factor.definite, products, dense)
+
+    if options.damping is None:
+        return by_sample()
+    hopeless = (before.level == top) | (state.negative_curvature & ~before.trusted)
+    return lax.cond(hopeless, lambda: (exact(), Seen(nothing, none, none, before)), by_sample)
+
+
+def _rtol(g: Float[Array, " d"], state: NewtonState) -> Float[Array, ""]:
+    """How exactly to solve: as the gradient has shrunk in the last step, so that convergence is faster than linear."""
+    shrunk = jnp.linalg.norm(g) / jnp.where(state.gradient_norm > 0, state.gradient_norm, jnp.inf)
+    return jnp.where(state.gradient_norm > 0, jnp.clip(shrunk**1.5, _TIGHTEST, _LOOSEST), _LOOSEST)
+
+
+def _keys(options: Options, state: NewtonState) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+    """Of this step's sample, and of the directions that estimate scores."""
+    draws, directions = jax.random.split(jax.random.fold_in(options.key, state.count))
+    return draws, directions
+
+
+def _sizes(options: Options, model: Model) -> tuple[int, ...]:
+    assert options.sketch_size is not None
+    return _sampled.sizes(structured(model.operator), options.sketch_size)
+
+
+METHODS = {(False, False): _exact, (True, False): _sketched, (False, True): _by_products, (True, True): _preconditioned}
+"""By whether there is a sample, and whether there are products."""
