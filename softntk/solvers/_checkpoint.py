@@ -67,7 +67,7 @@ def load(path: str | os.PathLike, tree: Any, mark: str) -> Any | None:
         return None
     leaves, structure = jax.tree.flatten(tree)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             kept = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
         raise ValueError(f"checkpoint {str(path)!r} is damaged, or no checkpoint: {error}. {_ADVICE}") from error

@@ -281,8 +281,8 @@ def in_chunks(
                 _checkpoint.save(checkpoint, (carry, history), mark)
             bar.show(_line(start, history))
             ask = min(2 * ask, _CAPACITY) if took < _SECONDS / 2 else max(ask // 2, 1) if took > 2 * _SECONDS else ask
-        if max_steps == 0:  # nothing was asked for but to look
-            carry, _ = advance(carry, jnp.zeros((), jnp.int32))
+        if int(carry.result) == _RUNNING:  # no steps were asked for, or all were made before: only look
+            carry, _ = advance(carry, carry.count)
     except KeyboardInterrupt:
         interrupted = True
     finally:
