@@ -1,6 +1,7 @@
 """What every test gets: run-time type checks on softntk, both precisions, no silent rank promotion."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import jaxtyping
@@ -19,6 +20,20 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def _compile_quickly(request: pytest.FixtureRequest) -> None:
     """Most tests are small programs that take longer to compile than to run; ``@pytest.mark.optimised`` is for the others."""
     jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("optimised") is None)
+
+
+_tests_run = 0
+
+
+@pytest.fixture(autouse=True)
+def _forget_programs_in_time() -> Iterator[None]:
+    """Every compiled program holds memory maps, of which Linux gives a process 65,530: before they run out all are let go."""
+    global _tests_run
+    yield
+    _tests_run += 1
+    maps = Path("/proc/self/maps")
+    if _tests_run % 10 == 0 and maps.exists() and maps.read_bytes().count(b"\n") > 40_000:
+        jax.clear_caches()
 
 
 @pytest.fixture(params=["float32", "float64"])

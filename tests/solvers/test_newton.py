@@ -138,6 +138,7 @@ def test_the_undamped_step_is_that_of_numpy(sketch_size, dtype):
     assert float(state.distortion) < 100 * np.finfo(dtype).eps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cg_steps", "damping"), first([c[1:] for c in DENSE], (2, "trust_region")))
 def test_a_sample_of_all_rows_is_exact(cg_steps, damping, x64):
     p = regression(weights=1.0)
@@ -283,6 +284,7 @@ def test_the_measured_distortion_is_a_lower_bound(d, cg_steps, x64):
         assert int(state.sample_size) == 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cg_steps", first([None, 2], None))
 def test_the_sample_grows_where_it_has_to(cg_steps, x64):
     p = regression(n=100, weights=1.0)
