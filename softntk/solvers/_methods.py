@@ -26,6 +26,8 @@ _MEASURED = 4  # products that measure the ε of a sample which no conjugate gra
 
 
 class Options(NamedTuple):
+    """What :func:`softntk.solvers.scale_by_approx_newton` was asked for."""
+
     curvature: Curvature
     gauss_newton: Curvature | None
     sketch_size: int | None
@@ -45,6 +47,8 @@ class Model(NamedTuple):
 
 
 class Seen(NamedTuple):
+    """What a step learned about its sample."""
+
     distortion: Any
     rows: Any
     products: Any
@@ -52,6 +56,7 @@ class Seen(NamedTuple):
 
 
 def make_model(options: Options, params: Params, flat: Float[Array, " d"]) -> Model:
+    """The curvature at the params, checked."""
     operator = _checked("curvature", options.curvature(params), params)
     _, unravel = ravel_pytree(params)
 
@@ -74,6 +79,7 @@ def _checked(name: str, operator: Any, params: Params) -> lx.AbstractLinearOpera
 
 
 def structured(operator: lx.AbstractLinearOperator) -> StructuredOperator:
+    """The operator itself, if it has rows to draw."""
     if not isinstance(operator, StructuredOperator):
         raise ValueError(
             f"sketch_size needs a curvature with rows to draw, a softntk.curvature.StructuredOperator, got "
@@ -109,9 +115,11 @@ def _exact(options: Options, model: Model, g: Array, trial: Trial, state: Newton
 
 
 def _sketched(options: Options, model: Model, g: Array, trial: Trial, state: NewtonState) -> tuple[Outcome, Seen]:
-    operator, sizes, before, made = structured(model.operator), _sizes(options, model), state.sampler, model.metric
-    assert before is not None
-
+    """The papers' method. Where the curvature is not convex a sample is judged by how the loss falls, else by its ε."""
+    operator, sizes, made = structured(model.operator), _sizes(options, model), model.metric
+    assert state.sampler is not None
+    before, top = _sampled.judge(state.sampler, trial.value), len(sizes) - 1
+    before = before._replace(level=jnp.where(before.trusted, before.level, top))
     draws, directions = _keys(options, state)
 
     def with_rows(size: int) -> tuple[Outcome, _dense.Factor]:
@@ -123,7 +131,9 @@ def _sketched(options: Options, model: Model, g: Array, trial: Trial, state: New
     outcome, factor = lax.switch(before.level, [partial(with_rows, size) for size in sizes])
     space = _krylov.krylov(model.product, factor, g, trial.value, 0.0, _MEASURED)
     distortion = jnp.where(factor.definite, space.distortion, jnp.inf)
-    learned = _sampled.learn(before, operator, directions, factor, distortion, options.max_distortion, len(sizes) - 1)
+    learned = _sampled.learn(before, operator, directions, factor, distortion, options.max_distortion, top)
+    convex, watching = factor.definite & ~space.model.negative, _sampled.watch(before, trial.value)
+    learned = jax.tree.map(lambda new, old: jnp.where(convex, new, old), learned, watching)
     return outcome, Seen(distortion, jnp.asarray(sizes)[before.level], space.products, learned)
 
 

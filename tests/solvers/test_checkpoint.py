@@ -88,6 +88,7 @@ def bowl(x):
     return jnp.sum((x - 1) ** 2)
 
 
+@pytest.mark.slow
 def test_a_smaller_tolerance_goes_on(tmp_path):
     tx, file = optax.sgd(0.1), tmp_path / "run"
     minimise(bowl, jnp.zeros(2), tx, rtol=1e-2, checkpoint=file)
@@ -127,6 +128,7 @@ def test_what_is_no_checkpoint_of_this_run_is_refused_and_left_alone(tmp_path):
         minimise(bowl, x, tx, max_steps=3, throw=False, checkpoint=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_byte_that_changed_is_seen_or_does_not_matter(tmp_path):
     tx, file, rng = optax.sgd(0.1), tmp_path / "run", np.random.default_rng(0)
     run = lambda: minimise(bowl, jnp.zeros(2), tx, max_steps=3, throw=False, checkpoint=file)

@@ -109,6 +109,7 @@ TRANSFORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", first(TRANSFORMS, "adam"))
 def test_any_transform_of_optax(name, dtype):
     p, start = regression(dtype), jnp.zeros(3, dtype)
@@ -128,6 +129,7 @@ def test_pytrees_and_plain_functions(dtype):
     assert float(optax.tree.norm(jax.grad(loss)(sol.value))) <= 1.1e-4 * float(optax.tree.norm(jax.grad(loss)(start)))
 
 
+@pytest.mark.slow
 def test_stats_and_jit_and_vmap(x64):
     """One loop for all targets, against one run for each."""
     p, most = regression(), 12
@@ -149,6 +151,7 @@ def test_stats_and_jit_and_vmap(x64):
         assert_close(sol.stats["loss"][[0, -1]], [q(jnp.zeros(3)), q(sol.value)])
 
 
+@pytest.mark.slow
 def test_nothing_to_do(x64):
     tx = optax.sgd(0.1)
     for run in (lambda f: f, jax.jit):
@@ -167,6 +170,7 @@ def test_looking_is_the_same_under_jit(x64):
     assert int(look(jnp.ones(3))) == int(jax.jit(look)(jnp.ones(3)))
 
 
+@pytest.mark.slow
 def test_steps_run_out_at_the_best_point(x64):
     sol = minimise(parabola, jnp.zeros(2), optax.sgd(0.9), max_steps=3, throw=False)
     assert Result(int(sol.result)) is Result.MAX_STEPS
@@ -316,6 +320,7 @@ def test_theory_beside_practice(x64):
         minimise(parabola, jnp.zeros(2), optax.sgd(0.1), theory=True)
 
 
+@pytest.mark.slow
 def test_progress_is_shown_and_changes_nothing(capsys):
     tx = optax.sgd(0.1)
     quiet = minimise(parabola, jnp.zeros(2), tx)

@@ -50,6 +50,7 @@ def test_any_apply_fn_and_any_multiple_of_the_loss(x64):
     assert_close(net.apply_fn(sols[0].value, x), net.apply_fn(sols[1].value, x), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_says_when_nothing_helps(x64):
     net, params, x, y, _ = problem("softmax", "float64")
     tx = sn.solvers.natural_gradient(net, x, y)

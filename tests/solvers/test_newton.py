@@ -46,11 +46,14 @@ def types(tree):
     return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.weak_type), tree)
 
 
-@pytest.mark.parametrize("combined", [*COMBINATIONS, None])
-def test_shapes_and_dtypes_never_change(combined, dtype):
+CONTRACT = {"descent": None} | {"{} {} {}".format(*combined): combined for combined in COMBINATIONS}
+
+
+@pytest.mark.parametrize("name", first(CONTRACT, "descent", "4 2 trust_region"))
+def test_shapes_and_dtypes_never_change(name, dtype):
     """Traced only: what lax.cond and lax.while_loop would refuse, and unknown arguments are let through."""
     p = regression(dtype)
-    tx = sn.solvers.gradient_descent(0.1, 0.9) if combined is None else combination(p, *combined)
+    tx = combination(p, *CONTRACT[name]) if CONTRACT[name] else sn.solvers.gradient_descent(0.1, 0.9)
     x = jax.ShapeDtypeStruct((3,), dtype)
     state = jax.eval_shape(tx.init, x)
     updates, new = jax.eval_shape(lambda s, x: after(tx, p, s, x, unknown="argument"), state, x)
@@ -59,6 +62,7 @@ def test_shapes_and_dtypes_never_change(combined, dtype):
     assert jax.tree.structure(new) == jax.tree.structure(state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(NAMES, first(COMBINATIONS, (None, None, "trust_region")))
 def test_in_scan_and_cond_under_jit(sketch_size, cg_steps, damping, x64):
     p = regression()
@@ -84,6 +88,7 @@ def test_in_scan_and_cond_under_jit(sketch_size, cg_steps, damping, x64):
         assert float(p(x)) < float(losses[0]) or (sketch_size and damping is None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(NAMES, first(DENSE, (None, None, None)))
 def test_pytrees_of_mixed_shapes(sketch_size, cg_steps, damping, x64):
     """As the same problem on a flat vector."""
@@ -107,6 +112,7 @@ def test_pytrees_of_mixed_shapes(sketch_size, cg_steps, damping, x64):
     assert_close(join(updates), jax.jit(lambda x: after(on_flat, p, on_flat.init(x), x)[0])(flat), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_pytrees_of_mixed_precision(x64):
     tree = {"a": jnp.ones(2, "float32"), "b": jnp.ones(1, "float64")}
     curvature = lambda tree: lx.FunctionLinearOperator(
@@ -148,6 +154,7 @@ def test_a_sample_of_all_rows_is_exact(cg_steps, damping, x64):
     assert_close(found, wanted, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_without_damping_a_curvature_that_is_not_convex_gives_a_descent_direction(x64):
     p = sn.regression.problem(np.eye(3), np.full(3, 4.0), "cosh", "plain")
     x = jnp.array([0.5, 1.0, 1.8])  # below 1.4 the second derivatives are negative
@@ -163,6 +170,7 @@ def test_without_damping_a_curvature_that_is_not_convex_gives_a_descent_directio
 DAMPED = [(*combined, dtype) for combined in COMBINATIONS if combined[2] is not None for dtype in ("float32", "float64")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize((*NAMES, "precision"), first(DAMPED, (None, None, "levenberg_marquardt", "float32")))
 def test_a_damped_step_never_increases_the_loss(sketch_size, cg_steps, damping, precision):
     """From anywhere; the loss is that which the transform was given."""
