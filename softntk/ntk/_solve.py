@@ -8,6 +8,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from softntk._progress import Progress
 from softntk._validation import check_finite, check_floating, check_positive_int
 from softntk.ntk.gram_operators import GramOperator
 from softntk.ntk.preconditioner import CompletePreconditioner, Preconditioner, precondition
@@ -116,7 +117,7 @@ def solve(
     value, left, steps, result = best, y, 0, Result.MAX_STEPS
     norms = np.maximum(np.linalg.norm(left, axis=0), np.finfo(op.dtype).tiny)
     state = None
-    bar = _Progress(progress)
+    bar = Progress(progress, "solving")
     try:
         while True:
             # On what is left, scaled to unit norm so that float32 sees neither overflow nor underflow.
@@ -128,7 +129,8 @@ def solve(
                 state = _advance(op, ridge_, inverse, state, goals, asked)
                 made, state = int(state.step), state._replace(step=jnp.zeros((), int))
                 steps += made
-                bar.show(steps, float(np.max(np.linalg.norm(np.asarray(state.residual), axis=0) * norms / scale)))
+                error = float(np.max(np.linalg.norm(np.asarray(state.residual), axis=0) * norms / scale))
+                bar.show(f"step {steps}, relative residual {error:.1e}")
                 if made < asked:  # every column is there, or no longer finite
                     break
             value, left, error = judged(state.x, norms)
@@ -220,23 +222,3 @@ def _advance(op: GramOperator, ridge: Array, inverse: _Inverse, state: _State, g
         return _State(s.x + length * s.direction, residual, z + turn * s.direction, inner, s.step + 1)
 
     return lax.while_loop(lambda s: (s.step < steps) & jnp.any(unfinished(s)), step, state)
-
-
-class _Progress:
-    """A line that rich keeps up to date, or nothing."""
-
-    def __init__(self, shown: bool) -> None:
-        self.status = None
-        if shown:
-            from rich.console import Console
-
-            self.status = Console().status("solving")
-            self.status.start()
-
-    def show(self, step: int, error: float) -> None:
-        if self.status is not None:
-            self.status.update(f"step {step}, relative residual {error:.1e}")
-
-    def close(self) -> None:
-        if self.status is not None:
-            self.status.stop()

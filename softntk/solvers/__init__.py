@@ -4,6 +4,7 @@ from softntk.solvers import step_sizes as step_sizes
 from softntk.solvers._contraction import Contraction as Contraction
 from softntk.solvers._contraction import contraction as contraction
 from softntk.solvers._minimise import minimise as minimise
+from softntk.solvers._trial import Step as Step
 from softntk.solvers.natural_gradient import NaturalGradientState as NaturalGradientState
 from softntk.solvers.natural_gradient import natural_gradient as natural_gradient
 from softntk.solvers.newton import NewtonState as NewtonState

@@ -8,7 +8,6 @@ Source: arXiv 2309.13482 and 2304.10411, the approximate Newton method; MATH.md 
 """
 
 import dataclasses
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -104,9 +103,7 @@ def _promised(distortion: np.ndarray, distance: np.ndarray, M: float, strength: 
     return np.where(inside, 2 * (distortion + bent / np.where(inside, strength - bent, 1)), np.inf)
 
 
-def with_contraction(problem: Any, solution: Solution) -> Solution:
-    """The solution with ``stats["contraction"]``, where the problem has what it takes."""
-    if not isinstance(problem, Problem):
-        raise ValueError(f"theory=True needs a problem of softntk.regression.problem, got {type(problem).__name__}.")
+def with_contraction(problem: Problem, solution: Solution) -> Solution:
+    """The solution with ``stats["contraction"]``."""
     found = contraction(problem, solution.stats["path"], solution.stats["distortion"])
     return dataclasses.replace(solution, stats={**solution.stats, "contraction": found})

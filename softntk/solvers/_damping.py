@@ -46,14 +46,22 @@ def search(damping: Damping, model: Spectrum, trial: Trial, level: Float[Array, 
         y = damping.solve(model, level, trial.value)
         step, predicted = model.step(y), model.decrease(y)
         ratio = judge(trial, step, jnp.dot(model.slope, y), predicted)
-        return count + 1, damping.adapt(level, ratio, jnp.linalg.norm(y), count), step, ratio > _ENOUGH
+        level = damping.adapt(level, ratio, jnp.linalg.norm(y), count)
+        return count + 1, level, step, predicted, ratio > _ENOUGH
 
     start = damping.start(model, level, trial.value)
-    begun = (jnp.asarray(0, jnp.int32), start, jnp.zeros(model.back.shape[0], start.dtype), jnp.asarray(False))
-    count, level, step, found = lax.while_loop(lambda c: (c[0] < _TRIALS) & ~c[-1], attempt, begun)
+    begun = (
+        jnp.asarray(0, jnp.int32),
+        start,
+        jnp.zeros(model.back.shape[0], start.dtype),
+        jnp.zeros_like(start),
+        jnp.asarray(False),
+    )
+    count, level, step, predicted, found = lax.while_loop(lambda c: (c[0] < _TRIALS) & ~c[-1], attempt, begun)
     kind = jnp.where(model.negative, Step.NEGATIVE_CURVATURE, damping.kind)
     kind = jnp.where(found, kind, Step.REJECTED)
-    return outcome(jnp.where(found, step, 0), level, kind, model.negative, model.values[0], count)
+    step, predicted = jnp.where(found, step, 0), jnp.where(found, predicted, 0)
+    return outcome(step, level, kind, model.negative, model.values[0], count, predicted)
 
 
 def _region(model: Spectrum, radius: Float[Array, ""], value: Float[Array, ""]) -> Float[Array, " k"]:

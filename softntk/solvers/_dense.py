@@ -1,14 +1,18 @@
 r"""Steps on a curvature that is a matrix, [d, d]: Newton's by Cholesky, and where that will not do the spectrum.
 
-The metric M is the Gauss–Newton matrix, or a diagonal. With the first, steps are measured by how much they move the
+The metric M is the Gauss–Newton matrix, or the diagonal of |H|. With the first, steps are measured by how much they move the
 predictions, so that neither units nor the condition of the data matter: on rows of heavy-tailed scale half as many steps are
 taken as with a diagonal. It costs a second Gram product and the eigenvectors of C⁻¹HC⁻ᵀ, M = CCᵀ, and only where Newton's step
 is no good.
+
+Gauss–Newton may be blind to a direction that H is not (a loss of the direction of x only: Mx = 0, Hx = −g), and then hardly gets
+on: where a step promises little, one in the diagonal metric is tried as well, and the better one taken.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import jax.scipy.linalg
 from jax import lax
@@ -19,6 +23,7 @@ from softntk.solvers._damping import GOOD, Damping, search
 from softntk.solvers._trial import Outcome, Spectrum, Step, Trial, judge, outcome
 
 _FLOOR = 64  # roundings that the metric is raised by, so that flat directions stay finite
+_POOR = 0.01  # of the loss: a step that promises to lower it by less is compared with one in the other metric
 
 Matrix = Float[Array, "d d"]
 Vector = Float[Array, " d"]
@@ -57,6 +62,12 @@ def factorise(P: Matrix, floor: int = 0) -> Factor:
     return Factor(jnp.where(definite, lower, identity), scale, definite)
 
 
+def diagonal(H: Matrix) -> Matrix:
+    """The metric of Jacobi: |H_ii|."""
+    sizes = jnp.abs(jnp.diagonal(H))
+    return jnp.diag(jnp.maximum(sizes, jnp.finfo(H.dtype).eps * jnp.max(sizes)))
+
+
 def spectrum(H: Matrix, M: Matrix, g: Vector) -> Spectrum:
     """Of R⁻ᵀHR⁻¹ for M = RᵀR."""
     factor = factorise(M, _FLOOR)
@@ -81,21 +92,38 @@ def newton(H: Matrix, g: Vector) -> tuple[Vector, Bool[Array, ""]]:
 
 def damped(
     H: Matrix,
-    metric: Callable[[], Matrix],
+    metric: Callable[[], Matrix] | None,
     g: Vector,
     damping: Damping,
     trial: Trial,
     level: Float[Array, ""],
 ) -> Outcome:
-    """Newton's step where H is positive definite and the loss falls as the model says, else a damped one in the metric."""
+    """Newton's step where H is positive definite and the loss falls as the model says, else a damped one.
+
+    In the metric that is given, if any, or in the diagonal one.
+    """
     step, definite = newton(H, g)
     slope = jnp.dot(g, step)
     predicted = -0.5 * slope
     good = lax.cond(definite, lambda: judge(trial, step, slope, predicted) > GOOD, lambda: jnp.asarray(False))
     tried = definite.astype(jnp.int32)
+    by_diagonal = lambda level: search(damping, spectrum(H, diagonal(H), g), trial, level)
+
+    def in_both() -> Outcome:
+        assert metric is not None
+        first = search(damping, spectrum(H, metric(), g), trial, level)
+
+        def better() -> Outcome:
+            other = by_diagonal(jnp.zeros_like(level))
+            wins = trial.after(other.step) < trial.after(first.step)
+            # The metrics have a damping each: that of the other starts anew.
+            chosen = jax.tree.map(lambda a, b: jnp.where(wins, a, b), other._replace(damping=level), first)
+            return chosen._replace(evaluations=first.evaluations + other.evaluations + 2)
+
+        return lax.cond(first.predicted < _POOR * jnp.abs(trial.value), better, lambda: first)
 
     def searched() -> Outcome:
-        found = search(damping, spectrum(H, metric(), g), trial, level)
+        found = by_diagonal(level) if metric is None else in_both()
         return found._replace(evaluations=found.evaluations + tried)
 
     taken = lambda: outcome(step, damping.after_newton(level, predicted), Step.NEWTON, evaluations=tried)

@@ -98,12 +98,6 @@ def _solved(
 ) -> Outcome:
     if options.damping is None:
         return _dense.undamped(H, metric, g)
-
-    def diagonal() -> Float[Array, "d d"]:
-        sizes = jnp.abs(jnp.diagonal(H))
-        return jnp.diag(jnp.maximum(sizes, jnp.finfo(H.dtype).eps * jnp.max(sizes)))
-
-    metric = diagonal if metric is None else metric
     return _dense.damped(H, metric, g, DAMPINGS[options.damping], trial, state.damping)
 
 

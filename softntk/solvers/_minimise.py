@@ -28,6 +28,7 @@ from jax import lax
 from jaxtyping import Array
 
 from softntk._validation import check_floating, is_concrete
+from softntk.regression.problem import Problem
 from softntk.solution import Result, Solution
 from softntk.solvers import _implicit, _run
 from softntk.solvers._contraction import with_contraction
@@ -106,8 +107,11 @@ def minimise(
     options = _run.Options(_check_tolerances(rtol, atol, step_tol, dtype), float(atol), float(step_tol), theory)
     if isinstance(max_steps, bool) or not isinstance(max_steps, int | np.integer) or max_steps < 0:
         raise ValueError(f"max_steps must be an integer of at least 0, got {max_steps!r}.")
+    if theory and not isinstance(problem, Problem):
+        raise ValueError(f"theory=True needs a problem of softntk.regression.problem, got {type(problem).__name__}.")
     x0 = lax.stop_gradient(jax.tree.map(jnp.asarray, x0))
-    problem = _with_leaves(problem, x0)
+    if not has_arrays(problem) and _closes_over_tracers(problem, x0):
+        problem = eqx.filter_closure_convert(problem, x0)  # a pytree of what it may be differentiated by
     fixed = jax.tree.map(lambda leaf: lax.stop_gradient(leaf) if eqx.is_array(leaf) else leaf, problem)
     if _is_traced((fixed, x0)):
         if progress or checkpoint is not None or theory:
@@ -115,7 +119,8 @@ def minimise(
         solution = _run.as_one_loop(fixed, tx, options, x0, int(max_steps))
         return dataclasses.replace(solution, value=_implicit.attach(problem, solution.value))
     solution = _run.in_chunks(fixed, tx, options, x0, int(max_steps), progress, checkpoint)
-    solution = with_contraction(fixed, solution) if theory else solution
+    if isinstance(fixed, Problem) and theory:
+        solution = with_contraction(fixed, solution)
     if throw and int(solution.result) != Result.INTERRUPTED:
         solution.check()
     return dataclasses.replace(solution, value=_implicit.attach(problem, solution.value)) if _is_traced(problem) else solution
@@ -154,8 +159,5 @@ def _is_traced(tree: Any) -> bool:
     return not all(map(is_concrete, jax.tree.leaves(tree)))
 
 
-def _with_leaves(problem: Any, x0: Params) -> Any:
-    """The problem as a pytree of what it may be differentiated by: a function that closes over tracers is converted."""
-    if has_arrays(problem) or not _is_traced((x0, problem(x0))):
-        return problem
-    return eqx.filter_closure_convert(problem, x0)
+def _closes_over_tracers(problem: Any, x0: Params) -> bool:
+    return not all(map(is_concrete, jax.make_jaxpr(problem)(x0).consts))

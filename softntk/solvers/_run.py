@@ -251,8 +251,9 @@ def in_chunks(
         carry,
         jnp.zeros((), jnp.int32),
     )
-    shapes = jax.eval_shape(advance, carry, jnp.zeros((), jnp.int32))[1]
-    history = jax.tree.map(lambda leaf: np.zeros((0, *leaf.shape[1:]), leaf.dtype), shapes)
+    none = np.zeros(0, start.value.dtype)
+    path = jax.tree.map(lambda leaf: np.zeros((0, *leaf.shape), leaf.dtype), start.x) if options.path else None
+    history = _History(none, none, none, none, none, path)
     mark = ""
     if checkpoint is not None:
         mark = _checkpoint.fingerprint((start.x, start.value, start.grad, start.state))

@@ -6,7 +6,7 @@ once a sample has been factorised, P̃ = RᵀR, its leverage scores cost one pas
     q_i = ‖a_i R⁻¹ G‖²,        G Gaussian, [d, k] / √k.
 
 A poor first sample still gives scores that are right to its own distortion, and the next one drawn with them is good (repeated
-sampling). If the measured ε stays too large, the next sample is twice as large.
+sampling). If the measured ε stays too large, the next sample is four times as large, and at last all of A.
 
 Source: arXiv 2309.13482, the approximate Newton method; Cohen, Lee, Musco, Musco, Peng and Sidford (2015), ITCS, Uniform
 sampling for matrix approximation; Drineas, Magdon-Ismail, Mahoney and Woodruff (2012), JMLR 13, 3475–3506.

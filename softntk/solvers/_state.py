@@ -13,7 +13,7 @@ class NewtonState(NamedTuple):
     Attributes:
         count: updates so far.
         damping: the radius of the trust region or the parameter μ; zero where there is none.
-        kind: what the last update was, a :class:`~softntk.solvers.newton.Step`.
+        kind: what the last update was, a :class:`softntk.solvers.Step`.
         negative_curvature: whether the last curvature had a negative eigenvalue, beyond rounding.
         smallest_curvature: the smallest it looked at, in the metric; zero where it did not look.
         distortion: the measured ε of the sample; zero for exact curvature.

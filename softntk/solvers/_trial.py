@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from softntk.curvature._matrices import product
+
 
 class Trial(NamedTuple):
     """The loss around a point."""
@@ -47,7 +49,7 @@ class Spectrum(NamedTuple):
 
     def step(self, y: Float[Array, " k"]) -> Float[Array, " d"]:
         """T y."""
-        return jnp.sum(self.back * y[None, :], axis=1)
+        return product(self.back, y)
 
     def decrease(self, y: Float[Array, " k"]) -> Float[Array, ""]:
         """By how much the model falls."""
@@ -67,15 +69,24 @@ class Outcome(NamedTuple):
     """The smallest curvature seen, relative to the metric; zero where it was not looked for."""
     evaluations: Array
     """Of the loss."""
+    predicted: Array
+    """The decrease of the model, of a damped step; zero for others."""
 
 
 def outcome(
-    step: Float[Array, " d"], damping: Any, kind: Any, negative: Any = False, smallest: Any = 0.0, evaluations: Any = 0
+    step: Float[Array, " d"],
+    damping: Any,
+    kind: Any,
+    negative: Any = False,
+    smallest: Any = 0.0,
+    evaluations: Any = 0,
+    predicted: Any = 0.0,
 ) -> Outcome:
     """An outcome of fixed dtypes, so that branches agree."""
     real = lambda value: jnp.asarray(value, step.dtype)
     whole = lambda value: jnp.asarray(value, jnp.int32)
-    return Outcome(step, real(damping), whole(kind), jnp.asarray(negative), real(smallest), whole(evaluations))
+    rest = jnp.asarray(negative), real(smallest), whole(evaluations), real(predicted)
+    return Outcome(step, real(damping), whole(kind), *rest)
 
 
 def judge(trial: Trial, step: Float[Array, " d"], slope: Float[Array, ""], predicted: Float[Array, ""]) -> Float[Array, ""]:

@@ -45,7 +45,7 @@ class NaturalGradientState(NamedTuple):
     Attributes:
         count: updates so far.
         damping: ρ relative to the mean of the kernel's diagonal.
-        kind: a :class:`softntk.solvers.newton.Step`: GAUSS_NEWTON, or REJECTED where no ridge made the loss fall.
+        kind: a :class:`softntk.solvers.Step`: GAUSS_NEWTON, or REJECTED where no ridge made the loss fall.
         negative_curvature: never.
         distortion: the relative residual of the last solve.
         conjugate_gradient_steps: in all.

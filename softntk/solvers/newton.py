@@ -67,9 +67,9 @@ def scale_by_approx_newton(
     | None | k | the same without preconditioner, for curvature that has no rows, in many dimensions |
 
     Where H is positive definite the step is Newton's. Where it is not, and there is no damping, it is −M⁻¹g with the
-    Gauss–Newton matrix M, or −|H|⁻¹g without one (conjugate gradients: the step to where the curvature turns): a descent
-    direction for the line search behind it. Damping, instead of a line search, evaluates ``value_fn`` itself and takes any
-    step only if it makes the loss fall; NaN counts as +inf.
+    Gauss–Newton matrix M, or −|H|⁻¹g without one (by products: on the Krylov space): a descent direction for the line search
+    behind it. Damping, instead of a line search, evaluates ``value_fn`` itself and takes any step only if it makes the loss
+    fall; NaN counts as +inf.
 
     - "trust_region": the exact solution of the model in ‖s‖_M ≤ Δ, which follows directions of negative curvature.
     - "levenberg_marquardt": (H + μM)s = −g, μ raised until the loss falls.

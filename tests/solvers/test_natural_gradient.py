@@ -82,10 +82,12 @@ def test_step_sizes_reach_the_rate_of_the_theory(rule, x64):
     options = (found,) if rule == "fastest" else (*found, rule == "nesterov")
     root = np.sqrt(100.0)
     rate = {"fastest": 99 / 101, "heavy_ball": (root - 1) / (root + 1), "nesterov": np.sqrt(1 - 1 / root)}[rule]
+    # The worst of the errors: just so for the first, times about the steps for the second, less for the third.
+    least, most = {"fastest": (1.0, 1.0), "heavy_ball": (1.0, 1e3), "nesterov": (0.0, 1.0)}[rule]
     x = jnp.ones(7)
     sol = sn.solvers.train(lambda x: 0.5 * jnp.sum(values * x**2), x, sn.solvers.gradient_descent(*options), 400)
-    seen = np.linalg.norm(sol.value) / np.sqrt(7)
-    assert rate**400 / 1e3 < seen < 1e3 * rate**400 or (rule == "nesterov" and seen < rate**400)
+    seen = float(np.max(np.abs(sol.value)))
+    assert least * rate**400 * (1 - 1e-9) <= seen <= most * rate**400 * (1 + 1e-9)
 
 
 def test_the_step_of_the_paper():
