@@ -5,8 +5,8 @@ predictions, so that neither units nor the condition of the data matter: on rows
 taken as with a diagonal. It costs a second Gram product and the eigenvectors of C⁻¹HC⁻ᵀ, M = CCᵀ, and only where Newton's step
 is no good.
 
-Gauss–Newton may be blind to a direction that H is not (a loss of the direction of x only: Mx = 0, Hx = −g), and then hardly gets
-on: where a step promises little, one in the diagonal metric is tried as well, and the better one taken.
+Gauss–Newton may be blind to a direction that H is not (a loss of the direction of x only: Mx = 0, Hx = −g), and then hardly
+gets on: where a step promises little, one in the diagonal metric is tried as well, and the better one taken.
 """
 
 from collections.abc import Callable
