@@ -20,8 +20,8 @@ from softntk.solvers._trial import Step
 
 Params = Any
 
-_PATIENCE = 20  # steps without a smaller gradient, while the loss stands still, after which Newton will do no more
-_LONGER = 200  # the same for transforms without curvature, whose gradients may swing
+_PATIENCE = 20  # steps without a smaller gradient or a smaller loss (beyond rounding), after which Newton will do no more
+_LONGER = 200  # the same for transforms without curvature, which may swing; only while the loss stands still
 _CAPACITY = 256  # steps of a chunk, at most
 _SECONDS = 0.3  # that a chunk should take
 _RUNNING = -1
@@ -50,6 +50,7 @@ class _Carry(NamedTuple):
     largest_norm: Array
     smallest_norm: Array
     stalled: Array  # steps for which nothing got better
+    anchor: Array  # the loss when something last did
     uncertain: Array  # whether the curvature is negative, as far as the transform knows
     count: Array
     result: Array
@@ -113,6 +114,7 @@ def _start(problem: Any, tx: optax.GradientTransformation | None, x0: Params) ->
         largest_norm=norm,
         smallest_norm=norm,
         stalled=zero,
+        anchor=value,
         uncertain=jnp.asarray(_report(state) is not None),
         count=zero,
         result=jnp.where(finite, _RUNNING, Result.NONFINITE_INPUT).astype(jnp.int32),
@@ -137,9 +139,11 @@ def _step(problem: Any, tx: Any, options: Options, carry: _Carry) -> tuple[_Carr
     good = jnp.isfinite(value) & jnp.isfinite(norm)
     better = good & (value < carry.best_value)
     keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
-    flat = jnp.abs(value - carry.value) <= 8 * eps * jnp.abs(value)
-    stalled = jnp.where(flat & ~(norm < carry.smallest_norm), carry.stalled + 1, 0)
-    told = _report(state)
+    told, rounding = _report(state), 8 * eps * jnp.abs(value)
+    improved = (norm < carry.smallest_norm) | (value < carry.anchor - rounding)
+    if told is None:
+        improved |= ~(jnp.abs(value - carry.value) <= rounding)
+    stalled = jnp.where(improved, 0, carry.stalled + 1)
     patience = _LONGER if told is None else _PATIENCE
     result = jnp.where(good, _RUNNING, Result.DIVERGED)
     if told is not None:
@@ -158,6 +162,7 @@ def _step(problem: Any, tx: Any, options: Options, carry: _Carry) -> tuple[_Carr
         largest_norm=jnp.where(good, jnp.maximum(norm, carry.largest_norm), carry.largest_norm),
         smallest_norm=jnp.where(good, jnp.minimum(norm, carry.smallest_norm), carry.smallest_norm),
         stalled=stalled.astype(jnp.int32),
+        anchor=jnp.where(improved, value, carry.anchor),
         uncertain=jnp.asarray(False) if told is None else told.negative_curvature,
         count=carry.count + 1,
         result=result.astype(jnp.int32),

@@ -351,6 +351,20 @@ def test_bad_arguments(arguments, message, untyped):
         minimise(**({"problem": parabola, "x0": np.zeros(2, "float32"), "tx": optax.sgd(0.1)} | arguments))
 
 
+@pytest.mark.parametrize("seed", [4, 5])
+def test_float32_that_can_get_no_further_says_so(seed):
+    """Heavy-tailed rows, condition 1e3: the gradient's floor lies above what is asked, and the loss jumps by rounding."""
+    rng = np.random.default_rng(seed)
+    A = rng.normal(size=(2000, 5)) @ (np.geomspace(1, 1e-3, 5)[:, None] * np.linalg.qr(rng.normal(size=(5, 5)))[0])
+    A *= np.abs(rng.standard_t(2.0, size=(2000, 1)))
+    z = A @ rng.normal(size=5)
+    b = np.exp(np.clip(z / z.std(), -8, 8) + 0.5 * rng.normal(size=2000))
+    p = sn.regression.problem(A.astype("float32"), (b / b.sum()).astype("float32"), weights=1e-7)
+    solution = minimise(p, np.zeros(5, "float32"), rtol=1e-6, max_steps=400, throw=False)
+    assert solution.result == Result.STAGNATED
+    assert solution.stats["steps"] < 150
+
+
 @pytest.mark.parametrize("options", [{"progress": True}, {"theory": True}, {"checkpoint": "file"}])
 def test_what_needs_numbers_is_refused_under_jit(options):
     problem = sn.regression.softmax(np.eye(3, 2), np.ones(3) / 3)
