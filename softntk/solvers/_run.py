@@ -301,7 +301,7 @@ def in_chunks(
 def _line(start: _Carry, history: _History) -> str:
     if not len(history.loss):
         return ""
-    norms = np.append(np.asarray(start.norm), history.gradient_norm)
+    norms = np.append(np.asarray(start.norm), history.gradient_norm).astype(np.float64)
     rate = norms[-1] / norms[-2] if norms[-2] > 0 else 0.0
     return (
         f"step {len(history.loss)}, loss {history.loss[-1]:.8g}, "

@@ -1,0 +1,248 @@
+"""A certificate that holds is obeyed by gradient descent at every step; its parts bound what dense oracles find."""
+
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tools import first
+
+import softntk as sn
+from softntk.theory import _boxes, _rounding
+
+certify = sn.theory.certify_convergence
+CASES = {
+    # family, n, d, k, width, parameterization, bias, antisymmetric
+    "softmax": ("softmax", 3, 4, 1, 3000, "ntk", False, True),
+    "bias": ("softmax", 5, 3, 1, 8001, "ntk", True, False),
+    "three outputs": ("softmax", 4, 6, 3, 4000, "ntk", False, True),
+    "paper": ("softmax", 3, 3, 1, 2000, "paper", False, True),
+    "res_softmax": ("res_softmax", 3, 4, 1, 3000, "ntk", False, True),
+    "res_softmax, all of it": ("res_softmax", 4, 5, 2, 5001, "paper", True, False),
+    "exp": ("exp", 3, 4, 1, 500, "ntk", False, True),
+    "exp, bias": ("exp", 4, 3, 2, 2001, "ntk", True, False),
+}
+
+
+def instance(case, seed, sigma=0.7):
+    """A network, its weights, unit points, and targets of norm one around its outputs at the start."""
+    family, n, d, k, width, parameterization, bias, antisymmetric = case
+    net = sn.networks.two_layer(
+        family, width=width, out_dim=k, sigma=sigma, parameterization=parameterization, bias=bias, antisymmetric=antisymmetric
+    )
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, d))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    y = rng.normal(size=(n, k))
+    y /= np.linalg.norm(y)
+    _, params = net.init_fn(jax.random.key(seed), (-1, d))
+    params = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float64), params)
+    return net, params, x, (lambda size: np.asarray(net.apply_fn(params, x)) + size * y)
+
+
+def descend(net, params, x, y, learning_rate, steps):
+    """‖r‖², and ‖W_t − W_0‖_F, of plain gradient descent by automatic differentiation."""
+    trained = lambda p: (p.hidden,) if p.bias is None else (p.hidden, p.bias)
+
+    def loss(weights):
+        return 0.5 * jnp.sum((net.apply_fn(params.replace(**dict(zip(("hidden", "bias"), weights, strict=False))), x) - y) ** 2)
+
+    def step(weights, _):
+        value, grad = jax.value_and_grad(loss)(weights)
+        moved = sum(jnp.sum((a - b) ** 2) for a, b in zip(weights, trained(params), strict=True))
+        return jax.tree.map(lambda w, g: w - learning_rate * g, weights, grad), (2 * value, jnp.sqrt(moved))
+
+    return jax.jit(lambda: jax.lax.scan(step, trained(params), length=steps)[1])()
+
+
+def threshold(net, params, x, targets):
+    """The largest size of the targets that is certified, within 5 %."""
+    low, high = 0.0, 1e-3
+    while certify(net, params, x, targets(high)).holds:
+        low, high = high, 4 * high
+    for _ in range(5):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if certify(net, params, x, targets(middle)).holds else (low, middle)
+    return low
+
+
+def check_that_it_is_obeyed(net, params, x, y, steps=150):
+    found = certify(net, params, x, y)
+    if not found.holds:
+        return False
+    squares, moved = map(np.asarray, descend(net, params, x, jnp.asarray(y), found.learning_rate, steps))
+    floor = 1e-22 * max(squares[0], float(np.sum(y**2)))  # where rounding takes over
+    assert (squares[1:] <= found.rate * squares[:-1] * (1 + 1e-9) + floor).all()
+    assert (moved <= found.radius).all()
+    return True
+
+
+@pytest.mark.optimised
+@pytest.mark.parametrize("case", first(list(CASES), "softmax", "res_softmax, all of it"))
+def test_gradient_descent_obeys(case, x64):
+    """The largest targets that are certified at all, and smaller ones."""
+    net, params, x, targets = instance(CASES[case], 0)
+    largest = threshold(net, params, x, targets)
+    assert largest > 0
+    for share in (1.0, 0.1):
+        assert check_that_it_is_obeyed(net, params, x, targets(share * largest))
+
+
+@pytest.mark.slow
+@pytest.mark.optimised
+def test_five_hundred_certificates_do_not_lie(x64):
+    held = 0
+    for seed in range(500):
+        net, params, x, targets = instance(list(CASES.values())[seed % len(CASES)], seed, sigma=(0.3, 0.7, 1.2)[seed % 3])
+        if seed % 25 < len(CASES):
+            size = threshold(net, params, x, targets) * (1.0, 0.99, 1.02)[seed % 3]
+        else:
+            size = 10 ** np.random.default_rng(seed).uniform(-3, 1)
+        held += check_that_it_is_obeyed(net, params, x, targets(size))
+    assert held > 150
+
+
+@pytest.mark.slow
+def test_it_is_not_vacuous(x64):
+    """Twenty points of the unit sphere in R^16, targets of norm one: MATH.md expects a width of a million."""
+    x = np.random.default_rng(0).normal(size=(20, 16))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    y = np.random.default_rng(1).normal(size=(20, 1))
+    y /= np.linalg.norm(y)
+    for family in ("softmax", "res_softmax", "exp"):
+        net = sn.networks.two_layer(family, width=2**16)
+        assert certify(net, net.init_fn(jax.random.key(0), (-1, 16))[1], x, y).holds
+
+
+@pytest.mark.parametrize("case", first(list(CASES), "three outputs"))
+def test_singular_values_hold_on_the_path(case, x64):
+    net, params, x, targets = instance(CASES[case], 1)
+    y = targets(0.9 * threshold(net, params, x, targets))
+    found = certify(net, params, x, y)
+
+    def singular(weights):
+        parts = jax.jacobian(lambda w: net.apply_fn(params.replace(**w), x))(weights)
+        J = np.concatenate([np.asarray(part).reshape(y.size, -1) for part in jax.tree.leaves(parts)], axis=1)
+        return np.linalg.svd(J, compute_uv=False)[[-1, 0]]
+
+    weights = {"hidden": params.hidden} | ({} if params.bias is None else {"bias": params.bias})
+    start = singular(weights)
+    assert found.smallest_singular_value <= start[0] <= found.smallest_singular_value * (1 + 1e-6)
+    loss = lambda w: 0.5 * jnp.sum((net.apply_fn(params.replace(**w), x) - y) ** 2)
+    for _ in range(5):
+        weights = jax.tree.map(lambda w, g: w - 3 * found.learning_rate * g, weights, jax.grad(loss)(weights))
+        smallest, largest = singular(weights)
+        assert found.final_singular_value <= smallest
+        assert largest <= found.largest_singular_value
+
+
+@pytest.mark.parametrize(("activation", "normalized"), list(itertools.product(_boxes.INCREASING, (True, False))))
+def test_boxes_enclose(activation, normalized, x64):
+    rng = np.random.default_rng(0)
+    x, W = rng.normal(size=(4, 3)), rng.normal(size=(3, 30))
+    box = _boxes.Box(activation, normalized, x, W, 1)
+    delta = 0.3 * rng.random((4, 30))
+    found, u = box.slopes(delta), sn.activations.get(activation)
+    assert found is not None
+    for _ in range(200):
+        z = jnp.asarray(x @ W + delta * rng.choice([-1, 1, rng.uniform(-1, 1)], size=(4, 30)))
+        total = np.asarray(u.u(z)).sum(axis=1, keepdims=True) if normalized else 1.0
+        v, bend = np.asarray(u.du(z)) / total, np.abs(np.asarray(u.d2u(z)) / total)
+        assert (found.low <= v * (1 + 1e-12)).all()
+        assert (v <= found.high * (1 + 1e-12)).all()
+        assert (bend <= found.bend * (1 + 1e-12)).all()
+
+
+def test_eigenvalues_from_below_and_norms_from_above():
+    rng = np.random.default_rng(0)
+    for n in (1, 4, 40):
+        Q = np.linalg.qr(rng.normal(size=(n, n)))[0]
+        for smallest in (1.0, 1e-8, -1e-3):
+            values = np.append(np.geomspace(1, 100, n)[1:], smallest)
+            H = (Q * values) @ Q.T
+            bound = _rounding.smallest_eigenvalue((H + H.T) / 2, 0.0)
+            assert smallest - 1e-9 <= bound <= smallest + 1e-12
+            assert _rounding.smallest_eigenvalue((H + H.T) / 2, 0.25) <= bound - 0.25
+        M = rng.random((n, n))
+        M = M + M.T
+        assert np.linalg.norm(M, 2) <= _rounding.perron_norm(M) <= 1.05 * np.linalg.norm(M, 2)
+    assert _rounding.smallest_eigenvalue(np.full((2, 2), np.nan), 0.0) == -np.inf
+
+
+def test_parameterizations_agree(x64):
+    """The paper's network is √m times ours: with targets √m times as large the same descent, with a step m times smaller."""
+    one = instance(CASES["softmax"], 0)
+    two = instance((*CASES["softmax"][:5], "paper", *CASES["softmax"][6:]), 0)
+    size = 0.5 * threshold(*one[:3], one[3])
+    ours, paper = certify(*one[:3], one[3](size)), certify(*two[:3], two[3](size * 3000**0.5))
+    np.testing.assert_allclose(paper.learning_rate * 3000, ours.learning_rate, rtol=1e-9)
+    np.testing.assert_allclose(paper.rate, ours.rate, rtol=1e-9)
+    np.testing.assert_allclose(paper.radius, ours.radius, rtol=1e-9)
+
+
+def test_nothing_to_learn_holds(x64):
+    net, params, x, _ = instance(CASES["softmax"], 0)
+    found = certify(net, params, x, np.zeros((3, 1)))
+    assert found.holds
+    assert (found.radius, found.residual_norm) == (0, 0)
+
+
+def make(family="softmax", width=200, **options):
+    net = sn.networks.two_layer(family, width=width, **options)
+    return net, net.init_fn(jax.random.key(0), (-1, 2))[1]
+
+
+@pytest.mark.parametrize(
+    ("network", "x", "reason"),
+    [
+        (make("relu"), np.eye(2), "slope of relu jumps"),
+        (make("softmax", train_readout=True), np.eye(2), "train_readout=False"),
+        (make(None, activation="erf", normalize=False), np.eye(2), "none for 'erf'"),
+        (make(), np.array([[1.0, 0], [0, 1], [1, 0]]), r"rows \[0, 2\] of x are equal"),
+        (make(), np.array([[1.0, 0], [0, 0]]), "row 1 of x is zero"),
+        (make(width=2), np.random.default_rng(0).normal(size=(5, 2)), "5 targets and 4 trained weights"),
+        (make(), np.array([[1.0, 0], [1, 1e-9]]), "rows 0 and 1 of x weigh most"),
+        (make(), np.eye(2), r"singular value is used up.*float32 inputs were converted"),
+    ],
+)
+def test_reasons(network, x, reason):
+    found = certify(*network, x, np.full((len(x), 1), 10.0))
+    assert not found.holds
+    assert (found.learning_rate, found.rate, found.radius) == (0, 1, np.inf)
+    assert re.search(reason, found.reason), found.reason
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"net": lambda p, x: x}, "net must be a network of softntk.networks.two_layer, got function"),
+        ({"y": np.ones((3, 1))}, r"y must have shape \(2, 1\)"),
+        ({"y": np.array([[1.0], [np.nan]])}, r"y must be finite, got 1 NaN or infinite entries, the first at y\[1, 0\]"),
+        ({"y": np.ones((2, 1), int)}, "y must be a floating-point array"),
+        ({"x": np.ones((2, 3))}, "x must have the 2 features"),
+        ({"x": np.ones((0, 2))}, "x must have at least one row"),
+    ],
+)
+def test_bad_input(changed, message, untyped):
+    net, params = make()
+    arguments = {"net": net, "params": params, "x": np.eye(2), "y": np.ones((2, 1))} | changed
+    with pytest.raises(ValueError, match=message):
+        certify(**arguments)
+
+
+@pytest.mark.optimised
+def test_certified_width():
+    x, y = np.eye(3), np.full((3, 1), 0.3)
+    build = lambda m: sn.networks.two_layer("softmax", width=m, sigma=0.5)
+    found = sn.theory.certified_width(build, x, y, key=jax.random.key(0), precision=0.2)
+    assert found.certificate.holds
+    below = max(m for m, held, _ in found.tried if not held)
+    assert below < found.width <= 1.2 * below + 2
+    none = sn.theory.certified_width(build, x, 100 * y, key=jax.random.key(0), largest=128)
+    assert none.width is None
+    assert not none.certificate.holds
+    for wrong in ({"smallest": 3}, {"smallest": 64, "largest": 32}, {"precision": 0.0}):
+        with pytest.raises(ValueError, match="must"):
+            sn.theory.certified_width(build, x, y, key=jax.random.key(0), **wrong)
