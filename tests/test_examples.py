@@ -16,6 +16,10 @@ NAMES = (
     "in_context",
     "newton",
     "natural_gradient",
+    "feature_learning",
+    "perturbation",
+    "certify",
+    "width",
 )
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -138,6 +142,41 @@ def test_natural_gradient(tmp_path, capsys):
     assert "steps to" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+@pytest.mark.optimised
+def test_feature_learning(tmp_path, capsys):
+    curves = load("feature_learning").main(["--small", "--output", str(tmp_path / "picture.png")])
+    by = {(c.panel, c.family, c.kind): c for c in curves}
+    for family in ("softmax", "relu"):
+        assert by["width", family, "antisymmetric start"].slope < -0.3
+        assert by["scale", family, "antisymmetric start"].slope < -0.6
+        for name in ("single index", "hierarchical"):
+            assert np.all(np.diff(by["alignment", family, name].values) > 0)
+            assert by[name, family, name].values.min() < by[name, family, name].extra["random"]
+        error, bound = (by["risk", family, kind].values for kind in ("test error", "bound"))
+        assert np.all(error < bound)
+        assert by["time", family, ""].extra["error"] < by["time", family, ""].values[0] / 4
+    assert (tmp_path / "picture.png").stat().st_size > 20_000
+    assert "distances, one step, noise, stopping, risk" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.optimised
+def test_perturbation(tmp_path, capsys):
+    sweeps = load("perturbation").main(["--small", "--output", str(tmp_path / "picture.png")])
+    for r in [row for rows in sweeps.values() for row in rows]:
+        assert r.random <= r.adversarial <= r.ours
+        assert r.adversarial <= r.paper
+    at = {(r.family, r.sigma): r.adversarial for r in sweeps["sigma"]}
+    for sigma in (0.1, 2.0):  # normalisation helps at both ends
+        assert at["softmax", sigma] < 0.2 * at["exp", sigma]
+    softmax, relu = ([r.random for r in sweeps["radius"] if r.family == f] for f in ("softmax", "relu"))
+    np.testing.assert_allclose(softmax[1] / softmax[0], 10, rtol=0.1)  # smooth
+    assert relu[2] < 5 * relu[1]  # kinks: like √R
+    assert (tmp_path / "picture.png").stat().st_size > 20_000
+    assert "our proof" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_help_explains_the_options(name, capsys):
     with pytest.raises(SystemExit):
@@ -147,3 +186,32 @@ def test_help_explains_the_options(name, capsys):
 
 def test_every_example_has_a_test():
     assert {p.stem for p in EXAMPLES.glob("*.py")} == set(NAMES)
+
+
+@pytest.mark.optimised
+def test_certify(tmp_path, capsys):
+    proofs, bars = load("certify").main(["--small", "--output", str(tmp_path / "picture.png")])
+    assert [p.family for p in proofs] == ["softmax", "res_softmax", "exp"]
+    for p in proofs:
+        assert p.obeyed
+        assert p.squares[-1] < p.squares[0]
+        assert p.found.width < 3000
+    held = [b for b in bars if b.ball.holds]
+    assert len(held) >= 4
+    assert all(b.distance <= b.ball.error for b in held)
+    assert held[-1].ball.error < 1e-9
+    assert "slope of relu jumps" in capsys.readouterr().out
+    assert (tmp_path / "picture.png").stat().st_size > 20_000
+
+
+@pytest.mark.slow
+@pytest.mark.optimised
+def test_width(tmp_path, capsys):
+    reports = load("width").main(["--small", "--output", str(tmp_path / "picture.png")])
+    assert [r.family for r in reports] == ["softmax", "relu", "exp"]
+    for r in reports:
+        mean, band = r.slope("concentration")
+        assert abs(mean + 0.5) < 0.15 + 2 * band
+        assert r.smallest[-1].min() > r.smallest[0].min()
+        assert r.success[-1].all()
+    assert "slopes over the width" in capsys.readouterr().out

@@ -198,7 +198,8 @@ def lipschitz(
 def convexity_weight(p: Problem, strength: float, radius: float | None = None, *, constant: float = 20.0) -> Bound:
     r"""How large w must be for ∇²L ≽ l I: w² ≥ C + l/σ_min(A)², where −C bounds the logits' Hessian from below.
 
-    Papers: C = 20 for softmax. Ours: from :func:`lipschitz`'s proof, without JᵀJ ≽ 0, which helps:
+    Papers: C = 20, for exp (for e^z + z it is false, see softntk/theory/LEDGER.md). Ours: from :func:`lipschitz`'s proof,
+    without JᵀJ ≽ 0, which helps:
 
         softmax, everywhere: C = o/2 with o = 1 + max b − min b,        others, on ‖x‖ ≤ R: C = ‖c‖‖f''‖.
 
@@ -293,7 +294,7 @@ def _smallest_total(p: Problem, radius: float, z: np.ndarray, shift: float) -> f
         return 0.0
     top = float(z.max())
     powers = np.exp(z - top)
-    total = float(powers.sum()) * (1 - _ROUNDING)
+    total = float(powers.sum()) * (1 - _ROUNDING * z.any())
     exponential = total * np.exp(top - shift - norm(powers / powers.sum()) * lost)
     if name == "exp":
         return exponential

@@ -1,8 +1,22 @@
 """Every statement of the two papers as a function that can be run on your own network and data, with a verdict."""
 
+from softntk.theory import bounds as bounds
+from softntk.theory import feature_learning as feature_learning
+from softntk.theory import generalisation as generalisation
+from softntk.theory import lazy as lazy
 from softntk.theory._certified_width import CertifiedWidth as CertifiedWidth
 from softntk.theory._certified_width import certified_width as certified_width
+from softntk.theory._ledger import ledger as ledger
+from softntk.theory._perturbation import Perturbation as Perturbation
+from softntk.theory._perturbation import perturbation as perturbation
+from softntk.theory.bounds import required_steps as required_steps
+from softntk.theory.bounds import required_width as required_width
 from softntk.theory.convergence import ConvergenceCertificate as ConvergenceCertificate
 from softntk.theory.convergence import certify_convergence as certify_convergence
+from softntk.theory.generalisation import early_stopping_time as early_stopping_time
+from softntk.theory.generalisation import effective_rank as effective_rank
+from softntk.theory.generalisation import noise_level as noise_level
+from softntk.theory.generalisation import rkhs_norm as rkhs_norm
 from softntk.theory.minimum import MinimumCertificate as MinimumCertificate
 from softntk.theory.minimum import certify_minimum as certify_minimum
+from softntk.theory.risk import risk_bound as risk_bound

@@ -70,7 +70,12 @@ class Box:
             if not (smallest > 0).all() or not np.isfinite(largest).all():
                 return None
             up, down = 1 + self._slack, 1 - self._slack
-            found = Slopes(down * (low + self._unit) / largest, up * (high + self._unit) / smallest, up * high / smallest)
+            above, below = up / smallest, down / largest
+            if self._linear is None:  # then u'' = u'
+                bend = high * above
+                found = Slopes(low * below, bend, bend)
+            else:
+                found = Slopes((low + self._unit) * below, (high + self._unit) * above, high * above)
         return found if np.isfinite(found.high).all() else None
 
     def _totals(self, high: Matrix, low: Matrix, delta: Matrix) -> tuple[np.ndarray, np.ndarray]:

@@ -51,7 +51,7 @@ from softntk.theory._boxes import INCREASING, Slopes
 from softntk.theory._jacobians import Data, curvature, kernel, largest_change, prepare, speed
 from softntk.theory._rounding import slack
 
-_PIECES = 48  # of the mass that would do if s did not shrink
+_PIECES = 40  # of the mass that would do if s did not shrink
 _SHARE = 0.05  # θ
 _TRIES = 12  # to find an enclosure of a piece
 
@@ -85,6 +85,14 @@ class ConvergenceCertificate:
     largest_singular_value: float
     residual_norm: float
     progress: float
+
+
+class _Piece(NamedTuple):
+    """The end of a piece of the mass."""
+
+    delta: np.ndarray
+    slopes: Slopes
+    growth: float  # of the speed over the piece, relative
 
 
 class _Reach(NamedTuple):
@@ -181,40 +189,42 @@ def _refusal(net: Network) -> str:
     return ""
 
 
-def _advance(data: Data, delta: np.ndarray, step: float) -> tuple[np.ndarray, Slopes] | None:
-    """δ after a piece of the mass, from above, and the slopes there."""
-    slopes = data.box.slopes(delta)
-    if slopes is None:
-        return None
-    candidate = delta + 1.05 * step * speed(data, slopes)
+def _advance(data: Data, delta: np.ndarray, slopes: Slopes, step: float, growth: float) -> _Piece | None:
+    """One piece of the mass on: δ from above, the slopes there, and by how much its speed has grown."""
+    before = speed(data, slopes)
+    candidate = delta + (1 + 1.2 * growth) * step * before
     for _ in range(_TRIES):
-        slopes = data.box.slopes(candidate)
-        if slopes is None:
+        there = data.box.slopes(candidate)
+        if there is None:
             return None
         # On the whole piece the speed is at most that on the candidate, as long as the piece does not leave it.
-        reached = delta + step * speed(data, slopes)
+        moves = speed(data, there)
+        reached = delta + step * moves
         if (reached <= candidate).all():
-            return (reached, slopes) if (slopes := data.box.slopes(reached)) is not None else None
+            end = data.box.slopes(reached)
+            return None if end is None else _Piece(reached, end, float((moves / before).max()) - 1)
         candidate = delta + 1.1 * (reached - delta)
     return None
 
 
 def _reach(data: Data, smallest: float, largest: float) -> _Reach:
     """How far the mass can grow before s is used up or ‖r‖ is."""
-    delta, left, mass = data.box.start, data.residual, 0.0
+    slopes = data.box.slopes(data.box.start)
+    assert slopes is not None
+    piece, left, mass = _Piece(data.box.start, slopes, 0.02), data.residual, 0.0
     s, change = smallest, 0.0
     step = data.residual / smallest**2 / _PIECES
     while left > 0:
-        advanced = _advance(data, delta, step)
+        advanced = _advance(data, piece.delta, piece.slopes, step, piece.growth)
         if advanced is None:
-            return _Reach(delta, mass, s, largest + change, left, "the enclosure of the logits explodes")
-        delta, slopes = advanced
-        change = largest_change(data, slopes)
+            return _Reach(piece.delta, mass, s, largest + change, left, "the enclosure of the logits explodes")
+        piece = advanced
+        change = largest_change(data, piece.slopes)
         if not change < smallest:
-            return _Reach(delta, mass, 0.0, largest + change, left, "the smallest singular value is used up")
+            return _Reach(piece.delta, mass, 0.0, largest + change, left, "the smallest singular value is used up")
         s, mass = smallest - change, mass + step
         left -= (1 - _SHARE) * step * s**2 * (1 - slack(1))
-    return _Reach(delta, mass, s, largest + change, 0.0, "")
+    return _Reach(piece.delta, mass, s, largest + change, 0.0, "")
 
 
 def _certified(data: Data, unknowns: int) -> ConvergenceCertificate:

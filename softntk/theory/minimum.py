@@ -184,18 +184,20 @@ def _derivatives(p: Problem, x0: np.ndarray) -> _Derivatives:
     n, d = A.shape
     z, spread = A @ x, np.abs(A) @ np.abs(x)
     parts = _parts(p, z)
-    sizes_s, s, v, bend, factors = parts.sizes_s, parts.s, parts.v, parts.bend, parts.factors
+    sizes_s, sizes_v = parts.sizes_s, parts.sizes_v
     terms = n + d + 64
     wide = terms * _WIDE * parts.condition
-    in_logits = v * s + w * w * z
-    sizes = np.abs(v) * sizes_s + w * w * np.abs(z)
+    in_logits = parts.v * parts.s + w * w * z
+    sizes = sizes_v * sizes_s + w * w * np.abs(z)
     gradient = A.T @ in_logits
     H = p.hessian(jnp.asarray(x0))
     D, U, M = (np.asarray(part, np.float64) for part in (H.logit_diagonal, H.factors, H.core))
     A64 = np.asarray(p.A)
     projected = A64.T @ U
     hessian = A64.T @ (D[:, None] * A64) + projected @ M @ projected.T
-    curved = float(np.max(v * v + np.abs(bend) * sizes_s + w * w)) + factors  # ‖∇²L‖ in the logits, from moduli
+    curved = (
+        float(np.max(sizes_v**2 + np.abs(parts.bend) * sizes_s + w * w)) + parts.factors
+    )  # ‖∇²L‖ in the logits, from moduli
     spectral = float(np.linalg.norm(A64))
     error = float(np.linalg.norm(np.abs(A.T) @ sizes)) * wide + 1.01 * spectral * curved * wide * float(np.linalg.norm(spread))
     hessian_error = slack(terms) * parts.condition * spectral**2 * curved
@@ -208,10 +210,11 @@ def _derivatives(p: Problem, x0: np.ndarray) -> _Derivatives:
 
 
 class _Parts(NamedTuple):
-    """∇L in the logits is v∘s + w²z; moduli of what s is a sum of; factors: what the rank-two part can add to the norm."""
+    """∇L in the logits is v∘s + w²z; moduli of what v and s are sums of; factors: what rank two can add to the norm."""
 
     v: np.ndarray
     bend: np.ndarray
+    sizes_v: np.ndarray
     s: np.ndarray
     sizes_s: np.ndarray
     factors: float
@@ -224,31 +227,33 @@ def _parts(p: Problem, z: np.ndarray) -> _Parts:
     shift = np.longdouble(0)
     if p.form == "normalized" and name != "identity":
         shift = z.max() if name == "exp" else max(shift, np.abs(z).max() if name != "res_exp" else z.max())
-    up, down, one = np.exp(z - shift), np.exp(-z - shift), np.exp(-shift)
-    half = (up + down) / 2, (up - down) / 2
-    u, du, d2u, sizes = {
-        "exp": (up, up, up, up),
-        "res_exp": (up + one * z, up + one, up, up + one * np.abs(z)),
-        "cosh": (half[0], half[1], half[0], half[0]),
-        "sinh": (half[1], half[0], half[1], half[0]),
-        "identity": (z, np.ones_like(z), np.zeros_like(z), np.abs(z)),
+    up, one, far = np.exp(z - shift), np.exp(-shift), np.exp(np.abs(z) - shift)
+    # Without a difference of two numbers that are nearly equal.
+    cosh, sinh = far * (1 + np.exp(-2 * np.abs(z))) / 2, -np.sign(z) * far * np.expm1(-2 * np.abs(z)) / 2
+    # u, u', u'', and moduli of what u and u' are sums of.
+    u, du, d2u, sizes, slopes = {
+        "exp": (up, up, up, up, up),
+        "res_exp": (up + one * z, up + one, up, up + one * np.abs(z), up + one),
+        "cosh": (cosh, sinh, cosh, cosh, cosh),
+        "sinh": (sinh, cosh, sinh, cosh, cosh),
+        "identity": (z, np.ones_like(z), np.zeros_like(z), np.abs(z), np.ones_like(z)),
     }[name]
     condition = float(4 + np.abs(z - shift).max() + np.abs(z).max())
     if p.form == "plain":
-        return _Parts(du, d2u, u - b, sizes + np.abs(b), 0.0, condition)
+        return _Parts(du, d2u, slopes, u - b, sizes + np.abs(b), 0.0, condition)
     total, largest = u.sum(), sizes.sum()
     if p.form == "rescaled":
         r, sizes_r = u - total * b, sizes + largest * np.abs(b)
         s, sizes_s = r - b @ r, sizes_r + np.abs(b) @ sizes_r
-        factors = float((du @ du) * (b @ b) + 2 * np.sqrt((du @ du) * ((du * b) @ (du * b))))
-        return _Parts(du, d2u, s, sizes_s, factors, condition)
-    f, v, bend, sizes_f = u / total, du / total, d2u / total, sizes / abs(total)
+        factors = float((slopes @ slopes) * (b @ b) + 2 * np.sqrt((slopes @ slopes) * ((slopes * b) @ (slopes * b))))
+        return _Parts(du, d2u, slopes, s, sizes_s, factors, condition)
+    f, v, bend, sizes_f, sizes_v = u / total, du / total, d2u / total, sizes / abs(total), slopes / abs(total)
     r, sizes_r = f - b, sizes_f + np.abs(b)
     s, sizes_s = r - r @ f, sizes_r + sizes_r @ sizes_f
-    second = np.abs(v) * (sizes_f + sizes_s)
-    factors = float((v @ v) * (sizes_f @ sizes_f) + 2 * np.sqrt((v @ v) * (second @ second)))
+    second, square = sizes_v * (sizes_f + sizes_s), sizes_v @ sizes_v
+    factors = float(square * (sizes_f @ sizes_f) + 2 * np.sqrt(square * (second @ second)))
     lost = float(largest / abs(total))
-    return _Parts(v, bend, s, sizes_s, factors, condition * (1 + lost) ** 2)
+    return _Parts(v, bend, sizes_v, s, sizes_s, factors, condition * (1 + lost) ** 2)
 
 
 def _fails(d: int, reason: str, strength: float = 0.0, kantorovich: float = math.inf) -> MinimumCertificate:

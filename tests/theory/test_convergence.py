@@ -73,7 +73,9 @@ def check_that_it_is_obeyed(net, params, x, y, steps=150):
     if not found.holds:
         return False
     squares, moved = map(np.asarray, descend(net, params, x, jnp.asarray(y), found.learning_rate, steps))
-    floor = 1e-22 * max(squares[0], float(np.sum(y**2)))  # where rounding takes over
+    # Where rounding takes over: an output is a sum of moduli of √(m · kernel scale), about.
+    output = (net.architecture.width * net.architecture.kernel_scale) ** 0.5 + np.abs(y).max()
+    floor = y.size * (4 * np.finfo(float).eps * output) ** 2
     assert (squares[1:] <= found.rate * squares[:-1] * (1 + 1e-9) + floor).all()
     assert (moved <= found.radius).all()
     return True

@@ -106,7 +106,7 @@ def check(p, x0, points, seed):
     return True
 
 
-@pytest.mark.parametrize("seed", [0])
+@pytest.mark.parametrize("seed", [57])
 def test_balls_hold_what_they_promise(seed, x64):
     assert check(*instance(seed), 5, seed)
 

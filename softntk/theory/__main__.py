@@ -1,0 +1,25 @@
+"""The ledger of the papers' statements: ``python -m softntk.theory [--quick | --write] [--match TEXT]``."""
+
+import argparse
+
+from softntk.theory import _ledger_table as table
+from softntk.theory._ledger import ledger
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the ledger and print it; ``--write`` puts it into LEDGER.md, from a full run."""
+    parser = argparse.ArgumentParser(prog="python -m softntk.theory", description="Every statement of the papers, measured.")
+    parser.add_argument("--quick", action="store_true", help="half a minute instead of a few")
+    parser.add_argument("--write", action="store_true", help="fill LEDGER.md; full runs only")
+    parser.add_argument("--match", default="", metavar="TEXT", help="only statements with this text in their reference")
+    options = parser.parse_args(arguments)
+    if options.write and (options.quick or options.match):
+        parser.error("--write is for full runs: leave out --quick and --match")
+    rows = ledger(options.quick, match=options.match, progress=table.on_terminal())
+    table.show(rows)
+    if options.write:
+        table.PATH.write_text(table.markdown(rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

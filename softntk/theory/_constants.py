@@ -1,0 +1,98 @@
+"""The constants of the first paper's statements, and the logarithms that :mod:`softntk.theory.bounds` writes them in."""
+
+import math
+import sys
+from dataclasses import dataclass
+
+from softntk import activations
+from softntk._validation import check_positive, check_positive_int
+from softntk.networks import PARAMETERIZATIONS
+
+FAMILIES = ("relu", "exp", "softmax")
+"""What the paper's table compares."""
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Every constant and exponent of the paper's statements; defaults as remembered.
+
+    Attributes:
+        concentration: C in B.
+        width: hidden in the Ω of the width.
+        width_exponent: of e^B in the width.
+        step: in the learning rate.
+        step_exponent: of e^{-B} in the learning rate.
+        steps: hidden in the Ω of the number of steps; 2/step.
+        steps_exponent: of e^B in the number of steps.
+        radius: in D.
+        radius_exponent: of e^B in D.
+        perturbation_exponent: of e^B in the perturbation bound.
+        relu_perturbation: in the perturbation bound of ReLU, which holds with probability 1 − n² e^{−mR/10} (Song and Yang).
+    """
+
+    concentration: float = 1.0
+    width: float = 1.0
+    width_exponent: float = 18.0
+    step: float = 0.1
+    step_exponent: float = 16.0
+    steps: float = 20.0
+    steps_exponent: float = 16.0
+    radius: float = 4.0
+    radius_exponent: float = 3.0
+    perturbation_exponent: float = 10.0
+    relu_perturbation: float = 2.0
+
+    def __post_init__(self) -> None:
+        """Refuse factors that are not positive; exponents, and C, may be anything (B is at least one)."""
+        for name in ("width", "step", "steps", "radius", "relu_perturbation"):
+            check_positive(name, getattr(self, name))
+
+
+AS_REMEMBERED = Constants()
+
+
+def exp(t: float) -> float:
+    """e^t, +inf beyond the largest number."""
+    return math.exp(t) if t < math.log(sys.float_info.max) else math.inf
+
+
+def log_ratio(n: int, k: int, failure: float) -> float:
+    """The logarithm of nk/δ."""
+    for name, value in (("n", n), ("k", k)):
+        check_positive_int(name, value)
+    if not 0 < failure < 1:
+        raise ValueError(f"failure must be a probability in (0, 1), got {failure!r}.")
+    return math.log(n) + math.log(k) - math.log(failure)
+
+
+def log_size(n: int, k: int, smallest: float) -> float:
+    """The logarithm of n²k²/λ²."""
+    return 2 * (math.log(n) + math.log(k) - math.log(smallest))
+
+
+def growth(n: int, k: int, sigma: float, failure: float, constants: Constants) -> float:
+    """B."""
+    check_positive("sigma", sigma)
+    return max(constants.concentration * sigma * math.sqrt(log_ratio(n, k, failure)), 1.0)
+
+
+def checked_growth(family: str, n: int, smallest: float, k: int, sigma: float, failure: float, constants: Constants) -> float:
+    """B, after a look at what every statement is given."""
+    if family not in FAMILIES:
+        raise ValueError(activations.unknown("family", family, dict.fromkeys(FAMILIES)))
+    check_positive("smallest", smallest)
+    return growth(n, k, sigma, failure, constants)
+
+
+def exponent(family: str, power: float) -> float:
+    """The power of e^B: none for ReLU, which does not grow."""
+    return 0.0 if family == "relu" else power
+
+
+def kernel_scale(parameterization: str, width: int | None) -> int:
+    """What the kernels of that parameterization are multiplied by."""
+    if parameterization not in PARAMETERIZATIONS:
+        raise ValueError(activations.unknown("parameterization", parameterization, dict.fromkeys(PARAMETERIZATIONS)))
+    if width is not None or parameterization == "paper":
+        check_positive_int("width", width)
+    return int(width) if parameterization == "paper" else 1  # pyright: ignore[reportArgumentType]

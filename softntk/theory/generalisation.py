@@ -1,0 +1,325 @@
+r"""What a kernel promises on data that it has not seen: norms, effective ranks, the noise, and when to stop.
+
+Everything is computed in float64 on the host, from one symmetric eigenvalue decomposition of the kernel, O(n³); no function
+here is for jit. Kernels are [n, n], the same for every output, unless said otherwise.
+
+Example:
+    >>> import jax, softntk as sn
+    >>> from softntk.theory import generalisation
+    >>> net = sn.networks.two_layer("softmax", width=2)
+    >>> x = jax.random.normal(jax.random.key(0), (200, 3))
+    >>> x = x / jax.numpy.linalg.norm(x, axis=1, keepdims=True)
+    >>> y = x[:, :1] + 0.1 * jax.random.normal(jax.random.key(1), (200, 1))
+    >>> gram = net.kernel_fn(x, None, "ntk")
+    >>> noise = generalisation.noise_level(gram, y)
+    >>> stop = generalisation.early_stopping_time(gram, float(noise[0]))
+    >>> round(float(noise[0]), 1), stop.time > 0
+    (0.1, True)
+"""
+
+import math
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from softntk._records import record
+from softntk._validation import check_positive
+from softntk.ntk._gram import Gram
+from softntk.solution import Result
+from softntk.theory._spectral import cross_validated_ridge, decompose, targets
+
+Targets = Float[Array | np.ndarray, "n k"]
+Eigenvalues = Float[Array | np.ndarray, " p"]
+
+_INFLATION = 1.4  # of the degrees of freedom, in generalised cross-validation
+
+
+@record
+class RkhsNorm:
+    """The norm of the interpolant of the targets.
+
+    Attributes:
+        outputs: √(y_ℓᵀH⁻¹y_ℓ) for each output, [k]; for a kernel of all outputs one number, the total.
+        total: the root of the sum of their squares.
+        outputs_error: the norms for the exact kernel are within this of ``outputs``, [k].
+        total_error: the same for ``total``.
+        result: a :class:`~softntk.solution.Result` code.
+    """
+
+    outputs: Float[np.ndarray, " k"]
+    total: float
+    outputs_error: Float[np.ndarray, " k"]
+    total_error: float
+    result: int
+
+    @property
+    def reason(self) -> str:
+        """What ``result`` says."""
+        return Result(self.result).advice
+
+
+def rkhs_norm(gram: Gram, y: Targets) -> RkhsNorm:
+    r"""√(yᵀH⁻¹y), the least norm of a function of the kernel's space that takes the values y.
+
+    The kernel that is decomposed differs from the exact one by at most δ = 2√n ε λ_max (rounding of its entries, ε of its
+    precision, and of LAPACK). With u = H⁻¹y, and (H+E)⁻¹y = (I + H⁻¹E)⁻¹u for ‖E‖ ≤ δ < λ_min,
+
+        |yᵀ(H+E)⁻¹y − yᵀH⁻¹y| = |uᵀE(H+E)⁻¹y| ≤ δ‖u‖²/(1 − δ/λ_min),
+
+    which is the error stated. Where λ_min ≤ 2δ the norm is not known: it is refused, +inf, with a reason.
+
+    Args:
+        gram: H, [n, n] or [n, n, k, k].
+        y: [n, k].
+
+    Returns:
+        :class:`RkhsNorm`.
+
+    Raises:
+        ValueError: a gram that is not square, symmetric, floating-point or finite; y of another shape, integer or not finite.
+
+    Example:
+        >>> import numpy as np
+        >>> norm = rkhs_norm(np.diag([1.0, 4.0]), np.array([[3.0], [8.0]]))
+        >>> round(norm.total, 6), rkhs_norm(np.ones((2, 2)), np.ones((2, 1))).total
+        (5.0, inf)
+
+    Source: Arora et al. (2019), arXiv 1901.08584, Theorem 5.1 (their complexity of the labels).
+    """
+    columns = targets(gram, y)
+    values, vectors, delta = decompose(gram)
+    if not values[0] > 2 * delta:
+        infinite = np.full(columns.shape[1], np.inf)
+        return RkhsNorm(
+            outputs=infinite,
+            total=math.inf,
+            outputs_error=infinite,
+            total_error=math.inf,
+            result=int(Result.NOT_DEFINITE),
+        )
+    components = (vectors.T @ columns) ** 2
+    squares = np.sum(components / values[:, None], axis=0)
+    errors = delta * np.sum(components / values[:, None] ** 2, axis=0) / (1 - delta / values[0])
+
+    def of_root(square: np.ndarray, error: np.ndarray) -> np.ndarray:  # √s is within e/√s of √(s ± e), as e ≤ s
+        return error / np.sqrt(np.where(square > 0, square, 1))
+
+    return RkhsNorm(
+        outputs=np.sqrt(squares),
+        total=float(np.sqrt(squares.sum())),
+        outputs_error=of_root(squares, errors),
+        total_error=float(of_root(squares.sum(), errors.sum())),
+        result=int(Result.SUCCESSFUL),
+    )
+
+
+@record
+class EffectiveRanks:
+    """How flat a spectrum is; λ in descending order.
+
+    Attributes:
+        rank: Σλ_i/λ_1, between 1 and the rank.
+        tail: r_k = Σ_{i>k} λ_i/λ_{k+1} for k = 0, 1, …, [p]; zero where nothing is left.
+        tail_flatness: R_k = (Σ_{i>k} λ_i)²/Σ_{i>k} λ_i², [p]; r_k ≤ R_k ≤ r_k².
+    """
+
+    rank: float
+    tail: Float[np.ndarray, " p"]
+    tail_flatness: Float[np.ndarray, " p"]
+
+    def critical(self, samples: int, b: float = 1.0) -> int | None:
+        """k* = min{k: r_k ≥ b·samples}: the directions that are fitted; the others act as a ridge. None if there is none."""
+        there = np.flatnonzero(self.tail >= b * samples)
+        return int(there[0]) if len(there) else None
+
+    def variance(self, samples: int, b: float = 1.0) -> float:
+        """k*/n + n/R_{k*}: interpolated noise costs this, times its variance and a constant. +inf if there is no k*."""
+        k = self.critical(samples, b)
+        return math.inf if k is None else k / samples + samples / float(self.tail_flatness[k])
+
+
+def effective_rank(gram: Gram | None, *, eigenvalues: Eigenvalues | None = None) -> EffectiveRanks:
+    r"""Effective ranks of a kernel or covariance: tr/λ_max, and r_k and R_k, which tell whether overfitting is benign.
+
+    Interpolating noise is harmless where k*/n + n/R_{k*} is small: few directions far above a long flat tail. For n samples the
+    tail must be that of the population, so give the eigenvalues of the covariance (of features, or of a kernel on many
+    more points, divided by their number), not those of n points. The number of directions that a ridge fits is another one:
+    :func:`softntk.ntk.effective_dimension`.
+
+    Args:
+        gram: [n, n] or [n, n, k, k], or None with eigenvalues.
+        eigenvalues: [p], in any order, instead of a gram.
+
+    Returns:
+        :class:`EffectiveRanks`.
+
+    Raises:
+        ValueError: both or neither given; gram as for :func:`rkhs_norm`; eigenvalues negative beyond rounding, not finite,
+            empty or all zero.
+
+    Example:
+        >>> import numpy as np
+        >>> ranks = effective_rank(np.diag([4.0, 1.0, 1.0, 1.0, 1.0]))
+        >>> ranks.rank, float(ranks.tail[1]), ranks.critical(3)
+        (2.0, 4.0, 1)
+
+    Source: Bartlett, Long, Lugosi and Tsigler (2020), arXiv 1906.11300, Definition 3 and Theorem 4.
+    """
+    values = _eigenvalues(gram, eigenvalues)
+    sums, squares = (np.cumsum(v[::-1])[::-1] for v in (values, values**2))
+    safe = np.where(values > 0, values, 1)
+    tail = np.where(values > 0, sums / safe, 0)
+    flatness = np.where(values > 0, sums**2 / np.where(squares > 0, squares, 1), 0)
+    return EffectiveRanks(rank=float(tail[0]), tail=tail, tail_flatness=flatness)
+
+
+def noise_level(gram: Gram, y: Targets) -> Float[np.ndarray, " l"]:
+    r"""The standard deviation of the noise in the targets, from the residual of generalised cross-validation.
+
+    With A = H(H + ρ)⁻¹ at the ρ that minimises n‖(I−A)y‖²/tr(I − 1.4 A)²,   σ̂² = ‖(I−A)y‖²/tr(I−A).
+
+    The 1.4 keeps it from taking the noise of few points for signal.
+
+    Args:
+        gram: H, [n, n] or [n, n, k, k].
+        y: [n, k].
+
+    Returns:
+        [k], or [1] for a kernel of all outputs. Not to be trusted where the kernel cannot tell noise from signal: a multiple of
+        the identity, or targets far outside of its space (then it is the noise and what is not fitted).
+
+    Raises:
+        ValueError: as :func:`rkhs_norm`; a gram without positive eigenvalues.
+
+    Example:
+        >>> import numpy as np
+        >>> t, rng = np.linspace(-1, 1, 300), np.random.default_rng(0)
+        >>> gram = np.exp(-5 * (t[:, None] - t[None]) ** 2)
+        >>> round(float(noise_level(gram, (np.sin(3 * t) + 0.2 * rng.normal(size=300))[:, None])[0]), 1)
+        0.2
+
+    Source: Golub, Heath and Wahba (1979), Technometrics 21(2), 215-223; Wahba (1983), JRSS B 45(1), 133-150, for σ̂;
+    Kim and Gu (2004), JRSS B 66(2), 337-356, for the factor 1.4.
+    """
+    columns = targets(gram, y)
+    values, vectors, delta = decompose(gram)
+    _check_positive_part(values)
+    components = vectors.T @ columns
+    values = np.maximum(values, 0)
+    smallest = max(delta, 1e-300)
+    variances = [cross_validated_ridge(values, part[:, None], smallest, _INFLATION)[1] for part in components.T]
+    return np.sqrt(np.array(variances))
+
+
+@record
+class EarlyStopping:
+    """When to stop, and what that is worth.
+
+    Attributes:
+        time: t, learning rate × steps.
+        steps: with a learning rate: the last step that is to be made; otherwise None.
+        critical_radius: ε̂ = 1/√(nt).
+        error: E ‖F_t − F*‖²/n on the training points is at most this; with steps, for these.
+    """
+
+    time: float
+    steps: int | None
+    critical_radius: float
+    error: float
+
+
+def early_stopping_time(
+    gram: Gram | None,
+    noise: float,
+    *,
+    norm: float = 1.0,
+    learning_rate: float | None = None,
+    eigenvalues: Eigenvalues | None = None,
+) -> EarlyStopping:
+    r"""When gradient descent on noisy targets should stop: where the local Rademacher complexity reaches the noise.
+
+    The paper: loss 1/(2n)Σ, λ̂_i the eigenvalues of H/n, η the sum of the step sizes, targets F* of norm at most 1. It stops
+    before the first step at which
+
+        R̂(1/√η) > 1/(2eση),    R̂(ε) = √(1/n Σ min(λ̂_i, ε²)).
+
+    Ours is ½ΣΣ, n times that loss, so η = nt; targets of norm at most B are those of norm 1, with noise σ/B, times B. Then
+    n cancels, and with λ_i = nλ̂_i the rule is
+
+        t Σ min(tλ_i, 1) > B²/(2eσ)².
+
+    The left side increases from zero, so t is unique, and a root of a quadratic between two 1/λ_i: no search is needed.
+
+    **What it is worth** (proof in expectation; the paper has 12 B²ε̂² with high probability). Noise of variance σ², F_0 = 0,
+    flow, or steps with ηλ_max ≤ 1, leave the bias e^{−λt} at most and let in 1 − e^{−λt} ≤ min(λt, 1) at most:
+
+        E‖F_t − F*‖² ≤ Σ e^{−2λ_i t}⟨q_i, F*⟩² + σ² Σ min(tλ_i, 1)² ≤ B² min(λ_max, 1/(2et)) + σ² Σ min(tλ_i, 1)²,
+
+    as λe^{−2λt} ≤ 1/(2et) and Σ⟨q_i, F*⟩²/λ_i ≤ B². At the t of the rule the last sum is at most B²/(4e²t), and the whole
+    at most 0.218 B²/t: so the squared error a point is at most 0.218 B²ε̂².
+
+    Args:
+        gram: H, [n, n], or [n, n, k, k] (then n·k stands for n), or None with eigenvalues.
+        noise: σ > 0, the standard deviation of the noise, of every output; :func:`noise_level` estimates it.
+        norm: B > 0, of the function without the noise, √(F*ᵀH⁻¹F*); the paper assumes 1.
+        learning_rate: η of steps on ½ΣΣ(F−Y)², at most 1/λ_max.
+        eigenvalues: λ, [p], all of them, in any order, instead of the gram.
+
+    Returns:
+        :class:`EarlyStopping`.
+
+    Raises:
+        ValueError: noise, norm or learning_rate not positive, ηλ_max > 1; gram and eigenvalues as for :func:`effective_rank`.
+
+    Example:
+        >>> import numpy as np
+        >>> stop = early_stopping_time(np.eye(4), 1 / (2 * np.e))  # 4 t min(t, 1) = 1
+        >>> round(stop.time, 6), early_stopping_time(np.eye(4), 1 / (2 * np.e), learning_rate=0.2).steps
+        (0.5, 2)
+
+    Source: Raskutti, Wainwright and Yu (2014), JMLR 15, 335-366, Theorem 1 (rule and constants as remembered).
+    """
+    check_positive("noise", noise)
+    check_positive("norm", norm)
+    values = _eigenvalues(gram, eigenvalues)
+    n, values = len(values), values[values > 0]
+    level = (norm / (2 * math.e * noise)) ** 2
+    # With the first k eigenvalues above 1/t and S the sum of the others, t k + t² S = level.
+    tails = np.append(np.cumsum(values[::-1])[::-1], 0.0)
+    at_breaks = (np.arange(len(values)) + tails[:-1] / values) / values
+    k = int(np.searchsorted(at_breaks, level, side="right"))
+    time = 2 * level / (k + math.sqrt(k**2 + 4 * tails[k] * level))
+    complexity = lambda t: t * float(np.sum(np.minimum(t * values, 1)))
+    steps, stopped = None, time
+    if learning_rate is not None:
+        check_positive("learning_rate", learning_rate)
+        if learning_rate * values[0] > 1 + 1e-6:
+            raise ValueError(
+                f"learning_rate must be at most 1/λ_max = {1 / values[0]:.6g}, as the rule assumes, got {learning_rate!r}."
+            )
+        steps = math.floor(time / learning_rate)
+        steps += complexity(learning_rate * (steps + 1)) <= level
+        steps -= complexity(learning_rate * steps) > level
+        stopped = steps * float(learning_rate)
+    bias = norm**2 * (min(values[0], 1 / (2 * math.e * stopped)) if stopped > 0 else values[0])
+    error = (bias + noise**2 * float(np.sum(np.minimum(stopped * values, 1) ** 2))) / n
+    return EarlyStopping(time=time, steps=steps, critical_radius=1 / math.sqrt(n * time), error=float(error))
+
+
+def _eigenvalues(gram: Gram | None, eigenvalues: Eigenvalues | None) -> np.ndarray:
+    """Descending, at least zero, the first one positive."""
+    if (gram is None) == (eigenvalues is None):
+        raise ValueError("give either gram or eigenvalues, got both." if gram is not None else "give gram or eigenvalues.")
+    if gram is not None:
+        values = decompose(gram).values
+    else:
+        values = np.sort(np.asarray(eigenvalues, np.float64).ravel())
+        if len(values) == 0 or not np.isfinite(values).all() or values[0] < -1e-3 * values[-1]:
+            raise ValueError(f"eigenvalues must be finite, not negative and at least one, got {np.asarray(eigenvalues)}.")
+    _check_positive_part(values)
+    return np.maximum(values[::-1], 0)
+
+
+def _check_positive_part(values: np.ndarray) -> None:
+    if not values[-1] > 0:
+        raise ValueError(f"gram must have a positive eigenvalue, but the largest is {values[-1]:.3g}. Is it a kernel?")

@@ -1,0 +1,142 @@
+r"""A bound on the risk of kernel predictors, with every constant explicit and its proof beside it.
+
+Example:
+    >>> import jax, softntk as sn
+    >>> from softntk.theory import risk
+    >>> net = sn.networks.two_layer("softmax", width=2)
+    >>> x = jax.random.normal(jax.random.key(0), (1000, 3))
+    >>> x = x / jax.numpy.linalg.norm(x, axis=1, keepdims=True)
+    >>> bound = risk.risk_bound(net.kernel_fn(x, None, "ntk"), 0.3 * x[:, :1], ridge=1.0)
+    >>> 0.1 < float(bound.bound[0]) < 0.4
+    True
+"""
+
+import math
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from softntk._records import record
+from softntk._validation import check_positive
+from softntk.theory._spectral import decompose, targets
+
+Targets = Float[Array | np.ndarray, "n k"]
+
+
+@record
+class RiskBound:
+    """A bound on the risk of one predictor for each output, and what it consists of; all [k] but the coefficients.
+
+    Attributes:
+        bound: training + complexity + deviation, at most 1; all k hold at once with the probability asked for.
+        training: mean clipped absolute error on the training points.
+        complexity: 2R√tr(H)/n.
+        deviation: 3√(log(2/δ_j)/2n).
+        norm: of the predictor in the kernel's space, from above.
+        coefficients: c, [n, k]: the predictor is f(x) = Σ c_i K(x, x_i).
+    """
+
+    bound: Float[np.ndarray, " k"]
+    training: Float[np.ndarray, " k"]
+    complexity: Float[np.ndarray, " k"]
+    deviation: Float[np.ndarray, " k"]
+    norm: Float[np.ndarray, " k"]
+    coefficients: Float[np.ndarray, "n k"]
+
+
+def risk_bound(
+    gram: Float[Array | np.ndarray, "n n"],
+    y: Targets,
+    failure: float = 0.1,
+    *,
+    ridge: float = 0.0,
+    time: float = math.inf,
+    unit: float = 1.0,
+    ratio: float = 1.25,
+) -> RiskBound:
+    r"""E min(1, |f(x) − y|) of the interpolant, of a ridge regression, or of gradient flow stopped at a time, from above.
+
+    With probability 1 − δ over n independent pairs (x_i, y_i), for the predictor f = Σ c_i K(·, x_i) of norm ‖f‖² = cᵀHc,
+
+        E min(1, |f(x) − y|) ≤ 1/n Σ min(1, |f(x_i) − y_i|) + 2R √tr(H)/n + 3 √(log(2/δ_j)/2n),
+
+    R = unit·ratio^j the least of these radii, j any integer, with R ≥ ‖f‖, and δ_j = ⅔ δ/((|j| + 1)(|j| + 2)k). For the
+    interpolant the first term is zero and the second 2√(yᵀH⁻¹y · (tr H/n)/n), but for the grid: the bound of Arora et al.
+
+    **Proof.** Fix R, and let G be the losses ℓ(f(x), y) = min(1, |f(x) − y|) ∈ [0, 1] of all f with ‖f‖ ≤ R, and
+    𝓡 = E_s sup_G 1/n Σ s_i ℓ_i with random signs s.
+    (1) sup_G(E ℓ − mean ℓ) changes by at most 1/n with one pair. By McDiarmid it exceeds its mean by √(log(2/δ)/2n) with
+    probability at most δ/2. That mean is at most 2 E 𝓡 (symmetrisation). 𝓡 also changes by at most 1/n with one pair, so that
+    E 𝓡 ≤ 𝓡 + √(log(2/δ)/2n) but for δ/2. Together: E ℓ ≤ mean ℓ + 2𝓡 + 3√(log(2/δ)/2n) for all of G, with probability 1 − δ.
+    (2) ℓ is 1-Lipschitz in f(x): 𝓡 is at most that of the functions themselves (contraction; Ledoux and Talagrand).
+    (3) That is E sup ⟨f, 1/n Σ s_i K(·, x_i)⟩ = R/n E‖Σ s_i K(·, x_i)‖ ≤ R/n √(E Σ s_i s_j K(x_i, x_j)) = R√tr(H)/n.
+    (4) ‖f‖ depends on the data. Use (1)–(3) for every R_j with δ_j: Σ_j 1/((|j| + 1)(|j| + 2)) = 3/2, so Σ_j δ_j = δ/k for each
+    of k outputs; then the bound holds for all f, radii and outputs at once.
+
+    ``unit`` and ``ratio``, and the kernel, must not depend on the data. What the bound is stated for is the function of the
+    coefficients returned; the rounding δ_H of the kernel's entries is added to its norm, ‖f‖² ≤ cᵀHc + δ_H‖c‖², and to its
+    training errors, δ_H‖c‖. Eigenvalues below δ_H are left out: a singular kernel gives the least-squares fit of least norm.
+
+    Args:
+        gram: H, [n, n].
+        y: [n, k].
+        failure: δ, in (0, 1).
+        ridge: ≥ 0; c = (H + ridge I)⁻¹y.
+        time: > 0; c = H⁻¹(I − e^{−Ht})y, gradient flow on ½ΣΣ(F−Y)² from zero until then (learning rate × steps).
+        unit: > 0, a guess of the norm; it costs little if it is wrong.
+        ratio: > 1, of radii that follow each other.
+
+    Returns:
+        :class:`RiskBound`.
+
+    Raises:
+        ValueError: failure outside (0, 1), ridge negative, time or unit not positive, ratio not above 1, ridge and time both;
+            gram or y as for :func:`softntk.theory.rkhs_norm`.
+
+    Example:
+        >>> import numpy as np
+        >>> risk = risk_bound(np.eye(2000), np.full((2000, 1), 0.01), ridge=1.0)
+        >>> round(float(risk.training[0]), 3), 0.1 < float(risk.bound[0]) < 0.2
+        (0.005, True)
+
+    Source: Arora et al. (2019), arXiv 1901.08584, Theorem 5.1; Bartlett and Mendelson (2002), JMLR 3, 463-482, Lemma 22.
+    """
+    if not 0 < failure < 1:
+        raise ValueError(
+            f"failure must lie in (0, 1), got {failure!r}. It is the probability that the bound is wrong, e.g. 0.1."
+        )
+    if not (np.ndim(ridge) == 0 and ridge >= 0 and np.isfinite(ridge)):
+        raise ValueError(f"ridge must be a finite number of at least 0, got {ridge!r}.")
+    if not time > 0:
+        raise ValueError(f"time must be positive, got {time!r}. Infinity stands for training until the end.")
+    if ridge > 0 and time < math.inf:
+        raise ValueError("ridge and time are two predictors, got both. Leave one of them out.")
+    check_positive("unit", unit)
+    check_positive("ratio", ratio)
+    if ratio <= 1:
+        raise ValueError(f"ratio must exceed 1, got {ratio!r}.")
+    if np.ndim(gram) != 2:
+        raise ValueError(f"gram must have shape [n, n], got {np.shape(gram)}. Use outputs='mean', or one output at a time.")
+    columns = targets(gram, y)
+    values, vectors, delta = decompose(gram)
+    n, k = columns.shape
+    kept = values > delta
+    safe = np.where(kept, values, 1)
+    factors = 1 / (safe + ridge) if time == math.inf else -np.expm1(-safe * time) / safe
+    components = vectors.T @ columns
+    along = np.where(kept, factors, 0)[:, None] * components
+    sizes = np.linalg.norm(along, axis=0)
+    norm = np.sqrt(np.sum(np.maximum(values, 0)[:, None] * along**2, axis=0) + delta * sizes**2)
+    residual = np.abs(vectors @ (values[:, None] * along - components)) + delta * sizes
+    training = np.mean(np.minimum(residual, 1), axis=0)
+    j = np.ceil(np.log(np.maximum(norm, 1e-300) / unit) / math.log(ratio))
+    complexity = 2 * unit * ratio**j * math.sqrt(float(np.trace(np.asarray(gram, np.float64)))) / n
+    deviation = 3 * np.sqrt((np.log(3 * k * (np.abs(j) + 1) * (np.abs(j) + 2)) - math.log(failure)) / (2 * n))
+    return RiskBound(
+        bound=np.minimum(training + complexity + deviation, 1),
+        training=training,
+        complexity=complexity,
+        deviation=deviation,
+        norm=norm,
+        coefficients=vectors @ along,
+    )

@@ -1,0 +1,166 @@
+"""The ledger: enough statements, each measured; what fails has a counterexample that fails; what is broken is noticed."""
+
+import dataclasses
+import math
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from softntk import theory
+from softntk.theory import _ledger, _ledger_table
+from softntk.theory import _oracles as oracles
+from softntk.theory._ledger_statement import TOLERANCE, Instance, Statement, equal
+
+# Every statement that is known to be false as remembered; the rest must hold on every instance.
+FAILING = {
+    "[G] lemma: |⟨w_r, x_i⟩| ≤ B, C = 1",
+    "[G] lemma: |⟨w_r, x_i⟩| ≤ B, every r",
+    "[S] lemma: ‖f‖ ≤ 1",
+    "[S] lemma: α ≥ β",
+    "[S] lemma: α > 0",
+    "[S] Lipschitz: 1/α",
+    "[S] lemma: −20 I ≼ B ≼ 20 I",
+    "[D] Hessian is PSD without weights",
+    "[S] Hessian is PSD without weights",
+    "[S] lemma: convexity",
+    "[S] lemma: one approximate Newton step",
+}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return theory.ledger(quick=True)
+
+
+def named(rows, reference):
+    return next(row for row in rows if row.reference == reference)
+
+
+def test_every_statement_is_measured(rows):
+    assert len(rows) >= 30
+    assert len({row.reference for row in rows}) == len(rows)
+    by_reference = {statement.reference: statement for statement in _ledger.STATEMENTS}
+    for row in rows:
+        assert row.instances == by_reference[row.reference].count
+        assert row.source in ("printed", "as remembered", "ours")
+        assert not row.reference.startswith("[ours]") or row.source == "ours"
+        assert (row.tightness is None) == (row.error is not None) == by_reference[row.reference].equality
+
+
+def test_what_fails_is_known_and_the_rest_holds(rows):
+    assert {row.reference for row in rows if row.held < row.instances} == FAILING
+    for row in rows:
+        assert (row.counterexample is None) == (row.case is None) == (row.held == row.instances)
+        if row.counterexample is None and row.tightness is not None:
+            assert row.tightness.median >= row.tightness.worst >= 1 - 1e-9
+        if row.counterexample is None and row.error is not None:
+            assert row.error <= TOLERANCE
+
+
+@pytest.mark.parametrize("reference", sorted(FAILING))
+def test_counterexamples_fail_again(rows, reference):
+    row = named(rows, reference)
+    instance = _ledger.replay(row)
+    assert instance is not None
+    assert not instance.holds
+    assert math.isfinite(instance.value)
+    assert row.counterexample.endswith(f"{instance.value:.4g} > {instance.bound:.4g}")
+
+
+def test_a_counterexample_by_hand(rows):
+    z = named(rows, "[S] lemma: α > 0").case
+    z = z["A"] @ z["x"]
+    assert np.sum(np.exp(z) + z) < 0
+    case = named(rows, "[S] lemma: one approximate Newton step").case
+    assert np.linalg.norm(case["E"], 2) <= 1 + 1e-9
+    assert 0 < case["epsilon"] < 1
+    with jax.enable_x64(True):
+        for name, reference in (("exp", "[D]"), ("res_exp", "[S]")):
+            case = named(rows, f"{reference} Hessian is PSD without weights").case
+            found = oracles.regression(case["A"], case["b"], 0 * case["w"], case["x"], name)
+            assert np.linalg.eigvalsh(found.hessian)[0] < -1e-6 * np.abs(case["A"]).max() ** 2
+
+
+def test_a_broken_bound_is_noticed():
+    whole = next(s for s in _ledger.STATEMENTS if s.reference == "[D] lemma: ‖f‖ ≤ 1")
+
+    def divided(case):
+        instance = whole.check(case)
+        return instance._replace(bound=instance.bound / 2)
+
+    row = _ledger.ledger(statements=[dataclasses.replace(whole, check=divided)])[0]
+    assert 0 < row.held < row.instances == whole.count
+    assert row.tightness.worst < 1
+    n, d = row.case["A"].shape
+    assert (n, d) == (1, 1)  # f = 1 for a single sample
+    assert row.counterexample == f"A = {_ledger._text(row.case['A'])}, x = {_ledger._text(row.case['x'])}: 1 > 0.5"
+
+
+def test_runner_counts_instances_and_skips_what_is_none():
+    even = Statement(
+        "even", "", lambda rng: {"t": int(rng.integers(100))}, lambda c: None if c["t"] % 2 else Instance(1.0, 0.5)
+    )
+    wrong = Statement("wrong", "", lambda rng: {"t": rng.normal(size=3)}, lambda c: equal(c["t"], 2 * c["t"]), equality=True)
+    never = Statement("never", "", lambda rng: {}, lambda c: Instance(1.0, math.nan), count=2)
+    first, second, third = _ledger.ledger(statements=[even, wrong, never])
+    assert (first.instances, first.held, first.tightness) == (60, 60, (2.0, 2.0))
+    assert (second.held, second.error) == (0, 0.5)
+    assert (third.held, third.instances) == (0, 2)
+    assert _ledger.ledger(statements=[wrong])[0].counterexample == second.counterexample
+    with pytest.raises(ValueError, match="must have a reference each, got 'even' twice"):
+        _ledger.ledger(statements=[even, even])
+    with pytest.raises(ValueError, match="match must be part of a reference, .*, got 'odd'"):
+        _ledger.ledger(match="odd", statements=[even])
+    with pytest.raises(ValueError, match="must have a counterexample, got 'even'"):
+        _ledger.replay(first)
+    with pytest.raises(ValueError, match="must have the shape of desired"):
+        equal(np.ones(2), np.ones(3))
+
+
+def test_oracles_agree_with_finite_differences():
+    rng = np.random.default_rng(0)
+    z, b, h = rng.normal(size=5), rng.dirichlet(np.ones(5)), 1e-6
+    for name in ("exp", "res_exp"):
+        loss = lambda z, name=name: 0.5 * np.sum((oracles.prediction(name, z) - b) ** 2)
+        steps = h * np.eye(5)
+        gradient = [(loss(z + e) - loss(z - e)) / (2 * h) for e in steps]
+        hessian = [(oracles.logit_gradient(name, z + e, b) - oracles.logit_gradient(name, z - e, b)) / (2 * h) for e in steps]
+        np.testing.assert_allclose(oracles.logit_gradient(name, z, b), gradient, atol=1e-8)
+        np.testing.assert_allclose(oracles.logit_hessian(name, z, b), hessian, atol=1e-7)
+    W, a, x, Y = rng.normal(size=(3, 8)), rng.normal(size=(8, 2)), rng.normal(size=(4, 3)), rng.normal(size=(4, 2))
+    loss = lambda W: 0.5 * np.sum((oracles.forward(W, a, x) - Y) ** 2)
+    move = rng.normal(size=W.shape)
+    slope = (loss(W + h * move) - loss(W - h * move)) / (2 * h)
+    assert np.sum(move * oracles.gradient(W, a, x, oracles.forward(W, a, x) - Y)) == pytest.approx(slope, rel=1e-6)
+
+
+def test_table(rows, capsys):
+    text = _ledger_table.markdown(rows)
+    lines = text.splitlines()
+    assert sum(line.startswith("| [") for line in lines) == len(rows)
+    assert sum(line.startswith("- **") for line in lines) == len(FAILING)
+    widths = {line.replace("\\|", "").count("|") for line in lines if line.startswith("|")}
+    assert widths == {8}
+    _ledger_table.show(rows)
+    out = capsys.readouterr().out
+    assert all(row.reference in out for row in rows)
+    assert f"{len(rows) - len(FAILING)} of {len(rows)} statements held" in out
+
+
+def test_written_ledger_is_that_of_these_statements():
+    text = _ledger_table.PATH.read_text(encoding="utf-8")
+    for statement in _ledger.STATEMENTS:
+        assert f"| {statement.reference} |".replace("|", "\\|")[2:-2] in text
+    assert text.count("\n- **") == len(FAILING)
+
+
+@pytest.mark.slow
+def test_command_line():
+    run = subprocess.run([sys.executable, "-m", "softntk.theory", "--quick"], capture_output=True, text=True, check=True)
+    assert f"of {len(_ledger.STATEMENTS)} statements held on every instance." in run.stdout
+    refused = subprocess.run([sys.executable, "-m", "softntk.theory", "--quick", "--write"], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "leave out --quick" in refused.stderr
