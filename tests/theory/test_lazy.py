@@ -57,7 +57,7 @@ def by_hand(net, params, x, y, tests, rate, steps, scale):
             ("relu", {"train_readout": True}, 0.5),
             ("res_softmax", {"antisymmetric": False, "train_readout": True}, 1.0),
         ],
-        ("softmax", {"antisymmetric": False}, 3.0),
+        ("softmax", {}, 1.0),
     ),
 )
 def test_distances_are_those_of_a_loop(family, options, scale, x64):
@@ -97,6 +97,7 @@ def test_weights_of_a_homogeneous_network_are_an_output_scale(x64):
         assert_close(getattr(one, name), getattr(other, name), rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_steps_that_are_measured_by_themselves_in_float32():
     net, params = start(out_dim=1)
     x, y = points(1, 4, 3, "float32"), points(3, 4, 1, "float32")

@@ -30,16 +30,11 @@ FAILING = {
 }
 
 
-@pytest.fixture(scope="module")
-def rows():
-    return theory.ledger(quick=True)
-
-
 def named(rows, reference):
     return next(row for row in rows if row.reference == reference)
 
 
-def test_every_statement_is_measured(rows):
+def every_statement_is_measured(rows):
     assert len(rows) >= 30
     assert len({row.reference for row in rows}) == len(rows)
     by_reference = {statement.reference: statement for statement in _ledger.STATEMENTS}
@@ -50,7 +45,7 @@ def test_every_statement_is_measured(rows):
         assert (row.tightness is None) == (row.error is not None) == by_reference[row.reference].equality
 
 
-def test_what_fails_is_known_and_the_rest_holds(rows):
+def what_fails_is_known_and_the_rest_holds(rows):
     assert {row.reference for row in rows if row.held < row.instances} == FAILING
     for row in rows:
         assert (row.counterexample is None) == (row.case is None) == (row.held == row.instances)
@@ -60,17 +55,16 @@ def test_what_fails_is_known_and_the_rest_holds(rows):
             assert row.error <= TOLERANCE
 
 
-@pytest.mark.parametrize("reference", sorted(FAILING))
-def test_counterexamples_fail_again(rows, reference):
-    row = named(rows, reference)
-    instance = _ledger.replay(row)
-    assert instance is not None
-    assert not instance.holds
-    assert math.isfinite(instance.value)
-    assert row.counterexample.endswith(f"{instance.value:.4g} > {instance.bound:.4g}")
+def counterexamples_fail_again(rows):
+    for row in (named(rows, reference) for reference in FAILING):
+        instance = _ledger.replay(row)
+        assert instance is not None, row.reference
+        assert not instance.holds, row.reference
+        assert math.isfinite(instance.value), row.reference
+        assert row.counterexample.endswith(f"{instance.value:.4g} > {instance.bound:.4g}"), row.reference
 
 
-def test_a_counterexample_by_hand(rows):
+def counterexamples_by_hand(rows):
     z = named(rows, "[S] lemma: α > 0").case
     z = z["A"] @ z["x"]
     assert np.sum(np.exp(z) + z) < 0
@@ -137,7 +131,7 @@ def test_oracles_agree_with_finite_differences():
     assert np.sum(move * oracles.gradient(W, a, x, oracles.forward(W, a, x) - Y)) == pytest.approx(slope, rel=1e-6)
 
 
-def test_table(rows, capsys):
+def table_shows_all(rows, capsys):
     text = _ledger_table.markdown(rows)
     lines = text.splitlines()
     assert sum(line.startswith("| [") for line in lines) == len(rows)
@@ -148,6 +142,16 @@ def test_table(rows, capsys):
     out = capsys.readouterr().out
     assert all(row.reference in out for row in rows)
     assert f"{len(rows) - len(FAILING)} of {len(rows)} statements held" in out
+
+
+def test_the_quick_run(capsys):
+    """One run, which takes half of a minute, and all that it must show."""
+    rows = theory.ledger(quick=True)
+    every_statement_is_measured(rows)
+    what_fails_is_known_and_the_rest_holds(rows)
+    counterexamples_fail_again(rows)
+    counterexamples_by_hand(rows)
+    table_shows_all(rows, capsys)
 
 
 def test_written_ledger_is_that_of_these_statements():

@@ -117,6 +117,7 @@ def test_five_hundred_balls(x64):
     assert sum(check(*instance(seed), 20, seed) for seed in range(500)) > 250
 
 
+@pytest.mark.slow
 def test_small_errors_are_promised_for_good_solutions(x64):
     p, x = instance(0)
     sharp = certify(p, sn.solvers.minimise(p, x, rtol=1e-13, throw=False).value)
@@ -125,6 +126,7 @@ def test_small_errors_are_promised_for_good_solutions(x64):
     assert sharp.radius > 1e-4
 
 
+@pytest.mark.slow
 def test_float32_and_sparse_are_converted():
     A = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
     b = np.random.default_rng(1).dirichlet(np.ones(20)).astype("float32")
