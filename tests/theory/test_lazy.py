@@ -72,6 +72,7 @@ def test_distances_are_those_of_a_loop(family, options, scale, x64):
     assert found.result == Result.SUCCESSFUL
 
 
+@pytest.mark.slow
 def test_a_large_scale_is_the_linearisation(x64):
     """f(0) = 0: weights move like 1/s; the network departs from the linearisation by one order more if antisymmetric."""
     x, y = points(1, 5, 3), points(2, 5, 1)
@@ -107,6 +108,7 @@ def test_steps_that_are_measured_by_themselves_in_float32():
     assert np.all(np.diff(found.weights) > 0)
 
 
+@pytest.mark.slow
 def test_divergence_is_infinite_and_says_so():
     net = two_layer(activation="identity", width=16)
     _, params = net.init_fn(jax.random.key(0), (-1, 3))

@@ -129,6 +129,7 @@ def test_headline_at_a_hundred_points(family, below_paper, above_found, x64):
     assert found.ours_frobenius[1] < above_found * found.frobenius[1]
 
 
+@pytest.mark.slow
 def test_normalisation_makes_the_derivative_vanish(x64):
     """As the logits shrink, H of softmax stops moving to first order; H of exp does not. Both bounds see it."""
     found = {}
@@ -218,6 +219,7 @@ def test_a_bias_is_one_more_weight(family, x64):
         assert_close(one(R), two(R))
 
 
+@pytest.mark.slow
 def test_scaling(x64):
     key, options = jax.random.key(3), {"trials": 2, "ascent_steps": 3}
     net, params, x = start("softmax", 2)
@@ -267,6 +269,7 @@ def test_the_path_of_training(x64):
     assert np.all(found.spectral[1:] < found.ours_spectral[1:])
 
 
+@pytest.mark.slow
 def test_outside_the_domain_is_infinite_not_nan(x64):
     """res_softmax loses its normaliser where its units cancel."""
     net, params, x = cancelling()
