@@ -47,6 +47,7 @@ def test_quickstart(tmp_path, capsys):
     assert "test accuracy" in out
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_kernel_regression(tmp_path, capsys):
     reports = load("kernel_regression").main(["--small", "--output", str(tmp_path / "picture.png")])
@@ -64,6 +65,7 @@ def test_kernel_regression(tmp_path, capsys):
     assert "test accuracy" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_deep_limits(tmp_path, capsys):
     diagrams, found = load("deep_limits").main(["--small", "--output", str(tmp_path / "picture.png")])
@@ -188,6 +190,7 @@ def test_every_example_has_a_test():
     assert {p.stem for p in EXAMPLES.glob("*.py")} == set(NAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_certify(tmp_path, capsys):
     proofs, bars = load("certify").main(["--small", "--output", str(tmp_path / "picture.png")])
