@@ -323,13 +323,13 @@ def _residual_bounds(p: Problem, radius: float, z: np.ndarray) -> tuple[float, f
         alpha = _smallest_total(p, radius, z, shift)
         if not alpha > 0:
             return math.inf, math.inf, math.inf, math.inf
-        F, a = (float(np.linalg.norm(part)) / alpha for part in (s.u, s.du))
-        m1, m2, m3 = (float(part.max()) / alpha for part in (s.du, s.d2u, s.d3u))
+        F, a = (np.linalg.norm(part) / alpha for part in (s.u, s.du))  # NumPy's own: they overflow to inf
+        m1, m2, m3 = (part.max() / alpha for part in (s.du, s.d2u, s.d3u))
         return (
-            F + b,
-            m1 + F * a,
-            m2 + 2 * m1 * a + F * (m2 + 2 * a**2),
-            m3 + 3 * m2 * a + 3 * m1 * m2 + 6 * m1 * a**2 + F * (m3 + 6 * a * m2 + 6 * a**3),
+            float(F + b),
+            float(m1 + F * a),
+            float(m2 + 2 * m1 * a + F * (m2 + 2 * a**2)),
+            float(m3 + 3 * m2 * a + 3 * m1 * m2 + 6 * m1 * a**2 + F * (m3 + 6 * a * m2 + 6 * a**3)),
         )
 
 
