@@ -28,6 +28,7 @@ from softntk._validation import check_finite, check_positive
 from softntk.curvature import _matrices as matrices
 from softntk.regression.problem import Problem
 
+_CANCELLED = 1e3  # units in the last place that a residual may be off by, relative to what it is a difference of
 _ROUNDING = 1e-6  # what norms, computed in the precision of A, may be off by, relative
 
 
@@ -144,9 +145,9 @@ def lipschitz(
       (√2 o + 0.592)‖h‖³, r³ ≤ 2√2‖h‖³; and a symmetric form is as large on the diagonal as anywhere (Banach).
 
     **Ours, general** (softmax gets the smaller of the two): on |z_i − ⟨a_i, c⟩| ≤ ‖a_i‖R the suprema of |u|, …, |u'''| are
-    known, and α ≥ :func:`normaliser`. Write F,
-    a for the norms of the vectors of suprema of u/α and u'/α, and m₁, m₂, m₃ for the largest entries of those of u'/α, u''/α,
-    u'''/α. Differentiating f = u/α along a unit vector, with |⟨v, h⟩| ≤ a and |⟨v', h²⟩| ≤ m₂,
+    known, and α ≥ :func:`normaliser`. Write F, a for the norms of the vectors of suprema of u/α and u'/α, and m₁, m₂, m₃ for
+    the largest entries of those of u'/α, u''/α, u'''/α. Differentiating f = u/α along a unit vector, with |⟨v, h⟩| ≤ a and
+    |⟨v', h²⟩| ≤ m₂,
 
         ‖f'‖ ≤ m₁ + Fa,    ‖f''‖ ≤ m₂ + 2m₁a + F(m₂ + 2a²),
         ‖f'''‖ ≤ m₃ + 3m₂a + 3m₁m₂ + 6m₁a² + F(m₃ + 6am₂ + 6a³),
@@ -282,6 +283,13 @@ def _around(p: Problem, radius: float, centre: Any) -> tuple[np.ndarray, float]:
     return z, radius + float(np.linalg.norm(np.asarray(centre, np.float64)))
 
 
+def _reached(p: Problem, radius: float, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Between what the logits stay, on the ball around the centre with logits z."""
+    rows = np.sqrt(np.asarray(matrices.row_squares(p.A), np.float64)) * (1 + _ROUNDING)
+    width = rows * radius + _ROUNDING * np.abs(z)
+    return z - width, z + width
+
+
 def _smallest_total(p: Problem, radius: float, z: np.ndarray, shift: float) -> float:
     """e^{−shift} α, from below, on the ball around the centre with logits z; zero or less where nothing is known."""
     norm = lambda v: float(np.linalg.norm(np.asarray(matrices.adjoint(p.A, jnp.asarray(v, p.dtype)), np.float64)))
@@ -307,13 +315,12 @@ def _residual_bounds(p: Problem, radius: float, z: np.ndarray) -> tuple[float, f
     name = p.activation.name
     if name not in _SUPREMA:
         raise ValueError(f"there are bounds for the activations {sorted(_SUPREMA)}, got {name!r}.")
-    rows = np.sqrt(np.asarray(matrices.row_squares(p.A), np.float64)) * (1 + _ROUNDING)
-    width = rows * radius + _ROUNDING * np.abs(z)
+    low, high = _reached(p, radius, z)
     shift = 0.0
     if p.form == "normalized" and name != "identity":  # u/α is what counts
         shift = float(z.max()) if name == "exp" else max(0.0, float(np.abs(z).max() if name != "res_exp" else z.max()))
     with np.errstate(over="ignore", invalid="ignore"):
-        s = _SUPREMA[name](z - width, z + width, shift)
+        s = _SUPREMA[name](low, high, shift)
         b = float(np.linalg.norm(np.asarray(p.b, np.float64)))
         if p.form != "normalized":
             b_in, total = (b, float(s.u.sum())) if p.form == "rescaled" else (0.0, 1.0)
@@ -337,15 +344,16 @@ def _general_derivatives(p: Problem, radius: float, z: np.ndarray, centre: Any) 
     c, f1, f2, f3 = _residual_bounds(p, radius, z)
     predict = f1
     if p.form != "normalized":  # predict is u itself
-        rows = np.sqrt(np.asarray(matrices.row_squares(p.A), np.float64)) * (1 + _ROUNDING)
         with np.errstate(over="ignore", invalid="ignore"):
-            slopes = _SUPREMA[p.activation.name](z - rows * radius, z + rows * radius, 0.0).du
+            slopes = _SUPREMA[p.activation.name](*_reached(p, radius, z), 0.0).du
         predict = float(np.nan_to_num(slopes, nan=math.inf).max())
     if not np.isfinite([f1, f2, f3]).all():
         return predict, math.inf, math.inf
+    # From the centre: the residual there, with what cancels in it, and how far it moves.
     there = p.residual(jnp.zeros(p.shape[1], p.dtype) if centre is None else jnp.asarray(centre, p.dtype))
     with np.errstate(over="ignore"):
-        c = min(c, np.linalg.norm(np.asarray(there, np.float64)) * (1 + _ROUNDING) + f1 * _norms(p)[0] * radius)
+        lost = _CANCELLED * float(np.finfo(p.dtype).eps) * c
+        c = min(c, np.linalg.norm(np.asarray(there, np.float64)) * (1 + _ROUNDING) + lost + f1 * _norms(p)[0] * radius)
         return predict, float(f1 * f1 + c * f2), float(c * f3 + 3 * f1 * f2)
 
 

@@ -45,6 +45,7 @@ class _Carry(NamedTuple):
     state: Any
     best: Params
     best_value: Array
+    best_norm: Array  # of the gradient there
     norm: Array  # of the gradient
     first_norm: Array
     largest_norm: Array
@@ -109,6 +110,7 @@ def _start(problem: Any, tx: optax.GradientTransformation | None, x0: Params) ->
         state=state,
         best=x0,
         best_value=value,
+        best_norm=norm,
         norm=norm,
         first_norm=norm,
         largest_norm=norm,
@@ -137,9 +139,11 @@ def _step(problem: Any, tx: Any, options: Options, carry: _Carry) -> tuple[_Carr
     value, norm = value.astype(carry.value.dtype), optax.tree.norm(grad)
     size, eps = optax.tree.norm(updates), jnp.finfo(carry.value.dtype).eps
     good = jnp.isfinite(value) & jnp.isfinite(norm)
-    better = good & (value < carry.best_value)
     keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
     told, rounding = _report(state), 8 * eps * jnp.abs(value)
+    # Of losses that differ by rounding alone the smaller gradient decides.
+    equal = jnp.abs(value - carry.best_value) <= rounding
+    better = good & jnp.where(equal, norm < carry.best_norm, value < carry.best_value)
     improved = (norm < carry.smallest_norm) | (value < carry.anchor - rounding)
     if told is None:
         improved |= ~(jnp.abs(value - carry.value) <= rounding)
@@ -157,6 +161,7 @@ def _step(problem: Any, tx: Any, options: Options, carry: _Carry) -> tuple[_Carr
         state=state,
         best=jax.tree.map(lambda a, b: jnp.where(better, a, b), x, carry.best),
         best_value=jnp.where(better, value, carry.best_value),
+        best_norm=jnp.where(better, norm, carry.best_norm),
         norm=jnp.where(good, norm, carry.norm),
         first_norm=carry.first_norm,
         largest_norm=jnp.where(good, jnp.maximum(norm, carry.largest_norm), carry.largest_norm),

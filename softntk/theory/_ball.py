@@ -123,7 +123,7 @@ def smallest_eigenvalue(
     width: int | None = None,
     constants: Constants = AS_REMEMBERED,
 ) -> float:
-    """λ_min(H(W̃)) ≥ ¾λ − :func:`perturbation_bound`, at the width of :func:`concentration_width`.
+    """λ_min(H(W̃)) ≥ ¾λ − :func:`perturbation_bound`, at widths for which ‖H(0) − H*‖ ≤ λ/4.
 
     Args:
         R: the largest move of a neuron.

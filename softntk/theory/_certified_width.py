@@ -56,7 +56,7 @@ def certified_width(
         A :class:`CertifiedWidth`.
 
     Raises:
-        ValueError: widths not positive and even, or in the wrong order; precision not in (0, 1).
+        ValueError: make no function; widths not positive and even, or in the wrong order; precision not in (0, 1).
 
     Example:
         >>> import jax, jax.numpy as jnp, softntk as sn
@@ -67,6 +67,8 @@ def certified_width(
 
     Source: MATH.md section 3.
     """
+    if not callable(make):
+        raise ValueError(f"make must be a function of the width that returns a network, got {type(make).__name__}.")
     check_positive_int("smallest", smallest)
     check_positive_int("largest", largest)
     if smallest % 2 or largest % 2 or smallest > largest:

@@ -70,8 +70,28 @@ def log_size(n: int, k: int, smallest: float) -> float:
     return 2 * (math.log(n) + math.log(k) - math.log(smallest))
 
 
-def growth(n: int, k: int, sigma: float, failure: float, constants: Constants) -> float:
-    """B."""
+def growth(n: int, k: int = 1, sigma: float = 1.0, failure: float = 0.1, constants: Constants = AS_REMEMBERED) -> float:
+    """B = max(Cσ√log(nk/δ), 1), the size of logits of points in the unit ball that the paper's proofs count with.
+
+    Args:
+        n: points.
+        k: outputs.
+        sigma: σ, the standard deviation of the hidden weights.
+        failure: δ.
+        constants: C is ``constants.concentration``.
+
+    Returns:
+        B.
+
+    Raises:
+        ValueError: n or k no positive integer, σ not positive, δ not in (0, 1).
+
+    Example:
+        >>> growth(100, sigma=0.3), round(growth(100), 3)
+        (1.0, 2.628)
+
+    Source: arXiv 2405.03251, definition of B.
+    """
     check_positive("sigma", sigma)
     return max(constants.concentration * sigma * math.sqrt(log_ratio(n, k, failure)), 1.0)
 

@@ -45,7 +45,7 @@ from softntk.theory._constants import AS_REMEMBERED as AS_REMEMBERED
 from softntk.theory._constants import FAMILIES as FAMILIES
 from softntk.theory._constants import Constants as Constants
 from softntk.theory._constants import checked_growth, exp, exponent, kernel_scale, log_ratio, log_size
-from softntk.theory._constants import growth as _growth
+from softntk.theory._constants import growth as growth
 
 
 class Row(NamedTuple):
@@ -61,31 +61,6 @@ class Row(NamedTuple):
         """One line of text."""
         width = f"m ~ {self.width_order:<23} = {self.width:<9.1e}"
         return f"{self.family:<8} {width} T ~ {self.steps_order:<23} = {self.steps:.1e}"
-
-
-def growth(n: int, k: int = 1, sigma: float = 1.0, failure: float = 0.1, constants: Constants = AS_REMEMBERED) -> float:
-    """B = max(Cσ√log(nk/δ), 1), the size of logits of points in the unit ball that the paper's proofs count with.
-
-    Args:
-        n: points.
-        k: outputs.
-        sigma: σ, the standard deviation of the hidden weights.
-        failure: δ.
-        constants: C is ``constants.concentration``.
-
-    Returns:
-        B.
-
-    Raises:
-        ValueError: n or k no positive integer, σ not positive, δ not in (0, 1).
-
-    Example:
-        >>> growth(100, sigma=0.3), round(growth(100), 3)
-        (1.0, 2.628)
-
-    Source: arXiv 2405.03251, definition of B.
-    """
-    return _growth(n, k, sigma, failure, constants)
 
 
 def required_width(

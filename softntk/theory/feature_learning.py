@@ -159,9 +159,29 @@ def _orthonormal(direction: Directions, d: int) -> Float[Array, "d r"]:
 
 
 def hermite(degree: int, z: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """He_k(z)/√k!, the Hermite polynomials that are orthonormal under N(0, 1)."""
+    """He_k(z)/√k!, the Hermite polynomials that are orthonormal under N(0, 1), by √(k+1) h_{k+1} = z h_k − √k h_{k−1}.
+
+    Args:
+        degree: k ≥ 0.
+        z: any shape.
+
+    Returns:
+        The values, of the shape of z.
+
+    Raises:
+        ValueError: degree negative or no integer.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(hermite(2, jnp.array(3.0)) * 2**0.5)  # z² − 1
+        8.0
+
+    Source: Szegő (1939), Orthogonal Polynomials, 5.5.
+    """
+    if isinstance(degree, bool) or not isinstance(degree, int) or degree < 0:
+        raise ValueError(f"degree must be an integer of at least 0, got {degree!r}.")
     before, now = jnp.zeros_like(z), jnp.ones_like(z)
-    for j in range(degree):  # √(j+1) h_{j+1} = z h_j − √j h_{j−1}
+    for j in range(degree):
         before, now = now, (z * now - math.sqrt(j) * before) / math.sqrt(j + 1)
     return now
 

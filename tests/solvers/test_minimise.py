@@ -351,6 +351,15 @@ def test_bad_arguments(arguments, message, untyped):
         minimise(**({"problem": parabola, "x0": np.zeros(2, "float32"), "tx": optax.sgd(0.1)} | arguments))
 
 
+def test_of_equal_losses_the_smaller_gradient_is_returned(x64):
+    """A start so near that the loss is at its least, in rounding, long before the gradient is."""
+    for seed in range(6):
+        p = regression(seed=seed)
+        near = minimise(p, np.zeros(3), rtol=1e-10).value + 1e-6
+        solution = minimise(p, near, rtol=1e-15, throw=False)
+        assert jnp.linalg.norm(p.gradient(solution.value)) <= 2 * solution.stats["gradient_norm"].min()
+
+
 @pytest.mark.parametrize("seed", [4, 5])
 def test_float32_that_can_get_no_further_says_so(seed):
     """Heavy-tailed rows, condition 1e3: the gradient's floor lies above what is asked, and the loss jumps by rounding."""

@@ -245,6 +245,8 @@ def test_certified_width():
     none = sn.theory.certified_width(build, x, 100 * y, key=jax.random.key(0), largest=128)
     assert none.width is None
     assert not none.certificate.holds
+    with pytest.raises(ValueError, match="make must be a function of the width"):
+        sn.theory.certified_width(build(64), x, y, key=jax.random.key(0))
     for wrong in ({"smallest": 3}, {"smallest": 64, "largest": 32}, {"precision": 0.0}):
         with pytest.raises(ValueError, match="must"):
             sn.theory.certified_width(build, x, y, key=jax.random.key(0), **wrong)
