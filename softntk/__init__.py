@@ -17,7 +17,7 @@ from softntk import solvers as solvers
 
 __version__ = "0.1.0"
 
-_LAZY = ("nt", "stax", "theory")  # loaded on first use: neural_tangents is heavy, and theory at the top of everything
+_LAZY = ("diffusion", "nt", "stax", "theory")  # loaded on first use: they are heavy, or at the top of everything
 
 
 def __getattr__(name: str) -> ModuleType:

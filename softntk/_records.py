@@ -27,3 +27,9 @@ def function_record(cls: type[T]) -> type[T]:
     It is hashed and compared by identity, as functions are.
     """
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, eq=False)(cls))
+
+
+@dataclass_transform(frozen_default=True)
+def static_record(cls: type[T]) -> type[T]:
+    """A frozen, hashable record of plain numbers and names: a pytree without leaves, so that jit never traces its fields."""
+    return jax.tree_util.register_static(dataclasses.dataclass(frozen=True)(cls))
