@@ -81,6 +81,7 @@ def test_deep_limits(tmp_path, capsys):
     assert "softmax: ordered on" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_deep_digits(tmp_path, capsys):
     rows = load("deep_digits").main(["--small", "--output", str(tmp_path / "picture.png")])
@@ -93,6 +94,7 @@ def test_deep_digits(tmp_path, capsys):
     assert "test accuracy" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_resnet_softmax(tmp_path, capsys):
     found, convex = load("resnet_softmax").main(["--small", "--output", str(tmp_path / "picture.png")])

@@ -24,10 +24,16 @@ def linear_descent(matrix, y, eta, steps, f0):
     return np.array([out[s] for s in steps])
 
 
-@pytest.mark.parametrize("outputs", ["full", "mean"])
 @pytest.mark.parametrize(
-    ("with_start", "relative_rate"),
-    first(list(itertools.product([False, True], [0.01, 1.0, 1.3, 1.999])), (True, 0.01), (False, 1.999)),
+    ("dtype", "with_start", "relative_rate", "outputs"),
+    first(
+        itertools.product(["float32", "float64"], [False, True], [0.01, 1.0, 1.3, 1.999], ["full", "mean"]),
+        ("float32", False, 1.999, "full"),
+        ("float32", True, 0.01, "mean"),
+        ("float64", False, 1.999, "mean"),
+        ("float64", True, 0.01, "full"),
+    ),
+    indirect=["dtype"],
 )
 def test_predict_gd_is_step_by_step_descent(outputs, with_start, relative_rate, dtype):
     net = two_layer("softmax", width=64, out_dim=2, antisymmetric=False)
@@ -56,6 +62,7 @@ def test_exact_annihilation_and_divergence(dtype):
     assert np.isfinite(sn.ntk.predict_gd(jnp.eye(2), jnp.ones((2, 1)), 5.0, jnp.array([10**6, 10**6 + 1]))).all()
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_a_wide_softmax_network_trains_as_predicted():
     """Width 2¹⁴: the measured loss stays within 5 % of the prediction until it has fallen to 1 % of its start."""

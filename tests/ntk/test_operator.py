@@ -87,6 +87,7 @@ def test_network_operator_is_differentiable(x64):
 
 
 @pytest.mark.parametrize("get", ["ntk", pytest.param("nngp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", first(["float32", "float64"], "float32"), indirect=True)
 def test_kernel_operator_is_its_matrix(get, dtype):
     net = two_layer("softmax", width=2, sigma=0.7, train_readout=True)
     x = points(1, 11, 3, dtype)
@@ -105,6 +106,7 @@ def test_kernel_operator_is_its_matrix(get, dtype):
     assert_close(plain.mv(v[:, 0]), np.exp(np.asarray(x @ x.T)) @ np.asarray(v[:, 0]), dtype)
 
 
+@pytest.mark.slow
 def test_rows_concentrated_on_few_units_keep_their_digits():
     """At logits of ±100 the kernel is what is left of terms that cancel: products and entries against float64."""
     net = two_layer("softmax", width=128, out_dim=2, antisymmetric=False)

@@ -54,6 +54,7 @@ def test_attention(activation, x64):
     assert_close(lx.diagonal(H), jnp.diag(H.as_matrix()))
 
 
+@pytest.mark.slow
 def test_attention_with_values(x64):
     A1, A2, A3, B, X, Y = arrays((6, 2), (5, 3), (5, 4), (6, 2), (2, 3), (4, 2))
 

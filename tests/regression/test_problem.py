@@ -84,7 +84,8 @@ def test_everything_is_that_of_automatic_differentiation(activation, form, x64):
     assert_close(jax.hessian(p)(x), hessian)
 
 
-@pytest.mark.parametrize("shape", first(SHAPES, "wide"))
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", SHAPES)
 def test_other_shapes(shape, x64):
     A, b, w, x = instance(shape)
     for activation, form in (("res_exp", "normalized"), ("cosh", "rescaled")):
