@@ -26,6 +26,7 @@ class Result(enum.IntEnum):
     NEGATIVE_WEIGHTS = 11
     STEP_CHANGED = 12
     NO_STEP = 13
+    NONFINITE_SCORE = 14
 
     @property
     def advice(self) -> str:
@@ -68,6 +69,10 @@ _ADVICE = {
     Result.NO_STEP: (
         "No step made the loss fall. Is the gradient that of the loss, and the loss smooth? Near a minimum: use float64, or a "
         "larger tolerance."
+    ),
+    Result.NONFINITE_SCORE: (
+        "A score is NaN or infinite on the way from noise to data, or the way leads out of range. Look at score_fn(t, x) for t "
+        "from min_time to the horizon; where it is finite: use more steps or a larger min_time."
     ),
     Result.OVERFLOW: (
         "The loss or its curvature exceeds the largest number of this precision. Take a shorter step, scale the rows of A "

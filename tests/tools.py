@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import softntk
+
 TOLERANCE = {"float32": 2e-5, "float64": 1e-10}
 
 
@@ -60,3 +62,20 @@ def dense_kernels(apply_fn: Callable, params: Any, x1: jax.Array, x2: jax.Array 
     full = jnp.einsum("ilp,jmp->ijlm", j1, j2)
     diagonal = jnp.einsum("ijll->ijl", full)
     return {"full": full, "diagonal": diagonal, "mean": diagonal.mean(-1)}
+
+
+def ring(modes: int = 8, d: int = 2) -> Any:
+    """Modes of standard deviation 0.15 on a circle of radius 2."""
+    angles = 2 * np.pi * np.arange(modes) / modes
+    means = np.zeros((modes, d))
+    means[:, :2] = 2 * np.stack([np.cos(angles), np.sin(angles)], 1)
+    return softntk.diffusion.GaussianMixture(
+        jnp.full(modes, 1 / modes), jnp.asarray(means, jnp.float32), jnp.tile(0.15**2 * jnp.eye(d), (modes, 1, 1))
+    )
+
+
+def relative_score_error(sde: Any, f: Any, mixture: Any, t: float, n: int = 2000) -> float:
+    """E‖s − s*‖²/E‖s*‖² of a denoiser, by n draws."""
+    x = sde.perturb(jax.random.key(77), t, mixture.sample(jax.random.key(78), n))
+    exact = mixture.score(sde, t, x)
+    return float(jnp.sum((softntk.diffusion.score(sde, f)(t, x) - exact) ** 2) / jnp.sum(exact**2))

@@ -124,7 +124,7 @@ class GaussianMixture:
     def denoise(self, sde: VPSDE, t: Times, x: Points) -> Float[Array, "n d"]:
         """E[X_0 | X_t = x], [n, d]; arguments and errors as :meth:`log_density`."""
         logits, whitened, alpha, _ = self._parts(sde, t, x)
-        shift = alpha[:, :, None] * self._spreads * whitened
+        shift = alpha[:, :, None] * self._spreads[None] * whitened
         weights = jax.nn.softmax(logits, axis=1)
         return jnp.matmul(weights, self.means, precision="highest") + jnp.einsum("nc,cie,nce->ni", weights, self._axes, shift)
 
@@ -133,11 +133,12 @@ class GaussianMixture:
         x = check_points(sde, t, x, self.means.shape[1])
         time = columns_of_times(t, x)
         alpha, h = sde.alpha(time), sde.variance(time)
-        variances = (alpha**2)[:, :, None] * self._spreads + h[:, :, None]
-        along = jnp.einsum("nci,cie->nce", x[:, None, :] - alpha[:, :, None] * self.means, self._axes, precision="highest")
+        variances = (alpha**2)[:, :, None] * self._spreads[None] + h[:, :, None]
+        centred = x[:, None, :] - alpha[:, :, None] * self.means[None]
+        along = jnp.einsum("nci,cie->nce", centred, self._axes, precision="highest")
         whitened = along / variances
         quadratic = jnp.sum(along * whitened + jnp.log(variances), axis=2)
-        logits = jnp.log(self.weights) - (quadratic + x.shape[1] * math.log(2 * math.pi)) / 2
+        logits = jnp.log(self.weights)[None] - (quadratic + x.shape[1] * math.log(2 * math.pi)) / 2
         return logits, whitened, alpha, h
 
 
@@ -207,7 +208,7 @@ class EmpiricalDistribution:
     def _attend(self, sde: VPSDE, t: Times, x: Points) -> tuple[Array, Array]:
         x = check_points(sde, t, x, self.points.shape[1])
         times = columns_of_times(t, x)[:, 0]
-        centred = self.points - self._centre
+        centred = self.points - self._centre[None]
         squares = jnp.sum(centred**2, axis=1)
 
         def of_row(row: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -258,9 +258,11 @@ class CosineVPSDE(VPSDE):
         return -jnp.log1p(-h)
 
     def _time_of_integral(self, integral: Array) -> Array:
-        h, first = -jnp.expm1(-integral), math.cos(self.start) ** 2
-        sine = jnp.sqrt(math.sin(self.start) ** 2 + first * h)
-        return (jnp.arctan2(sine, jnp.sqrt(first * jnp.exp(-integral))) - self.start) / (self.end - self.start) * self.horizon
+        h, sine, cosine = -jnp.expm1(-integral), math.sin(self.start), math.cos(self.start)
+        above, beside = jnp.sqrt(sine**2 + cosine**2 * h), cosine * jnp.exp(-integral / 2)  # sine and cosine of θ
+        # sin(θ − θ_0) as (sin² θ − sin² θ_0)/sin(θ + θ_0): near t = 0 it keeps its digits
+        rise = cosine**2 * h / (above * cosine + beside * sine)
+        return jnp.arctan2(rise, beside * cosine + above * sine) / (self.end - self.start) * self.horizon
 
 
 def vp_sde(beta_min: float = 0.1, beta_max: float = 20.0, *, horizon: float = 1.0) -> LinearVPSDE:

@@ -6,6 +6,7 @@ from softntk.ntk._operator import operator as operator
 from softntk.ntk._solve import solve as solve
 from softntk.ntk.depth import fixed_point as fixed_point
 from softntk.ntk.depth import propagate as propagate
+from softntk.ntk.dynamics import gd_coefficients as gd_coefficients
 from softntk.ntk.dynamics import predict_flow as predict_flow
 from softntk.ntk.dynamics import predict_gd as predict_gd
 from softntk.ntk.inference import gp_posterior as gp_posterior

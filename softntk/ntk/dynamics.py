@@ -29,6 +29,7 @@ Cross = Float[Array | np.ndarray, "t n"] | Float[Array | np.ndarray, "t n k k"] 
 Decay = Callable[[Array], tuple[Array, Array]]  # eigenvalues [p] -> d and c, each [s, p]
 
 _KRYLOV = 512  # most products with an operator, and vectors held
+_COEFFICIENTS = object()  # as a cross kernel: return what would be multiplied by one
 
 
 def predict_gd(
@@ -78,6 +79,51 @@ def predict_gd(
 
     Source: arXiv 2405.03251, Definition 3.8 and Lemma 3.9 (dynamics of the prediction); MATH.md section 2, "Training".
     """
+    return _predict(_descent(learning_rate, steps), gram, y, f0, cross, f0_test, rtol)
+
+
+def gd_coefficients(
+    gram: Gram | GramOperator,
+    y: Targets,
+    learning_rate: float | Float[Array, ""],
+    steps: Integer[Array | np.ndarray, " s"],
+    f0: Targets | None = None,
+    *,
+    rtol: float | None = None,
+) -> Float[Array, "s n k"]:
+    r"""What gradient descent has added up after each number of steps: c with F_test(τ) = F_test(0) + H_test c.
+
+    c = H⁻¹(I − (I − ηH)^τ)(Y − F(0)) = η Σ_{s<τ} (Y − F(s)), which exists where H is singular. The weights of the linearised
+    network have moved by Jᵀc: with it, the network can be evaluated anywhere by one derivative along that direction, where
+    :func:`predict_gd` needs the kernel between training and test points.
+
+    Args:
+        gram: H, as for :func:`predict_gd`.
+        y: targets, [n, k].
+        learning_rate: η > 0.
+        steps: non-negative integers [s].
+        f0: outputs at the start, [n, k]; zero if None.
+        rtol: of c against its largest entry, with an operator.
+
+    Returns:
+        [s, n, k].
+
+    Raises:
+        ValueError: as :func:`predict_gd`.
+        NumericalError: as :func:`predict_gd`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> gd_coefficients(jnp.eye(1), jnp.ones((1, 1)), 0.5, jnp.array([1, 2]))[:, 0, 0].tolist()
+        [0.5, 0.75]
+
+    Source: MATH.md section 2, "Training".
+    """
+    return -_predict(_descent(learning_rate, steps), gram, y, f0, _COEFFICIENTS, None, rtol)
+
+
+def _descent(learning_rate: float | Array, steps: Integer[Array | np.ndarray, " s"]) -> Decay:
+    """(1 − ηλ)^τ and (1 − (1 − ηλ)^τ)/λ."""
     check_positive("learning_rate", learning_rate)
     if not jnp.issubdtype(jnp.result_type(steps), jnp.integer) or jnp.ndim(steps) != 1:
         raise ValueError(
@@ -93,7 +139,7 @@ def predict_gd(
         small = -jnp.expm1(tau.astype(t.dtype) * jnp.log1p(-jnp.where(t < 0.5, t, 0))[None, :])
         return left, _divide(jnp.where((t < 0.5)[None, :], small, 1 - left), eigenvalues, learning_rate * tau)
 
-    return _predict(decay, gram, y, f0, cross, f0_test, rtol)
+    return decay
 
 
 def predict_flow(
@@ -156,7 +202,7 @@ def _predict(
     gram: Gram | GramOperator,
     y: Targets,
     f0: Targets | None,
-    cross: Cross | None,
+    cross: Any,
     f0_test: TestTargets | None,
     rtol: float | None,
 ) -> Float[Array, "s rows k"]:
@@ -178,6 +224,8 @@ def _predict(
     if cross is None:
         moved = product(vectors, left[:, :, None] * components[None])
         return y[None] + moved.reshape(-1, *y.shape)
+    if cross is _COEFFICIENTS:
+        return product(vectors, coefficients[:, :, None] * components[None]).reshape(-1, *y.shape)
     assert not isinstance(cross, CrossOperator)
     moved = product(as_cross_matrix(cross), product(vectors, coefficients[:, :, None] * components[None]))
     return start[None] - moved.reshape(-1, *start.shape)
@@ -202,6 +250,8 @@ def _by_krylov(
         stacked = jnp.moveaxis(vectors, 0, -1) if len(op.shape) == 1 else vectors[0]  # [s, n, k]
         if cross is None:
             return y[None] + stacked
+        if cross is _COEFFICIENTS:
+            return stacked
         columns = jnp.moveaxis(stacked, 0, -1)  # [n, k, s]
         if len(op.shape) == 1:
             columns = columns.reshape(len(columns), -1)
@@ -210,7 +260,8 @@ def _by_krylov(
     size = op.in_size()
     if not is_concrete(residual) or not is_concrete(op.x):
         return _finite(outputs(min(128, size)))
-    scale, dimension = float(jnp.max(jnp.abs(residual))), min(16, size)
+    scale = None if cross is _COEFFICIENTS else float(jnp.max(jnp.abs(residual)))
+    dimension = min(16, size)
     coarse = outputs(dimension)
     while True:
         if dimension == size:
@@ -224,7 +275,7 @@ def _by_krylov(
             )
         dimension = min(2 * dimension, size)
         fine = outputs(dimension)
-        if float(jnp.max(jnp.abs(fine - coarse))) <= rtol * scale:
+        if float(jnp.max(jnp.abs(fine - coarse))) <= rtol * (float(jnp.max(jnp.abs(fine))) if scale is None else scale):
             return fine
         coarse = fine
 
@@ -243,7 +294,7 @@ _krylov = jax.jit(lambda op, starts, dimension: jax.vmap(lambda v: lanczos(op, v
 
 
 def check_problem(
-    gram: Gram | GramOperator, y: Targets, f0: Targets | None, cross: Cross | None, f0_test: TestTargets | None
+    gram: Gram | GramOperator, y: Targets, f0: Targets | None, cross: Any, f0_test: TestTargets | None
 ) -> tuple[Array, Array, Array]:
     """Y, F(0) − Y and F_test(0), [n, k], [n, k] and [t, k], checked against each other and the kernels.
 
@@ -260,6 +311,8 @@ def check_problem(
         if f0_test is not None:
             raise ValueError("f0_test goes with cross, the kernel between test and training points, which is missing.")
         return y, start - y, start
+    if cross is _COEFFICIENTS:
+        return y, start - y, jnp.zeros_like(y)
     if isinstance(gram, GramOperator) != isinstance(cross, CrossOperator):
         raise ValueError(
             f"cross must be an operator, op.cross(x_test), if gram is one, else an array, got {type(cross).__name__}."

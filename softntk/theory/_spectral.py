@@ -55,7 +55,7 @@ def targets(gram: Gram, y: Float[Array | np.ndarray, "..."]) -> np.ndarray:
 
 
 def cross_validated_ridge(
-    values: np.ndarray, components: np.ndarray, smallest: float, inflation: float = 1.0
+    values: np.ndarray, components: np.ndarray, smallest: float, inflation: float = 1.0, outside: int = 0
 ) -> tuple[float, float]:
     """The ridge of the least generalised cross-validation n‖(I−A)y‖²/tr(I−γA)², and the noise variance it leaves.
 
@@ -65,6 +65,7 @@ def cross_validated_ridge(
         values: λ, [n], at least zero.
         components: of the targets along the eigenvectors, [n, k]; all of them share the ridge.
         smallest: of the ridges tried; below it the kernel is not known.
+        outside: directions besides these, of eigenvalue zero, along which the targets have no component.
         inflation: γ, what a degree of freedom costs; above 1, no ridge is chosen that fits more than n/γ of them.
 
     Returns:
@@ -75,10 +76,10 @@ def cross_validated_ridge(
     for _ in range(_ZOOMS):  # V may have several minima: the first grid is as fine as the spectrum needs
         grid = np.exp(np.linspace(low, high, _GRID))
         w = grid[:, None] / (values[None] + grid[:, None])
-        left = np.sum(1 - inflation * (1 - w), axis=1)
+        left = np.sum(1 - inflation * (1 - w), axis=1) + outside
         criterion = np.where(left > 0, (w**2 @ squares) / np.where(left > 0, left, 1) ** 2, np.inf)
         best = int(np.argmin(criterion))
         low, high = np.log(grid[max(best - 1, 0)]), np.log(grid[min(best + 1, _GRID - 1)])
     ridge = float(grid[best])
     w = ridge / (values + ridge)
-    return ridge, float(w**2 @ squares / (components.shape[1] * np.sum(w)))
+    return ridge, float(w**2 @ squares / (components.shape[1] * (np.sum(w) + outside)))

@@ -1,0 +1,283 @@
+r"""Score estimation by kernel regression with the neural tangent kernel of infinite width, stopped early.
+
+Example:
+    >>> import jax, jax.numpy as jnp
+    >>> from softntk import diffusion
+    >>> sde = diffusion.vp_sde()
+    >>> x0 = jnp.sign(jax.random.normal(jax.random.key(0), (256, 2)))
+    >>> denoiser = diffusion.kernel_denoiser(jax.random.key(1), sde, x0, landmarks=128)
+    >>> denoiser(0.2, x0).shape
+    (256, 2)
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache, cached_property
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from softntk import activations, networks
+from softntk._progress import Progress
+from softntk._records import function_record, static
+from softntk._validation import check_positive, check_positive_int
+from softntk.diffusion import _samples, _spectral_fit
+from softntk.diffusion.denoiser import Denoiser, frame_of
+from softntk.diffusion.mixture import Points
+from softntk.diffusion.sde import VPSDE
+from softntk.ntk._contractions import product
+from softntk.solution import Result
+from softntk.theory import early_stopping_time
+
+STOPPING = ("holdout", "rademacher")
+_SAMPLES = 16384  # noisy samples by default, if the data are fewer
+_TRIAL_SAMPLES, _TRIAL_LANDMARKS = 4096, 512  # for the choice of σ
+_EQUAL = 1 + 1e-3
+_SIGMAS = {"softmax": (1.0, 2.0, 4.0, 8.0), "res_softmax": (1.0, 2.0, 4.0, 8.0), "exp": (0.5, 1.0, 2.0, 3.0), "relu": (1.0,)}
+
+
+@function_record
+class KernelPredictor:
+    """F at each knot: one kernel expansion over its landmarks; between knots, their interpolation.
+
+    Attributes:
+        landmarks: [J, M, p].
+        weights: [J, M, k].
+        sigmas: [J].
+        kernel_of: ``(sigma, z1, z2) -> [n1, n2]``.
+    """
+
+    landmarks: Float[Array, "J M p"]
+    weights: Float[Array, "J M k"]
+    sigmas: Float[Array, " J"]
+    kernel_of: Callable = static()
+
+    def __call__(self, hats: Float[Array, "r J"], lifted: Float[Array, "n p"]) -> Float[Array, "n k"]:
+        """Σ_j ψ_j k_j(z, Z_j) w_j; at a single time, of its two knots only."""
+        at = lambda j: product(self.kernel_of(self.sigmas[j], lifted, self.landmarks[j]), self.weights[j])
+        if len(hats) == 1:
+            share, knots = jax.lax.top_k(hats[0], min(2, hats.shape[1]))
+            return jnp.sum(jnp.stack([share[i] * at(knots[i]) for i in range(len(share))]), axis=0)
+        add = lambda j, total: total + hats[:, j][:, None] * at(j)
+        return jax.lax.fori_loop(0, hats.shape[1], add, jnp.zeros((len(lifted), self.weights.shape[2]), lifted.dtype))
+
+
+def kernel_denoiser(
+    key: PRNGKeyArray,
+    sde: VPSDE,
+    x0: Points,
+    *,
+    family: str = "softmax",
+    sigma: float | None = None,
+    train_readout: bool = False,
+    times: int | Sequence[float] = 8,
+    min_time: float = 1e-3,
+    draws: int | None = None,
+    landmarks: int = 1024,
+    stopping: str | float = "holdout",
+    filter: str = "flow",
+    validation: float = 0.2,
+    progress: bool = False,
+) -> Denoiser:
+    r"""E[X_0 | X_t] by least squares in the space of a network's infinite-width tangent kernel, stopped early.
+
+    At each of J noise levels the noisy samples (X_t, X_0) are regressed on M landmarks, in the coordinates of
+    :mod:`softntk.diffusion.denoiser`: f = ℓ + c F, and F follows gradient flow on 1/(2N) Σ‖F(z_i) − y_i‖² for a time τ, or is
+    ridge regression with ridge N/τ. The labels are noisy however many there are: F at τ = ∞ reproduces the noise.
+
+    Args:
+        key: of the noise, the landmarks and the split.
+        sde: the noising process.
+        x0: data, [n, d].
+        family: of :func:`softntk.networks.two_layer`, whose kernel it is.
+        sigma: σ of its weights: on the unit sphere the kernel looks as far as 1/σ. None: the best on held-out data, at each
+            noise level, of 1, 2, 4, 8 (½, 1, 2, 3 for exp; relu does not depend on it).
+        train_readout: the kernel of a network whose readout learns too.
+        times: J noise levels, evenly in log-SNR, or the times themselves; in between F is interpolated.
+        min_time: the first of them, if ``times`` is a number.
+        draws: noisy samples of each data point and level; None: enough to make 16,384, at least one.
+        landmarks: M, at most the number of samples.
+        stopping: "holdout": the τ of the least error on data left out, then a fit of all. "rademacher": from the eigenvalues
+            and the noise alone (:func:`softntk.theory.early_stopping_time`), with the noise and the norm of the target
+            estimated by generalised cross-validation; it counts data points, as the draws of one point share its label. Or τ
+            itself: learning rate × steps on the mean loss.
+        filter: "flow" or "ridge".
+        validation: the share of the data left out for "holdout" (and for σ).
+        progress: show which level is fitted.
+
+    Returns:
+        A :class:`~softntk.diffusion.Denoiser`. ``stats``, each [J]: "log_snr" of the knots, "time" τ, "sigma", "validation"
+        (mean squared error on data left out, in units of c(t)²; +inf if none were), "noise" (standard deviation of the
+        labels, in units of c(t)) and "norm" (of F in the kernel's space), both by generalised cross-validation.
+
+    Raises:
+        ValueError: x0 no finite matrix of at least two different rows, or too few to leave some out; unknown names; numbers
+            that are not positive; times outside (0, T].
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from softntk.diffusion import vp_sde
+        >>> x0 = jnp.sign(jax.random.normal(jax.random.key(0), (500, 1)))
+        >>> f = kernel_denoiser(jax.random.key(1), vp_sde(), x0, times=[0.1], landmarks=64)
+        >>> bool(jnp.max(jnp.abs(f(0.1, jnp.array([[-0.9], [0.9]])) - jnp.array([[-1.0], [1.0]]))) < 0.1)
+        True
+
+    Source: arXiv 2405.03251, the section on diffusion (score estimation by kernel regression with the NTK); Raskutti,
+    Wainwright and Yu (2014), JMLR 15, 335-366, for the rule.
+    """
+    _check(family, sigma, draws, landmarks, stopping, filter)
+    frame = frame_of(sde, x0, times, min_time)
+    x0 = jnp.asarray(x0)
+    draws = max(1, _SAMPLES // len(x0)) if draws is None else draws
+    of_split, of_landmarks = jax.random.split(key)
+    leaves_out = stopping == "holdout" or (sigma is None and len(_SIGMAS[family]) > 1)
+    left_out = np.tile(_left_out(of_split, len(x0), validation if leaves_out else None), draws)
+    plan = _Plan(_kernel_of(family, train_readout), landmarks, stopping, filter, len(x0))
+    sigmas = _SIGMAS[family] if sigma is None else (float(sigma),)
+    shown, fits = Progress(progress, "kernel denoiser"), []
+    try:
+        for j, log_snr in enumerate(frame.knots):
+            shown.show(f"noise level {j + 1} of {len(frame.knots)}")
+            points = jnp.tile(x0, (draws, 1))
+            data = _samples.noised(_samples.noise_key(key, j), sde, frame, points, sde.time(log_snr))
+            fits.append(_fit(plan, jax.random.fold_in(of_landmarks, j), sigmas, data, left_out))
+    finally:
+        shown.close()
+    levels = [fit.stats for fit in fits]
+    predictor = KernelPredictor(
+        landmarks=jnp.stack([fit.landmarks for fit in fits]),
+        weights=jnp.stack([fit.weights for fit in fits]),
+        sigmas=jnp.asarray([fit.stats["sigma"] for fit in fits], x0.dtype),
+        kernel_of=plan.kernel_of,
+    )
+    stats = {name: np.array([level[name] for level in levels]) for name in levels[0]}
+    return Denoiser(sde, frame, predictor, jnp.int32(Result.SUCCESSFUL), stats | {"log_snr": np.asarray(frame.knots)})
+
+
+class _Plan(NamedTuple):
+    """What is the same at every noise level."""
+
+    kernel_of: Callable
+    landmarks: int
+    stopping: str | float
+    filter: str
+    data_points: int
+
+
+class _Fit(NamedTuple):
+    """One noise level."""
+
+    landmarks: Array
+    weights: Array
+    stats: dict[str, float]
+
+
+@cache
+def _kernel_of(family: str, train_readout: bool) -> Callable:
+    """``(sigma, z1, z2=None)`` -> the tangent kernel, σ a number that may be traced: inputs take it instead of the weights."""
+    net = networks.two_layer(family, width=2)
+
+    def kernel_of(sigma: Array, z1: Array, z2: Array | None = None) -> Array:
+        nngp, ntk = net.kernel_fn(sigma * z1, None if z2 is None else sigma * z2, ("nngp", "ntk"))
+        return ntk / sigma**2 + nngp if train_readout else ntk / sigma**2
+
+    return kernel_of
+
+
+def _left_out(key: PRNGKeyArray, n: int, validation: float | None) -> np.ndarray:
+    """True for the data points that are left out, all of their noisy samples with them, [n]."""
+    out = np.zeros(n, bool)
+    if validation is not None:
+        many = round(validation * n) if 0 < validation < 1 else 0
+        if not 1 <= many <= n - 1:
+            raise ValueError(
+                f"validation must be a share that leaves out at least one of the {n} rows and keeps one, got {validation}."
+            )
+        out[np.asarray(jax.random.permutation(key, n)[:many])] = True
+    return out
+
+
+def _fit(plan: _Plan, key: PRNGKeyArray, sigmas: tuple[float, ...], data: _samples.Samples, left_out: np.ndarray) -> _Fit:
+    order = np.asarray(jax.random.permutation(key, len(left_out)))
+    kept, others = order[~left_out[order]], order[left_out[order]]
+    sigma = sigmas[0]
+    if len(sigmas) > 1:  # shapes are the same at every level: the programs are compiled once
+        share = min(1.0, _TRIAL_SAMPLES / len(order))
+        some = kept[: round(share * len(kept))], others[: max(1, round(share * len(others)))]
+        trials = [_Sums(plan, each, data, *some, min(plan.landmarks, _TRIAL_LANDMARKS)) for each in sigmas]
+        least = np.array([trial.held_out()[1] for trial in trials])
+        sigma = sigmas[int(np.argmax(least <= _EQUAL * least.min()))]  # of equals the smoothest
+    sums = _Sums(plan, sigma, data, kept, others, plan.landmarks)
+    found = sums.path if sums.others is None else _spectral_fit.path(sums.all)
+    noise, norm = _spectral_fit.noise_and_norm(found, sums.all)
+    if plan.stopping == "holdout":
+        tau = sums.held_out()[0]
+    elif plan.stopping == "rademacher":
+        eigenvalues = plan.data_points * np.asarray(found.eigenvalues, np.float64)
+        tau = plan.data_points * early_stopping_time(None, noise, norm=norm, eigenvalues=eigenvalues).time
+    else:
+        tau = float(plan.stopping)
+    weights = found.weights(jnp.asarray(tau, data.targets.dtype), plan.filter)
+    stats = {"time": tau, "sigma": sigma, "noise": noise, "norm": norm, "validation": sums.error_at(tau)}
+    return _Fit(sums.landmarks, product(sums.root, weights), stats)
+
+
+class _Sums:
+    """Landmarks, and sums over the samples that are kept, left out, and all."""
+
+    def __init__(
+        self, plan: _Plan, sigma: float, data: _samples.Samples, kept: np.ndarray, others: np.ndarray, many: int
+    ) -> None:
+        kernel_of, scale = plan.kernel_of, jnp.asarray(sigma, data.lifted.dtype)
+        self.filter = plan.filter
+        self.landmarks = data.lifted[kept[:many]]
+        self.root = _spectral_fit.whitening(kernel_of, scale, self.landmarks)
+
+        def over(chosen: np.ndarray) -> _spectral_fit.Moments:
+            points, targets = data.lifted[chosen], data.targets[chosen]
+            return _spectral_fit.moments(kernel_of, scale, self.landmarks, self.root, points, targets)
+
+        self.kept = over(kept)
+        self.others = over(others) if len(others) else None
+        both = self.kept if self.others is None else map(jnp.add, self.kept, self.others)
+        self.all = _spectral_fit.Moments(*both)
+
+    @cached_property
+    def path(self) -> _spectral_fit.Path:
+        """Of the fit of what is kept."""
+        return _spectral_fit.path(self.kept)
+
+    def held_out(self) -> tuple[float, float]:
+        """The stopping time of the least error on what is left out, and that error."""
+        assert self.others is not None
+        taus = _spectral_fit.grid(self.path)
+        errors = _spectral_fit.held_out_errors(self.path, self.others, taus, self.filter)
+        best = int(jnp.argmin(errors))
+        return float(taus[best]), float(errors[best])
+
+    def error_at(self, tau: float) -> float:
+        """The error on what is left out of a fit of the others; +inf if nothing is."""
+        if self.others is None:
+            return math.inf
+        at = jnp.asarray([tau], self.root.dtype)
+        return float(_spectral_fit.held_out_errors(self.path, self.others, at, self.filter)[0])
+
+
+def _check(family: str, sigma: float | None, draws: int | None, landmarks: int, stopping: str | float, filter: str) -> None:
+    if family not in _SIGMAS:
+        raise ValueError(activations.unknown("family", family, _SIGMAS))
+    if sigma is not None:
+        check_positive("sigma", sigma)
+    if draws is not None:
+        check_positive_int("draws", draws)
+    check_positive_int("landmarks", landmarks)
+    if isinstance(stopping, str):
+        if stopping not in STOPPING:
+            raise ValueError(activations.unknown("stopping", stopping, dict.fromkeys(STOPPING)) + " Or give the time itself.")
+    else:
+        check_positive("stopping", stopping)
+    if filter not in _spectral_fit.FILTERS:
+        raise ValueError(activations.unknown("filter", filter, dict.fromkeys(_spectral_fit.FILTERS)))

@@ -1,0 +1,144 @@
+r"""``log_likelihood``: the density of the model that a score defines, along its probability flow.
+
+The flow carries N(0, I) at T to the model's distribution at min_time. In the angle θ (cos θ = α, sin θ = √h)
+
+    dX/dθ = −tan θ (X + s),        d log p(X)/dθ = tan θ (d + ∇·s),
+
+so log p(x) at min_time is log N(X_T; 0, I) less the integral of the second from there to T. The divergence is exact, by d
+directional derivatives, or an average of random ones.
+
+Example:
+    >>> import jax.numpy as jnp
+    >>> from softntk import diffusion
+    >>> log_p = diffusion.log_likelihood(diffusion.vp_sde(), lambda t, x: -x, jnp.zeros((1, 2)))  # N(0, I)
+    >>> bool(abs(log_p[0] + jnp.log(2 * jnp.pi)) < 1e-3)
+    True
+
+Source: Song et al. (2021), arXiv 2011.13456, appendix D.2; Grathwohl et al. (2019), arXiv 1810.01367, for the random trace.
+"""
+
+import math
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from softntk import activations
+from softntk._records import static_record
+from softntk._validation import check_positive_int, check_rows
+from softntk.diffusion import _flow
+from softntk.diffusion.mixture import Points
+from softntk.diffusion.sde import VPSDE, check_min_time
+from softntk.solution import Solution
+
+TRACES = ("exact", "hutchinson")
+
+_TOGETHER = 16  # directional derivatives taken at once
+
+
+@static_record
+class _Options:
+    min_time: float
+    tolerances: tuple[float, float]
+    max_steps: int
+
+
+def log_likelihood(
+    sde: VPSDE,
+    score_fn: _flow.ScoreFn,
+    x: Points,
+    *,
+    key: PRNGKeyArray | None = None,
+    trace: Literal["exact", "hutchinson"] | str = "exact",
+    probes: int = 16,
+    min_time: float = 1e-5,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    max_steps: int = 1000,
+    throw: bool = True,
+) -> Float[Array, " n"]:
+    r"""The log-density at x of the model with this score, in nats: that of X at min_time, started at N(0, I) at T.
+
+    With the exact score of data it is log p_{min_time}(x) but for the start: log p_T(x_T) − log N(x_T; 0, I) is left, about
+    α(T) ⟨x_T, E X_0⟩, for ``vp_sde()`` some hundredths if the mean of the data is far from 0: centre them, or take a larger
+    beta_max.
+    Data that fill no volume have log-densities that grow as −log h(min_time)/2 with each missing dimension: compare models at
+    the same min_time. A min_time below the level at which a fitted score is trained asks it for what it has never seen.
+
+    Differentiable in x and in the arrays of score_fn.
+
+    Args:
+        sde: the process.
+        score_fn: (t, x) → ∇log p_t(x), [n, d], for a scalar t and x [n, d]; row by row.
+        x: [n, d].
+        key: randomness, for "hutchinson".
+        trace: "exact", by d directional derivatives an evaluation; "hutchinson", by ``probes``: unbiased, as the same random
+            signs are kept along the path.
+        probes: how many random directions.
+        min_time: T₀, between 0 and T: x is taken as X at this time.
+        rtol: of each step.
+        atol: of each step.
+        max_steps: at most so many.
+        throw: raise if the score is not finite or max_steps is reached. If not, and always under jit and vmap: such rows are
+            −inf.
+
+    Returns:
+        [n].
+
+    Raises:
+        ValueError: x no finite floating-point matrix, an unknown trace, "hutchinson" without key, min_time outside (0, T),
+            numbers that are not positive, a score of another shape than x.
+        NumericalError: under ``throw``; the message is the advice.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from softntk.diffusion import vp_sde
+        >>> random = log_likelihood(vp_sde(), lambda t, x: -x, jnp.ones((1, 2)), key=jax.random.key(0), trace="hutchinson")
+        >>> bool(abs(random[0] + jnp.log(2 * jnp.pi) + 1) < 1e-3)  # of a score this simple the random trace is exact
+        True
+
+    Source: Song et al. (2021), arXiv 2011.13456, equation 39.
+    """
+    check_rows("x", x)
+    x = jnp.asarray(x)
+    if trace not in TRACES:
+        raise ValueError(activations.unknown("trace", trace, dict.fromkeys(TRACES)))
+    check_min_time(sde, min_time)
+    check_positive_int("probes", probes)
+    check_positive_int("max_steps", max_steps)
+    tolerances = _flow.check_tolerances(rtol, atol, x.dtype)
+    n, d = x.shape
+    if trace == "exact":  # √d e_i: the mean of their vᵀJv is the trace
+        directions = jnp.broadcast_to(jnp.sqrt(jnp.asarray(d, x.dtype)) * jnp.eye(d, dtype=x.dtype)[:, None, :], (d, n, d))
+    elif key is None:
+        raise ValueError('trace="hutchinson" needs a key, e.g. key=jax.random.key(0).')
+    else:
+        directions = jax.random.rademacher(key, (probes, n, d), x.dtype)
+    options = _Options(min_time=float(min_time), tolerances=tolerances, max_steps=int(max_steps))
+    score_fn = _flow.as_pytree(score_fn, (n, d), x.dtype)
+    value, code = _along_the_flow(score_fn, directions, x, sde, options)
+    if throw and not _flow.is_traced(code):
+        Solution(value=value, result=code, stats={}, state=None).check()
+    return value
+
+
+@eqx.filter_jit
+def _along_the_flow(score_fn: _flow.ScoreFn, directions: Array, x: Array, sde: VPSDE, options: _Options) -> tuple[Array, Array]:
+    """Log-densities, and their code. The mean of vᵀJv over the directions v, [k, n, d], is the trace of J."""
+    d = x.shape[1]
+    ends = _flow.angle(sde, options.min_time, x.dtype), _flow.angle(sde, sde.horizon, x.dtype)
+
+    def field(theta: Array, x: Array) -> tuple[Array, Array]:
+        t = _flow.time_of_angle(sde, theta)
+        score, push = jax.linearize(lambda x: _flow.score_at(score_fn, t, x), x)
+        traces = lax.map(lambda v: jnp.sum(v * push(v), axis=1), directions, batch_size=min(_TOGETHER, len(directions)))
+        return -jnp.tan(theta) * (x + score), -jnp.tan(theta) * (d + jnp.mean(traces, axis=0))
+
+    start = (x, jnp.zeros(x.shape[0], x.dtype))
+    (x, growth), bad, code = _flow.flow(field, start, ends, options.tolerances, options.max_steps)
+    value = growth - jnp.sum(x**2, axis=1) / 2 - d / 2 * math.log(2 * math.pi)
+    lost = bad | (code != 0)
+    return jnp.where(lost, -jnp.inf, value), _flow.code_of_rows(bad, code)

@@ -1,0 +1,269 @@
+r"""``sample``: draws from a score, by the reverse stochastic equation or by the probability flow.
+
+The reverse equation dX = (−½ g X − g s) dt + √g dB̄, in Z = αX/h and in the signal-to-noise ratio ρ = α²/h as time, is
+
+    dZ = E[X_0 | X_t = x] dρ + dB_ρ,        E[X_0 | X_t = x] = (x + h s(t, x))/α,    x = hZ/α,
+
+stochastic localisation: the linear part and the schedule are gone and the noise is additive, so that a step is exact while the
+denoiser stands still (Euler's is the ancestral step of DDPM), and the shifted Euler method is of strong order one at the same
+one evaluation.
+
+The steps are uniform in log ρ. Error of the deviation within modes for the exact score of eight modes of deviation 0.15 on a
+circle of radius 2 in R⁸, ``vp_sde()``, at t = 1e-3 (2¹⁴ draws, ± 0.2 %):
+
+    ==================================================  ======  ======  ======
+    evaluations                                             50     100     200
+    ==================================================  ======  ======  ======
+    shifted Euler in ρ, uniform in log ρ                 1.3 %   0.5 %   0.2 %
+    the same, half of the evaluations Langevin steps     3.5 %   1.0 %   0.7 %
+    ShARK in ρ (order 1.5, two evaluations a step)      −3.4 %  −0.7 %  −0.6 %
+    Euler–Maruyama for X, uniform in t                   7.2 %   2.3 %   0.7 %
+    Euler–Maruyama for X, uniform in log ρ               5.4 %   2.6 %   1.1 %
+    Euler in ρ (ancestral), uniform in log ρ            −8.3 %  −4.5 %  −2.2 %
+    shifted Euler in ρ, uniform in t                      82 %    25 %     5 %
+    ==================================================  ======  ======  ======
+
+The probability flow is solved in the angle of :mod:`softntk.diffusion._flow`, by Tsit5, all rows with the same steps: there the
+accuracy that is had at 1e-4 with 90 to 110 evaluations takes 110 to 150 in t or in log ρ. Steps are chosen for the most
+demanding row: a mean over rows saves a quarter of the evaluations, and the error of the worst row is up to six times as large;
+with steps of its own for each row, no fewer evaluations pass before the last is done.
+
+Example:
+    >>> import jax, jax.numpy as jnp
+    >>> from softntk import diffusion
+    >>> sde = diffusion.vp_sde()
+    >>> mixture = diffusion.GaussianMixture(jnp.ones(2) / 2, jnp.array([[-1.0], [1.0]]), jnp.full((2, 1, 1), 0.01))
+    >>> x = diffusion.sample(jax.random.key(0), sde, lambda t, x: mixture.score(sde, t, x), (1000, 1))
+    >>> x.shape, bool(abs(abs(x).mean() - 1) < 0.02), bool(abs((x > 0).mean() - 0.5) < 0.05)
+    ((1000, 1), True, True)
+
+Source: Song et al. (2021), arXiv 2011.13456; localisation: Montanari (2023), arXiv 2305.10690; the shifted Euler method:
+Foster, dos Reis and Strange (2023), arXiv 2210.17543, equation 5.8.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from softntk import activations
+from softntk._progress import Progress
+from softntk._records import static_record
+from softntk._validation import check_positive, check_positive_int
+from softntk.diffusion import _flow
+from softntk.diffusion.sde import VPSDE, check_min_time
+from softntk.solution import Result, Solution
+
+METHODS = ("sde", "ode")
+
+
+@static_record
+class _Options:
+    method: str
+    min_time: float
+    steps: int
+    corrector_steps: int
+    corrector_snr: float
+    tolerances: tuple[float, float]
+    max_steps: int
+
+
+def sample(
+    key: PRNGKeyArray,
+    sde: VPSDE,
+    score_fn: _flow.ScoreFn,
+    shape: Sequence[int],
+    method: Literal["sde", "ode"] | str = "sde",
+    *,
+    min_time: float = 1e-3,
+    steps: int = 200,
+    corrector_steps: int = 0,
+    corrector_snr: float = 0.1,
+    rtol: float = 1e-4,
+    atol: float = 1e-4,
+    max_steps: int = 1000,
+    batch_size: int | None = None,
+    progress: bool = False,
+    throw: bool = True,
+) -> Float[Array, "n d"]:
+    r"""Samples of the distribution that has a given score, at time min_time: from N(0, I) at T back to there.
+
+    "sde" solves the reverse equation by the shifted Euler method in the signal-to-noise ratio, in steps uniform in its
+    logarithm; "ode" the probability flow by an adaptive Runge–Kutta method of order five, all rows of a batch with the same
+    steps, chosen for the most demanding of them. What is returned is distributed as X at min_time: noise of deviation
+    √h(min_time), 0.01 for ``vp_sde()``, is still in it. A denoiser takes it away, E[X_0 | x], and with it what data vary on
+    that scale.
+
+    The program is compiled once for a score function, shape and options. A function is traced once, as by ``jax.jit``: what it
+    reads from outside counts as it was when first used. A pytree that is called, or a method of one, may change its arrays.
+
+    Args:
+        key: randomness.
+        sde: the process.
+        score_fn: (t, x) → ∇log p_t(x), [n, d], for a scalar t and x [n, d]; row by row.
+        shape: (n, d).
+        method: "sde" or "ode".
+        min_time: T₀, between 0 and T.
+        steps: of "sde", each one evaluation and ``corrector_steps`` more.
+        corrector_steps: Langevin steps at fixed t after each step of "sde".
+        corrector_snr: r, which sets their size ε = 2a (r‖z‖/‖s‖)²; norms over the batch, a the factor α² before over after.
+        rtol: of "ode", of each step.
+        atol: of "ode", of each step.
+        max_steps: of "ode".
+        batch_size: rows at a time; all if None. Another size gives other samples.
+        progress: show how many are done (rich).
+        throw: raise if the score is not finite or max_steps is reached. If not, and always under jit and vmap: rows that could
+            not be computed are +inf.
+
+    Returns:
+        [n, d], in JAX's default precision. Ctrl-C between batches returns those that are done.
+
+    Raises:
+        ValueError: a shape that is not two positive integers, an unknown method, min_time outside (0, T), numbers that are not
+            positive, a score of another shape than x; progress under a transformation.
+        NumericalError: under ``throw``; the message is the advice.
+
+    Example:
+        >>> import jax
+        >>> from softntk.diffusion import vp_sde
+        >>> x = sample(jax.random.key(0), vp_sde(), lambda t, x: -x, (500, 2), "ode")  # the score of N(0, I), which stays
+        >>> bool(abs(x.std() - 1) < 0.05)
+        True
+
+    Source: Song et al. (2021), arXiv 2011.13456, equations 6 and 13, algorithm 5.
+    """
+    n, d = _check_shape(shape)
+    dtype = jnp.result_type(float)
+    options = _check_options(sde, method, min_time, steps, corrector_steps, corrector_snr, (rtol, atol), max_steps, dtype)
+    if batch_size is not None:
+        check_positive_int("batch_size", batch_size)
+    rows = n if batch_size is None else min(int(batch_size), n)
+    score_fn = _flow.as_pytree(score_fn, (rows, d), dtype)
+    keys = jax.random.split(key, -(-n // rows))
+    if _flow.is_traced((keys, score_fn)):  # under jit the keys are traced, even of a key that is not
+        if progress:
+            raise ValueError("progress needs to know when a batch is done: it does not work under jit or vmap.")
+        x, _ = lax.map(lambda one: _draw(score_fn, one, sde, (rows, d), options), keys)
+        return x.reshape(-1, d)[:n]
+    done, code, bar = [], Result.SUCCESSFUL, Progress(progress, "sampling")
+    try:
+        for one in keys:
+            x, its_code = jax.block_until_ready(_draw(score_fn, one, sde, (rows, d), options))
+            done.append(x)
+            code = max(code, int(its_code))
+            bar.show(f"{min(len(done) * rows, n)} of {n}")
+    except KeyboardInterrupt:
+        if not done:
+            raise
+    finally:
+        bar.close()
+    value = jnp.concatenate(done)[:n]
+    if throw:
+        Solution(value=value, result=jnp.asarray(int(code), jnp.int32), stats={}, state=None).check()
+    return value
+
+
+@eqx.filter_jit
+def _draw(
+    score_fn: _flow.ScoreFn, key: PRNGKeyArray, sde: VPSDE, shape: tuple[int, int], options: _Options
+) -> tuple[Array, Array]:
+    """One batch, and its code."""
+    of_prior, of_path = jax.random.split(key)
+    x = jax.random.normal(of_prior, shape)
+    code = jnp.asarray(Result.SUCCESSFUL, jnp.int32)
+    if options.method == "sde":
+        x = _localise(score_fn, of_path, sde, x, options)
+        bad = ~jnp.isfinite(x).all(axis=1)
+    else:
+        ends = _flow.angle(sde, sde.horizon, x.dtype), _flow.angle(sde, options.min_time, x.dtype)
+
+        def field(theta: Array, x: Array) -> tuple[Array]:
+            return (-jnp.tan(theta) * (x + _flow.score_at(score_fn, _flow.time_of_angle(sde, theta), x)),)
+
+        (x,), bad, code = _flow.flow(field, (x,), ends, options.tolerances, options.max_steps)
+    lost = bad | (code != Result.SUCCESSFUL)
+    return jnp.where(lost[:, None], jnp.inf, x), _flow.code_of_rows(bad, code)
+
+
+def _localise(score_fn: _flow.ScoreFn, key: PRNGKeyArray, sde: VPSDE, x: Array, options: _Options) -> Array:
+    """The reverse equation from x at T, in ρ: α² = ρ/(1 + ρ), h = 1/(1 + ρ)."""
+    ends = sde.log_snr(jnp.asarray([sde.horizon, options.min_time], x.dtype))
+    ratios = jnp.exp(jnp.linspace(ends[0], ends[1], options.steps + 1))
+
+    def shrink(rho: Array) -> Array:
+        return 1 / jnp.sqrt(rho * (1 + rho))  # h/α
+
+    def score(rho: Array, x: Array) -> Array:
+        return _flow.score_at(score_fn, sde.time(jnp.log(rho)), x)
+
+    def denoised(rho: Array, z: Array) -> Array:
+        x = shrink(rho) * z
+        return (x + score(rho, x) / (1 + rho)) * jnp.sqrt((1 + rho) / rho)
+
+    def correct(x: Array, rho: Array, kept: Array, key: PRNGKeyArray) -> Array:
+        for of_step in jax.random.split(key, options.corrector_steps):
+            noise, slope = jax.random.normal(of_step, x.shape, x.dtype), score(rho, x)
+            size = 2 * kept * options.corrector_snr**2 * jnp.sum(noise**2) / jnp.nansum(slope**2)
+            x = x + size * slope + jnp.sqrt(2 * size) * noise
+        return x
+
+    def step(z: Array, inputs: tuple[Array, Array, PRNGKeyArray]) -> tuple[Array, None]:
+        rho, after, key = inputs
+        of_path, of_area, of_corrector = jax.random.split(key, 3)
+        width = after - rho
+        moved = jnp.sqrt(width) * jax.random.normal(
+            of_path, z.shape, z.dtype
+        )  # the path's increment; its area about the chord:
+        area = jnp.sqrt(width / 12) * jax.random.normal(of_area, z.shape, z.dtype)
+        z = z + width * denoised(rho, z + moved / 2 + area) + moved
+        if options.corrector_steps:
+            kept = rho * (1 + after) / (after * (1 + rho))  # α² before over α² after
+            z = correct(shrink(after) * z, after, kept, of_corrector) / shrink(after)
+        return z, None
+
+    keys = jax.random.split(key, options.steps)
+    z, _ = lax.scan(step, x / shrink(ratios[0]), (ratios[:-1], ratios[1:], keys))
+    return shrink(ratios[-1]) * z
+
+
+def _check_shape(shape: Sequence[int]) -> tuple[int, int]:
+    if len(shape) != 2:
+        raise ValueError(f"shape must be (n, d), n samples in d dimensions, got {tuple(shape)}.")
+    for axis, size in enumerate(shape):
+        check_positive_int(f"shape[{axis}]", size)
+    return int(shape[0]), int(shape[1])
+
+
+def _check_options(
+    sde: VPSDE,
+    method: str,
+    min_time: float,
+    steps: int,
+    corrector_steps: int,
+    corrector_snr: float,
+    tolerances: tuple[float, float],
+    max_steps: int,
+    dtype: np.dtype,
+) -> _Options:
+    if method not in METHODS:
+        raise ValueError(activations.unknown("method", method, dict.fromkeys(METHODS)))
+    check_min_time(sde, min_time)
+    check_positive_int("steps", steps)
+    check_positive_int("max_steps", max_steps)
+    if corrector_steps != 0:
+        check_positive_int("corrector_steps", corrector_steps)
+    check_positive("corrector_snr", corrector_snr)
+    return _Options(
+        method=method,
+        min_time=float(min_time),
+        steps=int(steps),
+        corrector_steps=int(corrector_steps),
+        corrector_snr=float(corrector_snr),
+        tolerances=_flow.check_tolerances(*tolerances, dtype),
+        max_steps=int(max_steps),
+    )

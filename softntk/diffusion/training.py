@@ -1,0 +1,317 @@
+r"""Score estimation by gradient descent on a two-layer network.
+
+Example:
+    >>> import jax, jax.numpy as jnp
+    >>> from softntk import diffusion
+    >>> sde = diffusion.vp_sde()
+    >>> x0 = jnp.sign(jax.random.normal(jax.random.key(0), (256, 2)))
+    >>> denoiser = diffusion.fit_denoiser(jax.random.key(1), sde, x0, width=64, steps=200)
+    >>> denoiser(0.2, x0).shape, denoiser.stats["loss"].shape
+    ((256, 2), (200,))
+"""
+
+import dataclasses
+import math
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from softntk import activations, networks
+from softntk._progress import Progress
+from softntk._records import function_record, record, static
+from softntk._validation import check_positive_int
+from softntk.diffusion import _samples
+from softntk.diffusion.denoiser import Denoiser, Frame, frame_of
+from softntk.diffusion.mixture import Points
+from softntk.diffusion.sde import VPSDE, WEIGHTINGS
+from softntk.networks import Network, Parameters
+from softntk.solution import NumericalError, Result
+from softntk.solvers import _checkpoint
+
+FAMILIES = ("softmax", "res_softmax", "exp", "relu")
+
+_WEIGHT_NORM = 7.0  # of the vector of weights of a unit that is normalized: its features are as sharp in every dimension
+_RATE = 0.1  # of Adam, at its largest
+_OF_READOUT = 0.1  # the share of it for the readout, which moves all outputs at once
+_WARM_UP = 20  # the share of the steps, one in so many, over which they rise
+_CHUNK = 100  # steps between two looks from the host
+_HOPELESS = 10.0  # times the loss of the linear denoiser: it diverges
+
+
+@function_record
+class NetworkPredictor:
+    """F(ψ, z), a two-layer network of the outer product of ψ/|ψ| and z.
+
+    Attributes:
+        params: hidden [J·(d + 1), m], readout [m, d].
+        net: the network.
+    """
+
+    params: Parameters
+    net: Network = static()
+
+    def __call__(self, hats: Float[Array, "r J"], lifted: Float[Array, "n p"]) -> Float[Array, "n k"]:
+        """At a single time the weights of its knots are added up first: the network is then one of d + 1 inputs."""
+        if len(hats) > 1:
+            return self.net.apply_fn(self.params, _samples.embedded(hats, lifted))
+        return self.net.apply_fn(at_time(self.params, hats), lifted)
+
+
+def at_time(params: Parameters, hats: Float[Array, "1 J"]) -> Parameters:
+    """The weights of the network of z alone, at a single time."""
+    unit = hats[0] / jnp.linalg.norm(hats[0])
+    blocks = params.hidden.reshape(len(unit), -1, params.hidden.shape[1])
+    return Parameters(hidden=jnp.einsum("j,jpm->pm", unit, blocks, precision="highest"), readout=params.readout)
+
+
+@record
+class FullBatch:
+    """The noisy samples that full-batch training sees: ``draws`` of each data point, all at once, the same at each step."""
+
+    inputs: Float[Array, "N Jp"]
+    targets: Float[Array, "N d"]
+    weights: Float[Array, " N"]
+
+
+class _Carry(NamedTuple):
+    """Between two steps."""
+
+    params: Any
+    average: Any
+    state: Any
+    step: Any
+
+
+def fit_denoiser(
+    key: PRNGKeyArray,
+    sde: VPSDE,
+    x0: Points,
+    *,
+    family: str = "softmax",
+    width: int = 512,
+    sigma: float | None = None,
+    train_readout: bool = True,
+    times: int | Sequence[float] = 8,
+    min_time: float = 1e-3,
+    steps: int = 4000,
+    batch_size: int | None = 512,
+    draws: int = 1,
+    tx: optax.GradientTransformation | None = None,
+    ema: float = 0.998,
+    weighting: str | None = None,
+    progress: bool = False,
+    checkpoint: str | os.PathLike | None = None,
+    throw: bool = False,
+) -> Denoiser:
+    r"""E[X_0 | X_t] by training a two-layer network on noisy samples: denoising score matching.
+
+    In the coordinates of :mod:`softntk.diffusion.denoiser`, f = ℓ + c F, F an antisymmetric network (zero at the start: f is
+    then the best linear denoiser) that minimises
+
+        ½ E w(t) ‖F(ψ(t), z(t, X_t)) − (X_0 − ℓ(t, X_t))/c(t)‖²,
+
+    over fresh noise and times at every step, or over one fixed set of noisy samples (``batch_size=None``), as theory has it.
+
+    Args:
+        key: of weights, noise, times and batches.
+        sde: the noising process.
+        x0: data, [n, d].
+        family: of :func:`softntk.networks.two_layer`.
+        width: m, even.
+        sigma: σ of the initial weights; None: 7/√(d + 1) for softmax and res_softmax, whose features are then as sharp in every
+            dimension (a vector of weights has norm 7); 1 for exp and relu.
+        train_readout: train the readout too. The paper trains the hidden weights only.
+        times: number of knots of the time embedding, evenly in log-SNR, or their times. With one time t = that time always.
+        min_time: the least time, if ``times`` is a number.
+        steps: of the optimiser.
+        batch_size: noisy samples a step; None for all of them: ``draws`` of each data point, drawn once.
+        draws: see there.
+        tx: any optax transform, on the loss above (a mean over the batch). None: Adam, with steps of up to 0.1 for the
+            hidden weights and 0.01 for the readout, which rise for a twentieth of the steps and fall to zero as a cosine.
+        ema: decay of the average of the weights over the steps, which is what the denoiser uses; 0 for the last weights. It
+            starts with short memory, min(ema, (1 + step)/(10 + step)).
+        weighting: None: w = 1, all noise levels count alike, measured by what the linear denoiser leaves. Or a kind of
+            :meth:`softntk.diffusion.VPSDE.weight` for the loss on X_0 itself, w = weight(t) c(t)².
+        progress: show step and loss (rich).
+        checkpoint: a file, written after each hundred steps by an atomic rename. If it is there the fit goes on from it, and
+            ends with the same bits.
+        throw: raise if the fit diverges, instead of warning and returning the last good weights.
+
+    Returns:
+        A :class:`~softntk.diffusion.Denoiser`. ``stats``: "loss" [steps done], "steps". ``result``:
+        ``DIVERGED`` where the loss was no longer finite, or ten times that of the linear denoiser: the weights are those of
+        the last hundred steps before. Ctrl-C returns what there is with ``INTERRUPTED``.
+
+    Raises:
+        ValueError: x0 no finite matrix of at least two different rows; unknown names; numbers that are not positive; times
+            outside (0, T]; a checkpoint of another fit or a damaged one.
+        NumericalError: under ``throw``, when the fit diverged.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from softntk.diffusion import vp_sde
+        >>> x0 = jnp.sign(jax.random.normal(jax.random.key(0), (256, 1)))
+        >>> f = fit_denoiser(jax.random.key(1), vp_sde(), x0, width=64, steps=500, times=[0.1])
+        >>> bool(jnp.max(jnp.abs(f(0.1, jnp.array([[-0.9], [0.9]])) - jnp.array([[-1.0], [1.0]]))) < 0.2)
+        True
+
+    Source: arXiv 2405.03251, the section on diffusion; Vincent (2011), Neural Computation 23, 1661-1674 (denoising score
+    matching); Karras et al. (2022), arXiv 2206.00364 (preconditioning and the distribution of noise levels).
+    """
+    if weighting is not None and weighting not in WEIGHTINGS:
+        raise ValueError(activations.unknown("weighting", weighting, dict.fromkeys(WEIGHTINGS)))
+    for name, value in (("steps", steps), ("draws", draws), ("batch_size", 1 if batch_size is None else batch_size)):
+        check_positive_int(name, value)
+    if not 0 <= ema < 1:
+        raise ValueError(f"ema must lie in [0, 1), got {ema!r}. 0 is for the last weights themselves.")
+    frame, x0 = frame_of(sde, x0, times, min_time), jnp.asarray(x0)
+    net, params = starting_network(key, frame, family, width, sigma, train_readout)
+    tx = _adam(steps) if tx is None else tx
+    of_batches = jax.random.fold_in(key, 1)
+    if batch_size is None:
+        data = full_batch(key, sde, frame, x0, draws, weighting)
+        batch = lambda data, key: data
+    else:
+        data = x0
+        batch = lambda data, key: _batch(key, sde, frame, data, batch_size, weighting)
+
+    def loss(params: Parameters, data: Any, key: PRNGKeyArray) -> Array:
+        return mean_loss(net, params, batch(data, key))
+
+    run = _Run(loss, optax.with_extra_args_support(tx), ema, of_batches)
+    params, losses, result = _in_chunks(run, data, params, steps, progress, checkpoint)
+    stats = {"loss": losses, "steps": len(losses)}
+    if result is Result.DIVERGED:
+        if throw:
+            raise NumericalError(f"{result.name}: {result.advice}")
+        message = f"fit_denoiser stopped after {len(losses)} of {steps} steps. {result.advice}"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    return Denoiser(sde, frame, NetworkPredictor(params, net), jnp.int32(result), stats)
+
+
+def starting_network(
+    key: PRNGKeyArray, frame: Frame, family: str, width: int, sigma: float | None, train_readout: bool
+) -> tuple[Network, Parameters]:
+    """The antisymmetric network of the frame and its first weights, in the precision of the data.
+
+    Raises:
+        ValueError: an unknown family, a width that is not even, σ not positive.
+    """
+    if family not in FAMILIES:
+        raise ValueError(activations.unknown("family", family, dict.fromkeys(FAMILIES)))
+    d, knots = len(frame.mean), len(frame.knots)
+    if sigma is None:
+        sigma = _WEIGHT_NORM / math.sqrt(d + 1) if family in ("softmax", "res_softmax") else 1.0
+    net = networks.two_layer(family, width=width, out_dim=d, sigma=sigma, train_readout=train_readout)
+    _, params = net.init_fn(jax.random.fold_in(key, 0), (-1, knots * (d + 1)))
+    return net, jax.tree.map(lambda leaf: leaf.astype(frame.mean.dtype), params)
+
+
+def _adam(steps: int) -> optax.GradientTransformation:
+    rising = min(max(steps // _WARM_UP, 1), steps - 1)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, _RATE, rising, steps)
+
+    def slower(updates: Any, _: Any) -> Any:
+        return dataclasses.replace(updates, readout=_OF_READOUT * updates.readout)
+
+    return optax.chain(optax.adam(schedule), optax.stateless(slower))
+
+
+def full_batch(
+    key: PRNGKeyArray, sde: VPSDE, frame: Frame, x0: Float[Array, "n d"], draws: int, weighting: str | None = None
+) -> FullBatch:
+    """The samples that full-batch training sees for this key, so that other estimators can be given the same."""
+    points = jnp.tile(x0, (draws, 1))
+    t = _samples.draw_times(jax.random.fold_in(key, 3), sde, frame, len(points))
+    return _examples(_samples.noise_key(key, 0), sde, frame, points, t, weighting)
+
+
+def mean_loss(net: Network, params: Parameters, batch: FullBatch) -> Float[Array, ""]:
+    """½ mean w ‖F − y‖²."""
+    errors = net.apply_fn(params, batch.inputs) - batch.targets
+    return 0.5 * jnp.mean(batch.weights * jnp.sum(errors**2, axis=1))
+
+
+def _batch(key: PRNGKeyArray, sde: VPSDE, frame: Frame, x0: Float[Array, "n d"], size: int, weighting: str | None) -> FullBatch:
+    of_rows, of_times, of_noise = jax.random.split(key, 3)
+    points = x0[jax.random.randint(of_rows, (size,), 0, len(x0))]
+    return _examples(of_noise, sde, frame, points, _samples.draw_times(of_times, sde, frame, size), weighting)
+
+
+def _examples(
+    key: PRNGKeyArray, sde: VPSDE, frame: Frame, points: Float[Array, "N d"], t: Array, weighting: str | None
+) -> FullBatch:
+    samples = _samples.noised(key, sde, frame, points, t)
+    scale = samples.scale[:, 0]
+    weights = jnp.ones_like(scale) if weighting is None else sde.weight(t, weighting) * scale**2
+    return FullBatch(inputs=_samples.embedded(samples.hats, samples.lifted), targets=samples.targets, weights=weights)
+
+
+class _Run(NamedTuple):
+    """What a step needs to know besides the data."""
+
+    loss: Callable
+    tx: optax.GradientTransformationExtraArgs
+    ema: float
+    key: PRNGKeyArray
+
+    def start(self, params: Any) -> _Carry:
+        return _Carry(params, params, self.tx.init(params), jnp.zeros((), jnp.int32))
+
+    def advance(self, data: Any, carry: _Carry, steps: int) -> tuple[_Carry, Float[Array, " s"]]:
+        """Some steps, and the loss before each."""
+
+        def step(carry: _Carry, _: None) -> tuple[_Carry, Array]:
+            key = jax.random.fold_in(self.key, carry.step)
+            value_fn = lambda params: self.loss(params, data, key)
+            value, grad = jax.value_and_grad(value_fn)(carry.params)
+            updates, state = self.tx.update(grad, carry.state, carry.params, value=value, grad=grad, value_fn=value_fn)
+            params = optax.apply_updates(carry.params, updates)
+            decay = jnp.minimum(self.ema, (1.0 + carry.step) / (10.0 + carry.step)).astype(value.dtype)
+            decay = jnp.where(self.ema > 0, decay, 0)
+            average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, carry.average, params)
+            return _Carry(params, average, state, carry.step + 1), value
+
+        return lax.scan(step, carry, None, length=steps)
+
+
+def _in_chunks(
+    run: _Run, data: Any, params: Parameters, steps: int, progress: bool, checkpoint: str | os.PathLike | None
+) -> tuple[Parameters, np.ndarray, Result]:
+    """The averaged weights, the loss before each step, and how it ended."""
+    advance = jax.jit(run.advance, static_argnums=2)
+    carry = run.start(params)
+    losses = np.zeros(steps, np.asarray(jax.tree.leaves(params)[0]).dtype)
+    mark = "" if checkpoint is None else _checkpoint.fingerprint((data, carry, run.key, np.asarray([steps, run.ema])))
+    kept = None if checkpoint is None else _checkpoint.load(checkpoint, (carry, jnp.asarray(losses)), mark)
+    if kept is not None:
+        carry, losses = kept[0], np.array(kept[1])
+    hopeless = _HOPELESS * float(jax.jit(run.loss)(params, data, run.key))
+    shown, done = Progress(progress, "fit"), int(carry.step)
+    try:
+        while done < steps:
+            some = min(_CHUNK, steps - done)
+            following, values = advance(data, carry, some)
+            values = np.asarray(values)
+            average = float(values.mean())
+            finite = np.isfinite(average) and all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(following.params))
+            if not finite or average > hopeless:
+                return carry.average, losses[:done], Result.DIVERGED
+            carry, losses[done : done + some] = following, values
+            done += some
+            shown.show(f"step {done} of {steps}, loss {average:.4g}")
+            if checkpoint is not None:
+                _checkpoint.save(checkpoint, (carry, jnp.asarray(losses)), mark)
+    except KeyboardInterrupt:
+        return carry.average, losses[:done], Result.INTERRUPTED
+    finally:
+        shown.close()
+    return carry.average, losses, Result.SUCCESSFUL

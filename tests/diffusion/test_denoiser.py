@@ -1,0 +1,130 @@
+"""The coordinates that all denoisers share, and the score they mean."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tools import assert_close
+
+import softntk as sn
+from softntk import diffusion
+from softntk.diffusion.denoiser import frame_of
+
+SDE = diffusion.vp_sde()
+
+
+def data(dtype, n=200, d=3, seed=0):
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.normal(size=(n, d)) @ rng.normal(size=(d, d)) + rng.normal(size=d), dtype)
+
+
+@pytest.mark.parametrize("t", [1e-3, 0.2, 1.0])
+def test_linear_part_is_exact_for_gaussian_data(t, dtype):
+    x0 = data(dtype)
+    mean, cov = np.asarray(x0, np.float64).mean(0), np.cov(np.asarray(x0, np.float64).T, bias=True)
+    normal = diffusion.GaussianMixture(jnp.ones(1, dtype), jnp.asarray(mean[None], dtype), jnp.asarray(cov[None], dtype))
+    x = SDE.perturb(jax.random.key(1), t, x0)
+    linear, scale = frame_of(SDE, x0, 4, 1e-3).linear(SDE, t, x)
+    assert_close(linear, normal.denoise(SDE, t, x), rtol=1e-3 if dtype == "float32" else 1e-10)
+    alpha, h = float(SDE.alpha(t)), float(SDE.variance(t))
+    left = cov - alpha**2 * cov @ np.linalg.solve(alpha**2 * cov + h * np.eye(3), cov)  # what conditioning leaves
+    assert_close(scale[:, 0] ** 2, np.full(len(x), np.trace(left) / 3), rtol=1e-3 if dtype == "float32" else 1e-9)
+
+
+def test_lifted_inputs_lie_on_the_sphere_a_typical_one_at_45_degrees(dtype):
+    x0 = data(dtype, n=2000)
+    for t in (0.01, 0.5):
+        z = frame_of(SDE, x0, 4, 1e-3).lift(SDE, t, SDE.perturb(jax.random.key(1), t, x0))
+        assert_close(jnp.linalg.norm(z, axis=1), jnp.ones(len(z)), dtype)
+        squared = (1 / np.asarray(z[:, -1], np.float64) ** 2 - 1).mean()  # of the point before it was divided by its norm
+        assert squared == pytest.approx(1, rel=0.1)
+
+
+def test_hats_interpolate_between_knots(dtype):
+    frame = frame_of(SDE, data(dtype), 5, 1e-3)
+    at_knots = SDE.time(frame.knots)
+    assert_close(frame.hats(SDE, at_knots), jnp.eye(5, dtype=dtype), rtol=1e-3 if dtype == "float32" else 1e-7)
+    log_snr = jnp.linspace(frame.knots[0] - 1, frame.knots[-1] + 1, 37)
+    hats = frame.hats(SDE, SDE.time(log_snr))
+    expected = [np.interp(np.clip(log_snr, frame.knots[0], frame.knots[-1]), frame.knots, row) for row in np.eye(5)]
+    assert_close(hats, np.array(expected).T, rtol=1e-3 if dtype == "float32" else 1e-7)
+    assert float(jnp.max(jnp.abs(jnp.sum(hats, axis=1) - 1))) < 1e-5
+
+
+def test_knots_reach_from_the_least_time_to_where_nothing_is_left():
+    knots = frame_of(SDE, data("float32"), 6, 0.01).knots
+    assert_close(SDE.time(knots[-1]), 0.01, rtol=1e-4)
+    assert len(knots) == 6
+    assert bool(jnp.all(jnp.diff(knots) > 0))
+    assert_close(SDE.time(frame_of(SDE, data("float32"), [0.3, 0.1], 0.01).knots), [0.3, 0.1], rtol=1e-5)
+
+
+def test_score_of_the_exact_denoiser_is_the_exact_score(dtype):
+    mixture = diffusion.GaussianMixture(
+        jnp.asarray([0.3, 0.7], dtype),
+        jnp.asarray([[0.0, 1.0], [1.0, -1.0]], dtype),
+        jnp.stack([0.1 * jnp.eye(2, dtype=dtype)] * 2),
+    )
+    x = SDE.perturb(jax.random.key(0), 0.3, mixture.sample(jax.random.key(1), 50))
+    score = diffusion.score(SDE, lambda t, x: mixture.denoise(SDE, t, x))
+    for t in (0.3, jnp.full(50, 0.3, dtype)):
+        assert_close(score(t, x), mixture.score(SDE, t, x), rtol=1e-4 if dtype == "float32" else 1e-11)
+
+
+FITS = {
+    "network": lambda key, x0, **options: diffusion.fit_denoiser(key, SDE, x0, width=32, steps=3, **options),
+    "kernel": lambda key, x0, **options: diffusion.kernel_denoiser(key, SDE, x0, landmarks=40, draws=1, sigma=1.0, **options),
+    "linearised": lambda key, x0, **options: diffusion.linearised_denoiser(
+        key, SDE, x0, width=32, steps=30, sigma=1.0, **options
+    ),
+}
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_all_denoisers_serve_the_same(fit, dtype):
+    """One time or many, compiled or not, mapped or not; in the precision of the data; the linear denoiser far away."""
+    x0 = data(dtype, n=60)
+    f = FITS[fit](jax.random.key(0), x0, times=3)
+    x = x0[:7]
+    assert f(0.3, x).dtype == dtype
+    once = f(0.3, x)
+    close = {"rtol": 1e-4 if dtype == "float32" else 1e-9}
+    assert_close(f(jnp.full(7, 0.3, dtype), x), once, **close)
+    assert_close(jax.jit(lambda f, t, x: f(t, x))(f, 0.3, x), once, **close)
+    assert_close(jax.vmap(lambda row: f(0.3, row[None])[0])(x), once, **close)
+    assert f.result == sn.solution.Result.SUCCESSFUL
+    assert "did what" in f.advice
+    far = f(0.3, 1e4 * jnp.ones((1, 3), dtype))
+    assert bool(jnp.isfinite(far).all())
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize("fit", FITS)
+def test_bad_data_and_times(fit):
+    run = lambda x0, **options: FITS[fit](jax.random.key(0), x0, **options)
+    x0 = data("float32", n=60)
+    with pytest.raises(ValueError, match="x0 must be finite"):
+        run(x0.at[3, 1].set(jnp.nan))
+    with pytest.raises(ValueError, match="at least two rows"):
+        run(x0[:1])
+    with pytest.raises(ValueError, match="rows that differ"):
+        run(jnp.ones((5, 2)))
+    with pytest.raises(ValueError, match=r"x0 must have shape \[n, d\]"):
+        run(x0[0])
+    with pytest.raises(ValueError, match="floating-point"):
+        run(jnp.ones((5, 2), int))
+    with pytest.raises(ValueError, match="min_time must lie between"):
+        run(x0, min_time=0.0)
+    with pytest.raises(ValueError, match="times must lie in"):
+        run(x0, times=[0.2, 1.5])
+    with pytest.raises(ValueError, match="times must be a positive integer"):
+        run(x0, times=0)
+    f = run(x0, times=2)
+    with pytest.raises(ValueError, match="t must lie in"):
+        f(0.0, x0)
+    with pytest.raises(ValueError, match="x must have shape"):
+        f(0.3, x0[:, :2])
+    with pytest.raises(ValueError, match="t must be a scalar or of shape"):
+        f(jnp.full(3, 0.3), x0[:4])
+    constant = run(x0.at[:, 1].set(2.0), times=2)(0.3, x0.at[:, 1].set(2.0))
+    assert_close(constant[:, 1], np.full(60, 2.0), rtol=0.3)  # a constant column stays about what it is

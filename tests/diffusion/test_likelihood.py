@@ -1,0 +1,150 @@
+"""Log-likelihoods are those of known distributions."""
+
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from tools import assert_close, first
+
+from softntk.diffusion import GaussianMixture, log_likelihood, vp_sde
+from softntk.solution import NumericalError
+
+SDE = vp_sde()
+AT = 1e-5
+
+
+def centred_mixture(d, dtype):
+    """Two Gaussians whose mean is 0, so that what is left at T does not matter."""
+    rng = np.random.default_rng(d)
+    mean, roots = rng.normal(size=d) / np.sqrt(d), rng.normal(size=(2, d, d)) / np.sqrt(d)
+    covariances = 0.3 * roots @ roots.transpose(0, 2, 1) + 0.05 * np.eye(d)
+    arrays = np.array([0.25, 0.75]), np.stack([1.5 * mean, -0.5 * mean]), covariances
+    return GaussianMixture(*(jnp.asarray(a, dtype) for a in arrays))
+
+
+@pytest.mark.parametrize(
+    ("d", "dtype"),
+    first([(2, "float32"), (2, "float64"), (8, "float32"), (8, "float64")], (2, "float32"), (8, "float64")),
+    indirect=["dtype"],
+)
+def test_a_mixture(d, dtype):
+    mixture = centred_mixture(d, dtype)
+    x = mixture.sample(jax.random.key(1), 40)
+    found = log_likelihood(SDE, lambda t, x: mixture.score(SDE, t, x), x)
+    assert found.dtype == dtype
+    assert np.abs(found - mixture.log_density(SDE, AT, x)).max() < 1e-3
+
+
+def test_the_model_of_a_gaussian_is_the_gaussian_of_the_affine_map(x64):
+    """Started at N(0, I) the flow ends at another mean and variance than that of the data: known, to the last digit."""
+    mean, spread = np.array([3.0, -1.0]), np.array([0.3, 2.0])
+    data = GaussianMixture(jnp.ones(1), jnp.asarray(mean)[None], jnp.asarray(np.diag(spread**2))[None])
+    x = data.sample(jax.random.key(0), 20)
+    found = log_likelihood(SDE, lambda t, x: data.score(SDE, t, x), x, min_time=1e-3, rtol=1e-9, atol=1e-9)
+    alpha = [float(SDE.alpha(t)) for t in (1.0, 1e-3)]
+    ratio = np.sqrt(
+        (alpha[1] ** 2 * spread**2 + float(SDE.variance(1e-3))) / (alpha[0] ** 2 * spread**2 + float(SDE.variance(1.0)))
+    )
+    desired = scipy.stats.norm(alpha[1] * mean - ratio * alpha[0] * mean, ratio).logpdf(np.asarray(x)).sum(axis=1)
+    assert_close(found, desired, rtol=1e-7)
+
+
+@pytest.mark.parametrize("probes", first([1, 16], 1))
+def test_the_random_trace_is_unbiased(probes, x64):
+    mixture = centred_mixture(3, "float64")
+    x = jnp.tile(mixture.sample(jax.random.key(1), 2), (200, 1))
+    found = log_likelihood(
+        SDE, lambda t, x: mixture.score(SDE, t, x), x, key=jax.random.key(2), trace="hutchinson", probes=probes, rtol=1e-4
+    )
+    error = np.asarray(found).reshape(200, 2) - np.asarray(mixture.log_density(SDE, AT, x[:2]))
+    deviation = error.std(axis=0)
+    assert (deviation * np.sqrt(probes) > 0.05).all()
+    assert (deviation * np.sqrt(probes) < 2).all()
+    assert (np.abs(error.mean(axis=0)) < 4 * deviation / np.sqrt(200)).all()
+
+
+@pytest.mark.parametrize("dtype", first(["float32", "float64"], "float32"), indirect=True)
+def test_data_on_a_line_have_a_density_that_grows(dtype):
+    """N(0, diag(1, 0)): at min_time the missing dimension contributes the density of N(0, h)."""
+    line = GaussianMixture(jnp.ones(1, dtype), jnp.zeros((1, 2), dtype), jnp.diag(jnp.array([1.0, 0.0], dtype))[None])
+    x = jnp.asarray([[0.5, 0.0], [-1.0, 0.002]], dtype)
+    found = log_likelihood(SDE, lambda t, x: line.score(SDE, t, x), x)
+    h = float(SDE.variance(AT))
+    desired = scipy.stats.norm(0, [1.0, np.sqrt(h)]).logpdf(np.asarray(x, np.float64)).sum(axis=1)
+    assert np.abs(found - desired).max() < 2e-3
+
+
+def narrow(t, x):
+    """The score of N(0, ¼ I)."""
+    return -x / (SDE.alpha(t) ** 2 / 4 + SDE.variance(t))
+
+
+def test_transformations(x64):
+    x = jnp.array([[0.3, -0.2], [1.0, 0.5]])
+    plain = log_likelihood(SDE, narrow, x)
+    jitted = jax.jit(lambda x: log_likelihood(SDE, narrow, x))(x)
+    assert_close(jitted, plain)
+
+
+@pytest.mark.slow
+def test_under_vmap(x64):
+    x = jnp.array([[0.3, -0.2], [1.0, 0.5]])
+    plain = log_likelihood(SDE, narrow, x)
+    assert_close(jax.vmap(lambda x: log_likelihood(SDE, narrow, x))(x[:, None])[:, 0], plain, rtol=1e-4)
+    random = lambda key: log_likelihood(SDE, narrow, x, key=key, trace="hutchinson")
+    assert_close(jax.vmap(random)(jax.random.split(jax.random.key(0), 2)), jnp.stack([plain, plain]), rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_gradients(x64):
+    """∇ log p is the score; by the variance of the model, that of a Gaussian."""
+    x = jnp.array([[0.3, -0.2], [1.0, 0.5]])
+    assert_close(jax.grad(lambda x: log_likelihood(SDE, narrow, x, rtol=1e-8).sum())(x), narrow(AT, x), rtol=2e-4)
+    of_variance = lambda v: log_likelihood(SDE, lambda t, x: -x / (SDE.alpha(t) ** 2 * v + SDE.variance(t)), x, rtol=1e-8).sum()
+    assert_close(jax.grad(of_variance)(0.25), jnp.sum(x**2) / (2 * 0.25**2) - 4 / (2 * 0.25), rtol=1e-3)
+
+
+def test_nothing_is_compiled_twice():
+    chex.clear_trace_counter()
+    traced = chex.assert_max_traces(lambda t, x: -x, 1)
+    for scale in (0.5, 1.0, 2.0):
+        log_likelihood(SDE, traced, jnp.full((2, 2), scale))
+
+
+def test_failures_are_told():
+    x = jnp.array([[0.5, 0.5], [2.0, 0.0]])
+    bad = lambda t, x: jnp.where(x[:, :1] > 1, jnp.nan, -x)
+    with pytest.raises(NumericalError, match=r"NONFINITE_SCORE: A score is NaN"):
+        log_likelihood(SDE, bad, x)
+    found = log_likelihood(SDE, bad, x, throw=False)
+    assert np.isneginf(found[1])
+    assert_close(found[0], -0.25 - np.log(2 * np.pi), rtol=1e-3)
+    with pytest.raises(NumericalError, match=r"MAX_STEPS: .* Allow more max_steps"):
+        log_likelihood(SDE, narrow, x, max_steps=2)
+    assert np.isneginf(log_likelihood(SDE, narrow, x, max_steps=2, throw=False)).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": jnp.ones(3)}, "x must have shape [n, d]"),
+        ({"x": jnp.ones((2, 2), int)}, "x must be a floating-point array"),
+        ({"x": jnp.array([[jnp.nan]])}, "x must be finite"),
+        ({"trace": "exakt"}, "trace must be one of ['exact', 'hutchinson'], got 'exakt'. Did you mean 'exact'?"),
+        ({"trace": "hutchinson"}, 'trace="hutchinson" needs a key'),
+        ({"probes": 0}, "probes must be a positive integer, got 0."),
+        ({"min_time": 0.0}, "min_time must lie between 0 and the horizon 1, got 0.0"),
+        ({"min_time": 2.0}, "min_time must lie between 0 and the horizon 1, got 2.0"),
+        ({"max_steps": 0}, "max_steps must be a positive integer, got 0."),
+        ({"rtol": 0.0}, "rtol must lie between 1.2e-06"),
+        ({"atol": 0.0}, "atol must be a positive finite number, got 0.0."),
+        ({"score_fn": lambda t, x: x.sum()}, "score_fn must return the shape of x, (2, 2), got ()."),
+    ],
+)
+def test_bad_input(change, message, untyped):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        log_likelihood(**({"sde": SDE, "score_fn": narrow, "x": jnp.ones((2, 2))} | change))

@@ -1,0 +1,155 @@
+"""Schedules: one set of laws for all of them."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.stats
+from tools import assert_close, first
+
+from softntk.diffusion import constant_sde, cosine_sde, vp_sde
+from softntk.diffusion.sde import WEIGHTINGS
+
+PROCESSES = {
+    "linear": vp_sde(),
+    "long": vp_sde(0.5, 3.0, horizon=2.5),
+    "constant": constant_sde(4.0, horizon=2.0),
+    "cosine": cosine_sde(),
+    "far cosine": cosine_sde(0.1, 0.05, horizon=3.0),
+}
+
+
+@pytest.fixture(params=first(PROCESSES, "linear", "far cosine"))
+def sde(request):
+    return PROCESSES[request.param]
+
+
+def times(sde, n=200):
+    """From 1e-6 to T."""
+    return jnp.asarray(sde.horizon * np.concatenate([np.geomspace(1e-6, 0.1, n // 2), np.linspace(0.11, 1, n // 2)]))
+
+
+def test_variance_is_preserved(sde, dtype):
+    t = times(sde).astype(dtype)
+    for value in (sde.alpha(t), sde.variance(t), sde.log_snr(t), sde.rate(t), sde.integral(t)):
+        assert value.dtype == dtype
+    assert_close(sde.alpha(t) ** 2 + sde.variance(t), np.ones(len(t)), dtype)
+    assert float(sde.alpha(0.0)) == 1
+    assert float(sde.variance(0.0)) == 0
+
+
+def test_the_integral_is_that_of_the_rate(sde, x64):
+    t = times(sde)
+    assert_close(jax.vmap(jax.grad(sde.integral))(t) / sde.rate(t), np.ones(len(t)), rtol=1e-9)
+    by_quadrature = scipy.integrate.quad(lambda t: float(sde.rate(t)), 0, 0.7 * sde.horizon, epsabs=0, epsrel=1e-10)[0]
+    assert_close(sde.integral(0.7 * sde.horizon), by_quadrature, rtol=1e-9)
+
+
+def test_log_snr_and_its_inverse(sde, dtype):
+    t = times(sde).astype(dtype)
+    snr = sde.log_snr(t)
+    assert (jnp.diff(snr) < 0).all()
+    early = t < sde.horizon / 2
+    assert_close(snr[early], jnp.log(sde.alpha(t) ** 2 / sde.variance(t))[early], dtype)
+    assert_close(sde.time(snr) / t, np.ones(len(t)), rtol=1e-9 if dtype == "float64" else 1e-5)
+    assert float(sde.time(-1e4)) == pytest.approx(sde.horizon)
+
+
+def test_single_precision_keeps_small_variances(sde):
+    with jax.enable_x64(True):
+        exact = np.asarray(sde.variance(times(sde)))
+        t = np.asarray(times(sde))
+    found = np.asarray(sde.variance(jnp.asarray(t, jnp.float32)))
+    assert found.dtype == np.float32
+    assert np.max(np.abs(found / exact - 1)) < 5e-6
+
+
+def test_the_ends():
+    assert_close(vp_sde().alpha(1.0), np.exp(-(0.1 + 20) / 4), rtol=1e-5)
+    assert_close(cosine_sde(final_alpha=0.01).alpha(1.0), 0.01, rtol=1e-4)
+    assert_close(constant_sde(2.0).alpha(1.0), np.exp(-1), rtol=1e-6)
+    assert hash(vp_sde()) == hash(vp_sde())
+    assert vp_sde() != vp_sde(0.2)
+    assert not jax.tree.leaves(vp_sde())
+
+
+def test_perturbed_moments(sde, dtype):
+    t = 0.3 * sde.horizon
+    x0 = jnp.tile(jnp.asarray([[2.0, -1.0]], dtype), (20_000, 1))
+    x = sde.perturb(jax.random.key(0), t, x0)
+    assert x.dtype == dtype
+    deviation = np.sqrt(float(sde.variance(t)))
+    assert np.abs(x.mean(axis=0) - sde.alpha(t) * x0[0]).max() < 5 * deviation / np.sqrt(20_000)
+    assert_close(np.cov(x, rowvar=False), deviation**2 * np.eye(2), rtol=0.05)
+    assert_close(jax.jit(sde.perturb)(jax.random.key(0), t, x0), x, dtype)
+
+
+def test_a_time_for_each_row(x64):
+    t = jnp.array([1e-9, 1.0])
+    x = vp_sde().perturb(jax.random.key(0), t, 100 * jnp.ones((2, 50)))
+    assert jnp.abs(x[0] - 100).max() < 1e-3
+    assert jnp.abs(x[1].mean()) < 2
+
+
+def test_uniform_times(sde, dtype):
+    t = np.asarray(sde.sample_times(jax.random.key(0), 4000, 0.2))
+    assert t.dtype == dtype
+    assert t.min() >= 0.2
+    assert t.max() <= sde.horizon
+    assert scipy.stats.kstest(t, scipy.stats.uniform(0.2, sde.horizon - 0.2).cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("centre", [-3.0, 0.5, 40.0])
+def test_times_normal_in_the_log_snr(sde, centre, dtype):
+    t = sde.sample_times(jax.random.key(0), 4000, 1e-2, centre=centre, spread=1.5)
+    assert t.dtype == dtype
+    assert t.min() >= 1e-2 * (1 - 1e-4)
+    assert t.max() <= sde.horizon
+    low, high = ((float(sde.log_snr(end)) - centre) / 1.5 for end in (sde.horizon, 1e-2))
+    if high > -5:  # otherwise the interval is far in the tail, and only the bounds are asked for
+        law = scipy.stats.truncnorm(low, high, centre, 1.5)
+        assert scipy.stats.kstest(np.asarray(sde.log_snr(t), np.float64), law.cdf).pvalue > 1e-3
+
+
+def test_weights(sde, x64):
+    t = times(sde)
+    ratio, h = np.exp(np.asarray(sde.log_snr(t))), np.asarray(sde.variance(t))
+    rate = np.asarray(sde.rate(t))
+    desired = {"denoising": np.ones(len(t)), "noise": ratio, "score": ratio / h, "likelihood": rate * ratio / h}
+    assert set(desired) == set(WEIGHTINGS)
+    for kind, value in desired.items():
+        assert_close(sde.weight(t, kind) / value, np.ones(len(t)), rtol=1e-9)
+
+
+SDE = vp_sde()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: vp_sde(0.0), "beta_min must be a positive finite number, got 0.0."),
+        (lambda: vp_sde(2.0, 1.0), "beta_max must be at least beta_min = 2, got 1.0."),
+        (lambda: vp_sde(horizon=np.inf), "horizon must be a positive finite number, got inf."),
+        (lambda: constant_sde(-1.0), "rate must be a positive finite number, got -1.0."),
+        (lambda: cosine_sde(0.0), "offset must be a positive finite number, got 0.0."),
+        (lambda: cosine_sde(final_alpha=1.0), "final_alpha must lie between 0 and 1, got 1.0."),
+        (lambda: SDE.check_times(0.0), "t must lie in (0, 1], got 0 … 0."),
+        (lambda: SDE.check_times(np.array([0.5, 1.1])), "t must lie in (0, 1], got 0.5 … 1.1."),
+        (lambda: SDE.check_times(np.nan), "t must lie in (0, 1]"),
+        (lambda: SDE.sample_times(jax.random.key(0), 0), "n must be a positive integer, got 0."),
+        (lambda: SDE.sample_times(jax.random.key(0), 3, 0.0), "min_time must lie between 0 and the horizon 1, got 0.0"),
+        (lambda: SDE.sample_times(jax.random.key(0), 3, 1.0), "min_time must lie between 0 and the horizon 1, got 1.0"),
+        (lambda: SDE.sample_times(jax.random.key(0), 3, spread=0.0), "spread must be a positive finite number, got 0.0."),
+        (lambda: SDE.weight(0.5, "scores"), "kind must be one of ['denoising', 'likelihood', 'noise', 'score'], got 'scores'."),
+        (lambda: SDE.perturb(jax.random.key(0), 0.5, jnp.ones(3)), "x0 must have shape [n, d]"),
+        (lambda: SDE.perturb(jax.random.key(0), 0.5, jnp.ones((3, 2), int)), "x0 must be a floating-point array"),
+        (lambda: SDE.perturb(jax.random.key(0), 0.5, jnp.full((3, 2), jnp.nan)), "x0 must be finite"),
+        (lambda: SDE.perturb(jax.random.key(0), jnp.ones(2), jnp.ones((3, 2))), "t must be a scalar or of shape (3,)"),
+    ],
+)
+def test_bad_input(call, message, untyped):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call()

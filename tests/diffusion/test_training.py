@@ -1,0 +1,148 @@
+"""Fitting a network to noisy samples: the loss, the run, and what is returned when it goes wrong."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tools import assert_close, relative_score_error, ring
+
+from softntk import diffusion
+from softntk.diffusion import training
+from softntk.diffusion.denoiser import frame_of
+from softntk.solution import NumericalError, Result
+
+SDE = diffusion.vp_sde()
+X0 = ring().sample(jax.random.key(0), 300)
+
+
+def fit(steps=250, seed=1, **options):
+    return diffusion.fit_denoiser(jax.random.key(seed), SDE, X0, **{"width": 16, "batch_size": 32, **options}, steps=steps)
+
+
+def leaves(f):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves((f.predictor, f.stats["loss"]))]
+
+
+def same(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(leaves(one), leaves(other), strict=True))
+
+
+def test_learns_a_ring():
+    f = diffusion.fit_denoiser(jax.random.key(1), SDE, X0, width=64, steps=600, times=[0.15])
+    assert relative_score_error(SDE, f, ring(), 0.15) < 0.25  # 0.1; the linear denoiser: 0.7
+    assert f.stats["loss"][-100:].mean() < 0.85 * f.stats["loss"][:20].mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", training.FAMILIES)
+def test_meets_its_claim_on_the_ring(family):
+    """Relative score error at most 0.05 on average over t in [0.05, 1], of 4,096 points."""
+    mixture = ring()
+    f = diffusion.fit_denoiser(jax.random.key(1), SDE, mixture.sample(jax.random.key(0), 4096), family=family)
+    assert np.mean([relative_score_error(SDE, f, mixture, float(t)) for t in np.linspace(0.05, 1, 20)]) < 0.05
+
+
+@pytest.mark.parametrize("weighting", [None, "score"])
+def test_full_batch_loss_is_what_it_says(weighting):
+    f = fit(steps=1, batch_size=None, draws=2, tx=optax.sgd(0.0), ema=0.0, weighting=weighting)
+    frame = frame_of(SDE, X0, 8, 1e-3)
+    batch = training.full_batch(jax.random.key(1), SDE, frame, X0, 2, weighting)
+    assert batch.inputs.shape == (600, 8 * 3)
+    expected = 0.5 * np.mean(np.asarray(batch.weights) * np.sum(np.asarray(batch.targets) ** 2, 1))  # F = 0 at the start
+    assert_close(f.stats["loss"][0], expected, rtol=1e-4)
+
+
+def test_weighting_gives_the_loss_on_the_data_themselves():
+    frame, key = frame_of(SDE, X0, [0.3], 1e-3), jax.random.key(1)
+    batch = training.full_batch(key, SDE, frame, X0, 1, "denoising")
+    x = SDE.perturb(training._samples.noise_key(key, 0), float(SDE.time(frame.knots[0])), X0)
+    linear, _ = frame.linear(SDE, 0.3, x)
+    direct = np.mean(np.sum((np.asarray(X0) - np.asarray(linear)) ** 2, 1))
+    assert_close(jnp.mean(batch.weights * jnp.sum(batch.targets**2, axis=1)), direct, rtol=1e-3)
+
+
+def test_runs_are_reproducible_and_differ_by_key():
+    assert same(fit(), fit())
+    assert not same(fit(steps=20), fit(steps=20, seed=2))
+
+
+def test_resumed_runs_have_the_same_bits(tmp_path, monkeypatch):
+    file, whole = tmp_path / "fit", fit()
+    save = training._checkpoint.save
+
+    def save_once(*args):
+        save(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training._checkpoint, "save", save_once)
+    stopped = fit(checkpoint=file)
+    assert stopped.result == Result.INTERRUPTED
+    assert stopped.stats["steps"] == 100
+    monkeypatch.setattr(training._checkpoint, "save", save)
+    assert same(fit(checkpoint=file), whole)
+    assert same(fit(checkpoint=file), whole)  # it is over already
+    with pytest.raises(ValueError, match="belongs to another"):
+        fit(checkpoint=file, seed=2)
+    file.write_bytes(b"broken")
+    with pytest.raises(ValueError, match="damaged"):
+        fit(checkpoint=file)
+    assert file.read_bytes() == b"broken"
+
+
+def test_a_fit_that_diverges_stops_and_returns_what_was_good():
+    with pytest.warns(RuntimeWarning, match="stopped after 0 of 250 steps"):
+        f = fit(family="exp", tx=optax.sgd(1e6))
+    assert f.result == Result.DIVERGED
+    assert_close(f(0.3, X0), f.frame.linear(SDE, 0.3, X0)[0], rtol=1e-4)  # the start
+    with pytest.raises(NumericalError, match="DIVERGED"):
+        fit(tx=optax.sgd(1e8), throw=True)
+    later = optax.sgd(lambda step: jnp.where(step < 150, 1e-3, 1e8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        f = fit(tx=later, ema=0.0)
+    assert f.stats["steps"] == 100
+    assert_close(f.predictor.params.hidden, fit(steps=100, tx=optax.sgd(1e-3), ema=0.0).predictor.params.hidden)
+
+
+def test_average_of_the_weights():
+    tx = optax.sgd(1e-2)
+    paths = [fit(steps=s, tx=tx, ema=0.0).predictor.params.hidden for s in (1, 2)]
+    frame = frame_of(SDE, X0, 8, 1e-3)
+    start = training.starting_network(jax.random.key(1), frame, "softmax", 16, None, True)[1].hidden
+    one = 0.1 * start + 0.9 * paths[0]
+    assert_close(fit(steps=2, tx=tx).predictor.params.hidden, 2 / 11 * one + 9 / 11 * paths[1], rtol=1e-5)
+
+
+def test_the_readout_of_the_paper_stays():
+    frame = frame_of(SDE, X0, 8, 1e-3)
+    start = training.starting_network(jax.random.key(1), frame, "relu", 16, None, False)[1]
+    f = fit(steps=10, family="relu", train_readout=False)
+    assert_close(f.predictor.params.readout, start.readout)
+    assert not np.allclose(f.predictor.params.hidden, start.hidden)
+
+
+def test_precision(dtype):
+    f = diffusion.fit_denoiser(jax.random.key(0), SDE, X0.astype(dtype), width=16, steps=5, batch_size=16)
+    assert f(0.2, X0.astype(dtype)).dtype == dtype
+    assert f.predictor.params.hidden.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"family": "softmx"}, "Did you mean 'softmax'"),
+        ({"weighting": "nois"}, "Did you mean 'noise'"),
+        ({"steps": 0}, "steps must be a positive"),
+        ({"batch_size": 0}, "batch_size must be a positive"),
+        ({"width": 15}, "width must be even"),
+        ({"sigma": -1.0}, "sigma must be a positive"),
+        ({"ema": 1.0}, r"ema must lie in \[0, 1\)"),
+    ],
+)
+@pytest.mark.usefixtures("untyped")
+def test_bad_input(options, message):
+    with pytest.raises(ValueError, match=message):
+        fit(**{"steps": 5, **options})
