@@ -77,10 +77,10 @@ def discrepancy(x: Array, y: Array, bandwidth: Array | None) -> Estimate:
     second_order = jnp.maximum(2 * zeta_x / n**2 + 2 * zeta_y / m**2 + 4 * zeta_xy / n / m, 0)
     value = jnp.mean(xy - xx) + jnp.mean(yx - yy)
     biased = value + jnp.mean(xx) / n + jnp.mean(yy) / m
-    # first_order estimates slope · truth + 2 second_order: as if all eigenvalues of ρ were equal, or of what is left of it
-    slope = jnp.maximum(
-        _ratio(first_order, biased), _ratio(first_order - 2 * second_order, jnp.maximum(value, root(second_order)))
-    )
+    # first_order estimates slope · truth + 2 second_order; were all eigenvalues of ρ equal, it would be slope · biased.
+    # Where the value is clear of the noise its own variance, one second_order less, tells the slope without that assumption.
+    of_value = _ratio(first_order - second_order, jnp.maximum(value, root(second_order)))
+    slope = jnp.maximum(_ratio(first_order, biased), of_value)
     return score_interval(value, slope, second_order)
 
 

@@ -44,10 +44,17 @@ def embedded(hats: Float[Array, "r J"], lifted: Float[Array, "n p"]) -> Float[Ar
     return (unit[:, :, None] * lifted[:, None, :]).reshape(len(lifted), -1)
 
 
-def draw_times(key: PRNGKeyArray, sde: VPSDE, frame: Frame, n: int) -> Float[Array, "..."]:
-    """Times between the knots, where there is something to learn (normal in the log-SNR); the time of a single knot."""
+def draw_times(key: PRNGKeyArray, sde: VPSDE, frame: Frame, n: int, stratified: bool = False) -> Float[Array, "..."]:
+    """Times between the knots, where there is something to learn (normal in the log-SNR); the time of a single knot.
+
+    Stratified: one of each of n intervals that are equally probable.
+    """
     if len(frame.knots) == 1:
         return sde.time(frame.knots[0])
     centre, spread = 1.0 - jnp.log(jnp.mean(frame.spreads)), 2.4  # Karras et al. (2022), table 1
-    lower, upper = ((frame.knots[i] - centre) / spread for i in (0, -1))
-    return sde.time(centre + spread * jax.random.truncated_normal(key, lower, upper, (n,), frame.knots.dtype))
+    lower, upper = (jax.scipy.stats.norm.cdf((frame.knots[i] - centre) / spread) for i in (0, -1))
+    uniform = jax.random.uniform(key, (n,), frame.knots.dtype)
+    if stratified:
+        uniform = (jnp.arange(n) + uniform) / n
+    log_snr = centre + spread * jax.scipy.stats.norm.ppf(lower + (upper - lower) * uniform)
+    return sde.time(jnp.clip(log_snr, frame.knots[0], frame.knots[-1]))

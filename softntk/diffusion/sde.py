@@ -11,7 +11,7 @@ Example:
     >>> from softntk.diffusion import sde
     >>> noising = sde.vp_sde()
     >>> [round(float(v), 4) for v in (noising.alpha(0.5), noising.variance(0.5), noising.log_snr(0.5))]
-    [0.2813, 0.9209, -2.4536]
+    [0.2812, 0.9209, -2.4551]
 
 Source: Song et al. (2021), arXiv 2011.13456, section 3.4 (VP); arXiv 2405.03251, the section on diffusion; MATH.md section 5.
 """
@@ -166,7 +166,7 @@ class VPSDE:
 
         Example:
             >>> round(float(vp_sde().weight(0.5, "noise")), 4)
-            0.086
+            0.0859
 
         Source: Song et al. (2021), arXiv 2101.09258, Theorem 1, for "likelihood".
         """
@@ -252,10 +252,12 @@ class CosineVPSDE(VPSDE):
         return 2 * (self.end - self.start) / self.horizon * jnp.tan(self._angle(t))
 
     def integral(self, t: ArrayLike) -> Array:
-        """−log(cos²θ/cos²θ_0), of the difference of squares as a product of sines."""
-        angle = self._angle(t)
-        h = jnp.sin((self.end - self.start) * _real(t) / self.horizon) * jnp.sin(angle + self.start) / math.cos(self.start) ** 2
-        return -jnp.log1p(-h)
+        """−log(cos²θ/cos²θ_0): early by h, of the difference of squares as a product of sines, late by π/2 − θ."""
+        passed = _real(t) / self.horizon
+        h = jnp.sin((self.end - self.start) * passed) * jnp.sin(self._angle(t) + self.start) / math.cos(self.start) ** 2
+        left = math.pi / 2 - self.end + (self.end - self.start) * (1 - passed)
+        late = -2 * jnp.log(jnp.sin(left) / math.cos(self.start))
+        return jnp.where(h < 0.5, -jnp.log1p(-jnp.minimum(h, 0.5)), late)
 
     def _time_of_integral(self, integral: Array) -> Array:
         h, sine, cosine = -jnp.expm1(-integral), math.sin(self.start), math.cos(self.start)

