@@ -3,8 +3,8 @@
 Eight modes of standard deviation 0.15 on a circle of radius 2, whose score is known exactly at every time. Two-layer softmax,
 res_softmax, ReLU and exp networks and kernel regression with the infinite-width kernels, all from the same data; the error of
 the score over t, samples, and what early stopping is worth: the error on both sides of the stopping time at one noise level,
-with the times that hold-out and the local Rademacher rule choose. Last the coupling of the paper: how far the network, its
-linearisation and the kernel are from each other after the same gradient descent, over the width.
+with the times that hold-out, the local Rademacher rule and the least worst risk choose. Last the coupling of the paper: how
+far the network, its linearisation and the kernel are from each other after the same gradient descent, over the width.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from softntk import diffusion
 
 COLOURS = {"softmax": "#0072B2", "res_softmax": "#56B4E9", "relu": "#D55E00", "exp": "#009E73"}  # Okabe and Ito
 SDE = diffusion.vp_sde()
+RULES = {"holdout": "#D55E00", "rademacher": "#0072B2", "least_risk": "#009E73"}
 STOPPED_AT = 0.15  # the time t at which early stopping is looked at
 
 
@@ -101,7 +102,7 @@ def stopping(x0: jax.Array, mixture: diffusion.GaussianMixture, points: int) -> 
         error = diffusion.metrics.score_error(jax.random.key(2), SDE, diffusion.score(SDE, denoiser), mixture, at)
         return float(denoiser.stats["time"][0]), float(error.relative.value[0])
 
-    chosen = {"holdout": fit("holdout"), "rademacher": fit("rademacher")}
+    chosen = {rule: fit(rule) for rule in RULES}
     times = chosen["holdout"][0] * 10.0 ** np.linspace(-3, 4, points)
     return Stopping(times, np.array([fit(float(t))[1] for t in times]), chosen)
 
@@ -158,8 +159,8 @@ def picture(estimates: Sequence[Estimate], times: np.ndarray, stopped: Stopping,
     )
     errors.legend(fontsize=8, ncols=2)
     stop.plot(stopped.times, stopped.errors, color="0.3")
-    for (rule, (t, error)), marker in zip(stopped.chosen.items(), "os", strict=True):
-        stop.plot(t, error, marker, ms=9, color="#D55E00" if rule == "holdout" else "#0072B2", label=rule)
+    for (rule, (t, error)), marker in zip(stopped.chosen.items(), "osD", strict=True):
+        stop.plot(t, error, marker, ms=9, color=RULES[rule], label=rule.replace("_", " "))
     stop.set(xscale="log", yscale="log", xlabel="training time (learning rate × steps)", ylabel="relative score error")
     stop.set_title(f"early stopping, t = {STOPPED_AT}, one draw a point")
     stop.legend()
@@ -206,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> tuple[list[Estimate], Stoppi
     times = np.linspace(0.05, 1, 4 if small else 20)
     kinds = [(kind, family) for family in (("softmax",) if small else COLOURS) for kind in ("network", "kernel")]
     estimates = [
-        estimate(kind, family, x0, times, 1000 if small else 10000, 300 if small else 4000, mixture) for kind, family in kinds
+        estimate(kind, family, x0, times, 1000 if small else 10000, 300 if small else 16000, mixture) for kind, family in kinds
     ]
     console.print(table(estimates))
     stopped = stopping(x0[: 256 if small else 1024], mixture, 5 if small else 29)

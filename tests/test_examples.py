@@ -20,6 +20,7 @@ NAMES = (
     "perturbation",
     "certify",
     "width",
+    "diffusion_mixture",
 )
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -220,3 +221,19 @@ def test_width(tmp_path, capsys):
         assert r.smallest[-1].min() > r.smallest[0].min()
         assert r.success[-1].all()
     assert "slopes over the width" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.optimised
+def test_diffusion_mixture(tmp_path, capsys):
+    estimates, stopped, coupled, found = load("diffusion_mixture").main(["--small", "--output", str(tmp_path / "picture.png")])
+    network, kernel = estimates
+    assert network.errors.mean() < 0.2
+    assert kernel.errors.mean() < 0.05
+    assert kernel.distance < 3
+    assert stopped.errors[-1] > 3 * stopped.errors.min()  # overfitted
+    assert stopped.chosen["holdout"][1] < 1.5 * stopped.errors.min()
+    assert max(d[-1] for d in coupled.distances.values()) < 0.1
+    assert found[2][-1] < 0.05
+    assert (tmp_path / "picture.png").stat().st_size > 20_000
+    assert "stopping by rademacher" in capsys.readouterr().out

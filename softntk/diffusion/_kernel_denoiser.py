@@ -1,14 +1,4 @@
-r"""Score estimation by kernel regression with the neural tangent kernel of infinite width, stopped early.
-
-Example:
-    >>> import jax, jax.numpy as jnp
-    >>> from softntk import diffusion
-    >>> sde = diffusion.vp_sde()
-    >>> x0 = jnp.sign(jax.random.normal(jax.random.key(0), (256, 2)))
-    >>> denoiser = diffusion.kernel_denoiser(jax.random.key(1), sde, x0, landmarks=128)
-    >>> denoiser(0.2, x0).shape
-    (256, 2)
-"""
+r"""Score estimation by kernel regression with the neural tangent kernel of infinite width, stopped early."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -30,9 +20,9 @@ from softntk.diffusion.mixture import Points
 from softntk.diffusion.sde import VPSDE
 from softntk.ntk._contractions import product
 from softntk.solution import Result
-from softntk.theory import early_stopping_time
+from softntk.theory import early_stopping_time, least_risk_time
 
-STOPPING = ("holdout", "rademacher")
+STOPPING = ("holdout", "rademacher", "least_risk")
 _SAMPLES = 16384  # noisy samples by default, if the data are fewer
 _TRIAL_SAMPLES, _TRIAL_LANDMARKS = 4096, 512  # for the choice of σ
 _EQUAL = 1 + 1e-3
@@ -100,10 +90,10 @@ def kernel_denoiser(
         min_time: the first of them, if ``times`` is a number.
         draws: noisy samples of each data point and level; None: enough to make 16,384, at least one.
         landmarks: M, at most the number of samples.
-        stopping: "holdout": the τ of the least error on data left out, then a fit of all. "rademacher": from the eigenvalues
-            and the noise alone (:func:`softntk.theory.early_stopping_time`), with the noise and the norm of the target
-            estimated by generalised cross-validation; it counts data points, as the draws of one point share its label. Or τ
-            itself: learning rate × steps on the mean loss.
+        stopping: "holdout": the τ of the least error on data left out, then a fit of all. "rademacher" and "least_risk": from
+            the eigenvalues, the noise and the norm of the target alone (:func:`softntk.theory.early_stopping_time`,
+            :func:`softntk.theory.least_risk_time`), the latter two estimated by generalised cross-validation; they count data
+            points, as the draws of one point share its label. Or τ itself: learning rate × steps on the mean loss.
         filter: "flow" or "ridge".
         validation: the share of the data left out for "holdout" (and for σ).
         progress: show which level is fitted.
@@ -121,7 +111,7 @@ def kernel_denoiser(
         >>> import jax, jax.numpy as jnp
         >>> from softntk.diffusion import vp_sde
         >>> x0 = jnp.sign(jax.random.normal(jax.random.key(0), (500, 1)))
-        >>> f = kernel_denoiser(jax.random.key(1), vp_sde(), x0, times=[0.1], landmarks=64)
+        >>> f = kernel_denoiser(jax.random.key(1), vp_sde(), x0, times=[0.1], landmarks=64, draws=1, sigma=2.0)
         >>> bool(jnp.max(jnp.abs(f(0.1, jnp.array([[-0.9], [0.9]])) - jnp.array([[-1.0], [1.0]]))) < 0.1)
         True
 
@@ -213,11 +203,12 @@ def _fit(plan: _Plan, key: PRNGKeyArray, sigmas: tuple[float, ...], data: _sampl
     sums = _Sums(plan, sigma, data, kept, others, plan.landmarks)
     found = sums.path if sums.others is None else _spectral_fit.path(sums.all)
     noise, norm = _spectral_fit.noise_and_norm(found, sums.all)
+    rules = {"rademacher": early_stopping_time, "least_risk": least_risk_time}
     if plan.stopping == "holdout":
         tau = sums.held_out()[0]
-    elif plan.stopping == "rademacher":
+    elif plan.stopping in rules:
         eigenvalues = plan.data_points * np.asarray(found.eigenvalues, np.float64)
-        tau = plan.data_points * early_stopping_time(None, noise, norm=norm, eigenvalues=eigenvalues).time
+        tau = plan.data_points * rules[plan.stopping](None, noise, norm=norm, eigenvalues=eigenvalues).time
     else:
         tau = float(plan.stopping)
     weights = found.weights(jnp.asarray(tau, data.targets.dtype), plan.filter)

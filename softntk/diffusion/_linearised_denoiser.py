@@ -3,15 +3,6 @@ r"""The network's training with its first-order expansion in place of the networ
 F_lin(θ; z) = F(θ_0; z) + ∂F(θ_0; z)(θ − θ_0) is what the theory trains: gradient descent on it has a constant kernel, that of
 the network at its first weights. It stands between the network, whose features move, and the kernel of infinite width, which
 has none of its randomness, and splits their distance in two.
-
-Example:
-    >>> import jax, jax.numpy as jnp
-    >>> from softntk import diffusion
-    >>> sde = diffusion.vp_sde()
-    >>> x0 = jnp.sign(jax.random.normal(jax.random.key(0), (64, 2)))
-    >>> denoiser = diffusion.linearised_denoiser(jax.random.key(1), sde, x0, times=[0.2], width=256, sigma=1.0, steps=100)
-    >>> denoiser(0.2, x0).shape
-    (64, 2)
 """
 
 from collections.abc import Sequence

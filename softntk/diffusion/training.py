@@ -1,14 +1,4 @@
-r"""Score estimation by gradient descent on a two-layer network.
-
-Example:
-    >>> import jax, jax.numpy as jnp
-    >>> from softntk import diffusion
-    >>> sde = diffusion.vp_sde()
-    >>> x0 = jnp.sign(jax.random.normal(jax.random.key(0), (256, 2)))
-    >>> denoiser = diffusion.fit_denoiser(jax.random.key(1), sde, x0, width=64, steps=200)
-    >>> denoiser(0.2, x0).shape, denoiser.stats["loss"].shape
-    ((256, 2), (200,))
-"""
+r"""Score estimation by gradient descent on a two-layer network."""
 
 import dataclasses
 import math
@@ -102,7 +92,7 @@ def fit_denoiser(
     train_readout: bool = True,
     times: int | Sequence[float] = 8,
     min_time: float = 1e-3,
-    steps: int = 4000,
+    steps: int = 16000,
     batch_size: int | None = 512,
     draws: int = 1,
     tx: optax.GradientTransformation | None = None,
@@ -160,7 +150,7 @@ def fit_denoiser(
         >>> import jax, jax.numpy as jnp
         >>> from softntk.diffusion import vp_sde
         >>> x0 = jnp.sign(jax.random.normal(jax.random.key(0), (256, 1)))
-        >>> f = fit_denoiser(jax.random.key(1), vp_sde(), x0, width=64, steps=500, times=[0.1])
+        >>> f = fit_denoiser(jax.random.key(1), vp_sde(), x0, width=32, steps=300, times=[0.1])
         >>> bool(jnp.max(jnp.abs(f(0.1, jnp.array([[-0.9], [0.9]])) - jnp.array([[-1.0], [1.0]]))) < 0.2)
         True
 

@@ -15,6 +15,7 @@ from softntk.theory.convergence import ConvergenceCertificate as ConvergenceCert
 from softntk.theory.convergence import certify_convergence as certify_convergence
 from softntk.theory.generalisation import early_stopping_time as early_stopping_time
 from softntk.theory.generalisation import effective_rank as effective_rank
+from softntk.theory.generalisation import least_risk_time as least_risk_time
 from softntk.theory.generalisation import noise_level as noise_level
 from softntk.theory.generalisation import rkhs_norm as rkhs_norm
 from softntk.theory.minimum import MinimumCertificate as MinimumCertificate

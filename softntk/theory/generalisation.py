@@ -20,6 +20,7 @@ Example:
 import math
 
 import numpy as np
+import scipy.optimize
 from jaxtyping import Array, Float
 
 from softntk._records import record
@@ -304,6 +305,57 @@ def early_stopping_time(
     bias = norm**2 * (min(values[0], 1 / (2 * math.e * stopped)) if stopped > 0 else values[0])
     error = (bias + noise**2 * float(np.sum(np.minimum(stopped * values, 1) ** 2))) / n
     return EarlyStopping(time=time, steps=steps, critical_radius=1 / math.sqrt(n * time), error=float(error))
+
+
+def least_risk_time(
+    gram: Gram | None, noise: float, *, norm: float = 1.0, eigenvalues: Eigenvalues | None = None
+) -> EarlyStopping:
+    r"""When gradient flow should stop if nothing is known of the targets but their norm: at the least of the worst risks.
+
+    With F_0 = 0, noise of variance σ² and ‖F*‖ ≤ B in the kernel's space, the risk at the training points is, exactly, at most
+
+        E‖F_t − F*‖² ≤ B² max_i λ_i e^{−2λ_i t} + σ² Σ (1 − e^{−λ_i t})²,
+
+    with equality for F* = B √λ_i q_i at the i of the maximum. The rule of :func:`early_stopping_time` balances bounds of the
+    two terms at a constant that suits its proof, and stops about thirty times earlier; this one minimises the sum itself.
+
+    Args:
+        gram: H, as for :func:`early_stopping_time`.
+        noise: σ > 0.
+        norm: B > 0.
+        eigenvalues: λ, [p], instead of the gram.
+
+    Returns:
+        :class:`EarlyStopping`, ``steps`` None; ``error`` is the worst risk a point.
+
+    Raises:
+        ValueError: as :func:`early_stopping_time`.
+
+    Example:
+        >>> import numpy as np
+        >>> stop = least_risk_time(np.eye(4), 1.0)  # e^{−2t} + 4 (1 − e^{−t})² is least at e^{−t} = 4/5
+        >>> round(float(np.exp(-stop.time)), 6), round(stop.error, 6)
+        (0.8, 0.2)
+
+    Source: the bias–variance decomposition of linear filters, e.g. Yao, Rosasco and Caponnetto (2007), Constr. Approx. 26.
+    """
+    check_positive("noise", noise)
+    check_positive("norm", norm)
+    values = _eigenvalues(gram, eigenvalues)
+    n, values = len(values), values[values > 0]
+
+    def risk(log_time: float) -> float:
+        t = math.exp(log_time) * values
+        return norm**2 * float(np.max(values * np.exp(-2 * t))) + noise**2 * float(np.sum(np.expm1(-t) ** 2))
+
+    # Several directions may take turns in the maximum, so there may be several minima: a grid first.
+    grid = np.linspace(math.log(1e-6 / values[0]), math.log(1e3 / values[-1]), 400)
+    best = int(np.argmin([risk(log_time) for log_time in grid]))
+    ends = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
+    found = float(scipy.optimize.fminbound(risk, *ends, xtol=1e-9))  # pyright: ignore[reportArgumentType]
+    log_time = min(found, float(grid[best]), key=risk)
+    time = math.exp(log_time)
+    return EarlyStopping(time=time, steps=None, critical_radius=1 / math.sqrt(n * time), error=risk(log_time) / n)
 
 
 def _eigenvalues(gram: Gram | None, eigenvalues: Eigenvalues | None) -> np.ndarray:

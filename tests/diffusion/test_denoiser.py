@@ -1,10 +1,12 @@
 """The coordinates that all denoisers share, and the score they mean."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tools import assert_close
+from tools import assert_close, first
 
 import softntk as sn
 from softntk import diffusion
@@ -80,7 +82,11 @@ FITS = {
 }
 
 
-@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize(
+    ("fit", "dtype"),
+    first(itertools.product(FITS, ("float32", "float64")), ("network", "float32")),
+    indirect=["dtype"],
+)
 def test_all_denoisers_serve_the_same(fit, dtype):
     """One time or many, compiled or not, mapped or not; in the precision of the data; the linear denoiser far away."""
     x0 = data(dtype, n=60)
@@ -99,7 +105,7 @@ def test_all_denoisers_serve_the_same(fit, dtype):
 
 
 @pytest.mark.usefixtures("untyped")
-@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("fit", first(FITS, "kernel"))
 def test_bad_data_and_times(fit):
     run = lambda x0, **options: FITS[fit](jax.random.key(0), x0, **options)
     x0 = data("float32", n=60)

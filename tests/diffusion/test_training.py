@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tools import assert_close, relative_score_error, ring
+from tools import assert_close, first, relative_score_error, ring
 
 from softntk import diffusion
 from softntk.diffusion import training
@@ -30,6 +30,7 @@ def same(one, other):
     return all(np.array_equal(a, b) for a, b in zip(leaves(one), leaves(other), strict=True))
 
 
+@pytest.mark.slow
 def test_learns_a_ring():
     f = diffusion.fit_denoiser(jax.random.key(1), SDE, X0, width=64, steps=600, times=[0.15])
     assert relative_score_error(SDE, f, ring(), 0.15) < 0.25  # 0.1; the linear denoiser: 0.7
@@ -45,7 +46,7 @@ def test_meets_its_claim_on_the_ring(family):
     assert np.mean([relative_score_error(SDE, f, mixture, float(t)) for t in np.linspace(0.05, 1, 20)]) < 0.05
 
 
-@pytest.mark.parametrize("weighting", [None, "score"])
+@pytest.mark.parametrize("weighting", first([None, "score"], "score"))
 def test_full_batch_loss_is_what_it_says(weighting):
     f = fit(steps=1, batch_size=None, draws=2, tx=optax.sgd(0.0), ema=0.0, weighting=weighting)
     frame = frame_of(SDE, X0, 8, 1e-3)
@@ -64,6 +65,7 @@ def test_weighting_gives_the_loss_on_the_data_themselves():
     assert_close(jnp.mean(batch.weights * jnp.sum(batch.targets**2, axis=1)), direct, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_runs_are_reproducible_and_differ_by_key():
     assert same(fit(), fit())
     assert not same(fit(steps=20), fit(steps=20, seed=2))
@@ -99,6 +101,10 @@ def test_a_fit_that_diverges_stops_and_returns_what_was_good():
     assert_close(f(0.3, X0), f.frame.linear(SDE, 0.3, X0)[0], rtol=1e-4)  # the start
     with pytest.raises(NumericalError, match="DIVERGED"):
         fit(tx=optax.sgd(1e8), throw=True)
+
+
+@pytest.mark.slow
+def test_a_fit_that_diverges_late_returns_the_weights_before():
     later = optax.sgd(lambda step: jnp.where(step < 150, 1e-3, 1e8))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -107,6 +113,7 @@ def test_a_fit_that_diverges_stops_and_returns_what_was_good():
     assert_close(f.predictor.params.hidden, fit(steps=100, tx=optax.sgd(1e-3), ema=0.0).predictor.params.hidden)
 
 
+@pytest.mark.slow
 def test_average_of_the_weights():
     tx = optax.sgd(1e-2)
     paths = [fit(steps=s, tx=tx, ema=0.0).predictor.params.hidden for s in (1, 2)]
@@ -124,6 +131,7 @@ def test_the_readout_of_the_paper_stays():
     assert not np.allclose(f.predictor.params.hidden, start.hidden)
 
 
+@pytest.mark.slow
 def test_precision(dtype):
     f = diffusion.fit_denoiser(jax.random.key(0), SDE, X0.astype(dtype), width=16, steps=5, batch_size=16)
     assert f(0.2, X0.astype(dtype)).dtype == dtype

@@ -292,3 +292,17 @@ def test_bad_input(untyped):
     ]:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_least_risk_is_the_least_of_the_worst_cases():
+    """The risk of every direction, by the filter itself, on a fine grid of times; and the target that attains it."""
+    rng = np.random.default_rng(0)
+    values, noise, norm = np.sort(rng.exponential(size=12) ** 2)[::-1], 0.3, 1.7
+    stop = sn.theory.least_risk_time(None, noise, norm=norm, eigenvalues=values)
+    times = stop.time * np.geomspace(1e-4, 1e4, 20001)
+    left = np.exp(-times[:, None] * values)
+    risks = (norm**2 * values * left**2).max(axis=1) + noise**2 * ((1 - left) ** 2).sum(axis=1)
+    np.testing.assert_allclose(stop.error * 12, risks.min(), rtol=1e-6)
+    assert stop.steps is None
+    with pytest.raises(ValueError, match="noise must be a positive"):
+        sn.theory.least_risk_time(None, 0.0, eigenvalues=values)
