@@ -16,6 +16,16 @@ with install_import_hook("softntk", "beartype.beartype"):
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--every N``: one test in N, of every file; for a second Python or JAX."""
+    parser.addoption("--every", type=int, default=1, metavar="N", help="run one test in N")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the others out."""
+    items[:] = items[:: config.getoption("--every")]
+
+
 @pytest.fixture(autouse=True)
 def _compile_quickly(request: pytest.FixtureRequest) -> None:
     """Most tests are small programs that take longer to compile than to run; ``@pytest.mark.optimised`` is for the others."""

@@ -11,8 +11,15 @@ from tools import first
 
 import softntk
 
-# Ten seconds and more each: examples that train networks, and examples of thousands of points.
-HEAVY = {"softntk.theory.lazy", "softntk.theory.risk"}
+# Five to fifteen seconds each: examples that train networks, and examples of thousands of points.
+HEAVY = {
+    "softntk.diffusion._kernel_denoiser",
+    "softntk.diffusion._linearised_denoiser",
+    "softntk.solvers.newton",
+    "softntk.theory.feature_learning",
+    "softntk.theory.lazy",
+    "softntk.theory.risk",
+}
 MODULES = sorted(m.name for m in pkgutil.walk_packages(softntk.__path__, "softntk."))
 README = Path(__file__).parent.parent / "README.md"
 

@@ -169,6 +169,7 @@ def test_the_triple_goes_through_neural_tangents(family):
 
 
 @jax.numpy_rank_promotion("allow")
+@pytest.mark.slow
 def test_relu_network_is_their_relu_network(x64):
     """The table of conventions in two_layer's docstring, both kernels, finite and infinite."""
     d, sigma, k = 6, 0.7, 3
@@ -197,6 +198,7 @@ def test_relu_network_is_their_relu_network(x64):
 @every_precision
 @pytest.mark.parametrize("scale", first([1e4, -1e4], 1e4))
 @jax.disable_jit()  # operation by operation: compiling every kernel whole would take longer than everything else here
+@pytest.mark.slow
 def test_huge_logits_stay_finite(family, scale, dtype):
     net = two_layer(family, width=32, out_dim=2, antisymmetric=False)
     _, params = net.init_fn(jax.random.key(0), (-1, 4))

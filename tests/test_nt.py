@@ -168,6 +168,7 @@ assert bool(once.x1_is_x2) and bool(twice.x1_is_x2)
 """
 
 
+@pytest.mark.slow
 def test_batches_on_two_devices():
     """Points may be on any, kernels compose and are on the first; in a process of its own, for which there are two."""
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}

@@ -214,6 +214,7 @@ def test_monte_carlo_of_neural_tangents():
     assert_close(found.nngp, kernel_fn(x, None, "nngp"), rtol=0.5)  # one output a network: 100 squares of Gaussians
 
 
+@pytest.mark.slow
 def test_predictions_of_neural_tangents_equal_ours(x64):
     """Gradient descent at finite time, and the posterior of the Gaussian process; their loss is divided by n k."""
     x, test, y = points(1, 12, 4), points(2, 5, 4), points(3, 12, 2)

@@ -90,12 +90,13 @@ def kernel_denoiser(
         min_time: the first of them, if ``times`` is a number.
         draws: noisy samples of each data point and level; None: enough to make 16,384, at least one.
         landmarks: M, at most the number of samples.
-        stopping: "holdout": the τ of the least error on data left out, then a fit of all. "rademacher" and "least_risk": from
-            the eigenvalues, the noise and the norm of the target alone (:func:`softntk.theory.early_stopping_time`,
-            :func:`softntk.theory.least_risk_time`), the latter two estimated by generalised cross-validation; they count data
-            points, as the draws of one point share its label. Or τ itself: learning rate × steps on the mean loss.
+        stopping: "holdout": the τ of the least error on data left out, in turns, then a fit of all. "rademacher" and
+            "least_risk": from the eigenvalues, the noise and the norm of the target alone
+            (:func:`softntk.theory.early_stopping_time`, :func:`softntk.theory.least_risk_time`), the latter two estimated by
+            generalised cross-validation; they count data points, as the draws of one point share its label. Or τ itself:
+            learning rate × steps on the mean loss.
         filter: "flow" or "ridge".
-        validation: the share of the data left out for "holdout" (and for σ).
+        validation: the share of the data left out for "holdout" (and for σ), at most a half; every part of that size in turn.
         progress: show which level is fitted.
 
     Returns:
@@ -124,7 +125,8 @@ def kernel_denoiser(
     draws = max(1, _SAMPLES // len(x0)) if draws is None else draws
     of_split, of_landmarks = jax.random.split(key)
     leaves_out = stopping == "holdout" or (sigma is None and len(_SIGMAS[family]) > 1)
-    left_out = np.tile(_left_out(of_split, len(x0), validation if leaves_out else None), draws)
+    folds = _folds(of_split, len(x0), validation if leaves_out else None)
+    folds = [(fold + len(x0) * np.arange(draws)[:, None]).T.ravel() for fold in folds]  # all draws of a point together
     plan = _Plan(_kernel_of(family, train_readout), landmarks, stopping, filter, len(x0))
     sigmas = _SIGMAS[family] if sigma is None else (float(sigma),)
     shown, fits = Progress(progress, "kernel denoiser"), []
@@ -133,7 +135,7 @@ def kernel_denoiser(
             shown.show(f"noise level {j + 1} of {len(frame.knots)}")
             points = jnp.tile(x0, (draws, 1))
             data = _samples.noised(_samples.noise_key(key, j), sde, frame, points, sde.time(log_snr))
-            fits.append(_fit(plan, jax.random.fold_in(of_landmarks, j), sigmas, data, left_out))
+            fits.append(_fit(plan, jax.random.fold_in(of_landmarks, j), sigmas, data, folds))
     finally:
         shown.close()
     levels = [fit.stats for fit in fits]
@@ -177,31 +179,30 @@ def _kernel_of(family: str, train_readout: bool) -> Callable:
     return kernel_of
 
 
-def _left_out(key: PRNGKeyArray, n: int, validation: float | None) -> np.ndarray:
-    """True for the data points that are left out, all of their noisy samples with them, [n]."""
-    out = np.zeros(n, bool)
-    if validation is not None:
-        many = round(validation * n) if 0 < validation < 1 else 0
-        if not 1 <= many <= n - 1:
-            raise ValueError(
-                f"validation must be a share that leaves out at least one of the {n} rows and keeps one, got {validation}."
-            )
-        out[np.asarray(jax.random.permutation(key, n)[:many])] = True
-    return out
+def _folds(key: PRNGKeyArray, n: int, validation: float | None) -> list[np.ndarray]:
+    """The data points in parts of equal size, but for one; a single part if nothing is to be left out."""
+    if validation is None:
+        return [np.arange(n)]
+    many = round(1 / validation) if 0 < validation <= 0.5 else 0
+    if not 2 <= many <= n:
+        raise ValueError(
+            f"validation must be a share of at most a half that holds at least one of the {n} rows, got {validation!r}."
+        )
+    return np.array_split(np.asarray(jax.random.permutation(key, n)), many)
 
 
-def _fit(plan: _Plan, key: PRNGKeyArray, sigmas: tuple[float, ...], data: _samples.Samples, left_out: np.ndarray) -> _Fit:
-    order = np.asarray(jax.random.permutation(key, len(left_out)))
-    kept, others = order[~left_out[order]], order[left_out[order]]
+def _fit(plan: _Plan, key: PRNGKeyArray, sigmas: tuple[float, ...], data: _samples.Samples, folds: list[np.ndarray]) -> _Fit:
+    """One noise level; ``folds`` are rows of the data."""
+    order = np.asarray(jax.random.permutation(key, len(data.targets)))
     sigma = sigmas[0]
-    if len(sigmas) > 1:  # shapes are the same at every level: the programs are compiled once
+    if len(sigmas) > 1:
         share = min(1.0, _TRIAL_SAMPLES / len(order))
-        some = kept[: round(share * len(kept))], others[: max(1, round(share * len(others)))]
-        trials = [_Sums(plan, each, data, *some, min(plan.landmarks, _TRIAL_LANDMARKS)) for each in sigmas]
+        some = [fold[: max(1, round(share * len(fold)))] for fold in folds]
+        trials = [_Sums(plan, each, data, some, order[: min(plan.landmarks, _TRIAL_LANDMARKS)]) for each in sigmas]
         least = np.array([trial.held_out()[1] for trial in trials])
         sigma = sigmas[int(np.argmax(least <= _EQUAL * least.min()))]  # of equals the smoothest
-    sums = _Sums(plan, sigma, data, kept, others, plan.landmarks)
-    found = sums.path if sums.others is None else _spectral_fit.path(sums.all)
+    sums = _Sums(plan, sigma, data, folds, order[: plan.landmarks])
+    found = _spectral_fit.path(sums.all)
     noise, norm = _spectral_fit.noise_and_norm(found, sums.all)
     rules = {"rademacher": early_stopping_time, "least_risk": least_risk_time}
     if plan.stopping == "holdout":
@@ -217,44 +218,52 @@ def _fit(plan: _Plan, key: PRNGKeyArray, sigmas: tuple[float, ...], data: _sampl
 
 
 class _Sums:
-    """Landmarks, and sums over the samples that are kept, left out, and all."""
+    """Landmarks, and sums over the samples of each fold, and of all."""
 
     def __init__(
-        self, plan: _Plan, sigma: float, data: _samples.Samples, kept: np.ndarray, others: np.ndarray, many: int
+        self, plan: _Plan, sigma: float, data: _samples.Samples, folds: list[np.ndarray], landmarks: np.ndarray
     ) -> None:
         kernel_of, scale = plan.kernel_of, jnp.asarray(sigma, data.lifted.dtype)
         self.filter = plan.filter
-        self.landmarks = data.lifted[kept[:many]]
+        self.landmarks = data.lifted[landmarks]
         self.root = _spectral_fit.whitening(kernel_of, scale, self.landmarks)
+        size = max(map(len, folds))
 
-        def over(chosen: np.ndarray) -> _spectral_fit.Moments:
-            points, targets = data.lifted[chosen], data.targets[chosen]
-            return _spectral_fit.moments(kernel_of, scale, self.landmarks, self.root, points, targets)
+        def over(fold: np.ndarray) -> _spectral_fit.Moments:  # of one size, so that the program is compiled once
+            there = jnp.asarray(np.arange(size) < len(fold), self.root.dtype)
+            rows = np.resize(fold, size)
+            return _spectral_fit.moments(
+                kernel_of, scale, self.landmarks, self.root, data.lifted[rows], data.targets[rows], there
+            )
 
-        self.kept = over(kept)
-        self.others = over(others) if len(others) else None
-        both = self.kept if self.others is None else map(jnp.add, self.kept, self.others)
-        self.all = _spectral_fit.Moments(*both)
+        self.folds = [over(fold) for fold in folds]
+        self.all = _spectral_fit.Moments(*map(sum, zip(*self.folds, strict=True)))
 
     @cached_property
-    def path(self) -> _spectral_fit.Path:
-        """Of the fit of what is kept."""
-        return _spectral_fit.path(self.kept)
+    def paths(self) -> list[_spectral_fit.Path]:
+        """Of the fits of all but one fold, for each fold."""
+        if len(self.folds) == 1:
+            return []
+        return [_spectral_fit.path(_spectral_fit.Moments(*map(jnp.subtract, self.all, fold))) for fold in self.folds]
+
+    def errors(self, taus: Float[Array, " g"]) -> Float[Array, " g"]:
+        """The mean squared error on what is left out, each fold in turn."""
+        each = [
+            fold.count * _spectral_fit.held_out_errors(path, fold, taus, self.filter)
+            for path, fold in zip(self.paths, self.folds, strict=True)
+        ]
+        return jnp.sum(jnp.stack(each), axis=0) / self.all.count
 
     def held_out(self) -> tuple[float, float]:
         """The stopping time of the least error on what is left out, and that error."""
-        assert self.others is not None
-        taus = _spectral_fit.grid(self.path)
-        errors = _spectral_fit.held_out_errors(self.path, self.others, taus, self.filter)
+        taus = _spectral_fit.grid(self.paths[0])
+        errors = self.errors(taus)
         best = int(jnp.argmin(errors))
         return float(taus[best]), float(errors[best])
 
     def error_at(self, tau: float) -> float:
-        """The error on what is left out of a fit of the others; +inf if nothing is."""
-        if self.others is None:
-            return math.inf
-        at = jnp.asarray([tau], self.root.dtype)
-        return float(_spectral_fit.held_out_errors(self.path, self.others, at, self.filter)[0])
+        """The error on what is left out at one stopping time; +inf if nothing is."""
+        return float(self.errors(jnp.asarray([tau], self.root.dtype))[0]) if self.paths else math.inf
 
 
 def _check(family: str, sigma: float | None, draws: int | None, landmarks: int, stopping: str | float, filter: str) -> None:

@@ -78,9 +78,9 @@ def moments(
     root: Float[Array, "M M"],
     points: Float[Array, "N p"],
     targets: Float[Array, "N k"],
+    there: Float[Array, " N"],
 ) -> Moments:
-    """The sums over samples, in one pass."""
-    there = jnp.ones(len(points), points.dtype)
+    """The sums over those samples that are there (1, not 0), in one pass."""
     size = min(_BLOCK, len(points))
     blocks = in_blocks(points, size), in_blocks(targets, size), in_blocks(there, size)
 
@@ -88,7 +88,7 @@ def moments(
         z, y, one = block
         # The last block is filled up with zeros, at which a kernel need not be defined: a landmark stands in.
         z = jnp.where(one[:, None] > 0, z, landmarks[:1])
-        features = one[:, None] * product(kernel_of(sigma, z, landmarks), root)
+        features, y = one[:, None] * product(kernel_of(sigma, z, landmarks), root), one[:, None] * y
         here = Moments(product(features.T, features), product(features.T, y), jnp.sum(y**2, axis=0), jnp.sum(one))
         return Moments(*map(jnp.add, total, here)), None
 

@@ -20,7 +20,7 @@ def data(dtype, n=200, d=3, seed=0):
     return jnp.asarray(rng.normal(size=(n, d)) @ rng.normal(size=(d, d)) + rng.normal(size=d), dtype)
 
 
-@pytest.mark.parametrize("t", [1e-3, 0.2, 1.0])
+@pytest.mark.parametrize("t", first([1e-3, 0.2, 1.0], 0.2))
 def test_linear_part_is_exact_for_gaussian_data(t, dtype):
     x0 = data(dtype)
     mean, cov = np.asarray(x0, np.float64).mean(0), np.cov(np.asarray(x0, np.float64).T, bias=True)
@@ -61,6 +61,7 @@ def test_knots_reach_from_the_least_time_to_where_nothing_is_left():
     assert_close(SDE.time(frame_of(SDE, data("float32"), [0.3, 0.1], 0.01).knots), [0.3, 0.1], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_score_of_the_exact_denoiser_is_the_exact_score(dtype):
     mixture = diffusion.GaussianMixture(
         jnp.asarray([0.3, 0.7], dtype),

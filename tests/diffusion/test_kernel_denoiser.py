@@ -51,10 +51,10 @@ def test_errors_along_the_path_are_those_of_its_fits():
     z, y = (jnp.asarray(rng.normal(size=(300, k)), jnp.float32) for k in (3, 2))
     kernel_of = _kernel_of("softmax", False)
     root = _spectral_fit.whitening(kernel_of, jnp.float32(1), z[:30])
-    kept, others = (
-        _spectral_fit.moments(kernel_of, jnp.float32(1), z[:30], root, z[part], y[part])
-        for part in (slice(200), slice(200, 300))
-    )
+    there = jnp.asarray(np.arange(200) < 100, jnp.float32)  # the second half is not
+    kept = _spectral_fit.moments(kernel_of, jnp.float32(1), z[:30], root, z[:200], y[:200], jnp.ones(200))
+    others = _spectral_fit.moments(kernel_of, jnp.float32(1), z[:30], root, z[100:][::-1], y[100:][::-1], there)
+    assert others.count == 100
     path = _spectral_fit.path(kept)
     taus = _spectral_fit.grid(path)[::20]
     features = np.asarray(kernel_of(jnp.float32(1), z, z[:30]) @ root, np.float64)
@@ -115,7 +115,7 @@ def test_stopping_rules_against_hindsight():
         ({"sigma": 0.0}, "sigma must be a positive"),
         ({"landmarks": 0}, "landmarks must be a positive"),
         ({"draws": 0}, "draws must be a positive"),
-        ({"validation": 1.0}, "leaves out at least one"),
+        ({"validation": 1.0}, "share of at most a half"),
     ],
 )
 @pytest.mark.usefixtures("untyped")

@@ -54,6 +54,7 @@ def test_the_model_of_a_gaussian_is_the_gaussian_of_the_affine_map(x64):
 
 
 @pytest.mark.parametrize("probes", first([1, 16], 1))
+@pytest.mark.slow
 def test_the_random_trace_is_unbiased(probes, x64):
     mixture = centred_mixture(3, "float64")
     x = jnp.tile(mixture.sample(jax.random.key(1), 2), (200, 1))
@@ -68,6 +69,7 @@ def test_the_random_trace_is_unbiased(probes, x64):
 
 
 @pytest.mark.parametrize("dtype", first(["float32", "float64"], "float32"), indirect=True)
+@pytest.mark.slow
 def test_data_on_a_line_have_a_density_that_grows(dtype):
     """N(0, diag(1, 0)): at min_time the missing dimension contributes the density of N(0, h)."""
     line = GaussianMixture(jnp.ones(1, dtype), jnp.zeros((1, 2), dtype), jnp.diag(jnp.array([1.0, 0.0], dtype))[None])
@@ -83,6 +85,7 @@ def narrow(t, x):
     return -x / (SDE.alpha(t) ** 2 / 4 + SDE.variance(t))
 
 
+@pytest.mark.slow
 def test_transformations(x64):
     x = jnp.array([[0.3, -0.2], [1.0, 0.5]])
     plain = log_likelihood(SDE, narrow, x)
@@ -108,6 +111,7 @@ def test_gradients(x64):
     assert_close(jax.grad(of_variance)(0.25), jnp.sum(x**2) / (2 * 0.25**2) - 4 / (2 * 0.25), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_twice():
     chex.clear_trace_counter()
     traced = chex.assert_max_traces(lambda t, x: -x, 1)

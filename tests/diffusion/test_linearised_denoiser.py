@@ -71,6 +71,7 @@ def test_network_and_linearisation_approach_each_other_with_width():
 
 
 @pytest.mark.parametrize("dtype", first(["float32", "float64"], "float32"), indirect=True)
+@pytest.mark.slow
 def test_coefficients_are_what_predictions_multiply(dtype):
     rng = np.random.default_rng(0)
     half, cross, y = rng.normal(size=(6, 4)), rng.normal(size=(3, 6)), rng.normal(size=(6, 2))

@@ -64,6 +64,7 @@ def test_a_score_with_a_known_error(dtype):
     assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(moved))
 
 
+@pytest.mark.slow
 def test_score_errors_of_mixtures_and_data(x64):
     mixture = diffusion.GaussianMixture(jnp.array([0.3, 0.7]), points(0, 2, 2), 0.1 * jnp.stack([jnp.eye(2)] * 2))
     for truth in (mixture, diffusion.EmpiricalDistribution(points(1, 20, 2))):
@@ -85,6 +86,7 @@ def test_score_error_in_a_program_and_of_a_vector_of_times(x64):
 
 
 @pytest.mark.optimised
+@pytest.mark.slow
 def test_coverage_of_the_score_error(x64):
     truth, t = normal(), 0.05
     wrong = lambda t, x: -x - 0.3 * jnp.sin(3 * x)
@@ -125,6 +127,7 @@ def test_sliced_wasserstein_averages_over_directions(x64):
         assert found.lower < found.value < found.upper
 
 
+@pytest.mark.slow
 def test_coverage_over_directions_for_a_shift(x64):
     """W_p along θ of a shifted sample is |θ·v|: E|θ·v|² = |v|²/d and in three dimensions E|θ·v| = |v|/2."""
     x = 100 + points(0, 10, 3)
@@ -244,6 +247,7 @@ NARROW, WIDE = (partial(metrics.mmd, bandwidth=bandwidth) for bandwidth in (1.0,
 
 
 @pytest.mark.optimised
+@pytest.mark.slow
 def test_coverage_of_the_energy_distance():
     """On a line one eigenvalue dominates: the limit for equal distributions is as skew as it can be."""
     for shift, scale in REGIMES:
@@ -251,6 +255,7 @@ def test_coverage_of_the_energy_distance():
 
 
 @pytest.mark.optimised
+@pytest.mark.slow
 def test_coverage_of_mmd():
     """In five dimensions many eigenvalues matter."""
     for shift, scale in REGIMES:
@@ -346,6 +351,7 @@ def everything(x, y):
     )
 
 
+@pytest.mark.slow
 def test_programs_and_batches():
     x, y = samples("float32")
     compiled = jax.jit(jax.vmap(everything, in_axes=(0, None)))(jnp.stack([x, x + 1]), y)
@@ -357,6 +363,7 @@ def test_programs_and_batches():
     [metrics.energy_distance, NARROW, partial(metrics.sliced_wasserstein, KEY, projections=8)],
     ids=lambda f: str(f)[:20],
 )
+@pytest.mark.slow
 def test_derivatives(metric, x64):
     x, y = samples()
     value, step = jax.jit(lambda x: metric(x, y).value), 1e-6
@@ -364,6 +371,7 @@ def test_derivatives(metric, x64):
     assert_close(jax.grad(value)(x)[2, 1], numerical, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_nothing_compiles_twice():
     x, y = samples("float32")
     truth = normal("float32")

@@ -98,6 +98,7 @@ def test_denoising_in_one_dimension_is_an_integral(t, x64):
 
 
 @pytest.mark.parametrize("dtype", first(["float32", "float64"], "float32"), indirect=True)
+@pytest.mark.slow
 def test_singular_covariances(dtype):
     """A line and a point in R³: finite wherever there is noise, and the same as in float64."""
     covariances = np.zeros((2, 3, 3))
@@ -131,6 +132,7 @@ def test_data_are_a_mixture_of_points(x64):
 
 @pytest.mark.parametrize("name", first(NAMES, "score"))
 @pytest.mark.parametrize(("kind", "dtype"), first(BOTH_IN_BOTH, ("mixture", "float64")), indirect=["dtype"])
+@pytest.mark.slow
 def test_a_time_for_each_row_and_transformations(kind, name, dtype):
     of = mixture(2, dtype=dtype) if kind == "mixture" else EmpiricalDistribution(jnp.asarray([[0.0, 1.0], [2.0, 0.5]], dtype))
     x, t = spread_out(2, dtype)[:4], jnp.asarray([0.01, 0.1, 0.5, 1.0], dtype)
@@ -143,6 +145,7 @@ def test_a_time_for_each_row_and_transformations(kind, name, dtype):
     assert_close(jax.vmap(lambda t, x: function(of, t, x[None])[0])(t, x), together, rtol=rtol)
 
 
+@pytest.mark.slow
 def test_draws_have_the_moments(x64):
     of = mixture(3, seed=4)
     x = np.asarray(of.sample(jax.random.key(0), 40_000))
@@ -156,6 +159,7 @@ def test_draws_have_the_moments(x64):
     assert scipy.stats.chisquare(counts).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_covariances_come_back(x64):
     of = mixture(4, rank=2)
     again = GaussianMixture(of.weights, of.means, of.covariances)

@@ -104,6 +104,7 @@ def normal(mean, covariance):
     ),
     indirect=["dtype"],
 )
+@pytest.mark.slow
 def test_moments_of_a_gaussian_by_the_reverse_equation(options, dtype):
     mean, covariance = jnp.asarray([1.0, -0.5], dtype), jnp.asarray([[0.5, 0.3], [0.3, 0.4]], dtype)
     of_data = normal(mean, covariance)
@@ -141,6 +142,7 @@ def test_one_row_in_a_thousand_is_still_accurate():
     first(list(itertools.product(["sde", "ode"], ["float32", "float64"])), ("sde", "float32"), ("ode", "float64")),
     indirect=["dtype"],
 )
+@pytest.mark.slow
 def test_under_vmap(method, dtype):
     options = {"method": method, "steps": 5}
     keys = jax.random.split(jax.random.key(4), 2)
@@ -239,6 +241,7 @@ def test_arrays_of_the_score_are_arguments_of_the_program():
     assert [leaf.shape for leaf in jax.tree.leaves(converted) if eqx.is_array(leaf)] == [(300, 2)]
 
 
+@pytest.mark.slow
 def test_a_mixture_s_method_and_numpy_records_are_scores():
     class Record:
         def __init__(self, factor):
@@ -253,6 +256,7 @@ def test_a_mixture_s_method_and_numpy_records_are_scores():
     assert sample(jax.random.key(0), SDE, Scaled(np.ones(2, np.float32)), (3, 2), steps=5).shape == (3, 2)
 
 
+@pytest.mark.slow
 def test_batches(monkeypatch):
     shown = []
     monkeypatch.setattr(module.Progress, "show", lambda self, text: shown.append(text))

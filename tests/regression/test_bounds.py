@@ -40,6 +40,7 @@ def derivatives(p, x, h):
 
 
 @pytest.mark.parametrize(("activation", "form"), first(FORMS, FORMS[0]))
+@pytest.mark.slow
 def test_bounds_hold(activation, form, x64):
     tightest = np.zeros(4)
     for p, ball, x, h in instances(activation, form, 1000):

@@ -351,6 +351,7 @@ def test_bad_arguments(arguments, message, untyped):
         minimise(**({"problem": parabola, "x0": np.zeros(2, "float32"), "tx": optax.sgd(0.1)} | arguments))
 
 
+@pytest.mark.slow
 def test_of_equal_losses_the_smaller_gradient_is_returned(x64):
     """A start so near that the loss is at its least, in rounding, long before the gradient is."""
     for seed in range(6):

@@ -60,6 +60,7 @@ def by_hand(net, params, x, y, tests, rate, steps, scale):
         ("softmax", {}, 1.0),
     ),
 )
+@pytest.mark.slow
 def test_distances_are_those_of_a_loop(family, options, scale, x64):
     net, params = start(family, **options)
     x, tests, y = points(1, 4, 3), points(2, 3, 3), points(3, 4, 2)
