@@ -237,7 +237,7 @@ class _Sums:
             )
 
         self.folds = [over(fold) for fold in folds]
-        self.all = _spectral_fit.Moments(*map(sum, zip(*self.folds, strict=True)))
+        self.all = jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *self.folds)
 
     @cached_property
     def paths(self) -> list[_spectral_fit.Path]:
