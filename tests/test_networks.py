@@ -148,6 +148,7 @@ def test_get_follows_neural_tangents():
 
 @pytest.mark.parametrize("family", first(sorted(FAMILIES), "softmax"))
 @jax.numpy_rank_promotion("allow")  # neural_tangents itself promotes ranks
+@pytest.mark.slow
 def test_the_triple_goes_through_neural_tangents(family):
     net = two_layer(family, width=2048, sigma=0.4, antisymmetric=False)
     init_fn, apply_fn, kernel_fn = net

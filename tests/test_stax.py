@@ -74,6 +74,7 @@ def approach(build, x1, x2, get, widths, draws=12):
 
 
 @each(("CRReLU", 1), depths=(1, 2, 4))
+@pytest.mark.slow
 def test_finite_networks_approach_the_kernel(layer, depth):
     x1, x2 = points(1, 3, 4, "float32"), points(2, 2, 4, "float32")
     approach(lambda width: stack(layer, width, depth, width), x1, x2, "nngp", (16, 128, 1024))
@@ -109,6 +110,7 @@ def test_branches_and_images_approach_their_kernels(build, shape, layer):
 
 
 @each("ResSoftmax")
+@pytest.mark.slow
 def test_masked_rows_are_as_if_they_were_not_there(layer, x64):
     """A sequence with masked positions has the kernel, and the function, of the shorter sequence."""
     x, constant = np.random.default_rng(0).normal(size=(3, 6, 4)), 1e4

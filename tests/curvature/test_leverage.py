@@ -72,6 +72,7 @@ def test_random_directions(x64):
 
 
 @pytest.mark.optimised
+@pytest.mark.slow
 def test_samples_by_leverage_keep_the_spectrum_and_uniform_ones_do_not(x64):
     A, d = coherent(2000, 8), 8
     gram, size = A.T @ A, int(20 * d * np.log(d))

@@ -64,6 +64,7 @@ def test_errors_along_the_path_are_those_of_its_fits():
         assert_close(errors, direct, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_learns_a_ring_at_one_noise_level():
     mixture = ring()
     x0 = mixture.sample(jax.random.key(0), 1024)

@@ -73,6 +73,7 @@ def test_erf_rests_where_a_root_is(weight, bias, x64):
 
 
 @pytest.mark.parametrize("dtype", first(["float32", "float64"], "float32"), indirect=True)
+@pytest.mark.slow
 def test_relu_is_critical_at_two(dtype):
     """V(q) = σ_w² q/2 + σ_b²: at σ_w² = 2 without bias everything is kept, below it vanishes, above it explodes."""
     found = sn.ntk.fixed_point(

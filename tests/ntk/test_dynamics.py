@@ -112,6 +112,7 @@ def problem(kind, dtype, n=14, t=5):
     first([("independent outputs", "float32"), ("all outputs", "float64")], ("all outputs", "float64")),
     indirect=["dtype"],
 )
+@pytest.mark.slow
 def test_descent_and_flow_on_training_and_test_points(kind, dtype):
     arrays, operators, (matrix, cross), y, f0, f0_test = problem(kind, dtype)
     residual = np.asarray(f0 - y, float).reshape(len(matrix), -1)
@@ -164,6 +165,7 @@ def test_an_operator_needs_few_products_early_and_says_when_they_do_not_suffice(
     x = points(0, 600, 3, "float32")
     net = two_layer("softmax", width=2)
     op = sn.ntk.kernel_operator(net.kernel_fn, x)
+    jax.clear_caches()  # the programs of all functions share one table, and a full one forgets
     before = dynamics._krylov._cache_size()
     sn.ntk.predict_gd(op, x[:, :1], 1e-3, np.array([5]))
     assert dynamics._krylov._cache_size() == before + 2  # 16 and 32 products

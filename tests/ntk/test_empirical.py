@@ -55,6 +55,7 @@ def test_any_activation(activation, normalize, x64):
 
 
 @pytest.mark.parametrize("outputs", first(["full", "mean", "diagonal"], "mean"))
+@pytest.mark.slow
 def test_equals_neural_tangents_and_serves_any_function(outputs, x64):
     net = two_layer("softmax", width=24, out_dim=3, antisymmetric=False)
     _, params = net.init_fn(jax.random.key(0), (-1, 4))
@@ -112,6 +113,7 @@ def test_tiles_make_the_whole_and_its_derivatives(outputs, size, x64):
 
 
 @pytest.mark.parametrize("outputs", first(["full", "mean"], "mean"))
+@pytest.mark.slow
 def test_digits_are_kept_where_every_row_concentrates(outputs):
     """At logits of ±50 on sixteen units the four terms alone are off by 1e-2; the other form is taken, inside jit too."""
     net = two_layer("softmax", width=16, out_dim=2, antisymmetric=False)
@@ -133,6 +135,7 @@ def test_second_call_does_not_compile_again():
     chex.clear_trace_counter()
     net = two_layer("softmax", width=26, out_dim=2)
     _, params = net.init_fn(jax.random.key(0), (-1, 4))
+    jax.clear_caches()  # the programs of all functions share one table, and a full one forgets
     before = _empirical._two_layer_kernel._cache_size()
     for seed in (1, 2, 3):
         sn.ntk.empirical(net, params, points(seed, 6, 4, "float32"))

@@ -41,6 +41,7 @@ def test_network_operator_is_its_matrix(name, dtype):
         assert_close(ours.as_matrix(), matrix, dtype)
 
 
+@pytest.mark.slow
 def test_cross_operator_is_its_matrix(x64):
     net, params, x, op, _ = network_operator("res_softmax", "float64")
     v = points(2, 7, 2)
@@ -128,6 +129,7 @@ def test_second_operator_of_the_same_shapes_does_not_compile_again():
 
     net = two_layer("softmax", width=24)
     _, params = net.init_fn(jax.random.key(0), (-1, 4))
+    jax.clear_caches()  # the programs of all functions share one table, and a full one forgets
     before = gram_operators._mm._cache_size()
     for seed in (1, 2):
         sn.ntk.kernel_operator(net.kernel_fn, points(seed, 6, 4, "float32")).mv(jnp.ones(6))

@@ -38,6 +38,7 @@ def check_problem(p, loss, x, residuals):
 
 
 @pytest.mark.parametrize("activation", first(["exp", "res_exp"], "exp"))
+@pytest.mark.slow
 def test_attention(activation, x64):
     A1, A2, B, X = arrays((6, 2), (5, 3), (6, 5), (2, 3))
     u = {"exp": jnp.exp, "res_exp": lambda z: jnp.exp(z) + z}[activation]

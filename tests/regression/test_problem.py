@@ -119,6 +119,7 @@ def test_huge_logits(activation, x64):
         assert int(p.check(x)) == Result.SUCCESSFUL
 
 
+@pytest.mark.slow
 def test_gradient_keeps_its_digits_in_float32():
     with jax.enable_x64(True):
         for activation, form in itertools.product(("exp", "res_exp", "cosh", "erf"), RESIDUALS):

@@ -88,6 +88,7 @@ def test_a_large_scale_is_the_linearisation(x64):
     assert_close(runs[0].linearised_loss, runs[1].linearised_loss, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_weights_of_a_homogeneous_network_are_an_output_scale(x64):
     """ReLU: c times the weights is c times the function with the same kernel, so σ and the output scale are one knob."""
     x, y = points(1, 5, 3), points(2, 5, 1)

@@ -107,6 +107,7 @@ def check(p, x0, points, seed):
 
 
 @pytest.mark.parametrize("seed", [57])
+@pytest.mark.slow
 def test_balls_hold_what_they_promise(seed, x64):
     assert check(*instance(seed), 5, seed)
 

@@ -116,6 +116,7 @@ def test_bounds_of_any_known_activation(activation, normalize, x64):
 
 
 @pytest.mark.parametrize(("family", "below_paper", "above_found"), first(HEADLINE, HEADLINE[0]))
+@pytest.mark.slow
 def test_headline_at_a_hundred_points(family, below_paper, above_found, x64):
     """N = 100, k = 1, B = 1: ours is far below the paper's, at every radius, and not far above what an adversary does."""
     x = points(0, 100, 16)
