@@ -41,7 +41,10 @@ _ADVICE = {
         "gradient descent on a least-squares loss needs less than 2/λ_max of the kernel (ntk.extreme_eigenvalues)."
     ),
     Result.NONFINITE_INPUT: "The loss is NaN or infinite at the starting point. Look for non-finite data or parameters.",
-    Result.MAX_STEPS: "The steps ran out before the tolerance was reached. Allow more max_steps, or a larger rank or ridge.",
+    Result.MAX_STEPS: (
+        "The steps ran out before the tolerance was reached. Allow more max_steps or a larger tolerance; in ntk.solve also a "
+        "larger rank or ridge."
+    ),
     Result.STAGNATED: (
         "The true residual, or the gradient, no longer falls: the precision is exhausted. Use float64 or a larger rtol; in "
         "ntk.solve also refine=True or a larger ridge."

@@ -216,9 +216,8 @@ def _localise(score_fn: _flow.ScoreFn, key: PRNGKeyArray, sde: VPSDE, x: Array, 
         rho, after, key = inputs
         of_path, of_area, of_corrector = jax.random.split(key, 3)
         width = after - rho
-        moved = jnp.sqrt(width) * jax.random.normal(
-            of_path, z.shape, z.dtype
-        )  # the path's increment; its area about the chord:
+        # The increment of the Brownian path, and its area about the chord.
+        moved = jnp.sqrt(width) * jax.random.normal(of_path, z.shape, z.dtype)
         area = jnp.sqrt(width / 12) * jax.random.normal(of_area, z.shape, z.dtype)
         z = z + width * denoised(rho, z + moved / 2 + area) + moved
         if options.corrector_steps:
