@@ -21,6 +21,8 @@ NAMES = (
     "certify",
     "width",
     "diffusion_mixture",
+    "diffusion_digits",
+    "diffusion_tabular",
 )
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -237,3 +239,28 @@ def test_diffusion_mixture(tmp_path, capsys):
     assert found[2][-1] < 0.05
     assert (tmp_path / "picture.png").stat().st_size > 20_000
     assert "stopping by rademacher" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.optimised
+def test_diffusion_digits(tmp_path, capsys):
+    reports = load("diffusion_digits").main(["--small", "--output", str(tmp_path / "picture.png")])
+    real, network, gaussian, density = reports
+    assert network.energy < gaussian.energy < density.energy
+    assert gaussian.sure < network.sure < real.sure
+    assert real.nearest < network.nearest < gaussian.nearest
+    assert (tmp_path / "picture.png").stat().st_size > 20_000
+    assert "kernel density" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.optimised
+def test_diffusion_tabular(tmp_path, capsys):
+    reports = load("diffusion_tabular").main(["--small", "--output", str(tmp_path / "picture.png")])
+    real, network, gaussian = reports
+    assert real.correlation_error < network.correlation_error < gaussian.correlation_error
+    assert real.origin > network.origin > gaussian.origin
+    assert max(network.distances.values()) < 0.15
+    assert network.late > 0.8
+    assert (tmp_path / "picture.png").stat().st_size > 20_000
+    assert "airport" in capsys.readouterr().out

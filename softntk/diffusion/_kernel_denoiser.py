@@ -45,14 +45,18 @@ class KernelPredictor:
     sigmas: Float[Array, " J"]
     kernel_of: Callable = static()
 
-    def __call__(self, hats: Float[Array, "r J"], lifted: Float[Array, "n p"]) -> Float[Array, "n k"]:
-        """Σ_j ψ_j k_j(z, Z_j) w_j; at a single time, of its two knots only."""
+    def __call__(self, place: Float[Array, " r"], lifted: Float[Array, "n p"]) -> Float[Array, "n k"]:
+        """Σ_j max(1 − |u − j|, 0) k_j(z, Z_j) w_j; at a single time, of its two knots only."""
         at = lambda j: product(self.kernel_of(self.sigmas[j], lifted, self.landmarks[j]), self.weights[j])
-        if len(hats) == 1:
-            share, knots = jax.lax.top_k(hats[0], min(2, hats.shape[1]))
-            return jnp.sum(jnp.stack([share[i] * at(knots[i]) for i in range(len(share))]), axis=0)
-        add = lambda j, total: total + hats[:, j][:, None] * at(j)
-        return jax.lax.fori_loop(0, hats.shape[1], add, jnp.zeros((len(lifted), self.weights.shape[2]), lifted.dtype))
+        knots = len(self.sigmas)
+        if knots == 1:
+            return at(0)
+        if len(place) == 1:
+            below = jnp.clip(place[0].astype(int), 0, knots - 2)
+            share = place[0] - below
+            return (1 - share) * at(below) + share * at(below + 1)
+        add = lambda j, total: total + jnp.maximum(1 - jnp.abs(place - j), 0)[:, None] * at(j)
+        return jax.lax.fori_loop(0, knots, add, jnp.zeros((len(lifted), self.weights.shape[2]), lifted.dtype))
 
 
 def kernel_denoiser(

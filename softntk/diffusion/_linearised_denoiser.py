@@ -39,12 +39,13 @@ class LinearisedPredictor:
     move: Parameters
     net: Network = static()
 
-    def __call__(self, hats: Float[Array, "r J"], lifted: Float[Array, "n p"]) -> Float[Array, "n k"]:
+    def __call__(self, place: Float[Array, " r"], lifted: Float[Array, "n p"]) -> Float[Array, "n k"]:
         """At a single time the weights of its knots are added up first, as the network does."""
-        if len(hats) > 1:
-            params, move, inputs = self.params, self.move, _samples.embedded(hats, lifted)
+        knots = len(self.params.hidden) // lifted.shape[1]
+        if len(place) > 1:
+            params, move, inputs = self.params, self.move, _samples.embedded(place, lifted, knots)
         else:
-            params, move, inputs = at_time(self.params, hats), at_time(self.move, hats), lifted
+            params, move, inputs = at_time(self.params, place, knots), at_time(self.move, place, knots), lifted
         value, change = jax.jvp(lambda p: self.net.apply_fn(p, inputs), (params,), (move,))
         return value + change
 

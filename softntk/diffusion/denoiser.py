@@ -5,13 +5,15 @@ Learning f*(t, x) = E[X_0 | X_t = x] is split in two. With mean m and covariance
 
     ℓ(t, x) = m + αS(α²S + hI)⁻¹(x − αm),    leaving a mean squared error of c(t)² = tr(S h(α²S + hI)⁻¹)/d a coordinate,
 
-and a kernel or network learns what is left, in units of that error:  f(t, x) = ℓ(t, x) + c(t) F(ψ(t), z(t, x)).
+and a kernel or network learns what is left, in units of that error:  f(t, x) = ℓ(t, x) + c(t) F(u(t), z(t, x)).
 
-- z(t, x) ∈ R^{d+1} is (x − αm)/√tr(α²S + hI) with a 1 appended, divided by its norm: x on the unit sphere (stereographically,
-  so nothing is lost), a typical one at 45° from the pole. There a softmax kernel is a Gaussian one, e^{σ²⟨z,z'⟩} = e^{σ²}
-  e^{−σ²|z−z'|²/2}, and the theory's assumption |z| = 1 holds.
-- ψ(t) ∈ R^J interpolates linearly between J knots in the log-SNR: what is learnt at one noise level is shared with its two
-  neighbours only. A network sees the outer product of z and ψ/|ψ|, again of unit norm; a kernel fits each knot by itself.
+- z(t, x) ∈ R^{d+1} is (ℓ(t, x) − m)/√E|ℓ − m|² with a 1 appended, divided by its norm: the linear denoiser's answer on the unit
+  sphere (stereographically), a typical one at 45° from the pole. There a softmax kernel is a Gaussian one, e^{σ²⟨z,z'⟩} =
+  e^{σ²} e^{−σ²|z−z'|²/2}, and the theory's assumption |z| = 1 holds. ℓ tells as much as x, but of directions in which the
+  data do not vary; where the noise drowns the data it counts little, so that the network need not learn to disregard it.
+- u(t) ∈ [0, J − 1] is the place of the log-SNR among J knots. A network sees the outer product of z and ψ(u), bumps on the
+  knots with |ψ| = 1, again of unit norm: what is learnt at one noise level is shared with its neighbours. A kernel fits each
+  knot by itself and interpolates between two.
 
 For Gaussian data F = 0 is exact.
 
@@ -33,7 +35,7 @@ from softntk.solution import Result
 
 ScoreFn = Callable[[Any, Any], Array]
 
-_LEAST_SNR = -5.0  # below this log-SNR of the data the linear denoiser is all there is
+_LEAST_SNR = -4.0  # below this log-SNR of the data the linear denoiser is all there is
 
 
 @record
@@ -65,20 +67,24 @@ class Frame:
         """z(t, x), [n, d + 1], of unit norm."""
         time = columns_of_times(t, x)
         alpha, h = sde.alpha(time), sde.variance(time)
-        size = jnp.sqrt(jnp.sum(alpha**2 * self.spreads[None] + h, axis=1, keepdims=True))
-        z = jnp.concatenate([(x - alpha * self.mean[None]) / size, jnp.ones_like(size)], axis=1)
+        explained = alpha**2 * self.spreads[None] ** 2 / (alpha**2 * self.spreads[None] + h)
+        size = jnp.sqrt(jnp.sum(explained, axis=1, keepdims=True))
+        z = jnp.concatenate([(self.linear(sde, t, x)[0] - self.mean[None]) / size, jnp.ones((len(x), 1), x.dtype)], axis=1)
         return z / jnp.linalg.norm(z, axis=1, keepdims=True)
 
-    def hats(self, sde: VPSDE, t: Times) -> Float[Array, "r J"]:
-        """ψ(t), non-negative, of sum one: [1, J] for a scalar t, [n, J] for [n]."""
-        log_snr = jnp.clip(sde.log_snr(jnp.atleast_1d(jnp.asarray(t, self.knots.dtype))), self.knots[0], self.knots[-1])
-        if len(self.knots) == 1:
-            return jnp.ones((len(log_snr), 1), self.knots.dtype)
-        right = jnp.clip(jnp.searchsorted(self.knots, log_snr), 1, len(self.knots) - 1)
-        below, above = self.knots[right - 1], self.knots[right]
-        share = (log_snr - below) / (above - below)
-        at = jnp.arange(len(self.knots))[None]
-        return jnp.where(at == right[:, None], share[:, None], jnp.where(at == right[:, None] - 1, 1 - share[:, None], 0))
+    def place(self, sde: VPSDE, t: Times) -> Float[Array, " r"]:
+        """u(t): 0 at the first knot and before, J − 1 at the last and after; [1] for a scalar t, [n] for [n]."""
+        log_snr = sde.log_snr(jnp.atleast_1d(jnp.asarray(t, self.knots.dtype)))
+        return jnp.interp(log_snr, self.knots, jnp.arange(len(self.knots), dtype=self.knots.dtype))
+
+    @property
+    def log_spread(self) -> Float[Array, ""]:
+        """log(Σλ²/Σλ), of the spread that a typical sample sees: the log-SNR of the data is this above α²/h."""
+        return _log_spread(self.spreads)
+
+
+def _log_spread(spreads: Float[Array, " d"]) -> Float[Array, ""]:
+    return jnp.log(jnp.sum(spreads**2) / jnp.sum(spreads))
 
 
 def frame_of(sde: VPSDE, x0: Points, times: int | Sequence[float], min_time: float) -> Frame:
@@ -101,7 +107,7 @@ def frame_of(sde: VPSDE, x0: Points, times: int | Sequence[float], min_time: flo
     if isinstance(times, int | np.integer):
         check_positive_int("times", times)
         check_min_time(sde, min_time)
-        least = max(float(sde.log_snr(sde.horizon)), _LEAST_SNR - float(jnp.log(jnp.mean(spreads))))
+        least = max(float(sde.log_snr(sde.horizon)), _LEAST_SNR - float(_log_spread(spreads)))
         most = float(sde.log_snr(min_time))
         knots = np.linspace(min(least, most), most, int(times)) if times > 1 else np.array([most])
     else:
@@ -120,7 +126,7 @@ class Denoiser:
     Attributes:
         sde: the noising process.
         frame: the coordinates.
-        predictor: F, ``(hats [1 or n, J], lifted [n, d + 1]) -> [n, d]``.
+        predictor: F, ``(place [1 or n], lifted [n, d + 1]) -> [n, d]``.
         result: a :class:`~softntk.solution.Result` code of the fit.
         stats: what the fit recorded, by name.
     """
@@ -143,7 +149,7 @@ class Denoiser:
         """
         x = check_points(self.sde, t, x, len(self.frame.mean))
         linear, scale = self.frame.linear(self.sde, t, x)
-        return linear + scale * self.predictor(self.frame.hats(self.sde, t), self.frame.lift(self.sde, t, x))
+        return linear + scale * self.predictor(self.frame.place(self.sde, t), self.frame.lift(self.sde, t, x))
 
     @property
     def advice(self) -> str:

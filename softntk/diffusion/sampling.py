@@ -23,6 +23,11 @@ circle of radius 2 in R⁸, ``vp_sde()``, at t = 1e-3 (2¹⁴ draws, ± 0.2 %):
     shifted Euler in ρ, uniform in t                      82 %    25 %     5 %
     ==================================================  ======  ======  ======
 
+A score that is learnt from few data drifts: samples are points it was not fitted to, where it contracts a little too much at
+each step. But mean m and covariance S of the data are known well, and Z has mean ρm and covariance ρ²S + ρI whatever else the
+data are, so the batch can be held to them (``moments``). For 1,400 of scikit-learn's digits (softmax network of width 1024,
+6,000 steps) samples without have 78 % of the variance; with, the energy distance to other digits falls from 0.036 to 0.004.
+
 The probability flow is solved in the angle of :mod:`softntk.diffusion._flow`, by Tsit5, all rows with the same steps: there the
 accuracy that is had at 1e-4 with 90 to 110 evaluations takes 110 to 150 in t or in log ρ. Steps are chosen for the most
 demanding row: a mean over rows saves a quarter of the evaluations, and the error of the worst row is up to six times as large;
@@ -49,17 +54,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from softntk import activations
 from softntk._progress import Progress
 from softntk._records import static_record
-from softntk._validation import check_positive, check_positive_int
+from softntk._validation import check_finite, check_positive, check_positive_int
 from softntk.diffusion import _flow
 from softntk.diffusion.sde import VPSDE, check_min_time
 from softntk.solution import Result, Solution
 
 METHODS = ("sde", "ode")
+_LEAST_ROWS = 100
 
 
 @static_record
@@ -84,6 +90,7 @@ def sample(
     steps: int = 200,
     corrector_steps: int = 0,
     corrector_snr: float = 0.1,
+    moments: tuple[ArrayLike, ArrayLike] | None = None,
     rtol: float = 1e-4,
     atol: float = 1e-4,
     max_steps: int = 1000,
@@ -112,6 +119,8 @@ def sample(
         steps: of "sde", each one evaluation and ``corrector_steps`` more.
         corrector_steps: Langevin steps at fixed t after each step of "sde".
         corrector_snr: r, which sets their size ε = 2a (r‖z‖/‖s‖)²; norms over the batch, a the factor α² before over after.
+        moments: mean [d] and covariance [d, d] of the data: after each step of "sde" the batch is moved to the mean and, along
+            each eigenvector, stretched to the variance that X_t has. See above.
         rtol: of "ode", of each step.
         atol: of "ode", of each step.
         max_steps: of "ode".
@@ -125,7 +134,8 @@ def sample(
 
     Raises:
         ValueError: a shape that is not two positive integers, an unknown method, min_time outside (0, T), numbers that are not
-            positive, a score of another shape than x; progress under a transformation.
+            positive, a score of another shape than x; progress under a transformation; moments of another shape, not finite,
+            with "ode", or with batches of less than 100 rows, whose own moments are chance.
         NumericalError: under ``throw``; the message is the advice.
 
     Example:
@@ -143,17 +153,18 @@ def sample(
     if batch_size is not None:
         check_positive_int("batch_size", batch_size)
     rows = n if batch_size is None else min(int(batch_size), n)
+    targets = None if moments is None else _check_moments(moments, method, rows, d, dtype)
     score_fn = _flow.as_pytree(score_fn, (rows, d), dtype)
     keys = jax.random.split(key, -(-n // rows))
     if _flow.is_traced((keys, score_fn)):  # under jit the keys are traced, even of a key that is not
         if progress:
             raise ValueError("progress needs to know when a batch is done: it does not work under jit or vmap.")
-        x, _ = lax.map(lambda one: _draw(score_fn, one, sde, (rows, d), options), keys)
+        x, _ = lax.map(lambda one: _draw(score_fn, one, sde, (rows, d), options, targets), keys)
         return x.reshape(-1, d)[:n]
     done, code, bar = [], Result.SUCCESSFUL, Progress(progress, "sampling")
     try:
         for one in keys:
-            x, its_code = jax.block_until_ready(_draw(score_fn, one, sde, (rows, d), options))
+            x, its_code = jax.block_until_ready(_draw(score_fn, one, sde, (rows, d), options, targets))
             done.append(x)
             code = max(code, int(its_code))
             bar.show(f"{min(len(done) * rows, n)} of {n}")
@@ -170,14 +181,19 @@ def sample(
 
 @eqx.filter_jit
 def _draw(
-    score_fn: _flow.ScoreFn, key: PRNGKeyArray, sde: VPSDE, shape: tuple[int, int], options: _Options
+    score_fn: _flow.ScoreFn,
+    key: PRNGKeyArray,
+    sde: VPSDE,
+    shape: tuple[int, int],
+    options: _Options,
+    moments: tuple[Array, Array] | None,
 ) -> tuple[Array, Array]:
     """One batch, and its code."""
     of_prior, of_path = jax.random.split(key)
     x = jax.random.normal(of_prior, shape)
     code = jnp.asarray(Result.SUCCESSFUL, jnp.int32)
     if options.method == "sde":
-        x = _localise(score_fn, of_path, sde, x, options)
+        x = _localise(score_fn, of_path, sde, x, options, moments)
         bad = ~jnp.isfinite(x).all(axis=1)
     else:
         ends = _flow.angle(sde, sde.horizon, x.dtype), _flow.angle(sde, options.min_time, x.dtype)
@@ -190,8 +206,17 @@ def _draw(
     return jnp.where(lost[:, None], jnp.inf, x), _flow.code_of_rows(bad, code)
 
 
-def _localise(score_fn: _flow.ScoreFn, key: PRNGKeyArray, sde: VPSDE, x: Array, options: _Options) -> Array:
+def _localise(
+    score_fn: _flow.ScoreFn,
+    key: PRNGKeyArray,
+    sde: VPSDE,
+    x: Array,
+    options: _Options,
+    moments: tuple[Array, Array] | None,
+) -> Array:
     """The reverse equation from x at T, in ρ: α² = ρ/(1 + ρ), h = 1/(1 + ρ)."""
+    if moments is not None:
+        spreads, axes = jnp.linalg.eigh(moments[1])
     ends = sde.log_snr(jnp.asarray([sde.horizon, options.min_time], x.dtype))
     ratios = jnp.exp(jnp.linspace(ends[0], ends[1], options.steps + 1))
 
@@ -212,6 +237,12 @@ def _localise(score_fn: _flow.ScoreFn, key: PRNGKeyArray, sde: VPSDE, x: Array, 
             x = x + size * slope + jnp.sqrt(2 * size) * noise
         return x
 
+    def match(z: Array, rho: Array) -> Array:
+        sound = jnp.where(jnp.isfinite(z).all(axis=1, keepdims=True), z, jnp.nan)  # a row that is lost is lost alone
+        along = (sound - jnp.nanmean(sound, axis=0)[None]) @ axes
+        stretch = jnp.sqrt((rho**2 * jnp.maximum(spreads, 0) + rho) / jnp.nanmean(along**2, axis=0))
+        return rho * moments[0][None] + (along * stretch[None]) @ axes.T
+
     def step(z: Array, inputs: tuple[Array, Array, PRNGKeyArray]) -> tuple[Array, None]:
         rho, after, key = inputs
         of_path, of_area, of_corrector = jax.random.split(key, 3)
@@ -223,6 +254,8 @@ def _localise(score_fn: _flow.ScoreFn, key: PRNGKeyArray, sde: VPSDE, x: Array, 
         if options.corrector_steps:
             kept = rho * (1 + after) / (after * (1 + rho))  # α² before over α² after
             z = correct(shrink(after) * z, after, kept, of_corrector) / shrink(after)
+        if moments is not None:
+            z = match(z, after)
         return z, None
 
     keys = jax.random.split(key, options.steps)
@@ -236,6 +269,21 @@ def _check_shape(shape: Sequence[int]) -> tuple[int, int]:
     for axis, size in enumerate(shape):
         check_positive_int(f"shape[{axis}]", size)
     return int(shape[0]), int(shape[1])
+
+
+def _check_moments(
+    moments: tuple[ArrayLike, ArrayLike], method: str, rows: int, d: int, dtype: np.dtype
+) -> tuple[Array, Array]:
+    mean, covariance = (jnp.asarray(each, dtype) for each in moments)
+    if mean.shape != (d,) or covariance.shape != (d, d):
+        raise ValueError(f"moments must be a mean [{d}] and a covariance [{d}, {d}], got {mean.shape} and {covariance.shape}.")
+    for each in (mean, covariance):
+        check_finite("moments", each)
+    if method != "sde":
+        raise ValueError('moments are for method="sde": the flow takes all rows along without looking at the batch.')
+    if rows < _LEAST_ROWS:
+        raise ValueError(f"moments need batches of at least {_LEAST_ROWS} rows, got {rows}: their own moments are chance.")
+    return mean, covariance
 
 
 def _check_options(

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from softntk import activations, networks
 from softntk._progress import Progress
 from softntk._records import function_record, record, static
-from softntk._validation import check_positive_int
+from softntk._validation import check_positive, check_positive_int
 from softntk.diffusion import _samples
 from softntk.diffusion.denoiser import Denoiser, Frame, frame_of
 from softntk.diffusion.mixture import Points
@@ -28,10 +28,13 @@ from softntk.solvers import _checkpoint
 
 FAMILIES = ("softmax", "res_softmax", "exp", "relu")
 
+LEVELS = (1.0, 2.4)  # mean and deviation of the log-SNR: Karras et al. (2022), table 1
+
 _WEIGHT_NORM = 7.0  # of the vector of weights of a unit that is normalized: its features are as sharp in every dimension
 _TIMES = 16  # in a minibatch
 _RATE = 0.1  # of Adam, at its largest
 _OF_READOUT = 0.1  # the share of it for the readout, which moves all outputs at once
+_LARGEST = 1.0  # norm of a gradient: a unit that takes all of a softmax makes a loss a thousand times as large for some steps
 _WARM_UP = 20  # the share of the steps, one in so many, over which they rise
 _CHUNK = 100  # steps between two looks from the host
 _HOPELESS = 10.0  # times the loss of the linear denoiser: it diverges
@@ -39,7 +42,7 @@ _HOPELESS = 10.0  # times the loss of the linear denoiser: it diverges
 
 @function_record
 class NetworkPredictor:
-    """F(ψ, z), a two-layer network of the outer product of ψ/|ψ| and z.
+    """F(u, z), a two-layer network of the outer product of ψ(u) and z.
 
     Attributes:
         params: hidden [J·(d + 1), m], readout [m, d].
@@ -49,18 +52,19 @@ class NetworkPredictor:
     params: Parameters
     net: Network = static()
 
-    def __call__(self, hats: Float[Array, "r J"], lifted: Float[Array, "n p"]) -> Float[Array, "n k"]:
+    def __call__(self, place: Float[Array, " r"], lifted: Float[Array, "n p"]) -> Float[Array, "n k"]:
         """At a single time the weights of its knots are added up first: the network is then one of d + 1 inputs."""
-        if len(hats) > 1:
-            return self.net.apply_fn(self.params, _samples.embedded(hats, lifted))
-        return self.net.apply_fn(at_time(self.params, hats), lifted)
+        knots = len(self.params.hidden) // lifted.shape[1]
+        if len(place) > 1:
+            return self.net.apply_fn(self.params, _samples.embedded(place, lifted, knots))
+        return self.net.apply_fn(at_time(self.params, place, knots), lifted)
 
 
-def at_time(params: Parameters, hats: Float[Array, "1 J"]) -> Parameters:
-    """The weights of the network of z alone, at a single time."""
-    unit = hats[0] / jnp.linalg.norm(hats[0])
-    blocks = params.hidden.reshape(len(unit), -1, params.hidden.shape[1])
-    return Parameters(hidden=jnp.einsum("j,jpm->pm", unit, blocks, precision="highest"), readout=params.readout)
+def at_time(params: Parameters, place: Float[Array, " 1"], knots: int) -> Parameters:
+    """The weights of the network of z alone, at a single time: Σ_j ψ_j of those of each knot."""
+    blocks = params.hidden.reshape(knots, -1, params.hidden.shape[1])
+    hidden = jnp.einsum("j,jpm->pm", _samples.bumps(place, knots)[0], blocks, precision="highest")
+    return Parameters(hidden=hidden, readout=params.readout)
 
 
 @record
@@ -98,6 +102,7 @@ def fit_denoiser(
     tx: optax.GradientTransformation | None = None,
     ema: float = 0.998,
     weighting: str | None = None,
+    levels: tuple[float, float] = LEVELS,
     progress: bool = False,
     checkpoint: str | os.PathLike | None = None,
     throw: bool = False,
@@ -107,7 +112,7 @@ def fit_denoiser(
     In the coordinates of :mod:`softntk.diffusion.denoiser`, f = ℓ + c F, F an antisymmetric network (zero at the start: f is
     then the best linear denoiser) that minimises
 
-        ½ E w(t) ‖F(ψ(t), z(t, X_t)) − (X_0 − ℓ(t, X_t))/c(t)‖²,
+        ½ E w(t) ‖F(u(t), z(t, X_t)) − (X_0 − ℓ(t, X_t))/c(t)‖²,
 
     over fresh noise and times at every step, or over one fixed set of noisy samples (``batch_size=None``), as theory has it.
 
@@ -125,12 +130,15 @@ def fit_denoiser(
         steps: of the optimiser.
         batch_size: noisy samples a step; None for all of them: ``draws`` of each data point, drawn once.
         draws: see there.
-        tx: any optax transform, on the loss above (a mean over the batch). None: Adam, with steps of up to 0.1 for the
-            hidden weights and 0.01 for the readout, which rise for a twentieth of the steps and fall to zero as a cosine.
+        tx: any optax transform, on the loss above (a mean over the batch). None: Adam, of gradients clipped to norm 1, with
+            steps of up to 0.1 for the hidden weights and 0.01 for the readout, which rise for a twentieth of the steps and
+            fall to zero as a cosine.
         ema: decay of the average of the weights over the steps, which is what the denoiser uses; 0 for the last weights. It
             starts with short memory, min(ema, (1 + step)/(10 + step)).
         weighting: None: w = 1, all noise levels count alike, measured by what the linear denoiser leaves. Or a kind of
             :meth:`softntk.diffusion.VPSDE.weight` for the loss on X_0 itself, w = weight(t) c(t)².
+        levels: mean and standard deviation of the log-SNR of the data in training, log(α²/h · Σλ²/Σλ) for a covariance of
+            eigenvalues λ: the noise levels that count. Ignored with a single time.
         progress: show step and loss (rich).
         checkpoint: a file, written after each hundred steps by an atomic rename. If it is there the fit goes on from it, and
             ends with the same bits.
@@ -159,6 +167,7 @@ def fit_denoiser(
     """
     if weighting is not None and weighting not in WEIGHTINGS:
         raise ValueError(activations.unknown("weighting", weighting, dict.fromkeys(WEIGHTINGS)))
+    check_positive("the deviation in levels", levels[1])
     for name, value in (("steps", steps), ("draws", draws), ("batch_size", 1 if batch_size is None else batch_size)):
         check_positive_int(name, value)
     if not 0 <= ema < 1:
@@ -168,11 +177,11 @@ def fit_denoiser(
     tx = _adam(steps) if tx is None else tx
     of_batches = jax.random.fold_in(key, 1)
     if batch_size is None:
-        data = full_batch(key, sde, frame, x0, draws, weighting)
+        data = full_batch(key, sde, frame, x0, draws, weighting, levels)
         loss = lambda params, data, _: mean_loss(net, params, data)
     else:
         data = x0
-        loss = lambda params, data, key: _minibatch_loss(net, params, key, sde, frame, data, batch_size, weighting)
+        loss = lambda params, data, key: _minibatch_loss(net, params, key, sde, frame, data, batch_size, weighting, levels)
     run = _Run(loss, optax.with_extra_args_support(tx), ema, of_batches)
     params, losses, result = _in_chunks(run, data, params, steps, progress, checkpoint)
     stats = {"loss": losses, "steps": len(losses)}
@@ -209,15 +218,21 @@ def _adam(steps: int) -> optax.GradientTransformation:
     def slower(updates: Any, _: Any) -> Any:
         return dataclasses.replace(updates, readout=_OF_READOUT * updates.readout)
 
-    return optax.chain(optax.adam(schedule), optax.stateless(slower))
+    return optax.chain(optax.clip_by_global_norm(_LARGEST), optax.adam(schedule), optax.stateless(slower))
 
 
 def full_batch(
-    key: PRNGKeyArray, sde: VPSDE, frame: Frame, x0: Float[Array, "n d"], draws: int, weighting: str | None = None
+    key: PRNGKeyArray,
+    sde: VPSDE,
+    frame: Frame,
+    x0: Float[Array, "n d"],
+    draws: int,
+    weighting: str | None = None,
+    levels: tuple[float, float] = LEVELS,
 ) -> FullBatch:
     """The samples that full-batch training sees for this key, so that other estimators can be given the same."""
     points = jnp.tile(x0, (draws, 1))
-    t = _samples.draw_times(jax.random.fold_in(key, 3), sde, frame, len(points))
+    t = _samples.draw_times(jax.random.fold_in(key, 3), sde, frame, len(points), levels)
     return _examples(_samples.noise_key(key, 0), sde, frame, points, t, weighting)
 
 
@@ -236,16 +251,17 @@ def _minibatch_loss(
     x0: Float[Array, "n d"],
     size: int,
     weighting: str | None,
+    levels: tuple[float, float],
 ) -> Float[Array, ""]:
     """The loss on fresh samples at a few times, one of each stratum: at a single time the network has d + 1 inputs only."""
     of_rows, of_times, of_noise = jax.random.split(key, 3)
     groups = next(g for g in range(min(_TIMES, size), 0, -1) if size % g == 0)
-    t = _samples.draw_times(of_times, sde, frame, groups, stratified=True)
+    t = _samples.draw_times(of_times, sde, frame, groups, levels, stratified=True)
     points = x0[jax.random.randint(of_rows, (groups, size // groups), 0, len(x0))]
 
     def one(t: Array, key: PRNGKeyArray, points: Array) -> Array:
         samples = _samples.noised(key, sde, frame, points, t)
-        errors = NetworkPredictor(params, net)(samples.hats, samples.lifted) - samples.targets
+        errors = NetworkPredictor(params, net)(samples.place, samples.lifted) - samples.targets
         return 0.5 * jnp.mean(_weights(sde, t, samples, weighting) * jnp.sum(errors**2, axis=1))
 
     return jnp.mean(jax.vmap(one)(jnp.broadcast_to(t, groups), jax.random.split(of_noise, groups), points))
@@ -261,7 +277,8 @@ def _examples(
 ) -> FullBatch:
     samples = _samples.noised(key, sde, frame, points, t)
     weights = _weights(sde, t, samples, weighting)
-    return FullBatch(inputs=_samples.embedded(samples.hats, samples.lifted), targets=samples.targets, weights=weights)
+    inputs = _samples.embedded(samples.place, samples.lifted, len(frame.knots))
+    return FullBatch(inputs=inputs, targets=samples.targets, weights=weights)
 
 
 class _Run(NamedTuple):

@@ -10,6 +10,7 @@ from tools import assert_close, first
 
 import softntk as sn
 from softntk import diffusion
+from softntk.diffusion._samples import bumps
 from softntk.diffusion.denoiser import frame_of
 
 SDE = diffusion.vp_sde()
@@ -42,15 +43,37 @@ def test_lifted_inputs_lie_on_the_sphere_a_typical_one_at_45_degrees(dtype):
         assert squared == pytest.approx(1, rel=0.1)
 
 
-def test_hats_interpolate_between_knots(dtype):
-    frame = frame_of(SDE, data(dtype), 5, 1e-3)
-    at_knots = SDE.time(frame.knots)
-    assert_close(frame.hats(SDE, at_knots), jnp.eye(5, dtype=dtype), rtol=1e-3 if dtype == "float32" else 1e-7)
-    log_snr = jnp.linspace(frame.knots[0] - 1, frame.knots[-1] + 1, 37)
-    hats = frame.hats(SDE, SDE.time(log_snr))
-    expected = [np.interp(np.clip(log_snr, frame.knots[0], frame.knots[-1]), frame.knots, row) for row in np.eye(5)]
-    assert_close(hats, np.array(expected).T, rtol=1e-3 if dtype == "float32" else 1e-7)
-    assert float(jnp.max(jnp.abs(jnp.sum(hats, axis=1) - 1))) < 1e-5
+def test_directions_without_variance_do_not_count():
+    x0 = data("float32").at[:, 1].set(2.0)
+    x = SDE.perturb(jax.random.key(1), 0.3, x0)
+    frame = frame_of(SDE, x0, 4, 1e-3)
+    assert_close(frame.lift(SDE, 0.3, x), frame.lift(SDE, 0.3, x.at[:, 1].add(7.0)), rtol=1e-5)
+
+
+def test_place_among_the_knots(dtype):
+    frame = frame_of(SDE, data(dtype), [0.02, 0.1, 0.3, 0.35], 1e-3)
+    close = {"rtol": 1e-3 if dtype == "float32" else 1e-7}
+    assert_close(frame.place(SDE, SDE.time(frame.knots)), np.arange(4), **close)
+    middle = (frame.knots[1:] + frame.knots[:-1]) / 2
+    assert_close(frame.place(SDE, SDE.time(middle)), np.arange(3) + 0.5, **close)
+    assert frame.place(SDE, 1e-3) == 3
+    assert frame.place(SDE, 1.0) == 0
+
+
+def test_bumps_add_up_smoothly(dtype):
+    psi = np.asarray(bumps(jnp.linspace(0, 9, 91, dtype=dtype), 10), np.float64)
+    assert_close(np.sum(psi**2, axis=1), np.ones(91), dtype)
+    within = np.sum(psi, axis=1)[30:61]
+    assert within.max() / within.min() - 1 < 1e-3
+    assert (np.argmax(psi, axis=1)[::10] == np.arange(10)).all()
+
+
+def test_kernels_are_interpolated_between_two_knots(x64):
+    frame = frame_of(SDE, data("float64"), 3, 1e-3)
+    f = FITS["kernel"](jax.random.key(0), data("float64", n=60), times=3)
+    z = jnp.asarray(frame.lift(SDE, 0.3, data("float64")[:5]))
+    at = [f.predictor(jnp.full(1, j, z.dtype), z) for j in range(3)]
+    assert_close(f.predictor(jnp.full(1, 1.3, z.dtype), z), 0.7 * at[1] + 0.3 * at[2], rtol=1e-12)
 
 
 def test_knots_reach_from_the_least_time_to_where_nothing_is_left():

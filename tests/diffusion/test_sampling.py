@@ -268,6 +268,45 @@ def test_batches(monkeypatch):
     assert sample(jax.random.key(0), SDE, minus_x, (2, 2), steps=5, batch_size=3).shape == (2, 2)
 
 
+MEAN, COVARIANCE = np.array([0.5, -1.0]), np.array([[1.0, 0.6], [0.6, 0.5]])
+
+
+@pytest.mark.parametrize("dtype", first(["float32", "float64"], "float32"), indirect=True)
+def test_moments_hold_the_batch_to_the_mean_and_covariance_of_the_data(dtype):
+    def contracting(t, x):
+        """The score of a Gaussian with a third of the variance, about another mean."""
+        spread = SDE.alpha(t) ** 2 * jnp.asarray(COVARIANCE / 3, dtype) + SDE.variance(t) * jnp.eye(2, dtype=dtype)
+        return -jnp.linalg.solve(spread, (x - SDE.alpha(t) * 0.2).T).T
+
+    free, held = (
+        np.asarray(sample(jax.random.key(0), SDE, contracting, (2000, 2), moments=moments, steps=50), np.float64)
+        for moments in (None, (MEAN, COVARIANCE))
+    )
+    alpha, h = float(SDE.alpha(MIN_TIME)), float(SDE.variance(MIN_TIME))
+    expected = alpha**2 * COVARIANCE + h * np.eye(2)
+    assert np.trace(np.cov(free.T)) < 0.5 * np.trace(expected)
+    np.testing.assert_allclose(held.mean(0), alpha * MEAN, rtol=1e-3)
+    axes = np.linalg.eigh(COVARIANCE)[1]
+    variances = np.diag(axes.T @ np.cov(held.T, bias=True) @ axes)
+    np.testing.assert_allclose(variances, np.diag(axes.T @ expected @ axes), rtol=2e-3)
+
+
+@pytest.mark.slow
+def test_moments_change_little_where_the_score_is_exact():
+    mixture = ring(4)
+    mean, covariance = np.zeros(4), SPREAD**2 * np.eye(4) + np.diag([2.0, 2.0, 0.0, 0.0])
+    x = sample(jax.random.key(0), SDE, lambda t, x: mixture.score(SDE, t, x), (8192, 4), moments=(mean, covariance))
+    assert_from_the_ring(x, mixture)
+
+
+def test_a_row_that_is_lost_is_lost_alone_under_moments():
+    # nan_beyond_one is NaN on some rows at some time; the others stay finite and have the moments.
+    x = sample(jax.random.key(0), SDE, nan_beyond_one, (500, 2), steps=30, throw=False, moments=(np.zeros(2), np.eye(2)))
+    lost = np.isinf(np.asarray(x)).all(axis=1)
+    assert 0 < lost.sum() < 500
+    assert np.isfinite(np.asarray(x)[~lost]).all()
+
+
 def test_an_interrupt_keeps_what_is_done(monkeypatch):
     draw, calls = module._draw, []
 
@@ -301,6 +340,10 @@ def test_an_interrupt_keeps_what_is_done(monkeypatch):
         ({"corrector_snr": 0.0}, "corrector_snr must be a positive finite number, got 0.0."),
         ({"rtol": 1e-12}, "rtol must lie between 1.2e-06, what float32 can give, and 1, got 1e-12."),
         ({"atol": -1.0}, "atol must be a positive finite number, got -1.0."),
+        ({"moments": (np.zeros(3), np.eye(2))}, "moments must be a mean [2] and a covariance [2, 2], got (3,) and (2, 2)."),
+        ({"moments": (np.zeros(2), np.full((2, 2), np.nan))}, "moments must be finite"),
+        ({"moments": (np.zeros(2), np.eye(2)), "method": "ode"}, 'moments are for method="sde"'),
+        ({"moments": (np.zeros(2), np.eye(2))}, "moments need batches of at least 100 rows, got 3"),
         ({"batch_size": 0}, "batch_size must be a positive integer, got 0."),
         ({"score_fn": lambda t, x: x[:, 0]}, "score_fn must return the shape of x, (3, 2), got (3,)."),
     ],
