@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -37,7 +38,8 @@ class TwoLayer(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, J(d + 1)] -> [N, d]."""
         hidden = nn.softmax(nn.Dense(self.width, use_bias=False, kernel_init=nn.initializers.normal(1.0))(x))
-        readout = nn.Dense(self.outputs, use_bias=False, kernel_init=nn.initializers.rademacher(self.width**-0.5))
+        signs = lambda key, shape, dtype: jax.random.rademacher(key, shape).astype(dtype)
+        readout = nn.Dense(self.outputs, use_bias=False, kernel_init=signs)
         return jnp.sqrt(self.width) * readout(hidden)
 
 
@@ -50,7 +52,8 @@ def plain(x0: jax.Array, width: int, steps: int, scanned: bool) -> Callable[[], 
         of_rows, of_times, of_noise = jax.random.split(key, 3)
         t = _samples.draw_times(of_times, SDE, frame, BATCH, (1.0, 2.4))
         data = _samples.noised(of_noise, SDE, frame, x0[jax.random.randint(of_rows, (BATCH,), 0, len(x0))], t)
-        errors = net.apply(params, _samples.embedded(data.place, data.lifted, KNOTS)) - data.targets
+        outputs = cast(jax.Array, net.apply(params, _samples.embedded(data.place, data.lifted, KNOTS)))
+        errors = outputs - data.targets
         return 0.5 * jnp.mean(jnp.sum(errors**2, axis=1))
 
     def step(carry: tuple, key: jax.Array) -> tuple[tuple, jax.Array]:
@@ -103,7 +106,7 @@ def euler(mixture: diffusion.GaussianMixture, n: int, steps: int) -> Callable[[]
 
     @jax.jit
     def step(x: jax.Array, t: jax.Array, after: jax.Array, key: jax.Array) -> jax.Array:
-        rate, width = SDE.beta(t), t - after
+        rate, width = SDE.rate(t), t - after
         drift = 0.5 * rate * x + rate * mixture.score(SDE, t, x)
         return x + width * drift + jnp.sqrt(rate * width) * jax.random.normal(key, x.shape)
 

@@ -233,6 +233,8 @@ def test_diffusion_mixture(tmp_path, capsys):
     assert network.errors.mean() < 0.2
     assert kernel.errors.mean() < 0.05
     assert kernel.distance < 3
+    constants = [e.losses[0] - e.losses[1] for e in estimates]
+    assert abs(constants[0] - constants[1]) < 0.01 * constants[0]
     assert stopped.errors[-1] > 3 * stopped.errors.min()  # overfitted
     assert stopped.chosen["holdout"][1] < 1.5 * stopped.errors.min()
     assert max(d[-1] for d in coupled.distances.values()) < 0.1

@@ -186,7 +186,7 @@ def _draw(
     sde: VPSDE,
     shape: tuple[int, int],
     options: _Options,
-    moments: tuple[Array, Array] | None,
+    moments: tuple[Array, Array, Array] | None,
 ) -> tuple[Array, Array]:
     """One batch, and its code."""
     of_prior, of_path = jax.random.split(key)
@@ -212,11 +212,9 @@ def _localise(
     sde: VPSDE,
     x: Array,
     options: _Options,
-    moments: tuple[Array, Array] | None,
+    moments: tuple[Array, Array, Array] | None,
 ) -> Array:
     """The reverse equation from x at T, in ρ: α² = ρ/(1 + ρ), h = 1/(1 + ρ)."""
-    if moments is not None:
-        spreads, axes = jnp.linalg.eigh(moments[1])
     ends = sde.log_snr(jnp.asarray([sde.horizon, options.min_time], x.dtype))
     ratios = jnp.exp(jnp.linspace(ends[0], ends[1], options.steps + 1))
 
@@ -231,35 +229,41 @@ def _localise(
         return (x + score(rho, x) / (1 + rho)) * jnp.sqrt((1 + rho) / rho)
 
     def correct(x: Array, rho: Array, kept: Array, key: PRNGKeyArray) -> Array:
-        for of_step in jax.random.split(key, options.corrector_steps):
-            noise, slope = jax.random.normal(of_step, x.shape, x.dtype), score(rho, x)
+        def step(x: Array, key: PRNGKeyArray) -> tuple[Array, None]:
+            noise, slope = jax.random.normal(key, x.shape, x.dtype), score(rho, x)
             size = 2 * kept * options.corrector_snr**2 * jnp.sum(noise**2) / jnp.nansum(slope**2)
-            x = x + size * slope + jnp.sqrt(2 * size) * noise
-        return x
+            return x + size * slope + jnp.sqrt(2 * size) * noise, None
 
-    def match(z: Array, rho: Array) -> Array:
+        return lax.scan(step, x, jax.random.split(key, options.corrector_steps))[0]
+
+    def match(z: Array, rho: Array, mean: Array, spreads: Array, axes: Array) -> Array:
         sound = jnp.where(jnp.isfinite(z).all(axis=1, keepdims=True), z, jnp.nan)  # a row that is lost is lost alone
         along = (sound - jnp.nanmean(sound, axis=0)[None]) @ axes
         stretch = jnp.sqrt((rho**2 * jnp.maximum(spreads, 0) + rho) / jnp.nanmean(along**2, axis=0))
-        return rho * moments[0][None] + (along * stretch[None]) @ axes.T
+        return rho * mean[None] + (along * stretch[None]) @ axes.T
 
-    def step(z: Array, inputs: tuple[Array, Array, PRNGKeyArray]) -> tuple[Array, None]:
-        rho, after, key = inputs
-        of_path, of_area, of_corrector = jax.random.split(key, 3)
-        width = after - rho
-        # The increment of the Brownian path, and its area about the chord.
+    def noised(z: Array, width: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
+        """Z moved along the Brownian path, and where the denoiser is asked: half-way, beside the chord by the path's area."""
+        of_path, of_area = jax.random.split(key)
         moved = jnp.sqrt(width) * jax.random.normal(of_path, z.shape, z.dtype)
-        area = jnp.sqrt(width / 12) * jax.random.normal(of_area, z.shape, z.dtype)
-        z = z + width * denoised(rho, z + moved / 2 + area) + moved
+        return z + moved, z + moved / 2 + jnp.sqrt(width / 12) * jax.random.normal(of_area, z.shape, z.dtype)
+
+    # The noise is drawn at the end of the step before, so that it is an array once: XLA draws it anew for every use of a sum.
+    def step(carry: tuple[Array, Array], inputs: tuple[Array, Array, Array, PRNGKeyArray]) -> tuple[tuple[Array, Array], None]:
+        (moved, asked), (rho, after, following, key) = carry, inputs
+        of_noise, of_corrector = jax.random.split(key)
+        z = moved + (after - rho) * denoised(rho, asked)
         if options.corrector_steps:
             kept = rho * (1 + after) / (after * (1 + rho))  # α² before over α² after
             z = correct(shrink(after) * z, after, kept, of_corrector) / shrink(after)
         if moments is not None:
-            z = match(z, after)
-        return z, None
+            z = match(z, after, *moments)
+        return noised(z, following - after, of_noise), None
 
-    keys = jax.random.split(key, options.steps)
-    z, _ = lax.scan(step, x / shrink(ratios[0]), (ratios[:-1], ratios[1:], keys))
+    keys = jax.random.split(key, options.steps + 1)
+    following = jnp.append(ratios[2:], ratios[-1])  # after the last step there is none
+    start = noised(x / shrink(ratios[0]), ratios[1] - ratios[0], keys[0])
+    (z, _), _ = lax.scan(step, start, (ratios[:-1], ratios[1:], following, keys[1:]))
     return shrink(ratios[-1]) * z
 
 
@@ -273,7 +277,8 @@ def _check_shape(shape: Sequence[int]) -> tuple[int, int]:
 
 def _check_moments(
     moments: tuple[ArrayLike, ArrayLike], method: str, rows: int, d: int, dtype: np.dtype
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, Array]:
+    """The mean, and eigenvalues and eigenvectors of the covariance."""
     mean, covariance = (jnp.asarray(each, dtype) for each in moments)
     if mean.shape != (d,) or covariance.shape != (d, d):
         raise ValueError(f"moments must be a mean [{d}] and a covariance [{d}, {d}], got {mean.shape} and {covariance.shape}.")
@@ -283,7 +288,7 @@ def _check_moments(
         raise ValueError('moments are for method="sde": the flow takes all rows along without looking at the batch.')
     if rows < _LEAST_ROWS:
         raise ValueError(f"moments need batches of at least {_LEAST_ROWS} rows, got {rows}: their own moments are chance.")
-    return mean, covariance
+    return mean, *jnp.linalg.eigh(covariance)
 
 
 def _check_options(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tools import assert_close, first
+from tools import assert_close, first, ring
 
 import softntk as sn
 from softntk import diffusion
@@ -68,6 +68,7 @@ def test_bumps_add_up_smoothly(dtype):
     assert (np.argmax(psi, axis=1)[::10] == np.arange(10)).all()
 
 
+@pytest.mark.slow
 def test_kernels_are_interpolated_between_two_knots(x64):
     frame = frame_of(SDE, data("float64"), 3, 1e-3)
     f = FITS["kernel"](jax.random.key(0), data("float64", n=60), times=3)
@@ -95,6 +96,19 @@ def test_score_of_the_exact_denoiser_is_the_exact_score(dtype):
     score = diffusion.score(SDE, lambda t, x: mixture.denoise(SDE, t, x))
     for t in (0.3, jnp.full(50, 0.3, dtype)):
         assert_close(score(t, x), mixture.score(SDE, t, x), rtol=1e-4 if dtype == "float32" else 1e-11)
+
+
+def test_denoising_loss_is_the_error_and_a_constant_that_is_the_same_for_all():
+    """E|f − X_0|² − E|f − E[X_0|X_t]|² = E Var(X_0|X_t), whatever f is; by chance up to 1/√N."""
+    mixture = ring()
+    x0 = mixture.sample(jax.random.key(0), 200_000)
+    for t in (0.05, 0.3):
+        x = SDE.perturb(jax.random.key(1), t, x0)
+        best = mixture.denoise(SDE, t, x)
+        square = lambda u: float(jnp.mean(jnp.sum(u**2, axis=1)))
+        estimators = (x, jnp.zeros_like(x), best, frame_of(SDE, x0, 3, 1e-3).linear(SDE, t, x)[0])
+        constants = [square(f - x0) - square(f - best) for f in estimators]
+        np.testing.assert_allclose(constants, constants[2], rtol=0.03)
 
 
 FITS = {
