@@ -35,7 +35,7 @@ def noised(key: PRNGKeyArray, sde: VPSDE, frame: Frame, x0: Float[Array, "N d"],
     """One noisy sample of each row of x0 at times t, a scalar or [N]."""
     x = sde.perturb(key, t, x0)
     linear, scale = frame.linear(sde, t, x)
-    return Samples(place=frame.place(sde, t), lifted=frame.lift(sde, t, x), targets=(x0 - linear) / scale, scale=scale)
+    return Samples(place=frame.place(sde, t), lifted=frame.lift(sde, t, linear), targets=(x0 - linear) / scale, scale=scale)
 
 
 def bumps(place: Float[Array, " r"], knots: int) -> Float[Array, "r J"]:

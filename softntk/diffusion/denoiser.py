@@ -63,13 +63,13 @@ class Frame:
         linear = self.mean[None] + (along * alpha * self.spreads[None] / total) @ self.axes.T
         return linear, jnp.sqrt(jnp.mean(self.spreads[None] * h / total, axis=1, keepdims=True))
 
-    def lift(self, sde: VPSDE, t: Times, x: Float[Array, "n d"]) -> Float[Array, "n p"]:
-        """z(t, x), [n, d + 1], of unit norm."""
-        time = columns_of_times(t, x)
+    def lift(self, sde: VPSDE, t: Times, linear: Float[Array, "n d"]) -> Float[Array, "n p"]:
+        """z(t, x), [n, d + 1], of unit norm, from ℓ(t, x)."""
+        time = columns_of_times(t, linear)
         alpha, h = sde.alpha(time), sde.variance(time)
         explained = alpha**2 * self.spreads[None] ** 2 / (alpha**2 * self.spreads[None] + h)
         size = jnp.sqrt(jnp.sum(explained, axis=1, keepdims=True))
-        z = jnp.concatenate([(self.linear(sde, t, x)[0] - self.mean[None]) / size, jnp.ones((len(x), 1), x.dtype)], axis=1)
+        z = jnp.concatenate([(linear - self.mean[None]) / size, jnp.ones((len(linear), 1), linear.dtype)], axis=1)
         return z / jnp.linalg.norm(z, axis=1, keepdims=True)
 
     def place(self, sde: VPSDE, t: Times) -> Float[Array, " r"]:
@@ -149,7 +149,7 @@ class Denoiser:
         """
         x = check_points(self.sde, t, x, len(self.frame.mean))
         linear, scale = self.frame.linear(self.sde, t, x)
-        return linear + scale * self.predictor(self.frame.place(self.sde, t), self.frame.lift(self.sde, t, x))
+        return linear + scale * self.predictor(self.frame.place(self.sde, t), self.frame.lift(self.sde, t, linear))
 
     @property
     def advice(self) -> str:

@@ -120,7 +120,7 @@ def sample(
         corrector_steps: Langevin steps at fixed t after each step of "sde".
         corrector_snr: r, which sets their size ε = 2a (r‖z‖/‖s‖)²; norms over the batch, a the factor α² before over after.
         moments: mean [d] and covariance [d, d] of the data: after each step of "sde" the batch is moved to the mean and, along
-            each eigenvector, stretched to the variance that X_t has. See above.
+            each eigenvector, stretched to the variance that X_t has; why, see the module.
         rtol: of "ode", of each step.
         atol: of "ode", of each step.
         max_steps: of "ode".

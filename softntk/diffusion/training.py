@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from softntk import activations, networks
 from softntk._progress import Progress
 from softntk._records import function_record, record, static
-from softntk._validation import check_positive, check_positive_int
+from softntk._validation import check_finite, check_positive, check_positive_int
 from softntk.diffusion import _samples
 from softntk.diffusion.denoiser import Denoiser, Frame, frame_of
 from softntk.diffusion.mixture import Points
@@ -167,6 +167,7 @@ def fit_denoiser(
     """
     if weighting is not None and weighting not in WEIGHTINGS:
         raise ValueError(activations.unknown("weighting", weighting, dict.fromkeys(WEIGHTINGS)))
+    check_finite("levels", jnp.asarray(levels))
     check_positive("the deviation in levels", levels[1])
     for name, value in (("steps", steps), ("draws", draws), ("batch_size", 1 if batch_size is None else batch_size)):
         check_positive_int(name, value)

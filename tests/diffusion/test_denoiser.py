@@ -21,6 +21,10 @@ def data(dtype, n=200, d=3, seed=0):
     return jnp.asarray(rng.normal(size=(n, d)) @ rng.normal(size=(d, d)) + rng.normal(size=d), dtype)
 
 
+def lifted(frame, t, x):
+    return frame.lift(SDE, t, frame.linear(SDE, t, x)[0])
+
+
 @pytest.mark.parametrize("t", first([1e-3, 0.2, 1.0], 0.2))
 def test_linear_part_is_exact_for_gaussian_data(t, dtype):
     x0 = data(dtype)
@@ -37,7 +41,7 @@ def test_linear_part_is_exact_for_gaussian_data(t, dtype):
 def test_lifted_inputs_lie_on_the_sphere_a_typical_one_at_45_degrees(dtype):
     x0 = data(dtype, n=2000)
     for t in (0.01, 0.5):
-        z = frame_of(SDE, x0, 4, 1e-3).lift(SDE, t, SDE.perturb(jax.random.key(1), t, x0))
+        z = lifted(frame_of(SDE, x0, 4, 1e-3), t, SDE.perturb(jax.random.key(1), t, x0))
         assert_close(jnp.linalg.norm(z, axis=1), jnp.ones(len(z)), dtype)
         squared = (1 / np.asarray(z[:, -1], np.float64) ** 2 - 1).mean()  # of the point before it was divided by its norm
         assert squared == pytest.approx(1, rel=0.1)
@@ -47,7 +51,7 @@ def test_directions_without_variance_do_not_count():
     x0 = data("float32").at[:, 1].set(2.0)
     x = SDE.perturb(jax.random.key(1), 0.3, x0)
     frame = frame_of(SDE, x0, 4, 1e-3)
-    assert_close(frame.lift(SDE, 0.3, x), frame.lift(SDE, 0.3, x.at[:, 1].add(7.0)), rtol=1e-5)
+    assert_close(lifted(frame, 0.3, x), lifted(frame, 0.3, x.at[:, 1].add(7.0)), rtol=1e-5)
 
 
 def test_place_among_the_knots(dtype):
@@ -72,7 +76,7 @@ def test_bumps_add_up_smoothly(dtype):
 def test_kernels_are_interpolated_between_two_knots(x64):
     frame = frame_of(SDE, data("float64"), 3, 1e-3)
     f = FITS["kernel"](jax.random.key(0), data("float64", n=60), times=3)
-    z = jnp.asarray(frame.lift(SDE, 0.3, data("float64")[:5]))
+    z = lifted(frame, 0.3, data("float64")[:5])
     at = [f.predictor(jnp.full(1, j, z.dtype), z) for j in range(3)]
     assert_close(f.predictor(jnp.full(1, 1.3, z.dtype), z), 0.7 * at[1] + 0.3 * at[2], rtol=1e-12)
 

@@ -36,7 +36,7 @@ def test_with_all_points_as_landmarks_it_is_kernel_regression(kind, x64):
         coefficients = np.linalg.solve(gram, (np.eye(80) - scipy.linalg.expm(-tau * gram / 80)) @ np.asarray(data.targets))
     x = SDE.perturb(jax.random.key(5), t, x0[:20])
     linear, scale = frame.linear(SDE, t, x)
-    expected = linear + scale * softmax_kernel(sigma, frame.lift(SDE, t, x), data.lifted) @ coefficients
+    expected = linear + scale * softmax_kernel(sigma, frame.lift(SDE, t, linear), data.lifted) @ coefficients
     assert_close(f(t, x), expected, rtol=1e-6)
 
 
