@@ -59,7 +59,7 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 from softntk import activations
 from softntk._progress import Progress
 from softntk._records import static_record
-from softntk._validation import check_finite, check_positive, check_positive_int
+from softntk._validation import check_finite, check_positive, check_positive_int, is_concrete
 from softntk.diffusion import _flow
 from softntk.diffusion.sde import VPSDE, check_min_time
 from softntk.solution import Result, Solution
@@ -135,7 +135,7 @@ def sample(
     Raises:
         ValueError: a shape that is not two positive integers, an unknown method, min_time outside (0, T), numbers that are not
             positive, a score of another shape than x; progress under a transformation; moments of another shape, not finite,
-            with "ode", or with batches of less than 100 rows, whose own moments are chance.
+            not positive semidefinite, with "ode", or with batches of less than 100 rows, whose own moments are chance.
         NumericalError: under ``throw``; the message is the advice.
 
     Example:
@@ -279,6 +279,8 @@ def _check_moments(
     moments: tuple[ArrayLike, ArrayLike], method: str, rows: int, d: int, dtype: np.dtype
 ) -> tuple[Array, Array, Array]:
     """The mean, and eigenvalues and eigenvectors of the covariance."""
+    if len(moments) != 2:
+        raise ValueError(f"moments must be a pair, mean and covariance, got {len(moments)} of them.")
     mean, covariance = (jnp.asarray(each, dtype) for each in moments)
     if mean.shape != (d,) or covariance.shape != (d, d):
         raise ValueError(f"moments must be a mean [{d}] and a covariance [{d}, {d}], got {mean.shape} and {covariance.shape}.")
@@ -288,7 +290,10 @@ def _check_moments(
         raise ValueError('moments are for method="sde": the flow takes all rows along without looking at the batch.')
     if rows < _LEAST_ROWS:
         raise ValueError(f"moments need batches of at least {_LEAST_ROWS} rows, got {rows}: their own moments are chance.")
-    return mean, *jnp.linalg.eigh(covariance)
+    spreads, axes = jnp.linalg.eigh(covariance)
+    if is_concrete(spreads) and float(spreads[0]) < -1e-3 * float(jnp.max(jnp.abs(spreads))):
+        raise ValueError(f"the covariance in moments must have no negative eigenvalue, got {float(spreads[0]):.3g}.")
+    return mean, spreads, axes
 
 
 def _check_options(

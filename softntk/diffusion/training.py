@@ -167,7 +167,9 @@ def fit_denoiser(
     """
     if weighting is not None and weighting not in WEIGHTINGS:
         raise ValueError(activations.unknown("weighting", weighting, dict.fromkeys(WEIGHTINGS)))
-    check_finite("levels", jnp.asarray(levels))
+    if np.shape(levels) != (2,):
+        raise ValueError(f"levels must be a pair, mean and standard deviation, got {levels!r}.")
+    check_finite("levels", np.asarray(levels, float))
     check_positive("the deviation in levels", levels[1])
     for name, value in (("steps", steps), ("draws", draws), ("batch_size", 1 if batch_size is None else batch_size)):
         check_positive_int(name, value)

@@ -46,6 +46,7 @@ def test_kernel_takes_sigma_as_a_number():
     assert_close(_kernel_of("res_softmax", True)(1.7, z, None), net.kernel_fn(z, None, "ntk"), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_errors_along_the_path_are_those_of_its_fits():
     rng = np.random.default_rng(0)
     z, y = (jnp.asarray(rng.normal(size=(300, k)), jnp.float32) for k in (3, 2))

@@ -161,7 +161,7 @@ def test_differentiable_in_what_the_score_closes_over(method, x64):
     assert_close(jax.grad(draw)(0.3), (draw(0.3 + step) - draw(0.3 - step)) / (2 * step), rtol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["sde", "ode"])
+@pytest.mark.parametrize("method", first(["sde", "ode"], "sde"))
 def test_a_score_that_is_not_finite_is_told(method):
     draw = functools.partial(sample, jax.random.key(0), SDE, nan_beyond_one, (64, 2), method, steps=20)
     with pytest.raises(NumericalError, match=r"NONFINITE_SCORE: A score is NaN .* Look at score_fn"):
@@ -341,6 +341,8 @@ def test_an_interrupt_keeps_what_is_done(monkeypatch):
         ({"corrector_snr": 0.0}, "corrector_snr must be a positive finite number, got 0.0."),
         ({"rtol": 1e-12}, "rtol must lie between 1.2e-06, what float32 can give, and 1, got 1e-12."),
         ({"atol": -1.0}, "atol must be a positive finite number, got -1.0."),
+        ({"moments": np.zeros((3, 2))}, "moments must be a pair, mean and covariance, got 3 of them."),
+        ({"moments": (np.zeros(2), -np.eye(2)), "shape": (200, 2)}, "must have no negative eigenvalue, got -1"),
         ({"moments": (np.zeros(3), np.eye(2))}, "moments must be a mean [2] and a covariance [2, 2], got (3,) and (2, 2)."),
         ({"moments": (np.zeros(2), np.full((2, 2), np.nan))}, "moments must be finite"),
         ({"moments": (np.zeros(2), np.eye(2)), "method": "ode"}, 'moments are for method="sde"'),

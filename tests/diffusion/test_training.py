@@ -147,6 +147,7 @@ def test_precision(dtype):
         ({"batch_size": 0}, "batch_size must be a positive"),
         ({"width": 15}, "width must be even"),
         ({"sigma": -1.0}, "sigma must be a positive"),
+        ({"levels": 1.0}, "levels must be a pair"),
         ({"levels": (float("nan"), 1.0)}, "levels must be finite"),
         ({"levels": (0.0, -1.0)}, "deviation in levels must be"),
         ({"ema": 1.0}, r"ema must lie in \[0, 1\)"),
