@@ -84,16 +84,14 @@ def test_meets_its_claim_on_the_ring():
 
 
 @pytest.mark.slow
-def test_stopping_rules_against_hindsight():
-    """Hold-out within 10 % of the best stopping time in 9 of 10 seeds, the least worst risk too, without data left out.
-
-    The rule of the paper, with its constants, stops earlier.
-    """
+@pytest.mark.parametrize("sigma", [2.0, 4.0])
+def test_stopping_rules_against_hindsight(sigma):
+    """Hold-out within 10 % of the best stopping time in 9 of 10 seeds; without data left out, within a factor of two."""
     mixture, t = ring(), 0.15
     ratios = {"holdout": [], "rademacher": [], "least_risk": []}
     for seed in range(10):
         x0 = mixture.sample(jax.random.key(seed), 1024)
-        options = {"times": [t], "sigma": 2.0, "draws": 1, "landmarks": 512}
+        options = {"times": [t], "sigma": sigma, "draws": 1, "landmarks": 512}
         fit = partial(diffusion.kernel_denoiser, jax.random.key(100 + seed), SDE, x0, **options)
         held = fit(stopping="holdout")
         taus = held.stats["time"][0] * 2.0 ** np.arange(-6, 7)
@@ -103,8 +101,8 @@ def test_stopping_rules_against_hindsight():
             ratios[rule].append(relative_score_error(SDE, fit(stopping=rule), mixture, t) / best)
     print(ratios)
     assert sorted(ratios["holdout"])[8] < 1.1
+    assert max(ratios["rademacher"]) < 2
     assert sorted(ratios["least_risk"])[8] < 1.1
-    assert max(ratios["rademacher"]) < 4
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,12 @@ def test_the_stopping_time_is_where_the_papers_rule_is_first_met(noise):
     assert_close(double.time, early_stopping_time(scipy.linalg.block_diag(gram, gram), noise).time)
 
 
+def test_with_constant_one_the_radius_is_the_fixed_point_of_the_complexity():
+    gram, values, _ = positive()
+    radius = early_stopping_time(gram, 0.2, constant=1.0).critical_radius
+    assert_close(0.2 * np.sqrt(np.mean(np.minimum(values / N, radius**2))), radius**2)
+
+
 def test_ties_zeros_and_extremes():
     assert_close(early_stopping_time(np.eye(4), 1 / (2 * np.e)).time, 0.5)
     assert_close(early_stopping_time(np.diag([1.0, 0.0]), 1 / (20 * np.e)).time, 100.0)
@@ -285,6 +291,7 @@ def test_bad_input(untyped):
         (lambda: early_stopping_time(gram, -1.0), "noise must be a positive finite number"),
         (lambda: early_stopping_time(gram, np.nan), "noise must be a positive finite number"),
         (lambda: early_stopping_time(gram, 1.0, norm=0.0), "norm must be a positive finite number"),
+        (lambda: early_stopping_time(gram, 1.0, constant=-1.0), "constant must be a positive finite number, got -1.0"),
         (lambda: early_stopping_time(gram, 1.0, learning_rate=1.5), "learning_rate must be at most 1/λ_max = 1, .* got 1.5"),
         (lambda: early_stopping_time(lopsided, 1.0), "gram must be symmetric"),
         (lambda: early_stopping_time(gram * np.nan, 1.0), "gram must be finite"),
