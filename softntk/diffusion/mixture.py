@@ -8,6 +8,11 @@ X_0 ~ Σ_c w_c N(μ_c, Σ_c) is noised to X_t ~ Σ_c w_c N(αμ_c, C_c),  C_c = 
 π is a softmax of log-densities, so nothing under- or overflows far from all modes. Each Σ_c is decomposed once,
 C_c = U(α²Λ + h)Uᵀ: every t costs products only, and h > 0 is all that it takes for singular covariances.
 
+Derivatives in Σ do not go through the decomposition, which has none where eigenvalues are equal. U and Λ count as constants,
+and R = UᵀΣU − Λ, zero but for its derivatives, enters to second order: with V = α²Λ + h and E = α²R,
+
+    C_c⁻¹ = U(V⁻¹ − V⁻¹EV⁻¹ + V⁻¹EV⁻¹EV⁻¹)Uᵀ,    log det C_c = log det V + tr(V⁻¹E) − ½ tr(V⁻¹EV⁻¹E).
+
 Example:
     >>> import jax, jax.numpy as jnp
     >>> from softntk import diffusion
@@ -43,6 +48,8 @@ _QUERIES = 256  # rows compared with a whole data set at once
 class GaussianMixture:
     r"""Σ_c w_c N(μ_c, Σ_c) in d dimensions, with density, score and denoiser at every time of a process. A pytree.
 
+    Density, score and denoiser may be differentiated twice in all arguments, in Σ too; draws once.
+
     Args:
         weights: w, [c], positive, of sum one.
         means: μ, [c, d].
@@ -71,24 +78,30 @@ class GaussianMixture:
         """Check, and decompose the covariances."""
         _check_mixture(weights, means, covariances)
         self.weights, self.means = jnp.asarray(weights), jnp.asarray(means)
-        spreads, self._axes = jnp.linalg.eigh(jnp.asarray(covariances))
+        covariances = jnp.asarray(covariances)
+        spreads, self._axes = jnp.linalg.eigh(lax.stop_gradient(covariances))
         self._spreads = jnp.maximum(spreads, 0)
+        self._rest = None  # R; where nothing is traced there is no derivative to be had
+        if not is_concrete(covariances):
+            turned = jnp.einsum("cji,cjk,ckl->cil", self._axes, covariances, self._axes, precision="highest")
+            self._rest = (turned + turned.swapaxes(1, 2)) / 2 - jax.vmap(jnp.diag)(self._spreads)
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], None]:
-        """Weights, means, eigenvalues and eigenvectors."""
-        return (self.weights, self.means, self._spreads, self._axes), None
+        """Weights, means, eigenvalues, eigenvectors, and what the covariances are beside these."""
+        return (self.weights, self.means, self._spreads, self._axes, self._rest), None
 
     @classmethod
     def tree_unflatten(cls, _: None, leaves: tuple[Any, ...]) -> "GaussianMixture":
         """What was flattened."""
         self = object.__new__(cls)
-        self.weights, self.means, self._spreads, self._axes = leaves
+        self.weights, self.means, self._spreads, self._axes, self._rest = leaves
         return self
 
     @property
     def covariances(self) -> Float[Array, "c d d"]:
         """Σ, from its decomposition."""
-        return jnp.einsum("cie,ce,cje->cij", self._axes, self._spreads, self._axes)
+        inner = jax.vmap(jnp.diag)(self._spreads) + (0 if self._rest is None else self._rest)
+        return jnp.einsum("cie,cef,cjf->cij", self._axes, inner, self._axes)
 
     def sample(self, key: PRNGKeyArray, n: int) -> Float[Array, "n d"]:
         """Independent draws of X_0, [n, d].
@@ -99,7 +112,12 @@ class GaussianMixture:
         check_positive_int("n", n)
         of_mode, of_noise = jax.random.split(key)
         mode = jax.random.choice(of_mode, len(self.weights), (n,), p=self.weights)
-        noise = jnp.sqrt(self._spreads)[mode] * jax.random.normal(of_noise, (n, self.means.shape[1]), self.means.dtype)
+        normal = jax.random.normal(of_noise, (n, self.means.shape[1]), self.means.dtype)
+        roots = jnp.sqrt(self._spreads)
+        noise = roots[mode] * normal
+        if self._rest is not None:  # the derivative of a root
+            sums = roots[:, :, None] + roots[:, None, :]
+            noise = noise + jnp.einsum("nij,nj->ni", (self._rest / jnp.where(sums > 0, sums, jnp.inf))[mode], normal)
         return self.means[mode] + jnp.einsum("nie,ne->ni", self._axes[mode], noise)
 
     def log_density(self, sde: VPSDE, t: Times, x: Points) -> Float[Array, " n"]:
@@ -124,9 +142,13 @@ class GaussianMixture:
     def denoise(self, sde: VPSDE, t: Times, x: Points) -> Float[Array, "n d"]:
         """E[X_0 | X_t = x], [n, d]; arguments and errors as :meth:`log_density`."""
         logits, whitened, alpha, _ = self._parts(sde, t, x)
-        shift = alpha[:, :, None] * self._spreads[None] * whitened
+        shift = alpha[:, :, None] * (self._spreads[None] * whitened + self._beside(whitened))
         weights = jax.nn.softmax(logits, axis=1)
         return jnp.matmul(weights, self.means, precision="highest") + jnp.einsum("nc,cie,nce->ni", weights, self._axes, shift)
+
+    def _beside(self, v: Array) -> Array | float:
+        """R v of each mode, [n, c, d]."""
+        return 0.0 if self._rest is None else jnp.einsum("cij,ncj->nci", self._rest, v, precision="highest")
 
     def _parts(self, sde: VPSDE, t: Times, x: Points) -> tuple[Array, Array, Array, Array]:
         """Joint log-densities [n, c], C_c⁻¹(x − αμ_c) in the axes of each mode [n, c, d], α and h [n, 1]."""
@@ -136,8 +158,14 @@ class GaussianMixture:
         variances = (alpha**2)[:, :, None] * self._spreads[None] + h[:, :, None]
         centred = x[:, None, :] - alpha[:, :, None] * self.means[None]
         along = jnp.einsum("nci,cie->nce", centred, self._axes, precision="highest")
-        whitened = along / variances
-        quadratic = jnp.sum(along * whitened + jnp.log(variances), axis=2)
+        whitened, log_volume = along / variances, jnp.sum(jnp.log(variances), axis=2)
+        if self._rest is not None:
+            scaled = (alpha**2)[:, :, None] / variances
+            once = scaled * self._beside(whitened)
+            whitened = whitened - once + scaled * self._beside(once)
+            log_volume = log_volume + jnp.einsum("cii,nci->nc", self._rest, scaled)
+            log_volume = log_volume - jnp.einsum("cij,cij,nci,ncj->nc", self._rest, self._rest, scaled, scaled) / 2
+        quadratic = jnp.sum(along * whitened, axis=2) + log_volume
         logits = jnp.log(self.weights)[None] - (quadratic + x.shape[1] * math.log(2 * math.pi)) / 2
         return logits, whitened, alpha, h
 
@@ -216,9 +244,13 @@ class EmpiricalDistribution:
             alpha, h = sde.alpha(time), sde.variance(time)
             point = point - alpha * self._centre
             logits = alpha * (jnp.matmul(centred, point, precision="highest") - alpha * squares / 2) / h
-            density = jax.nn.logsumexp(logits) - jnp.sum(point**2) / (2 * h)
+            # XLA computes large logits again for each use, with other roundings: none may exceed the largest, which stays in.
+            nearest = jnp.argmax(logits)
+            behind = logits - logits[nearest]
+            behind = jnp.where((behind > 0) | (jnp.arange(len(centred)) == nearest), 0, behind)
+            density = logits[nearest] + jax.nn.logsumexp(behind) - jnp.sum(point**2) / (2 * h)
             density = density - math.log(len(centred)) - len(point) / 2 * jnp.log(2 * math.pi * h)
-            return density, self._centre + jnp.matmul(jax.nn.softmax(logits), centred, precision="highest")
+            return density, self._centre + jnp.matmul(jax.nn.softmax(behind), centred, precision="highest")
 
         return lax.map(of_row, (times, x), batch_size=_QUERIES)
 

@@ -145,6 +145,66 @@ def test_a_time_for_each_row_and_transformations(kind, name, dtype):
     assert_close(jax.vmap(lambda t, x: function(of, t, x[None])[0])(t, x), together, rtol=rtol)
 
 
+def dense_log_density(weights, means, covariances, t, x):
+    """By Cholesky factors, which have a derivative everywhere."""
+    alpha, noise = SDE.alpha(t), SDE.variance(t) * jnp.eye(means.shape[1])
+    each = [
+        jnp.log(w) + jax.vmap(jax.scipy.stats.multivariate_normal.logpdf, (0, None, None))(x, alpha * m, alpha**2 * c + noise)
+        for w, m, c in zip(weights, means, covariances, strict=True)
+    ]
+    return jax.nn.logsumexp(jnp.stack(each), axis=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    first(
+        itertools.product([*NAMES, "slope", "covariances"], ["isotropic", "generic", "singular"]), ("log_density", "isotropic")
+    ),
+)
+def test_derivatives_in_the_covariances(name, kind, x64):
+    """Also where eigenvalues are equal; that of the slope is the second derivative of the density."""
+    of, x, t = mixture(3, modes=2), spread_out(3)[:3], 0.3
+    covariances = {
+        "isotropic": jnp.tile(0.5 * jnp.eye(3), (2, 1, 1)),
+        "generic": of.covariances,
+        "singular": jnp.tile(jnp.diag(jnp.array([1.0, 1.0, 0.0])), (2, 1, 1)),
+    }[kind]
+    symmetric = lambda c: (c + c.swapaxes(1, 2)) / 2
+    made = lambda c: GaussianMixture(of.weights, of.means, symmetric(c))
+    dense = lambda c, x: dense_log_density(of.weights, of.means, symmetric(c), t, x)
+    score = lambda c: jax.grad(lambda x: dense(c, x).sum())(x)
+    ours, theirs = {
+        "log_density": (lambda c: made(c).log_density(SDE, t, x), lambda c: dense(c, x)),
+        "score": (lambda c: made(c).score(SDE, t, x), score),
+        "denoise": (lambda c: made(c).denoise(SDE, t, x), lambda c: (x + SDE.variance(t) * score(c)) / SDE.alpha(t)),
+        "slope": (jax.grad(lambda c: made(c).log_density(SDE, t, x).sum()), jax.grad(lambda c: dense(c, x).sum())),
+        "covariances": (lambda c: made(c).covariances, symmetric),
+    }[name]
+    assert_close(jax.jacobian(ours)(covariances), jax.jacobian(theirs)(covariances), rtol=1e-9)
+
+
+@pytest.mark.slow
+def test_draws_can_be_differentiated_in_the_covariances(x64):
+    """E XXᵀ follows Σ."""
+    made = lambda c: GaussianMixture(jnp.ones(1), jnp.zeros((1, 2)), c).sample(jax.random.key(0), 40_000)
+    second = lambda c: made(c).T @ made(c) / 40_000
+    direction = jnp.array([[[0.5, 1.0], [1.0, -0.3]]])
+    assert_close(jax.jvp(second, (jnp.eye(2)[None],), (direction,))[1], direction[0], rtol=0.05)
+
+
+@pytest.mark.parametrize(("d", "scale", "t"), first([(2, 100.0, 1e-5), (16, 30.0, 1e-5), (2, 1e6, 0.5)], (2, 100.0, 1e-5)))
+def test_points_that_are_far_apart_for_the_noise(d, scale, t):
+    """Weights of e to the power of ten to the ten: the nearest point is the answer."""
+    data = scale * jax.random.normal(jax.random.key(0), (300, d))
+    x = SDE.perturb(jax.random.key(1), t, data)
+    for denoise in (
+        EmpiricalDistribution(data).denoise,
+        jax.jit(lambda *a: EmpiricalDistribution(data).denoise(*a), static_argnums=0),
+    ):
+        assert_close(denoise(SDE, t, x), data, rtol=1e-6)
+    assert np.isfinite(EmpiricalDistribution(data).score(SDE, t, x)).all()
+
+
 @pytest.mark.slow
 def test_draws_have_the_moments(x64):
     of = mixture(3, seed=4)
