@@ -196,11 +196,11 @@ def _draw(
         x = _localise(score_fn, of_path, sde, x, options, moments)
         bad = ~jnp.isfinite(x).all(axis=1)
     else:
-        ends = _flow.angle(sde, sde.horizon, x.dtype), _flow.angle(sde, options.min_time, x.dtype)
 
         def field(theta: Array, x: Array) -> tuple[Array]:
             return (-jnp.tan(theta) * (x + _flow.score_at(score_fn, _flow.time_of_angle(sde, theta), x)),)
 
+        ends = _flow.angles(sde, options.min_time, x.dtype)
         (x,), bad, code = _flow.flow(field, (x,), ends, options.tolerances, options.max_steps)
     lost = bad | (code != Result.SUCCESSFUL)
     return jnp.where(lost[:, None], jnp.inf, x), _flow.code_of_rows(bad, code)
@@ -215,8 +215,8 @@ def _localise(
     moments: tuple[Array, Array, Array] | None,
 ) -> Array:
     """The reverse equation from x at T, in ρ: α² = ρ/(1 + ρ), h = 1/(1 + ρ)."""
-    ends = sde.log_snr(jnp.asarray([sde.horizon, options.min_time], x.dtype))
-    ratios = jnp.exp(jnp.linspace(ends[0], ends[1], options.steps + 1))
+    first, last = _flow.first_log_snr(sde, x.dtype), sde.log_snr(jnp.asarray(options.min_time, x.dtype))
+    ratios = jnp.exp(jnp.linspace(first, last, options.steps + 1))
 
     def shrink(rho: Array) -> Array:
         return 1 / jnp.sqrt(rho * (1 + rho))  # h/α
@@ -268,8 +268,8 @@ def _localise(
 
 
 def _check_shape(shape: Sequence[int]) -> tuple[int, int]:
-    if len(shape) != 2:
-        raise ValueError(f"shape must be (n, d), n samples in d dimensions, got {tuple(shape)}.")
+    if np.shape(shape) != (2,):
+        raise ValueError(f"shape must be (n, d), n samples in d dimensions, got {shape!r}.")
     for axis, size in enumerate(shape):
         check_positive_int(f"shape[{axis}]", size)
     return int(shape[0]), int(shape[1])

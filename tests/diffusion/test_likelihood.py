@@ -10,19 +10,20 @@ import pytest
 import scipy.stats
 from tools import assert_close, first
 
-from softntk.diffusion import GaussianMixture, log_likelihood, vp_sde
+from softntk.diffusion import GaussianMixture, constant_sde, cosine_sde, log_likelihood, vp_sde
 from softntk.solution import NumericalError
 
 SDE = vp_sde()
 AT = 1e-5
+NOTHING_LEFT = [vp_sde(beta_max=80.0), constant_sde(10.0, horizon=10.0), cosine_sde(final_alpha=1e-9)]
 
 
-def centred_mixture(d, dtype):
-    """Two Gaussians whose mean is 0, so that what is left at T does not matter."""
+def two_modes(d, dtype):
+    """Two Gaussians, whose mean is not 0."""
     rng = np.random.default_rng(d)
     mean, roots = rng.normal(size=d) / np.sqrt(d), rng.normal(size=(2, d, d)) / np.sqrt(d)
     covariances = 0.3 * roots @ roots.transpose(0, 2, 1) + 0.05 * np.eye(d)
-    arrays = np.array([0.25, 0.75]), np.stack([1.5 * mean, -0.5 * mean]), covariances
+    arrays = np.array([0.25, 0.75]), np.stack([1.5 * mean, -0.5 * mean]) + 3, covariances
     return GaussianMixture(*(jnp.asarray(a, dtype) for a in arrays))
 
 
@@ -32,31 +33,40 @@ def centred_mixture(d, dtype):
     indirect=["dtype"],
 )
 def test_a_mixture(d, dtype):
-    mixture = centred_mixture(d, dtype)
+    mixture = two_modes(d, dtype)
     x = mixture.sample(jax.random.key(1), 40)
     found = log_likelihood(SDE, lambda t, x: mixture.score(SDE, t, x), x)
     assert found.dtype == dtype
     assert np.abs(found - mixture.log_density(SDE, AT, x)).max() < 1e-3
 
 
-def test_the_model_of_a_gaussian_is_the_gaussian_of_the_affine_map(x64):
-    """Started at N(0, I) the flow ends at another mean and variance than that of the data: known, to the last digit."""
-    mean, spread = np.array([3.0, -1.0]), np.array([0.3, 2.0])
+GAUSSIANS = [((3.0, -1.0), (0.3, 2.0), 20), ((50.0,), (10.0,), 1), ((0.0, 9.0, 1.0), (1.0, 0.1, 3.0), 2)]
+
+
+@pytest.mark.parametrize(("mean", "spread", "rows"), first(GAUSSIANS, GAUSSIANS[0]))
+def test_a_gaussian_is_known_to_the_last_digit(mean, spread, rows, x64):
+    """What is left of its mean and covariance at T is not forgotten; fewer rows than dimensions, too."""
+    mean, spread = np.array(mean), np.array(spread)
     data = GaussianMixture(jnp.ones(1), jnp.asarray(mean)[None], jnp.asarray(np.diag(spread**2))[None])
-    x = data.sample(jax.random.key(0), 20)
+    x = data.sample(jax.random.key(0), rows)
     found = log_likelihood(SDE, lambda t, x: data.score(SDE, t, x), x, min_time=1e-3, rtol=1e-9, atol=1e-9)
-    alpha = [float(SDE.alpha(t)) for t in (1.0, 1e-3)]
-    ratio = np.sqrt(
-        (alpha[1] ** 2 * spread**2 + float(SDE.variance(1e-3))) / (alpha[0] ** 2 * spread**2 + float(SDE.variance(1.0)))
-    )
-    desired = scipy.stats.norm(alpha[1] * mean - ratio * alpha[0] * mean, ratio).logpdf(np.asarray(x)).sum(axis=1)
+    alpha, h = float(SDE.alpha(1e-3)), float(SDE.variance(1e-3))
+    desired = scipy.stats.norm(alpha * mean, np.sqrt(alpha**2 * spread**2 + h)).logpdf(np.asarray(x)).sum(axis=1)
     assert_close(found, desired, rtol=1e-7)
+
+
+@pytest.mark.parametrize("sde", first(NOTHING_LEFT, NOTHING_LEFT[1]))
+def test_processes_that_leave_nothing_of_the_data(sde):
+    data = two_modes(2, "float32")
+    x = data.sample(jax.random.key(1), 40)
+    found = log_likelihood(sde, lambda t, x: data.score(sde, t, x), x)
+    assert np.abs(found - data.log_density(sde, AT, x)).max() < 1e-3
 
 
 @pytest.mark.parametrize("probes", first([1, 16], 1))
 @pytest.mark.slow
 def test_the_random_trace_is_unbiased(probes, x64):
-    mixture = centred_mixture(3, "float64")
+    mixture = two_modes(3, "float64")
     x = jnp.tile(mixture.sample(jax.random.key(1), 2), (200, 1))
     found = log_likelihood(
         SDE, lambda t, x: mixture.score(SDE, t, x), x, key=jax.random.key(2), trace="hutchinson", probes=probes, rtol=1e-4

@@ -78,7 +78,7 @@ def test_the_ring_is_sampled(method, options):
 
 @pytest.mark.slow
 @pytest.mark.optimised
-@pytest.mark.parametrize("sde", [constant_sde(), cosine_sde()])
+@pytest.mark.parametrize("sde", [constant_sde(), cosine_sde(), constant_sde(10.0, horizon=10.0)])
 @pytest.mark.parametrize(
     ("method", "options"),
     [("sde", {}), ("sde", {"steps": 100, "corrector_steps": 1}), ("ode", {}), ("ode", {"min_time": 1e-4})],
