@@ -168,7 +168,7 @@ def picture(reports: Sequence[Report], encoding: Encoding, path: Path) -> None:
     for i, r in enumerate(reports):
         share = r.table["carrier"].value_counts(normalize=True).reindex(carriers, fill_value=0)
         panels[0, 3].bar(np.arange(len(carriers)) + (i - 1) * width, share, width, color=COLOURS[r.name])
-    panels[0, 3].set_xticks(np.arange(len(carriers)), carriers, fontsize=7)
+    panels[0, 3].set_xticks(np.arange(len(carriers)), carriers, fontsize=8, rotation=60)
     panels[0, 3].set(xlabel="carrier", ylabel="share")
     for panel, r in zip(panels[1], reports, strict=False):
         image = panel.imshow(r.correlations, vmin=-1, vmax=1, cmap="RdBu_r")

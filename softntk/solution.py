@@ -37,8 +37,9 @@ class Result(enum.IntEnum):
 _ADVICE = {
     Result.SUCCESSFUL: "The routine did what it was asked for.",
     Result.DIVERGED: (
-        "The loss became NaN or infinite; the value returned is the last one before that. Use a smaller learning rate: "
-        "gradient descent on a least-squares loss needs less than 2/λ_max of the kernel (ntk.extreme_eigenvalues)."
+        "The loss became NaN or infinite, or many times what it was; the value returned is the last one before that. Use a "
+        "smaller learning rate: gradient descent on a least-squares loss needs less than 2/λ_max of the kernel "
+        "(ntk.extreme_eigenvalues)."
     ),
     Result.NONFINITE_INPUT: "The loss is NaN or infinite at the starting point. Look for non-finite data or parameters.",
     Result.MAX_STEPS: (

@@ -165,10 +165,17 @@ class Score:
     denoiser: Any
 
     def __call__(self, t: Times, x: Points) -> Float[Array, "n d"]:
-        """(α f(t, x) − x)/h, [n, d]."""
+        """(α f(t, x) − x)/h, [n, d].
+
+        Raises:
+            ValueError: t outside (0, T]; x no finite floating-point matrix; a denoiser that returns another shape.
+        """
+        x = check_points(self.sde, t, x)
         denoised = self.denoiser(t, x)
-        time = columns_of_times(t, denoised)
-        return (self.sde.alpha(time) * denoised - jnp.asarray(x)) / self.sde.variance(time)
+        if jnp.shape(denoised) != x.shape:
+            raise ValueError(f"the denoiser must return the shape of x, {x.shape}, got {jnp.shape(denoised)}.")
+        time = columns_of_times(t, x)
+        return (self.sde.alpha(time) * denoised - x) / self.sde.variance(time)
 
 
 def score(sde: VPSDE, denoiser: Callable[[Times, Points], Array]) -> Score:

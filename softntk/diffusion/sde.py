@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from softntk import activations
 from softntk._records import static_record
-from softntk._validation import check_positive, check_positive_int, check_rows, is_concrete
+from softntk._validation import check_finite, check_positive, check_positive_int, check_rows, is_concrete
 
 WEIGHTINGS = ("denoising", "noise", "score", "likelihood")
 
@@ -38,8 +38,8 @@ def _real(t: ArrayLike) -> Array:
 class VPSDE:
     """What all schedules share; a schedule adds ``rate`` (g), ``integral`` (I) and ``_time_of_integral``.
 
-    Functions of t take scalars or arrays and are plain JAX. Times outside [0, horizon] are for :meth:`check_times` to refuse,
-    which every function of the package that takes times from its user calls.
+    The functions of t that make up the schedule take scalars or arrays and are plain JAX, without checks. Times outside
+    (0, horizon] are for :meth:`check_times` to refuse, which every other function of the package that takes times calls.
 
     Attributes:
         horizon: T > 0.
@@ -96,14 +96,14 @@ class VPSDE:
 
         Args:
             key: randomness.
-            t: in [0, horizon], a scalar or [n].
+            t: in (0, horizon], a scalar or [n].
             x0: [n, d].
 
         Returns:
             [n, d].
 
         Raises:
-            ValueError: x0 no finite floating-point matrix; t of a shape that is neither () nor (n,).
+            ValueError: x0 no finite floating-point matrix; t outside (0, horizon] or of a shape that is neither () nor (n,).
 
         Example:
             >>> import jax, jax.numpy as jnp
@@ -111,6 +111,7 @@ class VPSDE:
             (2, 3)
         """
         check_rows("x0", x0)
+        self.check_times(t)
         x0 = jnp.asarray(x0)
         t = columns_of_times(t, x0)
         return self.alpha(t) * x0 + jnp.sqrt(self.variance(t)) * jax.random.normal(key, x0.shape, x0.dtype)
@@ -132,7 +133,7 @@ class VPSDE:
             [n].
 
         Raises:
-            ValueError: n not a positive integer, min_time outside (0, horizon), spread not positive.
+            ValueError: n not a positive integer, min_time outside (0, horizon), centre not finite, spread not positive.
 
         Example:
             >>> import jax
@@ -145,6 +146,7 @@ class VPSDE:
         check_positive_int("n", n)
         check_positive("spread", spread)
         check_min_time(self, min_time)
+        check_finite("centre", 0.0 if centre is None else centre)
         if centre is None:
             return jax.random.uniform(key, (n,), minval=min_time, maxval=self.horizon)
         lower, upper = ((self.log_snr(t) - centre) / spread for t in (self.horizon, min_time))
@@ -162,7 +164,7 @@ class VPSDE:
             The shape of t.
 
         Raises:
-            ValueError: an unknown kind.
+            ValueError: an unknown kind; t outside (0, horizon].
 
         Example:
             >>> round(float(vp_sde().weight(0.5, "noise")), 4)
@@ -172,6 +174,7 @@ class VPSDE:
         """
         if kind not in WEIGHTINGS:
             raise ValueError(activations.unknown("kind", kind, dict.fromkeys(WEIGHTINGS)))
+        self.check_times(t)
         signal, noise = self.alpha(t) ** 2, self.variance(t)
         if kind == "denoising":
             return jnp.ones_like(noise)
@@ -192,15 +195,15 @@ def columns_of_times(t: ArrayLike, x: Array) -> Float[Array, "n 1"]:
     return jnp.broadcast_to(jnp.asarray(t, x.dtype), (n,))[:, None]
 
 
-def check_points(sde: VPSDE, t: ArrayLike, x: ArrayLike, d: int) -> Array:
-    """The points [n, d] at times t in (0, T], as an array.
+def check_points(sde: VPSDE, t: ArrayLike, x: ArrayLike, d: int | None = None) -> Array:
+    """The points [n, d] at times t in (0, T], as an array; of any dimension if none is given.
 
     Raises:
         ValueError: times or points that are refused.
     """
     check_rows("x", x)
     sde.check_times(t)
-    if jnp.shape(x)[1] != d:
+    if d is not None and jnp.shape(x)[1] != d:
         raise ValueError(f"x must have shape [n, {d}], the dimension of the distribution, got {jnp.shape(x)}.")
     return jnp.asarray(x)
 

@@ -119,7 +119,8 @@ def fit_denoiser(
     Args:
         key: of weights, noise, times and batches.
         sde: the noising process.
-        x0: data, [n, d].
+        x0: data, [n, d]. Columns of very different scales should be standardised: a network's errors are of one size in all
+            coordinates, and drown a column of small deviation.
         family: of :func:`softntk.networks.two_layer`.
         width: m, even.
         sigma: σ of the initial weights; None: 7/√(d + 1) for softmax and res_softmax, whose features are then as sharp in every
@@ -141,7 +142,8 @@ def fit_denoiser(
             eigenvalues λ: the noise levels that count. Ignored with a single time.
         progress: show step and loss (rich).
         checkpoint: a file, written after each hundred steps by an atomic rename. If it is there the fit goes on from it, and
-            ends with the same bits.
+            ends with the same bits. A file of another fit is told by its data, key and first step; of ``tx`` what that step
+            does not show, as a schedule that differs later, must be the same.
         throw: raise if the fit diverges, instead of warning and returning the last good weights.
 
     Returns:
@@ -319,8 +321,10 @@ def _in_chunks(
     advance = jax.jit(run.advance, static_argnums=2)
     carry = run.start(params)
     losses = np.zeros(steps, np.asarray(jax.tree.leaves(params)[0]).dtype)
-    mark = "" if checkpoint is None else _checkpoint.fingerprint((data, carry, run.key, np.asarray([steps, run.ema])))
-    kept = None if checkpoint is None else _checkpoint.load(checkpoint, (carry, jnp.asarray(losses)), mark)
+    kept, mark = None, ""
+    if checkpoint is not None:  # all that the fit depends on shows in what its first step does, to the last bit
+        mark = _checkpoint.fingerprint((data, carry, advance(data, carry, 1), run.key, np.asarray([steps, run.ema])))
+        kept = _checkpoint.load(checkpoint, (carry, jnp.asarray(losses)), mark)
     if kept is not None:
         carry, losses = kept[0], np.array(kept[1])
     hopeless = _HOPELESS * float(jax.jit(run.loss)(params, data, run.key))

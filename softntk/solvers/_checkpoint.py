@@ -60,9 +60,12 @@ def load(path: str | os.PathLike, tree: Any, mark: str) -> Any | None:
     """The tree that was saved, in the structure of ``tree``; None if there is no file.
 
     Raises:
-        ValueError: a file that is no checkpoint, is damaged, or belongs to another run. It is left as it is.
+        ValueError: a file that is no checkpoint, is damaged, or belongs to another run. It is left as it is. A directory that
+            does not exist.
     """
     path = Path(path)
+    if not path.parent.is_dir():
+        raise ValueError(f"checkpoint {str(path)!r} cannot be written: there is no directory {str(path.parent)!r}.")
     if not path.exists():
         return None
     leaves, structure = jax.tree.flatten(tree)

@@ -102,6 +102,23 @@ def test_score_of_the_exact_denoiser_is_the_exact_score(dtype):
         assert_close(score(t, x), mixture.score(SDE, t, x), rtol=1e-4 if dtype == "float32" else 1e-11)
 
 
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize(
+    ("denoiser", "t", "x", "message"),
+    [
+        (jnp.zeros_like, 0.0, jnp.ones((3, 2)), "t must lie in"),
+        (jnp.zeros_like, -0.1, jnp.ones((3, 2)), "t must lie in"),
+        (jnp.zeros_like, 2.0, jnp.ones((3, 2)), "t must lie in"),
+        (jnp.zeros_like, 0.5, jnp.ones(3), "x must have shape"),
+        (lambda x: x[:1], 0.5, jnp.ones((3, 2)), "must return the shape of x"),
+        (lambda x: x[:, 0], 0.5, jnp.ones((3, 2)), "must return the shape of x"),
+    ],
+)
+def test_a_score_refuses_what_it_cannot_mean(denoiser, t, x, message):
+    with pytest.raises(ValueError, match=message):
+        diffusion.score(SDE, lambda t, x: denoiser(x))(t, x)
+
+
 def test_denoising_loss_is_the_error_and_a_constant_that_is_the_same_for_all():
     """E|f − X_0|² − E|f − E[X_0|X_t]|² = E Var(X_0|X_t), whatever f is; by chance up to 1/√N."""
     mixture = ring()

@@ -18,8 +18,8 @@ SDE = diffusion.vp_sde()
 X0 = ring().sample(jax.random.key(0), 300)
 
 
-def fit(steps=250, seed=1, **options):
-    return diffusion.fit_denoiser(jax.random.key(seed), SDE, X0, **{"width": 16, "batch_size": 32, **options}, steps=steps)
+def fit(steps=250, seed=1, sde=SDE, **options):
+    return diffusion.fit_denoiser(jax.random.key(seed), sde, X0, **{"width": 16, "batch_size": 32, **options}, steps=steps)
 
 
 def leaves(f):
@@ -88,10 +88,32 @@ def test_resumed_runs_have_the_same_bits(tmp_path, monkeypatch):
     assert same(fit(checkpoint=file), whole)  # it is over already
     with pytest.raises(ValueError, match="belongs to another"):
         fit(checkpoint=file, seed=2)
+    with pytest.raises(ValueError, match="there is no directory"):
+        fit(checkpoint=tmp_path / "none" / "fit")
     file.write_bytes(b"broken")
     with pytest.raises(ValueError, match="damaged"):
         fit(checkpoint=file)
     assert file.read_bytes() == b"broken"
+
+
+OTHERS = {
+    "batch_size": 8,
+    "weighting": "noise",
+    "levels": (0.0, 1.0),
+    "times": [0.2, 0.5],
+    "train_readout": False,
+    "family": "relu",
+    "tx": optax.sgd(2e-3),
+    "sde": diffusion.cosine_sde(),
+}
+
+
+@pytest.mark.parametrize("name", first(OTHERS, "levels"))
+def test_a_checkpoint_of_another_fit_is_refused(name, tmp_path):
+    plain = {"steps": 5, "tx": optax.sgd(1e-3), "sigma": 1.0}
+    fit(checkpoint=tmp_path / "fit", **plain)
+    with pytest.raises(ValueError, match="belongs to another"):
+        fit(checkpoint=tmp_path / "fit", **plain | {name: OTHERS[name]})
 
 
 def test_a_fit_that_diverges_stops_and_returns_what_was_good():
