@@ -13,11 +13,21 @@ import softntk
 
 # Five to fifteen seconds each: examples that train networks, and examples of thousands of points.
 HEAVY = {
+    "softntk.curvature.sketch",
     "softntk.diffusion._kernel_denoiser",
     "softntk.diffusion._linearised_denoiser",
+    "softntk.diffusion.metrics",
+    "softntk.diffusion.mixture",
+    "softntk.diffusion.training",
+    "softntk.ntk.depth",
+    "softntk.solvers._contraction",
+    "softntk.solvers._minimise",
+    "softntk.solvers.natural_gradient",
     "softntk.solvers.newton",
+    "softntk.theory._perturbation",
     "softntk.theory.feature_learning",
     "softntk.theory.lazy",
+    "softntk.theory.minimum",
     "softntk.theory.risk",
 }
 MODULES = sorted(m.name for m in pkgutil.walk_packages(softntk.__path__, "softntk."))

@@ -114,6 +114,7 @@ def test_resnet_softmax(tmp_path, capsys):
 
 
 @pytest.mark.optimised
+@pytest.mark.slow
 def test_in_context(tmp_path, capsys):
     report = load("in_context").main(["--small", "--output", str(tmp_path / "picture.png")])
     assert np.all(np.diff(report.losses) <= 0)

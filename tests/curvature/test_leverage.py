@@ -116,6 +116,7 @@ def test_draws_are_unbiased(x64):
 
 
 @pytest.mark.parametrize("kind", first(KINDS, "sparse"))
+@pytest.mark.slow
 def test_a_sketched_hessian_keeps_its_low_rank_part(kind, x64):
     A = coherent(50, 4)
     p = sn.regression.problem(KINDS[kind](0.1 * A), jnp.full(50, 0.02), "res_exp", weights=0.5)

@@ -155,14 +155,20 @@ def dense_log_density(weights, means, covariances, t, x):
     return jax.nn.logsumexp(jnp.stack(each), axis=0)
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    first(
-        itertools.product([*NAMES, "slope", "covariances"], ["isotropic", "generic", "singular"]), ("log_density", "isotropic")
-    ),
-)
+def test_the_derivative_in_a_covariance_whose_eigenvalues_are_equal(x64):
+    """½α²(C⁻¹rrᵀC⁻¹ − C⁻¹) of each row, with r = x − αμ."""
+    mean, x, t = jnp.asarray([[1.0, -1.0]]), spread_out(2), 0.3
+    slope = jax.grad(lambda c: GaussianMixture(jnp.ones(1), mean, c).log_density(SDE, t, x).sum())(0.5 * jnp.eye(2)[None])
+    alpha, h = float(SDE.alpha(t)), float(SDE.variance(t))
+    inverse, away = np.eye(2) / (0.5 * alpha**2 + h), np.asarray(x) - alpha * np.asarray(mean)
+    assert_close(slope[0], alpha**2 / 2 * (inverse @ away.T @ away @ inverse - len(x) * inverse), rtol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["isotropic", "generic", "singular"])
+@pytest.mark.parametrize("name", [*NAMES, "slope", "covariances"])
+@pytest.mark.slow
 def test_derivatives_in_the_covariances(name, kind, x64):
-    """Also where eigenvalues are equal; that of the slope is the second derivative of the density."""
+    """Of a mixture, against automatic differentiation; that of the slope is the second derivative of the density."""
     of, x, t = mixture(3, modes=2), spread_out(3)[:3], 0.3
     covariances = {
         "isotropic": jnp.tile(0.5 * jnp.eye(3), (2, 1, 1)),
@@ -197,11 +203,7 @@ def test_points_that_are_far_apart_for_the_noise(d, scale, t):
     """Weights of e to the power of ten to the ten: the nearest point is the answer."""
     data = scale * jax.random.normal(jax.random.key(0), (300, d))
     x = SDE.perturb(jax.random.key(1), t, data)
-    for denoise in (
-        EmpiricalDistribution(data).denoise,
-        jax.jit(lambda *a: EmpiricalDistribution(data).denoise(*a), static_argnums=0),
-    ):
-        assert_close(denoise(SDE, t, x), data, rtol=1e-6)
+    assert_close(compiled("denoise")(EmpiricalDistribution(data), t, x), data, rtol=1e-6)
     assert np.isfinite(EmpiricalDistribution(data).score(SDE, t, x)).all()
 
 

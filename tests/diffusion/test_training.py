@@ -85,7 +85,13 @@ def test_resumed_runs_have_the_same_bits(tmp_path, monkeypatch):
     assert stopped.stats["steps"] == 100
     monkeypatch.setattr(training._checkpoint, "save", save)
     assert same(fit(checkpoint=file), whole)
-    assert same(fit(checkpoint=file), whole)  # it is over already
+
+
+@pytest.mark.slow
+def test_checkpoints_that_are_over_or_broken(tmp_path):
+    file = tmp_path / "fit"
+    whole = fit(checkpoint=file)
+    assert same(fit(checkpoint=file), whole)
     with pytest.raises(ValueError, match="belongs to another"):
         fit(checkpoint=file, seed=2)
     with pytest.raises(ValueError, match="there is no directory"):

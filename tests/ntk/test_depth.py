@@ -118,6 +118,7 @@ def test_correlations_decay_by_the_depth_scale(x64):
     assert_close(-1 / np.log(distance[31] / distance[30]), found.depth_scale, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_everything_in_the_table_runs_under_jit_and_grad():
     for name, activation in ACTIVATIONS.items():
         normalized = name in ("exp", "res_exp", "cosh")

@@ -124,6 +124,7 @@ def test_rows_concentrated_on_few_units_keep_their_digits():
     assert_close(op.mv(v).reshape(40), matrix @ np.asarray(v, float).reshape(40), rtol=1e-6 * (1 + logits))
 
 
+@pytest.mark.slow
 def test_second_operator_of_the_same_shapes_does_not_compile_again():
     from softntk.ntk import gram_operators
 

@@ -119,6 +119,7 @@ def test_two_layer_overflow_is_infinite(x64):
     assert np.isposinf(p.gradient(x)).all()
 
 
+@pytest.mark.slow
 def test_leverage_is_a_gradient(x64):
     A, t = arrays((7, 3), (7,))
     target = jnp.full(7, 3 / 7)
