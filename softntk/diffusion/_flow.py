@@ -91,13 +91,8 @@ def score_at(score_fn: ScoreFn, t: Array, x: Array) -> Array:
     return value.astype(x.dtype)
 
 
-def first_log_snr(sde: VPSDE, dtype: Any) -> Array:
-    """That of T, or where α is the unit of rounding if that comes first: before it X is noise, and e^λ may underflow."""
-    return jnp.maximum(sde.log_snr(jnp.asarray(sde.horizon, dtype)), 2 * jnp.log(jnp.finfo(dtype).eps))
-
-
 def angles(sde: VPSDE, min_time: float, dtype: Any) -> tuple[Array, Array]:
-    """θ with cos θ = α and sin θ = √h, exact at both ends: of T, or of :func:`first_log_snr`, and of min_time."""
+    """θ with cos θ = α and sin θ = √h, exact at both ends: of T, or where α is the unit of rounding, and of min_time."""
     t = jnp.asarray([sde.horizon, min_time], dtype)
     first, last = jnp.arctan2(jnp.sqrt(sde.variance(t)), sde.alpha(t))
     return jnp.minimum(first, jnp.arctan(1 / jnp.finfo(dtype).eps).astype(dtype)), last

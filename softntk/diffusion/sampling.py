@@ -66,6 +66,7 @@ from softntk.solution import Result, Solution
 
 METHODS = ("sde", "ode")
 _LEAST_ROWS = 100
+_NOISE = -32.0  # log-SNR below which X is noise to seven digits: a process that goes on spends no steps there, nor underflows
 
 
 @static_record
@@ -215,8 +216,8 @@ def _localise(
     moments: tuple[Array, Array, Array] | None,
 ) -> Array:
     """The reverse equation from x at T, in ρ: α² = ρ/(1 + ρ), h = 1/(1 + ρ)."""
-    first, last = _flow.first_log_snr(sde, x.dtype), sde.log_snr(jnp.asarray(options.min_time, x.dtype))
-    ratios = jnp.exp(jnp.linspace(first, last, options.steps + 1))
+    first, last = sde.log_snr(jnp.asarray([sde.horizon, options.min_time], x.dtype))
+    ratios = jnp.exp(jnp.linspace(jnp.maximum(first, _NOISE), last, options.steps + 1))
 
     def shrink(rho: Array) -> Array:
         return 1 / jnp.sqrt(rho * (1 + rho))  # h/α
