@@ -1,0 +1,58 @@
+"""Norms that neither over- nor underflow: x is divided by a power of two near its largest entry before it is squared.
+
+‖x‖ = s ‖x/s‖,  s = 2^⌊log₂ max|x|⌋.  Dividing by a power of two rounds nothing, so the result is that of the plain formula
+wherever the plain formula is right, and ‖2^k x‖ = 2^k ‖x‖ to the last bit.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+def binary_scale(x: Float[Array, "..."], axis: int | tuple[int, ...] | None = None) -> Float[Array, "..."]:
+    """Return the largest power of two below max|x| along the axes, which stay with length one.
+
+    It is one for zeros and for what is not finite, and carries no gradient.
+    """
+    largest = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=axis, keepdims=True, initial=0)
+    limits = jnp.finfo(x.dtype)
+    # Not at the ends of the range, where the reciprocal of a power of two leaves it.
+    _, exponent = jnp.frexp(jnp.clip(largest, 8 * float(limits.tiny), float(limits.max) / 8))
+    ordinary = (largest > 0) & jnp.isfinite(largest)
+    return jnp.where(ordinary, jnp.ldexp(jnp.full_like(largest, 0.5), exponent), 1)
+
+
+def scaled_norm(
+    x: Float[Array, "..."], axis: int | tuple[int, ...] | None = None, *, keepdims: bool = False
+) -> Float[Array, "..."]:
+    """Return the Euclidean norm of x along the axes (None: of all entries), whatever the unit of x.
+
+    Its derivative at x = 0 is zero. NaN and infinities go through.
+    """
+    scale = binary_scale(x, axis)
+    total = jnp.sum((x / scale) ** 2, axis=axis, keepdims=True)
+    norm = jnp.where(total == 0, 0, scale * jnp.sqrt(jnp.where(total == 0, 1, total)))
+    return norm if keepdims else jnp.squeeze(norm, axis)
+
+
+def tree_norm(tree: Any) -> Float[Array, ""]:
+    """Return the Euclidean norm of all floating-point leaves of a pytree together."""
+    leaves = [leaf for leaf in map(jnp.asarray, jax.tree.leaves(tree)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    if not leaves:
+        return jnp.zeros(())
+    dtype = max((leaf.dtype for leaf in leaves), key=lambda dtype: jnp.finfo(dtype).bits)
+    return scaled_norm(jnp.stack([scaled_norm(leaf.astype(dtype)) for leaf in leaves]))
+
+
+def host_norm(x: Any, axis: int | None = None, *, keepdims: bool = False) -> np.ndarray:
+    """Return what :func:`scaled_norm` does, of a NumPy array on the host, in its own precision."""
+    x = np.asarray(x)
+    largest = np.max(np.abs(x), axis=axis, keepdims=True, initial=0)
+    ordinary = (largest > 0) & np.isfinite(largest)
+    _, exponent = np.frexp(np.where(ordinary, largest, 1))
+    scale = np.where(ordinary, np.ldexp(np.ones_like(largest), np.maximum(exponent - 1, np.finfo(x.dtype).minexp)), 1)
+    norm = scale * np.sqrt(np.sum((x / scale) ** 2, axis=axis, keepdims=True))
+    return norm if keepdims else np.squeeze(norm, axis)
