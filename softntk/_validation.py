@@ -20,16 +20,14 @@ What is known only at run time (values inside jit) is not checked; every functio
 import difflib
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-Choice = TypeVar("Choice")
 Shape = Sequence[int | str]
 """Of an array: integers for given lengths, names for free ones, and "…" first or last for any number of axes there."""
 
@@ -153,7 +151,7 @@ def _describe(x: Any) -> str:
     return "an array" if isinstance(x, jax.Array | np.ndarray) else f"a {type(x).__name__}"
 
 
-def check_shape(name: str, x: ArrayLike, shape: Shape) -> None:
+def check_shape(name: str, x: Any, shape: Shape) -> None:
     """Refuse another shape: an integer must be met, a name stands for any length, "…" for any number of axes."""
     actual = jnp.shape(x)
     fixed = [length for length in shape if length != "…"]
@@ -163,7 +161,7 @@ def check_shape(name: str, x: ArrayLike, shape: Shape) -> None:
         raise ValueError(f"{name} must have shape [{', '.join(map(str, shape))}], got shape {actual}.")
 
 
-def check_floating(name: str, x: ArrayLike) -> None:
+def check_floating(name: str, x: Any) -> None:
     """Refuse integers and Booleans: an integer x would silently be promoted, usually to the wrong precision."""
     dtype = _as_array(name, x).dtype
     if not jnp.issubdtype(dtype, jnp.floating):
@@ -172,23 +170,26 @@ def check_floating(name: str, x: ArrayLike) -> None:
         )
 
 
-def check_finite(name: str, x: ArrayLike) -> None:
+def check_finite(name: str, x: Any) -> None:
     """Refuse NaN and infinity, where the values are known, in the precision that JAX works in."""
     if not is_concrete(x):
         return
-    given = x
-    with np.errstate(over="ignore"):  # what overflows is refused below
-        x = jnp.asarray(x)
-    on_host = x.is_fully_addressable and all(device.platform == "cpu" for device in x.devices())
-    finite = np.isfinite(np.asarray(x)) if on_host else jnp.isfinite(x)
+    given = x if isinstance(x, jax.Array) else np.asarray(x)
+    if isinstance(given, np.ndarray):
+        with np.errstate(over="ignore"):  # what overflows is refused below
+            finite = np.isfinite(given.astype(jax.dtypes.canonicalize_dtype(given.dtype), copy=False))
+    elif given.is_fully_addressable and all(device.platform == "cpu" for device in given.devices()):
+        finite = np.isfinite(np.asarray(given))
+    else:
+        finite = jnp.isfinite(given)
     if bool(finite.all()):
         return
     finite = np.asarray(finite)
     first = tuple(int(i) for i in np.argwhere(~finite)[0])
     if isinstance(given, np.ndarray) and np.isfinite(given).all():
         raise ValueError(
-            f"{name} must be finite in {x.dtype}, got {int((~finite).sum())} entries beyond its largest number, the first at "
-            f"{name}{list(first)}. Change the unit, or enable jax_enable_x64."
+            f"{name} must be finite in {jax.dtypes.canonicalize_dtype(given.dtype)}, got {int((~finite).sum())} entries beyond "
+            f"its largest number, the first at {name}{list(first)}. Change the unit, or enable jax_enable_x64."
         )
     raise ValueError(
         f"{name} must be finite, got {int((~finite).sum())} NaN or infinite entries, the first at {name}{list(first)}. "
@@ -196,12 +197,12 @@ def check_finite(name: str, x: ArrayLike) -> None:
     )
 
 
-def check_rows(name: str, x: ArrayLike) -> None:
+def check_rows(name: str, x: Any) -> None:
     """Refuse what :func:`as_rows` does."""
     as_rows(name, x)
 
 
-def check_pair(x1: ArrayLike, x2: ArrayLike | None) -> None:
+def check_pair(x1: Any, x2: Any) -> None:
     """Refuse what :func:`as_pair` does."""
     as_pair(x1, x2)
 
@@ -213,10 +214,10 @@ def check_number(
     name: str,
     value: Any,
     *,
-    above: float | None = None,
-    at_least: float | None = None,
-    below: float | None = None,
-    at_most: float | None = None,
+    above: int | float | None = None,
+    at_least: int | float | None = None,
+    below: int | float | None = None,
+    at_most: int | float | None = None,
     infinite: bool = False,
 ) -> Any:
     """Return one real number as a Python float, or as it is if it is traced.
@@ -255,7 +256,11 @@ def check_number(
 
 
 def _describe_bounds(
-    above: float | None, at_least: float | None, below: float | None, at_most: float | None, infinite: bool
+    above: int | float | None,
+    at_least: int | float | None,
+    below: int | float | None,
+    at_most: int | float | None,
+    infinite: bool,
 ) -> str:
     if above == 0 and below is None and at_most is None:
         return f"a positive {'' if infinite else 'finite '}number"
@@ -306,7 +311,7 @@ def check_flag(name: str, value: object) -> bool:
 # --- names, keys, functions -----------------------------------------------------------------------------------------
 
 
-def check_choice(name: str, value: Choice, options: Iterable[str]) -> Choice:
+def check_choice(name: str, value: Any, options: Iterable[str]) -> str:
     """Return a name that is among the options.
 
     Raises:
