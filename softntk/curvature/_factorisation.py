@@ -8,6 +8,7 @@ The textbook's Woodbury formula subtracts two solutions that agree to all digits
 orthogonal complement of Q and its span are solved for apart, so that nothing is subtracted that is not orthogonal.
 """
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -115,19 +116,15 @@ def _refined(factored: Factorisation, right: Float[Array, "d *s"]) -> Float[Arra
     return solution
 
 
-def _leaves(factored: Factorisation, solution: Float[Array, "d *s"], right: Float[Array, "d *s"]) -> Float[Array, "*s"]:
-    """Return ‖(H/s) x − g‖ and ‖g‖ times what it may be, by columns."""
-    return scaled_norm(right - _times(factored, solution), axis=0), MAX_RESIDUAL * scaled_norm(right, axis=0)
-
-
 @jax.jit
 def _solve(factored: Factorisation, right: Float[Array, "d *s"]) -> Float[Array, "d *s"]:
     constants = lax.stop_gradient(factored)
     solution = lax.custom_linear_solve(
         lambda x: _times(factored, x), right, lambda _, g: _refined(constants, g), symmetric=True
     )
-    residual, bound = _leaves(constants, lax.stop_gradient(solution), lax.stop_gradient(right))
-    solved = (factored.result == Result.SUCCESSFUL) & (residual <= bound)
+    residual = lax.stop_gradient(right) - _times(constants, lax.stop_gradient(solution))
+    small = scaled_norm(residual, axis=0) <= MAX_RESIDUAL * scaled_norm(lax.stop_gradient(right), axis=0)
+    solved = (factored.result == Result.SUCCESSFUL) & small
     return jnp.where(solved, _times_power(solution, -factored.exponent), jnp.inf)
 
 
@@ -185,17 +182,14 @@ def factorise(op: "StructuredOperator") -> Factorisation:
         exponent=exponent,
         result=jnp.where(finite, code, Result.NONFINITE_INPUT).astype(jnp.int32),
     )
-    return factored.replace(result=_judged(lax.stop_gradient(factored)))
-
-
-def _judged(factored: Factorisation) -> Int[Array, ""]:
-    """Return the result, after one solve with a right-hand side that has a share of every direction."""
-    d = len(factored.regular)
-    unit = jnp.sqrt(jnp.abs(jnp.diagonal(factored.regular)))
-    probe = jnp.cos(jnp.arange(1, d + 1, dtype=unit.dtype) ** 2) * unit
-    residual, bound = _leaves(factored, _refined(factored, probe), probe)
-    lost = (factored.result == Result.SUCCESSFUL) & ~(residual <= 0.5 * bound)
-    return jnp.where(lost, Result.STAGNATED, factored.result).astype(jnp.int32)
+    # Judged by one solve, whose right-hand side has a share of every direction, and the residual of the operator itself.
+    probe = jnp.cos(jnp.arange(1, d + 1, dtype=dtype) ** 2) * jnp.sqrt(jnp.abs(jnp.diagonal(R)))
+    solution = _refined(lax.stop_gradient(factored), lax.stop_gradient(probe))
+    z = matrices.times(A, solution)
+    z = D * z + _product(op.factors, _product(M, _product(op.factors.T, z)))
+    residual = probe - matrices.adjoint(A, z) - ridge * solution
+    stagnated = (factored.result == Result.SUCCESSFUL) & ~(scaled_norm(residual) <= 0.5 * MAX_RESIDUAL * scaled_norm(probe))
+    return dataclasses.replace(factored, result=jnp.where(stagnated, Result.STAGNATED, factored.result).astype(jnp.int32))
 
 
 def _scaled_parts(op: "StructuredOperator") -> tuple[Array, Any, Array, Array, Array, Array]:

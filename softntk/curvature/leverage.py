@@ -134,11 +134,15 @@ class _Decomposition(NamedTuple):
 
 def _decomposed(M: Float[Array, "n d"]) -> _Decomposition:
     # Rows of very different scales: QR is accurate row by row only if each column of R is; the scale of columns drops out.
-    size = jnp.max(jnp.abs(M), axis=0)
-    size = jnp.where(size > 0, size, 1)
-    Q, R = jnp.linalg.qr(M / size)
+    size = _column_size(M)
+    Q, R = jnp.linalg.qr(M / size[None])
     inverse, rotation = _pseudoinverse(R)
     return _Decomposition(matrices.product(Q, rotation), inverse / size[:, None])
+
+
+def _column_size(M: Float[Array, "n d"]) -> Float[Array, " d"]:
+    size = jnp.max(jnp.abs(M), axis=0)
+    return jnp.where(size > 0, size, 1)
 
 
 def _pseudoinverse(R: Float[Array, "q d"]) -> tuple[Float[Array, "d q"], Float[Array, "q q"]]:
@@ -146,7 +150,7 @@ def _pseudoinverse(R: Float[Array, "q d"]) -> tuple[Float[Array, "d q"], Float[A
     U, values, V = jnp.linalg.svd(R, full_matrices=False)
     resolved = values > 10 * R.shape[1] * jnp.finfo(R.dtype).eps * values[0]
     inverse = jnp.where(resolved, 1 / jnp.where(resolved, values, 1), 0)
-    return V.T * inverse, jnp.where(resolved, U, 0)
+    return V.T * inverse[None], jnp.where(resolved[None], U, 0)
 
 
 @jax.jit
@@ -191,9 +195,8 @@ def _approximate(key: PRNGKeyArray, A: Any, rows: int, directions: int | None) -
     signs = (1 - 2 * (bits & 1).astype(jnp.int32)).astype(dtype) / math.sqrt(entries)
     R = jnp.linalg.qr(matrices.embedded(A, buckets, signs, rows), mode="r")
     # Columns of one scale, so that rank is not decided by units.
-    size = jnp.max(jnp.abs(R), axis=0)
-    size = jnp.where(size > 0, size, 1)
-    right = _pseudoinverse(R / size)[0] / size[:, None]
+    size = _column_size(R)
+    right = _pseudoinverse(R / size[None])[0] / size[:, None]
     if directions is not None:
         right = matrices.product(right, jax.random.normal(directions_key, (d, directions), dtype) / math.sqrt(directions))
     return jnp.minimum(matrices.row_squares(A, right), 1)

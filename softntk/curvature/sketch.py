@@ -158,8 +158,10 @@ def _draw(key: PRNGKeyArray, pi: Float[Array, " n"], size: int) -> Sample:
     last = jnp.searchsorted(cdf, cdf[-1])  # the first row that reaches the end
     drawn = jnp.minimum(jnp.searchsorted(cdf, uniform, side="right"), last)
     indices, counts = jnp.unique(drawn, size=size, fill_value=n, return_counts=True)
-    probability = pi.at[indices].get(mode="fill", fill_value=1) / cdf[-1]
-    return Sample(indices=indices, scales=jnp.where(indices < n, counts.astype(pi.dtype) / (size * probability), 0))
+    probability = pi.at[indices].get(mode="fill", fill_value=1) / jnp.where(cdf[-1] == 0, 1, cdf[-1])
+    drawn_once = (indices < n) & (probability > 0)
+    scales = counts.astype(pi.dtype) / (size * jnp.where(drawn_once, probability, 1))
+    return Sample(indices=indices, scales=jnp.where(drawn_once, scales, 0))
 
 
 def sketched(op: StructuredOperator, sample: Sample) -> StructuredOperator:
