@@ -197,9 +197,10 @@ def squares(A: Matrix, D: Float[Array, " n"]) -> Float[Array, " d"]:
     """The diagonal of Aᵀ diag(D) A, Σ_i D_i A_ij²."""
     if is_sparse(A):
         rows, columns = A.indices.T
-        terms = A.data**2 * D.at[rows].get(mode="fill", fill_value=0)
+        terms = A.data * (A.data * D.at[rows].get(mode="fill", fill_value=0))
         return jnp.zeros(A.shape[1], A.dtype).at[columns].add(terms, mode="drop")
-    return product(D, dense(A) ** 2)
+    A = dense(A)
+    return jnp.sum(A * (A * D[:, None]), axis=0)  # in this order, as in the Gram matrix: A² alone may overflow
 
 
 def _symmetric(G: Float[Array, "d d"]) -> Float[Array, "d d"]:

@@ -95,7 +95,7 @@ class StructuredOperator(lx.AbstractLinearOperator):
         return (matrices.shape(self.matrix)[1],)
 
     def mv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
-        """Return the product with one vector: two products with A."""
+        """Return the product with one vector: two products with A; infinite where it overflows, never NaN."""
         return _mm(self, as_dtype("vector", vector, self.dtype, self.shape, finite=False))
 
     def mm(self, vectors: Float[Array, "d s"]) -> Float[Array, "d s"]:
@@ -310,7 +310,8 @@ def _mm(op: StructuredOperator, V: Float[Array, "d *s"]) -> Float[Array, "d *s"]
     Z = matrices.times(op.matrix, V)
     D = op.logit_diagonal if Z.ndim == 1 else op.logit_diagonal[:, None]
     low_rank = _product(op.factors, _product(op.core, _product(op.factors.T, Z)))
-    return matrices.adjoint(op.matrix, D * Z + low_rank) + op.ridge * V
+    product = matrices.adjoint(op.matrix, D * Z + low_rank) + op.ridge * V
+    return jnp.where(jnp.isnan(product), jnp.inf, product)
 
 
 @jax.jit

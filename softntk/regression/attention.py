@@ -195,7 +195,7 @@ def attention(
     w = as_weights("weights", weights, dtype, ())
     u = as_activation("activation", activation)
     if values is None:
-        return Attention(A1, A2, as_dtype("B", B, dtype, (n1, n2)), w, u)
+        return Attention(A1, A2, as_dtype("B", as_rows("B", B), dtype, (n1, n2)), w, u)
     A3 = as_dtype("values", as_rows("values", values), dtype)
     if len(A3) != n2:
         raise ValueError(f"values must have one row for each of A2's {n2}, got shape {A3.shape}.")
@@ -305,7 +305,8 @@ def _product(op: AttentionOperator, V: Float[Array, "d1 d2"]) -> Float[Array, "d
     dZ = product(product(op.left, V), op.right.T)
     small = jnp.einsum("irs,is->ir", op.core, jnp.einsum("ijr,ij->ir", op.factors, dZ))
     dZ = op.logit_diagonal * dZ + jnp.einsum("ijr,ir->ij", op.factors, small)
-    return product(product(op.left.T, dZ), op.right)
+    dX = product(product(op.left.T, dZ), op.right)
+    return jnp.where(jnp.isnan(dX), jnp.inf, dX)
 
 
 @jax.jit
@@ -314,7 +315,7 @@ def _matrix(op: AttentionOperator) -> Float[Array, "p p"]:
     units = jnp.eye(d1 * d2, dtype=op.left.dtype).reshape(d1, d2, d1, d2)
     matrix = jax.lax.map(lambda row: jax.vmap(lambda v: _product(op, v))(row), units).reshape(d1 * d2, d1 * d2)
     matrix = 0.5 * (matrix + matrix.T)
-    return jnp.where(jnp.isnan(matrix), jnp.inf, matrix)
+    return jnp.where(jnp.isnan(matrix), jnp.inf, matrix)  # of infinities of both signs
 
 
 answer(AttentionOperator, positive=lambda operator: operator.positive_semidefinite)

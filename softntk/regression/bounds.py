@@ -340,7 +340,9 @@ def _residual_bounds(p: Problem, radius: float, z: np.ndarray, offset: float) ->
     """Return bounds of the norms of the residual and of its first three derivatives along a unit vector of logits."""
     name = p.activation.name
     if name not in SUPREMA:
-        raise ValueError(f"p must have one of the activations {sorted(SUPREMA)}, for which there are bounds, got {name!r}.")
+        raise ValueError(
+            f"p must have another activation: there are bounds for the activations {sorted(SUPREMA)}, got {name!r}."
+        )
     with np.errstate(over="ignore", invalid="ignore"):
         bounds = _unchecked_bounds(p, *_reached(p, radius, z, offset), radius, z, offset)
     return [math.inf if math.isnan(bound) else float(bound) for bound in bounds]

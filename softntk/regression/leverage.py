@@ -38,7 +38,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from softntk._norms import binary_scale, scaled_norm
 from softntk._records import function_record
-from softntk._validation import as_dtype, as_rows, is_concrete
+from softntk._validation import as_dtype, as_floating, as_rows, is_concrete
 from softntk.curvature import _matrices as matrices
 from softntk.curvature._matrices import product
 from softntk.solution import Result
@@ -129,7 +129,7 @@ def leverage(A: Float[Array | np.ndarray, "n d"], target: Float[Array | np.ndarr
     if matrices.is_sparse(A) or isinstance(A, lx.AbstractLinearOperator):
         raise ValueError(f"A must be a dense array, got {type(A).__name__}. Take its todense() or as_matrix().")
     A = as_rows("A", A, half=False)
-    target = as_dtype("target", target, A.dtype, (len(A),))
+    target = as_dtype("target", as_floating("target", target, (len(A),), finite=False), A.dtype)
     if is_concrete(A) and is_concrete(target):
         _check_feasible(np.asarray(A, np.float64), np.asarray(target, np.float64))
     return LeverageProblem(A, target)

@@ -31,7 +31,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from softntk._records import function_record, static
-from softntk._validation import as_dtype, as_weights, check_choice
+from softntk._validation import as_dtype, as_floating, as_weights, check_choice
 from softntk.activations import Activation
 from softntk.curvature import _matrices as matrices
 from softntk.curvature.structured import StructuredOperator
@@ -161,7 +161,7 @@ def problem(
     A = matrices.checked("A", A)
     n, _ = matrices.shape(A)
     dtype = matrices.dtype(A)
-    target = as_dtype("b", b, dtype, (n,))
+    target = as_dtype("b", as_floating("b", b, (n,), finite=False), dtype)
     w = as_weights("weights", weights, dtype, (), (n,))
     return Problem(A, target, w, as_activation("activation", activation), check_choice("form", form, FORMS))
 

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from softntk import activations
-from softntk._validation import as_dtype, as_rows, as_weights, check_choice
+from softntk._validation import as_dtype, as_floating, as_rows, as_weights, check_choice
 from softntk.activations import Activation
 from softntk.curvature._matrices import product
 from softntk.regression.implicit import ResidualProblem, nonnegative, structure_of
@@ -65,7 +65,7 @@ def two_layer(
     A1 = as_rows("A1", A1)
     (m, d), dtype = A1.shape, A1.dtype
     A2 = as_dtype("A2", as_rows("A2", A2, m), dtype)
-    target = as_dtype("b", b, dtype, (len(A2),))
+    target = as_dtype("b", as_floating("b", b, (len(A2),), finite=False), dtype)
     w = as_weights("weights", weights, dtype, (), (m,))
     maps = _maps(_layer("inner", inner), _layer("outer", outer))
     return ResidualProblem(data=(A1, A2, w), target=target, maps=maps, structure=structure_of(jnp.zeros(d, dtype)))
