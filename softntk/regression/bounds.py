@@ -383,7 +383,7 @@ def _general_derivatives(p: Problem, radius: float, z: np.ndarray, offset: float
     if not np.isfinite([f1, f2, f3]).all():
         return predict, math.inf, math.inf
     # From the centre: the residual there, with what cancels in it, and how far it moves.
-    residual = p.residual(jnp.zeros(p.shape[1], p.dtype) if centre is None else centre)
+    residual = p.residual(jnp.zeros(p.shape[1], p.dtype) if centre is None else jnp.asarray(centre, p.dtype))
     with np.errstate(over="ignore", invalid="ignore"):
         rounding = _CANCELLED * float(np.finfo(p.dtype).eps) * c
         from_centre = float(host_norm(np.asarray(residual, np.float64))) * (1 + _ROUNDING) + rounding

@@ -129,7 +129,7 @@ def leverage(A: Float[Array | np.ndarray, "n d"], target: Float[Array | np.ndarr
     if matrices.is_sparse(A) or isinstance(A, lx.AbstractLinearOperator):
         raise ValueError(f"A must be a dense array, got {type(A).__name__}. Take its todense() or as_matrix().")
     A = as_rows("A", A, half=False)
-    target = as_dtype("target", as_floating("target", target, (len(A),), finite=False), A.dtype)
+    target = as_dtype("target", as_floating("target", target, (len(A),)), A.dtype, finite=False)
     if is_concrete(A) and is_concrete(target):
         _check_feasible(np.asarray(A, np.float64), np.asarray(target, np.float64))
     return LeverageProblem(A, target)

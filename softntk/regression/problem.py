@@ -161,7 +161,7 @@ def problem(
     A = matrices.checked("A", A)
     n, _ = matrices.shape(A)
     dtype = matrices.dtype(A)
-    target = as_dtype("b", as_floating("b", b, (n,), finite=False), dtype)
+    target = as_dtype("b", as_floating("b", b, (n,)), dtype, finite=False)
     w = as_weights("weights", weights, dtype, (), (n,))
     return Problem(A, target, w, as_activation("activation", activation), check_choice("form", form, FORMS))
 

@@ -65,7 +65,7 @@ def two_layer(
     A1 = as_rows("A1", A1)
     (m, d), dtype = A1.shape, A1.dtype
     A2 = as_dtype("A2", as_rows("A2", A2, m), dtype)
-    target = as_dtype("b", as_floating("b", b, (len(A2),), finite=False), dtype)
+    target = as_dtype("b", as_floating("b", b, (len(A2),)), dtype, finite=False)
     w = as_weights("weights", weights, dtype, (), (m,))
     maps = _maps(_layer("inner", inner), _layer("outer", outer))
     return ResidualProblem(data=(A1, A2, w), target=target, maps=maps, structure=structure_of(jnp.zeros(d, dtype)))

@@ -46,8 +46,9 @@ def test_points(kind, untyped):
                 getattr(p, method)(bad)
         with pytest.raises(ValueError, match=r"^t must"):
             getattr(LEVERAGE, method)(bad)
-    with pytest.raises(ValueError, match=r"^previous must"):
-        PROBLEM.check(X, previous=bad)
+    if bad is not None:
+        with pytest.raises(ValueError, match=r"^previous must"):
+            PROBLEM.check(X, previous=bad)
     with pytest.raises(ValueError, match=r"^vector must"):
         PROBLEM.hessian(X).mv(bad)
 
@@ -102,7 +103,7 @@ NUMBERS = {
         (A[0], r"must have shape \[n, d\]"),
         (A * 1e300, "must be finite in float32"),
         ([[1, 2]], "must be a floating-point"),
-        (scipy.sparse.eye(3).tocoo(), "must be an array, a jax.experimental.sparse.BCOO .* from_scipy_sparse"),
+        (scipy.sparse.eye(3).tocoo(), "must be an array, a jax.experimental.sparse.BCOO .*from_scipy_sparse"),
     ],
 }
 
