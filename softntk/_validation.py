@@ -9,6 +9,7 @@ What is known only at run time (values inside jit) is not checked; every functio
     as_floating       an array of floating-point numbers, of any or of a given shape
     as_rows, as_pair  points [n, d], one row a point; two sets of them that a kernel can compare
     as_integers       an array of integers
+    as_dtype          real numbers, in the precision of what they belong to; as_weights: none of them negative
     check_number      one real number, within bounds
     check_positive, check_positive_int, check_integer
     check_flag        True or False
@@ -120,6 +121,41 @@ def as_integers(name: str, x: Any, shape: Shape | None = None) -> Int[Array, "..
                 f"{int(array.max())}. Enable jax_enable_x64 for larger ones."
             )
     return jnp.asarray(array)
+
+
+def as_dtype(
+    name: str, x: Any, dtype: jax.typing.DTypeLike, shape: Shape | None = None, *, finite: bool = True
+) -> Float[Array, "..."]:
+    """Return x as a JAX array of a floating-point dtype that something else decides: integers are converted, too.
+
+    ``finite=False`` lets NaN and infinity pass, but not numbers that only the conversion would make infinite.
+    """
+    array = x if isinstance(x, jax.Array) and x.dtype == dtype else _as_array(name, x)
+    if shape is not None:
+        check_shape(name, array, shape)
+    if finite and jnp.issubdtype(array.dtype, jnp.floating):
+        check_finite(name, array)
+    with np.errstate(over="ignore"):
+        converted = jnp.asarray(array, dtype)
+    if array.dtype != dtype and is_concrete(converted):
+        beyond = ~np.isfinite(np.asarray(converted)) & np.isfinite(np.asarray(array))
+        if beyond.any():
+            raise ValueError(
+                f"{name} must be finite in {converted.dtype}, got {int(beyond.sum())} entries beyond its largest number. "
+                "Change the unit, or use float64 for everything."
+            )
+    return converted
+
+
+def as_weights(name: str, x: Any, dtype: jax.typing.DTypeLike, *shapes: tuple[int, ...]) -> Float[Array, "..."]:
+    """Return x as finite numbers that are not negative, of one of the shapes and of a given dtype; traced ones pass."""
+    weights = as_dtype(name, x, dtype)
+    if weights.shape not in shapes:
+        wanted = " or ".join(f"have shape {list(shape)}" if shape else "be a scalar" for shape in shapes)
+        raise ValueError(f"{name} must {wanted}, got shape {weights.shape}.")
+    if is_concrete(weights) and bool((np.asarray(weights) < 0).any()):
+        raise ValueError(f"{name} must not be negative, got {float(np.min(np.asarray(weights)))}.")
+    return weights
 
 
 def _as_array(name: str, x: Any) -> jax.Array | np.ndarray:

@@ -7,6 +7,8 @@ Every routine of :mod:`softntk.curvature` and :mod:`softntk.regression` asks for
     gram(A, D)       Aᵀ diag(D) A  one symmetric product, [d, d]
     squares(A, D)    its diagonal, [d]
     row_squares(A)   ‖a_i‖², [n]; row_squares(A, R) ‖a_i R‖²
+    row_norms(A)     ‖a_i‖, whatever the unit
+    unit_scaled(A)   A over a power of two near its largest entry
     take(A, i)       some rows, dense
     embedded(A, …)   S A for a sparse random S
     scaled_rows(A, s)
@@ -21,11 +23,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from softntk._validation import check_finite, check_rows
+from softntk._norms import binary_scale, scaled_norm
+from softntk._validation import as_rows, check_finite, is_concrete
 
 Matrix = Any
 """[n, d]: an array, a ``jax.experimental.sparse.BCOO``, or a lineax operator from [d] to [n]."""
@@ -64,6 +66,13 @@ def is_operator(A: Matrix) -> bool:
     return isinstance(A, Implicit)
 
 
+def operand(name: str, A: Matrix) -> Matrix:
+    """Return what a structured operator holds: arrays of JAX, BCOOs and operators as they are, others checked."""
+    if isinstance(A, jax.Array) and A.ndim == 2 and jnp.issubdtype(A.dtype, jnp.floating):
+        return A
+    return A if isinstance(A, Implicit) or is_sparse(A) else checked(name, A)
+
+
 def shape(A: Matrix) -> tuple[int, int]:
     """(n, d)."""
     return (A.operator.out_size(), A.operator.in_size()) if is_operator(A) else A.shape
@@ -74,15 +83,18 @@ def dtype(A: Matrix) -> jnp.dtype:
     return jnp.result_type(A.operator.out_structure().dtype if is_operator(A) else A.dtype)
 
 
-def checked(name: str, A: Matrix) -> Matrix:
-    """A as the routines want it.
+def checked(name: str, A: Matrix, *, half: bool = True) -> Matrix:
+    """Return A as the routines want it.
+
+    Args:
+        name: of the argument.
+        A: an array, a list of rows, a table; a BCOO; a lineax operator.
+        half: False refuses float16 and bfloat16, for what LAPACK has to do.
 
     Raises:
-        ValueError: another sparse format, integers, NaN or infinities, an empty matrix, an operator that is not from [d] to
-            [n].
+        ValueError: another sparse format, integers, NaN or infinities, an empty matrix, indices out of bounds, an operator
+            that is not from [d] to [n].
     """
-    if isinstance(A, Implicit):
-        return A
     if isinstance(A, lx.MatrixLinearOperator):
         A = A.matrix
     if isinstance(A, lx.AbstractLinearOperator):
@@ -91,23 +103,59 @@ def checked(name: str, A: Matrix) -> Matrix:
             raise ValueError(f"{name} must be an operator from vectors [d] to vectors [n], n, d ≥ 1, got {structures}.")
         if not jnp.issubdtype(structures[1].dtype, jnp.floating):
             raise ValueError(f"{name} must be a floating-point operator, got {structures}.")
-        return implicit(A)
-    if is_sparse(A):
-        if A.ndim != 2 or A.n_batch or A.n_dense or 0 in A.shape:
+        A = implicit(A)
+    elif is_sparse(A):
+        A = _checked_sparse(name, A)
+    elif not isinstance(A, Implicit):
+        if type(A).__module__.startswith(("scipy.sparse", "jax.experimental.sparse")):
             raise ValueError(
-                f"{name} must be a BCOO of shape [n, d] without batch or dense dimensions and n, d ≥ 1, got {A!r}."
+                f"{name} must be an array, a jax.experimental.sparse.BCOO or a lineax operator, got {type(A).__name__}. "
+                "Of SciPy's matrices BCOO.from_scipy_sparse makes one."
             )
-        if not jnp.issubdtype(A.dtype, jnp.floating):
-            raise ValueError(f"{name} must be a floating-point array, got dtype {A.dtype}. Convert it, e.g. before fromdense.")
-        check_finite(f"{name}.data", A.data)
-        return A if A.unique_indices else A.sum_duplicates(nse=A.nse)
-    if not isinstance(A, jax.Array | np.ndarray):
+        A = as_rows(name, A)
+    if not half and jnp.finfo(dtype(A)).bits < 32:
         raise ValueError(
-            f"{name} must be an array, a jax.experimental.sparse.BCOO or a lineax operator, got {type(A).__name__}. "
-            "Of SciPy's matrices BCOO.from_scipy_sparse makes one."
+            f"{name} must be float32 or float64, got {dtype(A)}: factorisations do not exist for it. Convert it, e.g. "
+            f"{name}.astype('float32')."
         )
-    check_rows(name, A)
-    return jnp.asarray(A)
+    return A
+
+
+def _checked_sparse(name: str, A: Any) -> Any:
+    """Return a BCOO that is [n, d], finite, without duplicates, and whose indices are what its flags say."""
+    if A.ndim != 2 or A.n_batch or A.n_dense or 0 in A.shape:
+        raise ValueError(f"{name} must be a BCOO of shape [n, d] without batch or dense dimensions and n, d ≥ 1, got {A!r}.")
+    if not jnp.issubdtype(A.dtype, jnp.floating):
+        raise ValueError(f"{name} must be a floating-point array, got dtype {A.dtype}. Convert it, e.g. before fromdense.")
+    if not jnp.issubdtype(A.indices.dtype, jnp.integer):
+        raise ValueError(f"{name}.indices must be integers, got dtype {A.indices.dtype}.")
+    check_finite(f"{name}.data", A.data)
+    if is_concrete(A.indices):
+        _check_indices(name, A)
+    return A if A.unique_indices else A.sum_duplicates(nse=A.nse)
+
+
+def _check_indices(name: str, A: Any) -> None:
+    n, d = A.shape
+    rows, columns = A.indices.T
+    # Entries beyond the shape are padding, which JAX makes itself; they hold zeros.
+    padding = (rows >= n) | (columns >= d)
+    lost = padding & (A.data != 0) if is_concrete(A.data) else False
+    if bool(jnp.any(lost | (rows < 0) | (columns < 0))):
+        raise ValueError(f"{name}.indices must lie in [0, {n}) and [0, {d}), got others, whose entries would be lost.")
+    if A.indices_sorted:
+        order = jnp.arange(len(rows))
+    elif A.unique_indices:
+        order = jnp.lexsort((columns, rows))
+    else:
+        return
+    rows, columns, padding = (part[order] for part in (rows, columns, padding))
+    steps, across = jnp.diff(rows), jnp.diff(columns)
+    between = ~(padding[1:] | padding[:-1])
+    if bool(jnp.any(between & ((steps < 0) | ((steps == 0) & (across < 0))))):
+        raise ValueError(f"{name}.indices must be sorted, as {name}.indices_sorted says, got others. Use sort_indices().")
+    if A.unique_indices and bool(jnp.any(between & (steps == 0) & (across == 0))):
+        raise ValueError(f"{name}.indices must be unique, as {name}.unique_indices says, got others. Use sum_duplicates().")
 
 
 def times(A: Matrix, V: Float[Array, "d *r"]) -> Float[Array, "n *r"]:
@@ -149,9 +197,10 @@ def squares(A: Matrix, D: Float[Array, " n"]) -> Float[Array, " d"]:
     """The diagonal of Aᵀ diag(D) A, Σ_i D_i A_ij²."""
     if is_sparse(A):
         rows, columns = A.indices.T
-        terms = A.data**2 * D.at[rows].get(mode="fill", fill_value=0)
+        terms = A.data * (A.data * D.at[rows].get(mode="fill", fill_value=0))
         return jnp.zeros(A.shape[1], A.dtype).at[columns].add(terms, mode="drop")
-    return product(D, dense(A) ** 2)
+    A = dense(A)
+    return jnp.sum(A * (A * D[:, None]), axis=0)  # in this order, as in the Gram matrix: A² alone may overflow
 
 
 def _symmetric(G: Float[Array, "d d"]) -> Float[Array, "d d"]:
@@ -219,8 +268,36 @@ def row_squares(A: Matrix, right: Float[Array, "d k"] | None = None) -> Float[Ar
     if right is None:
         return jnp.zeros(A.shape[0], A.dtype).at[A.indices[:, 0]].add(A.data**2, mode="drop")
     blocks = jnp.pad(right, ((0, 0), (0, -right.shape[1] % _COLUMNS))).reshape(len(right), -1, _COLUMNS).transpose(1, 0, 2)
-    add = lambda total, block: (total + jnp.sum(_sparse_times(A, block) ** 2, axis=1), None)
+
+    def add(total: Array, block: Array) -> tuple[Array, None]:
+        return total + jnp.sum(_sparse_times(A, block) ** 2, axis=1), None
+
     return lax.scan(add, jnp.zeros(A.shape[0], A.dtype), blocks)[0]
+
+
+@jax.jit
+def row_norms(A: Matrix) -> Float[Array, " n"]:
+    """Return ‖a_i‖, [n], without squaring what would overflow or vanish."""
+    if not is_sparse(A):
+        return scaled_norm(dense(A), axis=1)
+    rows = A.indices[:, 0]
+    largest = jnp.zeros(A.shape[0], A.dtype).at[rows].max(jnp.abs(A.data), mode="drop")
+    scale = binary_scale(largest[:, None], axis=1)[:, 0]
+    terms = (A.data / scale.at[rows].get(mode="fill", fill_value=1)) ** 2
+    return scale * jnp.sqrt(jnp.zeros(A.shape[0], A.dtype).at[rows].add(terms, mode="drop"))
+
+
+def entries(A: Matrix) -> Float[Array, "..."]:
+    """Return the numbers that A consists of."""
+    return A.data if is_sparse(A) else dense(A)
+
+
+@jax.jit
+def unit_scaled(A: Matrix) -> Matrix:
+    """Return A over the largest power of two below its largest entry; an operator becomes dense."""
+    scaled = entries(A)
+    scaled = scaled / jnp.squeeze(binary_scale(scaled))
+    return _with_data(A, scaled) if is_sparse(A) else scaled
 
 
 @jax.jit
@@ -257,9 +334,12 @@ def scaled_rows(A: Matrix, scale: Float[Array, " n"]) -> Matrix:
     """diag(scale) A; an operator becomes dense."""
     if is_sparse(A):
         rows = A.indices[:, 0]
-        data = A.data * scale.at[rows].get(mode="fill", fill_value=0)
-        return type(A)((data, A.indices), shape=A.shape, indices_sorted=A.indices_sorted, unique_indices=A.unique_indices)
+        return _with_data(A, A.data * scale.at[rows].get(mode="fill", fill_value=0))
     return scale[:, None] * dense(A)
+
+
+def _with_data(A: Any, data: Float[Array, " z"]) -> Any:
+    return type(A)((data, A.indices), shape=A.shape, indices_sorted=A.indices_sorted, unique_indices=A.unique_indices)
 
 
 def stacked(parts: Sequence[Matrix]) -> Matrix:

@@ -5,9 +5,10 @@ r"""Statistical leverage scores: how much each row matters to the column space o
 Exactly by a QR decomposition, O(n d²). Approximately, by one of a sketch: with S A = Q'R, (1±ε)-spectrally as AᵀA, and G
 Gaussian [d, k] / √k,
 
-    τ̃_i = ‖(A R⁻¹ G)_i‖²        (G left out where d ≤ k),
+    τ̃_i = ‖(A R⁺ G)_i‖²        (G left out where d ≤ k),
 
-in O(nnz(A) (ζ + k) + d³ log) with ζ entries in each column of S and k = O(log n) directions.
+in O(nnz(A) (ζ + k) + d³ log) with ζ entries in each column of S and k = O(log n) directions. A common factor of A or of the
+weights changes nothing, and is taken out before anything is squared.
 
 Example:
     >>> import jax, jax.numpy as jnp
@@ -21,14 +22,15 @@ arXiv 2309.13482 and 2304.10411 use them for the approximate Newton method.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from softntk._validation import check_finite, check_floating, check_positive_int, is_concrete
+from softntk._norms import binary_scale
+from softntk._validation import as_weights, check_key, check_positive_int
 from softntk.curvature import _matrices as matrices
 
 _ENTRIES = 4  # in each column of the sketch
@@ -37,17 +39,19 @@ _TAIL = 41.0  # directions for each log(100 n): all row norms are right to a fac
 
 
 def scores(A: Any, weights: Float[Array | np.ndarray, " n"] | None = None) -> Float[Array, " n"]:
-    r"""The leverage scores of diag(√D) A, by QR.
+    r"""Return the leverage scores of diag(√D) A, by QR.
 
     Args:
         A: [n, d], dense, BCOO or a lineax operator; made dense.
         weights: D ≥ 0, [n]; one if None.
 
     Returns:
-        [n], in [0, 1], summing to the rank. Singular values below 10 d ε of the largest count as zero.
+        [n], in [0, 1], summing to the rank. Singular values below 10 d ε of the largest count as zero. Differentiable in A and
+        D, also where D_i = 0, as far as the rank stays the same.
 
     Raises:
-        ValueError: as :func:`softntk.regression.problem` of A; weights of another shape, negative or not finite.
+        ValueError: as :func:`softntk.regression.problem` of A; half precision; weights of another shape, negative or not
+            finite.
 
     Example:
         >>> import jax.numpy as jnp
@@ -56,8 +60,7 @@ def scores(A: Any, weights: Float[Array | np.ndarray, " n"] | None = None) -> Fl
 
     Source: see the module.
     """
-    A = _weighted(A, weights)
-    return _scores(A)
+    return _exact(*arguments(A, weights))
 
 
 def approximate_scores(
@@ -68,20 +71,20 @@ def approximate_scores(
     rows: int | None = None,
     directions: int | None = None,
 ) -> Float[Array, " n"]:
-    r"""The leverage scores of diag(√D) A within a factor of 2, in time proportional to the nonzero entries of A.
+    r"""Return the leverage scores of diag(√D) A within a factor of 2, in time proportional to the nonzero entries of A.
 
     Args:
         key: of the sketch.
-        A: [n, d], dense, BCOO or a lineax operator, of full column rank.
+        A: [n, d], dense, BCOO or a lineax operator.
         weights: D ≥ 0, [n]; one if None.
         rows: of the sketch; 32 d, at least 512, if None. If n is no more, the scores are exact.
         directions: k; 41 log(100 n) if None, enough for all n rows with probability 0.99. No effect where d is no more.
 
     Returns:
-        [n], at most 1; +inf where the sketch is not of full rank (R is singular): use :func:`scores` or a ridge's rows then.
+        [n], in [0, 1]. Singular values of the sketch below 10 d ε of the largest count as zero, as in :func:`scores`.
 
     Raises:
-        ValueError: as :func:`scores`; rows or directions not positive, or fewer rows than d.
+        ValueError: as :func:`scores`; no key; rows or directions not positive, or fewer rows than d.
 
     Example:
         >>> import jax
@@ -92,59 +95,108 @@ def approximate_scores(
 
     Source: see the module.
     """
-    A = _weighted(A, weights)
+    key = check_key("key", key)
+    A, D = arguments(A, weights)
     n, d = matrices.shape(A)
     for name, value in (("rows", rows), ("directions", directions)):
         if value is not None:
             check_positive_int(name, value)
-    rows = _OVERSAMPLING * max(d, 16) if rows is None else rows
+    rows = _OVERSAMPLING * max(d, 16) if rows is None else int(rows)
     if rows < d:
         raise ValueError(f"rows must be at least the number of columns, {d}, got {rows}.")
     if n <= rows:
-        return _scores(A)
-    directions = math.ceil(_TAIL * math.log(100 * n)) if directions is None else directions
-    return _approximate(key, A, rows, directions if directions < d else None)
+        return _exact(A, D)
+    directions = math.ceil(_TAIL * math.log(100 * n)) if directions is None else int(directions)
+    return _approximate(key, weighted(A, D), rows, directions if directions < d else None)
 
 
-def _weighted(A: Any, weights: Float[Array | np.ndarray, " n"] | None) -> Any:
-    A = matrices.checked("A", A)
-    if weights is None:
-        return A
-    n, dtype = matrices.shape(A)[0], matrices.dtype(A)
-    check_floating("weights", weights)
-    if jnp.shape(weights) != (n,):
-        raise ValueError(f"weights must have shape {(n,)}, got {jnp.shape(weights)}.")
-    check_finite("weights", weights)
-    if is_concrete(weights) and np.any(np.asarray(weights) < 0):
-        raise ValueError(f"weights must not be negative, got {float(np.min(np.asarray(weights)))}.")
-    return matrices.scaled_rows(A, jnp.sqrt(jnp.asarray(weights, dtype)))
+def arguments(A: Any, weights: Any, *, half: bool = False) -> tuple[Any, Float[Array, " n"] | None]:
+    """Return A and the weights, checked."""
+    A = matrices.checked("A", A, half=half)
+    return A, None if weights is None else as_weights("weights", weights, matrices.dtype(A), (matrices.shape(A)[0],))
 
 
 @jax.jit
-def _scores(A: Any) -> Float[Array, " n"]:
-    A = matrices.dense(A)
+def weighted(A: Any, weights: Float[Array, " n"] | None) -> Any:
+    """Return diag(√D) A up to a factor: both are brought to entries of order one."""
+    A = matrices.unit_scaled(A)
+    return A if weights is None else matrices.scaled_rows(A, jnp.sqrt(weights / binary_scale(weights)))
+
+
+class _Decomposition(NamedTuple):
+    """Of M = diag(√D) A."""
+
+    basis: Float[Array, "n q"]
+    """An orthonormal basis of its columns; zero in directions that rounding alone spans."""
+    right: Float[Array, "d q"]
+    """R⁺ with M R⁺ = the basis."""
+
+
+def _decomposed(M: Float[Array, "n d"]) -> _Decomposition:
     # Rows of very different scales: QR is accurate row by row only if each column of R is; the scale of columns drops out.
-    size = jnp.max(jnp.abs(A), axis=0, keepdims=True)
-    Q, R = jnp.linalg.qr(A / jnp.where(size > 0, size, 1))
-    U, values, _ = jnp.linalg.svd(R, full_matrices=False)
-    rank = values > 10 * A.shape[1] * jnp.finfo(A.dtype).eps * values[0]
-    return jnp.minimum(jnp.sum(jnp.where(rank, matrices.product(Q, U), 0) ** 2, axis=1), 1)
+    size = _column_size(M)
+    Q, R = jnp.linalg.qr(M / size[None])
+    inverse, rotation = _pseudoinverse(R)
+    return _Decomposition(matrices.product(Q, rotation), inverse / size[:, None])
+
+
+def _column_size(M: Float[Array, "n d"]) -> Float[Array, " d"]:
+    size = jnp.max(jnp.abs(M), axis=0)
+    return jnp.where(size > 0, size, 1)
+
+
+def _pseudoinverse(R: Float[Array, "q d"]) -> tuple[Float[Array, "d q"], Float[Array, "q q"]]:
+    """Return V Σ⁺ and U of R = U Σ Vᵀ, zero where a singular value is rounding of the largest."""
+    U, values, V = jnp.linalg.svd(R, full_matrices=False)
+    resolved = values > 10 * R.shape[1] * jnp.finfo(R.dtype).eps * values[0]
+    inverse = jnp.where(resolved, 1 / jnp.where(resolved, values, 1), 0)
+    return V.T * inverse[None], jnp.where(resolved[None], U, 0)
+
+
+@jax.jit
+def _exact(A: Any, weights: Float[Array, " n"] | None) -> Float[Array, " n"]:
+    A = matrices.dense(A)
+    A = A / binary_scale(A, axis=0)  # the unit of each column drops out
+    weights = jnp.ones(len(A), A.dtype) if weights is None else weights / binary_scale(weights)
+    return _scores(A, weights)
+
+
+@jax.custom_jvp
+def _scores(A: Float[Array, "n d"], weights: Float[Array, " n"]) -> Float[Array, " n"]:
+    return jnp.minimum(jnp.sum(_decomposed(jnp.sqrt(weights)[:, None] * A).basis ** 2, axis=1), 1)
+
+
+@_scores.defjvp
+def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    """τ_i = D_i a_iᵀG⁺a_i with G = AᵀDA, so that no square root and no singular vector is differentiated.
+
+    With G⁺ = BBᵀ and Y = AB,  dτ_i = dD_i ‖y_i‖² + 2 D_i ⟨y_i, Bᵀda_i⟩ − D_i y_iᵀ (BᵀdG B) y_i.
+    """
+    A, D = primals
+    dA, dD = tangents
+    B = _decomposed(jnp.sqrt(D)[:, None] * A).right
+    Y, dY = matrices.product(A, B), matrices.product(dA, B)
+    moved = matrices.product(Y.T, D[:, None] * dY)
+    moved = moved + moved.T + matrices.product(Y.T, dD[:, None] * Y)
+    direct = dD * jnp.sum(Y**2, axis=1) + 2 * D * jnp.sum(Y * dY, axis=1)
+    return _scores(A, D), direct - D * jnp.sum(matrices.product(Y, moved) * Y, axis=1)
 
 
 @jax.jit(static_argnums=(2, 3))
 def _approximate(key: PRNGKeyArray, A: Any, rows: int, directions: int | None) -> Float[Array, " n"]:
     n, d = matrices.shape(A)
+    dtype = matrices.dtype(A)
     sketch_key, directions_key = jax.random.split(key)
     # One entry in each of ζ blocks of rows; its place and its sign from the same random bits.
     entries = min(_ENTRIES, rows)
     block = rows // entries
     bits = jax.random.bits(sketch_key, (entries, n), jnp.uint32)
-    buckets = ((bits >> 1) % block).astype(jnp.int32) + block * jnp.arange(entries)[:, None]
-    signs = (1 - 2 * (bits & 1).astype(jnp.int32)).astype(matrices.dtype(A)) / math.sqrt(entries)
+    buckets = ((bits >> 1) % block).astype(jnp.int32) + block * jnp.arange(entries, dtype=jnp.int32)[:, None]
+    signs = (1 - 2 * (bits & 1).astype(jnp.int32)).astype(dtype) / math.sqrt(entries)
     R = jnp.linalg.qr(matrices.embedded(A, buckets, signs, rows), mode="r")
-    right = jnp.eye(d, dtype=R.dtype)
+    # Columns of one scale, so that rank is not decided by units.
+    size = _column_size(R)
+    right = _pseudoinverse(R / size[None])[0] / size[:, None]
     if directions is not None:
-        right = jax.random.normal(directions_key, (d, directions), R.dtype) / math.sqrt(directions)
-    found = matrices.row_squares(A, jax.scipy.linalg.solve_triangular(R, right))
-    told = jnp.abs(jnp.diagonal(R)) > 10 * d * jnp.finfo(R.dtype).eps * jnp.linalg.norm(R, axis=0)
-    return jnp.where(jnp.isfinite(found) & told.all(), jnp.minimum(found, 1), jnp.inf)
+        right = matrices.product(right, jax.random.normal(directions_key, (d, directions), dtype) / math.sqrt(directions))
+    return jnp.minimum(matrices.row_squares(A, right), 1)

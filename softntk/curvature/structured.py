@@ -3,12 +3,12 @@ r"""Hessians of regressions u(Ax), normalized or not: diagonal plus low rank bet
     H = Aᵀ (diag(D) + U M Uᵀ) A + ρ I,        A [n, d], D [n], U [n, r], M [r, r] symmetric, ρ ≥ 0.
 
 A product costs two with A, the matrix one symmetric Gram product. Solving splits H into the *regular* part
-R = Aᵀ diag(D) A + ρ I, by Cholesky, and the r columns V = AᵀU (Woodbury):
+R = Aᵀ diag(D) A + ρ I = LLᵀ, by Cholesky, and the r columns L⁻¹AᵀU = QT, by QR:
 
-    H⁻¹g = R⁻¹g − R⁻¹V (I + M W)⁻¹ M VᵀR⁻¹g,        W = VᵀR⁻¹V,        det H = det R · det(I + M W).
+    H = L ((I − QQᵀ) + Q K Qᵀ) Lᵀ,        K = I + T M Tᵀ,        det H = det R · det K.
 
 Nothing is inverted that may be singular: M is not, and for D with negative entries or A of rank below d the Cholesky factor of
-R fails, which the result says. Otherwise the eigenvalues of one r × r matrix tell how many of H are negative (Sylvester).
+R fails, which the result says. Otherwise the eigenvalues of the r × r matrix K tell how many of H are negative (Sylvester).
 
 Example:
     >>> import jax.numpy as jnp, lineax as lx
@@ -32,13 +32,13 @@ import jax
 import jax.numpy as jnp
 import jax.scipy.linalg
 import lineax as lx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from softntk._operators import answer
-from softntk._records import record
-from softntk._validation import is_concrete
+from softntk._validation import as_dtype, check_flag, check_number
+from softntk.curvature import _factorisation
 from softntk.curvature import _matrices as matrices
-from softntk.solution import Result
+from softntk.curvature._factorisation import Factorisation as Factorisation
 
 if TYPE_CHECKING:
     from softntk.ntk.spectrum import Extremes
@@ -58,12 +58,31 @@ class StructuredOperator(lx.AbstractLinearOperator):
         positive_semidefinite: whether it is known to be, by construction; what ``lineax.is_positive_semidefinite`` answers.
     """
 
-    matrix: Any = eqx.field(converter=matrices.implicit)
+    matrix: Any
     logit_diagonal: Float[Array, " n"]
     factors: Float[Array, "n r"]
     core: Float[Array, "r r"]
-    ridge: Float[Array, ""] | float = 0.0
-    positive_semidefinite: bool = eqx.field(static=True, default=False)
+    ridge: Float[Array, ""] | float
+    positive_semidefinite: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        matrix: Any,
+        logit_diagonal: Any,
+        factors: Any,
+        core: Any,
+        ridge: Any = 0.0,
+        positive_semidefinite: bool = False,
+    ) -> None:
+        """Convert everything to the precision of the matrix; shapes that do not fit are refused by name, values pass."""
+        self.matrix = matrices.operand("matrix", matrices.implicit(matrix))
+        (n, _), dtype = matrices.shape(self.matrix), matrices.dtype(self.matrix)
+        self.logit_diagonal = as_dtype("logit_diagonal", logit_diagonal, dtype, (n,), finite=False)
+        self.factors = as_dtype("factors", factors, dtype, (n, "r"), finite=False)
+        r = self.factors.shape[1]
+        self.core = as_dtype("core", core, dtype, (r, r), finite=False)
+        self.ridge = _as_ridge(ridge, dtype)
+        self.positive_semidefinite = check_flag("positive_semidefinite", positive_semidefinite)
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -76,36 +95,35 @@ class StructuredOperator(lx.AbstractLinearOperator):
         return (matrices.shape(self.matrix)[1],)
 
     def mv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
-        """The product with one vector: two products with A."""
-        if jnp.shape(vector) != self.shape:
-            raise ValueError(f"vector must have shape {self.shape}, got {jnp.shape(vector)}.")
-        return _mm(self, jnp.asarray(vector, self.dtype))
+        """Return the product with one vector: two products with A; infinite where it overflows, never NaN."""
+        return _mm(self, as_dtype("vector", vector, self.dtype, self.shape, finite=False))
 
     def mm(self, vectors: Float[Array, "d s"]) -> Float[Array, "d s"]:
-        """The products with s vectors at once."""
-        if jnp.shape(vectors)[:-1] != self.shape:
-            raise ValueError(f"vectors must have shape {(*self.shape, 's')}, got {jnp.shape(vectors)}.")
-        return _mm(self, jnp.asarray(vectors, self.dtype))
+        """Return the products with s vectors at once."""
+        return _mm(self, as_dtype("vectors", vectors, self.dtype, (*self.shape, "s"), finite=False))
 
     def as_matrix(self) -> Float[Array, "d d"]:
-        """The matrix itself, exactly symmetric: one weighted Gram product, of which only half is computed."""
+        """Return the matrix itself, exactly symmetric: one weighted Gram product, of which only half is computed.
+
+        Entries that exceed the largest number are infinite, never NaN.
+        """
         return _as_matrix(self)
 
     def regular_part(self) -> "StructuredOperator":
-        """R = Aᵀ diag(D) A + ρ I."""
+        """Return R = Aᵀ diag(D) A + ρ I."""
         empty = jnp.zeros((len(self.logit_diagonal), 0), self.dtype)
         return dataclasses.replace(self, factors=empty, core=jnp.zeros((0, 0), self.dtype), positive_semidefinite=False)
 
     def columns(self) -> Float[Array, "d r"]:
-        """V = AᵀU."""
+        """Return V = AᵀU."""
         return matrices.adjoint(self.matrix, self.factors)
 
     def diagonal(self) -> Float[Array, " d"]:
-        """The diagonal, without the matrix."""
+        """Return the diagonal, without the matrix."""
         return _diagonal(self)
 
     def trace(self) -> Float[Array, ""]:
-        """The sum of the diagonal."""
+        """Return the sum of the diagonal."""
         return jnp.sum(self.diagonal())
 
     def factorise(self) -> "Factorisation":
@@ -113,98 +131,65 @@ class StructuredOperator(lx.AbstractLinearOperator):
         return factorise(self)
 
     def positive_part(self) -> "StructuredOperator":
-        """The same with max(D, 0) and the positive eigenvalues of U M Uᵀ: positive semidefinite, and at least as large as H."""
+        """Return the same with max(D, 0) and (U M Uᵀ)₊: positive semidefinite, and at least as large as H."""
         return positive_part(self)
 
     def extreme_eigenvalues(self, **options: Any) -> "Extremes":
-        """(smallest, largest) with error bounds, by :func:`softntk.ntk.extreme_eigenvalues`, whose options it takes."""
+        """Return (smallest, largest) with error bounds, by :func:`softntk.ntk.extreme_eigenvalues`, whose options it takes."""
         from softntk.ntk.spectrum import extreme_eigenvalues
 
         return extreme_eigenvalues(self, **options)
 
     def with_ridge(self, ridge: float | Float[Array, ""]) -> "StructuredOperator":
-        """The same plus ``ridge`` I; a negative one loses the tag of being positive semidefinite."""
-        known = is_concrete(ridge) and bool(ridge >= 0)
-        positive = self.positive_semidefinite and known
+        """Return the same plus ``ridge`` I; a negative one, or a traced one, loses the tag of being positive semidefinite."""
+        ridge = check_number("ridge", ridge)
+        positive = self.positive_semidefinite and isinstance(ridge, float) and ridge >= 0
         return dataclasses.replace(self, ridge=self.ridge + ridge, positive_semidefinite=positive)
 
     def transpose(self) -> "StructuredOperator":
-        """Itself."""
+        """Return itself."""
         return self
 
     def in_structure(self) -> jax.ShapeDtypeStruct:
-        """Shape and dtype of what it acts on."""
+        """Return shape and dtype of what it acts on."""
         return jax.ShapeDtypeStruct(self.shape, self.dtype)
 
     def out_structure(self) -> jax.ShapeDtypeStruct:
-        """The same as ``in_structure``."""
+        """Return the same as ``in_structure``."""
         return self.in_structure()
 
 
-@record
-class Factorisation:
-    """What solves with a :class:`StructuredOperator` for O(d²) each.
-
-    Attributes:
-        regular: R, [d, d].
-        cholesky: its lower factor L; NaN where R is not positive definite.
-        columns: V, [d, r].
-        core: M, [r, r].
-        solved: R⁻¹V, [d, r].
-        capacitance: I + M W, [r, r].
-        inner: the eigenvalues of I + T M Tᵀ with TᵀT = W: those of H relative to R that are not one.
-        result: SUCCESSFUL, or NOT_DEFINITE where R is not positive definite, or H singular, in this precision.
-    """
-
-    regular: Float[Array, "d d"]
-    cholesky: Float[Array, "d d"]
-    columns: Float[Array, "d r"]
-    core: Float[Array, "r r"]
-    solved: Float[Array, "d r"]
-    capacitance: Float[Array, "r r"]
-    inner: Float[Array, " q"]
-    result: Int[Array, ""]
-
-    def solve(self, right: Float[Array, "d *s"]) -> Float[Array, "d *s"]:
-        """H⁻¹ times one vector or several, [d] or [d, s], refined twice; +inf where ``result`` is not SUCCESSFUL."""
-        found = _woodbury(self, right)
-        for _ in range(2):
-            product = _product(self.regular, found) + _product(
-                self.columns, _product(self.core, _product(self.columns.T, found))
-            )
-            found = found + _woodbury(self, right - product)
-        return jnp.where(self.result == Result.SUCCESSFUL, found, jnp.inf)
-
-    def log_determinant(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """(sign, log|det H|); (0, −inf) where ``result`` is not SUCCESSFUL."""
-        ok = self.result == Result.SUCCESSFUL
-        value = 2 * jnp.sum(jnp.log(jnp.diagonal(self.cholesky))) + jnp.sum(jnp.log(jnp.abs(self.inner)))
-        return jnp.where(ok, jnp.prod(jnp.sign(self.inner)), 0), jnp.where(ok, value, -jnp.inf)
-
-    def negative_eigenvalues(self) -> Int[Array, ""]:
-        """How many eigenvalues of H are negative; −1 where ``result`` is not SUCCESSFUL.
-
-        With R = LLᵀ, H has the inertia of I + L⁻¹V M VᵀL⁻ᵀ (Sylvester), whose eigenvalues are ``inner`` and ones.
-        """
-        return jnp.where(self.result == Result.SUCCESSFUL, jnp.sum(self.inner < 0), -1)
+def _as_ridge(ridge: Any, dtype: jnp.dtype) -> float | Float[Array, ""]:
+    """Return a number that fits the precision; Python numbers stay what they are, which costs no transfer."""
+    ridge = check_number("ridge", ridge)
+    if isinstance(ridge, float) and abs(ridge) <= float(jnp.finfo(dtype).max):
+        return ridge
+    return as_dtype("ridge", ridge, dtype, ())
 
 
-def _woodbury(factored: Factorisation, right: Float[Array, "d *s"]) -> Float[Array, "d *s"]:
-    base = jax.scipy.linalg.cho_solve((factored.cholesky, True), right)
-    correction = _solve_small(factored.capacitance, _product(factored.core, _product(factored.columns.T, base)))
-    return base - _product(factored.solved, correction)
+def check_operator(name: str, op: Any, *, half: bool = True) -> StructuredOperator:
+    """Return a structured operator, and refuse anything else; half=False those that LAPACK has no factorisations for."""
+    if not isinstance(op, StructuredOperator):
+        raise ValueError(f"{name} must be a StructuredOperator, e.g. p.hessian(x) of a regression p, got {type(op).__name__}.")
+    if not half and jnp.finfo(op.dtype).bits < 32:
+        raise ValueError(
+            f"{name} must be float32 or float64, got {op.dtype}: factorisations do not exist for it. Convert the matrix."
+        )
+    return op
 
 
-@jax.jit
 def factorise(op: StructuredOperator) -> Factorisation:
-    """Cholesky of the regular part and Woodbury for the columns; see the module.
+    """Factor H once, to solve many: Cholesky of the regular part and QR of the columns; see the module.
 
     Args:
         op: the operator, [d, d]. Its regular part must be positive definite for the result to be SUCCESSFUL: positive D on
             rows of full column rank, or a ridge.
 
     Returns:
-        A :class:`Factorisation`.
+        A :class:`Factorisation`, whose ``result`` is judged by the residual of a solve.
+
+    Raises:
+        ValueError: no StructuredOperator, or one of half precision.
 
     Example:
         >>> import jax.numpy as jnp
@@ -214,31 +199,11 @@ def factorise(op: StructuredOperator) -> Factorisation:
 
     Source: see the module; Higham (2002), Accuracy and Stability of Numerical Algorithms, chapter 12 (refinement).
     """
-    V, R = op.columns(), op.regular_part().as_matrix()
-    cholesky = jnp.linalg.cholesky(R)
-    eps = len(R) * jnp.finfo(R.dtype).eps
-    # Pivots that are rounding of the diagonal they came from: R is singular, though its factor is finite.
-    definite = jnp.isfinite(cholesky).all() & jnp.all(jnp.diagonal(cholesky) ** 2 > 4 * eps * jnp.diagonal(R))
-    half = jnp.linalg.qr(jax.scipy.linalg.solve_triangular(cholesky, V, lower=True), mode="r")
-    small = _product(half, _product(op.core, half.T))
-    inner = jnp.linalg.eigvalsh(jnp.where(definite, small + jnp.eye(len(half), dtype=op.dtype), 0))
-    # And where an eigenvalue relative to R is rounding of the terms that cancel in it, H is singular.
-    regular = jnp.all(jnp.abs(inner) > 4 * eps * (1 + jnp.max(jnp.abs(small), initial=0)))
-    solved = jax.scipy.linalg.cho_solve((cholesky, True), V)
-    return Factorisation(
-        regular=R,
-        cholesky=cholesky,
-        columns=V,
-        core=op.core,
-        solved=solved,
-        capacitance=jnp.eye(V.shape[1], dtype=op.dtype) + _product(op.core, _product(V.T, solved)),
-        inner=inner,
-        result=jnp.where(definite & regular, Result.SUCCESSFUL, Result.NOT_DEFINITE).astype(jnp.int32),
-    )
+    return _factorisation.factorise(check_operator("op", op, half=False))
 
 
 def positive_part(op: StructuredOperator) -> StructuredOperator:
-    """Aᵀ (max(D, 0) + (U M Uᵀ)₊) A + max(ρ, 0) I: positive semidefinite, and at least as large as H.
+    """Return Aᵀ (max(D, 0) + (U M Uᵀ)₊) A + max(ρ, 0) I: positive semidefinite, and at least as large as H.
 
     (U M Uᵀ)₊ keeps the eigenvectors of positive eigenvalues: with U = Q T, those of T M Tᵀ, r × r. Where H is positive
     semidefinite already it may still differ: the negative part of one term may have been outweighed by the other.
@@ -249,6 +214,9 @@ def positive_part(op: StructuredOperator) -> StructuredOperator:
     Returns:
         One of the same matrix A, with min(n, r) factors.
 
+    Raises:
+        ValueError: no StructuredOperator, or one of half precision.
+
     Example:
         >>> import jax.numpy as jnp
         >>> H = StructuredOperator(jnp.eye(2), jnp.array([1.0, -3.0]), jnp.ones((2, 1)), -jnp.eye(1))
@@ -257,8 +225,10 @@ def positive_part(op: StructuredOperator) -> StructuredOperator:
 
     Source: MATH.md section 4 (negative D where w is small).
     """
+    check_operator("op", op, half=False)
     factors, core = _positive_factors(op.factors, op.core)
-    diagonal, ridge = jnp.maximum(op.logit_diagonal, 0), jnp.maximum(op.ridge, 0)
+    diagonal = jnp.maximum(op.logit_diagonal, 0)
+    ridge = max(op.ridge, 0.0) if isinstance(op.ridge, float) else jnp.maximum(op.ridge, 0)
     return StructuredOperator(op.matrix, diagonal, factors, core, ridge, positive_semidefinite=True)
 
 
@@ -270,7 +240,7 @@ def _positive_factors(U: Float[Array, "n r"], M: Float[Array, "r r"]) -> tuple[F
 
 
 def weighted_sum(operators: Sequence[StructuredOperator], weights: Sequence[float] | Float[Array, " k"]) -> StructuredOperator:
-    r"""Σ_k c_k H_k as one structured operator.
+    r"""Return Σ_k c_k H_k as one structured operator.
 
     Operators that share one matrix A (the same object) share it in the sum: diagonals add, factors stand side by side.
     Others are stacked by rows.
@@ -283,7 +253,8 @@ def weighted_sum(operators: Sequence[StructuredOperator], weights: Sequence[floa
         The sum; tagged positive semidefinite if all are and the weights are known not to be negative.
 
     Raises:
-        ValueError: none given, other numbers of weights or other d, several matrices of which some are sparse and some dense.
+        ValueError: none given, other numbers of weights, other d or other dtypes, several matrices of which some are sparse
+            and some dense.
 
     Example:
         >>> import jax.numpy as jnp
@@ -294,16 +265,12 @@ def weighted_sum(operators: Sequence[StructuredOperator], weights: Sequence[floa
 
     Source: arXiv 2307.02419 (many regressions at once).
     """
-    operators = list(operators)
-    if not operators or len(operators) != len(weights) or len({op.shape for op in operators}) != 1:
-        raise ValueError(
-            f"operators and weights must be as many, at least one, all operators on vectors of one size, got sizes "
-            f"{[op.shape[0] for op in operators]} and {len(weights)} weights."
-        )
-    positive = all(op.positive_semidefinite for op in operators) and all(is_concrete(c) and c >= 0 for c in weights)
-    core = jax.scipy.linalg.block_diag(*(c * op.core for c, op in zip(weights, operators, strict=True)))
-    ridge = sum(c * op.ridge for c, op in zip(weights, operators, strict=True))
-    diagonals = [c * op.logit_diagonal for c, op in zip(weights, operators, strict=True)]
+    operators = _checked_operators(operators)
+    scales = _checked_scales(weights, len(operators), operators[0].dtype)
+    positive = all(op.positive_semidefinite for op in operators) and all(isinstance(c, float) and c >= 0 for c in scales)
+    core = jax.scipy.linalg.block_diag(*(c * op.core for c, op in zip(scales, operators, strict=True)))
+    ridge = sum(c * op.ridge for c, op in zip(scales, operators, strict=True))
+    diagonals = [c * op.logit_diagonal for c, op in zip(scales, operators, strict=True)]
     matrix = operators[0].matrix
     if all(op.matrix is matrix for op in operators):
         factors = jnp.concatenate([op.factors for op in operators], axis=1)
@@ -313,17 +280,38 @@ def weighted_sum(operators: Sequence[StructuredOperator], weights: Sequence[floa
     return StructuredOperator(stacked, jnp.concatenate(diagonals), factors, core, ridge, positive)
 
 
-def _solve_small(matrix: Float[Array, "r r"], right: Float[Array, "r *s"]) -> Float[Array, "r *s"]:
-    return jnp.linalg.solve(matrix, right) if len(matrix) else right
+def _checked_operators(operators: Any) -> list[StructuredOperator]:
+    if not isinstance(operators, list | tuple) or not operators:
+        raise ValueError(f"operators must be a list of StructuredOperators, at least one, got {type(operators).__name__}.")
+    for i, op in enumerate(operators):
+        check_operator(f"operators[{i}]", op)
+    sizes = [op.shape[0] for op in operators]
+    if len(set(sizes)) > 1:
+        raise ValueError(f"operators must all act on vectors of one size, got sizes {sizes}.")
+    if len({op.dtype for op in operators}) > 1:
+        raise ValueError(f"operators must have one dtype, got {[str(op.dtype) for op in operators]}. Convert some.")
+    return list(operators)
+
+
+def _checked_scales(weights: Any, count: int, dtype: jnp.dtype) -> list[float | Array]:
+    """Return ``count`` numbers: Python's where they are known, tracers of the dtype where not."""
+    if isinstance(weights, list | tuple):
+        scales = [check_number(f"weights[{i}]", weight) for i, weight in enumerate(weights)]
+    else:
+        array = as_dtype("weights", weights, dtype, ("k",))
+        scales = [check_number(f"weights[{i}]", array[i]) for i in range(len(array))]
+    if len(scales) != count:
+        raise ValueError(f"operators and weights must be as many, got {count} operators and {len(scales)} weights.")
+    return [scale if isinstance(scale, float) else jnp.asarray(scale, dtype) for scale in scales]
 
 
 @jax.jit
 def _mm(op: StructuredOperator, V: Float[Array, "d *s"]) -> Float[Array, "d *s"]:
     Z = matrices.times(op.matrix, V)
     D = op.logit_diagonal if Z.ndim == 1 else op.logit_diagonal[:, None]
-    return (
-        matrices.adjoint(op.matrix, D * Z + _product(op.factors, _product(op.core, _product(op.factors.T, Z)))) + op.ridge * V
-    )
+    low_rank = _product(op.factors, _product(op.core, _product(op.factors.T, Z)))
+    product = matrices.adjoint(op.matrix, D * Z + low_rank) + op.ridge * V
+    return jnp.where(jnp.isnan(product), jnp.inf, product)
 
 
 @jax.jit
@@ -331,7 +319,8 @@ def _as_matrix(op: StructuredOperator) -> Float[Array, "d d"]:
     V = op.columns()
     low_rank = _product(V, _product(op.core, V.T))
     regular = matrices.gram(op.matrix, op.logit_diagonal)
-    return regular + 0.5 * (low_rank + low_rank.T) + op.ridge * jnp.eye(len(V), dtype=op.dtype)
+    matrix = regular + 0.5 * (low_rank + low_rank.T) + op.ridge * jnp.eye(len(V), dtype=op.dtype)
+    return jnp.where(jnp.isnan(matrix), jnp.inf, matrix)
 
 
 @jax.jit

@@ -21,11 +21,14 @@ Source: MATH.md section 4; [S] arXiv 2309.13482, [D] arXiv 2304.10411, [H] arXiv
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from softntk import activations
+from softntk._norms import binary_scale
+from softntk._validation import check_choice
 from softntk.activations import Activation, is_kept
 
 Vector = Float[Array, " n"]
@@ -61,12 +64,22 @@ def _two(first: Vector, second: Vector) -> Float[Array, "n 2"]:
     return jnp.stack([first, second], axis=1)
 
 
+def as_activation(name: str, activation: Any) -> Activation:
+    """Return an activation of the table by name, or the activation that was given."""
+    if isinstance(activation, Activation):
+        return activation
+    return activations.get(check_choice(name, activation, activations.ACTIVATIONS))
+
+
 def normalized(activation: Activation, z: Vector, b: Vector) -> Local:
-    """u/α against b."""
+    """Compare u/α with b."""
     jet = activation.jet(z, activation.log_scale(z))
-    total = jnp.sum(jet[0])
-    kept = is_kept(jet[0], total[None])[0]
-    f, v, dv = (part / jnp.where(kept, total, 1) for part in jet)
+    # A power of two leaves the quotients as they are, and lets neither Σu nor its square, in derivatives, leave the range.
+    scale = binary_scale(jet[0])
+    u, du, d2u = (part / scale for part in jet)
+    total = jnp.sum(u)
+    kept = is_kept(u, total[None])[0]
+    f, v, dv = (part / jnp.where(kept, total, 1) for part in (u, du, d2u))
     c = f - b
     # s = c − ⟨c, f⟩, which loses its digits where f is nearly all on one sample; as Σf = 1, any constant may be taken from c.
     moved = c - c[jnp.argmax(jnp.abs(f))]
@@ -84,12 +97,13 @@ def normalized(activation: Activation, z: Vector, b: Vector) -> Local:
 
 
 def rescaled(activation: Activation, z: Vector, b: Vector) -> Local:
-    """U against αb."""
+    """Compare u with αb."""
     u, du, d2u = activation.jet(z, 0.0)
     total = jnp.sum(u)
     r = u - total * b
     s = r - jnp.dot(b, r)
-    factors, core = _two(du, du * b), _core(jnp.dot(b, b))
+    factors = _two(du, du * b)
+    core = _core(jnp.dot(b, b))
     return Local(
         prediction=u,
         residual=r,
@@ -102,15 +116,16 @@ def rescaled(activation: Activation, z: Vector, b: Vector) -> Local:
 
 
 def plain(activation: Activation, z: Vector, b: Vector) -> Local:
-    """U against b; zero factors, so that all forms have one shape."""
+    """Compare u with b; zero factors, so that all forms have one shape."""
     u, du, d2u = activation.jet(z, 0.0)
-    r, none = u - b, (jnp.zeros((len(z), 2), z.dtype), jnp.zeros((2, 2), z.dtype))
+    r = u - b
+    no_factors = (jnp.zeros((len(z), 2), z.dtype), jnp.zeros((2, 2), z.dtype))
     return Local(
         prediction=u,
         residual=r,
         gradient=du * r,
-        hessian=Curvature(du * du + d2u * r, *none),
-        gauss_newton=Curvature(du * du, *none),
+        hessian=Curvature(du * du + d2u * r, *no_factors),
+        gauss_newton=Curvature(du * du, *no_factors),
         kept=jnp.asarray(True),
         total=jnp.ones((), z.dtype),
     )

@@ -17,6 +17,7 @@ Example:
 Source: arXiv 2307.02419 (the tensor trick for many softmax regressions); MATH.md section 4, neighbours.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple, overload
@@ -31,10 +32,10 @@ from jaxtyping import Array, Float, Int
 from softntk import activations
 from softntk._operators import answer
 from softntk._records import function_record, static
-from softntk._validation import check_finite, check_floating, check_rows, is_concrete
+from softntk._validation import as_dtype, as_rows, as_weights
 from softntk.activations import Activation
 from softntk.curvature._matrices import product
-from softntk.regression._forms import Curvature, normalized
+from softntk.regression._forms import Curvature, Local, as_activation, normalized
 from softntk.regression.implicit import ResidualProblem, nonnegative, structure_of
 from softntk.solution import Result
 
@@ -61,26 +62,24 @@ class AttentionOperator(lx.AbstractLinearOperator):
     positive_semidefinite: bool = eqx.field(static=True, default=False)
 
     def mv(self, vector: Float[Array, "d1 d2"]) -> Float[Array, "d1 d2"]:
-        """The product with one matrix."""
+        """Return the product with one matrix."""
         structure = self.in_structure()
-        if jnp.shape(vector) != structure.shape:
-            raise ValueError(f"vector must have shape {structure.shape}, got {jnp.shape(vector)}.")
-        return _product(self, jnp.asarray(vector, structure.dtype))
+        return _product(self, as_dtype("vector", vector, structure.dtype, structure.shape, finite=False))
 
     def as_matrix(self) -> Float[Array, "p p"]:
-        """The matrix itself, [d1 d2, d1 d2], row-major; d1 d2 products, one row of A₁ at a time."""
+        """Return the matrix itself, [d1 d2, d1 d2], row-major; d1 d2 products, one row of A₁ at a time."""
         return _matrix(self)
 
     def transpose(self) -> "AttentionOperator":
-        """Itself."""
+        """Return itself."""
         return self
 
     def in_structure(self) -> jax.ShapeDtypeStruct:
-        """Shape and dtype of what it acts on."""
+        """Return shape and dtype of what it acts on."""
         return jax.ShapeDtypeStruct((self.left.shape[1], self.right.shape[1]), self.left.dtype)
 
     def out_structure(self) -> jax.ShapeDtypeStruct:
-        """The same as ``in_structure``."""
+        """Return the same as ``in_structure``."""
         return self.in_structure()
 
 
@@ -103,42 +102,39 @@ class Attention:
     activation: Activation = static()
 
     def __call__(self, x: Float[Array, "d1 d2"]) -> Float[Array, ""]:
-        """The loss; +inf outside of the domain."""
+        """Return the loss; +inf outside of the domain."""
         return _loss(self, self._checked(x))
 
     def logits(self, x: Float[Array, "d1 d2"]) -> Float[Array, "n1 n2"]:
-        """Z = A₁ X A₂ᵀ."""
+        """Return Z = A₁ X A₂ᵀ; +inf where it exceeds the largest number."""
         return _logits(self, self._checked(x))
 
     def predict(self, x: Float[Array, "d1 d2"]) -> Float[Array, "n1 n2"]:
-        """u/α by rows: the attention matrix."""
-        return activations.normalize(self.activation, self.logits(x))
+        """Return u/α by rows: the attention matrix."""
+        return _predict(self, self._checked(x))
 
     def residual(self, x: Float[Array, "d1 d2"]) -> Float[Array, "n1 n2"]:
-        """The same minus B."""
+        """Return the same minus B."""
         return self.predict(x) - self.B
 
     def gradient(self, x: Float[Array, "d1 d2"]) -> Float[Array, "d1 d2"]:
-        """∇L in closed form; +inf outside of the domain."""
+        """Return ∇L in closed form; +inf outside of the domain."""
         return _gradient(self, self._checked(x))
 
     def hessian(self, x: Float[Array, "d1 d2"]) -> AttentionOperator:
-        """∇²L."""
+        """Return ∇²L."""
         return AttentionOperator(self.A1, self.A2, *_curvature(self, self._checked(x), False))
 
     def gauss_newton(self, x: Float[Array, "d1 d2"]) -> AttentionOperator:
-        """JᵀJ, and the weights' part: positive semidefinite."""
+        """Return JᵀJ, and the weights' part: positive semidefinite."""
         return AttentionOperator(self.A1, self.A2, *_curvature(self, self._checked(x), True), positive_semidefinite=True)
 
     def check(self, x: Float[Array, "d1 d2"]) -> Int[Array, ""]:
-        """SUCCESSFUL, NONFINITE_INPUT, NEGATIVE_WEIGHTS, NORMALISER_LOST or OVERFLOW; works under jit."""
+        """Return SUCCESSFUL, NONFINITE_INPUT, NEGATIVE_WEIGHTS, NORMALISER_LOST or OVERFLOW; works under jit."""
         return _check(self, self._checked(x))
 
     def _checked(self, x: Any) -> Float[Array, "d1 d2"]:
-        shape = (self.A1.shape[1], self.A2.shape[1])
-        if jnp.shape(x) != shape:
-            raise ValueError(f"x must have shape {shape}, got {jnp.shape(x)}.")
-        return jnp.asarray(x, self.A1.dtype)
+        return as_dtype("x", x, self.A1.dtype, (self.A1.shape[1], self.A2.shape[1]), finite=False)
 
 
 class AttentionParameters(NamedTuple):
@@ -180,7 +176,8 @@ def attention(
         [d1, d2], or on the two together), ``check``.
 
     Raises:
-        ValueError: shapes that do not fit, integers, NaN, negative weights.
+        ValueError: shapes that do not fit, integers, NaN or numbers beyond the precision, negative weights, an unknown
+            activation.
 
     Example:
         >>> import jax.numpy as jnp
@@ -191,28 +188,22 @@ def attention(
 
     Source: arXiv 2307.02419; MATH.md section 4.
     """
-    check_rows("A1", A1)
-    check_rows("A2", A2)
-    check_floating("B", B)
-    check_finite("B", B)
-    dtype = jnp.result_type(A1)
-    if is_concrete(weights) and not (np.ndim(weights) == 0 and np.isfinite(weights) and weights >= 0):
-        raise ValueError(f"weights must be a finite scalar, zero or positive, got {weights}.")
-    A1, A2, B, w = (jnp.asarray(part, dtype) for part in (A1, A2, B, weights))
-    u = activations.get(activation)
+    A1 = as_rows("A1", A1)
+    dtype, n1 = A1.dtype, len(A1)
+    A2 = as_dtype("A2", as_rows("A2", A2), dtype)
+    n2 = len(A2)
+    w = as_weights("weights", weights, dtype, ())
+    u = as_activation("activation", activation)
     if values is None:
-        if B.shape != (len(A1), len(A2)):
-            raise ValueError(f"B must have shape {(len(A1), len(A2))}, got {B.shape}.")
-        return Attention(A1, A2, B, w, u)
-    check_rows("values", values)
-    if len(values) != len(A2) or B.ndim != 2 or len(B) != len(A1):
-        raise ValueError(
-            f"values must have one row for each of A2's {len(A2)} and B one for each of A1's {len(A1)}, got shapes "
-            f"{jnp.shape(values)} and {B.shape}."
-        )
-    A3, k = jnp.asarray(values, dtype), B.shape[1]
-    start = AttentionParameters(x=jnp.zeros((A1.shape[1], A2.shape[1]), dtype), y=jnp.zeros((A3.shape[1], k), dtype))
-    return ResidualProblem(data=(A1, A2, A3, w), target=B, maps=_with_values(u), structure=structure_of(start))
+        return Attention(A1, A2, as_dtype("B", as_rows("B", B), dtype, (n1, n2)), w, u)
+    A3 = as_dtype("values", as_rows("values", values), dtype)
+    if len(A3) != n2:
+        raise ValueError(f"values must have one row for each of A2's {n2}, got shape {A3.shape}.")
+    target = as_dtype("B", as_rows("B", B), dtype, (n1, "k"))
+    start = AttentionParameters(
+        x=jnp.zeros((A1.shape[1], A2.shape[1]), dtype), y=jnp.zeros((A3.shape[1], target.shape[1]), dtype)
+    )
+    return ResidualProblem(data=(A1, A2, A3, w), target=target, maps=_with_values(u), structure=structure_of(start))
 
 
 @lru_cache  # one function for each activation, so that nothing is compiled again
@@ -229,47 +220,82 @@ def _rows(p: Attention, Z: Float[Array, "n1 n2"]) -> Any:
     return jax.vmap(lambda z, b: normalized(p.activation, z, b))(Z, p.B)
 
 
-def _inside(p: Attention, Z: Float[Array, "n1 n2"]) -> tuple[Any, Float[Array, ""], Array]:
+def _inside(p: Attention, Z: Float[Array, "n1 n2"]) -> tuple[Local, Float[Array, ""], Array]:
+    """Return the rows' forms at Z, the loss there, and whether it is inside of the domain."""
     local = _rows(p, Z)
-    loss = 0.5 * jnp.sum(local.residual**2) + 0.5 * p.weights**2 * jnp.sum(Z**2)
-    return local, loss, local.kept.all() & jnp.isfinite(loss) & (p.weights >= 0)
+    loss = 0.5 * jnp.sum(local.residual**2) + 0.5 * jnp.sum((p.weights * Z) ** 2)
+    return local, loss, local.kept.all() & jnp.isfinite(loss) & jnp.isfinite(local.gradient).all() & (p.weights >= 0)
 
 
 @jax.jit
 def _logits(p: Attention, x: Float[Array, "d1 d2"]) -> Float[Array, "n1 n2"]:
-    return product(product(p.A1, x), p.A2.T)
+    Z = product(product(p.A1, x), p.A2.T)
+    return jnp.where(jnp.isnan(Z), jnp.inf, Z)
+
+
+@jax.jit
+def _predict(p: Attention, x: Float[Array, "d1 d2"]) -> Float[Array, "n1 n2"]:
+    local = _rows(p, _logits(p, x))
+    kept = local.kept[:, None] & ~jnp.isnan(local.prediction)
+    return jnp.where(kept, local.prediction, jnp.inf)
 
 
 @jax.jit
 def _loss(p: Attention, x: Float[Array, "d1 d2"]) -> Float[Array, ""]:
     Z = _logits(p, x)
     inside = _inside(p, jax.lax.stop_gradient(Z))[2]
-    return jnp.where(inside, _inside(p, jnp.where(inside, Z, 0))[1], jnp.inf)
+    # Nothing depends on anything outside, so that automatic differentiation meets no infinity there.
+    Z, B, weights = (jnp.where(inside, part, jax.lax.stop_gradient(part)) for part in (Z, p.B, p.weights))
+    return jnp.where(inside, _inside(dataclasses.replace(p, B=B, weights=weights), Z)[1], jnp.inf)
+
+
+def _gradient_at(p: Attention, Z: Float[Array, "n1 n2"]) -> Float[Array, "d1 d2"]:
+    local, _, inside = _inside(p, Z)
+    slope = jnp.where(inside, local.gradient + p.weights * (p.weights * Z), 0)
+    return jnp.where(inside, product(product(p.A1.T, slope), p.A2), jnp.inf)
 
 
 @jax.jit
 def _gradient(p: Attention, x: Float[Array, "d1 d2"]) -> Float[Array, "d1 d2"]:
-    Z = _logits(p, x)
-    local, _, inside = _inside(p, Z)
-    slope = jnp.where(inside, local.gradient + p.weights**2 * Z, 0)
-    return jnp.where(inside, product(product(p.A1.T, slope), p.A2), jnp.inf)
+    gradient = _gradient_at(p, _logits(p, x))
+    return jnp.where(jnp.isfinite(gradient).all(), gradient, jnp.inf)
 
 
 @jax.jit(static_argnums=2)
 def _curvature(p: Attention, x: Float[Array, "d1 d2"], gauss_newton: bool) -> Curvature:
     local, _, inside = _inside(p, _logits(p, x))
     part = local.gauss_newton if gauss_newton else local.hessian
+    inside &= _is_finite(part)
     diagonal, factors, core = (jnp.where(inside, entry, 0) for entry in part)
-    return Curvature(diagonal + p.weights**2, factors, core)
+    squares = jnp.minimum(p.weights**2, float(jnp.finfo(diagonal.dtype).max))
+    return Curvature(diagonal + squares, factors, core)
+
+
+def _is_finite(part: Curvature) -> Array:
+    """Return whether the rows' curvatures are finite, products of the factors included."""
+    sizes = jnp.sum(part.factors**2, axis=(1, 2)) * jnp.sum(jnp.abs(part.core), axis=(1, 2))
+    return jnp.isfinite(part.diagonal).all() & jnp.isfinite(sizes).all()
+
+
+def _matrix_is_finite(p: Attention, part: Curvature) -> Array:
+    """Return whether the matrix is, by the diagonals of its two parts: no entry of either is larger."""
+    squares = product(product((p.A1**2).T, jnp.abs(part.diagonal)), p.A2**2)
+    columns = jnp.sum(jnp.einsum("ijr,jk->irk", part.factors, p.A2) ** 2, axis=(1, 2))
+    sizes = jnp.sum(p.A1**2, axis=1) * columns * jnp.sum(jnp.abs(part.core), axis=(1, 2))
+    return jnp.isfinite(squares).all() & jnp.isfinite(jnp.sum(sizes))
 
 
 @jax.jit
 def _check(p: Attention, x: Float[Array, "d1 d2"]) -> Int[Array, ""]:
-    local, loss, _ = _inside(p, _logits(p, x))
+    Z = _logits(p, x)
+    local, loss, _ = _inside(p, Z)
     finite = jnp.all(jnp.asarray([jnp.isfinite(part).all() for part in (x, p.A1, p.A2, p.B, p.weights)]))
-    code = jnp.where(
-        local.kept.all(), jnp.where(jnp.isfinite(loss), Result.SUCCESSFUL, Result.OVERFLOW), Result.NORMALISER_LOST
-    )
+    fits = jnp.isfinite(loss) & jnp.isfinite(Z).all() & jnp.isfinite(_gradient_at(p, Z)).all()
+    for part in (local.hessian, local.gauss_newton):
+        weighted = part._replace(diagonal=part.diagonal + p.weights**2)
+        fits &= _is_finite(weighted) & _matrix_is_finite(p, weighted)
+    resolved = local.kept.all() | ~jnp.isfinite(Z).all()  # where the logits overflow it is not the normaliser
+    code = jnp.where(resolved, jnp.where(fits, Result.SUCCESSFUL, Result.OVERFLOW), Result.NORMALISER_LOST)
     code = jnp.where(p.weights < 0, Result.NEGATIVE_WEIGHTS, code)
     return jnp.where(finite, code, Result.NONFINITE_INPUT).astype(jnp.int32)
 
@@ -279,15 +305,17 @@ def _product(op: AttentionOperator, V: Float[Array, "d1 d2"]) -> Float[Array, "d
     dZ = product(product(op.left, V), op.right.T)
     small = jnp.einsum("irs,is->ir", op.core, jnp.einsum("ijr,ij->ir", op.factors, dZ))
     dZ = op.logit_diagonal * dZ + jnp.einsum("ijr,ir->ij", op.factors, small)
-    return product(product(op.left.T, dZ), op.right)
+    dX = product(product(op.left.T, dZ), op.right)
+    return jnp.where(jnp.isnan(dX), jnp.inf, dX)
 
 
 @jax.jit
 def _matrix(op: AttentionOperator) -> Float[Array, "p p"]:
     d1, d2 = op.in_structure().shape
     units = jnp.eye(d1 * d2, dtype=op.left.dtype).reshape(d1, d2, d1, d2)
-    found = jax.lax.map(lambda row: jax.vmap(lambda v: _product(op, v))(row), units).reshape(d1 * d2, d1 * d2)
-    return 0.5 * (found + found.T)
+    matrix = jax.lax.map(lambda row: jax.vmap(lambda v: _product(op, v))(row), units).reshape(d1 * d2, d1 * d2)
+    matrix = 0.5 * (matrix + matrix.T)
+    return jnp.where(jnp.isnan(matrix), jnp.inf, matrix)  # of infinities of both signs
 
 
 answer(AttentionOperator, positive=lambda operator: operator.positive_semidefinite)

@@ -17,15 +17,18 @@ Source: [S] arXiv 2309.13482, [D] arXiv 2304.10411; MATH.md section 4; the proof
 """
 
 import math
-from collections.abc import Callable
+import sys
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from softntk._validation import check_finite, check_positive
+from softntk._norms import binary_scale, host_norm
+from softntk._validation import as_dtype, check_number, check_positive, is_concrete
 from softntk.curvature import _matrices as matrices
+from softntk.regression._suprema import SUPREMA
 from softntk.regression.problem import Problem
 
 _CANCELLED = 1e3  # units in the last place that a residual may be off by, relative to what it is a difference of
@@ -47,47 +50,8 @@ class LipschitzBounds(NamedTuple):
     hessian: Bound
 
 
-class _Suprema(NamedTuple):
-    """Of |u|, |u'|, |u''|, |u'''| at each sample."""
-
-    u: np.ndarray
-    du: np.ndarray
-    d2u: np.ndarray
-    d3u: np.ndarray
-
-
-def _exponential(low: np.ndarray, high: np.ndarray, shift: float) -> _Suprema:
-    return _Suprema(*[np.exp(high - shift)] * 4)
-
-
-def _residual_exponential(low: np.ndarray, high: np.ndarray, shift: float) -> _Suprema:
-    one, top = np.exp(-shift), np.exp(high - shift)
-    return _Suprema(np.maximum(np.abs(np.exp(low - shift) + one * low), np.abs(top + one * high)), top + one, top, top)
-
-
-def _hyperbolic(low: np.ndarray, high: np.ndarray, shift: float) -> tuple[np.ndarray, np.ndarray]:
-    r = np.maximum(np.abs(low), np.abs(high))
-    grown, shrunk = 0.5 * np.exp(r - shift), 0.5 * np.exp(-r - shift)
-    return grown + shrunk, grown - shrunk
-
-
-def _identity(low: np.ndarray, high: np.ndarray, shift: float) -> _Suprema:
-    one = np.full_like(low, np.exp(-shift))
-    return _Suprema(one * np.maximum(np.abs(low), np.abs(high)), one, 0 * one, 0 * one)
-
-
-# e^{−shift} times the suprema on low ≤ z ≤ high; all are reached at an end.
-_SUPREMA: dict[str, Callable[[np.ndarray, np.ndarray, float], _Suprema]] = {
-    "exp": _exponential,
-    "res_exp": _residual_exponential,
-    "cosh": lambda *interval: _Suprema(*_hyperbolic(*interval), *_hyperbolic(*interval)),
-    "sinh": lambda *interval: _Suprema(*_hyperbolic(*interval)[::-1], *_hyperbolic(*interval)[::-1]),
-    "identity": _identity,
-}
-
-
 def normaliser(p: Problem, radius: float, centre: Float[Array | np.ndarray, " d"] | None = None) -> Bound:
-    r"""How small α = 1ᵀu(Ax) can be on the ball ‖x − c‖ ≤ R.
+    r"""Return how small α = 1ᵀu(Ax) can be on the ball ‖x − c‖ ≤ R.
 
     Papers: α ≥ n e^{−‖A‖R} for exp, from |z_i| ≤ ‖A‖R around c = 0. Ours: log Σe^{z_i} is convex, with the gradient Aᵀf,
     f = softmax(Ac), so that Σe^{z_i} ≥ Σe^{⟨a_i, c⟩} e^{−t}, t = ‖Aᵀf‖R; Σz_i is linear, and cosh is convex and at least one:
@@ -106,7 +70,7 @@ def normaliser(p: Problem, radius: float, centre: Float[Array | np.ndarray, " d"
         A :class:`Bound`, both clipped at zero; zero for sinh and the like, whose sum may vanish; +inf if it overflows.
 
     Raises:
-        ValueError: radius not positive; centre not finite or of another shape than [d].
+        ValueError: p no regression; radius not positive; centre not finite or of another shape than [d]; tracers.
 
     Example:
         >>> import jax.numpy as jnp, softntk as sn
@@ -115,12 +79,12 @@ def normaliser(p: Problem, radius: float, centre: Float[Array | np.ndarray, " d"
 
     Source: [D], the lower bound β on ⟨exp(Ax), 1⟩.
     """
-    check_positive("radius", radius)
+    _check_problem(p)
+    radius = _known_positive("radius", radius)
     z, reach = _around(p, radius, centre)
     n, largest = p.shape[0], _norms(p)[0] * reach
     name = p.activation.name
-    with np.errstate(over="ignore"):
-        ours = float(_smallest_total(p, radius, z, 0.0))
+    ours = _smallest_total(p, radius, z, reach - radius, 0.0)
     paper = {"exp": math.exp(-largest), "cosh": 1.0, "res_exp": math.exp(-largest) - largest}.get(name, 0.0)
     return Bound(n * max(paper, 0.0), max(ours, 0.0))
 
@@ -132,7 +96,7 @@ def lipschitz(
     *,
     exponents: tuple[float, float, float] = (2.0, 8.0, 20.0),
 ) -> LipschitzBounds:
-    r"""Lipschitz constants of predict, gradient and Hessian on the ball ‖x − c‖ ≤ R.
+    r"""Return Lipschitz constants of predict, gradient and Hessian on the ball ‖x − c‖ ≤ R.
 
     **Ours, softmax** (any R). Along a direction h in the logits let y = h − E_f h, V = E_f y², r = max h − min h ≤ √2‖h‖ and
     o = max c − min c ≤ 1 + max b − min b for the residual c = f − b. Then
@@ -170,7 +134,8 @@ def lipschitz(
         :class:`LipschitzBounds`.
 
     Raises:
-        ValueError: radius not positive; another activation; centre not finite or of another shape than [d].
+        ValueError: p no regression; radius not positive; another activation; centre not finite or of another shape than [d];
+            exponents that are not three numbers; tracers.
 
     Example:
         >>> import jax.numpy as jnp, softntk as sn
@@ -180,24 +145,30 @@ def lipschitz(
 
     Source: [D], [S], the lemmas on Lipschitz constants.
     """
-    check_positive("radius", radius)
+    _check_problem(p)
+    radius = _known_positive("radius", radius)
+    powers = _checked_exponents(exponents)
     spectral = _norms(p)[0]
     z, reach = _around(p, radius, centre)
-    in_logits = _general_derivatives(p, radius, z, centre)
+    in_logits = _general_derivatives(p, radius, z, reach - radius, centre)
     if _is_softmax(p):
         in_logits = tuple(map(min, in_logits, _softmax_derivatives(p)))
-    weight = float(np.max(np.asarray(p.weights, np.float64))) ** 2
-    added = (0.0, weight, 0.0)
-    ours = [(c + w) * spectral ** (i + 1) * (1 + _ROUNDING) for i, (c, w) in enumerate(zip(in_logits, added, strict=True))]
+    largest_weight = float(np.max(np.asarray(p.weights, np.float64)))
+    added = (0.0, largest_weight * largest_weight, 0.0)
+    ours = [
+        _times(c + w, *[spectral] * (i + 1)) * (1 + _ROUNDING) for i, (c, w) in enumerate(zip(in_logits, added, strict=True))
+    ]
     n, size = p.shape[0], max(spectral, reach, 4.0)
     beta = normaliser(p, reach).paper / n
     scale = n**1.5 / beta / beta if beta > 0 else math.inf
-    papers = [_exp(c * size**2) * scale + w * spectral**2 for c, w in zip(exponents, added, strict=True)]
+    papers = [
+        _times(_exp(_times(c, size, size)), scale) + _times(w, spectral, spectral) for c, w in zip(powers, added, strict=True)
+    ]
     return LipschitzBounds(*(Bound(paper, mine) for paper, mine in zip(papers, ours, strict=True)))
 
 
 def convexity_weight(p: Problem, strength: float, radius: float | None = None, *, constant: float = 20.0) -> Bound:
-    r"""How large w must be for ∇²L ≽ l I: w² ≥ C + l/σ_min(A)², where −C bounds the logits' Hessian from below.
+    r"""Return how large w must be for ∇²L ≽ l I: w² ≥ C + l/σ_min(A)², where −C bounds the logits' Hessian from below.
 
     Papers: C = 20, for exp (for e^z + z it is false, see softntk/theory/LEDGER.md). Ours: from :func:`lipschitz`'s proof,
     without JᵀJ ≽ 0, which helps:
@@ -216,7 +187,7 @@ def convexity_weight(p: Problem, strength: float, radius: float | None = None, *
         A :class:`Bound` on w itself (not squared); +inf for A of rank below d.
 
     Raises:
-        ValueError: strength or radius not positive; no radius where one is needed.
+        ValueError: p no regression; strength or radius not positive; constant negative; no radius where one is needed; tracers.
 
     Example:
         >>> import jax.numpy as jnp, softntk as sn
@@ -226,7 +197,10 @@ def convexity_weight(p: Problem, strength: float, radius: float | None = None, *
 
     Source: [D] and [S], the lemmas on positive definite Hessians.
     """
-    check_positive("strength", strength)
+    _check_problem(p)
+    strength = _known_positive("strength", strength)
+    constant = _known("constant", check_number("constant", constant, at_least=0))
+    radius = None if radius is None else _known_positive("radius", radius)
     if radius is None and not _is_softmax(p):
         raise ValueError(
             f"radius must be given for {p.form} {p.activation.name}: only softmax has a bound that holds everywhere."
@@ -234,8 +208,39 @@ def convexity_weight(p: Problem, strength: float, radius: float | None = None, *
     smallest = _norms(p)[1]
     if smallest == 0:
         return Bound(math.inf, math.inf)
-    ours = _negative_part(p, radius)
-    return Bound(*(math.sqrt(c + strength / smallest**2) * (1 + _ROUNDING) for c in (constant, ours)))
+    added = math.sqrt(strength) / smallest  # not squared, which may leave the range where the weight does not
+    return Bound(*(math.hypot(math.sqrt(c), added) * (1 + _ROUNDING) for c in (constant, _negative_part(p, radius))))
+
+
+def _check_problem(p: Any) -> None:
+    """Refuse what is no regression, half precision, whose rounding is not bounded here, and tracers."""
+    if not isinstance(p, Problem):
+        raise ValueError(f"p must be a regression, e.g. of softntk.regression.problem, got {type(p).__name__}.")
+    if not all(map(is_concrete, jax.tree.leaves(p))):
+        raise ValueError("p must not be traced: bounds are numbers, computed outside of jit, vmap and grad.")
+    if jnp.finfo(p.dtype).bits < 32:
+        raise ValueError(f"p must be float32 or float64, got {p.dtype}: its rounding is not in the bounds. Convert A.")
+
+
+def _known(name: str, value: Any) -> float:
+    if not is_concrete(value):
+        raise ValueError(f"{name} must not be traced: bounds are numbers, computed outside of jit, vmap and grad.")
+    return value
+
+
+def _known_positive(name: str, value: Any) -> float:
+    return _known(name, check_positive(name, value))
+
+
+def _checked_exponents(exponents: Any) -> list[float]:
+    if not isinstance(exponents, list | tuple) or len(exponents) != 3:
+        raise ValueError(f"exponents must be three numbers, for predict, gradient and Hessian, got {exponents!r}.")
+    return [_known(f"exponents[{i}]", check_number(f"exponents[{i}]", q, at_least=0)) for i, q in enumerate(exponents)]
+
+
+def _times(*factors: float) -> float:
+    """Return the product of numbers ≥ 0, infinite where it overflows; zero times infinity is zero."""
+    return 0.0 if 0.0 in factors else math.prod(map(float, factors))
 
 
 def _is_softmax(p: Problem) -> bool:
@@ -247,18 +252,21 @@ def _exp(t: float) -> float:
 
 
 def _norms(p: Problem) -> tuple[float, float]:
-    """(‖A‖ from above, σ_min(A) from below), zero where it is not told from zero."""
+    """Return (‖A‖ from above, σ_min(A) from below), zero where it is not told from zero."""
     n, d = p.shape
     eps = float(np.finfo(p.dtype).eps)
-    if matrices.is_sparse(p.A):  # which has no QR; the Gram matrix squares the condition number
-        squares = np.linalg.eigvalsh(np.asarray(matrices.gram(p.A, jnp.ones(n, p.dtype)), np.float64))
+    A, scale = matrices.unit_scaled(p.A), float(binary_scale(matrices.entries(p.A)).squeeze())
+    if matrices.is_sparse(A):  # which has no QR; the Gram matrix squares the condition number
+        squares = np.linalg.eigvalsh(np.asarray(matrices.gram(A, jnp.ones(n, p.dtype)), np.float64))
         error = 2 * math.sqrt(n) * eps * squares[-1]
-        largest, smallest = math.sqrt(squares[-1] + error), math.sqrt(max(squares[0] - error, 0.0))
+        largest = math.sqrt(max(squares[-1] + error, 0.0))
+        smallest = math.sqrt(max(squares[0] - error, 0.0))
     else:
-        values = np.linalg.svd(np.asarray(jnp.linalg.qr(matrices.dense(p.A), mode="r"), np.float64), compute_uv=False)
+        values = np.linalg.svd(np.asarray(jnp.linalg.qr(A, mode="r"), np.float64), compute_uv=False)
         error = 2 * math.sqrt(n) * eps * values[0]
-        largest, smallest = values[0] + error, max(values[-1] - error, 0.0)
-    return float(largest), float(smallest) if n >= d else 0.0
+        largest = values[0] + error
+        smallest = max(values[-1] - error, 0.0)
+    return float(largest) * scale, float(smallest) * scale if n >= d else 0.0
 
 
 def _spread(p: Problem) -> float:
@@ -272,95 +280,120 @@ def _softmax_derivatives(p: Problem) -> tuple[float, float, float]:
 
 
 def _around(p: Problem, radius: float, centre: Any) -> tuple[np.ndarray, float]:
-    """The logits at the centre, and how far from zero the ball reaches."""
+    """Return the logits at the centre, and how far from zero the ball reaches."""
     n, d = p.shape
     if centre is None:
         return np.zeros(n), radius
-    if jnp.shape(centre) != (d,):
-        raise ValueError(f"centre must have shape {(d,)}, got {jnp.shape(centre)}.")
-    check_finite("centre", centre)
-    z = np.asarray(matrices.times(p.A, jnp.asarray(centre, p.dtype)), np.float64)
-    return z, radius + float(np.linalg.norm(np.asarray(centre, np.float64)))
+    centre = as_dtype("centre", centre, p.dtype, (d,))
+    if not is_concrete(centre):
+        raise ValueError("centre must not be traced: bounds are numbers, computed outside of jit, vmap and grad.")
+    z = np.asarray(matrices.times(p.A, centre), np.float64)
+    if not np.isfinite(z).all():
+        raise ValueError(f"centre must have logits that fit {p.dtype}, got overflowing ones. Take float64.")
+    return z, min(radius + float(host_norm(np.asarray(centre, np.float64))), sys.float_info.max)
 
 
-def _reached(p: Problem, radius: float, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Between what the logits stay, on the ball around the centre with logits z."""
-    rows = np.sqrt(np.asarray(matrices.row_squares(p.A), np.float64)) * (1 + _ROUNDING)
-    width = rows * radius + _ROUNDING * np.abs(z)
-    return z - width, z + width
+def _reached(p: Problem, radius: float, z: np.ndarray, offset: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return between what the logits stay, on the ball around a centre of norm ``offset`` with logits z."""
+    rows = np.asarray(matrices.row_norms(p.A), np.float64) * (1 + _ROUNDING)
+    with np.errstate(over="ignore", invalid="ignore"):
+        width = rows * (radius + _ROUNDING * offset)  # z itself is rounded, relative to ‖a_i‖‖c‖
+        return z - width, z + width
 
 
-def _smallest_total(p: Problem, radius: float, z: np.ndarray, shift: float) -> float:
-    """e^{−shift} α, from below, on the ball around the centre with logits z; zero or less where nothing is known."""
-    norm = lambda v: float(np.linalg.norm(np.asarray(matrices.adjoint(p.A, jnp.asarray(v, p.dtype)), np.float64)))
-    name, lost = p.activation.name, radius * (1 + _ROUNDING)
-    if name == "cosh":
-        total, slope = (np.exp(np.abs(z) - shift) / 2 * (1 + sign * np.exp(-2 * np.abs(z))) for sign in (1, -1))
-        inside = float(total.sum()) * (1 - _ROUNDING) - norm(np.sign(z) * slope) * lost
-        return max(p.shape[0] * math.exp(-shift), inside)
-    if name not in ("exp", "res_exp"):
+def _adjoint_norm(p: Problem, v: np.ndarray) -> float:
+    """Return ‖Aᵀv‖."""
+    A, scale = matrices.unit_scaled(p.A), float(binary_scale(matrices.entries(p.A)).squeeze())
+    size = float(np.abs(v).max())
+    if size == 0:
         return 0.0
-    top = float(z.max())
-    powers = np.exp(z - top)
-    total = float(powers.sum()) * (1 - _ROUNDING * z.any())
-    exponential = total * np.exp(top - shift - norm(powers / powers.sum()) * lost)
+    return _times(float(host_norm(np.asarray(matrices.adjoint(A, jnp.asarray(v / size, p.dtype)), np.float64))), size, scale)
+
+
+def _smallest_total(p: Problem, radius: float, z: np.ndarray, offset: float, shift: float) -> float:
+    """Return e^{−shift} α, from below, on the ball around a centre with logits z; zero or less where nothing is known."""
+    name, reach = p.activation.name, radius * (1 + _ROUNDING)
+    if name not in ("cosh", "exp", "res_exp"):
+        return 0.0
+    # What rounding of the logits at the centre may change of them.
+    slack = _ROUNDING * offset * float(np.asarray(matrices.row_norms(p.A), np.float64).max())
+    with np.errstate(over="ignore"):
+        if name == "cosh":
+            grown, shrunk = (np.exp(sign * np.abs(z) - shift) / 2 for sign in (1, -1))
+            total = float((grown + shrunk).sum()) * (1 - _ROUNDING) * math.exp(-slack)
+            if not math.isfinite(total):
+                return math.inf
+            inside = total - _times(_adjoint_norm(p, np.sign(z) * (grown - shrunk)), reach, math.exp(min(slack, 700.0)))
+            return max(p.shape[0] * math.exp(-shift), inside)
+        top = float(z.max())
+        powers = np.exp(z - top)
+        total = float(powers.sum()) * (1 - _ROUNDING * z.any())
+        lost = _times(_adjoint_norm(p, powers / powers.sum()), reach) + slack
+        exponential = total * float(np.exp(top - shift - lost))
     if name == "exp":
         return exponential
-    linear = float(z.sum()) - _ROUNDING * float(np.abs(z).sum()) - norm(np.ones_like(z)) * lost
-    return exponential + math.exp(-shift) * linear
+    linear = float(z.sum()) - len(z) * slack - _times(_adjoint_norm(p, np.ones_like(z)), reach)
+    return exponential + _times(math.exp(-shift), abs(linear)) * math.copysign(1, linear)
 
 
-def _residual_bounds(p: Problem, radius: float, z: np.ndarray) -> tuple[float, float, float, float]:
-    """Of the norms of the residual and of its first three derivatives along a unit vector of logits, on the ball around z."""
+def _residual_bounds(p: Problem, radius: float, z: np.ndarray, offset: float) -> list[float]:
+    """Return bounds of the norms of the residual and of its first three derivatives along a unit vector of logits."""
     name = p.activation.name
-    if name not in _SUPREMA:
-        raise ValueError(f"there are bounds for the activations {sorted(_SUPREMA)}, got {name!r}.")
-    low, high = _reached(p, radius, z)
-    shift = 0.0
-    if p.form == "normalized" and name != "identity":  # u/α is what counts
-        shift = float(z.max()) if name == "exp" else max(0.0, float(np.abs(z).max() if name != "res_exp" else z.max()))
-    with np.errstate(over="ignore", invalid="ignore"):
-        s = _SUPREMA[name](low, high, shift)
-        b = float(np.linalg.norm(np.asarray(p.b, np.float64)))
-        if p.form != "normalized":
-            b_in, total = (b, float(s.u.sum())) if p.form == "rescaled" else (0.0, 1.0)
-            size = float(np.linalg.norm(s.u)) + b * total
-            first = float(s.du.max()) + b_in * float(np.linalg.norm(s.du))
-            return size, first, float(s.d2u.max()) * (1 + b_in), float(s.d3u.max()) * (1 + b_in)
-        alpha = _smallest_total(p, radius, z, shift)
-        if not alpha > 0:
-            return math.inf, math.inf, math.inf, math.inf
-        F, a = (np.linalg.norm(part) / alpha for part in (s.u, s.du))  # NumPy's own: they overflow to inf
-        m1, m2, m3 = (part.max() / alpha for part in (s.du, s.d2u, s.d3u))
-        return (
-            float(F + b),
-            float(m1 + F * a),
-            float(m2 + 2 * m1 * a + F * (m2 + 2 * a**2)),
-            float(m3 + 3 * m2 * a + 3 * m1 * m2 + 6 * m1 * a**2 + F * (m3 + 6 * a * m2 + 6 * a**3)),
+    if name not in SUPREMA:
+        raise ValueError(
+            f"p must have another activation: there are bounds for the activations {sorted(SUPREMA)}, got {name!r}."
         )
+    with np.errstate(over="ignore", invalid="ignore"):
+        bounds = _unchecked_bounds(p, *_reached(p, radius, z, offset), radius, z, offset)
+    return [math.inf if math.isnan(bound) else float(bound) for bound in bounds]
 
 
-def _general_derivatives(p: Problem, radius: float, z: np.ndarray, centre: Any) -> tuple[float, float, float]:
-    c, f1, f2, f3 = _residual_bounds(p, radius, z)
+def _unchecked_bounds(p: Problem, low: np.ndarray, high: np.ndarray, radius: float, z: np.ndarray, offset: float) -> tuple:
+    """Return the same, NaN where infinities meet."""
+    name = p.activation.name
+    shift = 0.0
+    if p.form == "normalized":  # u/α is what counts
+        shift = float(z.max()) if name == "exp" else max(0.0, float(np.abs(z).max() if name != "res_exp" else z.max()))
+    s = SUPREMA[name](low, high, shift)
+    b = float(host_norm(np.asarray(p.b, np.float64)))
+    if p.form != "normalized":
+        b_in, total = (b, float(s.u.sum())) if p.form == "rescaled" else (0.0, 1.0)
+        first = s.du.max() + _times(b_in, float(host_norm(s.du)))
+        return host_norm(s.u) + b * total, first, s.d2u.max() * (1 + b_in), s.d3u.max() * (1 + b_in)
+    alpha = np.float64(_smallest_total(p, radius, z, offset, shift))
+    if not alpha > 0:
+        return (math.inf,) * 4
+    F, a = (host_norm(part) / alpha for part in (s.u, s.du))
+    m1, m2, m3 = (part.max() / alpha for part in (s.du, s.d2u, s.d3u))
+    return (
+        F + b,
+        m1 + F * a,
+        m2 + 2 * m1 * a + F * (m2 + 2 * a**2),
+        m3 + 3 * m2 * a + 3 * m1 * m2 + 6 * m1 * a**2 + F * (m3 + 6 * a * m2 + 6 * a**3),
+    )
+
+
+def _general_derivatives(p: Problem, radius: float, z: np.ndarray, offset: float, centre: Any) -> tuple[float, float, float]:
+    c, f1, f2, f3 = _residual_bounds(p, radius, z, offset)
     predict = f1
     if p.form != "normalized":  # predict is u itself
         with np.errstate(over="ignore", invalid="ignore"):
-            slopes = _SUPREMA[p.activation.name](*_reached(p, radius, z), 0.0).du
+            slopes = SUPREMA[p.activation.name](*_reached(p, radius, z, offset), 0.0).du
         predict = float(np.nan_to_num(slopes, nan=math.inf).max())
     if not np.isfinite([f1, f2, f3]).all():
         return predict, math.inf, math.inf
     # From the centre: the residual there, with what cancels in it, and how far it moves.
-    there = p.residual(jnp.zeros(p.shape[1], p.dtype) if centre is None else jnp.asarray(centre, p.dtype))
-    with np.errstate(over="ignore"):
-        lost = _CANCELLED * float(np.finfo(p.dtype).eps) * c
-        c = min(c, np.linalg.norm(np.asarray(there, np.float64)) * (1 + _ROUNDING) + lost + f1 * _norms(p)[0] * radius)
-        return predict, float(f1 * f1 + c * f2), float(c * f3 + 3 * f1 * f2)
+    residual = p.residual(jnp.zeros(p.shape[1], p.dtype) if centre is None else jnp.asarray(centre, p.dtype))
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounding = _CANCELLED * float(np.finfo(p.dtype).eps) * c
+        from_centre = float(host_norm(np.asarray(residual, np.float64))) * (1 + _ROUNDING) + rounding
+        c = min(c, from_centre + _times(f1, _norms(p)[0], radius))
+        return predict, _times(f1, f1) + _times(c, f2), _times(c, f3) + 3 * _times(f1, f2)
 
 
 def _negative_part(p: Problem, radius: float | None) -> float:
     if _is_softmax(p):
         return 0.5 * _spread(p)
-    check_positive("radius", radius)
-    assert radius is not None
-    c, _, f2, _ = _residual_bounds(p, radius, np.zeros(p.shape[0]))
-    return c * f2
+    assert radius is not None  # refused before
+    c, _, f2, _ = _residual_bounds(p, radius, np.zeros(p.shape[0]), 0.0)
+    return _times(c, f2)

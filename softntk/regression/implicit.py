@@ -15,19 +15,20 @@ import lineax as lx
 from jaxtyping import Array, Float, Int
 
 from softntk._records import function_record, static
+from softntk._validation import as_dtype
 from softntk.solution import Result
 
 Structure = tuple[tuple[jax.ShapeDtypeStruct, ...], Any]
 
 
 def structure_of(example: Any) -> Structure:
-    """Shapes and dtypes of a pytree, hashable."""
+    """Return shapes and dtypes of a pytree, hashable."""
     leaves, treedef = jax.tree.flatten(jax.eval_shape(lambda: example))
     return tuple(leaves), treedef
 
 
 def nonnegative(weights: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The weights; +inf for a negative one, which ends the domain."""
+    """Return the weights; +inf for a negative one, which ends the domain."""
     return jnp.where(weights >= 0, weights, jnp.inf)
 
 
@@ -48,35 +49,38 @@ class ResidualProblem:
     structure: Structure = static()
 
     def __call__(self, x: Any) -> Float[Array, ""]:
-        """The loss; +inf outside of the domain."""
+        """Return the loss; +inf outside of the domain."""
         return _loss(self, self._checked(x))
 
     def predict(self, x: Any) -> Float[Array, "..."]:
-        """F(x)."""
+        """Return F(x)."""
         return _predict(self, self._checked(x))
 
     def residual(self, x: Any) -> Float[Array, "..."]:
-        """F(x) − B."""
+        """Return F(x) − B."""
         return self.predict(x) - self.target
 
     def gradient(self, x: Any) -> Any:
-        """∇L, of the structure of x; +inf outside of the domain."""
+        """Return ∇L, of the structure of x; +inf outside of the domain."""
         return _gradient(self, self._checked(x))
 
     def hessian(self, x: Any) -> lx.AbstractLinearOperator:
-        """∇²L: a product is a forward derivative of the gradient."""
+        """Return ∇²L: a product is a forward derivative of the gradient."""
         x = self._checked(x)
         return lx.FunctionLinearOperator(partial(_hessian_product, self, x), self._structure(), lx.symmetric_tag)
 
     def gauss_newton(self, x: Any) -> lx.AbstractLinearOperator:
-        """JᵀJ, J the Jacobian of (F, P): positive semidefinite."""
+        """Return JᵀJ, J the Jacobian of (F, P): positive semidefinite."""
         x = self._checked(x)
         return lx.FunctionLinearOperator(
             partial(_gauss_newton_product, self, x), self._structure(), lx.positive_semidefinite_tag
         )
 
     def check(self, x: Any) -> Int[Array, ""]:
-        """SUCCESSFUL, NONFINITE_INPUT, or OVERFLOW (or a normaliser that is lost); works under jit."""
+        """Return SUCCESSFUL, NONFINITE_INPUT, or OVERFLOW (or a normaliser that is lost); works under jit.
+
+        OVERFLOW is that of the loss, its gradient or a product of its curvature with ones.
+        """
         return _check(self, self._checked(x))
 
     def _structure(self) -> Any:
@@ -85,12 +89,16 @@ class ResidualProblem:
 
     def _checked(self, x: Any) -> Any:
         structure = self._structure()
-        got, want = jax.tree.structure(x), jax.tree.structure(structure)
-        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(x)]
-        wanted = [leaf.shape for leaf in jax.tree.leaves(structure)]
-        if got != want or shapes != wanted:
-            raise ValueError(f"x must have the structure {want} with leaves of shapes {wanted}, got {got} with {shapes}.")
-        return jax.tree.map(lambda leaf, s: jnp.asarray(leaf, s.dtype), x, structure)
+        given = jax.tree.structure(x)
+        wanted = jax.tree.structure(structure)
+        if given != wanted:
+            raise ValueError(f"x must have the structure {wanted}, got {given}.")
+        paths = [f"x{jax.tree_util.keystr(path)}" for path, _ in jax.tree_util.tree_leaves_with_path(structure)]
+        leaves = [
+            as_dtype(path, leaf, s.dtype, s.shape, finite=False)
+            for path, leaf, s in zip(paths, jax.tree.leaves(x), jax.tree.leaves(structure), strict=True)
+        ]
+        return jax.tree.unflatten(wanted, leaves)
 
 
 def _evaluated(p: ResidualProblem, x: Any) -> Float[Array, ""]:
@@ -102,10 +110,10 @@ def _select(inside: Array, tree: Any, otherwise: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.where(inside, leaf, otherwise), tree)
 
 
-def _fixed_outside(p: ResidualProblem, x: Any) -> tuple[Array, Any]:
-    """Whether x is inside of the domain, and x, of which nothing depends outside: derivatives are then zero and not NaN."""
+def _fixed_outside(p: ResidualProblem, x: Any) -> tuple[Array, ResidualProblem, Any]:
+    """Return whether x is inside of the domain, and p and x, on which nothing depends outside: derivatives are zero there."""
     inside = jnp.isfinite(_evaluated(p, jax.lax.stop_gradient(x)))
-    return inside, jax.tree.map(lambda leaf: jnp.where(inside, leaf, jax.lax.stop_gradient(leaf)), x)
+    return inside, *jax.tree.map(lambda leaf: jnp.where(inside, leaf, jax.lax.stop_gradient(leaf)), (p, x))
 
 
 @jax.jit
@@ -116,32 +124,57 @@ def _predict(p: ResidualProblem, x: Any) -> Array:
 
 @jax.jit
 def _loss(p: ResidualProblem, x: Any) -> Float[Array, ""]:
-    inside, x = _fixed_outside(p, x)
+    inside, p, x = _fixed_outside(p, x)
     return jnp.where(inside, _evaluated(p, x), jnp.inf)
+
+
+def _all_finite(tree: Any) -> Array:
+    return jnp.all(jnp.asarray([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
+
+
+def _value_and_gradient(p: ResidualProblem, x: Any) -> tuple[Array, Any, Array]:
+    """Return the loss, its gradient, and whether both are finite."""
+    loss, gradient = jax.value_and_grad(_evaluated, argnums=1)(p, x)
+    return loss, gradient, jnp.isfinite(loss) & _all_finite(gradient)
+
+
+def _hessian_times(p: ResidualProblem, x: Any, v: Any) -> Any:
+    return jax.jvp(lambda x: jax.grad(_evaluated, argnums=1)(p, x), (x,), (v,))[1]
+
+
+def _gauss_newton_times(p: ResidualProblem, x: Any, v: Any) -> Any:
+    def maps(x: Any) -> tuple[Array, Array]:
+        return p.maps(p.data, x)
+
+    return jax.vjp(maps, x)[1](jax.jvp(maps, (x,), (v,))[1])[0]
 
 
 @jax.jit
 def _gradient(p: ResidualProblem, x: Any) -> Any:
-    loss, gradient = jax.value_and_grad(_evaluated, argnums=1)(p, x)
-    return _select(jnp.isfinite(loss), gradient, jnp.inf)
+    _, gradient, inside = _value_and_gradient(p, x)
+    return _select(inside, gradient, jnp.inf)
+
+
+def _product_or_zero(p: ResidualProblem, x: Any, product: Any) -> Any:
+    """Return a product; zero outside of the domain, +inf where it is lost in an overflow."""
+    product = jax.tree.map(lambda leaf: jnp.where(jnp.isnan(leaf), jnp.inf, leaf), product)
+    return _select(_value_and_gradient(p, x)[2], product, 0)
 
 
 @jax.jit
 def _hessian_product(p: ResidualProblem, x: Any, v: Any) -> Any:
-    product = jax.jvp(lambda x: jax.grad(_evaluated, argnums=1)(p, x), (x,), (v,))[1]
-    return _select(jnp.isfinite(_evaluated(p, x)), product, 0)
+    return _product_or_zero(p, x, _hessian_times(p, x, v))
 
 
 @jax.jit
 def _gauss_newton_product(p: ResidualProblem, x: Any, v: Any) -> Any:
-    maps = lambda x: p.maps(p.data, x)
-    back = jax.vjp(maps, x)[1]
-    return _select(jnp.isfinite(_evaluated(p, x)), back(jax.jvp(maps, (x,), (v,))[1])[0], 0)
+    return _product_or_zero(p, x, _gauss_newton_times(p, x, v))
 
 
 @jax.jit
 def _check(p: ResidualProblem, x: Any) -> Int[Array, ""]:
     numbers = [leaf for leaf in jax.tree.leaves((x, p.data, p.target)) if eqx.is_inexact_array(leaf)]
-    finite = jnp.all(jnp.asarray([jnp.isfinite(leaf).all() for leaf in numbers]))
-    code = jnp.where(jnp.isfinite(_evaluated(p, x)), Result.SUCCESSFUL, Result.OVERFLOW)
-    return jnp.where(finite, code, Result.NONFINITE_INPUT).astype(jnp.int32)
+    ones = jax.tree.map(jnp.ones_like, x)
+    fits = _value_and_gradient(p, x)[2] & _all_finite((_hessian_times(p, x, ones), _gauss_newton_times(p, x, ones)))
+    code = jnp.where(fits, Result.SUCCESSFUL, Result.OVERFLOW)
+    return jnp.where(_all_finite(numbers), code, Result.NONFINITE_INPUT).astype(jnp.int32)

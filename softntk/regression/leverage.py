@@ -36,8 +36,10 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
+from softntk._norms import binary_scale, scaled_norm
 from softntk._records import function_record
-from softntk._validation import check_finite, check_floating, check_rows, is_concrete
+from softntk._validation import as_dtype, as_floating, as_rows, is_concrete
+from softntk.curvature import _matrices as matrices
 from softntk.curvature._matrices import product
 from softntk.solution import Result
 
@@ -55,50 +57,50 @@ class LeverageProblem:
     target: Float[Array, " n"]
 
     def __call__(self, t: Float[Array, " n"]) -> Float[Array, ""]:
-        """The function that is minimal where the scores are the target; +inf where AᵀΩA is singular in this precision."""
+        """Return the function that is minimal where the scores are the target; +inf where AᵀΩA is singular numerically."""
         return _value(self, self._checked(t))
 
     def scalings(self, t: Float[Array, " n"]) -> Float[Array, " n"]:
-        """The scalings s = e^{−t/2}."""
+        """Return the scalings s = e^{−t/2}."""
         return jnp.exp(-0.5 * self._checked(t))
 
     def predict(self, t: Float[Array, " n"]) -> Float[Array, " n"]:
-        """σ, the leverage scores at s = e^{−t/2}; +inf where they are lost, as the loss is."""
+        """Return σ, the leverage scores at s = e^{−t/2}; +inf where they are lost, as the loss is."""
         return _predict(self, self._checked(t))
 
     def residual(self, t: Float[Array, " n"]) -> Float[Array, " n"]:
-        """σ − τ."""
+        """Return σ − τ."""
         return self.predict(t) - self.target
 
     def gradient(self, t: Float[Array, " n"]) -> Float[Array, " n"]:
-        """σ − τ + Σt/n."""
+        """Return σ − τ + Σt/n."""
         return self.residual(t) + jnp.mean(self._checked(t))
 
     def hessian(self, t: Float[Array, " n"]) -> lx.AbstractLinearOperator:
-        """diag(σ) − P∘P + 11ᵀ/n, positive semidefinite; a product takes O(n d²), and n² numbers are never held."""
+        """Return diag(σ) − P∘P + 11ᵀ/n, positive semidefinite; a product takes O(n d²), and n² numbers are never held."""
         t = self._checked(t)
         structure = jax.ShapeDtypeStruct(t.shape, t.dtype)
         return lx.FunctionLinearOperator(_Product(_decomposed(self.A, t).basis), structure, lx.positive_semidefinite_tag)
 
     def gauss_newton(self, t: Float[Array, " n"]) -> lx.AbstractLinearOperator:
-        """The Hessian itself: the function is convex."""
+        """Return the Hessian itself: the function is convex."""
         return self.hessian(t)
 
     def check(self, t: Float[Array, " n"]) -> Int[Array, ""]:
-        """SUCCESSFUL, NONFINITE_INPUT, or NOT_DEFINITE where AᵀΩA is singular in this precision."""
+        """Return SUCCESSFUL, NONFINITE_INPUT, NOT_DEFINITE where AᵀΩA is singular numerically, or OVERFLOW of the loss."""
         t = self._checked(t)
         finite = jnp.isfinite(t).all() & jnp.isfinite(self.A).all() & jnp.isfinite(self.target).all()
-        code = jnp.where(jnp.isfinite(_value(self, t)), Result.SUCCESSFUL, Result.NOT_DEFINITE)
+        fits = jnp.isfinite(_value(self, t)) & jnp.isfinite(self.gradient(t)).all()
+        lost = jnp.where(_decomposed(self.A, t).definite, Result.OVERFLOW, Result.NOT_DEFINITE)
+        code = jnp.where(fits, Result.SUCCESSFUL, lost)
         return jnp.where(finite, code, Result.NONFINITE_INPUT).astype(jnp.int32)
 
     def _checked(self, t: Any) -> Float[Array, " n"]:
-        if jnp.shape(t) != self.target.shape:
-            raise ValueError(f"t must have shape {self.target.shape}, got {jnp.shape(t)}.")
-        return jnp.asarray(t, self.A.dtype)
+        return as_dtype("t", t, self.A.dtype, self.target.shape, finite=False)
 
 
 def leverage(A: Float[Array | np.ndarray, "n d"], target: Float[Array | np.ndarray, " n"]) -> LeverageProblem:
-    r"""Find s > 0 whose leverage scores diag(S⁻¹A (AᵀS⁻²A)⁻¹ AᵀS⁻¹) are the target.
+    r"""Return the problem of finding s > 0 whose leverage scores diag(S⁻¹A (AᵀS⁻²A)⁻¹ AᵀS⁻¹) are the target.
 
     A solution exists if and only if τ lies in the relative interior of the polytope of bases of A (Barthe): Σ_{i∈I} τ_i is less
     than the rank of the rows I for every set I that A does not split off. For rows in general position that is 0 < τ_i < 1 and
@@ -124,17 +126,13 @@ def leverage(A: Float[Array | np.ndarray, "n d"], target: Float[Array | np.ndarr
 
     Source: arXiv 2404.13785; see the module.
     """
-    if not isinstance(A, jax.Array | np.ndarray):
-        raise ValueError(f"A must be a dense array, got {type(A).__name__}.")
-    check_rows("A", A)
-    check_floating("target", target)
-    n = jnp.shape(A)[0]
-    if jnp.shape(target) != (n,):
-        raise ValueError(f"target must have shape {(n,)}, one score a row, got {jnp.shape(target)}.")
-    check_finite("target", target)
+    if matrices.is_sparse(A) or isinstance(A, lx.AbstractLinearOperator):
+        raise ValueError(f"A must be a dense array, got {type(A).__name__}. Take its todense() or as_matrix().")
+    A = as_rows("A", A, half=False)
+    target = as_dtype("target", as_floating("target", target, (len(A),)), A.dtype, finite=False)
     if is_concrete(A) and is_concrete(target):
         _check_feasible(np.asarray(A, np.float64), np.asarray(target, np.float64))
-    return LeverageProblem(jnp.asarray(A), jnp.asarray(target, jnp.result_type(A)))
+    return LeverageProblem(A, target)
 
 
 def _check_feasible(A: np.ndarray, target: np.ndarray) -> None:
@@ -185,9 +183,10 @@ class _Decomposed(NamedTuple):
 def _decomposed(A: Float[Array, "n d"], t: Float[Array, " n"]) -> _Decomposed:
     n, d = A.shape
     c = jax.lax.stop_gradient(jnp.max(t))
-    rows = jnp.exp(0.5 * (t - c))[:, None] * A
+    unit = jnp.squeeze(binary_scale(A))
+    rows = jnp.exp(0.5 * (t - c))[:, None] * (A / unit)
     # Householder's QR is accurate row by row if the heavy rows come first and columns are pivoted.
-    size = jax.lax.stop_gradient(jnp.linalg.norm(rows, axis=1))
+    size = jax.lax.stop_gradient(scaled_norm(rows, axis=1))
     order = jnp.argsort(-size)
     Q, R, _ = jax.scipy.linalg.qr(jax.lax.stop_gradient(rows)[order], mode="economic", pivoting=True)
     diagonal = jnp.abs(jnp.diagonal(R))
@@ -196,7 +195,7 @@ def _decomposed(A: Float[Array, "n d"], t: Float[Array, " n"]) -> _Decomposed:
     # No determinant exceeds √(n over d) times the product of the d longest rows (Cauchy and Binet): what does is rounding.
     most = 2 * jnp.sum(jnp.log(jnp.maximum(size[order][:d], tiny))) + math.log(math.comb(n, d)) + 1
     definite = jnp.isfinite(log_det) & (diagonal.min() > tiny) & (size[order][d - 1] > tiny) & (log_det <= most)
-    return _Decomposed(jnp.zeros_like(Q).at[order].set(Q), log_det + d * c, definite)
+    return _Decomposed(jnp.zeros_like(Q).at[order].set(Q), log_det + d * (c + 2 * jnp.log(unit)), definite)
 
 
 @jax.custom_jvp

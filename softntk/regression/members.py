@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float
 
+from softntk._validation import check_choice
 from softntk.regression.problem import Problem, problem
 
 Target = Float[Array | np.ndarray, " n"]
@@ -12,7 +13,7 @@ Weights = float | int | Float[Array | np.ndarray, ""] | Float[Array | np.ndarray
 
 
 def softmax(A: Any, b: Target, weights: Weights = 0.0) -> Problem:
-    """Softmax regression, ½‖⟨e^{Ax}, 1⟩⁻¹ e^{Ax} − b‖² + ½‖diag(w) A x‖².
+    """Return softmax regression, ½‖⟨e^{Ax}, 1⟩⁻¹ e^{Ax} − b‖² + ½‖diag(w) A x‖².
 
     Args, errors: as of :func:`softntk.regression.problem`, whose normalized exp this is.
 
@@ -27,7 +28,7 @@ def softmax(A: Any, b: Target, weights: Weights = 0.0) -> Problem:
 
 
 def resnet_softmax(A: Any, b: Target, weights: Weights = 0.0) -> Problem:
-    """The unified scheme of ResNet and softmax, ½‖⟨e^{Ax} + Ax, 1⟩⁻¹ (e^{Ax} + Ax) − b‖² + ½‖diag(w) A x‖².
+    """Return the unified scheme of ResNet and softmax, ½‖⟨e^{Ax} + Ax, 1⟩⁻¹ (e^{Ax} + Ax) − b‖² + ½‖diag(w) A x‖².
 
     Args, errors: as of :func:`softntk.regression.problem`, whose normalized res_exp this is.
 
@@ -42,7 +43,7 @@ def resnet_softmax(A: Any, b: Target, weights: Weights = 0.0) -> Problem:
 
 
 def exponential(A: Any, b: Target, weights: Weights = 0.0) -> Problem:
-    """Exponential regression, ½‖e^{Ax} − b‖² + ½‖diag(w) A x‖².
+    """Return exponential regression, ½‖e^{Ax} − b‖² + ½‖diag(w) A x‖².
 
     Args, errors: as of :func:`softntk.regression.problem`, whose plain exp this is.
 
@@ -57,7 +58,7 @@ def exponential(A: Any, b: Target, weights: Weights = 0.0) -> Problem:
 
 
 def hyperbolic(A: Any, b: Target, kind: str = "cosh", form: str = "rescaled", weights: Weights = 0.0) -> Problem:
-    """Hyperbolic regression, rescaled ½‖u − ⟨u, 1⟩b‖² + ½‖diag(w) A x‖² with u = cosh(Ax) or sinh(Ax).
+    """Return hyperbolic regression, rescaled ½‖u − ⟨u, 1⟩b‖² + ½‖diag(w) A x‖² with u = cosh(Ax) or sinh(Ax).
 
     Args, errors: as of :func:`softntk.regression.problem`; besides
         kind: "cosh" or "sinh".
@@ -70,6 +71,4 @@ def hyperbolic(A: Any, b: Target, kind: str = "cosh", form: str = "rescaled", we
 
     Source: arXiv 2305.00660 (rescaled), arXiv 2303.15725 (plain).
     """
-    if kind not in ("cosh", "sinh"):
-        raise ValueError(f"kind must be 'cosh' or 'sinh', got {kind!r}.")
-    return problem(A, b, kind, form, weights)
+    return problem(A, b, check_choice("kind", kind, ("cosh", "sinh")), form, weights)

@@ -21,6 +21,7 @@ Example:
     (True, 0)
 """
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -29,13 +30,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from softntk import activations
 from softntk._records import function_record, static
-from softntk._validation import check_finite, check_floating, is_concrete
+from softntk._validation import as_dtype, as_floating, as_weights, check_choice
 from softntk.activations import Activation
 from softntk.curvature import _matrices as matrices
 from softntk.curvature.structured import StructuredOperator
-from softntk.regression._forms import FORMS, Curvature, Local
+from softntk.regression._forms import FORMS, Curvature, Local, as_activation
 from softntk.solution import Result
 
 
@@ -62,63 +62,63 @@ class Problem:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(n, d)."""
+        """Return (n, d)."""
         return matrices.shape(self.A)
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Of A, b, x and everything computed."""
+        """Return the dtype of A, b, x and everything computed."""
         return self.b.dtype
 
     def __call__(self, x: Float[Array, " d"]) -> Float[Array, ""]:
-        """The loss; +inf outside of the domain."""
+        """Return the loss; +inf outside of the domain."""
         return _loss(self, self._checked(x))
 
     def logits(self, x: Float[Array, " d"]) -> Float[Array, " n"]:
-        """A x, z in the formulas."""
-        return matrices.times(self.A, self._checked(x))
+        """Return A x, z in the formulas; +inf where it exceeds the largest number."""
+        return _logits(self, self._checked(x))
 
     def predict(self, x: Float[Array, " d"]) -> Float[Array, " n"]:
-        """What is compared with b (rescaled: with αb): u/α normalized, else u."""
+        """Return what is compared with b (rescaled: with αb): u/α normalized, else u."""
         return _predict(self, self._checked(x))
 
     def residual(self, x: Float[Array, " d"]) -> Float[Array, " n"]:
-        """u/α − b, u − αb or u − b."""
+        """Return u/α − b, u − αb or u − b."""
         return _residual(self, self._checked(x))
 
     def gradient(self, x: Float[Array, " d"]) -> Float[Array, " d"]:
-        """∇L in closed form: two passes over A."""
+        """Return ∇L in closed form: two passes over A."""
         return _value_and_gradient(self, self._checked(x))[1]
 
     def value_and_gradient(self, x: Float[Array, " d"]) -> tuple[Float[Array, ""], Float[Array, " d"]]:
-        """(L, ∇L), for the price of the gradient."""
+        """Return (L, ∇L), for the price of the gradient."""
         return _value_and_gradient(self, self._checked(x))
 
     def hessian(self, x: Float[Array, " d"]) -> StructuredOperator:
-        """∇²L, with ``.logit_diagonal`` (w² included), ``.factors`` and ``.core``; one pass over A to make it."""
+        """Return ∇²L, with ``.logit_diagonal`` (w² included), ``.factors`` and ``.core``; one pass over A to make it."""
         return _curvature(self, self._checked(x), gauss_newton=False)
 
     def gauss_newton(self, x: Float[Array, " d"]) -> StructuredOperator:
-        """JᵀJ + Aᵀ diag(w²) A, J the Jacobian of the residual: positive semidefinite, and ∇²L where the residual is zero."""
+        """Return JᵀJ + Aᵀ diag(w²) A, J the Jacobian of the residual: positive semidefinite, ∇²L where the residual is zero."""
         return _curvature(self, self._checked(x), gauss_newton=True)
 
     def check(self, x: Float[Array, " d"], previous: Float[Array, " d"] | None = None) -> Int[Array, ""]:
-        """What x is, a :class:`softntk.solution.Result`; works under jit.
+        """Return what x is, a :class:`softntk.solution.Result`; works under jit.
 
-        SUCCESSFUL, NONFINITE_INPUT, NEGATIVE_WEIGHTS, NORMALISER_LOST or OVERFLOW (of the loss or its curvature).
+        SUCCESSFUL, NONFINITE_INPUT, NEGATIVE_WEIGHTS, NORMALISER_LOST or OVERFLOW (of the loss, its gradient or an entry of its
+        curvature's matrix).
         With ``previous``, the point that a step came from, also SIGN_CHANGED, where α has another sign than there. (A negative
         α is legal.) ``Result(int(code)).advice`` has the text.
         """
         code = _check(self, self._checked(x))
         if previous is None or self.form != "normalized":
             return code
-        crossed = jnp.sign(_total(self, self._checked(x))) * jnp.sign(_total(self, self._checked(previous))) < 0
+        before = jnp.sign(_total(self, self._checked(previous, "previous")))
+        crossed = jnp.sign(_total(self, self._checked(x))) * before < 0
         return jnp.where((code == Result.SUCCESSFUL) & crossed, Result.SIGN_CHANGED, code).astype(jnp.int32)
 
-    def _checked(self, x: Any) -> Float[Array, " d"]:
-        if jnp.shape(x) != self.shape[1:]:
-            raise ValueError(f"x must have shape {self.shape[1:]}, got {jnp.shape(x)}.")
-        return jnp.asarray(x, self.dtype)
+    def _checked(self, x: Any, name: str = "x") -> Float[Array, " d"]:
+        return as_dtype(name, x, self.dtype, self.shape[1:], finite=False)
 
     def _local(self, z: Float[Array, " n"]) -> Local:
         return FORMS[self.form](self.activation, z, self.b)
@@ -131,11 +131,12 @@ def problem(
     form: str = "normalized",
     weights: float | int | Float[Array | np.ndarray, ""] | Float[Array | np.ndarray, " n"] = 0.0,
 ) -> Problem:
-    r"""The regression ½‖residual‖² + ½‖diag(w) A x‖²; the residual is u/α − b, u − αb or u − b, with u = u(Ax), α = 1ᵀu.
+    r"""Return the regression ½‖residual‖² + ½‖diag(w) A x‖²; the residual is u/α − b, u − αb or u − b, with u = u(Ax), α = 1ᵀu.
 
     Args:
-        A: [n, d]: an array, a ``jax.experimental.sparse.BCOO``, or a lineax operator from [d] to [n]. Its dtype is that of
-            everything else. Rows may be sharded over a ``jax.sharding.Mesh`` (of automatic axes).
+        A: [n, d]: an array, a list of rows or a table of numbers, a ``jax.experimental.sparse.BCOO``, or a lineax operator
+            from [d] to [n]. Its dtype is that of everything else, which is converted to it. Rows may be sharded over a
+            ``jax.sharding.Mesh`` (of automatic axes).
         b: the target, [n]; any real numbers.
         activation: u, by name (``softntk.activations.ACTIVATIONS``) or itself.
         form: "normalized", "rescaled" or "plain".
@@ -146,8 +147,8 @@ def problem(
         A :class:`Problem`. For many targets with one A, ``jax.vmap(lambda b: problem(A, b).gradient(x))``.
 
     Raises:
-        ValueError: shapes that do not fit, an empty or integer A, NaN in A, b or w, negative weights, a sparse format other
-            than BCOO, an unknown activation or form.
+        ValueError: shapes that do not fit, an empty or integer A, NaN or numbers beyond the precision in A, b or w, negative
+            weights, a sparse format other than BCOO, an unknown activation or form.
 
     Example:
         >>> import jax.numpy as jnp
@@ -160,20 +161,9 @@ def problem(
     A = matrices.checked("A", A)
     n, _ = matrices.shape(A)
     dtype = matrices.dtype(A)
-    check_floating("b", b)
-    weights = float(weights) if isinstance(weights, int) else weights
-    check_floating("weights", weights)
-    if jnp.shape(b) != (n,):
-        raise ValueError(f"b must have shape {(n,)}, one target for each row of A, got {jnp.shape(b)}.")
-    if jnp.shape(weights) not in ((), (n,)):
-        raise ValueError(f"weights must be a scalar or have shape {(n,)}, got {jnp.shape(weights)}.")
-    check_finite("b", b)
-    check_finite("weights", weights)
-    if is_concrete(weights) and np.any(np.asarray(weights) < 0):
-        raise ValueError(f"weights must not be negative, got {float(np.min(np.asarray(weights)))}.")
-    if form not in FORMS:
-        raise ValueError(activations.unknown("form", form, FORMS))
-    return Problem(A, jnp.asarray(b, dtype), jnp.asarray(weights, dtype), activations.get(activation), form)
+    target = as_dtype("b", as_floating("b", b, (n,)), dtype, finite=False)
+    w = as_weights("weights", weights, dtype, (), (n,))
+    return Problem(A, target, w, as_activation("activation", activation), check_choice("form", form, FORMS))
 
 
 def _penalty(p: Problem, z: Float[Array, " n"]) -> Float[Array, ""]:
@@ -181,25 +171,32 @@ def _penalty(p: Problem, z: Float[Array, " n"]) -> Float[Array, ""]:
 
 
 def _evaluated(p: Problem, z: Float[Array, " n"]) -> tuple[Local, Float[Array, ""], Array]:
-    """The form at z, the loss there, and whether it is inside of the domain."""
+    """Return the form at z, the loss there, and whether it is inside of the domain."""
     local = p._local(z)
     loss = 0.5 * jnp.sum(local.residual**2) + _penalty(p, z)
     return local, loss, local.kept & jnp.isfinite(loss) & jnp.isfinite(local.gradient).all() & jnp.all(p.weights >= 0)
 
 
 @jax.jit
+def _logits(p: Problem, x: Float[Array, " d"]) -> Float[Array, " n"]:
+    z = matrices.times(p.A, x)
+    return jnp.where(jnp.isnan(z), jnp.inf, z)
+
+
+@jax.jit
 def _loss(p: Problem, x: Float[Array, " d"]) -> Float[Array, ""]:
     z = matrices.times(p.A, x)
-    # Twice, so that automatic differentiation meets no infinity on the branch that is not taken.
     inside = _evaluated(p, jax.lax.stop_gradient(z))[2]
-    loss = _evaluated(p, jnp.where(inside, z, 0))[1]
+    # Nothing depends on anything outside, so that automatic differentiation meets no infinity there.
+    z, b, weights = (jnp.where(inside, part, jax.lax.stop_gradient(part)) for part in (z, p.b, p.weights))
+    loss = _evaluated(dataclasses.replace(p, b=b, weights=weights), z)[1]
     return jnp.where(inside, loss, jnp.inf)
 
 
 @jax.jit
 def _predict(p: Problem, x: Float[Array, " d"]) -> Float[Array, " n"]:
     local = p._local(matrices.times(p.A, x))
-    return jnp.where(local.kept, local.prediction, jnp.inf)
+    return jnp.where(local.kept & ~jnp.isnan(local.prediction), local.prediction, jnp.inf)
 
 
 @jax.jit
@@ -212,8 +209,13 @@ def _residual(p: Problem, x: Float[Array, " d"]) -> Float[Array, " n"]:
 def _value_and_gradient(p: Problem, x: Float[Array, " d"]) -> tuple[Float[Array, ""], Float[Array, " d"]]:
     z = matrices.times(p.A, x)
     local, loss, inside = _evaluated(p, z)
-    slope = jnp.where(inside, local.gradient + p.weights * (p.weights * z), 0)
-    return jnp.where(inside, loss, jnp.inf), jnp.where(inside, matrices.adjoint(p.A, slope), jnp.inf)
+    gradient = matrices.adjoint(p.A, _slope(p, local, z, inside))
+    return jnp.where(inside, loss, jnp.inf), jnp.where(inside & jnp.isfinite(gradient).all(), gradient, jnp.inf)
+
+
+def _slope(p: Problem, local: Local, z: Float[Array, " n"], inside: Array) -> Float[Array, " n"]:
+    """Return the gradient in the logits, zero outside of the domain."""
+    return jnp.where(inside, local.gradient + p.weights * (p.weights * z), 0)
 
 
 def _curvature(p: Problem, x: Float[Array, " d"], *, gauss_newton: bool) -> StructuredOperator:
@@ -227,12 +229,21 @@ def _logit_curvature(p: Problem, x: Float[Array, " d"], gauss_newton: bool) -> C
     part = local.gauss_newton if gauss_newton else local.hessian
     inside &= _is_finite(part)
     diagonal, factors, core = (jnp.where(inside, entry, 0) for entry in part)
-    return Curvature(diagonal + p.weights**2, factors, core)
+    # Infinite weights times zero logits would be NaN.
+    squares = jnp.minimum(p.weights**2, float(jnp.finfo(p.dtype).max))
+    return Curvature(diagonal + squares, factors, core)
 
 
 def _is_finite(part: Curvature) -> Array:
-    """Whether the entries of the curvature are, products of the factors included."""
+    """Return whether the entries of the curvature are finite, products of the factors included."""
     return jnp.isfinite(part.diagonal).all() & jnp.isfinite(jnp.sum(part.factors**2) * jnp.sum(jnp.abs(part.core)))
+
+
+def _matrix_is_finite(A: Any, part: Curvature) -> Array:
+    """Return whether Aᵀ (diag(D) + U M Uᵀ) A is, by the diagonals of its two parts: no entry of either is larger."""
+    columns = matrices.adjoint(A, part.factors)
+    squares = matrices.squares(A, jnp.abs(part.diagonal))
+    return jnp.isfinite(squares).all() & jnp.isfinite(jnp.sum(columns**2) * jnp.sum(jnp.abs(part.core)))
 
 
 @jax.jit
@@ -242,10 +253,16 @@ def _total(p: Problem, x: Float[Array, " d"]) -> Float[Array, ""]:
 
 @jax.jit
 def _check(p: Problem, x: Float[Array, " d"]) -> Int[Array, ""]:
-    local, loss, _ = _evaluated(p, matrices.times(p.A, x))
+    z = matrices.times(p.A, x)
+    local, loss, inside = _evaluated(p, z)
     data = (x, p.b, p.weights, *jax.tree.leaves(eqx.filter(p.A, eqx.is_inexact_array)))
     finite = jnp.all(jnp.asarray([jnp.isfinite(part).all() for part in data]))
-    fits = jnp.isfinite(loss) & jnp.isfinite(local.gradient).all() & _is_finite(local.hessian)
-    code = jnp.where(local.kept, jnp.where(fits, Result.SUCCESSFUL, Result.OVERFLOW), Result.NORMALISER_LOST)
+    fits = jnp.isfinite(loss) & jnp.isfinite(matrices.adjoint(p.A, _slope(p, local, z, inside))).all()
+    for part in (local.hessian, local.gauss_newton):
+        weighted = part._replace(diagonal=part.diagonal + p.weights**2)
+        fits &= _is_finite(weighted) & _matrix_is_finite(p.A, weighted)
+    resolved = local.kept | ~jnp.isfinite(z).all()  # where the logits overflow it is not the normaliser
+    fits &= jnp.isfinite(local.gradient).all() & jnp.isfinite(z).all()
+    code = jnp.where(resolved, jnp.where(fits, Result.SUCCESSFUL, Result.OVERFLOW), Result.NORMALISER_LOST)
     code = jnp.where(jnp.any(p.weights < 0), Result.NEGATIVE_WEIGHTS, code)
     return jnp.where(finite, code, Result.NONFINITE_INPUT).astype(jnp.int32)

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from softntk import activations
-from softntk._validation import check_finite, check_floating, check_rows, is_concrete
+from softntk._validation import as_dtype, as_floating, as_rows, as_weights, check_choice
 from softntk.activations import Activation
 from softntk.curvature._matrices import product
 from softntk.regression.implicit import ResidualProblem, nonnegative, structure_of
@@ -37,7 +37,7 @@ def two_layer(
     outer: str | Activation = "softmax",
     weights: float | Float[Array | np.ndarray, ""] | Float[Array | np.ndarray, " m"] = 0.0,
 ) -> ResidualProblem:
-    r"""Min over x of ½‖h(A₂ g(A₁ x)) − b‖² + ½‖diag(w) A₁ x‖².
+    r"""Return the problem min over x of ½‖h(A₂ g(A₁ x)) − b‖² + ½‖diag(w) A₁ x‖².
 
     Args:
         A1: [m, d].
@@ -62,33 +62,21 @@ def two_layer(
 
     Source: arXiv 2308.08358 (softmax outside), arXiv 2311.15390 (inside).
     """
-    check_rows("A1", A1)
-    check_rows("A2", A2)
-    check_floating("b", b)
-    check_finite("b", b)
-    m, n = jnp.shape(A1)[0], jnp.shape(A2)[0]
-    if jnp.shape(A2)[1] != m or jnp.shape(b) != (n,) or jnp.shape(weights) not in ((), (m,)):
-        raise ValueError(
-            "A1 [m, d], A2 [n, m], b [n] and weights, a scalar or [m], do not fit: "
-            f"got shapes {jnp.shape(A1)}, {jnp.shape(A2)}, {jnp.shape(b)} and {jnp.shape(weights)}."
-        )
-    check_finite("weights", weights)
-    if is_concrete(weights) and np.any(np.asarray(weights) < 0):
-        raise ValueError(f"weights must not be negative, got {float(np.min(np.asarray(weights)))}.")
-    dtype = jnp.result_type(A1)
-    A1, A2, b, w = (jnp.asarray(part, dtype) for part in (A1, A2, b, weights))
+    A1 = as_rows("A1", A1)
+    (m, d), dtype = A1.shape, A1.dtype
+    A2 = as_dtype("A2", as_rows("A2", A2, m), dtype)
+    target = as_dtype("b", as_floating("b", b, (len(A2),)), dtype, finite=False)
+    w = as_weights("weights", weights, dtype, (), (m,))
     maps = _maps(_layer("inner", inner), _layer("outer", outer))
-    start = jnp.zeros(A1.shape[1], dtype)
-    return ResidualProblem(data=(A1, A2, w), target=b, maps=maps, structure=structure_of(start))
+    return ResidualProblem(data=(A1, A2, w), target=target, maps=maps, structure=structure_of(jnp.zeros(d, dtype)))
 
 
 def _layer(name: str, layer: str | Activation) -> tuple[Activation, bool]:
-    """An activation, and whether it is normalized."""
-    if isinstance(layer, str) and layer in _NORMALIZED:
-        return activations.get(_NORMALIZED[layer]), True
-    if isinstance(layer, str) and layer not in activations.ACTIVATIONS:
-        raise ValueError(activations.unknown(name, layer, {**_NORMALIZED, **activations.ACTIVATIONS}))
-    return activations.get(layer), False
+    """Return an activation, and whether it is normalized."""
+    if isinstance(layer, Activation):
+        return layer, False
+    known = check_choice(name, layer, {**_NORMALIZED, **activations.ACTIVATIONS})
+    return activations.get(_NORMALIZED.get(known, known)), known in _NORMALIZED
 
 
 @lru_cache  # one function for each pair of layers, so that nothing is compiled again

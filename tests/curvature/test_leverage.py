@@ -102,7 +102,8 @@ def test_heavy_rows_in_float32():
     tall = np.c_[np.ones(200_000), 1 + 0.02 * rng.normal(size=200_000)]
     assert abs(float(leverage.scores(jnp.asarray(tall, "float32")).sum()) - 2) < 1e-3
     A[:, 4] = A[:, 0]
-    assert np.isposinf(leverage.approximate_scores(jax.random.key(0), jnp.asarray(A, "float32"))).all()
+    ratio = leverage.approximate_scores(jax.random.key(0), jnp.asarray(A, "float32")) / exact(A)
+    assert np.all((ratio > 0.5) & (ratio < 2))  # a column that repeats another one costs nothing but the rank
 
 
 def test_draws_are_unbiased(x64):

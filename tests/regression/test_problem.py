@@ -271,7 +271,7 @@ A0, B0 = np.eye(3), np.full(3, 1 / 3)
         ({"A": sparse.BCOO.fromdense(jnp.eye(3), n_batch=1)}, "A must be a BCOO of shape"),
         ({"A": sparse.BCOO.fromdense(jnp.full((3, 3), jnp.nan))}, "A.data must be finite"),
         ({"A": lx.IdentityLinearOperator(jax.ShapeDtypeStruct((3, 1), "float32"))}, "A must be an operator from vectors"),
-        ({"b": np.full(2, 0.5)}, "b must have shape .3,."),
+        ({"b": np.full(2, 0.5)}, r"b must have shape \[3\], got shape \(2,\)"),
         ({"b": np.array([0.5, np.nan, 0.5])}, "b must be finite"),
         ({"b": np.ones(3, int)}, "b must be a floating-point array"),
         ({"weights": -1.0}, "weights must not be negative, got -1.0"),
@@ -289,9 +289,9 @@ def test_bad_input(arguments, message, untyped):
 def test_bad_points(untyped):
     p = sn.regression.problem(A0, B0)
     for call in (p, p.gradient, p.hessian, p.check):
-        with pytest.raises(ValueError, match=r"x must have shape \(3,\), got \(2,\)"):
+        with pytest.raises(ValueError, match=r"x must have shape \[3\], got shape \(2,\)"):
             call(jnp.zeros(2))
-    with pytest.raises(ValueError, match=r"vector must have shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"vector must have shape \[3\]"):
         p.hessian(jnp.zeros(3)).mv(jnp.zeros(4))
-    with pytest.raises(ValueError, match="kind must be 'cosh' or 'sinh'"):
+    with pytest.raises(ValueError, match="kind must be one of .*cosh.*sinh"):
         sn.regression.hyperbolic(A0, B0, "tanh")
