@@ -24,12 +24,12 @@ import scipy.optimize
 from jaxtyping import Array, Float
 
 from softntk._records import record
-from softntk._validation import check_positive
+from softntk._validation import check_integer
 from softntk.ntk._gram import Gram
 from softntk.solution import Result
-from softntk.theory._spectral import cross_validated_ridge, decompose, targets
+from softntk.theory._checks import Targets, as_double, known_number
+from softntk.theory._spectral import cross_validated_ridge, decompose, targets, unit_of
 
-Targets = Float[Array | np.ndarray, "n k"]
 Eigenvalues = Float[Array | np.ndarray, " p"]
 
 _INFLATION = 1.4  # of the degrees of freedom, in generalised cross-validation
@@ -71,10 +71,10 @@ def rkhs_norm(gram: Gram, y: Targets) -> RkhsNorm:
 
     Args:
         gram: H, [n, n] or [n, n, k, k].
-        y: [n, k].
+        y: [n, k], or [n] for one output.
 
     Returns:
-        :class:`RkhsNorm`.
+        :class:`RkhsNorm`; c·y has c times the norm, and c²·H the c-th part, in any unit.
 
     Raises:
         ValueError: a gram that is not square, symmetric, floating-point or finite; y of another shape, integer or not finite.
@@ -98,18 +98,24 @@ def rkhs_norm(gram: Gram, y: Targets) -> RkhsNorm:
             total_error=math.inf,
             result=int(Result.NOT_DEFINITE),
         )
-    components = (vectors.T @ columns) ** 2
-    squares = np.sum(components / values[:, None], axis=0)
-    errors = delta * np.sum(components / values[:, None] ** 2, axis=0) / (1 - delta / values[0])
+    # In units of the largest target and the largest eigenvalue, whose squares neither over- nor underflow.
+    unit = unit_of(columns)
+    largest = values[-1]
+    components = (vectors.T @ (columns / unit)) ** 2
+    shares = values[:, None] / largest
+    squares = np.sum(components / shares, axis=0)
+    errors = delta / largest * np.sum(components / shares**2, axis=0) / (1 - delta / values[0])
+    unit = unit / math.sqrt(largest)
 
-    def of_root(square: np.ndarray, error: np.ndarray) -> np.ndarray:  # √s is within e/√s of √(s ± e), as e ≤ s
+    def root_error(square: np.ndarray, error: np.ndarray) -> np.ndarray:
+        # √s is within e/√s of √(s ± e), as e ≤ s
         return error / np.sqrt(np.where(square > 0, square, 1))
 
     return RkhsNorm(
-        outputs=np.sqrt(squares),
-        total=float(np.sqrt(squares.sum())),
-        outputs_error=of_root(squares, errors),
-        total_error=float(of_root(squares.sum(), errors.sum())),
+        outputs=unit * np.sqrt(squares),
+        total=unit * float(np.sqrt(squares.sum())),
+        outputs_error=unit * root_error(squares, errors),
+        total_error=unit * float(root_error(squares.sum(), errors.sum())),
         result=int(Result.SUCCESSFUL),
     )
 
@@ -129,12 +135,13 @@ class EffectiveRanks:
     tail_flatness: Float[np.ndarray, " p"]
 
     def critical(self, samples: int, b: float = 1.0) -> int | None:
-        """k* = min{k: r_k ≥ b·samples}: the directions that are fitted; the others act as a ridge. None if there is none."""
-        there = np.flatnonzero(self.tail >= b * samples)
-        return int(there[0]) if len(there) else None
+        """Return k* = min{k: r_k ≥ b·samples}, the directions that are fitted; the others act as a ridge. None without one."""
+        samples = check_integer("samples", samples, at_least=1)
+        flat = np.flatnonzero(self.tail >= known_number("b", b, above=0) * samples)
+        return int(flat[0]) if len(flat) else None
 
     def variance(self, samples: int, b: float = 1.0) -> float:
-        """k*/n + n/R_{k*}: interpolated noise costs this, times its variance and a constant. +inf if there is no k*."""
+        """Return k*/n + n/R_{k*}: interpolated noise costs this, times its variance and a constant. +inf without k*."""
         k = self.critical(samples, b)
         return math.inf if k is None else k / samples + samples / float(self.tail_flatness[k])
 
@@ -167,10 +174,12 @@ def effective_rank(gram: Gram | None, *, eigenvalues: Eigenvalues | None = None)
     Source: Bartlett, Long, Lugosi and Tsigler (2020), arXiv 1906.11300, Definition 3 and Theorem 4.
     """
     values = _eigenvalues(gram, eigenvalues)
-    sums, squares = (np.cumsum(v[::-1])[::-1] for v in (values, values**2))
+    values = values / values[0]  # ranks have no unit, squares one
+    sums = np.cumsum(values[::-1])[::-1]
+    squares = np.cumsum(values[::-1] ** 2)[::-1]
     safe = np.where(values > 0, values, 1)
     tail = np.where(values > 0, sums / safe, 0)
-    flatness = np.where(values > 0, sums**2 / np.where(squares > 0, squares, 1), 0)
+    flatness = np.where(squares > 0, sums**2 / np.where(squares > 0, squares, 1), np.where(values > 0, tail, 0))
     return EffectiveRanks(rank=float(tail[0]), tail=tail, tail_flatness=flatness)
 
 
@@ -183,7 +192,7 @@ def noise_level(gram: Gram, y: Targets) -> Float[np.ndarray, " l"]:
 
     Args:
         gram: H, [n, n] or [n, n, k, k].
-        y: [n, k].
+        y: [n, k], or [n] for one output.
 
     Returns:
         [k], or [1] for a kernel of all outputs. Not to be trusted where the kernel cannot tell noise from signal: a multiple of
@@ -204,12 +213,13 @@ def noise_level(gram: Gram, y: Targets) -> Float[np.ndarray, " l"]:
     """
     columns = targets(gram, y)
     values, vectors, delta = decompose(gram)
-    _check_positive_part(values)
-    components = vectors.T @ columns
-    values = np.maximum(values, 0)
-    smallest = max(delta, 1e-300)
-    variances = [cross_validated_ridge(values, part[:, None], smallest, _INFLATION)[1] for part in components.T]
-    return np.sqrt(np.array(variances))
+    _check_positive_part("gram", values)
+    units = np.array([unit_of(column) for column in columns.T])
+    components = vectors.T @ (columns / units)
+    shares = np.maximum(values / values[-1], 0)
+    smallest = delta / values[-1]
+    variances = [cross_validated_ridge(shares, part[:, None], smallest, _INFLATION)[1] for part in components.T]
+    return units * np.sqrt(np.array(variances))
 
 
 @record
@@ -217,7 +227,7 @@ class EarlyStopping:
     """When to stop, and what that is worth.
 
     Attributes:
-        time: t, learning rate × steps.
+        time: t, learning rate × steps; +inf where it is beyond the largest float.
         steps: with a learning rate: the last step that is to be made; otherwise None.
         critical_radius: ε̂ = 1/√(nt).
         error: E ‖F_t − F*‖²/n on the training points is at most this; with steps, for these.
@@ -285,32 +295,65 @@ def early_stopping_time(
 
     Source: Raskutti, Wainwright and Yu (2014), JMLR 15, 335-366, Theorem 1 (rule and constants as remembered).
     """
-    check_positive("noise", noise)
-    check_positive("norm", norm)
-    check_positive("constant", constant)
+    noise = known_number("noise", noise, above=0)
+    norm = known_number("norm", norm, above=0)
+    constant = known_number("constant", constant, above=0)
     values = _eigenvalues(gram, eigenvalues)
-    n, values = len(values), values[values > 0]
-    level = (constant * norm / noise) ** 2
+    n = len(values)
+    largest = float(values[0])
+    values = values[values > 0] / largest  # and times are multiples of 1/λ_max
+    root = min(max(constant * (norm / noise) * math.sqrt(largest), 1e-300), 1e300)
+    level = root * root
     # With the first k eigenvalues above 1/t and S the sum of the others, t k + t² S = level.
     tails = np.append(np.cumsum(values[::-1])[::-1], 0.0)
-    at_breaks = (np.arange(len(values)) + tails[:-1] / values) / values
+    with np.errstate(over="ignore"):
+        at_breaks = (np.arange(len(values)) + tails[:-1] / values) / values
     k = int(np.searchsorted(at_breaks, level, side="right"))
-    time = 2 * level / (k + math.sqrt(k**2 + 4 * tails[k] * level))
-    complexity = lambda t: t * float(np.sum(np.minimum(t * values, 1)))
-    steps, stopped = None, time
+    time = 2 * root * (root / (k + math.hypot(k, 2 * math.sqrt(tails[k]) * root)))
+    stopped = time
+    steps = None
     if learning_rate is not None:
-        check_positive("learning_rate", learning_rate)
-        if learning_rate * values[0] > 1 + 1e-6:
+        rate = known_number("learning_rate", learning_rate, above=0)
+        if rate * largest > 1 + 1e-6:
             raise ValueError(
-                f"learning_rate must be at most 1/λ_max = {1 / values[0]:.6g}, as the rule assumes, got {learning_rate!r}."
+                f"learning_rate must be at most 1/λ_max = {1 / largest:.6g}, as the rule assumes, got {learning_rate!r}."
             )
-        steps = math.floor(time / learning_rate)
-        steps += complexity(learning_rate * (steps + 1)) <= level
-        steps -= complexity(learning_rate * steps) > level
-        stopped = steps * float(learning_rate)
-    bias = norm**2 * (min(values[0], 1 / (2 * math.e * stopped)) if stopped > 0 else values[0])
-    error = (bias + noise**2 * float(np.sum(np.minimum(stopped * values, 1) ** 2))) / n
-    return EarlyStopping(time=time, steps=steps, critical_radius=1 / math.sqrt(n * time), error=float(error))
+        rate = rate * largest
+        if not (rate > 0 and math.isfinite(time / rate)):
+            raise ValueError(
+                f"learning_rate must be so large that the number of steps is a number, got {learning_rate!r} for a time of "
+                f"{time / largest:.3g}. Leave it out for the time alone."
+            )
+        steps = _last_step(values, level, time, rate)
+        stopped = rate * float(steps)
+    bias = norm * norm * largest * (min(1.0, 1 / (2 * math.e * stopped)) if stopped > 0 else 1.0)
+    error = (bias + noise * noise * float(np.sum(np.minimum(stopped * values, 1) ** 2))) / n
+    return EarlyStopping(
+        time=_quotient(time, largest), steps=steps, critical_radius=_critical_radius(n, time, largest), error=error
+    )
+
+
+def _last_step(values: np.ndarray, level: float, time: float, rate: float) -> int:
+    """Return the number of steps after which the complexity first exceeds its level, by the rule and not by its rounding."""
+
+    def exceeds(steps: int) -> bool:
+        elapsed = rate * float(steps)
+        return elapsed * float(np.sum(np.minimum(elapsed * values, 1))) > level
+
+    steps = math.floor(time / rate)
+    steps += not exceeds(steps + 1)
+    return steps - exceeds(steps)
+
+
+def _quotient(dividend: float, divisor: float) -> float:
+    """Return dividend/divisor, +inf beyond the largest float."""
+    with np.errstate(over="ignore"):
+        return float(np.float64(dividend) / divisor)
+
+
+def _critical_radius(n: int, time: float, largest: float) -> float:
+    """Return 1/√(nt) for a time in units of 1/λ_max."""
+    return _quotient(math.sqrt(largest), math.sqrt(n) * math.sqrt(time))
 
 
 def least_risk_time(
@@ -346,39 +389,57 @@ def least_risk_time(
 
     Source: the bias–variance decomposition of linear filters, e.g. Yao, Rosasco and Caponnetto (2007), Constr. Approx. 26.
     """
-    check_positive("noise", noise)
-    check_positive("norm", norm)
+    noise = known_number("noise", noise, above=0)
+    norm = known_number("norm", norm, above=0)
     values = _eigenvalues(gram, eigenvalues)
-    n, values = len(values), values[values > 0]
+    n = len(values)
+    largest = float(values[0])
+    values = np.maximum(values[values > 0] / largest, 1e-290)  # and times are multiples of 1/λ_max
+    ratio = noise / norm / math.sqrt(largest)
+    # Both terms in units of the larger one.
+    signal_weight = 1.0 if ratio <= 1 else 1 / ratio / ratio
+    noise_weight = ratio * ratio if ratio <= 1 else 1.0
+
+    def parts(log_time: float) -> tuple[float, float]:
+        t = math.exp(log_time) * values
+        return float(np.max(values * np.exp(-2 * t))), float(np.sum(np.expm1(-t) ** 2))
 
     def risk(log_time: float) -> float:
-        t = math.exp(log_time) * values
-        return norm**2 * float(np.max(values * np.exp(-2 * t))) + noise**2 * float(np.sum(np.expm1(-t) ** 2))
+        bias, variance = parts(log_time)
+        return signal_weight * bias + noise_weight * variance
 
     # Several directions may take turns in the maximum, so there may be several minima: a grid first.
-    grid = np.linspace(math.log(1e-6 / values[0]), math.log(1e3 / values[-1]), 400)
+    grid = np.linspace(math.log(1e-6), math.log(1e3) - math.log(values[-1]), 400)
     best = int(np.argmin([risk(log_time) for log_time in grid]))
     ends = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
-    found = float(scipy.optimize.fminbound(risk, *ends, xtol=1e-9))  # pyright: ignore[reportArgumentType]
-    log_time = min(found, float(grid[best]), key=risk)
+    refined = float(scipy.optimize.fminbound(risk, *ends, xtol=1e-9))  # pyright: ignore[reportArgumentType]
+    log_time = min(refined, float(grid[best]), key=risk)
     time = math.exp(log_time)
-    return EarlyStopping(time=time, steps=None, critical_radius=1 / math.sqrt(n * time), error=risk(log_time) / n)
+    bias, variance = parts(log_time)
+    return EarlyStopping(
+        time=_quotient(time, largest),
+        steps=None,
+        critical_radius=_critical_radius(n, time, largest),
+        error=(norm * norm * largest * bias + noise * noise * variance) / n,
+    )
 
 
 def _eigenvalues(gram: Gram | None, eigenvalues: Eigenvalues | None) -> np.ndarray:
-    """Descending, at least zero, the first one positive."""
+    """Return the eigenvalues, descending, at least zero, the first one positive."""
     if (gram is None) == (eigenvalues is None):
         raise ValueError("give either gram or eigenvalues, got both." if gram is not None else "give gram or eigenvalues.")
     if gram is not None:
         values = decompose(gram).values
+        _check_positive_part("gram", values)
     else:
-        values = np.sort(np.asarray(eigenvalues, np.float64).ravel())
-        if len(values) == 0 or not np.isfinite(values).all() or values[0] < -1e-3 * values[-1]:
+        values = np.sort(as_double("eigenvalues", eigenvalues, ("p",), integers=True))
+        if values[0] < -1e-3 * values[-1]:
             raise ValueError(f"eigenvalues must be finite, not negative and at least one, got {np.asarray(eigenvalues)}.")
-    _check_positive_part(values)
+        _check_positive_part("eigenvalues", values)
     return np.maximum(values[::-1], 0)
 
 
-def _check_positive_part(values: np.ndarray) -> None:
+def _check_positive_part(name: str, values: np.ndarray) -> None:
     if not values[-1] > 0:
-        raise ValueError(f"gram must have a positive eigenvalue, but the largest is {values[-1]:.3g}. Is it a kernel?")
+        what = "have a positive eigenvalue" if name == "gram" else "have a positive one among them"
+        raise ValueError(f"{name} must {what}, but the largest is {values[-1]:.3g}. Is it a kernel?")
