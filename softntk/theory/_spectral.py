@@ -58,6 +58,13 @@ def targets(gram: Gram, y: Float[Array | np.ndarray, "..."]) -> np.ndarray:
     return as_host_targets("y", y, shape[0] if shape else 0)
 
 
+def check_positive_part(name: str, values: np.ndarray) -> None:
+    """Refuse eigenvalues, ascending, of which none is positive."""
+    if not values[-1] > 0:
+        what = "have a positive eigenvalue" if name == "gram" else "have a positive one among them"
+        raise ValueError(f"{name} must {what}, but the largest is {values[-1]:.3g}. Is it a kernel?")
+
+
 def unit_of(x: np.ndarray) -> float:
     """Return a power of two near max|x|, one for zeros: dividing by it rounds nothing, and squares stay in range."""
     largest = float(np.max(np.abs(x), initial=0.0))
