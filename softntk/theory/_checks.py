@@ -86,11 +86,20 @@ def as_double(name: str, x: Any, shape: Shape | None = None, *, integers: bool =
         return np.asarray(as_floating(name, x, shape), np.float64)
 
 
-def as_host_rows(name: str, x: Any, features: int) -> np.ndarray:
-    """Return points [n, d] in float64 on the host."""
+def as_points(name: str, x: Any, params: Parameters) -> Float[Array, "n d"]:
+    """Return points [n, d] that a network with these weights takes."""
+    points = as_rows(name, x)
+    features = params.hidden.shape[0]
+    if points.shape[1] != features:
+        raise ValueError(f"{name} must have the {features} features that params.hidden has, got shape {points.shape}.")
+    return points
+
+
+def as_host_points(name: str, x: Any, params: Parameters) -> np.ndarray:
+    """Return what :func:`as_points` does, in float64 on the host."""
     check_known(name, x)
     with jax.enable_x64(True):
-        return np.asarray(as_rows(name, x, features), np.float64)
+        return np.asarray(as_points(name, x, params), np.float64)
 
 
 def as_host_targets(name: str, y: Any, samples: int, outputs: int | None = None) -> np.ndarray:

@@ -123,8 +123,8 @@ def ledger(
 
 
 def _checked_statements(statements: Any) -> tuple[Statement, ...]:
-    if not isinstance(statements, list | tuple) or not all(isinstance(one, Statement) for one in statements):
-        raise ValueError(f"statements must be a list of Statements, got {statements!r}.")
+    if not (isinstance(statements, list | tuple) and statements and all(isinstance(one, Statement) for one in statements)):
+        raise ValueError(f"statements must be a list of at least one Statement, got {statements!r}.")
     return tuple(statements)
 
 

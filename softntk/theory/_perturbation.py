@@ -15,7 +15,7 @@ from softntk._validation import check_choice, check_key, check_positive_int
 from softntk.networks import FAMILIES, Network, Parameters, Points
 from softntk.theory._checks import (
     as_double,
-    as_host_rows,
+    as_host_points,
     check_known,
     check_network,
     check_parameters,
@@ -178,7 +178,7 @@ def perturbation(
     check_constants(constants)
     with jax.enable_x64(True):
         params = check_parameters("params", params, net)
-        points = as_host_rows("x", x, params.hidden.shape[0])
+        points = as_host_points("x", x, params)
         converted = any(np.asarray(leaf).dtype != np.float64 for leaf in jax.tree.leaves((x, params)))
         lab = Laboratory(net.architecture, _float64(params), points)
         found = search(lab, radii, key, kinds, trials, ascent_steps) if kinds else []

@@ -121,8 +121,8 @@ def early_stopping_time(
             )
         steps = _last_step(values, level, time, rate)
         stopped = rate * float(steps)
-    bias = norm * norm * largest * (min(1.0, 1 / (2 * math.e * stopped)) if stopped > 0 else 1.0)
-    error = (bias + noise * noise * float(np.sum(np.minimum(stopped * values, 1) ** 2))) / n
+    bias = min(1.0, 1 / (2 * math.e * stopped)) if stopped > 0 else 1.0
+    error = _squared_norm(norm * math.sqrt(largest * bias), noise * np.minimum(stopped * values, 1)) / n
     return EarlyStopping(
         time=_quotient(time, largest), steps=steps, critical_radius=_critical_radius(n, time, largest), error=error
     )
@@ -138,6 +138,12 @@ def _last_step(values: np.ndarray, level: float, time: float, rate: float) -> in
     steps = math.floor(time / rate)
     steps += not exceeds(steps + 1)
     return steps - exceeds(steps)
+
+
+def _squared_norm(bias: float, deviations: np.ndarray) -> float:
+    """Return the sum of the squares, +inf beyond the largest float."""
+    with np.errstate(over="ignore"):
+        return float(np.sum(np.append(deviations, bias) ** 2))
 
 
 def _quotient(dividend: float, divisor: float) -> float:
@@ -215,7 +221,7 @@ def least_risk_time(
         time=_quotient(time, largest),
         steps=None,
         critical_radius=_critical_radius(n, time, largest),
-        error=(norm * norm * largest * bias + noise * noise * variance) / n,
+        error=_squared_norm(norm * math.sqrt(largest * bias), noise * np.atleast_1d(math.sqrt(variance))) / n,
     )
 
 

@@ -190,7 +190,7 @@ def learning_rate(
     B = checked_growth(family, n, smallest, k, sigma, failure, constants)
     m = kernel_scale(parameterization, width)
     power = exponent(family, constants.step_exponent)
-    return step_sizes.paper(smallest, n, k, m, B, constant=constants.step, exponent=power)
+    return float(step_sizes.paper(float(smallest), int(n), int(k), m, B, constant=constants.step, exponent=power))
 
 
 def descent_factor(smallest: float, rate: float, *, parameterization: str = "ntk", width: int | None = None) -> float:

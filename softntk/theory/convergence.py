@@ -47,7 +47,7 @@ from softntk._norms import host_norm
 from softntk._records import record
 from softntk.networks import Network, Parameters, Points
 from softntk.theory._boxes import INCREASING, Slopes
-from softntk.theory._checks import Targets, as_host_rows, as_host_targets, check_known, check_network, check_parameters
+from softntk.theory._checks import Targets, as_host_points, as_host_targets, check_known, check_network, check_parameters
 from softntk.theory._jacobians import Data, curvature, kernel, largest_change, prepare, speed
 from softntk.theory._rounding import slack
 
@@ -144,7 +144,7 @@ def certify_convergence(net: Network, params: Parameters, x: Points, y: Targets)
     check_known("params", params)
     with jax.enable_x64(True):  # what is float64 stays so
         params = check_parameters("params", params, net)
-    points = as_host_rows("x", x, params.hidden.shape[0])
+    points = as_host_points("x", x, params)
     targets = as_host_targets("y", y, len(points), params.readout.shape[1])
     note = "" if _is_double(params, x, y) else " (float32 inputs were converted to float64)"
     refusal = _refusal(net)

@@ -46,6 +46,7 @@ from softntk._validation import (
 from softntk.networks import Network, Parameters, Points, row_factors
 from softntk.theory._checks import (
     Targets,
+    as_points,
     as_square,
     as_targets,
     check_known,
@@ -91,7 +92,7 @@ def one_step(net: Network, params: Parameters, x: Points, y: Targets, learning_r
     net = check_network("net", net)
     params = check_parameters("params", params, net)
     rate = check_number("learning_rate", learning_rate, above=0)
-    x = as_rows("x", x, params.hidden.shape[0])
+    x = as_points("x", x, params)
     y = as_targets("y", y, x.shape[0], params.readout.shape[1])
     return replace(params, hidden=_stepped(net, params, x, y, jnp.asarray(rate, params.hidden.dtype)))
 
@@ -256,7 +257,7 @@ def features(net: Network, params: Parameters, x: Points) -> Float[Array, "n m"]
     """
     net = check_network("net", net)
     params = check_parameters("params", params, net)
-    x = as_rows("x", x, params.hidden.shape[0])
+    x = as_points("x", x, params)
     rows = row_factors(net.architecture, params, x)
     return jnp.where(rows.valid[:, None], rows.features, jnp.inf)
 

@@ -88,8 +88,8 @@ def rkhs_norm(gram: Gram, y: Targets) -> RkhsNorm:
 
     Source: Arora et al. (2019), arXiv 1901.08584, Theorem 5.1 (their complexity of the labels).
     """
-    columns = targets(gram, y)
     values, vectors, delta = decompose(gram)
+    columns = targets(gram, y)
     if not values[0] > 2 * delta:
         infinite = np.full(columns.shape[1], np.inf)
         return RkhsNorm(
@@ -212,8 +212,8 @@ def noise_level(gram: Gram, y: Targets) -> Float[np.ndarray, " l"]:
     Source: Golub, Heath and Wahba (1979), Technometrics 21(2), 215-223; Wahba (1983), JRSS B 45(1), 133-150, for σ̂;
     Kim and Gu (2004), JRSS B 66(2), 337-356, for the factor 1.4.
     """
-    columns = targets(gram, y)
     values, vectors, delta = decompose(gram)
+    columns = targets(gram, y)
     check_positive_part("gram", values)
     units = np.array([unit_of(column) for column in columns.T])
     components = vectors.T @ (columns / units)

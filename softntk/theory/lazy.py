@@ -37,10 +37,10 @@ from jaxtyping import Array, Float, Integer
 from softntk import ntk
 from softntk._norms import scaled_norm
 from softntk._records import record
-from softntk._validation import as_integers, as_rows, check_integer, check_number, is_concrete
+from softntk._validation import as_integers, check_integer, check_number, is_concrete
 from softntk.networks import Network, Parameters, Points
 from softntk.solution import Result
-from softntk.theory._checks import Targets, as_targets, check_known, check_network, check_parameters
+from softntk.theory._checks import Targets, as_points, as_targets, check_known, check_network, check_parameters
 
 _MAX_STEPS = 2**31 - 1
 """So many fit the counter on the device."""
@@ -126,9 +126,9 @@ def distances(
     steps = check_integer("steps", steps, at_least=1, at_most=_MAX_STEPS)
     net = check_network("net", net)
     params = check_parameters("params", params, net)
-    x = as_rows("x", x, params.hidden.shape[0])
+    x = as_points("x", x, params)
     y = as_targets("y", y, x.shape[0], params.readout.shape[1])
-    x_test = None if x_test is None else as_rows("x_test", x_test, params.hidden.shape[0])
+    x_test = None if x_test is None else as_points("x_test", x_test, params)
     measured = _measured_steps(steps, at)
     known = jnp.asarray(measured)
     kernel = _finite_at_start("x", ntk.empirical(net, params, x))

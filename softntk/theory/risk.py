@@ -107,10 +107,10 @@ def risk_bound(
         raise ValueError("ridge and time are two predictors, got both. Leave one of them out.")
     unit = known_number("unit", unit, above=0)
     ratio = known_number("ratio", ratio, above=1)
+    values, vectors, delta = decompose(gram)
     if np.ndim(gram) != 2:
         raise ValueError(f"gram must have shape [n, n], got {np.shape(gram)}. Use outputs='mean', or one output at a time.")
     columns = targets(gram, y)
-    values, vectors, delta = decompose(gram)
     n, k = columns.shape
     kept = values > delta
     safe = np.where(kept, values, 1)

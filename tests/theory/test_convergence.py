@@ -223,7 +223,7 @@ def test_reasons(network, x, reason):
         ({"y": np.ones((3, 1))}, r"y must have shape \[n, k\] = \[2, 1\]"),
         ({"y": np.array([[1.0], [np.nan]])}, r"y must be finite, got 1 NaN or infinite entries, the first at y\[1, 0\]"),
         ({"y": np.ones((2, 1), int)}, "y must be a floating-point array"),
-        ({"x": np.ones((2, 3))}, "x must have 2 features"),
+        ({"x": np.ones((2, 3))}, "x must have the 2 features"),
         ({"x": np.ones((0, 2))}, "x must have at least one row"),
     ],
 )

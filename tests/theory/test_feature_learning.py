@@ -209,7 +209,7 @@ def test_bad_input(untyped):
         (lambda: fl.one_step(net, params, x, y[:3], 1.0), r"y must have shape \[n, k\] = \[4, 1\], .* got shape \(3, 1\)"),
         (lambda: fl.one_step(net, params, x, y * np.nan, 1.0), "y must be finite"),
         (lambda: fl.alignment(params, params, theta[:5]), r"direction must have shape \[d\] or \[d, r\] with d = 6"),
-        (lambda: fl.features(net, params, x[:, :5]), "x must have 6 features"),
+        (lambda: fl.features(net, params, x[:, :5]), "x must have the 6 features"),
         (lambda: fl.ridge_features(x, y, x[:, :5]), "test must have as many features as train"),
         (lambda: fl.ridge_features(x, y[:3], x), r"y must have shape \[n, k\] = \[4, k\]"),
         (lambda: fl.ridge_features(x, y, x, ridge=-1.0), "ridge must be a positive finite number, got -1.0"),

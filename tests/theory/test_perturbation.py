@@ -298,7 +298,7 @@ def test_outside_the_domain_is_infinite_not_nan(x64):
         ({"kinds": ("random", "random")}, "kinds must name each kind once"),
         ({"trials": 0}, "trials must be a positive integer"),
         ({"ascent_steps": 0}, "ascent_steps must be a positive integer"),
-        ({"x": np.ones((3, 5))}, "x must have 4 features"),
+        ({"x": np.ones((3, 5))}, "x must have the 4 features"),
         ({"x": np.full((3, 4), np.nan)}, "x must be finite"),
         ({"x": np.ones((3, 4), int)}, "x must be a floating-point array"),
         ({"failure": 2.0}, "failure must be a finite number above 0 and below 1"),
