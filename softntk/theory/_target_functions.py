@@ -16,6 +16,7 @@ from softntk._norms import binary_scale
 from softntk._validation import as_floating, as_rows, check_choice, check_integer, check_positive_int, is_concrete
 from softntk.networks import Points
 
+_Scaled = tuple[Array, ...]
 Directions = Float[Array | np.ndarray, " d"] | Float[Array | np.ndarray, "d r"]
 
 
@@ -69,40 +70,45 @@ def _polynomial(degree: int, z: Array) -> Array:
 @partial(jax.jit, static_argnums=0)
 def _hermite_and_sum(degree: int, z: Array) -> tuple[Array, Array]:
     """Return h_k and h_1 + … + h_k, ±inf beyond the largest number: all terms share a power of two that is split off."""
-    limit = float(jnp.finfo(z.dtype).max) / 8
-    near = jnp.clip(z, -limit, limit)  # further out everything but h_1 is infinite
-    before = jnp.zeros_like(z)
-    now = jnp.ones_like(z)
-    total = jnp.zeros_like(z)
-    exponent = jnp.zeros(z.shape, jnp.int32)
-    for j in range(degree):
-        following = (near * now - math.sqrt(j) * before) / math.sqrt(j + 1) if j else z
-        before = now
-        now = following
-        total = total + now
-        (before, now, total), exponent = _split_off((before, now, total), exponent)
+    one = jnp.ones_like(z)
+    if degree <= 1:
+        return (z, z) if degree else (one, jnp.zeros_like(z))
+    limit = float(jnp.finfo(z.dtype).max) / 1024
+    near = jnp.clip(z, -limit, limit)  # further out h_2 and all that follow are infinite
+
+    def step(state: tuple[_Scaled, Array], roots: Array) -> tuple[tuple[_Scaled, Array], None]:
+        (before, now, total), exponent = state
+        following = (near * now - roots[0] * before) / roots[1]
+        return _split_off((now, following, total + following), exponent), None
+
+    start = _split_off((one, near, near), jnp.zeros(z.shape, jnp.int32))
+    roots = jnp.sqrt(jnp.stack([jnp.arange(1, degree), jnp.arange(2, degree + 1)], axis=1).astype(z.dtype))
+    ((_, now, total), exponent), _ = jax.lax.scan(step, start, roots)
     return _times_power(now, exponent), _times_power(total, exponent)
 
 
 @jax.jit
 def _staircase(z: Array) -> Array:
     """Return Σ_j z₁⋯z_j, ±inf beyond the largest number."""
-    product = jnp.ones(z.shape[:1], z.dtype)
-    total = jnp.zeros(z.shape[:1], z.dtype)
-    exponent = jnp.zeros(z.shape[:1], jnp.int32)
-    for factor in z.T:
+
+    def step(state: tuple[_Scaled, Array], factor: Array) -> tuple[tuple[_Scaled, Array], None]:
+        (product, total), exponent = state
         product = product * factor
-        total = total + product
-        (product, total), exponent = _split_off((product, total), exponent)
+        return _split_off((product, total + product), exponent), None
+
+    start = (jnp.ones(z.shape[:1], z.dtype), jnp.zeros(z.shape[:1], z.dtype))
+    ((_, total), exponent), _ = jax.lax.scan(step, (start, jnp.zeros(z.shape[:1], jnp.int32)), z.T)
     return _times_power(total, exponent)
 
 
-def _split_off(values: tuple[Array, ...], exponent: Array) -> tuple[tuple[Array, ...], Array]:
+def _split_off(values: _Scaled, exponent: Array) -> tuple[_Scaled, Array]:
     """Return the values over the power of two that puts the largest of them into [¼, ½), and the sum of the exponents."""
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(jnp.stack(values)), axis=0))
+    limit = int(jnp.finfo(largest.dtype).maxexp) - 4
     _, power = jnp.frexp(largest)
-    power = jnp.where((largest > 0) & jnp.isfinite(largest), power + 1, 0)
-    return tuple(_times_power(value, -power) for value in values), exponent + power
+    power = jnp.where((largest > 0) & jnp.isfinite(largest), jnp.clip(power + 1, -limit, limit), 0)
+    factor = jnp.ldexp(jnp.ones_like(largest), -power)
+    return tuple(value * factor for value in values), exponent + power
 
 
 def _times_power(value: Array, exponent: Array) -> Array:
@@ -182,7 +188,8 @@ def target(kind: str, direction: Directions, degree: int = 2) -> Callable[[Point
     def evaluate(x: Points) -> Float[Array, "n 1"]:
         """Return the target at points [n, d], as [n, 1]."""
         x = as_rows("x", x, len(basis))
-        z = jnp.matmul(x, (basis * signs).astype(x.dtype), precision="highest")
+        unit = binary_scale(x, axis=1)
+        z = unit * jnp.matmul(x / unit, (basis * signs).astype(x.dtype), precision="highest")
         return function(degree, jnp.clip(z, -largest, largest))[:, None]
 
     return evaluate
