@@ -1,6 +1,7 @@
 """Checks of arguments that the functions of this package share: networks, their weights, their data, what must be known."""
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,7 +13,6 @@ from softntk._validation import (
     as_floating,
     as_integers,
     as_rows,
-    check_finite,
     check_number,
     check_shape,
     is_concrete,
@@ -21,6 +21,13 @@ from softntk.networks import Network, Parameters
 
 Targets = Float[Array | np.ndarray, "n k"] | Float[Array | np.ndarray, " n"]
 """[n, k]; [n] stands for one output."""
+
+
+@contextlib.contextmanager
+def on_host() -> Iterator[None]:
+    """Convert arrays with float64, and at once, also of what is known inside of jit."""
+    with jax.enable_x64(True), jax.ensure_compile_time_eval():
+        yield
 
 
 def check_network(name: str, net: Any) -> Network:
@@ -72,18 +79,19 @@ def known_number(name: str, value: Any, **bounds: Any) -> float:
     return number
 
 
+def _in_double(given: Any, checked: Array) -> np.ndarray:
+    """Return what was given in float64: itself if it is NumPy's, of which JAX may hold a copy in another precision."""
+    return np.asarray(given if isinstance(given, np.ndarray) else checked, np.float64)
+
+
 def as_double(name: str, x: Any, shape: Shape | None = None, *, integers: bool = False) -> np.ndarray:
     """Return a finite array in float64 on the host, whatever its precision is and whether JAX has float64 here."""
     check_known(name, x)
-    if isinstance(x, np.ndarray) and x.dtype == np.longdouble:
-        with np.errstate(over="ignore"):
-            x = x.astype(np.float64)
-        check_finite(name, x)
-    with jax.enable_x64(True):
+    with on_host():
         if integers:
             with contextlib.suppress(ValueError):  # of what are no integers the next line judges
                 x = np.asarray(as_integers(name, x), np.float64)
-        return np.asarray(as_floating(name, x, shape), np.float64)
+        return _in_double(x, as_floating(name, x, shape))
 
 
 def as_points(name: str, x: Any, params: Parameters) -> Float[Array, "n d"]:
@@ -98,15 +106,16 @@ def as_points(name: str, x: Any, params: Parameters) -> Float[Array, "n d"]:
 def as_host_points(name: str, x: Any, params: Parameters) -> np.ndarray:
     """Return what :func:`as_points` does, in float64 on the host."""
     check_known(name, x)
-    with jax.enable_x64(True):
-        return np.asarray(as_points(name, x, params), np.float64)
+    with on_host():
+        return _in_double(x, as_points(name, x, params))
 
 
 def as_host_targets(name: str, y: Any, samples: int, outputs: int | None = None) -> np.ndarray:
     """Return targets [n, k] in float64 on the host; [n] is one output."""
-    with jax.enable_x64(True):
-        check_known(name, y)
-        return np.asarray(as_targets(name, y, samples, outputs), np.float64)
+    check_known(name, y)
+    with on_host():
+        targets = as_targets(name, y, samples, outputs)
+        return _in_double(y, targets).reshape(targets.shape)
 
 
 def as_targets(name: str, y: Any, samples: int, outputs: int | None = None) -> Float[Array, "n k"]:

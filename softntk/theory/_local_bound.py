@@ -52,7 +52,7 @@ class LocalBound:
         rows, (m, k) = row_factors(architecture, params, x), params.readout.shape
         self._g, self._features = np.asarray(row_vectors(rows, params.readout)).reshape(-1, m), np.asarray(rows.features)
         self._dots = np.kron(np.abs(x @ x.T + (0.0 if params.bias is None else 1.0)), np.ones((k, k)))
-        softmax = architecture.activation.name == "exp" and architecture.normalized
+        softmax = architecture.activation == activations.get("exp") and architecture.normalized
         self._expansion = Expansion(architecture, params, x) if softmax else None
 
     def __call__(self, R: float) -> tuple[float, float]:

@@ -21,6 +21,7 @@ from softntk.theory._checks import (
     check_parameters,
     check_weights,
     known_number,
+    on_host,
 )
 from softntk.theory._constants import check_constants
 from softntk.theory._local_bound import LocalBound
@@ -176,7 +177,7 @@ def perturbation(
     ascent_steps = check_positive_int("ascent_steps", ascent_steps)
     failure = known_number("failure", failure, above=0, below=1)
     check_constants(constants)
-    with jax.enable_x64(True):
+    with on_host():
         params = check_parameters("params", params, net)
         points = as_host_points("x", x, params)
         converted = any(np.asarray(leaf).dtype != np.float64 for leaf in jax.tree.leaves((x, params)))

@@ -3,14 +3,14 @@
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from softntk._norms import host_norm
+from softntk._validation import as_floating
 from softntk.ntk._gram import Gram, as_matrix
-from softntk.theory._checks import as_double, as_host_targets, check_known
+from softntk.theory._checks import as_double, as_host_targets, check_known, on_host
 
 _GRID = 60
 _ZOOMS = 4
@@ -33,16 +33,17 @@ def decompose(gram: Gram) -> Decomposition:
         ValueError: as :func:`softntk.ntk._gram.as_matrix`; a traced kernel.
     """
     check_known("gram", gram)
-    if getattr(gram, "dtype", None) == np.longdouble:
-        gram = as_double("gram", gram)
-    with jax.enable_x64(True):  # what is float64 stays so
+    with on_host():  # what is float64 stays so
+        if getattr(gram, "dtype", None) == np.longdouble:
+            gram = as_double("gram", gram)
+        gram = gram if callable(gram) or isinstance(gram, np.ndarray) else as_floating("gram", gram)
         as_matrix(gram)
     matrix = np.asarray(gram, np.float64)
     if matrix.ndim == 4:
         matrix = matrix.transpose(0, 2, 1, 3).reshape(matrix.shape[0] * matrix.shape[2], -1)
     asymmetry = 0.5 * float(host_norm(matrix - matrix.T))
     values, vectors = np.linalg.eigh(0.5 * matrix + 0.5 * matrix.T)
-    eps = float(jnp.finfo(np.asarray(gram).dtype).eps)
+    eps = float(max(jnp.finfo(gram.dtype).eps, np.finfo(np.float64).eps))
     return Decomposition(values, vectors, 2 * len(values) ** 0.5 * eps * float(np.abs(values).max()) + asymmetry)
 
 

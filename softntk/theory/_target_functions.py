@@ -16,6 +16,9 @@ from softntk._norms import binary_scale
 from softntk._validation import as_floating, as_rows, check_choice, check_integer, check_positive_int, is_concrete
 from softntk.networks import Points
 
+_HEADROOM = 16
+"""Powers of two between a product of two factors and the largest number."""
+
 _Scaled = tuple[Array, ...]
 Directions = Float[Array | np.ndarray, " d"] | Float[Array | np.ndarray, "d r"]
 
@@ -93,8 +96,8 @@ def _staircase(z: Array) -> Array:
 
     def step(state: tuple[_Scaled, Array], factor: Array) -> tuple[tuple[_Scaled, Array], None]:
         (product, total), exponent = state
-        product = product * factor
-        return _split_off((product, total + product), exponent), None
+        product = product * (factor * 2.0**-_HEADROOM)
+        return _split_off((product, total * 2.0**-_HEADROOM + product), exponent + _HEADROOM), None
 
     start = (jnp.ones(z.shape[:1], z.dtype), jnp.zeros(z.shape[:1], z.dtype))
     ((_, total), exponent), _ = jax.lax.scan(step, (start, jnp.zeros(z.shape[:1], jnp.int32)), z.T)

@@ -47,7 +47,15 @@ from softntk._norms import host_norm
 from softntk._records import record
 from softntk.networks import Network, Parameters, Points
 from softntk.theory._boxes import INCREASING, Slopes
-from softntk.theory._checks import Targets, as_host_points, as_host_targets, check_known, check_network, check_parameters
+from softntk.theory._checks import (
+    Targets,
+    as_host_points,
+    as_host_targets,
+    check_known,
+    check_network,
+    check_parameters,
+    on_host,
+)
 from softntk.theory._jacobians import Data, curvature, kernel, largest_change, prepare, speed
 from softntk.theory._rounding import slack
 
@@ -142,7 +150,7 @@ def certify_convergence(net: Network, params: Parameters, x: Points, y: Targets)
     """
     net = check_network("net", net)
     check_known("params", params)
-    with jax.enable_x64(True):  # what is float64 stays so
+    with on_host():  # what is float64 stays so
         params = check_parameters("params", params, net)
     points = as_host_points("x", x, params)
     targets = as_host_targets("y", y, len(points), params.readout.shape[1])

@@ -15,7 +15,6 @@ K is that of :func:`softntk.regression.lipschitz` around x₀ and so depends on 
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -26,7 +25,7 @@ from softntk._records import record
 from softntk.curvature import _matrices as matrices
 from softntk.regression.bounds import lipschitz
 from softntk.regression.problem import Problem, problem
-from softntk.theory._checks import as_double, check_known
+from softntk.theory._checks import as_double, check_known, on_host
 from softntk.theory._rounding import slack, smallest_eigenvalue
 
 _MAX_REACH = 1e300
@@ -108,7 +107,7 @@ def certify_minimum(p: Problem, x0: Float[Array | np.ndarray, " d"]) -> MinimumC
         return _fails(
             d, f"There are Lipschitz constants for the activations {', '.join(_PROVED)}, none for {p.activation.name!r}."
         )
-    with jax.enable_x64(True):
+    with on_host():
         A, b, weights = (np.asarray(leaf, np.float64) for leaf in (matrices.dense(p.A), p.b, p.weights))
         return _certified(problem(A, b, p.activation, p.form, weights), x0)
 
