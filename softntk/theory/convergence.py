@@ -196,8 +196,8 @@ def _advance(data: Data, delta: np.ndarray, slopes: Slopes, step: float, growth:
         reached = delta + step * moves
         if (reached <= candidate).all():
             end = data.box.slopes(reached)
-            growth = np.divide(moves, before, out=np.ones_like(moves), where=before > 0)
-            return None if end is None else _Piece(reached, end, float(growth.max()) - 1)
+            increase = np.divide(moves, before, out=np.ones_like(moves), where=before > 0)
+            return None if end is None else _Piece(reached, end, float(increase.max()) - 1)
         candidate = delta + 1.1 * (reached - delta)
     return None
 
