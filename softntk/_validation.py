@@ -175,6 +175,9 @@ def _as_array(name: str, x: Any) -> jax.Array | np.ndarray:
             array = jnp.asarray(x) if holds_jax else np.asarray(x)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name} must be an array of numbers, got {type(x).__name__}: {error}") from None
+    if isinstance(array, np.ndarray) and array.dtype == np.longdouble:
+        with np.errstate(over="ignore"):  # what overflows is refused as infinite
+            array = array.astype(np.float64)
     if not jnp.issubdtype(array.dtype, jnp.number) or jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise ValueError(
             f"{name} must be real numbers, got {_describe(x)} of dtype {array.dtype}. Convert it first, e.g. "

@@ -5,7 +5,8 @@ Public in :mod:`softntk.theory.bounds`.
 
 import math
 
-from softntk._validation import check_positive, check_positive_int
+from softntk._validation import check_positive_int
+from softntk.theory._checks import known_number
 from softntk.theory._constants import AS_REMEMBERED, Constants, checked_growth, exp, exponent, kernel_scale
 
 
@@ -53,8 +54,8 @@ def radius(
 
     Source: arXiv 2405.03251, the definition of D and the induction that no neuron leaves the ball.
     """
-    check_positive("residual", residual)
-    check_positive_int("width", width)
+    residual = known_number("residual", residual, above=0)
+    width = check_positive_int("width", width)
     B = checked_growth(family, n, smallest, k, sigma, failure, constants)
     kernel_scale(parameterization, width)
     power = 1.0 if parameterization == "paper" else 0.5
@@ -102,7 +103,7 @@ def perturbation_bound(
 
     Source: arXiv 2405.03251, the lemma on perturbed weights; relu: Song and Yang, arXiv 1906.03593, Lemma 3.2, for σ = 1.
     """
-    check_positive("R", R)
+    R = known_number("R", R, above=0)
     B = checked_growth(family, n, 1.0, k, sigma, failure, constants)
     size = math.log(R) + math.log(n) + math.log(k) + math.log(kernel_scale(parameterization, width))
     if family == "relu":  # signs flip with a probability in proportion to R/σ
@@ -149,7 +150,7 @@ def smallest_eigenvalue(
 
     Source: arXiv 2405.03251, the lemma on perturbed weights.
     """
-    check_positive("smallest", smallest)
+    smallest = known_number("smallest", smallest, above=0)
     scaling = {"parameterization": parameterization, "width": width}
     lost = perturbation_bound(R, n, family=family, k=k, sigma=sigma, failure=failure, constants=constants, **scaling)
     return 0.75 * kernel_scale(parameterization, width) * smallest - lost

@@ -3,13 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from softntk._records import record
-from softntk._validation import check_positive_int
+from softntk._validation import check_callable, check_key, check_positive_int
 from softntk.networks import Network, Points
+from softntk.theory._checks import Targets, as_double, as_host_targets, known_number
 from softntk.theory.convergence import ConvergenceCertificate, certify_convergence
 
 
@@ -31,14 +30,14 @@ class CertifiedWidth:
 def certified_width(
     make: Callable[[int], Network],
     x: Points,
-    y: Float[Array | np.ndarray, "n k"],
+    y: Targets,
     *,
     key: PRNGKeyArray,
     smallest: int = 64,
     largest: int = 2**20,
     precision: float = 0.05,
 ) -> CertifiedWidth:
-    """How wide a network must be for :func:`softntk.theory.certify_convergence` to hold on these data, by bisection.
+    """Return how wide a network must be for :func:`softntk.theory.certify_convergence` to hold on these data, by bisection.
 
     Doubles the width until the certificate holds, then halves the ratio of the last two until it is below 1 + precision. Every
     width has other weights, drawn with the same key, so that near the threshold the answer carries their chance.
@@ -46,7 +45,7 @@ def certified_width(
     Args:
         make: width -> network, as ``lambda m: sn.networks.two_layer("softmax", width=m)``.
         x: [n, d].
-        y: [n, k].
+        y: [n, k], or [n] for one output.
         key: of the weights.
         smallest: the first width; even.
         largest: the last one.
@@ -56,7 +55,9 @@ def certified_width(
         A :class:`CertifiedWidth`.
 
     Raises:
-        ValueError: make no function; widths not positive and even, or in the wrong order; precision not in (0, 1).
+        ValueError: make no function, or not of networks of that width; key no key; x or y as for
+            :func:`softntk.theory.certify_convergence`; widths not positive and even, or in the wrong order; precision
+            not in (0, 1).
 
     Example:
         >>> import jax, jax.numpy as jnp, softntk as sn
@@ -67,19 +68,23 @@ def certified_width(
 
     Source: MATH.md section 3.
     """
-    if not callable(make):
-        raise ValueError(f"make must be a function of the width that returns a network, got {type(make).__name__}.")
-    check_positive_int("smallest", smallest)
-    check_positive_int("largest", largest)
+    check_callable("make", make, "a function of the width that returns a network")
+    key = check_key("key", key)
+    smallest = check_positive_int("smallest", smallest)
+    largest = check_positive_int("largest", largest)
     if smallest % 2 or largest % 2 or smallest > largest:
         raise ValueError(f"smallest and largest must be even and in order, got {smallest} and {largest}.")
-    if not 0 < precision < 1:
-        raise ValueError(f"precision must lie between 0 and 1, got {precision!r}.")
+    precision = known_number("precision", precision, above=0, below=1)
+    points = as_double("x", x, ("n", "d"))
+    as_host_targets("y", y, len(points))
     found: dict[int, Any] = {}
 
     def holds(width: int) -> bool:
         net = make(width)
-        _, params = net.init_fn(key, (-1, jnp.shape(x)[1]))
+        if not isinstance(net, Network) or net.architecture.width != width:
+            got = type(net).__name__ if not isinstance(net, Network) else f"one of width {net.architecture.width}"
+            raise ValueError(f"make must return a network of softntk.networks.two_layer of width {width}, got {got}.")
+        _, params = net.init_fn(key, (-1, points.shape[1]))
         found[width] = certify_convergence(net, params, x, y)
         return found[width].holds
 

@@ -1,12 +1,13 @@
 """The constants of the first paper's statements, and the logarithms that :mod:`softntk.theory.bounds` writes them in."""
 
+import dataclasses
 import math
 import sys
 from dataclasses import dataclass
 
-from softntk import activations
-from softntk._validation import check_positive, check_positive_int
+from softntk._validation import check_choice, check_positive_int
 from softntk.networks import PARAMETERIZATIONS
+from softntk.theory._checks import known_number
 
 FAMILIES = ("relu", "exp", "softmax")
 """What the paper's table compares."""
@@ -43,35 +44,37 @@ class Constants:
     relu_perturbation: float = 2.0
 
     def __post_init__(self) -> None:
-        """Refuse factors that are not positive; exponents, and C, may be anything (B is at least one)."""
-        for name in ("width", "step", "steps", "radius", "relu_perturbation"):
-            check_positive(name, getattr(self, name))
+        """Refuse factors that are not positive; exponents, and C, may be any number (B is at least one)."""
+        factors = ("width", "step", "steps", "radius", "relu_perturbation")
+        for constant in dataclasses.fields(self):
+            value = getattr(self, constant.name)
+            number = known_number(constant.name, value, above=0 if constant.name in factors else None)
+            object.__setattr__(self, constant.name, number)
 
 
 AS_REMEMBERED = Constants()
 
 
 def exp(t: float) -> float:
-    """e^t, +inf beyond the largest number."""
+    """Return e^t, +inf beyond the largest number."""
     return math.exp(t) if t < math.log(sys.float_info.max) else math.inf
 
 
 def log_ratio(n: int, k: int, failure: float) -> float:
-    """The logarithm of nk/δ."""
-    for name, value in (("n", n), ("k", k)):
-        check_positive_int(name, value)
-    if not 0 < failure < 1:
-        raise ValueError(f"failure must be a probability in (0, 1), got {failure!r}.")
+    """Return the logarithm of nk/δ."""
+    check_positive_int("n", n)
+    check_positive_int("k", k)
+    failure = known_number("failure", failure, above=0, below=1)
     return math.log(n) + math.log(k) - math.log(failure)
 
 
 def log_size(n: int, k: int, smallest: float) -> float:
-    """The logarithm of n²k²/λ²."""
+    """Return the logarithm of n²k²/λ²."""
     return 2 * (math.log(n) + math.log(k) - math.log(smallest))
 
 
 def growth(n: int, k: int = 1, sigma: float = 1.0, failure: float = 0.1, constants: Constants = AS_REMEMBERED) -> float:
-    """B = max(Cσ√log(nk/δ), 1), the size of logits of points in the unit ball that the paper's proofs count with.
+    """Return B = max(Cσ√log(nk/δ), 1), the size of logits of points in the unit ball that the paper's proofs count with.
 
     Args:
         n: points.
@@ -92,27 +95,31 @@ def growth(n: int, k: int = 1, sigma: float = 1.0, failure: float = 0.1, constan
 
     Source: arXiv 2405.03251, definition of B.
     """
-    check_positive("sigma", sigma)
+    sigma = known_number("sigma", sigma, above=0)
+    check_constants(constants)
     return max(constants.concentration * sigma * math.sqrt(log_ratio(n, k, failure)), 1.0)
 
 
+def check_constants(constants: object) -> None:
+    """Refuse what are no constants."""
+    if not isinstance(constants, Constants):
+        raise ValueError(f"constants must be theory.bounds.Constants, got {type(constants).__name__}.")
+
+
 def checked_growth(family: str, n: int, smallest: float, k: int, sigma: float, failure: float, constants: Constants) -> float:
-    """B, after a look at what every statement is given."""
-    if family not in FAMILIES:
-        raise ValueError(activations.unknown("family", family, dict.fromkeys(FAMILIES)))
-    check_positive("smallest", smallest)
+    """Return B, after a look at what every statement is given."""
+    check_choice("family", family, FAMILIES)
+    known_number("smallest", smallest, above=0)
     return growth(n, k, sigma, failure, constants)
 
 
 def exponent(family: str, power: float) -> float:
-    """The power of e^B: none for ReLU, which does not grow."""
+    """Return the power of e^B: none for ReLU, which does not grow."""
     return 0.0 if family == "relu" else power
 
 
 def kernel_scale(parameterization: str, width: int | None) -> int:
-    """What the kernels of that parameterization are multiplied by."""
-    if parameterization not in PARAMETERIZATIONS:
-        raise ValueError(activations.unknown("parameterization", parameterization, dict.fromkeys(PARAMETERIZATIONS)))
-    if width is not None or parameterization == "paper":
-        check_positive_int("width", width)
-    return int(width) if parameterization == "paper" else 1  # pyright: ignore[reportArgumentType]
+    """Return what the kernels of that parameterization are multiplied by."""
+    check_choice("parameterization", parameterization, PARAMETERIZATIONS)
+    width = None if width is None and parameterization != "paper" else check_positive_int("width", width)
+    return 1 if width is None or parameterization != "paper" else width

@@ -4,11 +4,12 @@ The inequalities are those of the theorem in ``convergence.py``: (i) for ``speed
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from softntk.networks import Network, Parameters, Points
+from softntk._norms import host_norm
+from softntk.networks import Network, Parameters
 from softntk.theory._boxes import Box, Slopes
 from softntk.theory._rounding import perron_norm, slack, smallest_eigenvalue
 
@@ -31,11 +32,13 @@ class Data(NamedTuple):
     output_error: float  # of F as computed, against the true one
 
 
-def prepare(net: Network, params: Parameters, x: Points, y: Any) -> "Data | str":
-    double = lambda leaf: np.asarray(leaf, np.float64)
-    x, y, W, a = double(x), double(y), double(params.hidden), double(params.readout)
+def prepare(net: Network, params: Parameters, x: np.ndarray, y: np.ndarray) -> "Data | str":
+    """Return what the proof needs of x [n, d] and y [n, k] in float64, or why there is no proof."""
+    W = np.asarray(params.hidden, np.float64)
+    a = np.asarray(params.readout, np.float64)
     if params.bias is not None:
-        x, W = np.concatenate([x, np.ones((len(x), 1))], axis=1), np.concatenate([W, double(params.bias)[None]])
+        x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+        W = np.concatenate([W, np.asarray(params.bias, np.float64)[None]])
     d, m = W.shape
     half = m // 2
     twins = m % 2 == 0 and np.array_equal(W[:, :half], W[:, half:]) and np.array_equal(a[:half], -a[half:])
@@ -53,15 +56,18 @@ def prepare(net: Network, params: Parameters, x: Points, y: Any) -> "Data | str"
         moved = np.expm1(box.start)  # what the rounding of the logits does to u and α, relative
         room = 2 * moved.max() + slack(m)
         output_error = 0.0 if twins else gamma * room * float(np.max(np.abs(box.values) @ np.abs(a), initial=0.0))
-        residual = float(np.linalg.norm(F - y)) * (1 + slack(F.size)) + math.sqrt(F.size) * output_error
+        residual = float(host_norm(F - y)) * (1 + slack(F.size)) + math.sqrt(F.size) * output_error
     if not np.isfinite(residual):
         return "The network overflows at the start: there is no proof for it."
-    lengths = np.linalg.norm(a, axis=1)[None, :]
+    lengths = host_norm(a, axis=1)[None, :]
     means = np.zeros((len(x), 1))
     if architecture.normalized:
-        means = (np.linalg.norm(y, axis=1, keepdims=True) + residual) / gamma
+        means = (host_norm(y, axis=1, keepdims=True) + residual) / gamma
     dots = (np.abs(x @ x.T) + (d + 2) * np.finfo(float).eps * (np.abs(x) @ np.abs(x).T)) * (1 + slack(d))
-    return Data(x, dots, dots**2, box, a, copies, gamma, lengths + means, means, residual, output_error)
+    squares = np.where(dots > 0, np.maximum(dots**2, np.finfo(float).tiny), 0)  # from above, where they underflow
+    if not np.isfinite(squares).all():
+        return "Squares of inner products of rows of x exceed the largest float: there is no proof. Take another unit."
+    return Data(x, dots, squares, box, a, copies, gamma, lengths + means, means, residual, output_error)
 
 
 def speed(data: Data, slopes: Slopes) -> np.ndarray:
@@ -72,7 +78,8 @@ def speed(data: Data, slopes: Slopes) -> np.ndarray:
 
 def _norm(data: Data, moved: np.ndarray, rest: np.ndarray) -> float:
     """Of a change of J: γ·moved∘a (moved ≥ 0, [n, m]) and rest, γ·moved∘μ + v∘ΔF, [n, m], by (iii)."""
-    lengths, root = np.linalg.norm(data.readout, axis=1), math.sqrt(data.copies)
+    lengths = host_norm(data.readout, axis=1)
+    root = math.sqrt(data.copies)
     with np.errstate(over="ignore", invalid="ignore"):
         b = root * data.gamma * moved * lengths
         main = perron_norm(data.dots * (b @ b.T))
@@ -120,6 +127,8 @@ def kernel(data: Data) -> tuple[float, float, int, int]:
         grams += data.copies * (g @ g.T)
     H = np.repeat(np.repeat(data.x @ data.x.T, k, 0), k, 1) * grams
     H = (H + H.T) / 2
+    if not np.isfinite(H).all():
+        return -math.inf, math.inf, 0, 0
     error = slack(m + data.x.shape[1]) * float(np.trace(H))
     values, vectors = np.linalg.eigh(H)
     sizes = np.linalg.norm(vectors[:, 0].reshape(n, k), axis=1)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from softntk._progress import Progress
+from softntk._validation import check_flag, check_integer
 from softntk.theory._ledger_statement import Case, Instance, Statement
 from softntk.theory._statements_networks import STATEMENTS as _NETWORKS
 from softntk.theory._statements_newton import STATEMENTS as _NEWTON
@@ -67,7 +68,7 @@ def ledger(
     progress: bool = False,
     statements: Sequence[Statement] | None = None,
 ) -> list[Row]:
-    r"""Every statement of the papers that can be run, on random instances: a row each.
+    r"""Return every statement of the papers that can be run, on random instances: a row each.
 
     An instance is a bound β(case) and the value v(case) that it is about, by NumPy or dense automatic differentiation; it holds
     if v ≤ β. The tightness is β/v. Where an instance fails the row has a counterexample, made smaller for as long as it still
@@ -97,7 +98,12 @@ def ledger(
 
     Source: [G] arXiv 2405.03251, [S] 2309.13482, and where [S] builds on them [D] 2304.10411 and [H] 2305.00660; MATH.md.
     """
-    chosen = STATEMENTS if statements is None else tuple(statements)
+    quick = check_flag("quick", quick)
+    progress = check_flag("progress", progress)
+    seed = check_integer("seed", seed, at_least=0)
+    if not isinstance(match, str):
+        raise ValueError(f"match must be part of a reference, as '[S] lemma' is, got {match!r}.")
+    chosen = STATEMENTS if statements is None else _checked_statements(statements)
     chosen = tuple(statement for statement in chosen if match in statement.reference)
     references = [statement.reference for statement in chosen]
     if not chosen:
@@ -114,6 +120,12 @@ def ledger(
     finally:
         line.close()
     return rows
+
+
+def _checked_statements(statements: Any) -> tuple[Statement, ...]:
+    if not (isinstance(statements, list | tuple) and statements and all(isinstance(one, Statement) for one in statements)):
+        raise ValueError(f"statements must be a list of at least one Statement, got {statements!r}.")
+    return tuple(statements)
 
 
 def replay(row: Row, statements: Sequence[Statement] = STATEMENTS) -> Instance | None:

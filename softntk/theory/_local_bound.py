@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from softntk import activations
+from softntk._norms import host_norm
 from softntk.networks import Architecture, Parameters, row_factors
 from softntk.ntk._contractions import row_vectors
 from softntk.theory._rounding import perron_norm
@@ -50,7 +52,7 @@ class LocalBound:
         rows, (m, k) = row_factors(architecture, params, x), params.readout.shape
         self._g, self._features = np.asarray(row_vectors(rows, params.readout)).reshape(-1, m), np.asarray(rows.features)
         self._dots = np.kron(np.abs(x @ x.T + (0.0 if params.bias is None else 1.0)), np.ones((k, k)))
-        softmax = architecture.activation.name == "exp" and architecture.normalized
+        softmax = architecture.activation == activations.get("exp") and architecture.normalized
         self._expansion = Expansion(architecture, params, x) if softmax else None
 
     def __call__(self, R: float) -> tuple[float, float]:
@@ -82,19 +84,20 @@ class LocalBound:
 def _norms(change: Float[np.ndarray, "p p"]) -> tuple[float, float]:
     """(Frobenius, spectral) norm that no matrix below these entries exceeds."""
     with np.errstate(over="ignore"):
-        frobenius = float(np.linalg.norm(change))
+        frobenius = float(host_norm(change))
     return frobenius, min(frobenius, perron_norm(change))
 
 
 def _factors(architecture: Architecture, params: Parameters, x: np.ndarray, R: float) -> tuple[Interval, Interval] | None:
     """Enclosures of g, [nk, m], and of the features, [n, m]."""
     activation, a = architecture.activation, np.asarray(params.readout)
-    if activation.name not in _SHAPES:
+    if activation.name not in _SHAPES or activation != activations.get(activation.name):
         return None
-    z, squares = x @ np.asarray(params.hidden), np.sum(x * x, axis=1)
+    z = x @ np.asarray(params.hidden)
     if params.bias is not None:
-        z, squares = z + np.asarray(params.bias), squares + 1
-    delta = R * np.sqrt(squares)[:, None]
+        z = z + np.asarray(params.bias)
+        x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+    delta = R * host_norm(x, axis=1, keepdims=True)
     shift = activation.log_scale(jnp.asarray(z)) if architecture.normalized else 0.0
     u, slopes = (
         _range(lambda t, order=order: np.asarray(activation.jet(jnp.asarray(t), shift)[order]), shape, z, delta)

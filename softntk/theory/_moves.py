@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from softntk import activations
+from softntk._norms import host_norm, scaled_norm
 from softntk.activations import Activation
 from softntk.networks import Architecture, Parameters, Points, row_factors
 from softntk.ntk._contractions import product, row_vectors
@@ -65,7 +66,7 @@ class Laboratory:
 
     def __init__(self, architecture: Architecture, params: Parameters, x: np.ndarray) -> None:
         self.architecture, self.params, self.x = architecture, params, x
-        self.sizes = np.sqrt(np.sum(x * x, axis=1) + (0.0 if params.bias is None else 1.0))
+        self.sizes = host_norm(x if params.bias is None else np.concatenate([x, np.ones((len(x), 1))], axis=1), axis=1)
         self.kernel = np.asarray(_kernel(architecture, params, x))
         if not np.isfinite(self.kernel).all():
             raise ValueError("x must be in the domain of the network at params, got rows outside it. Take smaller weights.")
@@ -79,12 +80,12 @@ class Laboratory:
         change = self.change(params)
         if not np.isfinite(change).all():
             return math.inf, math.inf
-        return float(np.linalg.norm(change)), float(np.abs(np.linalg.eigvalsh(change)).max())
+        return float(host_norm(change)), float(np.abs(np.linalg.eigvalsh(change)).max())
 
     def length(self, params: Parameters) -> float:
         """The largest move of a neuron, R."""
-        parts = [jnp.sum((one - two) ** 2, axis=0) for one, two in zip(_hidden(params), _hidden(self.params), strict=True)]
-        return float(jnp.sqrt(jnp.max(sum(parts[1:], parts[0]))))
+        moves = [one - two for one, two in zip(_hidden(params), _hidden(self.params), strict=True)]
+        return float(jnp.max(scaled_norm(jnp.concatenate(moves), axis=0)))
 
     def uphill(self, params: Parameters, R: float) -> Move:
         """Where ‖H(W̃) − H(W)‖ grows fastest."""
@@ -157,6 +158,6 @@ def _ascend(lab: Laboratory, attempt: Callable[[Move], _Trial], start: _Trial, R
 
 def _unit(move: Move, otherwise: Move) -> Move:
     """Columns of length one; those without a direction as they were."""
-    lengths = jnp.linalg.norm(move, axis=0, keepdims=True)
+    lengths = scaled_norm(move, axis=0, keepdims=True)
     fine = (lengths > 0) & jnp.isfinite(lengths)
     return jnp.where(fine, move / jnp.where(fine, lengths, 1), otherwise)

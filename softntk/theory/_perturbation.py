@@ -10,9 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from softntk import activations
-from softntk._validation import check_finite, check_positive, check_positive_int, check_rows
+from softntk._norms import host_norm
+from softntk._validation import check_choice, check_key, check_positive_int
 from softntk.networks import FAMILIES, Network, Parameters, Points
+from softntk.theory._checks import (
+    as_double,
+    as_host_points,
+    check_known,
+    check_network,
+    check_parameters,
+    check_weights,
+    known_number,
+    on_host,
+)
+from softntk.theory._constants import check_constants
 from softntk.theory._local_bound import LocalBound
 from softntk.theory._moves import Found, Laboratory, search
 from softntk.theory.bounds import AS_REMEMBERED, Constants, perturbation_bound
@@ -54,10 +65,9 @@ class Perturbation:
     converted: bool
 
     def of(self, kind: str) -> "Perturbation":
-        """The entries of one kind, in the order of their radii or along the path."""
+        """Return the entries of one kind, in the order of their radii or along the path."""
+        check_choice("kind", kind, dict.fromkeys(self.kind))
         chosen = np.array([name == kind for name in self.kind], bool)
-        if not chosen.any():
-            raise ValueError(activations.unknown("kind", kind, dict.fromkeys(self.kind)))
         parts: dict[str, Any] = {name: getattr(self, name)[chosen] for name in _ARRAYS}
         worst = jax.tree.map(lambda leaf: leaf[chosen], self.worst)
         scalars = {name: getattr(self, name) for name in ("size", "smallest", "largest", "converted")}
@@ -81,7 +91,7 @@ def perturbation(
     failure: float = 0.1,
     constants: Constants = AS_REMEMBERED,
 ) -> Perturbation:
-    r"""‖H(W̃) − H(W)‖ for ‖w̃_r − w_r‖ ≤ R, over all neurons r: measured, and bounded by the paper and by us.
+    r"""Return ‖H(W̃) − H(W)‖ for ‖w̃_r − w_r‖ ≤ R, over all neurons r: measured, and bounded by the paper and by us.
 
     **Measured.** Random: every neuron moves by exactly R in a direction of its own, uniform on the sphere; the largest of some
     trials. Adversarial: from the worst of these (and from the adversary of the radius before) Δ ← R·(G_r/‖G_r‖)_r, with G the
@@ -143,9 +153,9 @@ def perturbation(
         times as large. Every matrix is formed: nk × nk.
 
     Raises:
-        ValueError: a radius that is not positive and finite or is there twice; an unknown kind or one there twice; nothing to
-            do; trials or ascent_steps no positive integers; points or weights not finite or of wrong shape, or outside the
-            network's domain; a path of another shape or with another readout.
+        ValueError: net no network, params not of it, key no key; a radius that is not positive and finite or is there twice;
+            an unknown kind or one there twice; nothing to do; trials or ascent_steps no positive integers; points or weights
+            not finite or of wrong shape, or outside the network's domain; a path of another shape or with another readout.
 
     Example:
         >>> import jax, softntk as sn
@@ -158,12 +168,21 @@ def perturbation(
 
     Source: arXiv 2405.03251, the lemma on perturbed weights; the bound of ours is ours.
     """
-    wanted = _checked_radii(radii)
-    _check(net, params, x, kinds, trials, ascent_steps, path)
-    with jax.enable_x64(True):
-        converted = any(jnp.result_type(leaf) != jnp.float64 for leaf in (x, *jax.tree.leaves(params)))
-        lab = Laboratory(net.architecture, _float64(params), np.asarray(x, np.float64))
-        found = search(lab, wanted, key, kinds, trials, ascent_steps) if kinds else []
+    net = check_network("net", net)
+    check_known("params", params)
+    key = check_key("key", key)
+    radii = _checked_radii(radii)
+    kinds = _checked_kinds(kinds, path)
+    trials = check_positive_int("trials", trials)
+    ascent_steps = check_positive_int("ascent_steps", ascent_steps)
+    failure = known_number("failure", failure, above=0, below=1)
+    check_constants(constants)
+    with on_host():
+        params = check_parameters("params", params, net)
+        points = as_host_points("x", x, params)
+        converted = any(np.asarray(leaf).dtype != np.float64 for leaf in jax.tree.leaves((x, params)))
+        lab = Laboratory(net.architecture, _float64(params), points)
+        found = search(lab, radii, key, kinds, trials, ascent_steps) if kinds else []
         if path is not None:
             found += [Found("path", lab.length(p), p, *lab.distance(p)) for p in _steps(lab.params, path)]
         radius = np.array([one.radius for one in found])
@@ -180,7 +199,7 @@ def perturbation(
         ours_frobenius=np.array([ours[R][0] for R in radius.tolist()]),
         ours_spectral=np.array([ours[R][1] for R in radius.tolist()]),
         worst=worst,
-        size=float(np.linalg.norm(lab.kernel)),
+        size=float(host_norm(lab.kernel)),
         smallest=float(eigenvalues[0]),
         largest=float(eigenvalues[-1]),
         converted=converted,
@@ -218,56 +237,51 @@ def _float64(params: Parameters) -> Parameters:
 
 
 def _checked_radii(radii: Any) -> list[float]:
-    values = np.atleast_1d(np.asarray(radii, np.float64))
-    if values.ndim != 1 or not values.size:
-        raise ValueError(f"radii must be a number or a list of them, got shape {np.shape(radii)}.")
+    values = np.atleast_1d(as_double("radii", radii, integers=True))
+    if values.ndim != 1:
+        raise ValueError(f"radii must be a number or a list of them, got shape {values.shape}.")
     for R in values:
-        check_positive("radii", float(R))
+        known_number("radii", float(R), above=0)
     if len(set(values.tolist())) < len(values):
         raise ValueError(f"radii must name each radius once, got {values.tolist()}.")
     return values.tolist()
 
 
-def _check(
-    net: Network, params: Parameters, x: Points, kinds: Sequence[str], trials: int, ascent_steps: int, path: Any
-) -> None:
-    check_rows("x", x)
-    d, (m, k) = params.hidden.shape[0], params.readout.shape
-    if (m, k) != (net.architecture.width, net.architecture.out_dim) or params.hidden.shape[1] != m:
-        raise ValueError(
-            f"params must be weights of net, of width {net.architecture.width} and {net.architecture.out_dim} outputs, got "
-            f"hidden {params.hidden.shape} and readout {params.readout.shape}."
-        )
-    if x.shape[1] != d:
-        raise ValueError(f"x must have the {d} features that params.hidden has, got shape {x.shape}.")
-    for name in ("hidden", "readout", "bias"):
-        if getattr(params, name) is not None:
-            check_finite(f"params.{name}", getattr(params, name))
+def _checked_kinds(kinds: Any, path: Any) -> tuple[str, ...]:
+    if isinstance(kinds, str) or not isinstance(kinds, Sequence):
+        raise ValueError(f"kinds must be a tuple of names among {sorted(KINDS)}, got {kinds!r}.")
     for kind in kinds:
-        if kind not in KINDS:
-            raise ValueError(activations.unknown("kinds", kind, dict.fromkeys(KINDS)))
+        check_choice("kinds", kind, KINDS)
     if len(set(kinds)) < len(kinds) or not (kinds or path is not None):
         raise ValueError(f"kinds must name each kind once, and at least one where there is no path, got {tuple(kinds)}.")
-    check_positive_int("trials", trials)
-    check_positive_int("ascent_steps", ascent_steps)
+    return tuple(kinds)
 
 
-def _steps(params: Parameters, path: Parameters | Sequence[Parameters]) -> list[Parameters]:
-    """The weights along the path, in float64."""
+def _steps(params: Parameters, path: Any) -> list[Parameters]:
+    """Return the weights along the path, in float64."""
+    check_known("path", path)
     if isinstance(path, Parameters):
         leaves = jax.tree.leaves(path)
         length = len(leaves[0]) if np.ndim(leaves[0]) else 0
         if any(np.shape(leaf)[:1] != (length,) for leaf in leaves):
             raise ValueError("path must have the same leading axis in all its weights, got others. Stack whole parameters.")
         path = [jax.tree.map(lambda leaf, i=i: leaf[i], path) for i in range(length)]
+    if not isinstance(path, Sequence) or isinstance(path, str):
+        raise ValueError(f"path must be Parameters with a leading axis, or a list of them, got {type(path).__name__}.")
     if not path:
         raise ValueError("path must have at least one set of weights, got none.")
-    shapes = lambda p: [np.shape(leaf) for leaf in (p.hidden, p.readout, *([] if p.bias is None else [p.bias]))]
+    steps = []
     for step in path:
-        if shapes(step) != shapes(params):
-            raise ValueError(f"path must have weights of the shapes of params, {shapes(params)}, got {shapes(step)}.")
-        for leaf in jax.tree.leaves(step):
-            check_finite("path", leaf)
-        if not np.array_equal(np.asarray(step.readout, np.float64), params.readout):
+        if not isinstance(step, Parameters) or _shapes(step) != _shapes(params):
+            got = _shapes(step) if isinstance(step, Parameters) else type(step).__name__
+            raise ValueError(f"path must have weights of the shapes of params, {_shapes(params)}, got {got}.")
+        step = _float64(check_weights("path", step))
+        if not np.array_equal(np.asarray(step.readout), params.readout):
             raise ValueError("path must keep the readout, got one that moves. Only hidden weights are bounded.")
-    return [_float64(step) for step in path]
+        steps.append(step)
+    return steps
+
+
+def _shapes(params: Parameters) -> list[tuple[int, ...]]:
+    leaves = (params.hidden, params.readout, params.bias)
+    return [np.shape(leaf) for leaf in leaves if leaf is not None]

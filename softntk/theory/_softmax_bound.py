@@ -6,6 +6,7 @@ The proof is in the docstring of :func:`softntk.theory.perturbation` (there f is
 import numpy as np
 from jaxtyping import Float
 
+from softntk._norms import host_norm
 from softntk.networks import Architecture, Parameters
 from softntk.theory._rounding import perron_norm
 
@@ -20,7 +21,7 @@ class Expansion:
         z, points = x @ np.asarray(params.hidden), x
         if params.bias is not None:
             z, points = z + np.asarray(params.bias), np.concatenate([x, np.ones((len(x), 1))], axis=1)
-        self.lengths = np.linalg.norm(points, axis=1)
+        self.lengths = host_norm(points, axis=1)
         f = np.exp(z - z.max(axis=1, keepdims=True))
         self.f = f / f.sum(axis=1, keepdims=True)
         self.dots = np.kron(np.abs(points @ points.T), np.ones((self.k, self.k)))
@@ -33,8 +34,8 @@ class Expansion:
         """(Frobenius, spectral) of a move of at most R."""
         rest = self._remainder(R)
         with np.errstate(over="ignore", invalid="ignore"):
-            frobenius = R * self.first[0] + float(np.linalg.norm(rest))
-            spectral = R * self.first[1] + min(perron_norm(rest), float(np.linalg.norm(rest)))
+            frobenius = R * self.first[0] + float(host_norm(rest))
+            spectral = R * self.first[1] + min(perron_norm(rest), float(host_norm(rest)))
         return min(frobenius, self.most[0]), min(spectral, frobenius, self.most[1])
 
     def _whole(self) -> tuple[float, float]:
@@ -42,7 +43,7 @@ class Expansion:
         s = (self.f[:, None] * self.centred).reshape(len(self.dots), -1)
         sizes = np.tile(self.half, len(self.f))
         change = self.dots * (np.abs(s @ s.T) + np.outer(sizes, sizes))
-        return float(np.linalg.norm(change)), perron_norm(change)
+        return float(host_norm(change)), perron_norm(change)
 
     def _derivative(self, points: Float[np.ndarray, "n c"]) -> tuple[float, float]:
         """Above the norms of DH along moves of length one."""
@@ -52,7 +53,7 @@ class Expansion:
         coupled = 2 * float(np.linalg.eigvalsh((points.T * per_point) @ points)[-1]) ** 0.5
         entries = np.repeat(self.lengths, self.k)[:, None] * self.dots * np.sqrt(self._squares(self.f))
         entries = entries + entries.T
-        frobenius = min(coupled, float(np.linalg.norm(entries)))
+        frobenius = min(coupled, float(host_norm(entries)))
         return frobenius, min(frobenius, perron_norm(entries))
 
     def _squares(self, p: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "p p"]:

@@ -36,11 +36,11 @@ Source: arXiv 2405.03251, the main theorem, its lemmas, and its table; MATH.md s
 import math
 from typing import NamedTuple
 
-from softntk._validation import check_positive
 from softntk.solvers import step_sizes
 from softntk.theory._ball import perturbation_bound as perturbation_bound
 from softntk.theory._ball import radius as radius
 from softntk.theory._ball import smallest_eigenvalue as smallest_eigenvalue
+from softntk.theory._checks import known_number
 from softntk.theory._constants import AS_REMEMBERED as AS_REMEMBERED
 from softntk.theory._constants import FAMILIES as FAMILIES
 from softntk.theory._constants import Constants as Constants
@@ -141,7 +141,7 @@ def required_steps(
 
     Source: arXiv 2405.03251, the main theorem; the table for relu.
     """
-    check_positive("accuracy", accuracy)
+    accuracy = known_number("accuracy", accuracy, above=0)
     B = checked_growth(family, n, smallest, k, sigma, failure, constants)
     rounds = math.log(n) + math.log(k) - math.log(accuracy)
     if rounds <= 0:
@@ -190,7 +190,7 @@ def learning_rate(
     B = checked_growth(family, n, smallest, k, sigma, failure, constants)
     m = kernel_scale(parameterization, width)
     power = exponent(family, constants.step_exponent)
-    return step_sizes.paper(smallest, n, k, m, B, constant=constants.step, exponent=power)
+    return float(step_sizes.paper(float(smallest), int(n), int(k), m, B, constant=constants.step, exponent=power))
 
 
 def descent_factor(smallest: float, rate: float, *, parameterization: str = "ntk", width: int | None = None) -> float:
@@ -214,8 +214,8 @@ def descent_factor(smallest: float, rate: float, *, parameterization: str = "ntk
 
     Source: arXiv 2405.03251, the induction on the loss.
     """
-    check_positive("smallest", smallest)
-    check_positive("rate", rate)
+    smallest = known_number("smallest", smallest, above=0)
+    rate = known_number("rate", rate, above=0)
     shrinkage = 0.5 * kernel_scale(parameterization, width) * rate * smallest
     if shrinkage > 1:
         raise ValueError(f"rate must be at most {rate / shrinkage:.3g} for this λ (and width), got {rate!r}. Take less.")

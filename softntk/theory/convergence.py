@@ -40,14 +40,22 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
+from softntk import activations
+from softntk._norms import host_norm
 from softntk._records import record
-from softntk._validation import check_finite, check_floating, check_rows
 from softntk.networks import Network, Parameters, Points
 from softntk.theory._boxes import INCREASING, Slopes
+from softntk.theory._checks import (
+    Targets,
+    as_host_points,
+    as_host_targets,
+    check_known,
+    check_network,
+    check_parameters,
+    on_host,
+)
 from softntk.theory._jacobians import Data, curvature, kernel, largest_change, prepare, speed
 from softntk.theory._rounding import slack
 
@@ -106,10 +114,8 @@ class _Reach(NamedTuple):
     reason: str
 
 
-def certify_convergence(
-    net: Network, params: Parameters, x: Points, y: Float[Array | np.ndarray, "n k"]
-) -> ConvergenceCertificate:
-    """Whether full-batch gradient descent from these weights provably fits y: step size, radius and rate that cannot fail.
+def certify_convergence(net: Network, params: Parameters, x: Points, y: Targets) -> ConvergenceCertificate:
+    """Return whether full-batch gradient descent from these weights provably fits y: step size, radius and rate.
 
     Inequalities that this network and these data satisfy or not, with every rounding error of float64 counted; the theorem and
     its proof stand above, in ``softntk/theory/convergence.py``. A certificate that does not hold says nothing: gradient
@@ -121,14 +127,15 @@ def certify_convergence(
             Lipschitz constant.
         params: where gradient descent starts.
         x: [n, d].
-        y: targets, [n, k].
+        y: targets, [n, k], or [n] for one output.
 
     Returns:
         A :class:`ConvergenceCertificate`. float32 inputs are converted to float64, and the reason says so; what it
         guarantees is about exact arithmetic, which float64 follows to about 1e-12.
 
     Raises:
-        ValueError: net not of ``networks.two_layer``; shapes that do not fit; NaN.
+        ValueError: net not of ``networks.two_layer``, or params not of it; shapes that do not fit; what is no real
+            floating-point number, NaN, or traced.
 
     Example:
         >>> import jax, jax.numpy as jnp, softntk as sn
@@ -141,33 +148,20 @@ def certify_convergence(
     Source: the theorem is ours; its plan (σ_min of the Jacobian against its change) is that of Oymak and Soltanolkotabi (2019);
     the per-unit moves are those of arXiv 2405.03251. MATH.md section 3.
     """
-    _check(net, params, x, y)
-    said = "" if _is_double(params, x, y) else " (float32 inputs were converted to float64)"
+    net = check_network("net", net)
+    check_known("params", params)
+    with on_host():  # what is float64 stays so
+        params = check_parameters("params", params, net)
+    points = as_host_points("x", x, params)
+    targets = as_host_targets("y", y, len(points), params.readout.shape[1])
+    note = "" if _is_double(params, x, y) else " (float32 inputs were converted to float64)"
     refusal = _refusal(net)
     if refusal:
-        return _fails(refusal + said)
-    data = prepare(net, params, x, y)
-    if isinstance(data, str):
-        return _fails(data + said)
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is not below any bound
-        certificate = _certified(data, len(y) * y.shape[1])
-    return dataclasses.replace(certificate, reason=certificate.reason + said)
-
-
-def _check(net: Any, params: Parameters, x: Any, y: Any) -> None:
-    if not isinstance(net, Network):
-        raise ValueError(f"net must be a network of softntk.networks.two_layer, got {type(net).__name__}.")
-    check_rows("x", x)
-    check_floating("y", y)
-    shape = (len(x), params.readout.shape[1])
-    if jnp.shape(y) != shape:
-        raise ValueError(f"y must have shape {shape}, one row of targets a point, got {jnp.shape(y)}.")
-    check_finite("y", y)
-    if x.shape[1] != params.hidden.shape[0]:
-        raise ValueError(f"x must have the {params.hidden.shape[0]} features that params.hidden has, got shape {x.shape}.")
-    for name, leaf in (("params.hidden", params.hidden), ("params.readout", params.readout), ("params.bias", params.bias)):
-        if leaf is not None:
-            check_finite(name, leaf)
+        return _fails(refusal + note)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what overflows is not below any bound
+        data = prepare(net, params, points, targets)
+        certificate = _fails(data) if isinstance(data, str) else _certified(data, targets.size)
+    return dataclasses.replace(certificate, reason=certificate.reason + note)
 
 
 def _is_double(*trees: Any) -> bool:
@@ -184,7 +178,7 @@ def _refusal(net: Network) -> str:
             f"The slope of {name} jumps where a logit changes sign: the Jacobian has no Lipschitz constant, and no radius "
             "is small enough for this proof."
         )
-    if name not in INCREASING:
+    if name not in INCREASING or architecture.activation != activations.get(name):
         return f"There is a proof for the activations {', '.join(INCREASING)}, none for {name!r}."
     return ""
 
@@ -202,7 +196,8 @@ def _advance(data: Data, delta: np.ndarray, slopes: Slopes, step: float, growth:
         reached = delta + step * moves
         if (reached <= candidate).all():
             end = data.box.slopes(reached)
-            return None if end is None else _Piece(reached, end, float((moves / before).max()) - 1)
+            increase = np.divide(moves, before, out=np.ones_like(moves), where=before > 0)
+            return None if end is None else _Piece(reached, end, float(increase.max()) - 1)
         candidate = delta + 1.1 * (reached - delta)
     return None
 
@@ -224,6 +219,8 @@ def _reach(data: Data, smallest: float, largest: float) -> _Reach:
             return _Reach(piece.delta, mass, 0.0, largest + change, left, "the smallest singular value is used up")
         s, mass = smallest - change, mass + step
         left -= (1 - _SHARE) * step * s**2 * (1 - slack(1))
+    if not left <= 0:
+        return _Reach(piece.delta, mass, 0.0, largest + change, data.residual, "numbers overflow")
     return _Reach(piece.delta, mass, s, largest + change, 0.0, "")
 
 
@@ -234,7 +231,7 @@ def _certified(data: Data, unknowns: int) -> ConvergenceCertificate:
         return _fails(_degenerate(data, unknowns, first, second), largest=largest, residual=data.residual)
     smallest = math.sqrt(low) * (1 - slack(1))
     reach = _reach(data, smallest, largest)
-    if reach.left > 0:
+    if not reach.left <= 0:
         done = 1 - reach.left / data.residual
         reason = (
             f"On the way {reach.reason}: σ_min(J) = {smallest:.3g} at the start, ‖r₀‖ = {data.residual:.3g}, and the proof "
@@ -245,10 +242,14 @@ def _certified(data: Data, unknowns: int) -> ConvergenceCertificate:
     slopes = data.box.slopes(reach.delta)
     assert slopes is not None
     kappa = curvature(data, slopes, beta)
+    bending = kappa * beta * data.residual if data.residual > 0 else 0.0
     rate = 1 / beta**2
-    if kappa * beta * data.residual > 0:
-        rate = min(rate, 2 * _SHARE * s**2 / (kappa * beta * data.residual))
+    if bending > 0:
+        rate = min(rate, 2 * _SHARE * s**2 / bending)
     rate *= 1 - slack(1)
+    if not (math.isfinite(bending) and s > 0 and rate > 0 and rate * beta**2 <= 1):
+        reason = "The curvature on the way, or a step size, is beyond the numbers of float64: there is no proof."
+        return _fails(reason, smallest, largest, data.residual)
     fall = (1 - rate * beta**2 / 2) * s - kappa * rate * data.residual / 2
     radius = min(beta * mass, data.residual / fall if fall > 0 else math.inf) * (1 + slack(1))
     reason = (
@@ -276,7 +277,7 @@ def _degenerate(data: Data, unknowns: int, first: int, second: int) -> str:
     weights = d * data.readout.shape[0] * data.copies
     if unknowns > weights:
         return f"λ_min of the kernel is zero: {unknowns} targets and {weights} trained weights. Use a wider network."
-    lengths = np.linalg.norm(data.x, axis=1)
+    lengths = host_norm(data.x, axis=1)
     if not lengths.all():
         return f"λ_min of the kernel is zero: row {int(np.argmin(lengths))} of x is zero, so that no weight moves its output."
     _, groups = np.unique(data.x, axis=0, return_inverse=True)

@@ -26,8 +26,6 @@ Example:
 Source: Ba et al. (2022), arXiv 2205.01445; Damian, Lee and Soltanolkotabi (2022), arXiv 2206.15144.
 """
 
-import math
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -36,31 +34,51 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from softntk import activations
+from softntk._norms import binary_scale, scaled_norm
 from softntk._records import record
-from softntk._validation import check_finite, check_floating, check_positive, check_positive_int, check_rows
+from softntk._validation import (
+    as_floating,
+    as_rows,
+    check_choice,
+    check_key,
+    check_number,
+)
 from softntk.networks import Network, Parameters, Points, row_factors
-from softntk.theory._spectral import cross_validated_ridge, decompose
-
-Targets = Float[Array | np.ndarray, "n k"]
-Directions = Float[Array | np.ndarray, " d"] | Float[Array | np.ndarray, "d r"]
+from softntk.theory._checks import (
+    Targets,
+    as_points,
+    as_square,
+    as_targets,
+    check_known,
+    check_network,
+    check_parameters,
+    check_weights,
+    known_number,
+)
+from softntk.theory._spectral import cross_validated_ridge, decompose, unit_of
+from softntk.theory._target_functions import TARGETS as TARGETS
+from softntk.theory._target_functions import Directions, orthonormal
+from softntk.theory._target_functions import hermite as hermite
+from softntk.theory._target_functions import target as target
 
 
 def one_step(net: Network, params: Parameters, x: Points, y: Targets, learning_rate: float) -> Parameters:
-    r"""The weights after one step of gradient descent on the hidden weights alone, W − η ∇_W ½ΣΣ(F−Y)².
+    r"""Return the weights after one step of gradient descent on the hidden weights alone, W − η ∇_W ½ΣΣ(F−Y)².
 
     Args:
         net: the network; antisymmetric initialisation makes F zero, so that the step sees the targets only.
         params: its weights.
         x: [n, d].
-        y: [n, k].
-        learning_rate: η > 0; s√m/n with s of order one and more is a large step.
+        y: [n, k], or [n] for one output.
+        learning_rate: η > 0, which may be traced; s√m/n with s of order one and more is a large step.
 
     Returns:
-        The new :class:`~softntk.networks.Parameters`; readout and bias as they were.
+        The new :class:`~softntk.networks.Parameters`; readout and bias as they were. Weights are infinite, never NaN, where
+        the gradient is beyond the largest number of the precision (a plain exponential far out).
 
     Raises:
-        ValueError: learning_rate not positive; x or y of wrong shape or dtype, or not finite.
+        ValueError: net no network, or params not of it; learning_rate not positive; x or y of wrong shape or dtype, or not
+            finite.
 
     Example:
         >>> import jax, jax.numpy as jnp, softntk as sn
@@ -71,20 +89,24 @@ def one_step(net: Network, params: Parameters, x: Points, y: Targets, learning_r
 
     Source: Ba et al. (2022), arXiv 2205.01445 (one step on the first layer).
     """
-    check_positive("learning_rate", learning_rate)
-    check_rows("x", x)
-    check_floating("y", y)
-    if jnp.shape(y) != (x.shape[0], params.readout.shape[1]):
-        raise ValueError(f"y must have shape [n, k], {(x.shape[0], params.readout.shape[1])}, got {jnp.shape(y)}.")
-    check_finite("y", y)
-    slope = _hidden_gradient(net, params, jnp.asarray(x), jnp.asarray(y))
-    return replace(params, hidden=params.hidden - learning_rate * slope)
+    net = check_network("net", net)
+    params = check_parameters("params", params, net)
+    rate = check_number("learning_rate", learning_rate, above=0)
+    x = as_points("x", x, params)
+    y = as_targets("y", y, x.shape[0], params.readout.shape[1])
+    return replace(params, hidden=_stepped(net, params, x, y, jnp.asarray(rate, params.hidden.dtype)))
 
 
 @partial(jax.jit, static_argnums=0)
-def _hidden_gradient(net: Network, params: Parameters, x: Array, y: Array) -> Array:
-    loss = lambda hidden: 0.5 * jnp.sum((net.apply_fn(replace(params, hidden=hidden), x) - y) ** 2)
-    return jax.grad(loss)(params.hidden)
+def _stepped(net: Network, params: Parameters, x: Array, y: Array, rate: Array) -> Array:
+    outputs, pull_back = jax.vjp(lambda hidden: net.apply_fn(replace(params, hidden=hidden), x), params.hidden)
+    common = jnp.promote_types(outputs.dtype, y.dtype)
+    residual = outputs.astype(common) - y.astype(common)
+    # The gradient is linear in the residual, which is of order one in its own unit.
+    unit = binary_scale(residual)
+    (slope,) = pull_back((residual / unit).astype(outputs.dtype))
+    hidden = params.hidden - rate * unit[0, 0].astype(rate.dtype) * slope
+    return jnp.where(jnp.isnan(hidden), jnp.inf, hidden)
 
 
 @record
@@ -105,7 +127,7 @@ class Alignment:
 
 
 def alignment(params: Parameters, params_after: Parameters, direction: Directions) -> Alignment:
-    r"""Alignment of the hidden weights, and of their change, with the direction (or directions) of the target.
+    r"""Return the alignment of the hidden weights, and of their change, with the direction (or directions) of the target.
 
     Args:
         params: weights before.
@@ -129,127 +151,37 @@ def alignment(params: Parameters, params_after: Parameters, direction: Direction
 
     Source: Ba et al. (2022), arXiv 2205.01445 (the gradient is nearly of rank one).
     """
-    basis = _orthonormal(direction, params.hidden.shape[0])
-    change = params_after.hidden - params.hidden
-    leading = jnp.linalg.svd(change, full_matrices=False)[0][:, :1]
-    shares = [_share(basis, part) for part in (params.hidden, params_after.hidden, change)]
+    before = _checked_hidden("params", params)
+    after = _checked_hidden("params_after", params_after)
+    if after.shape != before.shape:
+        raise ValueError(
+            f"params_after must have hidden weights of the shape of params, {before.shape}, got {after.shape}. Both are of "
+            "one network."
+        )
+    basis = orthonormal(direction, before.shape[0])
+    change = after - before
+    leading = jnp.linalg.svd(change / binary_scale(change), full_matrices=False)[0][:, :1]
+    shares = [_share(basis, part) for part in (before, after, change)]
     still = jnp.all(change == 0)
     return Alignment(before=shares[0], after=shares[1], change=shares[2], leading=jnp.where(still, 0, _share(basis, leading)))
 
 
+def _checked_hidden(name: str, params: Parameters) -> Float[Array, "d m"]:
+    hidden = check_weights(name, params).hidden
+    return as_floating(f"{name}.hidden", hidden, half=False)
+
+
 def _share(basis: Float[Array, "d r"], matrix: Float[Array, "d m"]) -> Array:
-    whole = jnp.sqrt(jnp.sum(matrix**2))
-    inside = jnp.sqrt(jnp.sum(jnp.matmul(basis.T, matrix, precision="highest") ** 2))
+    matrix = matrix / binary_scale(matrix)
+    whole = scaled_norm(matrix)
+    inside = scaled_norm(jnp.matmul(basis.T, matrix, precision="highest").astype(matrix.dtype))
     return jnp.minimum(inside / jnp.where(whole > 0, whole, 1), 1)
-
-
-def _orthonormal(direction: Directions, d: int) -> Float[Array, "d r"]:
-    check_floating("direction", direction)
-    if jnp.ndim(direction) not in (1, 2) or jnp.shape(direction)[0] != d:
-        raise ValueError(f"direction must have shape [d] or [d, r] with d = {d}, got {jnp.shape(direction)}.")
-    check_finite("direction", direction)
-    columns = jnp.asarray(direction).reshape(d, -1)
-    basis, triangle = jnp.linalg.qr(columns)
-    pivots = np.abs(np.asarray(jnp.diagonal(triangle), np.float64))
-    if columns.shape[1] > d or not pivots.min() > 1e-5 * pivots.max():
-        raise ValueError(
-            "direction must have linearly independent columns that are not zero. Leave out those that repeat others."
-        )
-    return basis
-
-
-def hermite(degree: int, z: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """He_k(z)/√k!, the Hermite polynomials that are orthonormal under N(0, 1), by √(k+1) h_{k+1} = z h_k − √k h_{k−1}.
-
-    Args:
-        degree: k ≥ 0.
-        z: any shape.
-
-    Returns:
-        The values, of the shape of z.
-
-    Raises:
-        ValueError: degree negative or no integer.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> round(float(hermite(2, jnp.array(3.0)) * 2**0.5), 4)  # z² − 1
-        8.0
-
-    Source: Szegő (1939), Orthogonal Polynomials, 5.5.
-    """
-    if isinstance(degree, bool) or not isinstance(degree, int) or degree < 0:
-        raise ValueError(f"degree must be an integer of at least 0, got {degree!r}.")
-    before, now = jnp.zeros_like(z), jnp.ones_like(z)
-    for j in range(degree):
-        before, now = now, (z * now - math.sqrt(j) * before) / math.sqrt(j + 1)
-    return now
-
-
-def _polynomial(degree: int, z: Array) -> Array:
-    return sum((hermite(j, z) for j in range(1, degree + 1)), jnp.zeros_like(z)) / math.sqrt(degree)
-
-
-TARGETS: dict[str, Callable[[int, Array], Array]] = {
-    "hermite": lambda degree, z: hermite(degree, z[:, 0]),
-    "polynomial": lambda degree, z: _polynomial(degree, z[:, 0]),
-    "staircase": lambda degree, z: jnp.sum(jnp.cumprod(z, axis=1), axis=1) / math.sqrt(z.shape[1]),
-    "composition": lambda degree, z: jnp.tanh(_polynomial(degree, z[:, 0])),
-}
-"""Functions of the degree and of z = Uᵀx, [n, r] -> [n]; an entry of your own is known to :func:`target`."""
-
-
-def target(kind: str, direction: Directions, degree: int = 2) -> Callable[[Points], Float[Array, "n 1"]]:
-    r"""A target that depends on x through a few directions, z = Uᵀx with U orthonormal.
-
-    ===========  ========================  =====================================================================================
-    kind         f(x)                      for x ~ N(0, I)
-    ===========  ========================  =====================================================================================
-    hermite      He_k(z)/√k!               single index: the first gradient sees θ to order d^{(1−k)/2} only
-    polynomial   Σ_{1≤j≤k} He_j(z)/√(k j!) single index with every degree up to k: the linear part shows the way to the others
-    staircase    Σ_j z₁⋯z_j/√r             hierarchical: each of the r directions can be found once the ones before are known
-    composition  tanh of the polynomial    hierarchical, and bounded
-    ===========  ========================  =====================================================================================
-
-    All have variance 1, but for the last, which is in (−1, 1).
-
-    Args:
-        kind: a name in ``TARGETS``.
-        direction: [d] or [d, r]; more than one is used by the staircase alone. Orthonormalised, signs kept.
-        degree: k ≥ 1; the staircase's is r.
-
-    Returns:
-        ``f(x [n, d]) -> [n, 1]``.
-
-    Raises:
-        ValueError: kind unknown, degree not a positive integer, direction as for :func:`alignment`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> target("hermite", jnp.array([1.0, 0.0]), degree=2)(jnp.array([[3.0, 7.0]]))  # (9 − 1)/√2
-        Array([[5.656854]], dtype=float32)
-
-    Source: Damian, Lee and Soltanolkotabi (2022), arXiv 2206.15144; Abbe, Boix-Adsera and Misiakiewicz, arXiv 2202.08658.
-    """
-    if kind not in TARGETS:
-        raise ValueError(activations.unknown("kind", kind, TARGETS))
-    check_positive_int("degree", degree)
-    basis = _orthonormal(direction, len(direction))
-    signs = jnp.sign(jnp.sum(basis * jnp.asarray(direction).reshape(basis.shape), axis=0, keepdims=True))
-
-    def function(x: Points) -> Float[Array, "n 1"]:
-        check_rows("x", x)
-        if x.shape[1] != len(basis):
-            raise ValueError(f"x must have the {len(basis)} features of direction, got shape {x.shape}.")
-        return TARGETS[kind](degree, jnp.matmul(x, basis * signs, precision="highest"))[:, None]
-
-    return function
 
 
 def corrupt(
     kind: str, y: Targets, size: float, *, key: PRNGKeyArray | None = None, gram: Float[Array | np.ndarray, "n n"] | None = None
 ) -> Float[Array, "n k"]:
-    r"""Labels with noise: ``gaussian``, sign ``flips``, or the worst of its size for a kernel, ``adversarial``.
+    r"""Return labels with noise: ``gaussian``, sign ``flips``, or the worst of its size for a kernel, ``adversarial``.
 
     - gaussian: y + size·N(0, 1).
     - flips: −y for a share ``size`` of the points, drawn without replacement.
@@ -258,8 +190,8 @@ def corrupt(
 
     Args:
         kind: of the noise.
-        y: [n, k].
-        size: ≥ 0; a share of at most 1 for flips.
+        y: [n, k], or [n] for one output.
+        size: ≥ 0, which may be traced but for flips; a share of at most 1 for flips.
         key: for gaussian and flips.
         gram: H, for adversarial.
 
@@ -277,30 +209,31 @@ def corrupt(
     Source: Zhang et al. (2017), arXiv 1611.03530 (random labels); Arora et al. (2019), arXiv 1901.08584, section 5 (yᵀH⁻¹y).
     """
     kinds = {"gaussian": "key", "flips": "key", "adversarial": "gram"}
-    if kind not in kinds:
-        raise ValueError(activations.unknown("kind", kind, kinds))
-    check_rows("y", y)
-    if not (np.ndim(size) == 0 and size >= 0 and np.isfinite(size)) or (kind == "flips" and size > 1):
-        raise ValueError(f"size must be at least 0 and finite, and a share of at most 1 for flips, got {size!r}.")
-    y = jnp.asarray(y)
+    check_choice("kind", kind, kinds)
+    y = as_floating("y", y)
+    y = as_rows("y", y[:, None] if y.ndim == 1 else y)
+    samples = len(y)
+    size = check_number("size", size, at_least=0, at_most=1 if kind == "flips" else None)
     if kind == "adversarial":
         if gram is None:
             raise ValueError("gram is needed for adversarial noise, got None. Pass the kernel on the points of y, [n, n].")
-        if jnp.shape(gram) != (len(y), len(y)):
-            raise ValueError(f"gram must have shape [n, n] for y of shape {y.shape}, got {jnp.shape(gram)}.")
+        check_known("y", y)
+        as_square("gram", gram, samples)
         q = decompose(gram).vectors[:, :1]
         signs = np.where(q.T @ np.asarray(y, np.float64) < 0, -1.0, 1.0)
-        return y + jnp.asarray(size * len(y) ** 0.5 * q * signs, y.dtype)
+        return y + jnp.asarray(size, y.dtype) * jnp.asarray(samples**0.5 * q * signs, y.dtype)
     if key is None:
         raise ValueError(f"key is needed for {kind} noise, got None. Pass e.g. jax.random.key(0).")
+    key = check_key("key", key)
     if kind == "gaussian":
-        return y + size * jax.random.normal(key, y.shape, y.dtype)
-    flipped = jnp.zeros(len(y), bool).at[jax.random.permutation(key, len(y))[: round(size * len(y))]].set(True)
+        return y + jnp.asarray(size, y.dtype) * jax.random.normal(key, y.shape, y.dtype)
+    number = round(known_number("size", size) * samples)
+    flipped = jnp.zeros(samples, bool).at[jax.random.permutation(key, samples)[:number]].set(True)
     return jnp.where(flipped[:, None], -y, y)
 
 
 def features(net: Network, params: Parameters, x: Points) -> Float[Array, "n m"]:
-    r"""φ(x), what the readout multiplies: F = φ a.
+    r"""Return φ(x), what the readout multiplies: F = φ a.
 
     Args:
         net: the network.
@@ -311,7 +244,7 @@ def features(net: Network, params: Parameters, x: Points) -> Float[Array, "n m"]
         [n, m]; +inf in rows outside the domain.
 
     Raises:
-        ValueError: x of wrong shape or dtype, or not finite.
+        ValueError: net no network, or params not of it; x of wrong shape or dtype, or not finite.
 
     Example:
         >>> import jax, jax.numpy as jnp, softntk as sn
@@ -322,10 +255,10 @@ def features(net: Network, params: Parameters, x: Points) -> Float[Array, "n m"]
 
     Source: MATH.md section 2.
     """
-    check_rows("x", x)
-    if x.shape[1] != params.hidden.shape[0]:
-        raise ValueError(f"x must have the {params.hidden.shape[0]} features that params.hidden has, got shape {x.shape}.")
-    rows = row_factors(net.architecture, params, jnp.asarray(x))
+    net = check_network("net", net)
+    params = check_parameters("params", params, net)
+    x = as_points("x", x, params)
+    rows = row_factors(net.architecture, params, x)
     return jnp.where(rows.valid[:, None], rows.features, jnp.inf)
 
 
@@ -335,16 +268,16 @@ def ridge_features(
     test: Float[Array | np.ndarray, "t m"],
     ridge: float | None = None,
 ) -> Float[Array, "t k"]:
-    r"""Ridge regression on features: φ_test (ΦᵀΦ + ρ I)⁻¹ Φᵀ Y, through the singular values of Φ in float64 on the host.
+    r"""Return the ridge regression on features, φ_test (ΦᵀΦ + ρ I)⁻¹ Φᵀ Y, through the singular values of Φ in float64.
 
     Args:
         train: Φ, features of the training points, [n, m].
-        y: targets, [n, k].
+        y: targets, [n, k], or [n] for one output.
         test: features of the test points, [t, m].
         ridge: ρ > 0; None for the one of generalised cross-validation on the training points, which uses no others.
 
     Returns:
-        Predictions, [t, k].
+        Predictions, [t, k]; zero where all training features are.
 
     Raises:
         ValueError: ridge not positive; features or targets of wrong shape or dtype, or not finite.
@@ -358,21 +291,31 @@ def ridge_features(
     Source: Hoerl and Kennard (1970), Technometrics 12(1), 55-67; Golub, Heath and Wahba (1979) for the choice of the ridge.
     """
     for name, values in (("train", train), ("y", y), ("test", test)):
-        check_rows(name, values)
-    if jnp.shape(test)[1] != jnp.shape(train)[1]:
-        raise ValueError(f"test must have as many features as train, got shapes {jnp.shape(train)} and {jnp.shape(test)}.")
-    if len(y) != len(train):
-        raise ValueError(f"y must have the {len(train)} rows of train, got shape {jnp.shape(y)}.")
-    left, sizes, right = np.linalg.svd(np.asarray(train, np.float64), full_matrices=False)
-    targets = np.asarray(y, np.float64)
-    components = left.T @ targets
+        check_known(name, values)
+    train = as_rows("train", train)
+    test = as_rows("test", test)
+    if test.shape[1] != train.shape[1]:
+        raise ValueError(f"test must have as many features as train, got shapes {train.shape} and {test.shape}.")
+    targets = np.asarray(as_targets("y", y, train.shape[0]), np.float64)
+    ridge = None if ridge is None else known_number("ridge", ridge, above=0)
+    # In units of the largest feature and the largest target; the ridge is in that of squared features.
+    unit = unit_of(np.asarray(train, np.float64))
+    scale = unit_of(targets)
+    left, sizes, right = np.linalg.svd(np.asarray(train, np.float64) / unit, full_matrices=False)
+    components = left.T @ (targets / scale)
     if ridge is None:
         # Of what no feature reaches only the size matters: one more direction, and others without targets.
         beyond = np.zeros((len(targets) - len(sizes), targets.shape[1]))
-        beyond[:1] = np.sqrt(np.maximum(np.sum(targets**2, axis=0) - np.sum(components**2, axis=0), 0))
+        missed = np.sum((targets / scale) ** 2, axis=0) - np.sum(components**2, axis=0)
+        beyond[:1] = np.sqrt(np.maximum(missed, 0))
         values = np.append(sizes**2, np.zeros(len(beyond)))
-        error = 2 * len(values) ** 0.5 * float(jnp.finfo(jnp.result_type(train)).eps) * sizes[0]
+        error = 2 * len(values) ** 0.5 * float(jnp.finfo(train.dtype).eps) * sizes[0]
         ridge, _ = cross_validated_ridge(values, np.concatenate([components, beyond]), max(error**2, 1e-300))
-    check_positive("ridge", ridge)
-    weights = right.T @ (components * (sizes / (sizes**2 + ridge))[:, None])
-    return jnp.asarray(np.asarray(test, np.float64) @ weights, jnp.result_type(train))
+    else:
+        ridge = ridge / unit / unit
+    denominators = sizes**2 + ridge
+    factors = np.where(denominators > 0, sizes / np.where(denominators > 0, denominators, 1), 0)
+    weights = right.T @ (components * factors[:, None])
+    with np.errstate(over="ignore"):
+        predictions = scale * (np.asarray(test, np.float64) / unit @ weights)
+        return jnp.asarray(predictions, train.dtype)

@@ -20,17 +20,18 @@ Example:
 import math
 
 import numpy as np
-import scipy.optimize
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from softntk._records import record
-from softntk._validation import check_positive
+from softntk._validation import check_integer
 from softntk.ntk._gram import Gram
 from softntk.solution import Result
-from softntk.theory._spectral import cross_validated_ridge, decompose, targets
-
-Targets = Float[Array | np.ndarray, "n k"]
-Eigenvalues = Float[Array | np.ndarray, " p"]
+from softntk.theory._checks import Targets, known_number
+from softntk.theory._spectral import check_positive_part, cross_validated_ridge, decompose, targets, unit_of
+from softntk.theory._stopping import EarlyStopping as EarlyStopping
+from softntk.theory._stopping import Eigenvalues, descending_eigenvalues
+from softntk.theory._stopping import early_stopping_time as early_stopping_time
+from softntk.theory._stopping import least_risk_time as least_risk_time
 
 _INFLATION = 1.4  # of the degrees of freedom, in generalised cross-validation
 
@@ -60,7 +61,7 @@ class RkhsNorm:
 
 
 def rkhs_norm(gram: Gram, y: Targets) -> RkhsNorm:
-    r"""√(yᵀH⁻¹y), the least norm of a function of the kernel's space that takes the values y.
+    r"""Return √(yᵀH⁻¹y), the least norm of a function of the kernel's space that takes the values y.
 
     The kernel that is decomposed differs from the exact one by at most δ = 2√n ε λ_max (rounding of its entries, ε of its
     precision, and of LAPACK). With u = H⁻¹y, and (H+E)⁻¹y = (I + H⁻¹E)⁻¹u for ‖E‖ ≤ δ < λ_min,
@@ -71,10 +72,10 @@ def rkhs_norm(gram: Gram, y: Targets) -> RkhsNorm:
 
     Args:
         gram: H, [n, n] or [n, n, k, k].
-        y: [n, k].
+        y: [n, k], or [n] for one output.
 
     Returns:
-        :class:`RkhsNorm`.
+        :class:`RkhsNorm`; c·y has c times the norm, and c²·H the c-th part, in any unit.
 
     Raises:
         ValueError: a gram that is not square, symmetric, floating-point or finite; y of another shape, integer or not finite.
@@ -87,8 +88,8 @@ def rkhs_norm(gram: Gram, y: Targets) -> RkhsNorm:
 
     Source: Arora et al. (2019), arXiv 1901.08584, Theorem 5.1 (their complexity of the labels).
     """
-    columns = targets(gram, y)
     values, vectors, delta = decompose(gram)
+    columns = targets(gram, y)
     if not values[0] > 2 * delta:
         infinite = np.full(columns.shape[1], np.inf)
         return RkhsNorm(
@@ -98,18 +99,24 @@ def rkhs_norm(gram: Gram, y: Targets) -> RkhsNorm:
             total_error=math.inf,
             result=int(Result.NOT_DEFINITE),
         )
-    components = (vectors.T @ columns) ** 2
-    squares = np.sum(components / values[:, None], axis=0)
-    errors = delta * np.sum(components / values[:, None] ** 2, axis=0) / (1 - delta / values[0])
+    # In units of the largest target and the largest eigenvalue, whose squares neither over- nor underflow.
+    unit = unit_of(columns)
+    largest = values[-1]
+    components = (vectors.T @ (columns / unit)) ** 2
+    shares = values[:, None] / largest
+    squares = np.sum(components / shares, axis=0)
+    errors = delta / largest * np.sum(components / shares**2, axis=0) / (1 - delta / values[0])
+    unit = unit / math.sqrt(largest)
 
-    def of_root(square: np.ndarray, error: np.ndarray) -> np.ndarray:  # √s is within e/√s of √(s ± e), as e ≤ s
+    def root_error(square: np.ndarray, error: np.ndarray) -> np.ndarray:
+        # √s is within e/√s of √(s ± e), as e ≤ s
         return error / np.sqrt(np.where(square > 0, square, 1))
 
     return RkhsNorm(
-        outputs=np.sqrt(squares),
-        total=float(np.sqrt(squares.sum())),
-        outputs_error=of_root(squares, errors),
-        total_error=float(of_root(squares.sum(), errors.sum())),
+        outputs=unit * np.sqrt(squares),
+        total=unit * float(np.sqrt(squares.sum())),
+        outputs_error=unit * root_error(squares, errors),
+        total_error=unit * float(root_error(squares.sum(), errors.sum())),
         result=int(Result.SUCCESSFUL),
     )
 
@@ -129,18 +136,19 @@ class EffectiveRanks:
     tail_flatness: Float[np.ndarray, " p"]
 
     def critical(self, samples: int, b: float = 1.0) -> int | None:
-        """k* = min{k: r_k ≥ b·samples}: the directions that are fitted; the others act as a ridge. None if there is none."""
-        there = np.flatnonzero(self.tail >= b * samples)
-        return int(there[0]) if len(there) else None
+        """Return k* = min{k: r_k ≥ b·samples}, the directions that are fitted; the others act as a ridge. None without one."""
+        samples = check_integer("samples", samples, at_least=1)
+        flat = np.flatnonzero(self.tail >= known_number("b", b, above=0) * samples)
+        return int(flat[0]) if len(flat) else None
 
     def variance(self, samples: int, b: float = 1.0) -> float:
-        """k*/n + n/R_{k*}: interpolated noise costs this, times its variance and a constant. +inf if there is no k*."""
+        """Return k*/n + n/R_{k*}: interpolated noise costs this, times its variance and a constant. +inf without k*."""
         k = self.critical(samples, b)
         return math.inf if k is None else k / samples + samples / float(self.tail_flatness[k])
 
 
 def effective_rank(gram: Gram | None, *, eigenvalues: Eigenvalues | None = None) -> EffectiveRanks:
-    r"""Effective ranks of a kernel or covariance: tr/λ_max, and r_k and R_k, which tell whether overfitting is benign.
+    r"""Return the effective ranks of a kernel or covariance: tr/λ_max, and r_k and R_k: is overfitting benign?
 
     Interpolating noise is harmless where k*/n + n/R_{k*} is small: few directions far above a long flat tail. For n samples the
     tail must be that of the population, so give the eigenvalues of the covariance (of features, or of a kernel on many
@@ -166,16 +174,18 @@ def effective_rank(gram: Gram | None, *, eigenvalues: Eigenvalues | None = None)
 
     Source: Bartlett, Long, Lugosi and Tsigler (2020), arXiv 1906.11300, Definition 3 and Theorem 4.
     """
-    values = _eigenvalues(gram, eigenvalues)
-    sums, squares = (np.cumsum(v[::-1])[::-1] for v in (values, values**2))
+    values = descending_eigenvalues(gram, eigenvalues)
+    values = values / values[0]  # ranks have no unit, squares one
+    sums = np.cumsum(values[::-1])[::-1]
+    squares = np.cumsum(values[::-1] ** 2)[::-1]
     safe = np.where(values > 0, values, 1)
     tail = np.where(values > 0, sums / safe, 0)
-    flatness = np.where(values > 0, sums**2 / np.where(squares > 0, squares, 1), 0)
+    flatness = np.where(squares > 0, sums**2 / np.where(squares > 0, squares, 1), np.where(values > 0, tail, 0))
     return EffectiveRanks(rank=float(tail[0]), tail=tail, tail_flatness=flatness)
 
 
 def noise_level(gram: Gram, y: Targets) -> Float[np.ndarray, " l"]:
-    r"""The standard deviation of the noise in the targets, from the residual of generalised cross-validation.
+    r"""Return the standard deviation of the noise in the targets, from the residual of generalised cross-validation.
 
     With A = H(H + ρ)⁻¹ at the ρ that minimises n‖(I−A)y‖²/tr(I − 1.4 A)²,   σ̂² = ‖(I−A)y‖²/tr(I−A).
 
@@ -183,7 +193,7 @@ def noise_level(gram: Gram, y: Targets) -> Float[np.ndarray, " l"]:
 
     Args:
         gram: H, [n, n] or [n, n, k, k].
-        y: [n, k].
+        y: [n, k], or [n] for one output.
 
     Returns:
         [k], or [1] for a kernel of all outputs. Not to be trusted where the kernel cannot tell noise from signal: a multiple of
@@ -202,183 +212,12 @@ def noise_level(gram: Gram, y: Targets) -> Float[np.ndarray, " l"]:
     Source: Golub, Heath and Wahba (1979), Technometrics 21(2), 215-223; Wahba (1983), JRSS B 45(1), 133-150, for σ̂;
     Kim and Gu (2004), JRSS B 66(2), 337-356, for the factor 1.4.
     """
-    columns = targets(gram, y)
     values, vectors, delta = decompose(gram)
-    _check_positive_part(values)
-    components = vectors.T @ columns
-    values = np.maximum(values, 0)
-    smallest = max(delta, 1e-300)
-    variances = [cross_validated_ridge(values, part[:, None], smallest, _INFLATION)[1] for part in components.T]
-    return np.sqrt(np.array(variances))
-
-
-@record
-class EarlyStopping:
-    """When to stop, and what that is worth.
-
-    Attributes:
-        time: t, learning rate × steps.
-        steps: with a learning rate: the last step that is to be made; otherwise None.
-        critical_radius: ε̂ = 1/√(nt).
-        error: E ‖F_t − F*‖²/n on the training points is at most this; with steps, for these.
-    """
-
-    time: float
-    steps: int | None
-    critical_radius: float
-    error: float
-
-
-def early_stopping_time(
-    gram: Gram | None,
-    noise: float,
-    *,
-    norm: float = 1.0,
-    learning_rate: float | None = None,
-    eigenvalues: Eigenvalues | None = None,
-    constant: float = 1 / (2 * math.e),
-) -> EarlyStopping:
-    r"""When gradient descent on noisy targets should stop: where the local Rademacher complexity reaches the noise.
-
-    The paper: loss 1/(2n)Σ, λ̂_i the eigenvalues of H/n, η the sum of the step sizes, targets F* of norm at most 1. It stops
-    before the first step at which
-
-        R̂(1/√η) > c/(ση),    R̂(ε) = √(1/n Σ min(λ̂_i, ε²)),    c = 1/(2e).
-
-    Ours is ½ΣΣ, n times that loss, so η = nt; targets of norm at most B are those of norm 1, with noise σ/B, times B. Then
-    n cancels, and with λ_i = nλ̂_i the rule is
-
-        t Σ min(tλ_i, 1) > (cB/σ)².
-
-    The left side increases from zero, so t is unique, and a root of a quadratic between two 1/λ_i: no search is needed.
-
-    **What it is worth** (proof in expectation; the paper has 12 B²ε̂² with high probability). Noise of variance σ², F_0 = 0,
-    flow, or steps with ηλ_max ≤ 1, leave the bias e^{−λt} at most and let in 1 − e^{−λt} ≤ min(λt, 1) at most:
-
-        E‖F_t − F*‖² ≤ Σ e^{−2λ_i t}⟨q_i, F*⟩² + σ² Σ min(tλ_i, 1)² ≤ B² min(λ_max, 1/(2et)) + σ² Σ min(tλ_i, 1)²,
-
-    as λe^{−2λt} ≤ 1/(2et) and Σ⟨q_i, F*⟩²/λ_i ≤ B². At the t of the rule the last sum is at most c²B²/t, and the whole at
-    most (1/(2e) + c²)B²/t: so the squared error a point is at most 0.218 B²ε̂². At c = 1, ε̂ (for B = 1) is the fixed point
-    of the local Rademacher complexity itself, σR̂(ε̂) = ε̂²; t is larger, and the factor is 1.184, of a smaller ε̂². The
-    paper's c leaves room for its high probability.
-
-    Args:
-        gram: H, [n, n], or [n, n, k, k] (then n·k stands for n), or None with eigenvalues.
-        noise: σ > 0, the standard deviation of the noise, of every output; :func:`noise_level` estimates it.
-        norm: B > 0, of the function without the noise, √(F*ᵀH⁻¹F*); the paper assumes 1.
-        learning_rate: η of steps on ½ΣΣ(F−Y)², at most 1/λ_max.
-        eigenvalues: λ, [p], all of them, in any order, instead of the gram.
-        constant: c.
-
-    Returns:
-        :class:`EarlyStopping`.
-
-    Raises:
-        ValueError: noise, norm, learning_rate or constant not positive, ηλ_max > 1; gram and eigenvalues as for
-            :func:`effective_rank`.
-
-    Example:
-        >>> import numpy as np
-        >>> stop = early_stopping_time(np.eye(4), 1 / (2 * np.e))  # 4 t min(t, 1) = 1
-        >>> round(stop.time, 6), early_stopping_time(np.eye(4), 1 / (2 * np.e), learning_rate=0.2).steps
-        (0.5, 2)
-
-    Source: Raskutti, Wainwright and Yu (2014), JMLR 15, 335-366, Theorem 1 (rule and constants as remembered).
-    """
-    check_positive("noise", noise)
-    check_positive("norm", norm)
-    check_positive("constant", constant)
-    values = _eigenvalues(gram, eigenvalues)
-    n, values = len(values), values[values > 0]
-    level = (constant * norm / noise) ** 2
-    # With the first k eigenvalues above 1/t and S the sum of the others, t k + t² S = level.
-    tails = np.append(np.cumsum(values[::-1])[::-1], 0.0)
-    at_breaks = (np.arange(len(values)) + tails[:-1] / values) / values
-    k = int(np.searchsorted(at_breaks, level, side="right"))
-    time = 2 * level / (k + math.sqrt(k**2 + 4 * tails[k] * level))
-    complexity = lambda t: t * float(np.sum(np.minimum(t * values, 1)))
-    steps, stopped = None, time
-    if learning_rate is not None:
-        check_positive("learning_rate", learning_rate)
-        if learning_rate * values[0] > 1 + 1e-6:
-            raise ValueError(
-                f"learning_rate must be at most 1/λ_max = {1 / values[0]:.6g}, as the rule assumes, got {learning_rate!r}."
-            )
-        steps = math.floor(time / learning_rate)
-        steps += complexity(learning_rate * (steps + 1)) <= level
-        steps -= complexity(learning_rate * steps) > level
-        stopped = steps * float(learning_rate)
-    bias = norm**2 * (min(values[0], 1 / (2 * math.e * stopped)) if stopped > 0 else values[0])
-    error = (bias + noise**2 * float(np.sum(np.minimum(stopped * values, 1) ** 2))) / n
-    return EarlyStopping(time=time, steps=steps, critical_radius=1 / math.sqrt(n * time), error=float(error))
-
-
-def least_risk_time(
-    gram: Gram | None, noise: float, *, norm: float = 1.0, eigenvalues: Eigenvalues | None = None
-) -> EarlyStopping:
-    r"""When gradient flow should stop if nothing is known of the targets but their norm: at the least of the worst risks.
-
-    With F_0 = 0, noise of variance σ² and ‖F*‖ ≤ B in the kernel's space, the risk at the training points is, exactly, at most
-
-        E‖F_t − F*‖² ≤ B² max_i λ_i e^{−2λ_i t} + σ² Σ (1 − e^{−λ_i t})²,
-
-    with equality for F* = B √λ_i q_i at the i of the maximum. The rule of :func:`early_stopping_time` compares bounds of the
-    two terms, and with the constant of its proof, 1/(2e), stops ten to seventy times earlier in score estimation; this one
-    minimises the sum itself.
-
-    Args:
-        gram: H, as for :func:`early_stopping_time`.
-        noise: σ > 0.
-        norm: B > 0.
-        eigenvalues: λ, [p], instead of the gram.
-
-    Returns:
-        :class:`EarlyStopping`, ``steps`` None; ``error`` is the worst risk a point.
-
-    Raises:
-        ValueError: as :func:`early_stopping_time`.
-
-    Example:
-        >>> import numpy as np
-        >>> stop = least_risk_time(np.eye(4), 1.0)  # e^{−2t} + 4 (1 − e^{−t})² is least at e^{−t} = 4/5
-        >>> round(float(np.exp(-stop.time)), 6), round(stop.error, 6)
-        (0.8, 0.2)
-
-    Source: the bias–variance decomposition of linear filters, e.g. Yao, Rosasco and Caponnetto (2007), Constr. Approx. 26.
-    """
-    check_positive("noise", noise)
-    check_positive("norm", norm)
-    values = _eigenvalues(gram, eigenvalues)
-    n, values = len(values), values[values > 0]
-
-    def risk(log_time: float) -> float:
-        t = math.exp(log_time) * values
-        return norm**2 * float(np.max(values * np.exp(-2 * t))) + noise**2 * float(np.sum(np.expm1(-t) ** 2))
-
-    # Several directions may take turns in the maximum, so there may be several minima: a grid first.
-    grid = np.linspace(math.log(1e-6 / values[0]), math.log(1e3 / values[-1]), 400)
-    best = int(np.argmin([risk(log_time) for log_time in grid]))
-    ends = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
-    found = float(scipy.optimize.fminbound(risk, *ends, xtol=1e-9))  # pyright: ignore[reportArgumentType]
-    log_time = min(found, float(grid[best]), key=risk)
-    time = math.exp(log_time)
-    return EarlyStopping(time=time, steps=None, critical_radius=1 / math.sqrt(n * time), error=risk(log_time) / n)
-
-
-def _eigenvalues(gram: Gram | None, eigenvalues: Eigenvalues | None) -> np.ndarray:
-    """Descending, at least zero, the first one positive."""
-    if (gram is None) == (eigenvalues is None):
-        raise ValueError("give either gram or eigenvalues, got both." if gram is not None else "give gram or eigenvalues.")
-    if gram is not None:
-        values = decompose(gram).values
-    else:
-        values = np.sort(np.asarray(eigenvalues, np.float64).ravel())
-        if len(values) == 0 or not np.isfinite(values).all() or values[0] < -1e-3 * values[-1]:
-            raise ValueError(f"eigenvalues must be finite, not negative and at least one, got {np.asarray(eigenvalues)}.")
-    _check_positive_part(values)
-    return np.maximum(values[::-1], 0)
-
-
-def _check_positive_part(values: np.ndarray) -> None:
-    if not values[-1] > 0:
-        raise ValueError(f"gram must have a positive eigenvalue, but the largest is {values[-1]:.3g}. Is it a kernel?")
+    columns = targets(gram, y)
+    check_positive_part("gram", values)
+    units = np.array([unit_of(column) for column in columns.T])
+    components = vectors.T @ (columns / units)
+    shares = np.maximum(values / values[-1], 0)
+    smallest = delta / values[-1]
+    variances = [cross_validated_ridge(shares, part[:, None], smallest, _INFLATION)[1] for part in components.T]
+    return units * np.sqrt(np.array(variances))

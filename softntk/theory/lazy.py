@@ -26,6 +26,7 @@ Source: Chizat, Oyallon and Bach (2019), arXiv 1812.07956 (output scale); the ex
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,10 +35,15 @@ from jax import lax
 from jaxtyping import Array, Float, Integer
 
 from softntk import ntk
+from softntk._norms import scaled_norm
 from softntk._records import record
-from softntk._validation import check_finite, check_floating, check_positive, check_positive_int, check_rows
+from softntk._validation import as_integers, check_integer, check_number, is_concrete
 from softntk.networks import Network, Parameters, Points
 from softntk.solution import Result
+from softntk.theory._checks import Targets, as_points, as_targets, check_known, check_network, check_parameters
+
+_MAX_STEPS = 2**31 - 1
+"""So many fit the counter on the device."""
 
 
 @record
@@ -51,9 +57,9 @@ class Distances:
         weights: ‖W − W(0)‖_F/‖W(0)‖_F.
         neuron: max_r ‖w_r − w_r(0)‖ in units of the root mean square of the ‖w_r(0)‖.
         kernel: ‖H − H(0)‖_F/‖H(0)‖_F on the training points.
-        loss: ½ΣΣ(f−Y)², of the network.
+        loss: ½ΣΣ(f−Y)², of the network; +inf beyond the largest number of the precision.
         linearised_loss: the same of its linearisation.
-        result: DIVERGED where the loss is not finite in the end (distances are +inf then), an int32 scalar.
+        result: DIVERGED where f is not finite in the end (distances are +inf then), an int32 scalar.
     """
 
     at: Integer[Array, " s"]
@@ -71,7 +77,7 @@ def distances(
     net: Network,
     params: Parameters,
     x: Points,
-    y: Float[Array | np.ndarray, "n k"],
+    y: Targets,
     *,
     learning_rate: float,
     steps: int,
@@ -88,7 +94,7 @@ def distances(
         net: a network of :func:`softntk.networks.two_layer`. All of its trained parameters move; W is its hidden weights.
         params: its weights at the start.
         x: training points, [n, d].
-        y: targets, [n, k].
+        y: targets, [n, k], or [n] for one output.
         learning_rate: η, below 2/λ_max(H) if descent is to converge.
         steps: number of steps.
         x_test: more points, [t, d].
@@ -100,8 +106,9 @@ def distances(
         :class:`Distances`.
 
     Raises:
-        ValueError: learning_rate, steps or scale not positive; ``at`` not ascending or outside of [0, steps]; points or targets
-            of wrong shape or dtype, empty or not finite.
+        ValueError: net no network, or params not of it; learning_rate, steps or scale not positive; ``at`` not ascending or
+            outside of [0, steps]; points or targets of wrong shape or dtype, empty or not finite; points so large that the
+            kernel at the start is not finite.
 
     Example:
         >>> import jax, softntk as sn
@@ -114,61 +121,82 @@ def distances(
 
     Source: Chizat, Oyallon and Bach (2019), arXiv 1812.07956.
     """
-    check_positive("learning_rate", learning_rate)
-    check_positive("scale", scale)
-    check_positive_int("steps", steps)
-    for name, points in (("x", x),) if x_test is None else (("x", x), ("x_test", x_test)):
-        check_rows(name, points)
-        if points.shape[1] != params.hidden.shape[0]:
-            raise ValueError(f"{name} must have the {params.hidden.shape[0]} features of params.hidden, got {points.shape}.")
-    check_floating("y", y)
-    if jnp.shape(y) != (x.shape[0], params.readout.shape[1]):
-        raise ValueError(f"y must have shape [n, k], {(x.shape[0], params.readout.shape[1])}, got {jnp.shape(y)}.")
-    check_finite("y", y)
+    rate = check_number("learning_rate", learning_rate, above=0)
+    scale = check_number("scale", scale, above=0)
+    steps = check_integer("steps", steps, at_least=1, at_most=_MAX_STEPS)
+    net = check_network("net", net)
+    params = check_parameters("params", params, net)
+    x = as_points("x", x, params)
+    y = as_targets("y", y, x.shape[0], params.readout.shape[1])
+    x_test = None if x_test is None else as_points("x_test", x_test, params)
     measured = _measured_steps(steps, at)
-    x, y = jnp.asarray(x), jnp.asarray(y)
-    kernel = ntk.empirical(net, params, x)
-    f0 = scale * net.apply_fn(params, x)
-    rate, known = float(learning_rate), jnp.asarray(measured)
+    known = jnp.asarray(measured)
+    kernel = _finite_at_start("x", ntk.empirical(net, params, x))
+    f0 = _finite_at_start("x", scale * net.apply_fn(params, x))
     line = ntk.predict_gd(kernel, y, rate, known, f0)
     gaps = jnp.asarray(np.diff(measured, prepend=0))
     path = _descend(net, params, x, y, gaps, jnp.asarray(rate, params.hidden.dtype), jnp.asarray(scale, y.dtype))
-    relative = lambda f, line, start: jnp.where(known == 0, 0, _relative(f, line, start))  # at 0 both are rounding
-    outputs = lambda points: scale * lax.map(lambda p: net.apply_fn(p, points), path)
+
+    def relative(f: Array, line: Array, start: Array) -> Array:
+        return jnp.where(known == 0, 0, _relative(f, line, start))  # at 0 both are rounding
+
+    def outputs(points: Array) -> Array:
+        return scale * lax.map(lambda p: net.apply_fn(p, points), path)
+
     f = outputs(x)
     test = None
     if x_test is not None:
-        cross = ntk.empirical(net, params, x_test, x)
-        start = scale * net.apply_fn(params, x_test)
+        cross = _finite_at_start("x_test", ntk.empirical(net, params, x_test, x))
+        start = _finite_at_start("x_test", scale * net.apply_fn(params, x_test))
         test = relative(outputs(x_test), ntk.predict_gd(kernel, y, rate, known, f0, cross=cross, f0_test=start), start)
     moved = path.hidden - params.hidden[None]
-    size = jnp.sqrt(jnp.sum(params.hidden**2))
-    neurons = jnp.sqrt(jnp.max(jnp.sum(moved**2, axis=1), axis=1))
+    size = scaled_norm(params.hidden)
+    neurons = jnp.max(scaled_norm(moved, axis=1), axis=1)
     losses = [0.5 * jnp.sum((out - y[None]) ** 2, axis=(1, 2)) for out in (f, line)]
-    at_step = lambda i: jax.tree.map(lambda leaf: leaf[i], path)
-    kernels = [_norm(ntk.empirical(net, at_step(i), x) - kernel) / _norm(kernel) for i in range(len(measured))]
-    finite = jnp.isfinite(losses[0])
-    bounded = lambda values: jnp.where(finite & jnp.isfinite(values), values, jnp.inf)
+    kernel_size = scaled_norm(kernel)
+    changes = []
+    for i in range(len(measured)):
+        later = jax.tree.map(lambda leaf, i=i: leaf[i], path)
+        changes.append(_ratio(scaled_norm(ntk.empirical(net, later, x) - kernel), kernel_size))
+    finite = jnp.all(jnp.isfinite(f), axis=(1, 2))
+
+    def bounded(values: Array) -> Array:
+        return jnp.where(finite & jnp.isfinite(values), values, jnp.inf)
+
     return Distances(
         at=known,
         train=bounded(relative(f, line, f0)),
         test=None if test is None else bounded(test),
-        weights=bounded(jnp.sqrt(jnp.sum(moved**2, axis=(1, 2))) / size),
-        neuron=bounded(neurons * math.sqrt(params.hidden.shape[1]) / size),
-        kernel=bounded(jnp.stack(kernels)),
+        weights=bounded(_ratio(scaled_norm(moved, axis=(1, 2)), size)),
+        neuron=bounded(_ratio(neurons, size / math.sqrt(params.hidden.shape[1]))),
+        kernel=bounded(jnp.stack(changes)),
         loss=bounded(losses[0]),
         linearised_loss=bounded(losses[1]),
         result=jnp.where(finite[-1], Result.SUCCESSFUL, Result.DIVERGED).astype(jnp.int32),
     )
 
 
-def _measured_steps(steps: int, at: Sequence[int] | Array | np.ndarray | None) -> np.ndarray:
+def _finite_at_start(name: str, values: Array) -> Array:
+    """Refuse points that the network at the start makes infinities of."""
+    if is_concrete(values) and not bool(jnp.all(jnp.isfinite(values))):
+        raise ValueError(
+            f"{name} must have finite outputs and a finite kernel at params in {values.dtype}, got others. Take points (or "
+            "weights) in another unit."
+        )
+    return values
+
+
+def _measured_steps(steps: int, at: Any) -> np.ndarray:
     if at is None:
         return np.unique(np.round(np.geomspace(1, steps, 10)).astype(np.int32))
-    measured = np.asarray(at)
-    whole = measured.ndim == 1 and measured.size and np.issubdtype(measured.dtype, np.integer)
-    if not whole or measured[0] < 0 or measured[-1] > steps or np.any(np.diff(measured) <= 0):
-        raise ValueError(f"at must hold ascending integers between 0 and steps = {steps}, got {measured.tolist()}.")
+    check_known("at", at)
+    wanted = f"at must hold ascending integers between 0 and steps = {steps}, got "
+    try:
+        measured = np.asarray(as_integers("at", at, ("s",)))
+    except ValueError as error:
+        raise ValueError(f"{wanted}{at!r}: {error}") from None
+    if not measured.size or measured[0] < 0 or measured[-1] > steps or np.any(np.diff(measured) <= 0):
+        raise ValueError(f"{wanted}{measured.tolist()}.")
     return measured.astype(np.int32)
 
 
@@ -191,11 +219,13 @@ def _descend(
     return lax.scan(leg, params, gaps)[1]
 
 
-def _norm(values: Array) -> Array:
-    return jnp.sqrt(jnp.sum(values**2))
+def _ratio(part: Float[Array, "*s"], whole: Float[Array, ""]) -> Float[Array, "*s"]:
+    """Return part/whole, zero for nothing and +inf for something of nothing."""
+    return jnp.where(part == 0, 0, jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1), jnp.inf))
 
 
 def _relative(f: Float[Array, "s n k"], line: Float[Array, "s n k"], start: Float[Array, "n k"]) -> Float[Array, " s"]:
-    """‖f − line‖/‖line − start‖ of each step."""
-    off, moved = (jnp.sqrt(jnp.sum(v**2, axis=(1, 2))) for v in (f - line, line - start[None]))
-    return off / jnp.where(moved > 0, moved, 1)
+    """Return ‖f − line‖/‖line − start‖ of each step."""
+    gap = scaled_norm(f - line, axis=(1, 2))
+    moved = scaled_norm(line - start[None], axis=(1, 2))
+    return gap / jnp.where(moved > 0, moved, 1)

@@ -15,17 +15,21 @@ K is that of :func:`softntk.regression.lipschitz` around x₀ and so depends on 
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from softntk import activations
+from softntk._norms import host_norm
 from softntk._records import record
-from softntk._validation import check_finite
 from softntk.curvature import _matrices as matrices
 from softntk.regression.bounds import lipschitz
 from softntk.regression.problem import Problem, problem
+from softntk.theory._checks import as_double, check_known, on_host
 from softntk.theory._rounding import slack, smallest_eigenvalue
+
+_MAX_REACH = 1e300
+"""What a radius is at most, so that it is a number."""
 
 _PROVED = ("exp", "res_exp", "cosh", "sinh", "identity")
 _WIDE = 4 * 64 * float(np.finfo(np.longdouble).eps)  # rounding of a sum of one term, with room; grows with the terms
@@ -67,7 +71,7 @@ class _Derivatives(NamedTuple):
 
 
 def certify_minimum(p: Problem, x0: Float[Array | np.ndarray, " d"]) -> MinimumCertificate:
-    """A ball around x₀ that provably holds exactly one minimiser, and how far from x₀ that can be.
+    """Return a ball around x₀ that provably holds exactly one minimiser, and how far from x₀ that can be.
 
     For x₀ from :func:`softntk.solvers.minimise` the bars are error bars of the solution, usually a few units in the last
     place times the condition number. Theorem and proof stand above, in ``softntk/theory/minimum.py``. The gradient is evaluated
@@ -82,7 +86,7 @@ def certify_minimum(p: Problem, x0: Float[Array | np.ndarray, " d"]) -> MinimumC
         A :class:`MinimumCertificate`. What is float32 is converted to float64 exactly; the certificate is about that problem.
 
     Raises:
-        ValueError: p of another kind; x0 not finite, or of another shape than [d].
+        ValueError: p of another kind, or traced; x0 no real floating-point numbers, not finite, or of another shape than [d].
 
     Example:
         >>> import jax, jax.numpy as jnp, softntk as sn
@@ -96,18 +100,16 @@ def certify_minimum(p: Problem, x0: Float[Array | np.ndarray, " d"]) -> MinimumC
     """
     if not isinstance(p, Problem):
         raise ValueError(f"p must be a problem of softntk.regression.problem, got {type(p).__name__}.")
-    if jnp.shape(x0) != p.shape[1:]:
-        raise ValueError(f"x0 must have shape {p.shape[1:]}, got {jnp.shape(x0)}.")
-    check_finite("x0", x0)
+    check_known("p", p)
     d = p.shape[1]
-    if p.activation.name not in _PROVED:
+    x0 = as_double("x0", x0, (d,))
+    if p.activation.name not in _PROVED or p.activation != activations.get(p.activation.name):
         return _fails(
             d, f"There are Lipschitz constants for the activations {', '.join(_PROVED)}, none for {p.activation.name!r}."
         )
-    with jax.enable_x64(True):
-        double = lambda leaf: np.asarray(leaf, np.float64)
-        p = problem(double(matrices.dense(p.A)), double(p.b), p.activation, p.form, double(p.weights))
-        return _certified(p, double(x0))
+    with on_host():
+        A, b, weights = (np.asarray(leaf, np.float64) for leaf in (matrices.dense(p.A), p.b, p.weights))
+        return _certified(problem(A, b, p.activation, p.form, weights), x0)
 
 
 def _certified(p: Problem, x0: np.ndarray) -> MinimumCertificate:
@@ -127,20 +129,21 @@ def _certified(p: Problem, x0: np.ndarray) -> MinimumCertificate:
     inverse = 1 / strength
     step = np.linalg.solve(found.hessian, found.gradient)
     # H⁻¹g as computed, its residual, and what g and H may be off by.
-    missing = np.linalg.norm(found.hessian @ step - found.gradient) + slack(d) * np.linalg.norm(found.hessian) * np.linalg.norm(
-        step
-    )
-    missing += found.gradient_error + found.hessian_error * np.linalg.norm(step)
-    room = inverse * float(missing)
-    eta = (float(np.linalg.norm(step)) + room) * (1 + slack(d))
-    size = float(np.linalg.norm(x0))
+    length = float(host_norm(step))
+    missing = float(host_norm(found.hessian @ step - found.gradient)) + slack(d) * float(host_norm(found.hessian)) * length
+    missing += found.gradient_error + found.hessian_error * length
+    room = inverse * missing
+    eta = (length + room) * (1 + slack(d))
+    if not math.isfinite(eta):
+        return _fails(d, "Newton's step from x0 is beyond the largest number: go closer to the minimum.", strength)
+    size = float(host_norm(x0)) + 1 / float(host_norm(np.asarray(p.A)))  # the unit of x is that of 1/A
     for reach in _reaches(p, x0, inverse, eta, size):
         K = lipschitz(p, reach, x0).hessian.ours
         h = inverse * K * eta * (1 + slack(1))
         if not h <= 0.5:
             continue
         error = 2 * eta / (1 + math.sqrt(1 - 2 * h)) * (1 + slack(1))
-        if error > reach:
+        if not error <= reach:
             continue
         convex = min(reach, (1 - slack(1)) / (inverse * K)) if K > 0 else reach
         there = inverse / (1 - inverse * K * error) if inverse * K * error < 1 else math.inf
@@ -155,7 +158,7 @@ def _certified(p: Problem, x0: np.ndarray) -> MinimumCertificate:
             kantorovich=h,
             reason=f"λ_min(∇²L(x0)) ≥ {strength:.3g}, K ≤ {K:.3g} within {reach:.2g}, h = {h:.2g} ≤ 1/2.",
         )
-    K = lipschitz(p, max(2 * eta, 1e-300), x0).hessian.ours
+    K = lipschitz(p, min(max(2 * eta, 1e-300), _MAX_REACH), x0).hessian.ours
     h = inverse * K * eta
     reason = (
         f"h = ‖H⁻¹‖K‖H⁻¹∇L‖ is {h:.2g}, 1/2 is needed (‖H⁻¹‖ ≤ {inverse:.2g}, K ≤ {K:.2g}, Newton's step is {eta:.2g}): "
@@ -167,13 +170,16 @@ def _certified(p: Problem, x0: np.ndarray) -> MinimumCertificate:
 def _reaches(p: Problem, x0: np.ndarray, inverse: float, eta: float, size: float) -> list[float]:
     """Values of R worth trying: where R = 1/βK(R), and, for points that are barely near enough, little more than η."""
     wide = lambda reach: inverse * lipschitz(p, reach, x0).hessian.ours * reach < 1
-    low, high = max(2 * eta, 1e-14 * (1 + size)), 1e6 * (1 + size)
+    low = max(2 * eta, 1e-14 * size)
+    high = min(1e6 * size, _MAX_REACH)
+    if not low < high:
+        return []
     if wide(high):
         return [high]
     if not wide(low):
         return [eta * factor for factor in (2.0, 1.6, 1.3, 1.1) if eta > 0]
     for _ in range(14):
-        middle = math.sqrt(low * high)
+        middle = math.sqrt(low) * math.sqrt(high)
         low, high = (middle, high) if wide(middle) else (low, middle)
     return [low, *(eta * factor for factor in (2.0, 1.6, 1.3))]
 
@@ -198,12 +204,12 @@ def _derivatives(p: Problem, x0: np.ndarray) -> _Derivatives:
     curved = (
         float(np.max(sizes_v**2 + np.abs(parts.bend) * sizes_s + w * w)) + parts.factors
     )  # ‖∇²L‖ in the logits, from moduli
-    spectral = float(np.linalg.norm(A64))
-    error = float(np.linalg.norm(np.abs(A.T) @ sizes)) * wide + 1.01 * spectral * curved * wide * float(np.linalg.norm(spread))
+    spectral = float(host_norm(A64))
+    error = float(host_norm(np.abs(A.T) @ sizes)) * wide + 1.01 * spectral * curved * wide * float(host_norm(spread))
     hessian_error = slack(terms) * parts.condition * spectral**2 * curved
     return _Derivatives(
         np.asarray(gradient, np.float64),
-        error + slack(1) * float(np.linalg.norm(np.asarray(gradient, np.float64))),
+        error + slack(1) * float(host_norm(np.asarray(gradient, np.float64))),
         (hessian + hessian.T) / 2,
         hessian_error,
     )

@@ -16,11 +16,10 @@ import math
 import numpy as np
 from jaxtyping import Array, Float
 
+from softntk._norms import host_norm
 from softntk._records import record
-from softntk._validation import check_positive
-from softntk.theory._spectral import decompose, targets
-
-Targets = Float[Array | np.ndarray, "n k"]
+from softntk.theory._checks import Targets, known_number
+from softntk.theory._spectral import decompose, targets, unit_of
 
 
 @record
@@ -79,7 +78,7 @@ def risk_bound(
 
     Args:
         gram: H, [n, n].
-        y: [n, k].
+        y: [n, k], or [n] for one output.
         failure: δ, in (0, 1).
         ridge: ≥ 0; c = (H + ridge I)⁻¹y.
         time: > 0; c = H⁻¹(I − e^{−Ht})y, gradient flow on ½ΣΣ(F−Y)² from zero until then (learning rate × steps).
@@ -101,42 +100,40 @@ def risk_bound(
 
     Source: Arora et al. (2019), arXiv 1901.08584, Theorem 5.1; Bartlett and Mendelson (2002), JMLR 3, 463-482, Lemma 22.
     """
-    if not 0 < failure < 1:
-        raise ValueError(
-            f"failure must lie in (0, 1), got {failure!r}. It is the probability that the bound is wrong, e.g. 0.1."
-        )
-    if not (np.ndim(ridge) == 0 and ridge >= 0 and np.isfinite(ridge)):
-        raise ValueError(f"ridge must be a finite number of at least 0, got {ridge!r}.")
-    if not time > 0:
-        raise ValueError(f"time must be positive, got {time!r}. Infinity stands for training until the end.")
+    failure = known_number("failure", failure, above=0, below=1)
+    ridge = known_number("ridge", ridge, at_least=0)
+    time = known_number("time", time, above=0, infinite=True)
     if ridge > 0 and time < math.inf:
         raise ValueError("ridge and time are two predictors, got both. Leave one of them out.")
-    check_positive("unit", unit)
-    check_positive("ratio", ratio)
-    if ratio <= 1:
-        raise ValueError(f"ratio must exceed 1, got {ratio!r}.")
+    unit = known_number("unit", unit, above=0)
+    ratio = known_number("ratio", ratio, above=1)
+    values, vectors, delta = decompose(gram)
     if np.ndim(gram) != 2:
         raise ValueError(f"gram must have shape [n, n], got {np.shape(gram)}. Use outputs='mean', or one output at a time.")
     columns = targets(gram, y)
-    values, vectors, delta = decompose(gram)
     n, k = columns.shape
     kept = values > delta
     safe = np.where(kept, values, 1)
-    factors = 1 / (safe + ridge) if time == math.inf else -np.expm1(-safe * time) / safe
-    components = vectors.T @ columns
-    along = np.where(kept, factors, 0)[:, None] * components
-    sizes = np.linalg.norm(along, axis=0)
-    norm = np.sqrt(np.sum(np.maximum(values, 0)[:, None] * along**2, axis=0) + delta * sizes**2)
-    residual = np.abs(vectors @ (values[:, None] * along - components)) + delta * sizes
-    training = np.mean(np.minimum(residual, 1), axis=0)
-    j = np.ceil(np.log(np.maximum(norm, 1e-300) / unit) / math.log(ratio))
-    complexity = 2 * unit * ratio**j * math.sqrt(float(np.trace(np.asarray(gram, np.float64)))) / n
-    deviation = 3 * np.sqrt((np.log(3 * k * (np.abs(j) + 1) * (np.abs(j) + 2)) - math.log(failure)) / (2 * n))
+    with np.errstate(over="ignore", invalid="ignore"):
+        factors = 1 / (safe + ridge) if time == math.inf else -np.expm1(-safe * time) / safe
+        scale = unit_of(columns)  # of the targets; the squares of what is divided by it neither over- nor underflow
+        components = vectors.T @ (columns / scale)
+        along = np.where(kept, factors, 0)[:, None] * components
+        sizes = host_norm(along, axis=0)
+        inside = np.sqrt(np.maximum(values, 0))[:, None] * along
+        norm = scale * np.hypot(host_norm(inside, axis=0), math.sqrt(delta) * sizes)
+        residual = scale * (np.abs(vectors @ (values[:, None] * along - components)) + delta * sizes)
+        training = np.mean(np.where(residual < 1, residual, 1), axis=0)
+        j = np.ceil((np.log(np.maximum(norm, 1e-300)) - math.log(unit)) / math.log(ratio))
+        trace = math.sqrt(float(np.trace(np.asarray(gram, np.float64))))
+        complexity = 2 * unit * ratio**j * trace / n
+        deviation = 3 * np.sqrt((np.log(3 * k * (np.abs(j) + 1) * (np.abs(j) + 2)) - math.log(failure)) / (2 * n))
+        total = training + complexity + deviation
     return RiskBound(
-        bound=np.minimum(training + complexity + deviation, 1),
+        bound=np.where(total < 1, total, 1.0),
         training=training,
         complexity=complexity,
         deviation=deviation,
         norm=norm,
-        coefficients=vectors @ along,
+        coefficients=scale * vectors @ along,
     )

@@ -153,7 +153,10 @@ BAD = [
     (lambda: bounds.required_width("softmax", 10, 0.0), "smallest must be a positive finite number, got 0.0"),
     (lambda: bounds.required_width("softmax", 10, math.nan), "smallest must be a positive"),
     (lambda: bounds.required_width("softmax", 10, 0.1, sigma=-1.0), "sigma must be a positive"),
-    (lambda: bounds.required_width("softmax", 10, 0.1, failure=1.0), "failure must be a probability in .0, 1., got 1.0"),
+    (
+        lambda: bounds.required_width("softmax", 10, 0.1, failure=1.0),
+        "failure must be a finite number above 0 and below 1, got 1.0",
+    ),
     (lambda: bounds.required_steps("softmax", 10, 0.1, 0.0), "accuracy must be a positive"),
     (lambda: bounds.radius("softmax", 10, 0.1, 0.0, 8), "residual must be a positive"),
     (lambda: bounds.radius("softmax", 10, 0.1, 1.0, 0), "width must be a positive integer"),
@@ -164,7 +167,7 @@ BAD = [
     (lambda: bounds.smallest_eigenvalue(0.1, 10, -1.0), "smallest must be a positive"),
     (lambda: bounds.descent_factor(1.0, 3.0), "rate must be at most 2 for this λ"),
     (lambda: bounds.descent_factor(1.0, 0.0), "rate must be a positive"),
-    (lambda: bounds.growth(10, failure=0.0), "failure must be a probability"),
+    (lambda: bounds.growth(10, failure=0.0), "failure must be a finite number above 0"),
     (lambda: bounds.Constants(step=0.0), "step must be a positive"),
 ]
 

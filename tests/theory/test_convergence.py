@@ -220,7 +220,7 @@ def test_reasons(network, x, reason):
     ("changed", "message"),
     [
         ({"net": lambda p, x: x}, "net must be a network of softntk.networks.two_layer, got function"),
-        ({"y": np.ones((3, 1))}, r"y must have shape \(2, 1\)"),
+        ({"y": np.ones((3, 1))}, r"y must have shape \[n, k\] = \[2, 1\]"),
         ({"y": np.array([[1.0], [np.nan]])}, r"y must be finite, got 1 NaN or infinite entries, the first at y\[1, 0\]"),
         ({"y": np.ones((2, 1), int)}, "y must be a floating-point array"),
         ({"x": np.ones((2, 3))}, "x must have the 2 features"),

@@ -154,7 +154,10 @@ def test_bad_input(untyped):
     good = {"learning_rate": 0.1, "steps": 5}
     for call, message in [
         (lambda: distances(net, params, x, y, learning_rate=0.0, steps=5), "learning_rate must be a positive"),
-        (lambda: distances(net, params, x, y, learning_rate=0.1, steps=0), "steps must be a positive integer, got 0"),
+        (
+            lambda: distances(net, params, x, y, learning_rate=0.1, steps=0),
+            "steps must be a positive integer of at most 2147483647, got 0",
+        ),
         (lambda: distances(net, params, x, y, **good, scale=-1.0), "scale must be a positive"),
         (lambda: distances(net, params, x, y, **good, at=[3, 2]), "at must hold ascending integers between 0 and steps = 5"),
         (lambda: distances(net, params, x, y, **good, at=[6]), "at must hold ascending integers"),
@@ -162,7 +165,7 @@ def test_bad_input(untyped):
         (lambda: distances(net, params, x, y, **good, at=[0.5]), "at must hold ascending integers"),
         (lambda: distances(net, params, x[:, :2], y, **good), "x must have the 3 features"),
         (lambda: distances(net, params, x, y, **good, x_test=x[:, :2]), "x_test must have the 3 features"),
-        (lambda: distances(net, params, x, y[:3], **good), r"y must have shape \[n, k\], \(4, 2\), got \(3, 2\)"),
+        (lambda: distances(net, params, x, y[:3], **good), r"y must have shape \[n, k\] = \[4, 2\]"),
         (lambda: distances(net, params, x, y * np.nan, **good), "y must be finite"),
         (lambda: distances(net, params, x * np.inf, y, **good), "x must be finite"),
         (lambda: distances(net, params, x, y.astype(int), **good), "y must be a floating-point array"),

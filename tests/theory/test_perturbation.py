@@ -291,7 +291,7 @@ def test_outside_the_domain_is_infinite_not_nan(x64):
         ({"radii": 0.0}, "radii must be a positive finite number, got 0.0"),
         ({"radii": [0.1, -1.0]}, "radii must be a positive finite number, got -1.0"),
         ({"radii": [0.1, 0.1]}, "radii must name each radius once"),
-        ({"radii": []}, "radii must be a number or a list of them"),
+        ({"radii": []}, "radii must not be empty"),
         ({"radii": [[0.1]]}, "radii must be a number or a list of them, got shape .1, 1."),
         ({"kinds": ("worst",)}, "kinds must be one of .*got 'worst'"),
         ({"kinds": ()}, "kinds must name each kind once, and at least one"),
@@ -301,7 +301,7 @@ def test_outside_the_domain_is_infinite_not_nan(x64):
         ({"x": np.ones((3, 5))}, "x must have the 4 features"),
         ({"x": np.full((3, 4), np.nan)}, "x must be finite"),
         ({"x": np.ones((3, 4), int)}, "x must be a floating-point array"),
-        ({"failure": 2.0}, "failure must be a probability"),
+        ({"failure": 2.0}, "failure must be a finite number above 0 and below 1"),
     ],
 )
 def test_bad_input(options, message, x64, untyped):

@@ -1,0 +1,138 @@
+"""Checks of arguments that the functions of this package share: networks, their weights, their data, what must be known."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from softntk._validation import (
+    Shape,
+    as_floating,
+    as_integers,
+    as_rows,
+    check_number,
+    check_shape,
+    is_concrete,
+)
+from softntk.networks import Network, Parameters
+
+Targets = Float[Array | np.ndarray, "n k"] | Float[Array | np.ndarray, " n"]
+"""[n, k]; [n] stands for one output."""
+
+
+@contextlib.contextmanager
+def on_host() -> Iterator[None]:
+    """Convert arrays with float64, and at once, also of what is known inside of jit."""
+    with jax.enable_x64(True), jax.ensure_compile_time_eval():
+        yield
+
+
+def check_network(name: str, net: Any) -> Network:
+    """Return a network of :func:`softntk.networks.two_layer`."""
+    if not isinstance(net, Network):
+        raise ValueError(f"{name} must be a network of softntk.networks.two_layer, got {type(net).__name__}.")
+    return net
+
+
+def check_parameters(name: str, params: Any, net: Network, *, finite: bool = True) -> Parameters:
+    """Return the weights of a network as JAX arrays, and refuse those of another one."""
+    params = check_weights(name, params, finite=finite)
+    architecture = net.architecture
+    expected = (architecture.width, architecture.out_dim)
+    if params.readout.shape != expected or params.hidden.shape[1] != expected[0]:
+        raise ValueError(
+            f"{name} must be weights of net, of width {expected[0]} and {expected[1]} outputs, got "
+            f"hidden {params.hidden.shape} and readout {params.readout.shape}."
+        )
+    if (params.bias is not None) != architecture.bias:
+        wanted = "with" if architecture.bias else "without"
+        raise ValueError(f"{name} must be weights of net, which is made {wanted} a bias. Use the net.init_fn of this network.")
+    return params
+
+
+def check_weights(name: str, params: Any, *, finite: bool = True) -> Parameters:
+    """Return the weights of any two-layer network as JAX arrays, in the precision that they have."""
+    if not isinstance(params, Parameters):
+        raise ValueError(f"{name} must be the Parameters that net.init_fn makes, got {type(params).__name__}.")
+    hidden = as_floating(f"{name}.hidden", params.hidden, ("d", "m"), finite=finite)
+    width = hidden.shape[1]
+    readout = as_floating(f"{name}.readout", params.readout, (width, "k"), finite=finite)
+    bias = params.bias
+    if bias is not None:
+        bias = as_floating(f"{name}.bias", bias, (width,), finite=finite)
+    return Parameters(hidden=hidden, readout=readout, bias=bias)
+
+
+def check_known(name: str, value: Any) -> None:
+    """Refuse what jit, vmap or grad traces, where the values must be looked at."""
+    if not all(is_concrete(leaf) for leaf in jax.tree.leaves(value)):
+        raise ValueError(f"{name} must be known, but is traced. Call this outside of jax.jit, jax.vmap and jax.grad.")
+
+
+def known_number(name: str, value: Any, **bounds: Any) -> float:
+    """Return a number of :func:`softntk._validation.check_number` that is not traced."""
+    number = check_number(name, value, **bounds)
+    check_known(name, number)
+    return number
+
+
+def _in_double(given: Any, checked: Array) -> np.ndarray:
+    """Return what was given in float64: itself if it is NumPy's, of which JAX may hold a copy in another precision."""
+    return np.asarray(given if isinstance(given, np.ndarray) else checked, np.float64)
+
+
+def as_double(name: str, x: Any, shape: Shape | None = None, *, integers: bool = False) -> np.ndarray:
+    """Return a finite array in float64 on the host, whatever its precision is and whether JAX has float64 here."""
+    check_known(name, x)
+    with on_host():
+        if integers:
+            with contextlib.suppress(ValueError):  # of what are no integers the next line judges
+                x = np.asarray(as_integers(name, x), np.float64)
+        return _in_double(x, as_floating(name, x, shape))
+
+
+def as_points(name: str, x: Any, params: Parameters) -> Float[Array, "n d"]:
+    """Return points [n, d] that a network with these weights takes."""
+    points = as_rows(name, x)
+    features = params.hidden.shape[0]
+    if points.shape[1] != features:
+        raise ValueError(f"{name} must have the {features} features that params.hidden has, got shape {points.shape}.")
+    return points
+
+
+def as_host_points(name: str, x: Any, params: Parameters) -> np.ndarray:
+    """Return what :func:`as_points` does, in float64 on the host."""
+    check_known(name, x)
+    with on_host():
+        return _in_double(x, as_points(name, x, params))
+
+
+def as_host_targets(name: str, y: Any, samples: int, outputs: int | None = None) -> np.ndarray:
+    """Return targets [n, k] in float64 on the host; [n] is one output."""
+    check_known(name, y)
+    with on_host():
+        targets = as_targets(name, y, samples, outputs)
+        return _in_double(y, targets).reshape(targets.shape)
+
+
+def as_targets(name: str, y: Any, samples: int, outputs: int | None = None) -> Float[Array, "n k"]:
+    """Return targets [n, k], one row a point; [n] is one output."""
+    array = as_floating(name, y)
+    if array.ndim == 1 and outputs in (None, 1):
+        array = array[:, None]
+    if array.ndim != 2 or array.shape[0] != samples or outputs not in (None, array.shape[1]):
+        wanted = "k" if outputs is None else outputs
+        raise ValueError(
+            f"{name} must have shape [n, k] = [{samples}, {wanted}], one row of targets a point, got shape {np.shape(y)}."
+        )
+    return array
+
+
+def as_square(name: str, matrix: Any, size: int) -> np.ndarray:
+    """Return a matrix [n, n] of a given size in float64 on the host."""
+    array = as_double(name, matrix)
+    check_shape(name, array, (size, size))
+    return array

@@ -1,0 +1,360 @@
+"""Closed forms beside the functions that bounds and certificates are made of, written out again at small fixed inputs."""
+
+import math
+from fractions import Fraction
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tools import assert_close
+
+import softntk as sn
+from softntk.networks import Parameters
+from softntk.theory import _boxes, _rounding, bounds, convergence
+from softntk.theory import _statements_networks as networks
+from softntk.theory import _statements_newton as newton
+from softntk.theory import _statements_training as training
+from softntk.theory import feature_learning as fl
+from softntk.theory._softmax_bound import Expansion
+
+EPS = 2.0**-52
+N, K, M, LAMBDA, SIGMA, DELTA, R, ACCURACY = 7, 3, 64, 0.2, 0.5, 0.05, 1.7, 1e-3
+B = SIGMA * math.sqrt(math.log(N * K / DELTA))
+OPTIONS = {"k": K, "sigma": SIGMA, "failure": DELTA}
+
+
+def test_the_statements_of_the_first_paper():
+    assert_close(bounds.growth(N, K, SIGMA, DELTA), B)
+    squared = (N * K / LAMBDA) ** 2
+    log = math.log(N * K / DELTA)
+    rounds = math.log(N * K / ACCURACY)
+    desired = {"relu": (1.0, log, 1.0), "exp": (math.exp(18 * B), log**2, math.exp(16 * B))}
+    desired["softmax"] = desired["exp"]
+    for family, (width_power, logs, power) in desired.items():
+        assert_close(bounds.required_width(family, N, LAMBDA, **OPTIONS), squared * width_power * logs)
+        assert_close(bounds.required_steps(family, N, LAMBDA, ACCURACY, **OPTIONS), 20 * squared * power * rounds)
+        rate = 0.1 * LAMBDA / (N * K) ** 2 / power
+        paper = {"parameterization": "paper", "width": M}
+        assert_close(bounds.learning_rate(family, N, LAMBDA, **OPTIONS), rate)
+        assert_close(bounds.learning_rate(family, N, LAMBDA, **OPTIONS, **paper), rate / M)
+        moved = 4 / LAMBDA * (1.0 if family == "relu" else math.exp(3 * B)) * math.sqrt(N * K) * R
+        assert_close(bounds.radius(family, N, LAMBDA, R, M, **OPTIONS), moved / math.sqrt(M))
+        assert_close(bounds.radius(family, N, LAMBDA, R, M, parameterization="paper", **OPTIONS), moved / M)
+        change = R * N * K * (2 / SIGMA if family == "relu" else math.exp(10 * B))
+        assert_close(bounds.perturbation_bound(R, N, family=family, **OPTIONS), change)
+        assert_close(bounds.perturbation_bound(R, N, family=family, **OPTIONS, **paper), M * change)
+        assert_close(bounds.smallest_eigenvalue(R, N, LAMBDA, family=family, **OPTIONS), 0.75 * LAMBDA - change)
+        lowest = bounds.smallest_eigenvalue(R, N, LAMBDA, family=family, **OPTIONS, **paper)
+        assert_close(lowest, M * (0.75 * LAMBDA - change))
+    assert_close(bounds.descent_factor(LAMBDA, 0.3), 1 - 0.5 * 0.3 * LAMBDA)
+    assert_close(bounds.descent_factor(LAMBDA, 0.3 / M, parameterization="paper", width=M), 1 - 0.5 * 0.3 * LAMBDA)
+    assert bounds.descent_factor(1.0, 2.0) == 0.0
+    assert bounds.growth(1, 1, 0.01, 0.5) == 1.0
+    assert bounds.required_steps("relu", N, LAMBDA, float(N * K), k=K) == 0.0
+    assert bounds.required_width("exp", 10, 1e-300, sigma=100.0) == math.inf
+
+
+def test_every_constant_of_the_first_paper_enters():
+    constants = bounds.Constants(2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 1.5, 2.5, 3.5)
+    options = {**OPTIONS, "constants": constants}
+    growth = math.exp(2 * B)
+    squared = (N * K / LAMBDA) ** 2
+    log = math.log(N * K / DELTA)
+    assert_close(bounds.required_width("exp", N, LAMBDA, **options), 3 * squared * growth**4 * log**2)
+    assert_close(bounds.learning_rate("exp", N, LAMBDA, **options), 5 * LAMBDA / (N * K) ** 2 / growth**6)
+    steps = 7 * squared * growth**8 * math.log(N * K / ACCURACY)
+    assert_close(bounds.required_steps("exp", N, LAMBDA, ACCURACY, **options), steps)
+    radius = 9 / LAMBDA / math.sqrt(M) * growth**1.5 * math.sqrt(N * K) * R
+    assert_close(bounds.radius("exp", N, LAMBDA, R, M, **options), radius)
+    assert_close(bounds.perturbation_bound(R, N, family="exp", **options), R * N * K * growth**2.5)
+    assert_close(bounds.perturbation_bound(R, N, family="relu", **options), R * N * K * 3.5 / SIGMA)
+
+
+# --- rounding
+
+
+def test_slack_and_eigenvalues_from_below_are_as_close_as_stated():
+    assert _rounding.slack(10) == 4 * (10 + 64) * EPS
+    H = np.diag([1.0, 3.0])
+    room = (2 + 2) * EPS * (4.0 + 2 * 3.0)
+    found = _rounding.smallest_eigenvalue(H, 0.25)
+    assert_close((0.75 - found) / EPS, (2 * room + 4 * EPS * 3.0) / EPS, rtol=0.05)
+    assert _rounding.smallest_eigenvalue(np.array([[np.nan]]), 0.0) == -math.inf
+    assert _rounding.smallest_eigenvalue(np.eye(2), math.nan) == -math.inf
+    assert _rounding.perron_norm(np.zeros((2, 2))) == 0.0
+    assert _rounding.perron_norm(np.array([[1.0, math.inf], [math.inf, 1.0]])) == math.inf
+    M = np.array([[1.0, 2.0, 0.5], [2.0, 1.0, 3.0], [0.5, 3.0, 2.0]])
+    top = np.linalg.eigvalsh(M)[-1]
+    assert top <= _rounding.perron_norm(M) <= 1.003 * top
+    assert_close(_rounding.perron_norm(np.array([[2.0, 1.0], [1.0, 2.0]])), 3.0, rtol=1e-3)
+
+
+# --- boxes and the expansion of softmax
+
+
+@pytest.mark.parametrize("activation", ["exp", "res_exp"])
+@pytest.mark.parametrize("normalized", [True, False])
+def test_boxes_hold_slopes_and_totals(activation, normalized):
+    x = np.array([[1.0, 0.5], [-0.2, 0.1]])
+    W = np.array([[0.3, -0.1, 0.2], [-0.4, 0.2, 0.1]])
+    box = _boxes.Box(activation, normalized, x, W, 2)
+    z = x @ W
+    linear = 1.0 if activation == "res_exp" else 0.0
+
+    def u(z):
+        return np.exp(z) + linear * z
+
+    alpha = 2 * u(z).sum(axis=1, keepdims=True) if normalized else np.ones((2, 1))
+    assert_close(box.centre, (np.exp(z) + linear) / alpha)
+    assert_close(box.values, u(z) / alpha)
+    shift = z.max(axis=1, keepdims=True) if normalized else 0 * alpha
+    if activation == "res_exp":
+        shift = np.maximum(shift, 0)
+    size = (2 + 8) * (np.abs(x) @ np.abs(W)) + 8 * np.abs(z - shift) + 8 * np.abs(shift)
+    assert_close(box.start, EPS * size)
+    delta = np.array([[0.1, 0.2, 0.05], [0.02, 0.1, 0.3]])
+    found = box.slopes(delta)
+    most = 2 * u(z + delta).sum(axis=1, keepdims=True) if normalized else alpha
+    least = 2 * u(z - delta).sum(axis=1, keepdims=True) if normalized else alpha
+    assert_close(found.low, (np.exp(z - delta) + linear) / most, rtol=1e-11)
+    assert_close(found.high, (np.exp(z + delta) + linear) / least, rtol=1e-11)
+    assert_close(found.bend, np.exp(z + delta) / least, rtol=1e-11)
+    assert (found.low < (np.exp(z - delta) + linear) / most).all()
+    assert (found.high > (np.exp(z + delta) + linear) / least).all()
+    far = box.slopes(delta + 800.0)
+    assert far is None
+
+
+def test_boxes_far_from_zero_neither_over_nor_underflow():
+    """All logits of a softmax far below zero or above; a normaliser that vanishes has no box."""
+    for offset in (-1000.0, 1000.0):
+        box = _boxes.Box("exp", True, np.array([[1.0]]), offset + np.array([[0.0, 1.0]]), 1)
+        assert_close(box.centre, np.exp([[0.0, 1.0]]) / np.sum(np.exp([0.0, 1.0])))
+    lost = _boxes.Box("res_exp", True, np.array([[1.0]]), np.array([[-1.0, -2.0]]), 1)
+    assert lost.total[0, 0] < 0
+    assert lost.slopes(np.full((1, 2), 1e-9)) is None
+
+
+def test_the_least_of_the_bounds_of_a_softmax_is_taken(x64):
+    net = sn.networks.two_layer("softmax", width=6, antisymmetric=False)
+    params = Parameters(hidden=jnp.tile(jnp.arange(6.0), (2, 1)), readout=jnp.asarray([[1.0], [-1.0]] * 3))
+    expansion = Expansion(net.architecture, params, np.array([[1.0, 0.5], [0.3, -0.2]]))
+    expansion._remainder = lambda R: np.zeros((2, 2))
+    expansion.most = (5.0, 3.0)
+    for first, R, desired in [
+        ((2.0, 1.0), 1.0, (2.0, 1.0)),
+        ((2.0, 1.0), 10.0, (5.0, 3.0)),
+        ((2.0, 9.0), 1.0, (2.0, 2.0)),
+        ((4.0, 9.0), 1.0, (4.0, 3.0)),
+        ((0.5, 0.25), 2.0, (1.0, 0.5)),
+    ]:
+        expansion.first = first
+        assert expansion.norms(R) == desired
+    rest = np.array([[3.0, 0.0], [0.0, 4.0]])
+    expansion._remainder = lambda R: rest
+    expansion.first = (1.0, 0.5)
+    expansion.most = (100.0, 100.0)
+    frobenius, spectral = expansion.norms(2.0)
+    assert_close(frobenius, 2.0 + 5.0)
+    assert_close(spectral, 1.0 + 4.0, rtol=0.01)
+
+
+# --- convergence
+
+
+def degenerate(rows, k=2):
+    net = sn.networks.two_layer("softmax", width=4, out_dim=k, antisymmetric=False)
+    rng = np.random.default_rng(0)
+    params = Parameters(
+        hidden=jnp.asarray(rng.normal(size=(2, 4)), jnp.float32),
+        readout=jnp.asarray(rng.choice([-1.0, 1.0], (4, k)), jnp.float32),
+    )
+    return sn.theory.certify_convergence(net, params, np.asarray(rows, np.float32), np.ones((len(rows), k), np.float32))
+
+
+def test_why_the_kernel_is_singular():
+    angles = np.arange(5.0)
+    rows = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    assert "10 targets and 8 trained weights" in degenerate(rows).reason
+    assert "targets and" not in degenerate(rows[:4]).reason  # 8 and 8
+    assert "rows [0, 2] of x are equal" in degenerate(rows[[0, 1, 0]]).reason
+    assert "row 1 of x is zero" in degenerate(rows[:3] * np.array([[1.0], [0.0], [1.0]])).reason
+
+
+def small_data(x64):
+    net = sn.networks.two_layer("softmax", width=4000)
+    _, params = net.init_fn(jax.random.key(0), (-1, 2))
+    return convergence.prepare(net, params, np.eye(2), np.full((2, 1), 1e-3))
+
+
+def test_singular_values_that_are_used_up_stop_the_proof(x64, monkeypatch):
+    """The change of J as large as σ_min, to the last bit, is too large; half of it is not, and then the mass is known."""
+    data = small_data(x64)
+    smallest, largest = 0.5, 2.0
+    monkeypatch.setattr(
+        convergence, "_advance", lambda data, delta, slopes, step, growth: convergence._Piece(delta, slopes, growth)
+    )
+    monkeypatch.setattr(convergence, "largest_change", lambda data, slopes: smallest)
+    stopped = convergence._reach(data, smallest, largest)
+    assert stopped.left == data.residual
+    assert (stopped.smallest, stopped.mass, stopped.largest) == (0.0, 0.0, largest + smallest)
+    assert "used up" in stopped.reason
+    monkeypatch.setattr(convergence, "largest_change", lambda data, slopes: smallest / 2)
+    reached = convergence._reach(data, smallest, largest)
+    step = data.residual / smallest**2 / 40
+    pieces = math.ceil(data.residual / (0.95 * step * (smallest / 2) ** 2))
+    assert_close(reached.mass, pieces * step)
+    assert (reached.left, reached.smallest, reached.largest, reached.reason) == (0.0, smallest / 2, largest + smallest / 2, "")
+    monkeypatch.setattr(convergence, "_advance", lambda *_: None)
+    assert "explodes" in convergence._reach(data, smallest, largest).reason
+
+
+@pytest.mark.parametrize("kappa", [0.0, 3.0, math.nan, math.inf])
+def test_step_size_rate_and_radius_of_a_certificate(kappa, x64, monkeypatch):
+    data = small_data(x64)
+    r = data.residual
+    reach = convergence._Reach(data.box.start, 0.01, 0.4, 2.0, 0.0, "")
+    monkeypatch.setattr(convergence, "kernel", lambda data: (0.25, 1.0, 0, 1))
+    monkeypatch.setattr(convergence, "_reach", lambda data, smallest, largest: reach)
+    monkeypatch.setattr(convergence, "curvature", lambda data, slopes, beta: kappa)
+    found = convergence._certified(data, 2)
+    assert found.holds == math.isfinite(kappa)
+    if not found.holds:  # never by a comparison with NaN
+        assert (found.learning_rate, found.radius) == (0.0, math.inf)
+        return
+    rate = min(1 / 4, 2 * 0.05 * 0.16 / (kappa * 2 * r) if kappa else math.inf)
+    assert_close(found.learning_rate, rate)
+    assert found.learning_rate < rate
+    assert_close(found.rate, (1 - rate * 0.95 * 0.16) ** 2)
+    assert_close(found.flow_rate, 2 * 0.16)
+    fall = (1 - rate * 4 / 2) * 0.4 - kappa * rate * r / 2
+    assert_close(found.radius, min(2.0 * 0.01, r / fall))
+    assert_close([found.smallest_singular_value, found.final_singular_value, found.largest_singular_value], [0.5, 0.4, 2.0])
+    assert (found.residual_norm, found.progress) == (r, 1.0)
+    monkeypatch.setattr(convergence, "_reach", lambda data, smallest, largest: reach._replace(left=math.nan))
+    assert not convergence._certified(data, 2).holds
+    monkeypatch.setattr(convergence, "kernel", lambda data: (math.nan, math.nan, 0, 1))
+    assert not convergence._certified(data, 2).holds
+
+
+# --- Hermite polynomials and targets
+
+
+def exact_hermite(degree: int, z: int) -> float:
+    before, now = Fraction(0), Fraction(1)
+    for j in range(degree):
+        before, now = now, z * now - j * before
+    if not now:
+        return 0.0
+    log = math.log(abs(now.numerator)) - 0.5 * math.log(math.factorial(degree))
+    return math.copysign(math.exp(log) if log < 709 else math.inf, 1 if now > 0 else -1)
+
+
+@pytest.mark.parametrize("degree", [1, 2, 5, 20, 60])
+def test_hermite_polynomials_at_any_size(degree, dtype):
+    z = [-(10**6), -1000, -7, -3, 0, 1, 4, 9, 1000, 10**6]
+    desired = np.array([exact_hermite(degree, value) for value in z])
+    found = np.asarray(fl.hermite(degree, jnp.asarray(z, dtype)), float)
+    limit = float(jnp.finfo(dtype).max)
+    infinite = np.abs(desired) > limit
+    np.testing.assert_array_equal(found[infinite], np.sign(desired[infinite]) * np.inf)
+    scale = np.maximum(np.abs(desired), np.exp(np.minimum(np.square(z, dtype=float), 200) / 4))
+    error = np.abs(found[~infinite] - desired[~infinite])
+    np.testing.assert_array_less(error, (2e-4 if dtype == "float32" else 1e-11) * scale[~infinite])
+
+
+def test_targets_are_bounded_or_infinite_far_out_never_nan(dtype):
+    huge = float(jnp.finfo(dtype).max)
+    x = jnp.asarray([[1e6] * 3, [-1e6] * 3, [huge] * 3, [-huge] * 3, [0.0, huge, huge]], dtype)
+    for degree in (1, 20):
+        composed = np.asarray(fl.target("composition", jnp.ones(3, dtype), degree)(x))
+        assert (np.abs(composed) <= 1).all()
+        for kind in ("hermite", "polynomial"):
+            assert not np.isnan(fl.target(kind, jnp.ones(3, dtype), degree)(x)).any()
+    z = jnp.asarray([[2.0, 3.0, -1.0], [0.0, huge, huge], [huge, huge, -huge], [-huge, 1.0, 1.0]], dtype)
+    found = np.asarray(fl.target("staircase", jnp.eye(3, dtype=dtype))(z)).ravel()
+    assert_close(found[:2], [(2 + 6 - 6) / math.sqrt(3), 0.0], dtype)
+    np.testing.assert_array_equal(found[2:], [-np.inf, -np.inf])
+    one = fl.target("polynomial", jnp.asarray([0.0, 2.0, 0.0], dtype), 3)(z[:1])
+    assert_close(one, [[(3 + 8 / math.sqrt(2) + 18 / math.sqrt(6)) / math.sqrt(3)]], dtype)
+
+
+# --- statements of the ledger that draw
+
+
+def test_the_sparsifier_asks_for_its_number_of_rows(monkeypatch):
+    case = newton._rows(np.random.default_rng(0))
+    exact = case["A"].T @ (case["D"][:, None] * case["A"])
+    asked = []
+
+    def grams(key, pi, A, D, size):
+        asked.append(size)
+        return np.stack([1.25 * exact] * 20)
+
+    monkeypatch.setattr(newton, "_grams", grams)
+    with jax.enable_x64(True):
+        instance = newton._sampled(case)
+    assert asked == [math.ceil(3 * 3 * math.log(2 * 3 / 0.1) / 0.5**2)]
+    assert instance.bound == 0.5
+    assert_close(instance.value, 0.25, rtol=1e-9)
+
+
+def test_newton_reaches_the_minimiser_of_its_statements():
+    case = newton._strong(np.random.default_rng(1))
+    best = newton._minimiser(case)
+    assert np.linalg.norm(newton._gradient(case, best)) < 1e-13
+    x = best + 0.01 * case["start"]
+    assert np.linalg.norm(newton._approximate_step({**case, "epsilon": 0.0}, x) - best) < 0.01 * np.linalg.norm(x - best)
+
+
+def test_our_perturbation_is_measured_over_all_moves(monkeypatch):
+    case = training._near_start(np.random.default_rng(0))
+    moves = training._moves(case)
+    for move in moves:
+        assert_close(np.linalg.norm(move - case["W"], axis=0), np.full(move.shape[1], case["R"]))
+    far = case["W"] + 3.0
+
+    stub = SimpleNamespace(ours_frobenius=np.array([0.5]), worst=SimpleNamespace(hidden=far[None]))
+    monkeypatch.setattr(training, "perturbation", lambda *args, **options: stub)
+
+    def kernel(W):
+        f = np.exp(case["x"] @ W)
+        f /= f.sum(axis=1, keepdims=True)
+        g = math.sqrt(len(case["a"])) * f[:, None] * (case["a"].T[None] - (f @ case["a"])[:, :, None])
+        flat = g.reshape(-1, g.shape[-1])
+        return np.kron(case["x"] @ case["x"].T, np.ones((2, 2))) * (flat @ flat.T)
+
+    start = kernel(case["W"])
+    changes = [float(np.linalg.norm(kernel(W) - start)) for W in (*moves, far)]
+    with jax.enable_x64(True):
+        instance = training._our_kernel(case)
+        stated = training._moved_kernel(case)
+    assert instance.bound == 0.5
+    assert_close(instance.value, max(changes), rtol=1e-9)
+    assert_close(stated.value, max(changes[:-1]), rtol=1e-9)
+
+
+def test_gradients_of_the_statements_are_of_the_residual():
+    case = networks.moved(np.random.default_rng(0))
+    case = {**case, "sigma": 5.0}  # all logits are within B
+    f = np.exp(case["x"] @ case["W"])
+    f /= f.sum(axis=1, keepdims=True)
+    m = len(case["a"])
+    residual = math.sqrt(m) * f @ case["a"] - case["Y"]
+    slopes = math.sqrt(m) * f[:, None] * (case["a"].T[None] - (f @ case["a"])[:, :, None])
+    gradient = np.einsum("id,ikm,ik->dm", case["x"], slopes, residual)
+    instance = training._gradient(case)
+    assert_close(instance.value, np.linalg.norm(gradient, axis=0).max(), rtol=1e-9)
+    scale = math.exp(3 * networks.growth(case)) * math.sqrt(residual.size / m)
+    assert_close(instance.bound, scale * np.linalg.norm(residual), rtol=1e-9)
+
+
+def test_the_wide_networks_of_the_statements():
+    case = networks.wide(np.random.default_rng(0))
+    assert (case["x"].shape, case["W"].shape, case["a"].shape, case["Y"].shape) == ((3, 8), (8, 8192), (8192, 2), (3, 2))
+    assert case["sigma"] == 0.2
+    assert_close(case["W"].std(), 0.2, rtol=0.02)
+    np.testing.assert_array_equal(case["W"][:, :4096], case["W"][:, 4096:])
+    np.testing.assert_array_equal(case["a"][:4096], -case["a"][4096:])
