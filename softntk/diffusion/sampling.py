@@ -46,6 +46,7 @@ Source: Song et al. (2021), arXiv 2011.13456; localisation: Montanari (2023), ar
 Foster, dos Reis and Strange (2023), arXiv 2210.17543, equation 5.8.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -70,6 +71,7 @@ from softntk._validation import (
 )
 from softntk.diffusion import _flow
 from softntk.diffusion._arguments import as_real, check_known, check_min_time
+from softntk.diffusion._estimates import root
 from softntk.diffusion.denoiser import check_score_fn
 from softntk.diffusion.mixture import check_symmetric
 from softntk.diffusion.sde import VPSDE, check_sde
@@ -262,8 +264,9 @@ def _localise(
     def noised(z: Array, width: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
         """Move Z along the Brownian path; say where the denoiser is asked: half-way, beside the chord by the path's area."""
         of_path, of_area = jax.random.split(key)
-        moved = jnp.sqrt(width) * jax.random.normal(of_path, z.shape, z.dtype)
-        return z + moved, z + moved / 2 + jnp.sqrt(width / 12) * jax.random.normal(of_area, z.shape, z.dtype)
+        deviation = root(width)  # of zero after the last step, where a root has no derivative
+        moved = deviation * jax.random.normal(of_path, z.shape, z.dtype)
+        return z + moved, z + moved / 2 + deviation / math.sqrt(12) * jax.random.normal(of_area, z.shape, z.dtype)
 
     # The noise is drawn at the end of the step before, so that it is an array once: XLA draws it anew for every use of a sum.
     def step(carry: tuple[Array, Array], inputs: tuple[Array, Array, Array, PRNGKeyArray]) -> tuple[tuple[Array, Array], None]:
