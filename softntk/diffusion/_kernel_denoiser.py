@@ -55,9 +55,12 @@ class KernelPredictor:
             return at(0)
         if len(place) == 1:
             below = jnp.clip(place[0].astype(int), 0, knots - 2)
-            share = place[0] - below
+            share = place[0] - below.astype(place.dtype)
             return (1 - share) * at(below) + share * at(below + 1)
-        add = lambda j, total: total + jnp.maximum(1 - jnp.abs(place - j), 0)[:, None] * at(j)
+
+        def add(j: Array, total: Array) -> Array:
+            return total + jnp.maximum(1 - jnp.abs(place - jnp.asarray(j, place.dtype)), 0)[:, None] * at(j)
+
         return jax.lax.fori_loop(0, knots, add, jnp.zeros((len(lifted), self.weights.shape[2]), lifted.dtype))
 
 

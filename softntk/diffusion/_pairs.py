@@ -95,11 +95,12 @@ def discrepancy(x: Array, y: Array, bandwidth: Array | None) -> Estimate:
         rho = scaled.distances(squares) if bandwidth is None else -jnp.expm1(-squares / width / (2 * width))
 
         def moments(part: Array, itself: Array) -> tuple[Array, Array]:
-            pairs = (len(part) - itself).astype(part.dtype)
+            itself = itself.astype(part.dtype)
+            pairs = len(part) - itself
             mean = jnp.sum(part) / pairs
             return mean, (jnp.sum((part - mean) ** 2) - itself * mean**2) / pairs
 
-        return moments(rho[:n], (i < n).astype(int)), moments(rho[n:], (i >= n).astype(int)), jnp.max(squares)
+        return moments(rho[:n], i < n), moments(rho[n:], i >= n), jnp.max(squares)
 
     to_x, to_y, farthest = lax.map(row, (jnp.arange(n + m), pooled), batch_size=_rows_at_once(n + m))
     xx, yx, xy, yy = to_x[0][:n], to_x[0][n:], to_y[0][:n], to_y[0][n:]

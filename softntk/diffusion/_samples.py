@@ -69,6 +69,6 @@ def draw_times(
         return sde.time(frame.knots[0])
     uniform = jax.random.uniform(key, (n,), frame.knots.dtype)
     if stratified:
-        uniform = (jnp.arange(n) + uniform).astype(uniform.dtype) / n
+        uniform = (jnp.arange(n, dtype=uniform.dtype) + uniform) / n
     centre = levels[0] - frame.log_spread
     return sde.time(truncated_normal_quantile(uniform, frame.knots[0], frame.knots[-1], centre, levels[1]))

@@ -183,10 +183,10 @@ class VPSDE:
         if centre is None:
             first = jnp.asarray(min_time, uniform.dtype)
             return first + (jnp.asarray(self.horizon, uniform.dtype) - first) * uniform
-        centre = check_number("centre", centre)
+        middle = check_number("centre", centre)
         lowest = self.log_snr(jnp.asarray(self.horizon, uniform.dtype))
         highest = self.log_snr(jnp.asarray(min_time, uniform.dtype))
-        return self.time(truncated_normal_quantile(uniform, lowest, highest, centre, spread))
+        return self.time(truncated_normal_quantile(uniform, lowest, highest, middle, spread))
 
     def weight(self, t: ArrayLike, kind: str) -> Array:
         """The factor on ‖f(t, X_t) − X_0‖² in a loss.

@@ -239,8 +239,8 @@ def starting_network(
     d, knots = len(frame.mean), len(frame.knots)
     if sigma is None:
         sigma = _WEIGHT_NORM / math.sqrt(d + 1) if family in ("softmax", "res_softmax") else 1.0
-    sigma = check_known("sigma", check_number("sigma", sigma, above=0))
-    net = networks.two_layer(family, width=width, out_dim=d, sigma=sigma, train_readout=train_readout)
+    deviation = check_known("sigma", check_number("sigma", sigma, above=0))
+    net = networks.two_layer(family, width=width, out_dim=d, sigma=deviation, train_readout=train_readout)
     _, params = net.init_fn(jax.random.fold_in(key, 0), (-1, knots * (d + 1)))
     return net, jax.tree.map(lambda leaf: leaf.astype(frame.mean.dtype), params)
 
