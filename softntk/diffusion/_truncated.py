@@ -65,5 +65,5 @@ def _distance_from_end(uniform: Array, first: Array, last: Array) -> Array:
     """Return z − first of N(0, 1) between first and last, where first is far above 0."""
     first = jnp.maximum(first, 1)
     exponent = jnp.maximum(last - first, 0) * (last + first) / 2
-    s = -jnp.log1p(uniform * jnp.expm1(-exponent))
+    s = jnp.minimum(-jnp.log1p(uniform * jnp.expm1(-exponent)), exponent)
     return 2 * s / (first * (1 + jnp.sqrt(1 + 2 * (s / first) / first)))
