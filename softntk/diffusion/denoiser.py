@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Int
 
 from softntk._norms import binary_scale, scaled_norm
 from softntk._records import function_record, record
-from softntk._validation import as_rows, check_callable, check_positive_int
+from softntk._validation import as_rows, check_callable, check_positive_int, is_concrete
 from softntk.diffusion._arguments import (
     as_output,
     as_points,
@@ -113,6 +113,11 @@ def frame_of(sde: VPSDE, x0: Points, times: int | Sequence[float], min_time: flo
     """
     check_known("sde", check_sde(sde))
     x0 = as_rows("x0", check_known("x0", x0), half=False)
+    if not is_concrete(jnp.max(x0)):  # under jit all results are traced, even those of arrays that are not
+        raise ValueError(
+            "x0 must be fitted outside of jit, vmap and grad, as a fit runs on the host. "
+            "Pass the denoiser, which is a pytree, into the transformation."
+        )
     if len(x0) < 2:
         raise ValueError("x0 must hold at least two rows: nothing can be learnt from one sample.")
     mean, spreads, axes = _principal_axes(x0)

@@ -78,8 +78,8 @@ _ABSTRACT = "VPSDE is what all schedules share. Take vp_sde(), constant_sde() or
 class VPSDE:
     """What all schedules share; a schedule adds ``rate`` (g), ``integral`` (I) and ``_time_of_integral``.
 
-    The functions of t that make up the schedule take scalars or arrays and are plain JAX, without checks. Times outside
-    (0, horizon] are for :meth:`check_times` to refuse, which every other function of the package that takes times calls.
+    The functions of t that make up the schedule take scalars or arrays of real numbers and are plain JAX; they do not look at
+    the numbers. Times outside (0, horizon] are for :meth:`check_times` to refuse, as every other function of the package does.
 
     Attributes:
         horizon: T > 0.
