@@ -39,8 +39,9 @@ def truncated_normal_quantile(
     last = jnp.clip((upper - centre) / deviation, -_LARGEST_END, _LARGEST_END)
     near = jnp.minimum(first, _FAR)
     quantile = centre + deviation * _standard_quantile(uniform, near, jnp.maximum(last, -_FAR))
-    above = lower + deviation * _distance_from_end(uniform, first, last)
-    below = upper - deviation * _distance_from_end(1 - uniform, -last, -first)
+    width = jnp.minimum((upper - lower) / deviation, _LARGEST_END)
+    above = lower + deviation * _distance_from_end(uniform, first, width)
+    below = upper - deviation * _distance_from_end(1 - uniform, -last, width)
     quantile = jnp.where(first > _FAR, above, jnp.where(last < -_FAR, below, quantile))
     return jnp.clip(quantile, lower, upper)
 
@@ -61,9 +62,9 @@ def _standard_quantile(uniform: Array, first: Array, last: Array) -> Array:
     return jnp.where(left <= right, z, -z)
 
 
-def _distance_from_end(uniform: Array, first: Array, last: Array) -> Array:
-    """Return z − first of N(0, 1) between first and last, where first is far above 0."""
+def _distance_from_end(uniform: Array, first: Array, width: Array) -> Array:
+    """Return z − first of N(0, 1) between first and first + width, where first is far above 0."""
     first = jnp.maximum(first, 1)
-    exponent = jnp.maximum(last - first, 0) * (last + first) / 2
+    exponent = width * (first + width / 2)
     s = jnp.minimum(-jnp.log1p(uniform * jnp.expm1(-exponent)), exponent)
     return 2 * s / (first * (1 + jnp.sqrt(1 + 2 * (s / first) / first)))
