@@ -115,6 +115,18 @@ def check_min_time(sde: Process, min_time: Any, *, traced: bool = False) -> Any:
     return number if traced else check_known("min_time", number)
 
 
+def check_hyperparameter(name: str, value: Any, *, above: int | None = None) -> Any:
+    """Return a number that may be traced, and otherwise is one of JAX's default precision too.
+
+    Raises:
+        ValueError: no such number, or one that over- or underflows there.
+    """
+    number = check_number(name, value, above=above)
+    if is_concrete(number) and not float(as_real(name, number)) and number:
+        raise ValueError(f"{name} must be a number of {jnp.result_type(float)}, got {value!r}, which rounds to zero.")
+    return number
+
+
 def check_known(name: str, value: Any) -> Any:
     """Return a value that is known when a program is compiled, or on the host.
 

@@ -175,6 +175,9 @@ def mmd(x: Points, y: Float[Array | np.ndarray, "m d"], bandwidth: float | Float
     """
     x, y = as_samples(2, x=x, y=y)
     width = median(x, y) if bandwidth is None else check_number("bandwidth", bandwidth, above=0)
+    if isinstance(width, float):  # beyond the range of the precision nothing changes any more
+        limits = jnp.finfo(x.dtype)
+        width = min(max(width, float(limits.tiny)), float(limits.max))
     return discrepancy(x, y, jnp.asarray(width, x.dtype))
 
 

@@ -16,10 +16,8 @@ Example:
 Source: Song et al. (2021), arXiv 2011.13456, section 3.4 (VP); arXiv 2405.03251, the section on diffusion; MATH.md section 5.
 """
 
-import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,49 +26,20 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from softntk._validation import as_rows, check_choice, check_key, check_number, check_positive_int, is_concrete
-from softntk.diffusion._arguments import Number, as_real, as_times, check_min_time, columns_of_times
+from softntk.diffusion._arguments import (
+    Number,
+    as_real,
+    as_times,
+    check_hyperparameter,
+    check_min_time,
+    columns_of_times,
+)
+from softntk.diffusion._process_record import apply_to_number, in_dtype, process_record
 from softntk.diffusion._truncated import truncated_normal_quantile
 
 WEIGHTINGS = ("denoising", "noise", "score", "likelihood")
 
 _LEAST_ANGLE = 1e-6  # that a cosine schedule has to turn
-
-T = TypeVar("T")
-
-
-@dataclass_transform(frozen_default=True)
-def _process(cls: type[T]) -> type[T]:
-    """Return a frozen dataclass whose numbers are part of its type, as in a static record, and traced ones leaves of a pytree.
-
-    So a process of plain numbers has no leaves, is hashed and compared; one of traced numbers has derivatives in them.
-    """
-    cls = dataclasses.dataclass(frozen=True)(cls)
-    names = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
-
-    def flatten(process: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        values = [getattr(process, name) for name in names]
-        leaves = tuple(None if isinstance(value, float) else value for value in values)
-        return leaves, tuple(value if isinstance(value, float) else None for value in values)
-
-    def unflatten(numbers: tuple[Any, ...], leaves: tuple[Any, ...]) -> Any:
-        process = object.__new__(cls)
-        for name, number, leaf in zip(names, numbers, leaves, strict=True):
-            object.__setattr__(process, name, leaf if number is None else number)
-        return process
-
-    jax.tree_util.register_pytree_node(cls, flatten, unflatten)
-    return cls
-
-
-def _in_dtype(value: Number, dtype: Any) -> Number:
-    """Return a Python number as it is, which promotes nothing, and a traced one in the dtype."""
-    return value if isinstance(value, float) else jnp.asarray(value, dtype)
-
-
-def _apply(host: Callable, traced: Callable, value: Number) -> Any:
-    """Return a function of ``math`` of a Python number, in float64, and that of ``jax.numpy`` of a traced one."""
-    return host(value) if isinstance(value, float) else traced(value)
-
 
 _ABSTRACT = "VPSDE is what all schedules share. Take vp_sde(), constant_sde() or cosine_sde()."
 
@@ -177,13 +146,13 @@ class VPSDE:
         """
         key = check_key("key", key)
         n = check_positive_int("n", n)
-        spread = check_number("spread", spread, above=0)
+        spread = check_hyperparameter("spread", spread, above=0)
         min_time = check_min_time(self, min_time, traced=True)
         uniform = jax.random.uniform(key, (n,))
         if centre is None:
             first = jnp.asarray(min_time, uniform.dtype)
             return first + (jnp.asarray(self.horizon, uniform.dtype) - first) * uniform
-        middle = check_number("centre", centre)
+        middle = check_hyperparameter("centre", centre)
         lowest = self.log_snr(jnp.asarray(self.horizon, uniform.dtype))
         highest = self.log_snr(jnp.asarray(min_time, uniform.dtype))
         return self.time(truncated_normal_quantile(uniform, lowest, highest, middle, spread))
@@ -231,7 +200,7 @@ def check_sde(sde: Any) -> VPSDE:
     return sde
 
 
-@_process
+@process_record
 class LinearVPSDE(VPSDE):
     """g rises linearly; see :func:`vp_sde`."""
 
@@ -242,27 +211,27 @@ class LinearVPSDE(VPSDE):
     def rate(self, t: ArrayLike) -> Array:
         """Return g(t) = β_min + (β_max − β_min) t/T."""
         passed = as_real("t", t, finite=False)
-        passed = passed / _in_dtype(self.horizon, passed.dtype)
-        slope = _in_dtype(self.beta_max - self.beta_min, passed.dtype)
-        return _in_dtype(self.beta_min, passed.dtype) + slope * passed
+        passed = passed / in_dtype(self.horizon, passed.dtype)
+        slope = in_dtype(self.beta_max - self.beta_min, passed.dtype)
+        return in_dtype(self.beta_min, passed.dtype) + slope * passed
 
     def integral(self, t: ArrayLike) -> Array:
         """Return β_min t + (β_max − β_min) t²/(2T), in units of T: I(t) has none."""
         passed = as_real("t", t, finite=False)
-        passed = passed / _in_dtype(self.horizon, passed.dtype)
-        start = _in_dtype(self.beta_min * self.horizon, passed.dtype)
-        rise = _in_dtype((self.beta_max - self.beta_min) * self.horizon, passed.dtype)
+        passed = passed / in_dtype(self.horizon, passed.dtype)
+        start = in_dtype(self.beta_min * self.horizon, passed.dtype)
+        rise = in_dtype((self.beta_max - self.beta_min) * self.horizon, passed.dtype)
         return passed * (start + rise * passed / 2)
 
     def _time_of_integral(self, integral: Array) -> Array:
         """Return the root without cancellation, also for a constant rate."""
-        start = _in_dtype(self.beta_min * self.horizon, integral.dtype)
-        rise = _in_dtype((self.beta_max - self.beta_min) * self.horizon, integral.dtype)
+        start = in_dtype(self.beta_min * self.horizon, integral.dtype)
+        rise = in_dtype((self.beta_max - self.beta_min) * self.horizon, integral.dtype)
         root = jnp.sqrt(jnp.maximum(start**2 + 2 * rise * integral, 0))
-        return _in_dtype(self.horizon, integral.dtype) * (2 * integral / (start + root))
+        return in_dtype(self.horizon, integral.dtype) * (2 * integral / (start + root))
 
 
-@_process
+@process_record
 class CosineVPSDE(VPSDE):
     """The signal falls as a cosine; see :func:`cosine_sde`."""
 
@@ -271,37 +240,37 @@ class CosineVPSDE(VPSDE):
     horizon: Number
 
     def _angle(self, passed: Array) -> Array:
-        start = _in_dtype(self.start, passed.dtype)
-        return start + _in_dtype(self.end - self.start, passed.dtype) * passed
+        start = in_dtype(self.start, passed.dtype)
+        return start + in_dtype(self.end - self.start, passed.dtype) * passed
 
     def rate(self, t: ArrayLike) -> Array:
         """Return g(t) = 2 θ' tan θ(t)."""
         passed = as_real("t", t, finite=False)
-        horizon = _in_dtype(self.horizon, passed.dtype)
+        horizon = in_dtype(self.horizon, passed.dtype)
         passed = passed / horizon
-        return 2 * _in_dtype(self.end - self.start, passed.dtype) / horizon * jnp.tan(self._angle(passed))
+        return 2 * in_dtype(self.end - self.start, passed.dtype) / horizon * jnp.tan(self._angle(passed))
 
     def integral(self, t: ArrayLike) -> Array:
         """Return −log(cos²θ/cos²θ_0): early by h, of the difference of squares as a product of sines, late by π/2 − θ."""
         passed = as_real("t", t, finite=False)
-        passed = passed / _in_dtype(self.horizon, passed.dtype)
-        width = _in_dtype(self.end - self.start, passed.dtype)
-        cosine = _in_dtype(_apply(math.cos, jnp.cos, self.start), passed.dtype)
-        h = jnp.sin(width * passed) * jnp.sin(self._angle(passed) + _in_dtype(self.start, passed.dtype)) / cosine**2
-        left = _in_dtype(math.pi / 2 - self.end, passed.dtype) + width * (1 - passed)
+        passed = passed / in_dtype(self.horizon, passed.dtype)
+        width = in_dtype(self.end - self.start, passed.dtype)
+        cosine = in_dtype(apply_to_number(math.cos, jnp.cos, self.start), passed.dtype)
+        h = jnp.sin(width * passed) * jnp.sin(self._angle(passed) + in_dtype(self.start, passed.dtype)) / cosine**2
+        left = in_dtype(math.pi / 2 - self.end, passed.dtype) + width * (1 - passed)
         early = -jnp.log1p(-jnp.minimum(h, 0.5))
         return jnp.where(h < 0.5, early, -2 * jnp.log(jnp.sin(left) / cosine))
 
     def _time_of_integral(self, integral: Array) -> Array:
         h = -jnp.expm1(-integral)
-        sine = _in_dtype(_apply(math.sin, jnp.sin, self.start), integral.dtype)
-        cosine = _in_dtype(_apply(math.cos, jnp.cos, self.start), integral.dtype)
+        sine = in_dtype(apply_to_number(math.sin, jnp.sin, self.start), integral.dtype)
+        cosine = in_dtype(apply_to_number(math.cos, jnp.cos, self.start), integral.dtype)
         above = jnp.sqrt(sine**2 + cosine**2 * h)  # the sine of θ
         beside = cosine * jnp.exp(-integral / 2)  # its cosine
         # sin(θ − θ_0) as (sin² θ − sin² θ_0)/sin(θ + θ_0): near t = 0 it keeps its digits
         rise = cosine**2 * h / (above * cosine + beside * sine)
-        width = _in_dtype(self.end - self.start, integral.dtype)
-        return jnp.arctan2(rise, beside * cosine + above * sine) / width * _in_dtype(self.horizon, integral.dtype)
+        width = in_dtype(self.end - self.start, integral.dtype)
+        return jnp.arctan2(rise, beside * cosine + above * sine) / width * in_dtype(self.horizon, integral.dtype)
 
 
 def vp_sde(beta_min: Number = 0.1, beta_max: Number = 20.0, *, horizon: Number = 1.0) -> LinearVPSDE:
@@ -328,9 +297,9 @@ def vp_sde(beta_min: Number = 0.1, beta_max: Number = 20.0, *, horizon: Number =
 
     Source: Song et al. (2021), arXiv 2011.13456, equation 32.
     """
-    beta_min = check_number("beta_min", beta_min, above=0)
-    beta_max = check_number("beta_max", beta_max, above=0)
-    horizon = check_number("horizon", horizon, above=0)
+    beta_min = check_hyperparameter("beta_min", beta_min, above=0)
+    beta_max = check_hyperparameter("beta_max", beta_max, above=0)
+    horizon = check_hyperparameter("horizon", horizon, above=0)
     if is_concrete(beta_max) and is_concrete(beta_min) and beta_max < beta_min:
         raise ValueError(f"beta_max must be at least beta_min = {beta_min:g}, got {beta_max!r}.")
     return LinearVPSDE(beta_min=beta_min, beta_max=beta_max, horizon=horizon)
@@ -356,7 +325,7 @@ def constant_sde(rate: Number = 10.0, *, horizon: Number = 1.0) -> LinearVPSDE:
 
     Source: arXiv 2405.03251, the section on diffusion, with g constant.
     """
-    rate = check_number("rate", rate, above=0)
+    rate = check_hyperparameter("rate", rate, above=0)
     return vp_sde(rate, rate, horizon=horizon)
 
 
@@ -384,11 +353,11 @@ def cosine_sde(offset: Number = 0.008, final_alpha: Number = 1e-3, *, horizon: N
     """
     offset = check_number("offset", offset, above=0)
     final_alpha = check_number("final_alpha", final_alpha, above=0)
-    horizon = check_number("horizon", horizon, above=0)
+    horizon = check_hyperparameter("horizon", horizon, above=0)
     if is_concrete(final_alpha) and final_alpha >= 1:
         raise ValueError(f"final_alpha must lie between 0 and 1, got {final_alpha!r}.")
     start = math.pi / 2 * offset / (1 + offset)
-    end = _apply(math.acos, jnp.arccos, final_alpha * _apply(math.cos, jnp.cos, start))
+    end = apply_to_number(math.acos, jnp.arccos, final_alpha * apply_to_number(math.cos, jnp.cos, start))
     if is_concrete(end) and end - start < _LEAST_ANGLE:
         raise ValueError(
             f"offset and final_alpha must leave an angle to turn, got {offset!r} and {final_alpha!r}: "
