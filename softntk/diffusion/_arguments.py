@@ -51,9 +51,9 @@ def as_times(sde: Process, t: Any, name: str = "t") -> Float[Array, "..."]:
         ValueError: no real numbers, or some outside (0, horizon], where they are known.
     """
     times = as_real(name, t, finite=False)
-    if not is_concrete(times):
+    if not all(map(is_concrete, jax.tree.leaves(t))):
         return times
-    values = np.asarray(times, np.float64)
+    values = np.asarray(t, np.float64)  # what was given: under jit whatever JAX converts is traced
     horizon = float(sde.horizon) * (1 + 1e-6) if is_concrete(sde.horizon) else np.inf
     if not ((values > 0) & (values <= horizon)).all():
         upper = f"{sde.horizon:g}" if is_concrete(sde.horizon) else "horizon"
@@ -122,8 +122,15 @@ def check_hyperparameter(name: str, value: Any, *, above: int | None = None) -> 
         ValueError: no such number, or one that over- or underflows there.
     """
     number = check_number(name, value, above=above)
-    if is_concrete(number) and not float(as_real(name, number)) and number:
-        raise ValueError(f"{name} must be a number of {jnp.result_type(float)}, got {value!r}, which rounds to zero.")
+    if not is_concrete(number):
+        return number
+    dtype = np.dtype(jnp.result_type(float))
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = dtype.type(number)  # on the host: under jit whatever JAX converts is traced
+    if not np.isfinite(rounded):
+        raise ValueError(f"{name} must be finite in {dtype}, got {value!r}. Change the unit, or enable jax_enable_x64.")
+    if number and not rounded:
+        raise ValueError(f"{name} must be a number of {dtype}, got {value!r}, which rounds to zero.")
     return number
 
 

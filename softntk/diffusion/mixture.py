@@ -321,6 +321,7 @@ def _as_mixture(weights: Any, means: Any, covariances: Any) -> tuple[Array, Arra
     Raises:
         ValueError: they do not describe one.
     """
+    given = weights, covariances  # under jit whatever JAX converts is traced
     means = as_rows("means", means, half=False)
     weights = as_floating("weights", weights, half=False)
     covariances = as_floating("covariances", covariances, half=False)
@@ -330,12 +331,12 @@ def _as_mixture(weights: Any, means: Any, covariances: Any) -> tuple[Array, Arra
             f"for means of shape {(c, d)}, weights must be of shape {(c,)} and covariances {(c, d, d)}, "
             f"got {weights.shape} and {covariances.shape}. A variance v a coordinate is v * jnp.eye(d)."
         )
-    if is_concrete(weights):
-        values = np.asarray(weights, np.float64)
+    if all(map(is_concrete, jax.tree.leaves(given[0]))):
+        values = np.asarray(given[0], np.float64)
         if not (values > 0).all() or abs(values.sum() - 1) > 1e-5:
             raise ValueError(f"weights must be positive and sum to one, got {values} of sum {values.sum():.6g}.")
-    if is_concrete(covariances):
-        values = np.asarray(covariances, np.float64)
+    if all(map(is_concrete, jax.tree.leaves(given[1]))):
+        values = np.asarray(given[1], np.float64)
         largest = np.abs(values).max(axis=(1, 2))
         check_symmetric("covariances", values)
         smallest = np.linalg.eigvalsh(values)[:, 0]
