@@ -29,26 +29,32 @@ class Estimate:
 
 
 def root(x: Array) -> Array:
-    """The square root, 0 of what is negative, with derivative 0 there."""
+    """Return the square root, 0 of what is negative, with derivative 0 there."""
     positive = x > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
 
 
 def normal(value: Array, variance: Array, least: float = -math.inf) -> Estimate:
-    """The normal interval, cut at the least value that is possible."""
+    """Return the normal interval, cut at the least value that is possible."""
     half = _Z * root(variance)
     return Estimate(value=value, lower=jnp.maximum(value - half, least), upper=value + half)
 
 
-def score_interval(value: Array, slope: Array, variance: Array) -> Estimate:
-    """All truths μ with |value − μ| ≤ z √(slope · μ + variance); as if value were 0 under the root where it is negative."""
+def score_interval(value: Array, slope: Array, variance: Array, most: Array | float = math.inf) -> Estimate:
+    """Return all truths μ ≤ most with |value − μ| ≤ z √(slope · μ + variance).
+
+    Where value is negative it counts as 0 under the root.
+    """
     shift = _Z**2 * slope / 2
-    half = root(shift**2 + _Z**2 * (slope * jnp.maximum(value, 0) + variance))
-    return Estimate(value=value, lower=value + shift - half, upper=value + shift + half)
+    excess = _Z**2 * (slope * jnp.maximum(value, 0) + variance)
+    half = root(shift**2 + excess)
+    wide = half > 0
+    below = jnp.where(wide, excess / jnp.where(wide, shift + half, 1), 0)  # half − shift without cancellation
+    return Estimate(value=value, lower=value - below, upper=jnp.clip(value + shift + half, value, jnp.maximum(most, value)))
 
 
 def wilson(fraction: Array, n: int) -> Estimate:
-    """A fraction of n independent draws, with Wilson's interval: neither empty at 0 and 1 nor outside of them.
+    """Return a fraction of n independent draws, with Wilson's interval: neither empty at 0 and 1 nor outside of them.
 
     Source: Wilson (1927), J. Am. Stat. Assoc. 22, 209-212.
     """

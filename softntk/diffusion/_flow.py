@@ -22,7 +22,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from softntk._validation import check_positive, is_concrete
+from softntk._validation import check_number, is_concrete
+from softntk.diffusion._arguments import as_output, check_known
 from softntk.diffusion.sde import VPSDE
 from softntk.solution import Result
 
@@ -32,7 +33,7 @@ _CONVERTED: "weakref.WeakKeyDictionary[Any, dict]" = weakref.WeakKeyDictionary()
 
 
 def diffrax() -> Any:
-    """The module, which is an extra."""
+    """Return the module, which is an extra."""
     try:
         import diffrax as module
     except ImportError as error:
@@ -41,7 +42,7 @@ def diffrax() -> Any:
 
 
 def as_pytree(score_fn: ScoreFn, shape: tuple[int, int], dtype: Any) -> ScoreFn:
-    """The same function with its arrays as leaves: arguments of compiled programs, instead of constants copied into them.
+    """Return the same function with its arrays as leaves: arguments of compiled programs, not constants copied into them.
 
     A pytree with arrays is that already, and so is a bound method of one. Any other function is traced once for each shape, and
     what it closes over becomes the leaves.
@@ -67,7 +68,7 @@ def as_pytree(score_fn: ScoreFn, shape: tuple[int, int], dtype: Any) -> ScoreFn:
 
 
 def is_traced(tree: Any) -> bool:
-    """Whether any leaf is traced."""
+    """Return whether any leaf is traced."""
     return not all(map(is_concrete, jax.tree.leaves(tree)))
 
 
@@ -80,26 +81,23 @@ def _on_device(tree: Any) -> Any:
 
 
 def score_at(score_fn: ScoreFn, t: Array, x: Array) -> Array:
-    """The score in the dtype of x.
+    """Return the score in the dtype of x.
 
     Raises:
-        ValueError: another shape than that of x.
+        ValueError: no array of real numbers of the shape of x.
     """
-    value = score_fn(jnp.asarray(t, x.dtype), x)
-    if jnp.shape(value) != x.shape:
-        raise ValueError(f"score_fn must return the shape of x, {x.shape}, got {jnp.shape(value)}.")
-    return value.astype(x.dtype)
+    return as_output("score_fn", score_fn(jnp.asarray(t, x.dtype), x), x)
 
 
 def angles(sde: VPSDE, min_time: float, dtype: Any) -> tuple[Array, Array]:
-    """θ with cos θ = α and sin θ = √h, exact at both ends: of T, or where α is the unit of rounding, and of min_time."""
-    t = jnp.asarray([sde.horizon, min_time], dtype)
+    """Return θ with cos θ = α and sin θ = √h, exact at both ends: of T, or where α is the unit of rounding, and of min_time."""
+    t = jnp.stack([jnp.asarray(sde.horizon, dtype), jnp.asarray(min_time, dtype)])
     first, last = jnp.arctan2(jnp.sqrt(sde.variance(t)), sde.alpha(t))
     return jnp.minimum(first, jnp.arctan(1 / jnp.finfo(dtype).eps).astype(dtype)), last
 
 
 def time_of_angle(sde: VPSDE, theta: Array) -> Array:
-    """Where the angle is θ."""
+    """Return the time where the angle is θ."""
     return sde.time(-2 * jnp.log(jnp.tan(theta)))
 
 
@@ -126,7 +124,8 @@ def flow(
 
     def guarded(theta: Array, carry: tuple[tuple[Array, ...], Array], _: None) -> tuple[tuple[Array, ...], Array]:
         derivatives = field(theta, carry[0][0])
-        bad = ~jnp.stack([jnp.isfinite(_per_row(part)) for part in derivatives]).all(axis=0)
+        finite = [jnp.isfinite(part).reshape(len(part), -1).all(axis=1) for part in derivatives]
+        bad = ~jnp.stack(finite).all(axis=0)
         still = tuple(jnp.where(jnp.expand_dims(bad, range(1, part.ndim)), 0, part) for part in derivatives)
         return still, jnp.where(bad, 1.0, 0.0).astype(carry[1].dtype)
 
@@ -151,23 +150,23 @@ def flow(
 
 
 def _per_row(part: Array) -> Array:
-    """The mean square of each row, [n]."""
+    """Return the mean square of each row, [n]."""
     return jnp.mean(part.reshape(part.shape[0], -1) ** 2, axis=1)
 
 
 def code_of_rows(bad: Array, code: Array) -> Array:
-    """``Result.NONFINITE_SCORE`` if any row is bad, the code otherwise."""
+    """Return ``Result.NONFINITE_SCORE`` if any row is bad, the code otherwise."""
     return lax.select(bad.any(), jnp.asarray(Result.NONFINITE_SCORE, jnp.int32), code)
 
 
 def check_tolerances(rtol: float, atol: float, dtype: Any) -> tuple[float, float]:
-    """The tolerances, if the precision can give them.
+    """Return the tolerances, if the precision can give them.
 
     Raises:
         ValueError: rtol not between 10 ε and 1, atol not positive.
     """
     least = 10 * float(jnp.finfo(dtype).eps)
+    rtol = check_known("rtol", check_number("rtol", rtol, infinite=True))
     if not least <= rtol < 1:
         raise ValueError(f"rtol must lie between {least:.2g}, what {jnp.dtype(dtype)} can give, and 1, got {rtol!r}.")
-    check_positive("atol", atol)
-    return float(rtol), float(atol)
+    return rtol, check_known("atol", check_number("atol", atol, above=0))

@@ -3,18 +3,19 @@ r"""Score estimation by kernel regression with the neural tangent kernel of infi
 import math
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from softntk import activations, networks
+from softntk import networks
 from softntk._progress import Progress
-from softntk._records import function_record, static
-from softntk._validation import check_positive, check_positive_int
+from softntk._records import function_record, static, static_record
+from softntk._validation import as_rows, check_choice, check_flag, check_key, check_number, check_positive_int
 from softntk.diffusion import _samples, _spectral_fit
+from softntk.diffusion._arguments import check_known
 from softntk.diffusion.denoiser import Denoiser, Frame, frame_of
 from softntk.diffusion.mixture import Points
 from softntk.diffusion.sde import VPSDE
@@ -47,16 +48,19 @@ class KernelPredictor:
     kernel_of: Callable = static()
 
     def __call__(self, place: Float[Array, " r"], lifted: Float[Array, "n p"]) -> Float[Array, "n k"]:
-        """Σ_j max(1 − |u − j|, 0) k_j(z, Z_j) w_j; at a single time, of its two knots only."""
+        """Return Σ_j max(1 − |u − j|, 0) k_j(z, Z_j) w_j; at a single time, of its two knots only."""
         at = lambda j: product(self.kernel_of(self.sigmas[j], lifted, self.landmarks[j]), self.weights[j])
         knots = len(self.sigmas)
         if knots == 1:
             return at(0)
         if len(place) == 1:
             below = jnp.clip(place[0].astype(int), 0, knots - 2)
-            share = place[0] - below
+            share = place[0] - below.astype(place.dtype)
             return (1 - share) * at(below) + share * at(below + 1)
-        add = lambda j, total: total + jnp.maximum(1 - jnp.abs(place - j), 0)[:, None] * at(j)
+
+        def add(j: Array, total: Array) -> Array:
+            return total + jnp.maximum(1 - jnp.abs(place - jnp.asarray(j, place.dtype)), 0)[:, None] * at(j)
+
         return jax.lax.fori_loop(0, knots, add, jnp.zeros((len(lifted), self.weights.shape[2]), lifted.dtype))
 
 
@@ -77,7 +81,7 @@ def kernel_denoiser(
     validation: float = 0.2,
     progress: bool = False,
 ) -> Denoiser:
-    r"""E[X_0 | X_t] by least squares in the space of a network's infinite-width tangent kernel, stopped early.
+    r"""Fit E[X_0 | X_t] by least squares in the space of a network's infinite-width tangent kernel, stopped early.
 
     At each of J noise levels the noisy samples (X_t, X_0) are regressed on M landmarks, in the coordinates of
     :mod:`softntk.diffusion.denoiser`: f = ℓ + c F, and F follows gradient flow on 1/(2N) Σ‖F(z_i) − y_i‖² for a time τ, or is
@@ -127,16 +131,25 @@ def kernel_denoiser(
     Source: arXiv 2405.03251, the section on diffusion (score estimation by kernel regression with the NTK); Raskutti,
     Wainwright and Yu (2014), JMLR 15, 335-366, for the rule.
     """
-    _check(family, sigma, draws, landmarks, stopping, filter)
+    key = check_known("key", check_key("key", key))
+    family = check_choice("family", family, _SIGMAS)
+    if sigma is not None:
+        sigma = check_known("sigma", check_number("sigma", sigma, above=0))
+    train_readout = check_flag("train_readout", train_readout)
+    landmarks = check_positive_int("landmarks", landmarks)
+    stopping = _check_stopping(stopping)
+    filter = check_choice("filter", filter, _spectral_fit.FILTERS)
+    progress = check_flag("progress", progress)
+    draws = None if draws is None else check_positive_int("draws", draws)
     frame = frame_of(sde, x0, times, min_time)
-    x0 = jnp.asarray(x0)
+    x0 = as_rows("x0", x0)
     draws = max(1, _SAMPLES // len(x0)) if draws is None else draws
     of_split, of_landmarks = jax.random.split(key)
     leaves_out = stopping == "holdout" or (sigma is None and len(_SIGMAS[family]) > 1)
     parts = _folds(of_split, len(x0), validation if leaves_out else None)
     enough = max(draws, _SAMPLES // len(x0))
-    plan = _Plan(_kernel_of(family, train_readout), landmarks, stopping, filter, len(x0))
-    sigmas = _SIGMAS[family] if sigma is None else (float(sigma),)
+    plan = _Plan(TangentKernel(family, train_readout), landmarks, stopping, filter, len(x0))
+    sigmas = _SIGMAS[family] if sigma is None else (sigma,)
     shown, fits = Progress(progress, "kernel denoiser"), []
     try:
         for j, log_snr in enumerate(frame.knots):
@@ -176,7 +189,7 @@ class _Data(NamedTuple):
     folds: list[np.ndarray]
 
     def some(self, many: int) -> "_Data":
-        """About so many of them, of each fold its share."""
+        """Return about so many of them, of each fold its share."""
         share = min(1.0, many / len(self.samples.targets))
         return self._replace(folds=[fold[: max(1, round(share * len(fold)))] for fold in self.folds])
 
@@ -194,23 +207,36 @@ class _Fit(NamedTuple):
     stats: dict[str, float]
 
 
+@static_record
+class TangentKernel:
+    """The tangent kernel of a family with σ as a number that may be traced: inputs take it instead of the weights.
+
+    Attributes:
+        family: of the network.
+        train_readout: whether its readout learns too.
+    """
+
+    family: str
+    train_readout: bool
+
+    def __call__(self, sigma: Array, z1: Array, z2: Array | None = None) -> Array:
+        """Return the kernel, [n1, n2]."""
+        scaled = None if z2 is None else sigma * z2
+        nngp, ntk = _infinite_width(self.family).kernel_fn(sigma * z1, scaled, ("nngp", "ntk"))
+        return ntk / sigma**2 + nngp if self.train_readout else ntk / sigma**2
+
+
 @cache
-def _kernel_of(family: str, train_readout: bool) -> Callable:
-    """``(sigma, z1, z2=None)`` -> the tangent kernel, σ a number that may be traced: inputs take it instead of the weights."""
-    net = networks.two_layer(family, width=2)
-
-    def kernel_of(sigma: Array, z1: Array, z2: Array | None = None) -> Array:
-        nngp, ntk = net.kernel_fn(sigma * z1, None if z2 is None else sigma * z2, ("nngp", "ntk"))
-        return ntk / sigma**2 + nngp if train_readout else ntk / sigma**2
-
-    return kernel_of
+def _infinite_width(family: str) -> networks.Network:
+    return networks.two_layer(family, width=2)
 
 
 def _folds(key: PRNGKeyArray, n: int, validation: float | None) -> list[np.ndarray]:
-    """The data points in parts of equal size, but for one; a single part if nothing is to be left out."""
+    """Return the data points in parts of equal size, but for one; a single part if nothing is to be left out."""
     if validation is None:
         return [np.arange(n)]
-    many = round(1 / validation) if 0 < validation <= 0.5 else 0
+    share = check_known("validation", check_number("validation", validation))
+    many = round(1 / share) if 0 < share <= 0.5 else 0
     if not 2 <= many <= n:
         raise ValueError(
             f"validation must be a share of at most a half that holds at least one of the {n} rows of x0, got {validation!r}: "
@@ -220,7 +246,7 @@ def _folds(key: PRNGKeyArray, n: int, validation: float | None) -> list[np.ndarr
 
 
 def _fit(plan: _Plan, key: PRNGKeyArray, sigmas: tuple[float, ...], data: _Data, judged: _Data) -> _Fit:
-    """One noise level: fits of ``data``, chosen by their errors on the folds of ``judged`` left out."""
+    """Fit one noise level: fits of ``data``, chosen by their errors on the folds of ``judged`` left out."""
     order = np.asarray(jax.random.permutation(key, len(data.samples.targets)))
     sigma = sigmas[0]
     if len(sigmas) > 1:
@@ -230,6 +256,11 @@ def _fit(plan: _Plan, key: PRNGKeyArray, sigmas: tuple[float, ...], data: _Data,
         least = np.array([trial.held_out()[1] for trial in trials])
         sigma = sigmas[int(np.argmax(least <= _EQUAL * least.min()))]  # of equals the smoothest
     sums = _Sums(plan, sigma, data, judged, order[: plan.landmarks])
+    if not bool(jnp.isfinite(sums.all.gram).all() & (jnp.trace(sums.all.gram) > 0)):
+        raise ValueError(
+            f"sigma must give a kernel that {sums.all.gram.dtype} can hold, got {sigma:g}, of which entries over- or "
+            "underflow. Take one nearer to 1, or float64."
+        )
     found = _spectral_fit.path(sums.all)
     noise, norm = _spectral_fit.noise_and_norm(found, sums.all)
     if plan.stopping == "holdout":
@@ -269,13 +300,13 @@ class _Sums:
 
     @cached_property
     def paths(self) -> list[_spectral_fit.Path]:
-        """Of the fits of all but one fold, for each fold."""
+        """Return the fits of all but one fold, for each fold."""
         if len(self.folds) == 1:
             return []
         return [_spectral_fit.path(_spectral_fit.Moments(*map(jnp.subtract, self.all, fold))) for fold in self.folds]
 
     def errors(self, taus: Float[Array, " g"]) -> Float[Array, " g"]:
-        """The mean squared error on what is left out, each fold in turn."""
+        """Return the mean squared error on what is left out, each fold in turn."""
         each = [
             other.count * _spectral_fit.held_out_errors(path, other, taus, self.filter)
             for path, other in zip(self.paths, self.judged, strict=True)
@@ -283,29 +314,21 @@ class _Sums:
         return jnp.sum(jnp.stack(each), axis=0) / sum(other.count for other in self.judged)
 
     def held_out(self) -> tuple[float, float]:
-        """The stopping time of the least error on what is left out, and that error."""
+        """Return the stopping time of the least error on what is left out, and that error."""
         taus = _spectral_fit.grid(self.paths[0])
         errors = self.errors(taus)
         best = int(jnp.argmin(errors))
         return float(taus[best]), float(errors[best])
 
     def error_at(self, tau: float) -> float:
-        """The error on what is left out at one stopping time; +inf if nothing is."""
+        """Return the error on what is left out at one stopping time; +inf if nothing is."""
         return float(self.errors(jnp.asarray([tau], self.root.dtype))[0]) if self.paths else math.inf
 
 
-def _check(family: str, sigma: float | None, draws: int | None, landmarks: int, stopping: str | float, filter: str) -> None:
-    if family not in _SIGMAS:
-        raise ValueError(activations.unknown("family", family, _SIGMAS))
-    if sigma is not None:
-        check_positive("sigma", sigma)
-    if draws is not None:
-        check_positive_int("draws", draws)
-    check_positive_int("landmarks", landmarks)
-    if isinstance(stopping, str):
-        if stopping not in STOPPING:
-            raise ValueError(activations.unknown("stopping", stopping, dict.fromkeys(STOPPING)) + " Or give the time itself.")
-    else:
-        check_positive("stopping", stopping)
-    if filter not in _spectral_fit.FILTERS:
-        raise ValueError(activations.unknown("filter", filter, dict.fromkeys(_spectral_fit.FILTERS)))
+def _check_stopping(stopping: Any) -> str | float:
+    if not isinstance(stopping, str):
+        return check_known("stopping", check_number("stopping", stopping, above=0))
+    try:
+        return check_choice("stopping", stopping, STOPPING)
+    except ValueError as error:
+        raise ValueError(f"{error} Or give the time itself.") from None

@@ -13,14 +13,15 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from softntk import ntk
 from softntk._records import function_record, static
-from softntk._validation import check_positive, check_positive_int
+from softntk._validation import as_rows, check_key, check_number, check_positive_int
 from softntk.diffusion import _samples
+from softntk.diffusion._arguments import check_known
 from softntk.diffusion.denoiser import Denoiser, frame_of
 from softntk.diffusion.mixture import Points
 from softntk.diffusion.sde import VPSDE
 from softntk.diffusion.training import at_time, full_batch, starting_network
 from softntk.networks import Network, Parameters
-from softntk.solution import Result
+from softntk.solution import NumericalError, Result
 
 _DENSE = 4096  # most N·d for which the kernel is decomposed
 
@@ -40,7 +41,7 @@ class LinearisedPredictor:
     net: Network = static()
 
     def __call__(self, place: Float[Array, " r"], lifted: Float[Array, "n p"]) -> Float[Array, "n k"]:
-        """At a single time the weights of its knots are added up first, as the network does."""
+        """Return F: at a single time the weights of its knots are added up first, as the network does."""
         knots = len(self.params.hidden) // lifted.shape[1]
         if len(place) > 1:
             params, move, inputs = self.params, self.move, _samples.embedded(place, lifted, knots)
@@ -65,7 +66,7 @@ def linearised_denoiser(
     steps: int = 1000,
     learning_rate: float | None = None,
 ) -> Denoiser:
-    r"""E[X_0 | X_t] by the linearised network after ``steps`` of full-batch gradient descent, in closed form.
+    r"""Fit E[X_0 | X_t] by the linearised network after ``steps`` of full-batch gradient descent, in closed form.
 
     On the N = n·draws noisy samples and from the first weights that :func:`softntk.diffusion.fit_denoiser` takes for the same
     key with ``batch_size=None``, the weights move by Δθ = Jᵀc, c = H⁻¹(I − (I − ηH/N)^steps)(Y − F(0)); H by its eigenvectors
@@ -91,7 +92,8 @@ def linearised_denoiser(
 
     Raises:
         ValueError: as :func:`softntk.diffusion.fit_denoiser`.
-        NumericalError: too many steps for Lanczos' method in this precision.
+        NumericalError: too many steps for Lanczos' method in this precision; a learning rate with which descent diverges beyond
+            the range of the precision.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -103,20 +105,26 @@ def linearised_denoiser(
 
     Source: arXiv 2405.03251, the section on diffusion (the coupling of network, linearisation and kernel regression).
     """
-    for name, value in (("draws", draws), ("steps", steps)):
-        check_positive_int(name, value)
-    frame, x0 = frame_of(sde, x0, times, min_time), jnp.asarray(x0)
+    key = check_known("key", check_key("key", key))
+    draws = check_positive_int("draws", draws)
+    steps = check_positive_int("steps", steps)
+    if learning_rate is not None:
+        learning_rate = check_known("learning_rate", check_number("learning_rate", learning_rate, above=0))
+    frame = frame_of(sde, x0, times, min_time)
+    x0 = as_rows("x0", x0)
     net, params = starting_network(key, frame, family, width, sigma, train_readout)
     batch = full_batch(key, sde, frame, x0, draws)
     operator = ntk.operator(net, params, batch.inputs)
     if learning_rate is None:
         learning_rate = len(batch.targets) / float(ntk.extreme_eigenvalues(operator)[1])
-    check_positive("learning_rate", learning_rate)
     dense = batch.targets.size <= _DENSE
     gram = ntk.empirical(net, params, batch.inputs, outputs="full") if dense else operator
     start, pull = jax.vjp(lambda p: net.apply_fn(p, batch.inputs), params)
     step = learning_rate / len(batch.targets)
     coefficients = ntk.gd_coefficients(gram, batch.targets, step, jnp.asarray([steps]), start)[0]
-    predictor = LinearisedPredictor(params, pull(coefficients)[0], net)
-    stats = {"learning_rate": float(learning_rate), "steps": steps}
+    if not bool(jnp.isfinite(coefficients).all()):
+        raise NumericalError(f"{Result.DIVERGED.name}: {Result.DIVERGED.advice}")
+    (move,) = pull(coefficients)
+    predictor = LinearisedPredictor(params, move, net)
+    stats = {"learning_rate": learning_rate, "steps": steps}
     return Denoiser(sde, frame, predictor, jnp.int32(Result.SUCCESSFUL), stats)

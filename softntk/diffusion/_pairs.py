@@ -2,14 +2,15 @@
 
 import math
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from softntk._validation import check_rows, is_concrete
+from softntk._norms import binary_scale, scaled_norm
+from softntk._validation import as_rows
 from softntk.diffusion._estimates import Estimate, root, score_interval
 
 _ROWS = 32  # points compared with a whole sample at once, …
@@ -17,26 +18,55 @@ _PAIRS = 2**19  # … fewer where that would be more pairs than this
 _SUBSAMPLE = 500  # points of each sample whose distances give the bandwidth
 
 
-def check_samples(least: int, **samples: Array | np.ndarray) -> None:
-    """Matrices of one dimension and dtype with ``least`` rows, whose squared distances do not overflow."""
-    (reference, first), *_ = samples.items()
+def as_samples(least: int, **samples: Any) -> list[Array]:
+    """Return matrices of one dimension and dtype with ``least`` rows; of half precision, in float32."""
+    reference, *_ = samples
+    converted = []
     for name, points in samples.items():
-        check_rows(name, points)
-        if jnp.shape(points)[1] != jnp.shape(first)[1]:
+        array = as_rows(name, points)
+        converted.append(array)
+        if array.shape[1] != converted[0].shape[1]:
             raise ValueError(
-                f"{name} must have as many columns as {reference}, got shapes {jnp.shape(points)} and {jnp.shape(first)}."
+                f"{name} must have as many columns as {reference}, got shapes {array.shape} and {converted[0].shape}."
             )
-        if jnp.result_type(points) != jnp.result_type(first):
-            raise ValueError(f"{name} must have the dtype of {reference}, got {jnp.result_type(points)}. Convert one of them.")
-        if len(points) < least:
-            raise ValueError(f"{name} must have at least {least} rows, got {len(points)}.")
-        largest = math.sqrt(float(jnp.finfo(jnp.result_type(points)).max) / jnp.shape(points)[1]) / 4
-        if is_concrete(points) and np.abs(np.asarray(points, np.float64)).max() > largest:
-            raise ValueError(f"{name} must stay below {largest:.1g}, or squared distances overflow. Rescale all points alike.")
+        if array.dtype != converted[0].dtype:
+            raise ValueError(f"{name} must have the dtype of {reference}, got {array.dtype}. Convert one of them.")
+        if len(array) < least:
+            raise ValueError(f"{name} must have at least {least} rows, got {len(array)}.")
+    half = jnp.finfo(converted[0].dtype).bits < 32
+    return [array.astype(jnp.float32) for array in converted] if half else converted
+
+
+class _Rescaled(NamedTuple):
+    """Two samples in a unit in which squared distances have the range of the precision to themselves.
+
+    Attributes:
+        x: [n, d].
+        y: [m, d].
+        unit: about the largest entry of both, a power of two.
+        headroom: what entries of one unit are after rescaling, a power of two: of their squares a sum just does not overflow.
+    """
+
+    x: Array
+    y: Array
+    unit: Array
+    headroom: float
+
+    def distances(self, squares: Array) -> Array:
+        """Return distances, in units, of their rescaled squares."""
+        return root(squares) / self.headroom
+
+
+def _rescale(x: Array, y: Array) -> _Rescaled:
+    largest = jnp.stack([jnp.max(jnp.abs(x)), jnp.max(jnp.abs(y))])
+    unit = binary_scale(largest)[0]
+    limit = float(jnp.finfo(x.dtype).max) / x.shape[1]
+    headroom = 2.0 ** math.floor(math.log2(math.sqrt(limit)) - 4)
+    return _Rescaled(x / unit * headroom, y / unit * headroom, unit, headroom)
 
 
 def _squared_distances(columns: Array, point: Array) -> Array:
-    """|y_j − x|² to all points, given as columns [d, m]: summed over the coordinates, so that [m, d] is never formed."""
+    """Return |y_j − x|² to all points, given as columns [d, m]: summed over the coordinates, so that [m, d] is never formed."""
     add = lambda k, total: total + (columns[k] - point[k]) ** 2
     return lax.fori_loop(0, len(point), add, jnp.zeros(columns.shape[1], point.dtype), unroll=min(4, len(point)))
 
@@ -47,28 +77,32 @@ def _rows_at_once(m: int) -> int:
 
 @jax.jit
 def discrepancy(x: Array, y: Array, bandwidth: Array | None) -> Estimate:
-    """2E ρ(X, Y) − E ρ(X, X') − E ρ(Y, Y'); see ``metrics.energy_distance``.
+    """Return 2E ρ(X, Y) − E ρ(X, X') − E ρ(Y, Y'); see ``metrics.energy_distance``.
 
     ρ is the distance, or 1 − k of a Gaussian kernel: no digits are lost for a wide one, and ρ(x, x) = 0.
     """
     n, m = len(x), len(y)
-    pooled = jnp.concatenate([x, y])
+    scaled = _rescale(x, y)
+    pooled = jnp.concatenate([scaled.x, scaled.y])
     columns = pooled.T
+    if bandwidth is not None:
+        width = jnp.maximum(bandwidth / scaled.unit * scaled.headroom, float(jnp.finfo(x.dtype).tiny))
 
-    def row(item: tuple[Array, Array]) -> tuple[tuple[Array, Array], ...]:
-        """Mean and variance of ρ from one point to x and to y, itself left out."""
+    def row(item: tuple[Array, Array]) -> tuple[tuple[Array, Array], tuple[Array, Array], Array]:
+        """Return mean and variance of ρ from one point to x and to y, itself left out, and its largest distance."""
         i, point = item
         squares = _squared_distances(columns, point)
-        rho = root(squares) if bandwidth is None else -jnp.expm1(-squares / bandwidth / (2 * bandwidth))
+        rho = scaled.distances(squares) if bandwidth is None else -jnp.expm1(-squares / width / (2 * width))
 
         def moments(part: Array, itself: Array) -> tuple[Array, Array]:
-            pairs = (len(part) - itself).astype(part.dtype)
+            itself = itself.astype(part.dtype)
+            pairs = len(part) - itself
             mean = jnp.sum(part) / pairs
             return mean, (jnp.sum((part - mean) ** 2) - itself * mean**2) / pairs
 
-        return moments(rho[:n], (i < n).astype(int)), moments(rho[n:], (i >= n).astype(int))
+        return moments(rho[:n], i < n), moments(rho[n:], i >= n), jnp.max(squares)
 
-    to_x, to_y = lax.map(row, (jnp.arange(n + m), pooled), batch_size=_rows_at_once(n + m))
+    to_x, to_y, farthest = lax.map(row, (jnp.arange(n + m), pooled), batch_size=_rows_at_once(n + m))
     xx, yx, xy, yy = to_x[0][:n], to_x[0][n:], to_y[0][:n], to_y[0][n:]
     within_xx, within_xy, within_yy = jnp.mean(to_x[1][:n]), jnp.mean(to_y[1][:n]), jnp.mean(to_y[1][n:])
     first_order = 4 * jnp.var(xy - xx, ddof=1) / n + 4 * jnp.var(yx - yy, ddof=1) / m
@@ -79,9 +113,21 @@ def discrepancy(x: Array, y: Array, bandwidth: Array | None) -> Estimate:
     biased = value + jnp.mean(xx) / n + jnp.mean(yy) / m
     # first_order estimates slope · truth + 2 second_order; were all eigenvalues of ρ equal, it would be slope · biased.
     # Where the value is clear of the noise its own variance, one second_order less, tells the slope without that assumption.
+    # Neither is more than the largest eigenvalues allow, which √ζ bounds: of copies biased is nothing but rounding.
+    largest_slope = 4 * _eigenvalue_bound(zeta_x, xx) / n + 4 * _eigenvalue_bound(zeta_y, yy) / m
+    of_biased = _ratio(first_order, jnp.maximum(biased, _ratio(first_order, largest_slope)))
     of_value = _ratio(first_order - second_order, jnp.maximum(value, root(second_order)))
-    slope = jnp.maximum(_ratio(first_order, biased), of_value)
-    return score_interval(value, slope, second_order)
+    slope = jnp.minimum(jnp.maximum(of_biased, of_value), largest_slope)
+    if bandwidth is not None:
+        return score_interval(value, slope, second_order, 2.0)
+    most = 2 * scaled.distances(jnp.max(farthest))
+    return jax.tree.map(lambda end: end * scaled.unit, score_interval(value, slope, second_order, most))
+
+
+def _eigenvalue_bound(zeta: Array, row_means: Array) -> Array:
+    """Return what the largest eigenvalue of ρ is at most, the root of ζ, corrected for n; of two or three points, the trace."""
+    n = len(row_means)
+    return root(zeta) * n / (n - 3) if n > 3 else jnp.mean(row_means)
 
 
 def _ratio(a: Array, b: Array) -> Array:
@@ -90,25 +136,29 @@ def _ratio(a: Array, b: Array) -> Array:
 
 @jax.jit
 def median(x: Array, y: Array) -> Array:
-    """See ``metrics.median_bandwidth``."""
-    some = jnp.concatenate([points[:: -(-len(points) // _SUBSAMPLE)] for points in (x, y)])
-    columns = some.T
-    distances = root(lax.map(lambda p: _squared_distances(columns, p), some, batch_size=_rows_at_once(len(some))))
-    found = jnp.nanmedian(jnp.where(distances > 0, distances, jnp.nan))
-    return jnp.where(jnp.isnan(found), 1, found)
+    """Return what ``metrics.median_bandwidth`` says."""
+    scaled = _rescale(*(points[:: -(-len(points) // _SUBSAMPLE)] for points in (x, y)))
+    pooled = jnp.concatenate([scaled.x, scaled.y])
+    columns = pooled.T
+    squares = lax.map(lambda p: _squared_distances(columns, p), pooled, batch_size=_rows_at_once(len(pooled)))
+    distances = scaled.distances(squares)
+    middle = jnp.nanmedian(jnp.where(distances > 0, distances, jnp.nan))
+    return jnp.where(jnp.isnan(middle), 1, middle * scaled.unit)
 
 
 @partial(jax.jit, static_argnames="exclude_self")
 def nearest(x: Array, train: Array, exclude_self: bool) -> tuple[Array, Array]:
-    """Distance and row of the nearest training point of each x, [n] and [n]."""
-    columns, numbers = train.T, jnp.arange(len(train))
+    """Return distance and row of the nearest training point of each x, [n] and [n]."""
+    scaled = _rescale(x, train)
+    columns = scaled.y.T
+    numbers = jnp.arange(len(train))
 
-    def of_row(item: tuple[Array, Array]) -> tuple[Array, Array]:
+    def nearest_of(item: tuple[Array, Array]) -> Array:
         i, point = item
         squares = _squared_distances(columns, point)
         if exclude_self:
             squares = jnp.where(numbers == i, jnp.inf, squares)
-        index = jnp.argmin(squares)
-        return root(squares[index]), index
+        return jnp.argmin(squares)
 
-    return lax.map(of_row, (jnp.arange(len(x)), x), batch_size=_rows_at_once(len(train)))
+    index = lax.map(nearest_of, (jnp.arange(len(x)), scaled.x), batch_size=_rows_at_once(len(train)))
+    return scaled_norm((x - train[index]) / scaled.unit, 1) * scaled.unit, index

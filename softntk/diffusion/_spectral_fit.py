@@ -50,12 +50,12 @@ class Path(NamedTuple):
     components: Array
 
     def weights(self, tau: Array, kind: str) -> Float[Array, "M k"]:
-        """w(τ)."""
+        """Return w(τ)."""
         return product(self.vectors, filtered(self.eigenvalues, tau, kind)[:, None] * self.components)
 
 
 def filtered(eigenvalues: Float[Array, " M"], tau: Array, kind: str) -> Float[Array, " M"]:
-    """f_τ(e), without cancellation at small τe."""
+    """Return f_τ(e), without cancellation at small τe."""
     if kind == "ridge":
         return tau / (1 + tau * eigenvalues)
     product_ = tau * eigenvalues
@@ -64,7 +64,7 @@ def filtered(eigenvalues: Float[Array, " M"], tau: Array, kind: str) -> Float[Ar
 
 @partial(jax.jit, static_argnums=0)
 def whitening(kernel_of: Callable, sigma: Array, landmarks: Float[Array, "M p"]) -> Float[Array, "M M"]:
-    """R with R Rᵀ = K_ZZ⁻¹, zero where the kernel is lost in rounding."""
+    """Return R with R Rᵀ = K_ZZ⁻¹, zero where the kernel is lost in rounding."""
     values, vectors = jnp.linalg.eigh(kernel_of(sigma, landmarks))
     kept = values > len(values) * jnp.finfo(values.dtype).eps * values[-1]
     return jnp.where(kept, 1 / jnp.sqrt(jnp.where(kept, values, 1)), 0)[None, :] * vectors
@@ -80,7 +80,7 @@ def moments(
     targets: Float[Array, "N k"],
     there: Float[Array, " N"],
 ) -> Moments:
-    """The sums over those samples that are there (1, not 0), in one pass."""
+    """Return the sums over those samples that are there (1, not 0), in one pass."""
     size = min(_BLOCK, len(points))
     blocks = in_blocks(points, size), in_blocks(targets, size), in_blocks(there, size)
 
@@ -99,19 +99,19 @@ def moments(
 
 @jax.jit
 def path(sums: Moments) -> Path:
-    """The decomposition of G = ΦᵀΦ/N."""
+    """Return the decomposition of G = ΦᵀΦ/N."""
     values, vectors = jnp.linalg.eigh(sums.gram / sums.count)
     return Path(jnp.maximum(values, 0), vectors, product(vectors.T, sums.right / sums.count))
 
 
 def grid(found: Path) -> Float[Array, " g"]:
-    """Stopping times to try, from before the first direction is learnt to where rounding is."""
+    """Return stopping times to try, from before the first direction is learnt to where rounding is."""
     return jnp.logspace(-2, 8, _GRID, dtype=found.eigenvalues.dtype) / found.eigenvalues[-1]
 
 
 @partial(jax.jit, static_argnums=3)
 def held_out_errors(found: Path, others: Moments, taus: Float[Array, " g"], kind: str) -> Float[Array, " g"]:
-    """1/N' Σ ‖wᵀφ − y‖² over other samples, for every stopping time."""
+    """Return 1/N' Σ ‖wᵀφ − y‖² over other samples, for every stopping time."""
 
     def one(tau: Array) -> Array:
         w = found.weights(tau, kind)
@@ -122,7 +122,7 @@ def held_out_errors(found: Path, others: Moments, taus: Float[Array, " g"], kind
 
 
 def noise_and_norm(found: Path, sums: Moments) -> tuple[float, float]:
-    """Standard deviation of the labels' noise, and norm of the function below it, for each output on average.
+    """Return the standard deviation of the labels' noise, and norm of the function below it, for each output on average.
 
     Both by generalised cross-validation, as in :func:`softntk.theory.noise_level`: the N − M directions outside of the span
     have eigenvalue zero.

@@ -20,6 +20,7 @@ For Gaussian data F = 0 is exact.
 Source: MATH.md section 5; Karras et al. (2022), arXiv 2206.00364, section 5, for preconditioning by what is known.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,10 +28,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from softntk._norms import binary_scale, scaled_norm
 from softntk._records import function_record, record
-from softntk._validation import check_positive_int, check_rows
+from softntk._validation import as_rows, check_callable, check_positive_int, is_concrete
+from softntk.diffusion._arguments import (
+    as_output,
+    as_points,
+    as_real,
+    as_times,
+    check_known,
+    check_min_time,
+    columns_of_times,
+)
 from softntk.diffusion.mixture import Points, Times
-from softntk.diffusion.sde import VPSDE, check_min_time, check_points, columns_of_times
+from softntk.diffusion.sde import VPSDE, check_sde
 from softntk.solution import Result
 
 ScoreFn = Callable[[Any, Any], Array]
@@ -55,68 +66,114 @@ class Frame:
     knots: Float[Array, " J"]
 
     def linear(self, sde: VPSDE, t: Times, x: Float[Array, "n d"]) -> tuple[Float[Array, "n d"], Float[Array, "n 1"]]:
-        """The best linear denoiser ℓ(t, x) and the root c(t) of the error it leaves."""
+        """Return the best linear denoiser ℓ(t, x) and the root c(t) of the error it leaves."""
         time = columns_of_times(t, x)
         alpha, h = sde.alpha(time), sde.variance(time)
-        total = alpha**2 * self.spreads[None] + h
+        relative = self.spreads[None] / (alpha**2 * self.spreads[None] + h)
         along = (x - alpha * self.mean[None]) @ self.axes
-        linear = self.mean[None] + (along * alpha * self.spreads[None] / total) @ self.axes.T
-        return linear, jnp.sqrt(jnp.mean(self.spreads[None] * h / total, axis=1, keepdims=True))
+        linear = self.mean[None] + (along * (alpha * relative)) @ self.axes.T
+        return linear, jnp.sqrt(jnp.mean(h * relative, axis=1, keepdims=True))
 
     def lift(self, sde: VPSDE, t: Times, linear: Float[Array, "n d"]) -> Float[Array, "n p"]:
-        """z(t, x), [n, d + 1], of unit norm, from ℓ(t, x)."""
+        """Return z(t, x), [n, d + 1], of unit norm, from ℓ(t, x)."""
         time = columns_of_times(t, linear)
         alpha, h = sde.alpha(time), sde.variance(time)
-        explained = alpha**2 * self.spreads[None] ** 2 / (alpha**2 * self.spreads[None] + h)
-        size = jnp.sqrt(jnp.sum(explained, axis=1, keepdims=True))
-        z = jnp.concatenate([(linear - self.mean[None]) / size, jnp.ones((len(linear), 1), linear.dtype)], axis=1)
-        return z / jnp.linalg.norm(z, axis=1, keepdims=True)
+        # √E|ℓ − m|², by roots: squares of eigenvalues leave the range of float32 for data in nanometres or in counts.
+        share = alpha**2 * self.spreads[None] / (alpha**2 * self.spreads[None] + h)
+        size = scaled_norm(jnp.sqrt(self.spreads)[None] * jnp.sqrt(share), 1, keepdims=True)
+        direction = jnp.where(size > 0, (linear - self.mean[None]) / jnp.where(size > 0, size, 1), 0)
+        z = jnp.concatenate([direction, jnp.ones((len(linear), 1), linear.dtype)], axis=1)
+        return z / scaled_norm(z, 1, keepdims=True)
 
     def place(self, sde: VPSDE, t: Times) -> Float[Array, " r"]:
-        """u(t): 0 at the first knot and before, J − 1 at the last and after; [1] for a scalar t, [n] for [n]."""
+        """Return u(t): 0 at the first knot and before, J − 1 at the last and after; [1] for a scalar t, [n] for [n]."""
         log_snr = sde.log_snr(jnp.atleast_1d(jnp.asarray(t, self.knots.dtype)))
         return jnp.interp(log_snr, self.knots, jnp.arange(len(self.knots), dtype=self.knots.dtype))
 
     @property
     def log_spread(self) -> Float[Array, ""]:
-        """log(Σλ²/Σλ), of the spread that a typical sample sees: the log-SNR of the data is this above α²/h."""
+        """Return log(Σλ²/Σλ), of the spread that a typical sample sees: the log-SNR of the data is this above α²/h."""
         return _log_spread(self.spreads)
 
 
 def _log_spread(spreads: Float[Array, " d"]) -> Float[Array, ""]:
-    return jnp.log(jnp.sum(spreads**2) / jnp.sum(spreads))
+    largest = jnp.max(spreads)
+    shares = spreads / largest
+    return jnp.log(largest) + jnp.log(jnp.sum(shares**2) / jnp.sum(shares))
 
 
 def frame_of(sde: VPSDE, x0: Points, times: int | Sequence[float], min_time: float) -> Frame:
-    """The frame of a data set, with J knots evenly in log-SNR from ``min_time`` on, or at given times.
+    """Return the frame of a data set, with J knots evenly in log-SNR from ``min_time`` on, or at given times.
+
+    Fewer than J where the noise drowns the data already at ``min_time``.
 
     Raises:
-        ValueError: x0 no finite floating-point matrix of at least two rows that differ; times no positive integer and no
-            times in (0, T]; min_time outside (0, T).
+        ValueError: x0 no finite floating-point matrix of at least two rows that differ, or of a size that its precision cannot
+            tell from the noise; times no positive integer and no times in (0, T]; min_time outside (0, T); traced arguments.
     """
-    check_rows("x0", x0)
-    x0 = jnp.asarray(x0)
+    check_known("sde", check_sde(sde))
+    x0 = as_rows("x0", check_known("x0", x0), half=False)
+    if not is_concrete(jnp.max(x0)):  # under jit all results are traced, even those of arrays that are not
+        raise ValueError(
+            "x0 must be fitted outside of jit, vmap and grad, as a fit runs on the host. "
+            "Pass the denoiser, which is a pytree, into the transformation."
+        )
     if len(x0) < 2:
         raise ValueError("x0 must hold at least two rows: nothing can be learnt from one sample.")
-    mean = jnp.mean(x0, axis=0)
-    centred = x0 - mean[None]
-    spreads, axes = jnp.linalg.eigh(centred.T @ centred / len(x0))
-    spreads = jnp.maximum(spreads, 0)
-    if not float(jnp.max(spreads)) > 0:
-        raise ValueError("x0 must hold rows that differ: all of them are equal, so the denoiser is a constant.")
+    mean, spreads, axes = _principal_axes(x0)
     if isinstance(times, int | np.integer):
-        check_positive_int("times", times)
-        check_min_time(sde, min_time)
-        least = max(float(sde.log_snr(sde.horizon)), _LEAST_SNR - float(_log_spread(spreads)))
+        count = check_positive_int("times", times)
+        min_time = check_min_time(sde, min_time)
         most = float(sde.log_snr(min_time))
-        knots = np.linspace(min(least, most), most, int(times)) if times > 1 else np.array([most])
+        least = max(float(sde.log_snr(sde.horizon)), _LEAST_SNR - float(_log_spread(spreads)))
+        knots = np.unique(np.linspace(min(least, most), most, count)) if count > 1 else np.array([most])
     else:
-        chosen = np.asarray(times, np.float64)
-        if chosen.ndim != 1 or len(chosen) == 0:
-            raise ValueError(f"times must be a positive integer or a sequence of times, got shape {chosen.shape}.")
-        sde.check_times(chosen, "times")
+        chosen = np.atleast_1d(np.asarray(as_real("times", times), np.float64))
+        if np.ndim(times) != 1:
+            raise ValueError(f"times must be a positive integer or a sequence of times, got {times!r}.")
+        as_times(sde, chosen, "times")
         knots = np.unique(np.asarray([float(sde.log_snr(t)) for t in chosen]))
-    return Frame(mean=mean, axes=axes, spreads=spreads, knots=jnp.asarray(knots, x0.dtype))
+    frame = Frame(mean=mean, axes=axes, spreads=spreads, knots=jnp.asarray(knots, x0.dtype))
+    _check_resolved(sde, frame, x0)
+    return frame
+
+
+def _principal_axes(x0: Float[Array, "n d"]) -> tuple[Array, Array, Array]:
+    """Return the mean, and eigenvalues and eigenvectors of the covariance, computed in units of the largest entry.
+
+    Raises:
+        ValueError: rows that are all equal; eigenvalues that are no numbers of the precision.
+    """
+    unit = binary_scale(x0)
+    mean = jnp.mean(x0 / unit, axis=0)
+    centred = x0 / unit - mean[None]
+    own = binary_scale(centred)
+    eigenvalues, axes = jnp.linalg.eigh((centred / own).T @ (centred / own) / len(x0))
+    spreads = jnp.maximum(eigenvalues, 0)
+    if bool(jnp.all(x0 == x0[:1])) or not float(jnp.max(spreads)) > 0:
+        raise ValueError("x0 must hold rows that differ: all of them are equal, so the denoiser is a constant.")
+    scale = unit[0, 0] * own[0, 0]
+    largest = float(jnp.sqrt(jnp.max(spreads))) * float(scale)
+    limits = jnp.finfo(x0.dtype)
+    if not math.sqrt(float(limits.tiny)) < largest / 8 < 8 * largest < math.sqrt(float(limits.max)):
+        raise ValueError(
+            f"x0 must have a variance that {x0.dtype} can hold, got a deviation of {largest:.2g}: "
+            "standardise x0, i.e. subtract the mean and divide by the deviation."
+        )
+    return mean * unit[0], spreads * scale * scale, axes
+
+
+def _check_resolved(sde: VPSDE, frame: Frame, x0: Float[Array, "n d"]) -> None:
+    """Refuse data so large that their rounding is more than what the linear denoiser leaves at the least noise level."""
+    _, scale = frame.linear(sde, sde.time(frame.knots[-1]), x0[:1])
+    largest = float(jnp.max(jnp.abs(x0)))
+    rounding = largest * float(jnp.finfo(x0.dtype).eps)
+    if rounding > float(scale[0, 0]) and rounding > math.sqrt(float(sde.variance(sde.time(frame.knots[-1])))):
+        raise ValueError(
+            f"x0 must be resolved beside the noise, got entries of up to {largest:.2g}, whose rounding in {x0.dtype} "
+            "drowns the least noise level: standardise x0, i.e. subtract the mean and divide by the deviation, or use "
+            "a larger min_time."
+        )
 
 
 @function_record
@@ -138,7 +195,7 @@ class Denoiser:
     stats: dict[str, Any]
 
     def __call__(self, t: Times, x: Points) -> Float[Array, "n d"]:
-        """The estimate of E[X_0 | X_t = x], [n, d].
+        """Return the estimate of E[X_0 | X_t = x], [n, d].
 
         Args:
             t: in (0, T], a scalar or [n]. A scalar is cheaper.
@@ -147,14 +204,20 @@ class Denoiser:
         Raises:
             ValueError: t outside (0, T]; x of another dimension, no floating-point matrix or not finite.
         """
-        x = check_points(self.sde, t, x, len(self.frame.mean))
+        t, points = as_points(self.sde, t, x, len(self.frame.mean))
+        x = points.astype(self.frame.mean.dtype)
         linear, scale = self.frame.linear(self.sde, t, x)
-        return linear + scale * self.predictor(self.frame.place(self.sde, t), self.frame.lift(self.sde, t, linear))
+        estimate = self.predictor(self.frame.place(self.sde, t), self.frame.lift(self.sde, t, linear))
+        return (linear + scale * estimate).astype(points.dtype)
 
     @property
     def advice(self) -> str:
-        """The text behind ``result``; outside of jit only."""
-        return Result(int(np.asarray(self.result))).advice
+        """Return the text behind ``result``; outside of jit only."""
+        return Result(int(check_known("result", self.result))).advice
+
+    def __repr__(self) -> str:
+        d, knots = jnp.shape(self.frame.mean)[-1], jnp.shape(self.frame.knots)[-1]
+        return f"Denoiser({type(self.predictor).__name__}, {d} dimensions, {knots} noise levels, {self.sde})"
 
 
 @function_record
@@ -165,21 +228,19 @@ class Score:
     denoiser: Any
 
     def __call__(self, t: Times, x: Points) -> Float[Array, "n d"]:
-        """(α f(t, x) − x)/h, [n, d].
+        """Return (α f(t, x) − x)/h, [n, d].
 
         Raises:
             ValueError: t outside (0, T]; x no finite floating-point matrix; a denoiser that returns another shape.
         """
-        x = check_points(self.sde, t, x)
-        denoised = self.denoiser(t, x)
-        if jnp.shape(denoised) != x.shape:
-            raise ValueError(f"the denoiser must return the shape of x, {x.shape}, got {jnp.shape(denoised)}.")
+        t, x = as_points(self.sde, t, x)
         time = columns_of_times(t, x)
+        denoised = as_output("denoiser", self.denoiser(t, x), x)
         return (self.sde.alpha(time) * denoised - x) / self.sde.variance(time)
 
 
 def score(sde: VPSDE, denoiser: Callable[[Times, Points], Array]) -> Score:
-    """The score that a denoiser means, ∇log p_t(x) = (α f(t, x) − x)/h (Tweedie's formula).
+    """Return the score that a denoiser means, ∇log p_t(x) = (α f(t, x) − x)/h (Tweedie's formula).
 
     Args:
         sde: the noising process.
@@ -190,7 +251,7 @@ def score(sde: VPSDE, denoiser: Callable[[Times, Points], Array]) -> Score:
         divided by h → 0.
 
     Raises:
-        ValueError: a denoiser that is no function.
+        ValueError: a denoiser that is no function; an sde that is no process.
 
     Example:
         >>> import jax.numpy as jnp
@@ -202,6 +263,18 @@ def score(sde: VPSDE, denoiser: Callable[[Times, Points], Array]) -> Score:
 
     Source: Efron (2011), JASA 106, 1602-1614; MATH.md section 5.
     """
-    if not callable(denoiser):
-        raise ValueError(f"denoiser must be a function (t, x) -> [n, d], got {type(denoiser).__name__}.")
-    return Score(sde, denoiser)
+    check_sde(sde)
+    if isinstance(denoiser, Score):
+        raise ValueError("denoiser must be an estimate of E[X_0 | X_t], got a Score, which is one already.")
+    return Score(sde, check_callable("denoiser", denoiser, "a function (t, x) -> [n, d]"))
+
+
+def check_score_fn(score_fn: Any) -> Any:
+    """Return a score function.
+
+    Raises:
+        ValueError: no function, or a denoiser.
+    """
+    if isinstance(score_fn, Denoiser):
+        raise ValueError("score_fn must be a score, got a Denoiser. Use diffusion.score(sde, denoiser).")
+    return check_callable("score_fn", score_fn, "a function (t, x) -> [n, d]")

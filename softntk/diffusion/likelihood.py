@@ -30,12 +30,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from softntk import activations
 from softntk._records import static_record
-from softntk._validation import check_positive_int, check_rows
+from softntk._validation import as_rows, check_choice, check_flag, check_key, check_positive_int
 from softntk.diffusion import _flow
+from softntk.diffusion._arguments import check_min_time
+from softntk.diffusion.denoiser import check_score_fn
 from softntk.diffusion.mixture import Points
-from softntk.diffusion.sde import VPSDE, check_min_time
+from softntk.diffusion.sde import VPSDE, check_sde
 from softntk.solution import Solution
 
 TRACES = ("exact", "hutchinson")
@@ -64,14 +65,14 @@ def log_likelihood(
     max_steps: int = 1000,
     throw: bool = True,
 ) -> Float[Array, " n"]:
-    r"""The log-density at x of the model with this score, in nats: that of X at min_time.
+    r"""Return the log-density at x of the model with this score, in nats: that of X at min_time.
 
     At T the model is the Gaussian that the score there describes; see the module. With the exact score of data what is missing
     from log p_{min_time}(x) is the third cumulant of X_T, of order α(T)³.
     Data that fill no volume have log-densities that grow as −log h(min_time)/2 with each missing dimension: compare models at
     the same min_time. A min_time below the level at which a fitted score is trained asks it for what it has never seen.
 
-    Differentiable in x and in the arrays of score_fn.
+    Differentiable in x, in the arrays of score_fn, and in the rates of a process that are traced.
 
     Args:
         sde: the process.
@@ -105,13 +106,14 @@ def log_likelihood(
 
     Source: Song et al. (2021), arXiv 2011.13456, equation 39.
     """
-    check_rows("x", x)
-    x = jnp.asarray(x)
-    if trace not in TRACES:
-        raise ValueError(activations.unknown("trace", trace, dict.fromkeys(TRACES)))
-    check_min_time(sde, min_time)
-    check_positive_int("probes", probes)
-    check_positive_int("max_steps", max_steps)
+    check_sde(sde)
+    check_score_fn(score_fn)
+    x = as_rows("x", x, half=False)
+    trace = check_choice("trace", trace, TRACES)
+    min_time = check_min_time(sde, min_time)
+    probes = check_positive_int("probes", probes)
+    max_steps = check_positive_int("max_steps", max_steps)
+    throw = check_flag("throw", throw)
     tolerances = _flow.check_tolerances(rtol, atol, x.dtype)
     n, d = x.shape
     if trace == "exact":  # √d e_i: the mean of their vᵀJv is the trace
@@ -119,8 +121,8 @@ def log_likelihood(
     elif key is None:
         raise ValueError('trace="hutchinson" needs a key, e.g. key=jax.random.key(0).')
     else:
-        directions = jax.random.rademacher(key, (probes, n, d), x.dtype)
-    options = _Options(min_time=float(min_time), tolerances=tolerances, max_steps=int(max_steps))
+        directions = jax.random.rademacher(check_key("key", key), (probes, n, d), x.dtype)
+    options = _Options(min_time=min_time, tolerances=tolerances, max_steps=max_steps)
     score_fn = _flow.as_pytree(score_fn, (n, d), x.dtype)
     value, code = _along_the_flow(score_fn, directions, x, sde, options)
     if throw and not _flow.is_traced(code):
@@ -130,7 +132,7 @@ def log_likelihood(
 
 @eqx.filter_jit
 def _along_the_flow(score_fn: _flow.ScoreFn, directions: Array, x: Array, sde: VPSDE, options: _Options) -> tuple[Array, Array]:
-    """Log-densities, and their code. The mean of vᵀJv over the directions v, [k, n, d], is the trace of J."""
+    """Return log-densities, and their code. The mean of vᵀJv over the directions v, [k, n, d], is the trace of J."""
     d = x.shape[1]
     last, first = _flow.angles(sde, options.min_time, x.dtype)
 
@@ -148,7 +150,7 @@ def _along_the_flow(score_fn: _flow.ScoreFn, directions: Array, x: Array, sde: V
 
 
 def _log_density_of_noise(score_fn: _flow.ScoreFn, t: Array, x: Array) -> Array:
-    """Of the Gaussian with the score at t: a start at N(0, I) forgets what is left of the data."""
+    """Return log-densities of the Gaussian with the score at t: a start at N(0, I) forgets what is left of the data."""
     n, d = x.shape
     batches = -(-(d + 1) // n)  # of n rows, which is what the function was traced for
     points = jnp.eye(batches * n, d, -1, x.dtype).reshape(batches, n, d)

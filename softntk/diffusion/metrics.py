@@ -20,50 +20,20 @@ Example:
 Source: MATH.md section 5 (score error); the docstrings name the others.
 """
 
-from collections.abc import Callable
-from functools import partial
-from typing import Protocol
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from softntk._records import record
-from softntk._validation import check_floating, check_positive, check_positive_int, is_concrete
+from softntk._validation import check_flag, check_integer, check_key, check_number, is_concrete
 from softntk.diffusion._estimates import Estimate as Estimate
-from softntk.diffusion._estimates import normal, wilson
-from softntk.diffusion._pairs import check_samples, discrepancy, median, nearest
+from softntk.diffusion._estimates import wilson
+from softntk.diffusion._pairs import as_samples, discrepancy, median, nearest
+from softntk.diffusion._score_error import Distribution as Distribution
+from softntk.diffusion._score_error import ScoreError as ScoreError
+from softntk.diffusion._score_error import score_error as score_error
 from softntk.diffusion._slices import coupling, sliced
 from softntk.diffusion.mixture import Points
-from softntk.diffusion.sde import VPSDE
-
-
-class Distribution(Protocol):
-    """What :func:`score_error` asks of the truth: draws of X_0, and the score of X_t. A pytree, as both in ``mixture`` are."""
-
-    def sample(self, key: PRNGKeyArray, n: int) -> Float[Array, "n d"]:
-        """Draws of X_0, [n, d]."""
-        ...
-
-    def score(self, sde: VPSDE, t: Array, x: Array) -> Float[Array, "n d"]:
-        """∇log p_t(x), [n, d]."""
-        ...
-
-
-@record
-class ScoreError:
-    """The error of a score at each time.
-
-    Attributes:
-        t: the times, of any one shape.
-        relative: E‖s − s*‖²/E‖s*‖² at each.
-        absolute: E‖s − s*‖² at each.
-    """
-
-    t: Float[Array, "..."]
-    relative: Estimate
-    absolute: Estimate
 
 
 @record
@@ -96,92 +66,10 @@ class Memorisation:
     fraction: Estimate
 
 
-def score_error(
-    key: PRNGKeyArray,
-    sde: VPSDE,
-    score_fn: Callable[[Array, Array], Array],
-    distribution: Distribution,
-    t: Float[Array | np.ndarray, " k"] | Float[Array | np.ndarray, ""] | float,
-    n: int = 4096,
-) -> ScoreError:
-    r"""The error of a score at times t, on n independent draws X_t of the distribution at each.
-
-    With a = ‖s − s*‖² and b = ‖s*‖² on each draw the errors are ā and R = ā/b̄, of variances var(a)/n and, to first order,
-    var(a − Rb)/(n b̄²): the intervals are normal, cut at 0.
-
-    Args:
-        key: randomness.
-        sde: the noising process.
-        score_fn: the score (t, x) -> [n, d], called with one time as a scalar and x of shape [n, d]. What is jitted in it stays
-            compiled: it is called, not traced.
-        distribution: the truth, e.g. a :class:`~softntk.diffusion.GaussianMixture`.
-        t: in (0, T], a scalar or [k].
-        n: draws at each time, at least 2.
-
-    Returns:
-        A :class:`ScoreError` whose fields have the shape of t.
-
-    Raises:
-        ValueError: t outside (0, T], empty or no floating-point numbers; n below 2; a score of another shape than x, or one
-            that is not finite (inside jit it is returned).
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from softntk import diffusion
-        >>> sde, normal = diffusion.vp_sde(), diffusion.GaussianMixture(jnp.ones(1), jnp.zeros((1, 2)), jnp.eye(2)[None])
-        >>> error = score_error(jax.random.key(0), sde, lambda t, x: -1.1 * x, normal, jnp.array([0.1, 0.5]))
-        >>> [round(float(v), 4) for v in error.relative.value]
-        [0.01, 0.01]
-
-    Source: MATH.md section 5; van der Vaart (1998), Asymptotic Statistics, chapter 3, for the ratio.
-    """
-    check_floating("t", t)
-    _check_at_least_two("n", n)
-    if jnp.ndim(t) > 1 or jnp.size(t) == 0:
-        raise ValueError(f"t must be a scalar or of shape [k] with k > 0, got shape {jnp.shape(t)}.")
-    sde.check_times(t)
-    times = jnp.atleast_1d(jnp.asarray(t))
-    keys = jax.random.split(key, len(times))
-    errors = [_error_at(k, sde, score_fn, distribution, time, n) for k, time in zip(keys, times, strict=True)]
-    together = lambda *leaves: jnp.stack(leaves).reshape(jnp.shape(t))
-    absolute, relative = (jax.tree.map(together, *estimates) for estimates in zip(*errors, strict=True))
-    return ScoreError(t=jnp.asarray(t), relative=relative, absolute=absolute)
-
-
-@partial(jax.jit, static_argnames="n")
-def _draw(key: Array, sde: VPSDE, distribution: Distribution, t: Array, n: int) -> tuple[Array, Array]:
-    of_data, of_noise = jax.random.split(key)
-    x = sde.perturb(of_noise, t, distribution.sample(of_data, n))
-    return x, distribution.score(sde, t, x)
-
-
-def _error_at(
-    key: Array, sde: VPSDE, score_fn: Callable, distribution: Distribution, t: Array, n: int
-) -> tuple[Estimate, Estimate]:
-    x, truth = _draw(key, sde, distribution, t, n)
-    score = score_fn(t.astype(x.dtype), x)
-    if jnp.shape(score) != x.shape:
-        raise ValueError(f"score_fn must return the shape of its x, {x.shape}, got {jnp.shape(score)}.")
-    absolute, relative, bad = _compare(score, truth)
-    if is_concrete(bad) and bad:
-        raise ValueError(f"score_fn must be finite, got {bad} of {n} rows with an error that is NaN or infinite, at t = {t}.")
-    return absolute, relative
-
-
-@jax.jit
-def _compare(score: Array, truth: Array) -> tuple[Estimate, Estimate, Array]:
-    a, b = jnp.sum((score - truth) ** 2, axis=1), jnp.sum(truth**2, axis=1)
-    n, size = len(a), jnp.mean(b)
-    ratio = jnp.mean(a) / size
-    absolute = normal(jnp.mean(a), jnp.var(a, ddof=1) / n, 0.0)
-    relative = normal(ratio, jnp.var(a - ratio * b, ddof=1) / n / size**2, 0.0)
-    return absolute, relative, jnp.sum(~jnp.isfinite(a))
-
-
 def sliced_wasserstein(
     key: PRNGKeyArray, x: Points, y: Float[Array | np.ndarray, "m d"], projections: int = 256, order: int = 2
 ) -> Estimate:
-    r"""The sliced Wasserstein distance SW_p of two samples, the p-th root: (E_θ W_p(θ·x, θ·y)^p)^{1/p}.
+    r"""Return the sliced Wasserstein distance SW_p of two samples, the p-th root: (E_θ W_p(θ·x, θ·y)^p)^{1/p}.
 
     On a line W_p^p = ∫₀¹ |F⁻¹(u) − G⁻¹(u)|^p du couples equal quantiles: sorted values for n = m, and for n ≠ m the n + m − 1
     pieces on which both quantile functions are constant, exactly.
@@ -212,15 +100,15 @@ def sliced_wasserstein(
 
     Source: Bonneel, Rabin, Peyré and Pfister (2015), J. Math. Imaging Vis. 51, 22-45.
     """
-    check_samples(1, x=x, y=y)
-    _check_at_least_two("projections", projections)
-    if order not in (1, 2):
-        raise ValueError(f"order must be 1 or 2, got {order!r}.")
-    return sliced(key, jnp.asarray(x), jnp.asarray(y), coupling(len(x), len(y)), projections, int(order))
+    key = check_key("key", key)
+    x, y = as_samples(1, x=x, y=y)
+    projections = check_integer("projections", projections, at_least=2)
+    order = check_integer("order", order, at_least=1, at_most=2)
+    return sliced(key, x, y, coupling(len(x), len(y)), projections, order)
 
 
 def energy_distance(x: Points, y: Float[Array | np.ndarray, "m d"]) -> Estimate:
-    r"""The energy distance 2E|X − Y| − E|X − X'| − E|Y − Y'| ≥ 0 of the distributions behind two samples, without bias.
+    r"""Return the energy distance 2E|X − Y| − E|X − X'| − E|Y − Y'| ≥ 0 of the distributions behind two samples, without bias.
 
     The estimate is the U-statistic U (no pair of a point with itself), which may be negative. With the differences of row means
     g_i = mean_j |x_i − y_j| − mean_{j≠i} |x_i − x_j|, and likewise for y, it is mean(g_x) + mean(g_y). Its variance is about
@@ -232,7 +120,8 @@ def energy_distance(x: Points, y: Float[Array | np.ndarray, "m d"]) -> Estimate:
     normal limit consists where μ > 0. Where μ = 0 they vanish, and nU tends to a weighted sum of χ² − 1 of variance n²v.
     Between the two, and for one eigenvalue at μ = 0 as well, that variance is small whenever U is, and U ± 1.96 of its roots
     misses too often (down to 81 % measured). The interval is therefore that of all μ with |U − μ| ≤ 1.96 √(κμ + v), as
-    Wilson's for fractions, κ the larger of two estimates. It covers μ with 95 % as n, m grow with μ > 0 fixed; 0, if that is
+    Wilson's for fractions, κ the larger of two estimates, but at most 4√ζ_x/n + 4√ζ_y/m, cut at the largest energy distance
+    that there can be, twice the diameter of the points. It covers μ with 95 % as n, m grow with μ > 0 fixed; 0, if that is
     the truth, with 95 % but for the skewness of χ², about one per cent; in between, measured on normal samples of 64 and more,
     with 92 to 98 %. Of fewer than ten points it is too short (of two, 66 %).
 
@@ -253,12 +142,12 @@ def energy_distance(x: Points, y: Float[Array | np.ndarray, "m d"]) -> Estimate:
 
     Source: Székely and Rizzo (2013), J. Stat. Plan. Inference 143, 1249-1272; Hoeffding (1948), Ann. Math. Stat. 19, 293-325.
     """
-    check_samples(2, x=x, y=y)
-    return discrepancy(jnp.asarray(x), jnp.asarray(y), None)
+    x, y = as_samples(2, x=x, y=y)
+    return discrepancy(x, y, None)
 
 
 def mmd(x: Points, y: Float[Array | np.ndarray, "m d"], bandwidth: float | Float[Array, ""] | None = None) -> Estimate:
-    r"""The squared maximum mean discrepancy with k(x, y) = exp(−|x − y|²/(2b²)), without bias.
+    r"""Return the squared maximum mean discrepancy with k(x, y) = exp(−|x − y|²/(2b²)), without bias.
 
     MMD² = E k(X, X') + E k(Y, Y') − 2E k(X, Y) is zero exactly for equal distributions. The estimate may be negative; estimate
     and interval are those of :func:`energy_distance` with 1 − k for the distance. The interval covers MMD² at the bandwidth
@@ -284,16 +173,18 @@ def mmd(x: Points, y: Float[Array | np.ndarray, "m d"], bandwidth: float | Float
 
     Source: Gretton et al. (2012), J. Mach. Learn. Res. 13, 723-773, lemma 6 and section 8 (the median).
     """
-    check_samples(2, x=x, y=y)
-    x, y = jnp.asarray(x), jnp.asarray(y)
-    if bandwidth is None:
-        bandwidth = median(x, y)
-    check_positive("bandwidth", bandwidth)
-    return discrepancy(x, y, jnp.asarray(bandwidth, x.dtype))
+    x, y = as_samples(2, x=x, y=y)
+    width = median(x, y) if bandwidth is None else check_number("bandwidth", bandwidth, above=0)
+    if isinstance(width, float):  # beyond the range of the precision nothing changes any more
+        limits = jnp.finfo(x.dtype)
+        width = min(max(width, float(limits.tiny)), float(limits.max))
+    return discrepancy(x, y, jnp.asarray(width, x.dtype))
 
 
 def median_bandwidth(x: Points, y: Float[Array | np.ndarray, "m d"]) -> Float[Array, ""]:
-    """The median distance of two different points among at most 500 of each sample, evenly spaced rows; 1 if all are equal.
+    """Return the median distance of two different points among at most 500 evenly spaced rows of each sample.
+
+    It is 1 if all of them are equal.
 
     Args:
         x: [n, d], n ≥ 2.
@@ -312,12 +203,12 @@ def median_bandwidth(x: Points, y: Float[Array | np.ndarray, "m d"]) -> Float[Ar
 
     Source: Gretton et al. (2012), J. Mach. Learn. Res. 13, 723-773, section 8.
     """
-    check_samples(2, x=x, y=y)
-    return median(jnp.asarray(x), jnp.asarray(y))
+    x, y = as_samples(2, x=x, y=y)
+    return median(x, y)
 
 
 def nearest_training_point(x: Points, train: Float[Array | np.ndarray, "N d"], exclude_self: bool = False) -> Nearest:
-    """The distance of each sample to its nearest training point, and which that is.
+    """Return the distance of each sample to its nearest training point, and which that is.
 
     Args:
         x: [n, d].
@@ -337,20 +228,21 @@ def nearest_training_point(x: Points, train: Float[Array | np.ndarray, "N d"], e
         >>> nearest.distance.tolist(), nearest.index.tolist()
         ([0.25, 0.0], [1, 2])
     """
-    check_samples(2 if exclude_self else 1, x=x, train=train)
-    if exclude_self and jnp.shape(x) != jnp.shape(train):
+    exclude_self = check_flag("exclude_self", exclude_self)
+    x, train = as_samples(2 if exclude_self else 1, x=x, train=train)
+    if exclude_self and x.shape != train.shape:
         raise ValueError(
-            f"x must be train itself where exclude_self, of shape {jnp.shape(train)}, got {jnp.shape(x)}. "
+            f"x must be train itself where exclude_self, of shape {train.shape}, got {x.shape}. "
             "Leave exclude_self out for other points."
         )
-    distance, index = nearest(jnp.asarray(x), jnp.asarray(train), exclude_self)
+    distance, index = nearest(x, train, exclude_self)
     return Nearest(distance=distance, index=index)
 
 
 def memorisation(
     x: Points, train: Float[Array | np.ndarray, "N d"], held_out: Float[Array | np.ndarray, "m d"], quantile: float = 0.05
 ) -> Memorisation:
-    """Whether samples are copies: their distances to the training points against those of data that were not trained on.
+    """Tell whether samples are copies: their distances to the training points against those of data that were not trained on.
 
     Samples as good as fresh data have a ratio of about 1 and a fraction of about ``quantile``; copies have 0 and 1. A sampler
     that leaves the data has a large ratio: that is no memorisation, and no good either.
@@ -376,10 +268,9 @@ def memorisation(
 
     Source: Meehan, Chaudhuri and Dasgupta (2020), arXiv 2004.05675, for the comparison.
     """
-    check_samples(1, x=x, train=train, held_out=held_out)
-    if not 0 < quantile < 1:
-        raise ValueError(f"quantile must lie between 0 and 1, got {quantile!r}.")
-    ours, theirs = (nearest(jnp.asarray(points), jnp.asarray(train), False)[0] for points in (x, held_out))
+    x, train, held_out = as_samples(1, x=x, train=train, held_out=held_out)
+    quantile = check_number("quantile", quantile, above=0, below=1)
+    ours, theirs = (nearest(points, train, False)[0] for points in (x, held_out))
     distance, held_out_distance = jnp.median(ours), jnp.median(theirs)
     if is_concrete(held_out_distance) and held_out_distance == 0:
         raise ValueError("held_out must be points that are not in train, got copies for half of it or more. Take other ones.")
@@ -390,9 +281,3 @@ def memorisation(
         ratio=distance / held_out_distance,
         fraction=wilson(fraction, len(ours)),
     )
-
-
-def _check_at_least_two(name: str, value: object) -> None:
-    check_positive_int(name, value)
-    if value == 1:
-        raise ValueError(f"{name} must be at least 2, got 1: the interval needs a variance.")

@@ -26,17 +26,18 @@ Source: MATH.md section 5; Efron (2011), JASA 106, 1602-1614, for Tweedie's form
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from softntk._validation import check_finite, check_floating, check_positive_int, check_rows, is_concrete
-from softntk.diffusion.sde import VPSDE, check_points, columns_of_times
+from softntk._norms import binary_scale
+from softntk._validation import as_floating, as_rows, check_key, check_positive_int, is_concrete
+from softntk.diffusion._arguments import as_points, columns_of_times, widest
+from softntk.diffusion.sde import VPSDE, check_sde
 
 Points = Float[Array | np.ndarray, "n d"]
 Times = Float[Array | np.ndarray, ""] | Float[Array | np.ndarray, " n"] | float
@@ -76,9 +77,7 @@ class GaussianMixture:
         covariances: Float[Array | np.ndarray, "c d d"],
     ) -> None:
         """Check, and decompose the covariances."""
-        _check_mixture(weights, means, covariances)
-        self.weights, self.means = jnp.asarray(weights), jnp.asarray(means)
-        covariances = jnp.asarray(covariances)
+        self.weights, self.means, covariances = _as_mixture(weights, means, covariances)
         spreads, self._axes = jnp.linalg.eigh(lax.stop_gradient(covariances))
         self._spreads = jnp.maximum(spreads, 0)
         self._rest = None  # R; where nothing is traced there is no derivative to be had
@@ -87,30 +86,30 @@ class GaussianMixture:
             self._rest = (turned + turned.swapaxes(1, 2)) / 2 - jax.vmap(jnp.diag)(self._spreads)
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], None]:
-        """Weights, means, eigenvalues, eigenvectors, and what the covariances are beside these."""
+        """Return weights, means, eigenvalues, eigenvectors, and what the covariances are beside these."""
         return (self.weights, self.means, self._spreads, self._axes, self._rest), None
 
     @classmethod
     def tree_unflatten(cls, _: None, leaves: tuple[Any, ...]) -> "GaussianMixture":
-        """What was flattened."""
+        """Build what was flattened."""
         self = object.__new__(cls)
         self.weights, self.means, self._spreads, self._axes, self._rest = leaves
         return self
 
     @property
     def covariances(self) -> Float[Array, "c d d"]:
-        """Σ, from its decomposition."""
+        """Return Σ, from its decomposition."""
         inner = jax.vmap(jnp.diag)(self._spreads) + (0 if self._rest is None else self._rest)
         return jnp.einsum("cie,cef,cjf->cij", self._axes, inner, self._axes)
 
     def sample(self, key: PRNGKeyArray, n: int) -> Float[Array, "n d"]:
-        """Independent draws of X_0, [n, d].
+        """Return independent draws of X_0, [n, d].
 
         Raises:
             ValueError: n not a positive integer.
         """
-        check_positive_int("n", n)
-        of_mode, of_noise = jax.random.split(key)
+        n = check_positive_int("n", n)
+        of_mode, of_noise = jax.random.split(check_key("key", key))
         mode = jax.random.choice(of_mode, len(self.weights), (n,), p=self.weights)
         normal = jax.random.normal(of_noise, (n, self.means.shape[1]), self.means.dtype)
         roots = jnp.sqrt(self._spreads)
@@ -121,7 +120,7 @@ class GaussianMixture:
         return self.means[mode] + jnp.einsum("nie,ne->ni", self._axes[mode], noise)
 
     def log_density(self, sde: VPSDE, t: Times, x: Points) -> Float[Array, " n"]:
-        """The log-density log p_t(x), [n].
+        """Return the log-density log p_t(x), [n].
 
         Args:
             sde: the noising process.
@@ -131,43 +130,86 @@ class GaussianMixture:
         Raises:
             ValueError: t outside (0, T]; x of another dimension, no floating-point matrix or not finite.
         """
-        logits, _, _, _ = self._parts(sde, t, x)
-        return jax.nn.logsumexp(logits, axis=1)
+        parts = self._parts(sde, t, x)
+        return jax.nn.logsumexp(parts.logits, axis=1) - parts.least[:, 0] * parts.unit[:, 0] * parts.unit[:, 0] / 2
 
     def score(self, sde: VPSDE, t: Times, x: Points) -> Float[Array, "n d"]:
-        """∇log p_t(x), [n, d]; arguments and errors as :meth:`log_density`."""
-        logits, whitened, _, _ = self._parts(sde, t, x)
-        return -jnp.einsum("nc,cie,nce->ni", jax.nn.softmax(logits, axis=1), self._axes, whitened)
+        """Return ∇log p_t(x), [n, d]; arguments and errors as :meth:`log_density`."""
+        parts = self._parts(sde, t, x)
+        weights = jax.nn.softmax(parts.logits, axis=1)
+        return -parts.unit * jnp.einsum("nc,cie,nce->ni", weights, parts.axes, parts.whitened)
 
     def denoise(self, sde: VPSDE, t: Times, x: Points) -> Float[Array, "n d"]:
-        """E[X_0 | X_t = x], [n, d]; arguments and errors as :meth:`log_density`."""
-        logits, whitened, alpha, _ = self._parts(sde, t, x)
-        shift = alpha[:, :, None] * (self._spreads[None] * whitened + self._beside(whitened))
-        weights = jax.nn.softmax(logits, axis=1)
-        return jnp.matmul(weights, self.means, precision="highest") + jnp.einsum("nc,cie,nce->ni", weights, self._axes, shift)
+        """Return E[X_0 | X_t = x], [n, d]; arguments and errors as :meth:`log_density`."""
+        parts = self._parts(sde, t, x)
+        spreads = self._spreads.astype(parts.whitened.dtype)
+        shift = parts.alpha[:, :, None] * (spreads[None] * parts.whitened + self._beside(parts.whitened))
+        weights = jax.nn.softmax(parts.logits, axis=1)
+        mean = jnp.matmul(weights, self.means.astype(weights.dtype), precision="highest")
+        return mean + parts.unit * jnp.einsum("nc,cie,nce->ni", weights, parts.axes, shift)
+
+    def __repr__(self) -> str:
+        modes, d = jnp.shape(self.means)
+        return f"GaussianMixture({modes} modes in {d} dimensions, {self.means.dtype})"
 
     def _beside(self, v: Array) -> Array | float:
-        """R v of each mode, [n, c, d]."""
-        return 0.0 if self._rest is None else jnp.einsum("cij,ncj->nci", self._rest, v, precision="highest")
+        """Return R v of each mode, [n, c, d]."""
+        return 0.0 if self._rest is None else jnp.einsum("cij,ncj->nci", self._rest.astype(v.dtype), v, precision="highest")
 
-    def _parts(self, sde: VPSDE, t: Times, x: Points) -> tuple[Array, Array, Array, Array]:
-        """Joint log-densities [n, c], C_c⁻¹(x − αμ_c) in the axes of each mode [n, c, d], α and h [n, 1]."""
-        x = check_points(sde, t, x, self.means.shape[1])
+    def _parts(self, sde: VPSDE, t: Times, x: Points) -> "_Parts":
+        """Return posterior weights and whitened points, in a unit in which squares of points far away do not overflow.
+
+        What is left out of the logits is the same for all modes: least · unit²/2, of the mode that is nearest.
+        """
+        t, x = as_points(check_sde(sde), t, x, self.means.shape[1])
+        dtype = widest(x, self.means)
+        x, means, spreads, axes = (each.astype(dtype) for each in (x, self.means, self._spreads, self._axes))
         time = columns_of_times(t, x)
-        alpha, h = sde.alpha(time), sde.variance(time)
-        variances = (alpha**2)[:, :, None] * self._spreads[None] + h[:, :, None]
-        centred = x[:, None, :] - alpha[:, :, None] * self.means[None]
-        along = jnp.einsum("nci,cie->nce", centred, self._axes, precision="highest")
-        whitened, log_volume = along / variances, jnp.sum(jnp.log(variances), axis=2)
+        alpha = sde.alpha(time)
+        h = sde.variance(time)
+        variances = (alpha**2)[:, :, None] * spreads[None] + h[:, :, None]
+        centred = x[:, None, :] - alpha[:, :, None] * means[None]
+        along = jnp.einsum("nci,cie->nce", centred, axes, precision="highest")
+        unit = jnp.maximum(binary_scale(along, (1, 2)), 1)
+        along = along / unit
+        whitened = along / variances
+        log_volume = jnp.sum(jnp.log(variances), axis=2)
         if self._rest is not None:
             scaled = (alpha**2)[:, :, None] / variances
             once = scaled * self._beside(whitened)
             whitened = whitened - once + scaled * self._beside(once)
-            log_volume = log_volume + jnp.einsum("cii,nci->nc", self._rest, scaled)
-            log_volume = log_volume - jnp.einsum("cij,cij,nci,ncj->nc", self._rest, self._rest, scaled, scaled) / 2
-        quadratic = jnp.sum(along * whitened, axis=2) + log_volume
-        logits = jnp.log(self.weights)[None] - (quadratic + x.shape[1] * math.log(2 * math.pi)) / 2
-        return logits, whitened, alpha, h
+            rest = self._rest.astype(dtype)
+            log_volume = log_volume + jnp.einsum("cii,nci->nc", rest, scaled)
+            log_volume = log_volume - jnp.einsum("cij,cij,nci,ncj->nc", rest, rest, scaled, scaled) / 2
+        unit = unit[:, :, 0]
+        squares = jnp.sum(along * whitened, axis=2)
+        least = lax.stop_gradient(jnp.min(squares, axis=1, keepdims=True))
+        # XLA may compute the squares again for this use, with other roundings: none may fall below the least.
+        behind = squares - least
+        behind = behind + lax.stop_gradient(jnp.maximum(-behind, 0))
+        quadratic = behind * unit * unit + log_volume
+        logits = jnp.log(self.weights.astype(dtype))[None] - (quadratic + x.shape[1] * math.log(2 * math.pi)) / 2
+        return _Parts(logits, whitened, axes, alpha, least, unit)
+
+
+class _Parts(NamedTuple):
+    """A mixture at points x and times t.
+
+    Attributes:
+        logits: joint log-densities of modes and points, but for the same number for all modes, [n, c].
+        whitened: C_c⁻¹(x − αμ_c)/unit in the axes of each mode, [n, c, d].
+        axes: U, [c, d, d].
+        alpha: α, [n, 1].
+        least: |C_c^{-1/2}(x − αμ_c)|²/unit² of the nearest mode, [n, 1].
+        unit: a power of two, at least one, [n, 1].
+    """
+
+    logits: Array
+    whitened: Array
+    axes: Array
+    alpha: Array
+    least: Array
+    unit: Array
 
 
 @jax.tree_util.register_pytree_node_class
@@ -195,86 +237,117 @@ class EmpiricalDistribution:
 
     def __init__(self, x0: Float[Array | np.ndarray, "N d"]) -> None:
         """Check, and centre the data: differences of squares keep more digits."""
-        check_rows("x0", x0)
-        self.points = jnp.asarray(x0)
-        self._centre = jnp.mean(self.points, axis=0)
+        self.points = as_rows("x0", x0)
+        unit = binary_scale(self.points)
+        self._centre = jnp.mean(self.points / unit, axis=0) * unit[0]
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], None]:
-        """The data and their mean."""
+        """Return the data and their mean."""
         return (self.points, self._centre), None
 
     @classmethod
     def tree_unflatten(cls, _: None, leaves: tuple[Any, ...]) -> "EmpiricalDistribution":
-        """What was flattened."""
+        """Build what was flattened."""
         self = object.__new__(cls)
         self.points, self._centre = leaves
         return self
 
     def sample(self, key: PRNGKeyArray, n: int) -> Float[Array, "n d"]:
-        """Points drawn with replacement, [n, d].
+        """Return points drawn with replacement, [n, d].
 
         Raises:
             ValueError: n not a positive integer.
         """
-        check_positive_int("n", n)
-        return jax.random.choice(key, self.points, (n,))
+        n = check_positive_int("n", n)
+        return jax.random.choice(check_key("key", key), self.points, (n,))
+
+    def __repr__(self) -> str:
+        rows, d = jnp.shape(self.points)
+        return f"EmpiricalDistribution({rows} points in {d} dimensions, {self.points.dtype})"
 
     def log_density(self, sde: VPSDE, t: Times, x: Points) -> Float[Array, " n"]:
-        """The log-density log p_t(x), [n]; arguments and errors as :meth:`GaussianMixture.log_density`."""
-        return self._attend(sde, t, x)[0]
+        """Return the log-density log p_t(x), [n]; arguments and errors as :meth:`GaussianMixture.log_density`."""
+        return self._attend(sde, *self._as_points(sde, t, x))[0]
 
     def denoise(self, sde: VPSDE, t: Times, x: Points) -> Float[Array, "n d"]:
-        """E[X_0 | X_t = x], [n, d]; arguments and errors as :meth:`GaussianMixture.log_density`."""
-        return self._attend(sde, t, x)[1]
+        """Return E[X_0 | X_t = x], [n, d]; arguments and errors as :meth:`GaussianMixture.log_density`."""
+        return self._attend(sde, *self._as_points(sde, t, x))[1]
 
     def score(self, sde: VPSDE, t: Times, x: Points) -> Float[Array, "n d"]:
-        """∇log p_t(x) = (αE[X_0 | x] − x)/h, [n, d]; arguments and errors as :meth:`GaussianMixture.log_density`."""
+        """Return ∇log p_t(x) = (αE[X_0 | x] − x)/h, [n, d]; arguments and errors as :meth:`GaussianMixture.log_density`."""
+        t, x = self._as_points(sde, t, x)
         denoised = self._attend(sde, t, x)[1]
-        time = columns_of_times(t, denoised)
-        return (sde.alpha(time) * denoised - jnp.asarray(x)) / sde.variance(time)
+        time = columns_of_times(t, x)
+        return (sde.alpha(time) * denoised - x) / sde.variance(time)
 
-    def _attend(self, sde: VPSDE, t: Times, x: Points) -> tuple[Array, Array]:
-        x = check_points(sde, t, x, self.points.shape[1])
+    def _as_points(self, sde: VPSDE, t: Times, x: Points) -> tuple[Array, Array]:
+        """Return times and points, in the wider dtype of points and data."""
+        t, x = as_points(check_sde(sde), t, x, self.points.shape[1])
+        return t, x.astype(widest(x, self.points))
+
+    def _attend(self, sde: VPSDE, t: Array, x: Array) -> tuple[Array, Array]:
+        """Return log-densities and denoised points; logits ⟨c_i, p⟩ − α|c_i|²/2 in units of the points and of the data."""
         times = columns_of_times(t, x)[:, 0]
-        centred = self.points - self._centre[None]
-        squares = jnp.sum(centred**2, axis=1)
+        centre = self._centre.astype(x.dtype)
+        centred = self.points.astype(x.dtype) - centre[None]
+        unit = binary_scale(centred)[0, 0]
+        directions = centred / unit
+        squares = jnp.sum(directions**2, axis=1)
 
-        def of_row(row: tuple[Array, Array]) -> tuple[Array, Array]:
+        def attend_one(row: tuple[Array, Array]) -> tuple[Array, Array]:
             time, point = row
-            alpha, h = sde.alpha(time), sde.variance(time)
-            point = point - alpha * self._centre
-            logits = alpha * (jnp.matmul(centred, point, precision="highest") - alpha * squares / 2) / h
+            alpha = sde.alpha(time)
+            h = sde.variance(time)
+            point = point - alpha * centre
+            distance = binary_scale(point)[0]
+            largest = jnp.maximum(unit, distance)
+            dots = jnp.matmul(directions, point / distance, precision="highest")
+            logits = (distance / largest) * dots - (unit / largest) * (alpha * squares / 2)
             # XLA computes large logits again for each use, with other roundings: none may exceed the largest, which stays in.
             nearest = jnp.argmax(logits)
-            behind = logits - logits[nearest]
+            behind = (logits - logits[nearest]) * (alpha * unit) * largest / h
             behind = jnp.where((behind > 0) | (jnp.arange(len(centred)) == nearest), 0, behind)
-            density = logits[nearest] + jax.nn.logsumexp(behind) - jnp.sum(point**2) / (2 * h)
+            away = point - alpha * centred[nearest]
+            density = jax.nn.logsumexp(behind) - jnp.sum(away**2) / (2 * h)
             density = density - math.log(len(centred)) - len(point) / 2 * jnp.log(2 * math.pi * h)
-            return density, self._centre + jnp.matmul(jax.nn.softmax(behind), centred, precision="highest")
+            return density, centre + jnp.matmul(jax.nn.softmax(behind), centred, precision="highest")
 
-        return lax.map(of_row, (times, x), batch_size=_QUERIES)
+        return lax.map(attend_one, (times, x), batch_size=_QUERIES)
 
 
-def _check_mixture(weights: ArrayLike, means: ArrayLike, covariances: ArrayLike) -> None:
-    check_rows("means", means)
-    for name, value in (("weights", weights), ("covariances", covariances)):
-        check_floating(name, value)
-        check_finite(name, value)
-    c, d = jnp.shape(means)
-    if jnp.shape(weights) != (c,) or jnp.shape(covariances) != (c, d, d):
+def _as_mixture(weights: Any, means: Any, covariances: Any) -> tuple[Array, Array, Array]:
+    """Return the arrays of a mixture, in the widest of their dtypes.
+
+    Raises:
+        ValueError: they do not describe one.
+    """
+    given = weights, covariances  # under jit whatever JAX converts is traced
+    means = as_rows("means", means, half=False)
+    weights = as_floating("weights", weights, half=False)
+    covariances = as_floating("covariances", covariances, half=False)
+    c, d = means.shape
+    if weights.shape != (c,) or covariances.shape != (c, d, d):
         raise ValueError(
             f"for means of shape {(c, d)}, weights must be of shape {(c,)} and covariances {(c, d, d)}, "
-            f"got {jnp.shape(weights)} and {jnp.shape(covariances)}. A variance v a coordinate is v * jnp.eye(d)."
+            f"got {weights.shape} and {covariances.shape}. A variance v a coordinate is v * jnp.eye(d)."
         )
-    if is_concrete(weights):
-        values = np.asarray(weights, np.float64)
+    if all(map(is_concrete, jax.tree.leaves(given[0]))):
+        values = np.asarray(given[0], np.float64)
         if not (values > 0).all() or abs(values.sum() - 1) > 1e-5:
             raise ValueError(f"weights must be positive and sum to one, got {values} of sum {values.sum():.6g}.")
-    if is_concrete(covariances):
-        values = np.asarray(covariances, np.float64)
+    if all(map(is_concrete, jax.tree.leaves(given[1]))):
+        values = np.asarray(given[1], np.float64)
         largest = np.abs(values).max(axis=(1, 2))
-        if (np.abs(values - values.transpose(0, 2, 1)).max(axis=(1, 2)) > 1e-5 * largest).any():
-            raise ValueError("covariances must be symmetric, at least one is not.")
+        check_symmetric("covariances", values)
         smallest = np.linalg.eigvalsh(values)[:, 0]
         if (smallest < -1e-5 * largest).any():
             raise ValueError(f"covariances must be positive semidefinite, the smallest eigenvalues are {smallest}.")
+    dtype = widest(weights, means, covariances)
+    return weights.astype(dtype), means.astype(dtype), covariances.astype(dtype)
+
+
+def check_symmetric(name: str, matrices: np.ndarray) -> None:
+    """Refuse matrices [c, d, d] of which one is not symmetric."""
+    largest = np.abs(matrices).max(axis=(1, 2))
+    if (np.abs(matrices - matrices.transpose(0, 2, 1)).max(axis=(1, 2)) > 1e-5 * largest).any():
+        raise ValueError(f"{name} must be symmetric, at least one is not.")

@@ -46,6 +46,7 @@ Source: Song et al. (2021), arXiv 2011.13456; localisation: Montanari (2023), ar
 Foster, dos Reis and Strange (2023), arXiv 2210.17543, equation 5.8.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -56,12 +57,24 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from softntk import activations
+from softntk._norms import scaled_norm
 from softntk._progress import Progress
 from softntk._records import static_record
-from softntk._validation import check_finite, check_positive, check_positive_int, is_concrete
+from softntk._validation import (
+    check_choice,
+    check_flag,
+    check_integer,
+    check_key,
+    check_number,
+    check_positive_int,
+    is_concrete,
+)
 from softntk.diffusion import _flow
-from softntk.diffusion.sde import VPSDE, check_min_time
+from softntk.diffusion._arguments import as_real, check_known, check_min_time
+from softntk.diffusion._estimates import root
+from softntk.diffusion.denoiser import check_score_fn
+from softntk.diffusion.mixture import check_symmetric
+from softntk.diffusion.sde import VPSDE, check_sde
 from softntk.solution import Result, Solution
 
 METHODS = ("sde", "ode")
@@ -99,7 +112,7 @@ def sample(
     progress: bool = False,
     throw: bool = True,
 ) -> Float[Array, "n d"]:
-    r"""Samples of the distribution that has a given score, at time min_time: from N(0, I) at T back to there.
+    r"""Return samples of the distribution that has a given score, at time min_time: from N(0, I) at T back to there.
 
     "sde" solves the reverse equation by the shifted Euler method in the signal-to-noise ratio, in steps uniform in its
     logarithm; "ode" the probability flow by an adaptive Runge–Kutta method of order five, all rows of a batch with the same
@@ -148,16 +161,19 @@ def sample(
 
     Source: Song et al. (2021), arXiv 2011.13456, equations 6 and 13, algorithm 5.
     """
+    key = check_key("key", key)
+    check_sde(sde)
+    check_score_fn(score_fn)
     n, d = _check_shape(shape)
     dtype = jnp.result_type(float)
     options = _check_options(sde, method, min_time, steps, corrector_steps, corrector_snr, (rtol, atol), max_steps, dtype)
-    if batch_size is not None:
-        check_positive_int("batch_size", batch_size)
-    rows = n if batch_size is None else min(int(batch_size), n)
-    targets = None if moments is None else _check_moments(moments, method, rows, d, dtype)
+    progress = check_flag("progress", progress)
+    throw = check_flag("throw", throw)
+    rows = n if batch_size is None else min(check_positive_int("batch_size", batch_size), n)
+    targets = None if moments is None else _check_moments(moments, options.method, rows, d, dtype)
     score_fn = _flow.as_pytree(score_fn, (rows, d), dtype)
     keys = jax.random.split(key, -(-n // rows))
-    if _flow.is_traced((keys, score_fn)):  # under jit the keys are traced, even of a key that is not
+    if _flow.is_traced((keys, score_fn, sde, targets)):  # under jit the keys are traced, even of a key that is not
         if progress:
             raise ValueError("progress needs to know when a batch is done: it does not work under jit or vmap.")
         x, _ = lax.map(lambda one: _draw(score_fn, one, sde, (rows, d), options, targets), keys)
@@ -189,7 +205,7 @@ def _draw(
     options: _Options,
     moments: tuple[Array, Array, Array] | None,
 ) -> tuple[Array, Array]:
-    """One batch, and its code."""
+    """Return one batch, and its code."""
     of_prior, of_path = jax.random.split(key)
     x = jax.random.normal(of_prior, shape)
     code = jnp.asarray(Result.SUCCESSFUL, jnp.int32)
@@ -215,8 +231,8 @@ def _localise(
     options: _Options,
     moments: tuple[Array, Array, Array] | None,
 ) -> Array:
-    """The reverse equation from x at T, in ρ: α² = ρ/(1 + ρ), h = 1/(1 + ρ)."""
-    first, last = sde.log_snr(jnp.asarray([sde.horizon, options.min_time], x.dtype))
+    """Solve the reverse equation from x at T, in ρ: α² = ρ/(1 + ρ), h = 1/(1 + ρ)."""
+    first, last = (sde.log_snr(jnp.asarray(t, x.dtype)) for t in (sde.horizon, options.min_time))
     ratios = jnp.exp(jnp.linspace(jnp.maximum(first, _NOISE), last, options.steps + 1))
 
     def shrink(rho: Array) -> Array:
@@ -232,7 +248,9 @@ def _localise(
     def correct(x: Array, rho: Array, kept: Array, key: PRNGKeyArray) -> Array:
         def step(x: Array, key: PRNGKeyArray) -> tuple[Array, None]:
             noise, slope = jax.random.normal(key, x.shape, x.dtype), score(rho, x)
-            size = 2 * kept * options.corrector_snr**2 * jnp.sum(noise**2) / jnp.nansum(slope**2)
+            steepness = scaled_norm(jnp.where(jnp.isfinite(slope), slope, 0))
+            ratio = jnp.where(steepness > 0, scaled_norm(noise) / jnp.where(steepness > 0, steepness, 1), 0)
+            size = 2 * kept * (options.corrector_snr * ratio) ** 2
             return x + size * slope + jnp.sqrt(2 * size) * noise, None
 
         return lax.scan(step, x, jax.random.split(key, options.corrector_steps))[0]
@@ -244,10 +262,11 @@ def _localise(
         return rho * mean[None] + (along * stretch[None]) @ axes.T
 
     def noised(z: Array, width: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
-        """Z moved along the Brownian path, and where the denoiser is asked: half-way, beside the chord by the path's area."""
+        """Move Z along the Brownian path; say where the denoiser is asked: half-way, beside the chord by the path's area."""
         of_path, of_area = jax.random.split(key)
-        moved = jnp.sqrt(width) * jax.random.normal(of_path, z.shape, z.dtype)
-        return z + moved, z + moved / 2 + jnp.sqrt(width / 12) * jax.random.normal(of_area, z.shape, z.dtype)
+        deviation = root(width)  # of zero after the last step, where a root has no derivative
+        moved = deviation * jax.random.normal(of_path, z.shape, z.dtype)
+        return z + moved, z + moved / 2 + deviation / math.sqrt(12) * jax.random.normal(of_area, z.shape, z.dtype)
 
     # The noise is drawn at the end of the step before, so that it is an array once: XLA draws it anew for every use of a sum.
     def step(carry: tuple[Array, Array], inputs: tuple[Array, Array, Array, PRNGKeyArray]) -> tuple[tuple[Array, Array], None]:
@@ -269,28 +288,28 @@ def _localise(
 
 
 def _check_shape(shape: Sequence[int]) -> tuple[int, int]:
-    if np.shape(shape) != (2,):
+    if isinstance(shape, str) or not hasattr(shape, "__len__") or len(shape) != 2:
         raise ValueError(f"shape must be (n, d), n samples in d dimensions, got {shape!r}.")
-    for axis, size in enumerate(shape):
-        check_positive_int(f"shape[{axis}]", size)
-    return int(shape[0]), int(shape[1])
+    n, d = (check_positive_int(f"shape[{axis}]", size) for axis, size in enumerate(shape))
+    return n, d
 
 
 def _check_moments(
     moments: tuple[ArrayLike, ArrayLike], method: str, rows: int, d: int, dtype: np.dtype
 ) -> tuple[Array, Array, Array]:
-    """The mean, and eigenvalues and eigenvectors of the covariance."""
-    if len(moments) != 2:
-        raise ValueError(f"moments must be a pair, mean and covariance, got {len(moments)} of them.")
-    mean, covariance = (jnp.asarray(each, dtype) for each in moments)
+    """Return the mean, and eigenvalues and eigenvectors of the covariance."""
+    if isinstance(moments, str) or not hasattr(moments, "__len__") or len(moments) != 2:
+        many = f"{len(moments)} of them" if hasattr(moments, "__len__") else type(moments).__name__
+        raise ValueError(f"moments must be a pair, mean and covariance, got {many}.")
+    mean, covariance = (as_real("moments", each).astype(dtype) for each in moments)
     if mean.shape != (d,) or covariance.shape != (d, d):
         raise ValueError(f"moments must be a mean [{d}] and a covariance [{d}, {d}], got {mean.shape} and {covariance.shape}.")
-    for each in (mean, covariance):
-        check_finite("moments", each)
     if method != "sde":
         raise ValueError('moments are for method="sde": the flow takes all rows along without looking at the batch.')
     if rows < _LEAST_ROWS:
         raise ValueError(f"moments need batches of at least {_LEAST_ROWS} rows, got {rows}: their own moments are chance.")
+    if is_concrete(covariance):
+        check_symmetric("the covariance in moments", np.asarray(covariance, np.float64)[None])
     spreads, axes = jnp.linalg.eigh(covariance)
     if is_concrete(spreads) and float(spreads[0]) < -1e-3 * float(jnp.max(jnp.abs(spreads))):
         raise ValueError(f"the covariance in moments must have no negative eigenvalue, got {float(spreads[0]):.3g}.")
@@ -308,20 +327,12 @@ def _check_options(
     max_steps: int,
     dtype: np.dtype,
 ) -> _Options:
-    if method not in METHODS:
-        raise ValueError(activations.unknown("method", method, dict.fromkeys(METHODS)))
-    check_min_time(sde, min_time)
-    check_positive_int("steps", steps)
-    check_positive_int("max_steps", max_steps)
-    if corrector_steps != 0:
-        check_positive_int("corrector_steps", corrector_steps)
-    check_positive("corrector_snr", corrector_snr)
     return _Options(
-        method=method,
-        min_time=float(min_time),
-        steps=int(steps),
-        corrector_steps=int(corrector_steps),
-        corrector_snr=float(corrector_snr),
+        method=check_choice("method", method, METHODS),
+        min_time=check_min_time(sde, min_time),
+        steps=check_positive_int("steps", steps),
+        corrector_steps=check_integer("corrector_steps", corrector_steps, at_least=0),
+        corrector_snr=check_known("corrector_snr", check_number("corrector_snr", corrector_snr, above=0)),
         tolerances=_flow.check_tolerances(*tolerances, dtype),
-        max_steps=int(max_steps),
+        max_steps=check_positive_int("max_steps", max_steps),
     )

@@ -17,6 +17,7 @@ Source: Song et al. (2021), arXiv 2011.13456, section 3.4 (VP); arXiv 2405.03251
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,56 +25,64 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from softntk import activations
-from softntk._records import static_record
-from softntk._validation import check_finite, check_positive, check_positive_int, check_rows, is_concrete
+from softntk._validation import as_rows, check_choice, check_key, check_number, check_positive_int, is_concrete
+from softntk.diffusion._arguments import (
+    Number,
+    as_real,
+    as_times,
+    check_hyperparameter,
+    check_min_time,
+    columns_of_times,
+)
+from softntk.diffusion._process_record import apply_to_number, in_dtype, process_record
+from softntk.diffusion._truncated import truncated_normal_quantile
 
 WEIGHTINGS = ("denoising", "noise", "score", "likelihood")
 
+_LEAST_ANGLE = 1e-6  # that a cosine schedule has to turn
 
-def _real(t: ArrayLike) -> Array:
-    return jnp.asarray(t, jnp.result_type(t, float))
+_ABSTRACT = "VPSDE is what all schedules share. Take vp_sde(), constant_sde() or cosine_sde()."
 
 
 class VPSDE:
     """What all schedules share; a schedule adds ``rate`` (g), ``integral`` (I) and ``_time_of_integral``.
 
-    The functions of t that make up the schedule take scalars or arrays and are plain JAX, without checks. Times outside
-    (0, horizon] are for :meth:`check_times` to refuse, which every other function of the package that takes times calls.
+    The functions of t that make up the schedule take scalars or arrays of real numbers and are plain JAX; they do not look at
+    the numbers. Times outside (0, horizon] are for :meth:`check_times` to refuse, as every other function of the package does.
 
     Attributes:
         horizon: T > 0.
     """
 
-    horizon: float
+    horizon: Number
 
     def rate(self, t: ArrayLike) -> Array:
-        """g(t) ≥ 0."""
-        raise NotImplementedError
+        """Return g(t) ≥ 0."""
+        raise NotImplementedError(_ABSTRACT)
 
     def integral(self, t: ArrayLike) -> Array:
-        """I(t) = ∫₀ᵗ g."""
-        raise NotImplementedError
+        """Return I(t) = ∫₀ᵗ g."""
+        raise NotImplementedError(_ABSTRACT)
 
     def _time_of_integral(self, integral: Array) -> Array:
-        raise NotImplementedError
+        raise NotImplementedError(_ABSTRACT)
 
     def alpha(self, t: ArrayLike) -> Array:
-        """α(t) = e^{−I/2}: what is left of the signal."""
+        """Return α(t) = e^{−I/2}: what is left of the signal."""
         return jnp.exp(-self.integral(t) / 2)
 
     def variance(self, t: ArrayLike) -> Array:
-        """h(t) = 1 − α(t)²: the variance of the noise in each coordinate."""
+        """Return h(t) = 1 − α(t)²: the variance of the noise in each coordinate."""
         return -jnp.expm1(-self.integral(t))
 
     def log_snr(self, t: ArrayLike) -> Array:
-        """λ(t) = log(α²/h), decreasing from +inf at t = 0."""
+        """Return λ(t) = log(α²/h), decreasing from +inf at t = 0."""
         integral = self.integral(t)
         return -integral - jnp.log(-jnp.expm1(-integral))
 
     def time(self, log_snr: ArrayLike) -> Array:
-        """The t with λ(t) = log_snr, at most ``horizon``."""
-        integral = jax.nn.softplus(-_real(log_snr))
+        """Return the t with λ(t) = log_snr, at most ``horizon``."""
+        integral = jax.nn.softplus(-as_real("log_snr", log_snr, finite=False))
         return jnp.minimum(self._time_of_integral(integral), self.horizon)
 
     def check_times(self, t: ArrayLike, name: str = "t") -> None:
@@ -82,14 +91,7 @@ class VPSDE:
         Raises:
             ValueError: t not in (0, horizon].
         """
-        if not is_concrete(t):
-            return
-        values = np.asarray(t, np.float64)
-        if not ((values > 0) & (values <= self.horizon * (1 + 1e-6))).all():
-            raise ValueError(
-                f"{name} must lie in (0, {self.horizon:g}], got {values.min():g} … {values.max():g}. At 0 there is no noise, "
-                "and the score of data that fill no volume is infinite."
-            )
+        as_times(self, t, name)
 
     def perturb(self, key: PRNGKeyArray, t: ArrayLike, x0: Float[Array | np.ndarray, "n d"]) -> Float[Array, "n d"]:
         """X_t given X_0: α(t) x0 + √h(t) ε.
@@ -110,14 +112,13 @@ class VPSDE:
             >>> vp_sde().perturb(jax.random.key(0), 1e-3, jnp.ones((2, 3))).shape
             (2, 3)
         """
-        check_rows("x0", x0)
-        self.check_times(t)
-        x0 = jnp.asarray(x0)
-        t = columns_of_times(t, x0)
+        key = check_key("key", key)
+        x0 = as_rows("x0", x0)
+        t = columns_of_times(as_times(self, t), x0)
         return self.alpha(t) * x0 + jnp.sqrt(self.variance(t)) * jax.random.normal(key, x0.shape, x0.dtype)
 
     def sample_times(
-        self, key: PRNGKeyArray, n: int, min_time: float = 1e-3, *, centre: float | None = None, spread: float = 2.4
+        self, key: PRNGKeyArray, n: int, min_time: Number = 1e-3, *, centre: Number | None = None, spread: Number = 2.4
     ) -> Float[Array, " n"]:
         """Random times in [min_time, horizon], uniform, or normal in the log-SNR.
 
@@ -143,14 +144,18 @@ class VPSDE:
 
         Source: Karras et al. (2022), arXiv 2206.00364, table 1 (log-normal σ, mean −1.2, deviation 1.2, data variance ¼).
         """
-        check_positive_int("n", n)
-        check_positive("spread", spread)
-        check_min_time(self, min_time)
-        check_finite("centre", 0.0 if centre is None else centre)
+        key = check_key("key", key)
+        n = check_positive_int("n", n)
+        spread = check_hyperparameter("spread", spread, above=0)
+        min_time = check_min_time(self, min_time, traced=True)
+        uniform = jax.random.uniform(key, (n,))
         if centre is None:
-            return jax.random.uniform(key, (n,), minval=min_time, maxval=self.horizon)
-        lower, upper = ((self.log_snr(t) - centre) / spread for t in (self.horizon, min_time))
-        return self.time(centre + spread * jax.random.truncated_normal(key, lower, upper, (n,)))
+            first = jnp.asarray(min_time, uniform.dtype)
+            return first + (jnp.asarray(self.horizon, uniform.dtype) - first) * uniform
+        middle = check_hyperparameter("centre", centre)
+        lowest = self.log_snr(jnp.asarray(self.horizon, uniform.dtype))
+        highest = self.log_snr(jnp.asarray(min_time, uniform.dtype))
+        return self.time(truncated_normal_quantile(uniform, lowest, highest, middle, spread))
 
     def weight(self, t: ArrayLike, kind: str) -> Array:
         """The factor on ‖f(t, X_t) − X_0‖² in a loss.
@@ -172,108 +177,108 @@ class VPSDE:
 
         Source: Song et al. (2021), arXiv 2101.09258, Theorem 1, for "likelihood".
         """
-        if kind not in WEIGHTINGS:
-            raise ValueError(activations.unknown("kind", kind, dict.fromkeys(WEIGHTINGS)))
-        self.check_times(t)
+        kind = check_choice("kind", kind, WEIGHTINGS)
+        t = as_times(self, t)
         signal, noise = self.alpha(t) ** 2, self.variance(t)
         if kind == "denoising":
             return jnp.ones_like(noise)
         if kind == "noise":
             return signal / noise
-        return signal / noise**2 * (self.rate(t) if kind == "likelihood" else 1)
+        weight = signal / noise / noise
+        return weight * self.rate(t) if kind == "likelihood" else weight
 
 
-def columns_of_times(t: ArrayLike, x: Array) -> Float[Array, "n 1"]:
-    """A scalar or [n] as [n, 1], in the dtype of x.
-
-    Raises:
-        ValueError: another shape.
-    """
-    n = x.shape[0]
-    if jnp.shape(t) not in ((), (n,)):
-        raise ValueError(f"t must be a scalar or of shape ({n},), one time a row of x, got shape {jnp.shape(t)}.")
-    return jnp.broadcast_to(jnp.asarray(t, x.dtype), (n,))[:, None]
-
-
-def check_points(sde: VPSDE, t: ArrayLike, x: ArrayLike, d: int | None = None) -> Array:
-    """The points [n, d] at times t in (0, T], as an array; of any dimension if none is given.
+def check_sde(sde: Any) -> VPSDE:
+    """Return a noising process.
 
     Raises:
-        ValueError: times or points that are refused.
+        ValueError: it is none.
     """
-    check_rows("x", x)
-    sde.check_times(t)
-    if d is not None and jnp.shape(x)[1] != d:
-        raise ValueError(f"x must have shape [n, {d}], the dimension of the distribution, got {jnp.shape(x)}.")
-    return jnp.asarray(x)
+    if not isinstance(sde, VPSDE) or type(sde) is VPSDE:
+        what = sde.__name__ if isinstance(sde, type) else type(sde).__name__
+        raise ValueError(f"sde must be a noising process, e.g. diffusion.vp_sde(), got {what}.")
+    return sde
 
 
-def check_min_time(sde: VPSDE, min_time: float) -> None:
-    """Refuse a first time outside (0, horizon)."""
-    if not 0 < min_time < sde.horizon:
-        raise ValueError(
-            f"min_time must lie between 0 and the horizon {sde.horizon:g}, got {min_time!r}: at 0 the score diverges. "
-            "1e-3 is a usual choice."
-        )
-
-
-@static_record
+@process_record
 class LinearVPSDE(VPSDE):
     """g rises linearly; see :func:`vp_sde`."""
 
-    beta_min: float
-    beta_max: float
-    horizon: float
+    beta_min: Number
+    beta_max: Number
+    horizon: Number
 
     def rate(self, t: ArrayLike) -> Array:
-        """g(t) = β_min + (β_max − β_min) t/T."""
-        return self.beta_min + (self.beta_max - self.beta_min) * _real(t) / self.horizon
+        """Return g(t) = β_min + (β_max − β_min) t/T."""
+        passed = as_real("t", t, finite=False)
+        passed = passed / in_dtype(self.horizon, passed.dtype)
+        slope = in_dtype(self.beta_max - self.beta_min, passed.dtype)
+        return in_dtype(self.beta_min, passed.dtype) + slope * passed
 
     def integral(self, t: ArrayLike) -> Array:
-        """β_min t + (β_max − β_min) t²/(2T)."""
-        t = _real(t)
-        return t * (self.beta_min + (self.beta_max - self.beta_min) * t / (2 * self.horizon))
+        """Return β_min t + (β_max − β_min) t²/(2T), in units of T: I(t) has none."""
+        passed = as_real("t", t, finite=False)
+        passed = passed / in_dtype(self.horizon, passed.dtype)
+        start = in_dtype(self.beta_min * self.horizon, passed.dtype)
+        rise = in_dtype((self.beta_max - self.beta_min) * self.horizon, passed.dtype)
+        return passed * (start + rise * passed / 2)
 
     def _time_of_integral(self, integral: Array) -> Array:
-        slope = (self.beta_max - self.beta_min) / self.horizon  # the root without cancellation, also for slope 0
-        return 2 * integral / (self.beta_min + jnp.sqrt(jnp.maximum(self.beta_min**2 + 2 * slope * integral, 0)))
+        """Return the root without cancellation, also for a constant rate."""
+        start = in_dtype(self.beta_min * self.horizon, integral.dtype)
+        rise = in_dtype((self.beta_max - self.beta_min) * self.horizon, integral.dtype)
+        root = jnp.sqrt(jnp.maximum(start**2 + 2 * rise * integral, 0))
+        return in_dtype(self.horizon, integral.dtype) * (2 * integral / (start + root))
 
 
-@static_record
+@process_record
 class CosineVPSDE(VPSDE):
     """The signal falls as a cosine; see :func:`cosine_sde`."""
 
-    start: float
-    end: float
-    horizon: float
+    start: Number
+    end: Number
+    horizon: Number
 
-    def _angle(self, t: ArrayLike) -> Array:
-        return self.start + (self.end - self.start) * _real(t) / self.horizon
+    def _angle(self, passed: Array) -> Array:
+        start = in_dtype(self.start, passed.dtype)
+        return start + in_dtype(self.end - self.start, passed.dtype) * passed
 
     def rate(self, t: ArrayLike) -> Array:
-        """g(t) = 2 θ' tan θ(t)."""
-        return 2 * (self.end - self.start) / self.horizon * jnp.tan(self._angle(t))
+        """Return g(t) = 2 θ' tan θ(t)."""
+        passed = as_real("t", t, finite=False)
+        horizon = in_dtype(self.horizon, passed.dtype)
+        passed = passed / horizon
+        return 2 * in_dtype(self.end - self.start, passed.dtype) / horizon * jnp.tan(self._angle(passed))
 
     def integral(self, t: ArrayLike) -> Array:
-        """−log(cos²θ/cos²θ_0): early by h, of the difference of squares as a product of sines, late by π/2 − θ."""
-        passed = _real(t) / self.horizon
-        h = jnp.sin((self.end - self.start) * passed) * jnp.sin(self._angle(t) + self.start) / math.cos(self.start) ** 2
-        left = math.pi / 2 - self.end + (self.end - self.start) * (1 - passed)
-        late = -2 * jnp.log(jnp.sin(left) / math.cos(self.start))
-        return jnp.where(h < 0.5, -jnp.log1p(-jnp.minimum(h, 0.5)), late)
+        """Return −log(cos²θ/cos²θ_0): early by h, of the difference of squares as a product of sines, late by π/2 − θ."""
+        passed = as_real("t", t, finite=False)
+        passed = passed / in_dtype(self.horizon, passed.dtype)
+        width = in_dtype(self.end - self.start, passed.dtype)
+        cosine = in_dtype(apply_to_number(math.cos, jnp.cos, self.start), passed.dtype)
+        h = jnp.sin(width * passed) * jnp.sin(self._angle(passed) + in_dtype(self.start, passed.dtype)) / cosine**2
+        left = in_dtype(math.pi / 2 - self.end, passed.dtype) + width * (1 - passed)
+        early = -jnp.log1p(-jnp.minimum(h, 0.5))
+        return jnp.where(h < 0.5, early, -2 * jnp.log(jnp.sin(left) / cosine))
 
     def _time_of_integral(self, integral: Array) -> Array:
-        h, sine, cosine = -jnp.expm1(-integral), math.sin(self.start), math.cos(self.start)
-        above, beside = jnp.sqrt(sine**2 + cosine**2 * h), cosine * jnp.exp(-integral / 2)  # sine and cosine of θ
+        h = -jnp.expm1(-integral)
+        sine = in_dtype(apply_to_number(math.sin, jnp.sin, self.start), integral.dtype)
+        cosine = in_dtype(apply_to_number(math.cos, jnp.cos, self.start), integral.dtype)
+        above = jnp.sqrt(sine**2 + cosine**2 * h)  # the sine of θ
+        beside = cosine * jnp.exp(-integral / 2)  # its cosine
         # sin(θ − θ_0) as (sin² θ − sin² θ_0)/sin(θ + θ_0): near t = 0 it keeps its digits
         rise = cosine**2 * h / (above * cosine + beside * sine)
-        return jnp.arctan2(rise, beside * cosine + above * sine) / (self.end - self.start) * self.horizon
+        width = in_dtype(self.end - self.start, integral.dtype)
+        return jnp.arctan2(rise, beside * cosine + above * sine) / width * in_dtype(self.horizon, integral.dtype)
 
 
-def vp_sde(beta_min: float = 0.1, beta_max: float = 20.0, *, horizon: float = 1.0) -> LinearVPSDE:
+def vp_sde(beta_min: Number = 0.1, beta_max: Number = 20.0, *, horizon: Number = 1.0) -> LinearVPSDE:
     """The variance-preserving process whose rate rises linearly from beta_min to beta_max.
 
     g(t) = β_min + (β_max − β_min) t/T,   I(t) = β_min t + (β_max − β_min) t²/(2T).
+
+    The numbers may be traced: densities, scores and losses have derivatives in them.
 
     Args:
         beta_min: g(0) > 0.
@@ -292,14 +297,15 @@ def vp_sde(beta_min: float = 0.1, beta_max: float = 20.0, *, horizon: float = 1.
 
     Source: Song et al. (2021), arXiv 2011.13456, equation 32.
     """
-    for name, value in (("beta_min", beta_min), ("beta_max", beta_max), ("horizon", horizon)):
-        check_positive(name, value)
-    if beta_max < beta_min:
+    beta_min = check_hyperparameter("beta_min", beta_min, above=0)
+    beta_max = check_hyperparameter("beta_max", beta_max, above=0)
+    horizon = check_hyperparameter("horizon", horizon, above=0)
+    if is_concrete(beta_max) and is_concrete(beta_min) and beta_max < beta_min:
         raise ValueError(f"beta_max must be at least beta_min = {beta_min:g}, got {beta_max!r}.")
-    return LinearVPSDE(beta_min=float(beta_min), beta_max=float(beta_max), horizon=float(horizon))
+    return LinearVPSDE(beta_min=beta_min, beta_max=beta_max, horizon=horizon)
 
 
-def constant_sde(rate: float = 10.0, *, horizon: float = 1.0) -> LinearVPSDE:
+def constant_sde(rate: Number = 10.0, *, horizon: Number = 1.0) -> LinearVPSDE:
     """The Ornstein–Uhlenbeck process: g(t) = rate.
 
     Args:
@@ -319,11 +325,11 @@ def constant_sde(rate: float = 10.0, *, horizon: float = 1.0) -> LinearVPSDE:
 
     Source: arXiv 2405.03251, the section on diffusion, with g constant.
     """
-    check_positive("rate", rate)
+    rate = check_hyperparameter("rate", rate, above=0)
     return vp_sde(rate, rate, horizon=horizon)
 
 
-def cosine_sde(offset: float = 0.008, final_alpha: float = 1e-3, *, horizon: float = 1.0) -> CosineVPSDE:
+def cosine_sde(offset: Number = 0.008, final_alpha: Number = 1e-3, *, horizon: Number = 1.0) -> CosineVPSDE:
     """The cosine schedule, ended where a little of the signal is left, so that its rate stays finite.
 
     α(t) = cos θ(t)/cos θ(0), θ linear in t, from (π/2) s/(1 + s) to the angle at which α is final_alpha.
@@ -345,9 +351,16 @@ def cosine_sde(offset: float = 0.008, final_alpha: float = 1e-3, *, horizon: flo
 
     Source: Nichol and Dhariwal (2021), arXiv 2102.09672, equation 17 (they clip the rate instead).
     """
-    for name, value in (("offset", offset), ("final_alpha", final_alpha), ("horizon", horizon)):
-        check_positive(name, value)
-    if final_alpha >= 1:
+    offset = check_number("offset", offset, above=0)
+    final_alpha = check_number("final_alpha", final_alpha, above=0)
+    horizon = check_hyperparameter("horizon", horizon, above=0)
+    if is_concrete(final_alpha) and final_alpha >= 1:
         raise ValueError(f"final_alpha must lie between 0 and 1, got {final_alpha!r}.")
     start = math.pi / 2 * offset / (1 + offset)
-    return CosineVPSDE(start=start, end=math.acos(final_alpha * math.cos(start)), horizon=float(horizon))
+    end = apply_to_number(math.acos, jnp.arccos, final_alpha * apply_to_number(math.cos, jnp.cos, start))
+    if is_concrete(end) and end - start < _LEAST_ANGLE:
+        raise ValueError(
+            f"offset and final_alpha must leave an angle to turn, got {offset!r} and {final_alpha!r}: "
+            "the process adds no noise. Take smaller ones."
+        )
+    return CosineVPSDE(start=start, end=end, horizon=horizon)

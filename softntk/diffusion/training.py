@@ -14,11 +14,12 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from softntk import activations, networks
+from softntk import networks
 from softntk._progress import Progress
 from softntk._records import function_record, record, static
-from softntk._validation import check_finite, check_positive, check_positive_int
+from softntk._validation import as_rows, check_choice, check_flag, check_key, check_number, check_positive_int
 from softntk.diffusion import _samples
+from softntk.diffusion._arguments import check_known
 from softntk.diffusion.denoiser import Denoiser, Frame, frame_of
 from softntk.diffusion.mixture import Points
 from softntk.diffusion.sde import VPSDE, WEIGHTINGS
@@ -53,7 +54,7 @@ class NetworkPredictor:
     net: Network = static()
 
     def __call__(self, place: Float[Array, " r"], lifted: Float[Array, "n p"]) -> Float[Array, "n k"]:
-        """At a single time the weights of its knots are added up first: the network is then one of d + 1 inputs."""
+        """Return F: at a single time the weights of its knots are added up first, the network is then one of d + 1 inputs."""
         knots = len(self.params.hidden) // lifted.shape[1]
         if len(place) > 1:
             return self.net.apply_fn(self.params, _samples.embedded(place, lifted, knots))
@@ -61,7 +62,7 @@ class NetworkPredictor:
 
 
 def at_time(params: Parameters, place: Float[Array, " 1"], knots: int) -> Parameters:
-    """The weights of the network of z alone, at a single time: Σ_j ψ_j of those of each knot."""
+    """Return the weights of the network of z alone, at a single time: Σ_j ψ_j of those of each knot."""
     blocks = params.hidden.reshape(knots, -1, params.hidden.shape[1])
     hidden = jnp.einsum("j,jpm->pm", _samples.bumps(place, knots)[0], blocks, precision="highest")
     return Parameters(hidden=hidden, readout=params.readout)
@@ -107,7 +108,7 @@ def fit_denoiser(
     checkpoint: str | os.PathLike | None = None,
     throw: bool = False,
 ) -> Denoiser:
-    r"""E[X_0 | X_t] by training a two-layer network on noisy samples: denoising score matching.
+    r"""Fit E[X_0 | X_t] by training a two-layer network on noisy samples: denoising score matching.
 
     In the coordinates of :mod:`softntk.diffusion.denoiser`, f = ℓ + c F, F an antisymmetric network (zero at the start: f is
     then the best linear denoiser) that minimises
@@ -167,17 +168,20 @@ def fit_denoiser(
     Source: arXiv 2405.03251, the section on diffusion; Vincent (2011), Neural Computation 23, 1661-1674 (denoising score
     matching); Karras et al. (2022), arXiv 2206.00364 (preconditioning and the distribution of noise levels).
     """
-    if weighting is not None and weighting not in WEIGHTINGS:
-        raise ValueError(activations.unknown("weighting", weighting, dict.fromkeys(WEIGHTINGS)))
-    if np.shape(levels) != (2,):
-        raise ValueError(f"levels must be a pair, mean and standard deviation, got {levels!r}.")
-    check_finite("levels", np.asarray(levels, float))
-    check_positive("the deviation in levels", levels[1])
-    for name, value in (("steps", steps), ("draws", draws), ("batch_size", 1 if batch_size is None else batch_size)):
-        check_positive_int(name, value)
-    if not 0 <= ema < 1:
-        raise ValueError(f"ema must lie in [0, 1), got {ema!r}. 0 is for the last weights themselves.")
-    frame, x0 = frame_of(sde, x0, times, min_time), jnp.asarray(x0)
+    key = check_known("key", check_key("key", key))
+    weighting = None if weighting is None else check_choice("weighting", weighting, WEIGHTINGS)
+    levels = _check_levels(levels)
+    steps = check_positive_int("steps", steps)
+    draws = check_positive_int("draws", draws)
+    batch_size = None if batch_size is None else check_positive_int("batch_size", batch_size)
+    ema = _check_ema(ema)
+    tx = _check_optimiser(tx)
+    progress = check_flag("progress", progress)
+    throw = check_flag("throw", throw)
+    if checkpoint is not None and not isinstance(checkpoint, str | os.PathLike):
+        raise ValueError(f"checkpoint must be the path of a file, got {checkpoint!r}.")
+    frame = frame_of(sde, x0, times, min_time)
+    x0 = as_rows("x0", x0)
     net, params = starting_network(key, frame, family, width, sigma, train_readout)
     tx = _adam(steps) if tx is None else tx
     of_batches = jax.random.fold_in(key, 1)
@@ -198,20 +202,45 @@ def fit_denoiser(
     return Denoiser(sde, frame, NetworkPredictor(params, net), jnp.int32(result), stats)
 
 
+def _check_levels(levels: Any) -> tuple[float, float]:
+    if isinstance(levels, str) or not hasattr(levels, "__len__") or len(levels) != 2:
+        raise ValueError(f"levels must be a pair, mean and standard deviation, got {levels!r}.")
+    mean, deviation = levels
+    return (
+        check_known("levels", check_number("the mean in levels", mean)),
+        check_known("levels", check_number("the deviation in levels", deviation, above=0)),
+    )
+
+
+def _check_ema(ema: Any) -> float:
+    number = check_known("ema", check_number("ema", ema))
+    if not 0 <= number < 1:
+        raise ValueError(f"ema must lie in [0, 1), got {ema!r}. 0 is for the last weights themselves.")
+    return number
+
+
+def _check_optimiser(tx: Any) -> Any:
+    if tx is not None and not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
+        raise ValueError(f"tx must be an optax transform, e.g. optax.adam(1e-2), got {tx!r}.")
+    return tx
+
+
 def starting_network(
     key: PRNGKeyArray, frame: Frame, family: str, width: int, sigma: float | None, train_readout: bool
 ) -> tuple[Network, Parameters]:
-    """The antisymmetric network of the frame and its first weights, in the precision of the data.
+    """Return the antisymmetric network of the frame and its first weights, in the precision of the data.
 
     Raises:
         ValueError: an unknown family, a width that is not even, σ not positive.
     """
-    if family not in FAMILIES:
-        raise ValueError(activations.unknown("family", family, dict.fromkeys(FAMILIES)))
+    family = check_choice("family", family, FAMILIES)
+    width = check_positive_int("width", width)
+    train_readout = check_flag("train_readout", train_readout)
     d, knots = len(frame.mean), len(frame.knots)
     if sigma is None:
         sigma = _WEIGHT_NORM / math.sqrt(d + 1) if family in ("softmax", "res_softmax") else 1.0
-    net = networks.two_layer(family, width=width, out_dim=d, sigma=sigma, train_readout=train_readout)
+    deviation = check_known("sigma", check_number("sigma", sigma, above=0))
+    net = networks.two_layer(family, width=width, out_dim=d, sigma=deviation, train_readout=train_readout)
     _, params = net.init_fn(jax.random.fold_in(key, 0), (-1, knots * (d + 1)))
     return net, jax.tree.map(lambda leaf: leaf.astype(frame.mean.dtype), params)
 
@@ -235,14 +264,14 @@ def full_batch(
     weighting: str | None = None,
     levels: tuple[float, float] = LEVELS,
 ) -> FullBatch:
-    """The samples that full-batch training sees for this key, so that other estimators can be given the same."""
+    """Return the samples that full-batch training sees for this key, so that other estimators can be given the same."""
     points = jnp.tile(x0, (draws, 1))
     t = _samples.draw_times(jax.random.fold_in(key, 3), sde, frame, len(points), levels)
     return _examples(_samples.noise_key(key, 0), sde, frame, points, t, weighting)
 
 
 def mean_loss(net: Network, params: Parameters, batch: FullBatch) -> Float[Array, ""]:
-    """½ mean w ‖F − y‖²."""
+    """Return ½ mean w ‖F − y‖²."""
     errors = net.apply_fn(params, batch.inputs) - batch.targets
     return 0.5 * jnp.mean(batch.weights * jnp.sum(errors**2, axis=1))
 
@@ -258,7 +287,7 @@ def _minibatch_loss(
     weighting: str | None,
     levels: tuple[float, float],
 ) -> Float[Array, ""]:
-    """The loss on fresh samples at a few times, one of each stratum: at a single time the network has d + 1 inputs only."""
+    """Return the loss on fresh samples at a few times, one a stratum: at a single time the network has d + 1 inputs only."""
     of_rows, of_times, of_noise = jax.random.split(key, 3)
     groups = next(g for g in range(min(_TIMES, size), 0, -1) if size % g == 0)
     t = _samples.draw_times(of_times, sde, frame, groups, levels, stratified=True)
@@ -298,7 +327,7 @@ class _Run(NamedTuple):
         return _Carry(params, params, self.tx.init(params), jnp.zeros((), jnp.int32))
 
     def advance(self, data: Any, carry: _Carry, steps: int) -> tuple[_Carry, Float[Array, " s"]]:
-        """Some steps, and the loss before each."""
+        """Take some steps; return the loss before each."""
 
         def step(carry: _Carry, _: None) -> tuple[_Carry, Array]:
             key = jax.random.fold_in(self.key, carry.step)
@@ -306,8 +335,8 @@ class _Run(NamedTuple):
             value, grad = jax.value_and_grad(value_fn)(carry.params)
             updates, state = self.tx.update(grad, carry.state, carry.params, value=value, grad=grad, value_fn=value_fn)
             params = optax.apply_updates(carry.params, updates)
-            decay = jnp.minimum(self.ema, (1.0 + carry.step) / (10.0 + carry.step)).astype(value.dtype)
-            decay = jnp.where(self.ema > 0, decay, 0)
+            done = carry.step.astype(value.dtype)
+            decay = jnp.minimum(self.ema, (1 + done) / (10 + done)) if self.ema > 0 else jnp.zeros_like(done)
             average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, carry.average, params)
             return _Carry(params, average, state, carry.step + 1), value
 
@@ -317,7 +346,7 @@ class _Run(NamedTuple):
 def _in_chunks(
     run: _Run, data: Any, params: Parameters, steps: int, progress: bool, checkpoint: str | os.PathLike | None
 ) -> tuple[Parameters, np.ndarray, Result]:
-    """The averaged weights, the loss before each step, and how it ended."""
+    """Return the averaged weights, the loss before each step, and how it ended."""
     advance = jax.jit(run.advance, static_argnums=2)
     carry = run.start(params)
     losses = np.zeros(steps, np.asarray(jax.tree.leaves(params)[0]).dtype)

@@ -11,7 +11,7 @@ from tools import assert_close, relative_score_error, ring
 
 from softntk import diffusion, networks
 from softntk.diffusion import _samples, _spectral_fit
-from softntk.diffusion._kernel_denoiser import _kernel_of
+from softntk.diffusion._kernel_denoiser import TangentKernel
 from softntk.diffusion.denoiser import frame_of
 
 SDE = diffusion.vp_sde()
@@ -43,14 +43,14 @@ def test_with_all_points_as_landmarks_it_is_kernel_regression(kind, x64):
 def test_kernel_takes_sigma_as_a_number():
     net = networks.two_layer("res_softmax", width=2, sigma=1.7, train_readout=True)
     z = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
-    assert_close(_kernel_of("res_softmax", True)(1.7, z, None), net.kernel_fn(z, None, "ntk"), rtol=1e-5)
+    assert_close(TangentKernel("res_softmax", True)(1.7, z, None), net.kernel_fn(z, None, "ntk"), rtol=1e-5)
 
 
 @pytest.mark.slow
 def test_errors_along_the_path_are_those_of_its_fits():
     rng = np.random.default_rng(0)
     z, y = (jnp.asarray(rng.normal(size=(300, k)), jnp.float32) for k in (3, 2))
-    kernel_of = _kernel_of("softmax", False)
+    kernel_of = TangentKernel("softmax", False)
     root = _spectral_fit.whitening(kernel_of, jnp.float32(1), z[:30])
     there = jnp.asarray(np.arange(200) < 100, jnp.float32)  # the second half is not
     kept = _spectral_fit.moments(kernel_of, jnp.float32(1), z[:30], root, z[:200], y[:200], jnp.ones(200))

@@ -13,7 +13,7 @@ import scipy.stats
 from tools import assert_close, points
 
 from softntk import diffusion
-from softntk.diffusion import _pairs, metrics
+from softntk.diffusion import _pairs, _score_error, metrics
 
 SDE = diffusion.vp_sde()
 KEY = jax.random.key(0)
@@ -379,7 +379,7 @@ def test_nothing_compiles_twice():
     t = jnp.array([0.1, 0.2])
     once = lambda key, x, y: (everything(x, y), metrics.score_error(key, SDE, score, truth, t, n=10))
     once(KEY, x, y)
-    caches = metrics._draw, _pairs.discrepancy, _pairs.nearest, _pairs.median, score
+    caches = _score_error._draw, _pairs.discrepancy, _pairs.nearest, _pairs.median, score
     sizes = [f._cache_size() for f in caches]
     once(jax.random.key(1), x + 1, y + 1)
     assert [f._cache_size() for f in caches] == sizes
@@ -400,7 +400,6 @@ BAD_PAIRS = [
     ("{second}", "columns", X, X[:, :1]),
     ("{second}", "finite", X, np.full_like(X, np.nan)),
     ("{second}", "dtype", X, X.astype(np.float64)),
-    ("x", "overflow", X * 1e19, X),
 ]
 
 
@@ -425,14 +424,17 @@ def test_bad_samples(name, message, x, y, untyped, x64):
         ("y must have at least 2 rows", lambda: metrics.mmd(X, X[:1])),
         ("x must have at least 2 rows", lambda: metrics.nearest_training_point(X[:1], X[:1], exclude_self=True)),
         ("x must be train itself", lambda: metrics.nearest_training_point(X[:3], X, exclude_self=True)),
-        ("projections must be a positive integer", lambda: metrics.sliced_wasserstein(KEY, X, X, projections=0)),
-        ("projections must be at least 2", lambda: metrics.sliced_wasserstein(KEY, X, X, projections=1)),
-        ("order must be 1 or 2", lambda: metrics.sliced_wasserstein(KEY, X, X, order=3)),
+        ("projections must be an integer of at least 2, got 0", lambda: metrics.sliced_wasserstein(KEY, X, X, projections=0)),
+        ("projections must be an integer of at least 2, got 1", lambda: metrics.sliced_wasserstein(KEY, X, X, projections=1)),
+        ("order must be a positive integer of at most 2", lambda: metrics.sliced_wasserstein(KEY, X, X, order=3)),
         ("bandwidth must be a positive", lambda: metrics.mmd(X, X, bandwidth=0.0)),
-        ("quantile must lie between", lambda: metrics.memorisation(X, X, X + 1, quantile=1.0)),
+        ("quantile must be a finite number above 0 and below 1", lambda: metrics.memorisation(X, X, X + 1, quantile=1.0)),
         ("held_out must be points that are not in train", lambda: metrics.memorisation(X, X, X)),
         ("held_out must have as many columns", lambda: metrics.memorisation(X, X, X[:, :1])),
-        ("n must be at least 2", lambda: metrics.score_error(KEY, SDE, lambda t, x: x, normal("float32"), 0.1, n=1)),
+        (
+            "n must be an integer of at least",
+            lambda: metrics.score_error(KEY, SDE, lambda t, x: x, normal("float32"), 0.1, n=1),
+        ),
         ("t must be a floating-point", lambda: metrics.score_error(KEY, SDE, lambda t, x: x, normal("float32"), 1)),
         (
             "t must be a scalar or of shape",

@@ -337,7 +337,7 @@ def test_an_interrupt_keeps_what_is_done(monkeypatch):
         ({"min_time": float("nan")}, "min_time must lie between"),
         ({"steps": 0}, "steps must be a positive integer, got 0."),
         ({"max_steps": 0}, "max_steps must be a positive integer, got 0."),
-        ({"corrector_steps": -1}, "corrector_steps must be a positive integer, got -1."),
+        ({"corrector_steps": -1}, "corrector_steps must be a non-negative integer, got -1."),
         ({"corrector_snr": 0.0}, "corrector_snr must be a positive finite number, got 0.0."),
         ({"rtol": 1e-12}, "rtol must lie between 1.2e-06, what float32 can give, and 1, got 1e-12."),
         ({"atol": -1.0}, "atol must be a positive finite number, got -1.0."),

@@ -144,7 +144,7 @@ SDE = vp_sde()
         (lambda: SDE.sample_times(jax.random.key(0), 3, 0.0), "min_time must lie between 0 and the horizon 1, got 0.0"),
         (lambda: SDE.sample_times(jax.random.key(0), 3, 1.0), "min_time must lie between 0 and the horizon 1, got 1.0"),
         (lambda: SDE.sample_times(jax.random.key(0), 3, spread=0.0), "spread must be a positive finite number, got 0.0."),
-        (lambda: SDE.sample_times(jax.random.key(0), 3, centre=np.nan), "centre must be finite"),
+        (lambda: SDE.sample_times(jax.random.key(0), 3, centre=np.nan), "centre must be a finite number, got nan."),
         (lambda: SDE.weight(0.0, "score"), "t must lie in (0, 1]"),
         (lambda: SDE.perturb(jax.random.key(0), 2.0, jnp.ones((3, 2))), "t must lie in (0, 1]"),
         (lambda: SDE.weight(0.5, "scores"), "kind must be one of ['denoising', 'likelihood', 'noise', 'score'], got 'scores'."),

@@ -176,7 +176,7 @@ def test_precision(dtype):
         ({"width": 15}, "width must be even"),
         ({"sigma": -1.0}, "sigma must be a positive"),
         ({"levels": 1.0}, "levels must be a pair"),
-        ({"levels": (float("nan"), 1.0)}, "levels must be finite"),
+        ({"levels": (float("nan"), 1.0)}, "the mean in levels must be a finite number"),
         ({"levels": (0.0, -1.0)}, "deviation in levels must be"),
         ({"ema": 1.0}, r"ema must lie in \[0, 1\)"),
     ],
