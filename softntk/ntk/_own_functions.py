@@ -88,9 +88,7 @@ class OwnFunction(eqx.Module):
     def evaluate(self, weights: tuple[Array, ...], x: Float[Array, "n ..."]) -> Any:
         """Return what apply_fn does."""
         remaining = {_WEIGHT: iter(weights), _CONSTANT: iter(self.constants)}
-        leaves = [
-            next(remaining[kind]) if kind in remaining else value for kind, value in self.static.leaves
-        ]
+        leaves = [next(remaining[kind]) if kind in remaining else value for kind, value in self.static.leaves]
         params, apply_kwargs = jax.tree.unflatten(self.static.structure, leaves)
         return self.apply_fn(params, x, **apply_kwargs)
 
@@ -192,10 +190,7 @@ def _label(params: Any) -> list[tuple[str, Any]]:
     """Return the leaves in order, each with what it is, if it is a floating-point array."""
     if isinstance(params, Mapping) and "params" in params:  # variables of flax.linen
         flat, _ = jax.tree_util.tree_flatten_with_path(params)
-        return [
-            (_CONSTANT if getattr(path[0], "key", None) in FLAX_CONSTANTS else _WEIGHT, leaf)
-            for path, leaf in flat
-        ]
+        return [(_CONSTANT if getattr(path[0], "key", None) in FLAX_CONSTANTS else _WEIGHT, leaf) for path, leaf in flat]
     nnx = sys.modules.get("flax.nnx")
     variable = () if nnx is None else (nnx.Variable,)
     labelled = []
@@ -261,8 +256,7 @@ def check_outputs(function: OwnFunction, x: Float[Array, "n ..."]) -> None:
     if len(shape) not in (1, 2) or shape[0] != len(x) or 0 in shape:
         flatten = " Flatten them: .reshape(len(x), -1)." if len(shape) > 2 else ""
         raise ValueError(
-            f"apply_fn must return [n] or [n, k], one row a point, got shape {shape} for x of shape "
-            f"{x.shape}.{flatten}"
+            f"apply_fn must return [n] or [n, k], one row a point, got shape {shape} for x of shape {x.shape}.{flatten}"
         )
     if not jnp.issubdtype(out.dtype, jnp.floating):
         raise ValueError(f"apply_fn must return floating-point numbers, got dtype {out.dtype}.")
