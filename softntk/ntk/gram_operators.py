@@ -34,7 +34,8 @@ from softntk._validation import as_floating, as_integers, check_shape, is_concre
 from softntk.ntk._meshes import automatic, call_automatic
 from softntk.ntk._scales import saturate
 
-Vectors = Float[Array, "*shape r"]
+Vector = Float[Array | np.ndarray, "*shape"]
+Vectors = Float[Array | np.ndarray, "*shape r"]
 Points = Float[Array | np.ndarray, "t ..."]
 
 
@@ -97,7 +98,7 @@ class GramOperator(lx.AbstractLinearOperator):
             raise ValueError(f"dtype must be one that JAX works in, got {wanted}. Enable jax_enable_x64.")
         return self._in_precision(wanted)
 
-    def mv(self, vector: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def mv(self, vector: Vector) -> Float[Array, "*shape"]:
         """Return the product with one vector, an array of ``shape``."""
         return _mm(self, _as_vectors("vector", vector, self.shape, self.dtype)[..., None])[..., 0]
 
@@ -105,7 +106,7 @@ class GramOperator(lx.AbstractLinearOperator):
         """Return the products with r vectors at once, ``shape`` + (r,), for little more than the price of one."""
         return _mm(self, _as_vectors("vectors", vectors, (*self.shape, "r"), self.dtype))
 
-    def rows(self, indices: Int[Array, " b"]) -> Float[Array, "b size"]:
+    def rows(self, indices: Int[Array | np.ndarray, " b"]) -> Float[Array, "b size"]:
         """Return rows of ``as_matrix()``, computed on demand: [b, size].
 
         Negative indices count from the end. Those that are out of range raise a ValueError where they are known, and are
@@ -170,7 +171,7 @@ class CrossOperator(lx.AbstractLinearOperator):
         """Shape of what comes out: (t, k) or (t,)."""
         return (len(self.points), *self.gram.shape[1:])
 
-    def mv(self, vector: Float[Array, "*shape"]) -> Array:
+    def mv(self, vector: Vector) -> Array:
         """Return the product with one vector on the n points."""
         vectors = _as_vectors("vector", vector, self.gram.shape, self.gram.dtype)[..., None]
         return _cross(self.gram, self.points, vectors)[..., 0]
