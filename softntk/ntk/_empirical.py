@@ -161,10 +161,10 @@ def check_parameters(architecture: Architecture, params: Any) -> Parameters:
     }
     if (params.bias is None) == architecture.bias:
         raise ValueError(f"params.bias must be {'an array' if architecture.bias else 'None'} for this network. {cure}")
-    leaves = {name: getattr(params, name) for name in shapes}
     arrays = {
-        name: None if leaf is None else as_floating(f"params.{name}", leaf, shapes[name], finite=False)
-        for name, leaf in leaves.items()
+        name: as_floating(f"params.{name}", getattr(params, name), shape, finite=False)
+        for name, shape in shapes.items()
+        if name != "bias" or architecture.bias
     }
     return Parameters(**arrays)
 
@@ -314,7 +314,7 @@ def _own_kernel(outputs: str, rows_alone: bool, function: OwnFunction, x1: Array
 
 def _jacobians(function: OwnFunction, x: Array, rows_alone: bool, dtype: jnp.dtype) -> list[Float[Array, "n k p"]]:
     """Return ∂F/∂θ for each leaf of the weights, the leaf flattened."""
-    weights = vary_like(function.weights, x)
+    weights = vary_like(function.weights, function, x)
     if rows_alone:
         of_row = jax.jacrev(lambda weights, point: function(weights, point[None])[0])
         leaves = jax.vmap(of_row, in_axes=(None, 0))(weights, x)

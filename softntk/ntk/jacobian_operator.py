@@ -50,8 +50,9 @@ class JacobianOperator(GramOperator):
         return self._cross(self.x, vectors)
 
     def _cross(self, points: Array, vectors: Vectors) -> Array:
+        weights = vary_like(self.function.weights, self.function, self.x, points, vectors)
+        vectors = vary_like(vectors, weights)
         blocks = rows_in_blocks(self.x, self.block_size), in_blocks(vectors, self.block_size)
-        weights = vary_like(self.function.weights, self.x, points, vectors)
 
         @jax.checkpoint
         def pull(x: Array, v: Array) -> Any:
@@ -65,7 +66,7 @@ class JacobianOperator(GramOperator):
             return jax.tree.map(jnp.add, total, pull(*block)), None
 
         zeros = jax.tree.map(lambda leaf: jnp.zeros((vectors.shape[-1], *leaf.shape), leaf.dtype), weights)
-        tangents, _ = lax.scan(add, vary_like(zeros, weights, blocks), blocks)
+        tangents, _ = lax.scan(add, vary_like(zeros, weights), blocks)
         others = blocks[0]
         if points is not self.x:
             others = rows_in_blocks(points, min(len(points), self.block_size))
@@ -73,12 +74,12 @@ class JacobianOperator(GramOperator):
 
     def _rows(self, points: Array, outputs: Int[Array, " b"]) -> Float[Array, "b size"]:
         out = self.function.out_structure(self.x)
-        weights = vary_like(self.function.weights, self.x, points)
+        weights = vary_like(self.function.weights, self.function, self.x, points, outputs)
         blocks = rows_in_blocks(self.x, self.block_size)
 
         def row(point: Array, output: Array) -> Array:
             cotangent = jax.nn.one_hot(output, out.shape[1], dtype=out.dtype)[None]
-            tangent = self._pull(weights, point[None], cotangent)
+            tangent = self._pull(weights, point[None], vary_like(cotangent, weights))
             images = lax.map(lambda x: self._push(weights, x, tangent), blocks)
             return out_of_blocks(images, len(self.x)).reshape(-1)
 
@@ -86,8 +87,8 @@ class JacobianOperator(GramOperator):
 
     def _diagonal(self) -> Float[Array, " size"]:
         out = self.function.out_structure(self.x)
-        weights = vary_like(self.function.weights, self.x)
-        basis = jnp.eye(out.shape[1], dtype=out.dtype)
+        weights = vary_like(self.function.weights, self.function, self.x)
+        basis = vary_like(jnp.eye(out.shape[1], dtype=out.dtype), weights)
 
         def row(x: Array) -> Array:
             gradients = jax.vmap(lambda v: self._pull(weights, x[None], v[None]))(basis)

@@ -93,7 +93,7 @@ class TwoLayerOperator(GramOperator):
             invalid = jnp.any(~rows.valid).astype(v.dtype)
             if not trained:
                 return jax.vmap(one, in_axes=-1)(v), jnp.zeros_like(invalid), invalid
-            features = times_power_of_two(rows.features, _feature_headroom(rows.features))
+            features = rows.features * 2.0 ** _feature_headroom(rows.features)
             return jax.vmap(one, in_axes=-1)(v), jax.vmap(lambda v: product(features.T, v), in_axes=-1)(v), invalid
 
         blocks = rows_in_blocks(self.x, self.block_size), in_blocks(vectors, self.block_size)

@@ -106,10 +106,6 @@ def test_rows_alone_are_not_suspected(untyped):
 
 @pytest.mark.parametrize("call", [sn.ntk.empirical, sn.ntk.operator])
 def test_outputs_and_arguments_are_refused_by_name(call, untyped):
-    @jax.tree_util.register_dataclass
-    class Empty:
-        pass
-
     cases = [
         (lambda w, x: (tanh(w, x), {"aux": x}), W, X, {}, r"apply_fn must return one array.*a tuple of 2"),
         (lambda w, x: {"outputs": tanh(w, x)}, W, X, {}, r"apply_fn must return one array.*a dict"),
