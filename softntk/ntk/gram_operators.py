@@ -265,8 +265,8 @@ def _unscale(out: Array, scale: Array) -> Array:
 
 
 def _column_scale(vectors: Vectors) -> Float[Array, "..."]:
-    """Return the power of two near the largest entry of each vector: sums of large ones overflow."""
-    return binary_scale(vectors, axis=tuple(range(vectors.ndim - 1)))
+    """Return the power of two near the largest entry of each vector, at least one: sums of large ones overflow."""
+    return jnp.maximum(binary_scale(vectors, axis=tuple(range(vectors.ndim - 1))), 1)
 
 
 answer(GramOperator, positive=lambda operator: True)

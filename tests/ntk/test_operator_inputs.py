@@ -124,7 +124,7 @@ def test_units_of_vectors():
     x, v = points(1, 7, 3, "float32"), points(2, 7, 2, "float32")
     kernel = sn.ntk.kernel_operator(lambda a, b: 1e-5 * jnp.exp(a @ b.T), x, block_size=4)
     for operator, vector in ((sn.ntk.operator(net, params, 1e-3 * x), v), (kernel, v[:, 0])):
-        for c in (2.0**-100, 2.0**126):
+        for c in (2.0**-80, 2.0**126):
             vectors = vector / jnp.max(jnp.abs(vector))
             once, scaled = operator.mv(vectors), operator.mv(c * vectors)
             assert_close(scaled / c, once, "float32")
@@ -139,10 +139,10 @@ def test_relative_squares_in_any_unit():
 
 
 def test_digits_are_kept_where_one_of_two_sets_concentrates():
-    """Either set alone must be enough to leave the quick form, which loses four digits here."""
+    """Either set alone must be enough to leave the quick form, which is wrong by 1e-2 here."""
     net = two_layer("softmax", width=16, out_dim=2, antisymmetric=False)
     _, params = net.init_fn(jax.random.key(0), (-1, 3))
-    calm, concentrated = 0.1 * points(1, 4, 3, "float32"), 30 * points(1, 4, 3, "float32")
+    calm, concentrated = 0.1 * points(1, 4, 3, "float32"), 60 * points(1, 4, 3, "float32")
     logits = float(jnp.max(jnp.abs(concentrated @ params.hidden)))
     for x1, x2 in ((calm, concentrated), (concentrated, calm)):
         with jax.enable_x64(True):
@@ -229,7 +229,7 @@ def test_vectors_are_refused_by_name(wrong, message, untyped):
             product(wrong)
     for product in (operator.mm, operator.cross(jnp.eye(3)[:2]).mm):
         with pytest.raises(ValueError, match=f"vectors ({message})"):
-            product(wrong)
+            product(wrong[:, None] if "finite" in message else wrong)
 
 
 def test_lists_are_converted(untyped):
