@@ -15,7 +15,6 @@ from softntk._norms import binary_scale, scaled_norm
 from softntk._validation import (
     as_floating,
     as_pair,
-    as_rows,
     check_choice,
     check_integer,
     check_positive_int,
@@ -117,14 +116,16 @@ def empirical(
         block_size = check_positive_int("block_size", block_size)
     if vmap_axes is not None:
         check_integer("vmap_axes", vmap_axes, at_least=0, at_most=0)
-    outputs = check_choice("outputs", outputs, OUTPUTS)
+    check_choice("outputs", outputs, OUTPUTS)
     if isinstance(net, Network):
         if apply_kwargs:
             raise ValueError(f"apply_kwargs must be None for a network of two_layer, got {sorted(apply_kwargs)}.")
         params = check_parameters(net.architecture, params)
         first, second = as_pair(x1, x2)
-        as_rows("x1", first, params.hidden.shape[0])
-        return two_layer_kernel(net.architecture, *same_precision(params, first, second), outputs, block_size)
+        if first.shape[1] != len(params.hidden):
+            raise ValueError(f"x1 must have {len(params.hidden)} features, as params.hidden has, got shape {first.shape}.")
+        params, first, second = same_precision(params, first, second)
+        return two_layer_kernel(net.architecture, params, first, second, outputs, block_size)
     first = as_inputs("x1", x1)
     second = None if x2 is None or x2 is x1 else as_inputs("x2", x2)
     if second is not None:

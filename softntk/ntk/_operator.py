@@ -146,12 +146,13 @@ def _takes_get(kernel_fn: Callable) -> bool:
 def _check_kernel(kernel_fn: Callable, x: Array) -> None:
     """Refuse a kernel_fn that does not return [n1, n2], or is not symmetric on the first points."""
     few = automatic(lambda x: x[: min(8, len(x))])(x)
+    single = (1, *few.shape[1:])
     try:
-        out = jax.eval_shape(automatic(kernel_fn), few, few[:1])
+        out = jax.eval_shape(kernel_fn, jax.ShapeDtypeStruct(few.shape, few.dtype), jax.ShapeDtypeStruct(single, few.dtype))
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(
-            f"kernel_fn(x1, x2) fails for points of shape {few.shape} and {few[:1].shape}: {reason} "
+            f"kernel_fn(x1, x2) fails for points of shape {few.shape} and {single}: {reason} "
             "It must take any two sets of points."
         ) from error
     if not isinstance(out, jax.ShapeDtypeStruct):

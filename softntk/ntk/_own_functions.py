@@ -25,6 +25,8 @@ MAX_ROWS_COMPARED = 8
 FLAX_CONSTANTS = ("batch_stats", "cache", "intermediates")
 """Collections of flax.linen's variables that no gradient reaches."""
 
+MAX_PROGRAMS_REMEMBERED = 256
+
 _WEIGHT = "weight"
 _CONSTANT = "constant"
 
@@ -191,7 +193,7 @@ def _label(params: Any) -> list[tuple[str, Any]]:
     if isinstance(params, Mapping) and "params" in params:  # variables of flax.linen
         flat, _ = jax.tree_util.tree_flatten_with_path(params)
         return [(_CONSTANT if getattr(path[0], "key", None) in FLAX_CONSTANTS else _WEIGHT, leaf) for path, leaf in flat]
-    nnx = sys.modules.get("flax.nnx")
+    nnx: Any = sys.modules.get("flax.nnx")  # loaded, if one of its variables is here
     variable = () if nnx is None else (nnx.Variable,)
     labelled = []
     for node in jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, (*variable, eqx.Module))):
@@ -315,6 +317,9 @@ def check_rows_alone(function: OwnFunction, x: Float[Array, "n ..."], cure: str 
     """
     if len(x) == 1 or not all(map(is_concrete, jax.tree.leaves((function, x)))):
         return
+    program = _program_without_flags(function, x)
+    if program in _PROGRAMS_OF_SINGLE_ROWS:
+        return
     spread = np.unique(np.linspace(0, len(x) - 1, min(len(x), MAX_ROWS_COMPARED)).astype(int))
     few = automatic(lambda x: x[spread])(x)
     _try_outputs(function, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
@@ -326,6 +331,21 @@ def check_rows_alone(function: OwnFunction, x: Float[Array, "n ..."], cure: str 
             "normalisation in training mode, or one key of dropout for all rows, does that. Use running "
             f"averages (train=False, inference=True, deterministic=True){cure}."
         )
+    if program is not None:
+        if len(_PROGRAMS_OF_SINGLE_ROWS) >= MAX_PROGRAMS_REMEMBERED:
+            _PROGRAMS_OF_SINGLE_ROWS.clear()
+        _PROGRAMS_OF_SINGLE_ROWS.add(program)
+
+
+_PROGRAMS_OF_SINGLE_ROWS: set[Any] = set()
+
+
+def _program_without_flags(function: OwnFunction, x: Float[Array, "n ..."]) -> Any:
+    """Return what a function is compiled for, if nothing but weights and points is open: then one look is enough."""
+    if any(leaf.dtype == jnp.bool_ for leaf in function.constants):
+        return None
+    leaves, structure = jax.tree.flatten(function)
+    return structure, x.shape[1:], tuple((leaf.shape, leaf.dtype) for leaf in leaves)
 
 
 ROWS_TOLERANCE = 0.05

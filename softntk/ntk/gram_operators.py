@@ -35,7 +35,8 @@ from softntk.ntk._meshes import automatic, call_automatic
 from softntk.ntk._scales import saturate
 
 Vector = Float[Array | np.ndarray, "*shape"]
-Vectors = Float[Array | np.ndarray, "*shape r"]
+Vectors = Float[Array, "*shape r"]
+AnyVectors = Float[Array | np.ndarray, "*shape r"]
 Points = Float[Array | np.ndarray, "t ..."]
 
 
@@ -102,7 +103,7 @@ class GramOperator(lx.AbstractLinearOperator):
         """Return the product with one vector, an array of ``shape``."""
         return _mm(self, _as_vectors("vector", vector, self.shape, self.dtype)[..., None])[..., 0]
 
-    def mm(self, vectors: Vectors) -> Vectors:
+    def mm(self, vectors: AnyVectors) -> Vectors:
         """Return the products with r vectors at once, ``shape`` + (r,), for little more than the price of one."""
         return _mm(self, _as_vectors("vectors", vectors, (*self.shape, "r"), self.dtype))
 
@@ -176,10 +177,10 @@ class CrossOperator(lx.AbstractLinearOperator):
         vectors = _as_vectors("vector", vector, self.gram.shape, self.gram.dtype)[..., None]
         return _cross(self.gram, self.points, vectors)[..., 0]
 
-    def mm(self, vectors: Vectors) -> Array:
+    def mm(self, vectors: AnyVectors) -> Array:
         """Return the products with r vectors at once: (t, k, r) or (t, r)."""
-        vectors = _as_vectors("vectors", vectors, (*self.gram.shape, "r"), self.gram.dtype)
-        return _cross(self.gram, self.points, vectors)
+        columns = _as_vectors("vectors", vectors, (*self.gram.shape, "r"), self.gram.dtype)
+        return _cross(self.gram, self.points, columns)
 
     def as_matrix(self) -> Float[Array, "rows columns"]:
         """Return the matrix itself, [t·k, n·k] or [t, n]."""

@@ -38,7 +38,8 @@ class JacobianOperator(GramOperator):
         return self.function.out_structure(self.x).dtype
 
     def _in_precision(self, dtype: jnp.dtype) -> "JacobianOperator":
-        return JacobianOperator(self.function.astype(dtype), self.x.astype(dtype), self.block_size)
+        function = self.function.astype(dtype)
+        return JacobianOperator(function=function, x=self.x.astype(dtype), block_size=self.block_size)
 
     def _pull(self, weights: Any, x: Array, v: Array) -> Any:
         return jax.vjp(lambda weights: self.function(weights, x), weights)[1](v)[0]

@@ -311,3 +311,25 @@ def test_programs_can_be_exported_for_accelerators():
     for function in functions.values():
         exported = jax.export.export(jax.jit(function), platforms=["cuda", "tpu"])(x)
         assert set(exported.platforms) == {"cuda", "tpu"}
+
+
+def test_operators_in_another_precision(x64):
+    """Weights, points and floating-point constants are cast; integers stay."""
+    net = two_layer("softmax", width=16, out_dim=2)
+    _, params = net.init_fn(jax.random.key(0), (-1, 3))
+    x = points(1, 5, 3)
+    weights = {"hidden": params.hidden[:, :2], "count": jnp.array(3)}
+
+    def apply_fn(weights, x, scale):
+        return scale * weights["count"].astype(x.dtype) * jnp.tanh(x @ weights["hidden"])
+
+    apply_kwargs = {"scale": jnp.float64(0.5)}
+    for operator, vector in (
+        (sn.ntk.operator(net, params, x), jnp.ones((5, 2))),
+        (sn.ntk.operator(apply_fn, weights, x, apply_kwargs=apply_kwargs), jnp.ones((5, 2))),
+        (sn.ntk.kernel_operator(net.kernel_fn, x), jnp.ones(5)),
+    ):
+        narrow = operator.astype("float32")
+        assert narrow.dtype == "float32"
+        assert narrow.mv(vector).dtype == "float32"
+        assert_close(narrow.mv(vector), operator.mv(vector), "float32")

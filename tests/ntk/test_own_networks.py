@@ -91,6 +91,17 @@ def test_rows_that_interact_are_noticed(name, untyped):
             call(*arguments, apply_kwargs=own.apply_kwargs)
 
 
+def test_a_flag_that_is_an_array_is_looked_at_each_time(untyped):
+    """The program is the same, what it does is not."""
+
+    def apply_fn(w, x, train):
+        return tanh(w, x - jnp.where(train, x.mean(0, keepdims=True), 0))
+
+    sn.ntk.operator(apply_fn, W, X, apply_kwargs={"train": jnp.array(False)})
+    with pytest.raises(ValueError, match="apply_fn must treat each row of x alone"):
+        sn.ntk.operator(apply_fn, W, X, apply_kwargs={"train": jnp.array(True)})
+
+
 def test_rows_alone_are_not_suspected(untyped):
     """Outputs that cancel, that sum to one, that are zero; half precision; one row, and equal rows."""
     net = sn.networks.two_layer("softmax", width=64, out_dim=2)
