@@ -27,6 +27,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from softntk.networks import RowFactors
+from softntk.ntk._scales import scale_rows
 
 Readout = Float[Array, "m k"]
 Block = Float[Array, "n1 n2"] | Float[Array, "n1 n2 k"] | Float[Array, "n1 n2 k k"]
@@ -219,13 +220,16 @@ class Features(Contraction):
         """One."""
         return 1
 
-    def prepare(self, rows: RowFactors, a: Readout) -> Float[Array, "n m"]:
-        """φ."""
-        return rows.features
+    def prepare(self, rows: RowFactors, a: Readout) -> tuple[Array, Array]:
+        """Return φ without the power of two of each row, and its root: plain exponentials are large."""
+        scaled = scale_rows(rows.features)
+        return scaled.values, scaled.roots
 
-    def tile(self, line: Float[Array, "b1 m"], prepared: Float[Array, "b2 m"], a: Readout) -> Float[Array, "b1 c b2"]:
-        """The product."""
-        return product(line, prepared.T)[:, None]
+    def tile(self, line: tuple[Array, Array], prepared: tuple[Array, Array], a: Readout) -> Float[Array, "b1 c b2"]:
+        """Return the product."""
+        (values1, roots1), (values2, roots2) = line, prepared
+        roots = roots1[:, None] * roots2[None, :]
+        return (product(values1, values2.T) * roots * roots)[:, None]
 
     def expand(self, whole: Float[Array, "n1 c n2"], p: RowFactors, q: RowFactors, a: Readout) -> Float[Array, "n1 n2"]:
         """Itself."""

@@ -1,19 +1,27 @@
 """The empirical neural tangent kernel of a network at its present weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
-from softntk import activations
-from softntk._validation import check_pair, check_positive_int, is_concrete
-from softntk.networks import Architecture, Network, Parameters, Points1, Points2, RowFactors, row_factors
+from softntk._norms import binary_scale, scaled_norm
+from softntk._validation import (
+    as_floating,
+    as_pair,
+    check_choice,
+    check_integer,
+    check_positive_int,
+    check_shape,
+    is_concrete,
+)
+from softntk.networks import Architecture, Network, Parameters, RowFactors, row_factors
 from softntk.ntk._contractions import (
     Block,
     Contraction,
@@ -25,11 +33,16 @@ from softntk.ntk._contractions import (
     keeps_digits,
     product,
 )
+from softntk.ntk._meshes import call_automatic, vary_like
+from softntk.ntk._own_functions import OwnFunction, bind, check_rows_alone
+from softntk.ntk._scales import saturate, scale_rows
 from softntk.ntk._sign_patterns import Plan, gather, plan, sign_patterns
 from softntk.ntk._tiles import rectangular, rows_of_a_line, symmetric
 
 OUTPUTS = ("full", "mean", "diagonal")
 
+Inputs1 = Float[Array | np.ndarray, "n1 ..."]
+Inputs2 = Float[Array | np.ndarray, "n2 ..."]
 Kernel = Block
 Factors = tuple[Readout, RowFactors, RowFactors]
 
@@ -37,14 +50,15 @@ Factors = tuple[Readout, RowFactors, RowFactors]
 def empirical(
     net: Network | tuple[Callable, ...] | Callable,
     params: Any,
-    x1: Points1,
-    x2: Points2 | None = None,
-    outputs: str = "full",
+    x1: Inputs1,
+    x2: Inputs2 | None = None,
+    outputs: Literal["full", "mean", "diagonal"] = "full",
     *,
     block_size: int | None = None,
     vmap_axes: int | None = None,
+    apply_kwargs: Mapping[str, Any] | None = None,
 ) -> Kernel:
-    r"""The empirical NTK, H[i, j, ℓ, ℓ'] = ⟨∂F_ℓ(x1_i)/∂θ, ∂F_ℓ'(x2_j)/∂θ⟩.
+    r"""Return the empirical NTK, H[i, j, ℓ, ℓ'] = ⟨∂F_ℓ(x1_i)/∂θ, ∂F_ℓ'(x2_j)/∂θ⟩.
 
     For the networks of softntk it is exact and needs no differentiation. With the row factors g of
     :func:`softntk.networks.row_factors`,
@@ -55,26 +69,35 @@ def empirical(
     multiplications for all outputs of a ±1 readout, ½ for k = 1 and 3/2 for the mean, instead of k², 1 and k: see
     ``softntk/ntk/_contractions.py`` for the algebra, and for the slower form chosen where the quick one would lose digits.
     For several outputs of a wide network ``softntk/ntk/_sign_patterns.py`` needs fewer still: about one product up to k = 4.
-    Any other ``apply_fn(params, x)``, and any triple that holds one, goes through ``neural_tangents.empirical_ntk_fn``.
+    Of any other ``apply_fn(params, x)``, and any triple that holds one, it is the product of two Jacobians.
 
     Args:
-        net: a network of :func:`softntk.networks.two_layer`, another triple, or an ``apply_fn``.
-        params: its weights.
-        x1: [n1, d].
-        x2: [n2, d]; None means x1 again.
+        net: a network of :func:`softntk.networks.two_layer`, another triple, or an ``apply_fn(params, x, **apply_kwargs)``
+            that returns one array, [n, k] or [n] (k = 1). Outputs with more axes are to be flattened by the function.
+        params: its weights. For functions of your own any pytree: a module of equinox or flax.nnx, the variables of
+            flax.linen, a dataclass. Derivatives are taken by its floating-point arrays; integers, flags, keys, functions and
+            names are constants. So are, of flax.linen's variables, ``batch_stats`` (and ``cache``, ``intermediates``), of
+            flax.nnx's all but ``nnx.Param``, and Python's floats in equinox' modules.
+        x1: [n1, d]; for functions of your own [n1, …], e.g. images.
+        x2: [n2, …]; None means x1 again.
         outputs: "full" for [n1, n2, k, k], "mean" for the mean over outputs [n1, n2] (neural_tangents' trace),
             "diagonal" for [n1, n2, k].
         block_size: rows computed at a time, for softntk networks; what is held of them is in proportion to their number.
             None (default): so many that it fits into the caches, and at most a quarter, so that symmetry saves.
-        vmap_axes: for functions that are not softntk networks: 0 if the rows do not interact (no batch normalisation),
-            which is very much faster; None (default) assumes nothing.
+        vmap_axes: for functions that are not softntk networks: 0 if the rows do not interact (no batch normalisation in
+            training mode), which is very much faster; None (default) assumes nothing.
+        apply_kwargs: further arguments of apply_fn, e.g. ``{"train": False, "rngs": {"dropout": key}}``. Arrays among them
+            may change without compiling anew; everything else is part of the program.
 
     Returns:
         The kernel. Entries of rows that are outside the network's domain, known only at run time, are +inf, never NaN.
+        Entries beyond the largest number of the precision are that number, with their sign. Points and weights of different
+        precision are computed with in the wider one.
 
     Raises:
         ValueError: outputs unknown, block_size not positive, or points of wrong rank, feature count or dtype, empty or
-            not finite.
+            not finite; params that do not fit the network; an apply_fn that returns anything but one array [n] or [n, k],
+            or whose rows interact while vmap_axes is 0.
 
     Example:
         >>> import jax, softntk as sn
@@ -83,26 +106,84 @@ def empirical(
         >>> x = jax.random.normal(jax.random.key(1), (5, 8))
         >>> sn.ntk.empirical(net, params, x).shape, sn.ntk.empirical(net, params, x, outputs="mean").shape
         ((5, 5, 3, 3), (5, 5))
+        >>> apply_fn = lambda w, x, scale: scale * jax.numpy.tanh(x @ w)
+        >>> sn.ntk.empirical(apply_fn, jax.numpy.ones(8), x, apply_kwargs={"scale": 2.0}).shape
+        (5, 5, 1, 1)
 
     Source: arXiv 2405.03251, Definition 3.6 (kernel of the softmax network) for one output; MATH.md section 2 for the rest.
     """
-    check_pair(x1, x2)
     if block_size is not None:
-        check_positive_int("block_size", block_size)
-    if outputs not in OUTPUTS:
-        raise ValueError(activations.unknown("outputs", outputs, dict.fromkeys(OUTPUTS)))
+        block_size = check_positive_int("block_size", block_size)
+    if vmap_axes is not None:
+        check_integer("vmap_axes", vmap_axes, at_least=0, at_most=0)
+    check_choice("outputs", outputs, OUTPUTS)
     if isinstance(net, Network):
-        d = params.hidden.shape[0]
-        if x1.shape[1] != d:
-            raise ValueError(f"x1 must have the {d} features that params.hidden has, got shape {x1.shape}.")
-        return two_layer_kernel(net.architecture, params, x1, x2, outputs, block_size)
-    return _any_kernel(net[1] if isinstance(net, tuple) else net, params, x1, x2, outputs, vmap_axes)
+        if apply_kwargs:
+            raise ValueError(f"apply_kwargs must be None for a network of two_layer, got {sorted(apply_kwargs)}.")
+        params = check_parameters(net.architecture, params)
+        first, second = as_pair(x1, x2)
+        if first.shape[1] != len(params.hidden):
+            raise ValueError(f"x1 must have {len(params.hidden)} features, as params.hidden has, got shape {first.shape}.")
+        params, first, second = same_precision(params, first, second)
+        return two_layer_kernel(net.architecture, params, first, second, outputs, block_size)
+    first = as_inputs("x1", x1)
+    second = None if x2 is None or x2 is x1 else as_inputs("x2", x2)
+    if second is not None:
+        check_shape("x2", second, ("n2", *first.shape[1:]))
+        if second.dtype != first.dtype:
+            raise ValueError(f"x2 must have the dtype of x1, got {second.dtype} and {first.dtype}. Convert one of them.")
+    function = bind(net, params, first, apply_kwargs)
+    if vmap_axes == 0:
+        check_rows_alone(function, first, ", or vmap_axes=None")
+    return call_automatic(partial(_own_kernel, outputs, vmap_axes == 0), first, function, first, second)
+
+
+def as_inputs(name: str, x: Any) -> Float[Array, "n ..."]:
+    """Return points of any shape, [n, …]."""
+    array = as_floating(name, x)
+    if array.ndim < 1:
+        raise ValueError(f"{name} must have shape [n, …], one entry a point, got shape ().")
+    return array
+
+
+def check_parameters(architecture: Architecture, params: Any) -> Parameters:
+    """Return params, which must be weights of this network.
+
+    Raises:
+        ValueError: they are anything else, or those of another network.
+    """
+    cure = "Pass what init_fn of the same network returns second."
+    if not isinstance(params, Parameters):
+        raise ValueError(f"params must be the Parameters of the network, got {type(params).__name__}. {cure}")
+    shapes = {
+        "hidden": ("d", architecture.width),
+        "readout": (architecture.width, architecture.out_dim),
+        "bias": (architecture.width,),
+    }
+    if (params.bias is None) == architecture.bias:
+        raise ValueError(f"params.bias must be {'an array' if architecture.bias else 'None'} for this network. {cure}")
+    arrays = {
+        name: as_floating(f"params.{name}", getattr(params, name), shape, finite=False)
+        for name, shape in shapes.items()
+        if name != "bias" or architecture.bias
+    }
+    return Parameters(**arrays)
+
+
+def same_precision(params: Parameters, *points: Array | None) -> tuple[Any, ...]:
+    """Return weights and points in the widest precision among them."""
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves((params, points))}
+    if len(dtypes) == 1:
+        return (params, *points)
+    widest = max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
+    mixed = widest.itemsize == 2  # float16 and bfloat16 hold neither the other
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32 if mixed else widest), (params, *points))
 
 
 def two_layer_kernel(
-    architecture: Architecture, params: Parameters, x1: Points1, x2: Points2 | None, outputs: str, block_size: int | None
+    architecture: Architecture, params: Parameters, x1: Array, x2: Array | None, outputs: str, block_size: int | None
 ) -> Kernel:
-    """The kernel of a softntk network, without checks of the points."""
+    """Return the kernel of a softntk network, without checks of the points."""
     a, units, planned = params.readout, None, None
     known = is_concrete(a)
     # Signs save products. Inside jit they are not known, but to be expected of a readout that nothing trains: that they are
@@ -114,7 +195,8 @@ def two_layer_kernel(
             units, found = gather(planned, np.asarray(a), np)
             planned, units = (planned, units) if found else (None, None)
     case = _Case(architecture, outputs, signs and known, planned, block_size)
-    return _two_layer_kernel(case, params, jnp.asarray(x1), None if x2 is None else jnp.asarray(x2), units)
+    units = None if units is None else jnp.asarray(units)
+    return call_automatic(partial(_two_layer_kernel, case), x1, params, x1, x2, units)
 
 
 class _Case(NamedTuple):
@@ -148,7 +230,7 @@ def _unless(fine: Bool[Array, ""], quick: Callable[[Any], Kernel], slow: Callabl
 
     def once(state: tuple[Kernel, Array]) -> tuple[Kernel, Array]:
         # What does not depend on the state would be computed before the loop, that is always.
-        return slow(lax.optimization_barrier((factors, state[1]))[0]), jnp.array(True)
+        return slow(lax.optimization_barrier((factors, state[1]))[0]), state[1] | True
 
     return lax.while_loop(lambda state: ~state[1], once, (quick(factors), fine))[0]
 
@@ -160,9 +242,10 @@ def _assembled(case: _Case, choose: Callable, params: Parameters, x1: Array, x2:
     a, k, normalized = params.readout, params.readout.shape[1], architecture.normalized
     one = row_factors(architecture, params, x1)
     two = one if x2 is None else row_factors(architecture, params, x2)
-    constant = 0.0 if params.bias is None else 1.0
-    z1 = jnp.where(one.valid[:, None], x1, 0)
-    z2 = z1 if x2 is None else jnp.where(two.valid[:, None], x2, 0)
+    inputs1 = network_inputs(params, x1, one)
+    inputs2 = inputs1 if x2 is None else network_inputs(params, x2, two)
+    scaled1 = scale_rows(inputs1)
+    scaled2 = scaled1 if x2 is None else scale_rows(inputs2)
     trailing = {"full": 2, "mean": 0, "diagonal": 1}[outputs]
 
     def expand(v: Shaped[Array, "n1 n2"]) -> Array:
@@ -170,7 +253,7 @@ def _assembled(case: _Case, choose: Callable, params: Parameters, x1: Array, x2:
 
     def contract(form: Contraction, factors: Factors) -> Kernel:
         a, one, two = factors
-        size = rows_of_a_line(len(z1), form.count(k) * a.shape[0], block_size)
+        size = rows_of_a_line(len(x1), form.count(k) * a.shape[0], block_size)
         if x2 is None:
             whole = symmetric(form, size, a, form.prepare(one, a))
         else:
@@ -178,13 +261,13 @@ def _assembled(case: _Case, choose: Callable, params: Parameters, x1: Array, x2:
         return form.expand(whole, one, two, a)
 
     def assemble(contracted: Callable[[Factors], Kernel], factors: Factors) -> Kernel:
-        kernel = expand(product(z1, z2.T) + constant) * contracted(factors)
+        roots = expand(scaled1.roots[:, None] * scaled2.roots[None, :])
+        kernel = expand(product(scaled1.values, scaled2.values.T)) * contracted(factors) * roots * roots
         if architecture.train_readout:
-            gram = expand(contract(Features(), factors))
-            kernel = kernel + (gram * jnp.eye(k, dtype=gram.dtype)[None, None] if outputs == "full" else gram)
-        # A plain exponential may saturate: the entry stays the largest number; infinity means "outside the domain".
-        largest = jnp.finfo(kernel.dtype).max
-        return jnp.where(expand(one.valid[:, None] & two.valid[None, :]), jnp.clip(kernel, -largest, largest), jnp.inf)
+            gram = saturate(expand(contract(Features(), factors)))
+            kernel = saturate(kernel) + (gram * jnp.eye(k, dtype=gram.dtype)[None, None] if outputs == "full" else gram)
+        # What leaves the precision stays its largest number; infinity means "outside the domain".
+        return jnp.where(expand(one.valid[:, None] & two.valid[None, :]), saturate(kernel), jnp.inf)
 
     by = lambda form: partial(assemble, partial(contract, form))
     direct, factors = by(Direct(outputs)), (a, one, two)
@@ -193,8 +276,7 @@ def _assembled(case: _Case, choose: Callable, params: Parameters, x1: Array, x2:
     quick = by(FourTerms(normalized, signs) if outputs == "full" else TwoProducts(normalized))
     fine = True
     if normalized:  # else there is one term, and nothing cancels
-        scales = [jnp.sum(z * z, axis=1) + constant for z in (z1, z2)]
-        fine = keeps_digits(one, a, scales[0]) & keeps_digits(two, a, scales[1])
+        fine = keeps_digits(one, a, _relative_squares(inputs1)) & keeps_digits(two, a, _relative_squares(inputs2))
     if plan is None:
         return choose(fine, quick, direct, factors) if normalized else quick(factors)
     by_patterns = lambda units: partial(assemble, lambda factors: sign_patterns(plan, units, *factors[1:], block_size))
@@ -206,16 +288,47 @@ def _assembled(case: _Case, choose: Callable, params: Parameters, x1: Array, x2:
     return choose(expected, by_patterns(units), otherwise, factors)
 
 
-def _any_kernel(
-    apply_fn: Callable, params: Any, x1: Points1, x2: Points2 | None, outputs: str, vmap_axes: int | None
-) -> Kernel:
-    from softntk import nt
+def network_inputs(params: Parameters, x: Float[Array, "n d"], rows: RowFactors) -> Float[Array, "n e"]:
+    """Return what the inner products ⟨x_i, x_j⟩ are taken of: 1 is appended for biases."""
+    x = jnp.where(rows.valid[:, None], x, 0)
+    return x if params.bias is None else jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)
 
-    axes: dict[str, dict[str, tuple[int, ...]]] = {
-        "full": {"trace_axes": (), "diagonal_axes": ()},
-        "mean": {"trace_axes": (-1,), "diagonal_axes": ()},
-        "diagonal": {"trace_axes": (), "diagonal_axes": (-1,)},
-    }
-    kernel_fn = nt.empirical_ntk_fn(apply_fn, vmap_axes=vmap_axes, **axes[outputs])
-    x2 = None if x2 is None or x2 is x1 else jnp.asarray(x2)
-    return kernel_fn(jnp.asarray(x1), x2, params)
+
+def _relative_squares(inputs: Float[Array, "n e"]) -> Float[Array, " n"]:
+    """Return the |x_i|², with a common factor that makes the largest about one."""
+    norms = scaled_norm(inputs, axis=1)
+    return (norms / binary_scale(norms)) ** 2
+
+
+# --- functions of the user's ------------------------------------------------------------------------------------------
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _own_kernel(outputs: str, rows_alone: bool, function: OwnFunction, x1: Array, x2: Array | None) -> Kernel:
+    """Return the product of two Jacobians, added up over the leaves of the weights."""
+    dtype = function.out_structure(x1).dtype
+    jacobians1 = _jacobians(function, x1, rows_alone, dtype)
+    jacobians2 = jacobians1 if x2 is None else _jacobians(function, x2, rows_alone, dtype)
+    terms = [_contract(outputs, j1, j2) for j1, j2 in zip(jacobians1, jacobians2, strict=True)]
+    return jnp.sum(jnp.stack(terms), axis=0) if len(terms) > 1 else terms[0]
+
+
+def _jacobians(function: OwnFunction, x: Array, rows_alone: bool, dtype: jnp.dtype) -> list[Float[Array, "n k p"]]:
+    """Return ∂F/∂θ for each leaf of the weights, the leaf flattened."""
+    weights = vary_like(function.weights, function, x)
+    if rows_alone:
+        of_row = jax.jacrev(lambda weights, point: function(weights, point[None])[0])
+        leaves = jax.vmap(of_row, in_axes=(None, 0))(weights, x)
+    else:
+        leaves = jax.jacrev(function)(weights, x)
+    return [leaf.reshape(len(x), -1, weight.size).astype(dtype) for leaf, weight in zip(leaves, weights, strict=True)]
+
+
+def _contract(outputs: str, j1: Float[Array, "n1 k p"], j2: Float[Array, "n2 k p"]) -> Kernel:
+    (n1, k, p), n2 = j1.shape, len(j2)
+    if outputs == "full":
+        whole = product(j1.reshape(n1 * k, p), j2.reshape(n2 * k, p).T)
+        return whole.reshape(n1, k, n2, k).transpose(0, 2, 1, 3)
+    if outputs == "mean":
+        return product(j1.reshape(n1, k * p), j2.reshape(n2, k * p).T) / k
+    return jnp.einsum("ilp,jlp->ijl", j1, j2, precision=lax.Precision.HIGHEST)

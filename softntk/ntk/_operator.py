@@ -2,28 +2,32 @@
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from softntk._validation import check_finite, check_floating, check_positive_int, check_rows, is_concrete
+from softntk._validation import as_rows, check_callable, check_choice, check_positive_int, is_concrete
 from softntk.networks import Network
+from softntk.ntk._empirical import as_inputs, check_parameters, same_precision
+from softntk.ntk._meshes import automatic
+from softntk.ntk._own_functions import bind, check_rows_alone
 from softntk.ntk._tiles import numbers_at_a_time
 from softntk.ntk.gram_operators import GramOperator
+from softntk.ntk.jacobian_operator import JacobianOperator
 from softntk.ntk.kernel_tiles import KernelOperator
-from softntk.ntk.network_operators import JacobianOperator, TwoLayerOperator
+from softntk.ntk.network_operators import TwoLayerOperator
 
 Inputs = Float[Array | np.ndarray, "n ..."]
 
 
 @dataclass(frozen=True)
-class _Got:
-    """kernel_fn(·, ·, get) as a function of two arguments; equal to others of the same parts, so that nothing recompiles."""
+class _GetKernel:
+    """A kernel_fn(·, ·, get) as a function of two arguments; equal to others of the same parts: nothing recompiles."""
 
     kernel_fn: Callable
     get: str
@@ -33,28 +37,38 @@ class _Got:
 
 
 def operator(
-    net: Network | tuple[Callable, ...] | Callable, params: Any, x: Inputs, *, block_size: int | None = None
+    net: Network | tuple[Callable, ...] | Callable,
+    params: Any,
+    x: Inputs,
+    *,
+    block_size: int | None = None,
+    apply_kwargs: Mapping[str, Any] | None = None,
 ) -> GramOperator:
-    r"""The empirical NTK on n points with k outputs, n·k × n·k, as a lineax operator on [n, k] that is never formed.
+    r"""Return the empirical NTK on n points with k outputs, n·k × n·k, as a lineax operator on [n, k] that is never formed.
 
     (HV)_{iℓ} = Σ_{jℓ'} H[i, j, ℓ, ℓ'] V_{jℓ'}. For a softntk network: two passes over blocks of rows, 4 n m d multiplications a
     product, O(block · m) memory; for any other function a vjp and a jvp of blocks of rows.
 
     Args:
-        net: a network of :func:`softntk.networks.two_layer`, another triple, or an ``apply_fn(params, x) -> [n, k]`` whose rows
-            do not interact (no batch normalisation).
-        params: its weights.
+        net: a network of :func:`softntk.networks.two_layer`, another triple, or an ``apply_fn(params, x, **apply_kwargs)`` that
+            returns one array, [n, k] or [n] (k = 1), and whose rows do not interact. Batch normalisation in training mode and
+            one key of dropout for all rows are noticed where the values are known.
+        params: its weights, as for :func:`softntk.ntk.empirical`: what is no floating-point array is a constant.
         x: points, [n, d] for a softntk network, [n, …] for any other.
         block_size: rows at a time. None: so many that an array of a block has about a million entries (more on accelerators).
+            The last block is filled up with its last row.
+        apply_kwargs: further arguments of apply_fn, as for :func:`softntk.ntk.empirical`.
 
     Returns:
         A :class:`~softntk.ntk.gram_operators.GramOperator`: ``mv`` on [n, k], ``mm`` on [n, k, r], ``rows``, ``diagonal``,
         ``as_matrix`` [n·k, n·k] (the output is the fast index); tagged symmetric positive semidefinite; differentiable in
-        params and x. If a row is outside the network's domain, known only at run time, products are +inf.
+        params and x. If a row is outside the network's domain, known only at run time, products are +inf. Products of a
+        softntk network that leave the precision stay its largest number, as entries of ``empirical`` do. Points and
+        weights of different precision are computed with in the wider one.
 
     Raises:
-        ValueError: points of wrong rank, feature count or dtype, empty or not finite; block_size not positive; outputs that
-            are not [n, k].
+        ValueError: points of wrong rank, feature count or dtype, empty or not finite; block_size not positive; params that
+            do not fit the network; an apply_fn that returns anything but one array [n] or [n, k], or whose rows interact.
 
     Example:
         >>> import jax, lineax, softntk as sn
@@ -67,25 +81,25 @@ def operator(
     Source: arXiv 2405.03251, Definition 3.6 (the kernel); MATH.md section 2, "H acts on V without being formed".
     """
     if block_size is not None:
-        check_positive_int("block_size", block_size)
+        block_size = check_positive_int("block_size", block_size)
     if isinstance(net, Network):
-        check_rows("x", x)
-        d, m = params.hidden.shape
-        if x.shape[1] != d:
-            raise ValueError(f"x must have the {d} features that params.hidden has, got shape {x.shape}.")
-        size = min(len(x), block_size or max(1, numbers_at_a_time() // (2 * m)))
-        return TwoLayerOperator(params=params, x=jnp.asarray(x), architecture=net.architecture, block_size=size)
-    _check_inputs(x)
-    apply_fn = net[1] if isinstance(net, tuple) else net
-    out = jax.eval_shape(apply_fn, params, jnp.asarray(x))
-    if len(out.shape) != 2 or out.shape[0] != len(x):
-        raise ValueError(f"apply_fn must return [n, k], got shape {out.shape} for x of shape {x.shape}.")
-    size = min(len(x), block_size or 256)
-    return JacobianOperator(params=params, x=jnp.asarray(x), apply_fn=apply_fn, block_size=size)
+        if apply_kwargs:
+            raise ValueError(f"apply_kwargs must be None for a network of two_layer, got {sorted(apply_kwargs)}.")
+        params = check_parameters(net.architecture, params)
+        features, width = params.hidden.shape
+        params, points = same_precision(params, as_rows("x", x, features))
+        size = min(len(points), block_size or max(1, numbers_at_a_time() // (2 * width)))
+        return TwoLayerOperator(params=params, x=points, architecture=net.architecture, block_size=size)
+    points = as_inputs("x", x)
+    function = bind(net, params, points, apply_kwargs)
+    check_rows_alone(function, points, ", or ntk.empirical with vmap_axes=None, which takes rows together")
+    return JacobianOperator(function=function, x=points, block_size=min(len(points), block_size or 256))
 
 
-def kernel_operator(kernel_fn: Callable, x: Inputs, get: str = "ntk", *, block_size: int | None = None) -> GramOperator:
-    """A kernel on n points, n × n, as a lineax operator on [n] that is never formed: tile by tile.
+def kernel_operator(
+    kernel_fn: Callable, x: Inputs, get: Literal["ntk", "nngp"] = "ntk", *, block_size: int | None = None
+) -> GramOperator:
+    """Return a kernel on n points, n × n, as a lineax operator on [n] that is never formed: tile by tile.
 
     Args:
         kernel_fn: symmetric, ``(x1, x2) -> [n1, n2]``, or ``(x1, x2, get)`` as ``two_layer(…).kernel_fn`` and those of
@@ -100,8 +114,8 @@ def kernel_operator(kernel_fn: Callable, x: Inputs, get: str = "ntk", *, block_s
         ``as_matrix`` [n, n]; tagged symmetric positive semidefinite; differentiable in x.
 
     Raises:
-        ValueError: points of wrong dtype, empty or not finite; block_size not positive; a kernel_fn that does not return
-            [n1, n2] or is not symmetric on the first points.
+        ValueError: points of wrong dtype, empty or not finite; block_size not positive; get unknown; a kernel_fn that does
+            not return [n1, n2] or is not symmetric on the first points.
 
     Example:
         >>> import jax, softntk as sn
@@ -113,27 +127,49 @@ def kernel_operator(kernel_fn: Callable, x: Inputs, get: str = "ntk", *, block_s
     Source: MATH.md section 2, "Infinite width".
     """
     if block_size is not None:
-        check_positive_int("block_size", block_size)
-    _check_inputs(x)
-    x = jnp.asarray(x)
-    takes_get = "get" in inspect.signature(kernel_fn).parameters
-    two = _Got(kernel_fn, get) if takes_get else kernel_fn
-    few = x[: min(8, len(x))]
-    shape = jax.eval_shape(two, few, few[:1]).shape
-    if shape != (len(few), 1):
-        raise ValueError(f"kernel_fn must return [n1, n2], got shape {shape} for {len(few)} and 1 points.")
-    one, other = two(few, few[::-1]), two(few[::-1], few).T
-    if is_concrete(one):
-        gap, size = float(jnp.max(jnp.abs(one - other))), float(jnp.max(jnp.abs(one)))
-        if gap > 1e-3 * size:
-            raise ValueError(
-                f"kernel_fn must be symmetric, but k(x, x') and k(x', x) differ by {gap:.3g} (largest entry {size:.3g})."
-            )
-    return KernelOperator(x=x, kernel_fn=two, block_size=min(len(x), block_size or math.isqrt(numbers_at_a_time() // 8)))
+        block_size = check_positive_int("block_size", block_size)
+    check_callable("kernel_fn", kernel_fn, "a function (x1, x2) -> [n1, n2]")
+    points = as_inputs("x", x)
+    kernel = _GetKernel(kernel_fn, check_choice("get", get, ("nngp", "ntk"))) if _takes_get(kernel_fn) else kernel_fn
+    _check_kernel(kernel, points)
+    size = min(len(points), block_size or math.isqrt(numbers_at_a_time() // 8))
+    return KernelOperator(x=points, kernel_fn=kernel, block_size=size)
 
 
-def _check_inputs(x: Inputs) -> None:
-    check_floating("x", x)
-    if jnp.ndim(x) < 1 or 0 in jnp.shape(x):
-        raise ValueError(f"x must have shape [n, …] and at least one row, got shape {jnp.shape(x)}.")
-    check_finite("x", x)
+def _takes_get(kernel_fn: Callable) -> bool:
+    try:
+        return "get" in inspect.signature(kernel_fn).parameters
+    except (TypeError, ValueError):  # functions of compiled modules have no signature
+        return False
+
+
+def _check_kernel(kernel_fn: Callable, x: Array) -> None:
+    """Refuse a kernel_fn that does not return [n1, n2], or is not symmetric on the first points."""
+    few = automatic(lambda x: x[: min(8, len(x))])(x)
+    single = (1, *few.shape[1:])
+    try:
+        out = jax.eval_shape(kernel_fn, jax.ShapeDtypeStruct(few.shape, few.dtype), jax.ShapeDtypeStruct(single, few.dtype))
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(
+            f"kernel_fn(x1, x2) fails for points of shape {few.shape} and {single}: {reason} "
+            "It must take any two sets of points."
+        ) from error
+    if not isinstance(out, jax.ShapeDtypeStruct):
+        raise ValueError(f"kernel_fn must return one array [n1, n2], got {type(out).__name__}.")
+    if out.shape != (len(few), 1):
+        raise ValueError(f"kernel_fn must return [n1, n2], got shape {out.shape} for {len(few)} and 1 points.")
+    if not jnp.issubdtype(out.dtype, jnp.floating):
+        raise ValueError(f"kernel_fn must return floating-point numbers, got dtype {out.dtype}.")
+    one = automatic(lambda x: kernel_fn(x, x[::-1]))(few)
+    if not is_concrete(one):
+        return
+    other = automatic(lambda x: kernel_fn(x[::-1], x).T)(few)
+    one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+    finite = np.isfinite(one) & np.isfinite(other)
+    size = np.max(np.abs(one), where=finite, initial=0)
+    gap = np.max(np.abs(np.where(finite, one, 0) - np.where(finite, other, 0)))
+    if gap > 1e-3 * size:
+        raise ValueError(
+            f"kernel_fn must be symmetric, but k(x, x') and k(x', x) differ by {gap:.3g} (largest entry {size:.3g})."
+        )

@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from softntk.ntk._contractions import Contraction, Readout
+from softntk.ntk._meshes import vary_like
 
 
 def numbers_at_a_time() -> int:
@@ -33,6 +34,17 @@ def in_blocks(array: Array, size: int) -> Array:
     """[n, …] as [n/size, size, …], the last block filled up with zeros."""
     short = -len(array) % size
     return jnp.pad(array, [(0, short)] + [(0, 0)] * (array.ndim - 1)).reshape(-1, size, *array.shape[1:])
+
+
+def rows_in_blocks(rows: Array, size: int) -> Array:
+    """Return [n, …] as [n/size, size, …], the last block filled up with its last row.
+
+    A function of the user's need not be defined at a row of zeros.
+    """
+    short = -len(rows) % size
+    if short:
+        rows = jnp.concatenate([rows, jnp.broadcast_to(rows[-1:], (short, *rows.shape[1:]))])
+    return rows.reshape(-1, size, *rows.shape[1:])
 
 
 def out_of_blocks(blocks: Array, n: int) -> Array:
@@ -71,7 +83,8 @@ def symmetric(form: Contraction, size: int, a: Readout, one: Any) -> Float[Array
         return lax.fori_loop(start // size, -(-n // size), tile, whole)
 
     dtype = jax.tree.leaves(one)[0].dtype
-    return lax.fori_loop(0, -(-n // size), line, jnp.zeros((n, form.count(k), n), dtype))
+    zeros = vary_like(jnp.zeros((n, form.count(k), n), dtype), a, one)
+    return lax.fori_loop(0, -(-n // size), line, zeros)
 
 
 @symmetric.defjvp

@@ -28,10 +28,15 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from softntk._norms import binary_scale
 from softntk._operators import answer
-from softntk._validation import check_finite, check_floating
+from softntk._validation import as_floating, as_integers, check_shape, is_concrete
+from softntk.ntk._meshes import automatic, call_automatic
+from softntk.ntk._scales import saturate
 
+Vector = Float[Array | np.ndarray, "*shape"]
 Vectors = Float[Array, "*shape r"]
+AnyVectors = Float[Array | np.ndarray, "*shape r"]
 Points = Float[Array | np.ndarray, "t ..."]
 
 
@@ -48,88 +53,108 @@ class GramOperator(lx.AbstractLinearOperator):
     @property
     @abc.abstractmethod
     def shape(self) -> tuple[int, ...]:
-        """Of the arrays it acts on: (n, k) or (n,)."""
+        """Shape of the arrays it acts on: (n, k) or (n,)."""
 
     @property
     @abc.abstractmethod
     def dtype(self) -> jnp.dtype:
-        """Of the arrays it acts on."""
+        """Precision of the arrays it acts on."""
 
     @abc.abstractmethod
     def _mm(self, vectors: Vectors) -> Vectors: ...
 
     @abc.abstractmethod
     def _cross(self, points: Array, vectors: Vectors) -> Array:
-        """The kernel between points and x, applied to vectors on x."""
+        """Return the kernel between points and x, applied to vectors on x."""
 
     @abc.abstractmethod
     def _rows(self, points: Array, outputs: Int[Array, " b"]) -> Float[Array, "b size"]:
-        """One row of the kernel with x for each of the points, [b, …], at one of its outputs."""
+        """Return one row of the kernel with x for each of the points, [b, …], at one of its outputs."""
 
     @abc.abstractmethod
     def _diagonal(self) -> Float[Array, " size"]: ...
 
     def _matrix(self, points: Array) -> Float[Array, "rows size"]:
-        """The kernel between points and x, all rows of it."""
+        """Return the kernel between points and x, all rows of it."""
         outputs = self.in_size() // len(self.x)
-        return _rows(self, jnp.repeat(points, outputs, axis=0), jnp.tile(jnp.arange(outputs), len(points)))
+        repeated = automatic(lambda points: jnp.repeat(points, outputs, axis=0))(points)
+        return _rows(self, repeated, jnp.tile(jnp.arange(outputs), len(points)))
 
     @abc.abstractmethod
+    def _in_precision(self, dtype: jnp.dtype) -> "GramOperator": ...
+
     def astype(self, dtype: Any) -> "GramOperator":
-        """The same operator on arrays of another precision."""
+        """Return the same operator on arrays of another precision.
 
-    def mv(self, vector: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """The product with one vector, an array of ``shape``."""
-        if jnp.shape(vector) != self.shape:
-            raise ValueError(f"vector must have shape {self.shape}, got {jnp.shape(vector)}.")
-        return _mm(self, jnp.asarray(vector, self.dtype)[..., None])[..., 0]
+        Raises:
+            ValueError: dtype is no floating-point type, or one that JAX does not work in here.
+        """
+        try:
+            wanted = jnp.dtype(dtype)
+        except TypeError:
+            raise ValueError(f"dtype must be a floating-point type, got {dtype!r}.") from None
+        if not jnp.issubdtype(wanted, jnp.floating):
+            raise ValueError(f"dtype must be a floating-point type, got {wanted}.")
+        if jax.dtypes.canonicalize_dtype(wanted) != wanted:
+            raise ValueError(f"dtype must be one that JAX works in, got {wanted}. Enable jax_enable_x64.")
+        return self._in_precision(wanted)
 
-    def mm(self, vectors: Vectors) -> Vectors:
-        """The products with r vectors at once, ``shape`` + (r,), for little more than the price of one."""
-        if jnp.shape(vectors)[:-1] != self.shape:
-            raise ValueError(f"vectors must have shape {(*self.shape, 'r')}, got {jnp.shape(vectors)}.")
-        return _mm(self, jnp.asarray(vectors, self.dtype))
+    def mv(self, vector: Vector) -> Float[Array, "*shape"]:
+        """Return the product with one vector, an array of ``shape``."""
+        return _mm(self, _as_vectors("vector", vector, self.shape, self.dtype)[..., None])[..., 0]
 
-    def rows(self, indices: Int[Array, " b"]) -> Float[Array, "b size"]:
-        """Rows of ``as_matrix()``, computed on demand: [b, size]."""
-        indices, outputs = jnp.asarray(indices), self.in_size() // len(self.x)
-        return _rows(self, self.x[indices // outputs], indices % outputs)
+    def mm(self, vectors: AnyVectors) -> Vectors:
+        """Return the products with r vectors at once, ``shape`` + (r,), for little more than the price of one."""
+        return _mm(self, _as_vectors("vectors", vectors, (*self.shape, "r"), self.dtype))
+
+    def rows(self, indices: Int[Array | np.ndarray, " b"]) -> Float[Array, "b size"]:
+        """Return rows of ``as_matrix()``, computed on demand: [b, size].
+
+        Negative indices count from the end. Those that are out of range raise a ValueError where they are known, and are
+        clipped inside ``jax.jit``.
+        """
+        indices, size = as_integers("indices", indices, ("b",)), self.in_size()
+        if is_concrete(indices) and indices.size:
+            least, largest = int(jnp.min(indices)), int(jnp.max(indices))
+            if least < -size or largest >= size:
+                raise ValueError(f"indices must lie between {-size} and {size - 1}, got {least} to {largest}.")
+        return _rows_at(self, indices)
 
     def diagonal(self) -> Float[Array, " size"]:
-        """The diagonal of ``as_matrix()``, [size]."""
+        """Return the diagonal of ``as_matrix()``, [size]."""
         return _diagonal(self)
 
     def cross(self, points: Points) -> "CrossOperator":
-        """The same kernel between other points, [t, …], and these: an operator from [n, k] to [t, k], or from [n] to [t].
+        """Return the same kernel between other points, [t, …], and these.
+
+        It is an operator from [n, k] to [t, k], or from [n] to [t].
 
         Raises:
             ValueError: points of another feature shape or dtype, empty or not finite.
         """
-        check_floating("points", points)
-        if jnp.shape(points)[1:] != self.x.shape[1:] or 0 in jnp.shape(points):
-            raise ValueError(f"points must have shape {('t', *self.x.shape[1:])}, got {jnp.shape(points)}.")
-        check_finite("points", points)
-        return CrossOperator(self, jnp.asarray(points, self.x.dtype))
+        array = as_floating("points", points)
+        check_shape("points", array, ("t", *self.x.shape[1:]))
+        return CrossOperator(self, _in_dtype("points", array, self.x.dtype))
 
     def at(self, points: Points) -> "GramOperator":
-        """The same kernel on other points, [t, …]."""
+        """Return the same kernel on other points, [t, …]."""
         points = self.cross(points).points
         return dataclasses.replace(self, x=points, block_size=min(self.block_size, len(points)))
 
     def as_matrix(self) -> Float[Array, "size size"]:
-        """The matrix itself, [size, size]; of [n, k] the output is the fast index."""
+        """Return the matrix itself, [size, size]; of [n, k] the output is the fast index."""
         return self.rows(jnp.arange(self.in_size()))
 
     def transpose(self) -> "GramOperator":
-        """Itself."""
+        """Return itself."""
         return self
 
     def in_structure(self) -> jax.ShapeDtypeStruct:
-        """Shape and dtype of what it acts on."""
+        """Return shape and dtype of what it acts on."""
         return jax.ShapeDtypeStruct(self.shape, self.dtype)
 
     def out_structure(self) -> jax.ShapeDtypeStruct:
-        """The same as ``in_structure``."""
+        """Return the same as ``in_structure``."""
         return self.in_structure()
 
 
@@ -144,43 +169,106 @@ class CrossOperator(lx.AbstractLinearOperator):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of what comes out: (t, k) or (t,)."""
+        """Shape of what comes out: (t, k) or (t,)."""
         return (len(self.points), *self.gram.shape[1:])
 
-    def mv(self, vector: Float[Array, "*shape"]) -> Array:
-        """The product with one vector on the n points."""
-        if jnp.shape(vector) != self.gram.shape:
-            raise ValueError(f"vector must have shape {self.gram.shape}, got {jnp.shape(vector)}.")
-        return _cross(self.gram, self.points, jnp.asarray(vector, self.gram.dtype)[..., None])[..., 0]
+    def mv(self, vector: Vector) -> Array:
+        """Return the product with one vector on the n points."""
+        vectors = _as_vectors("vector", vector, self.gram.shape, self.gram.dtype)[..., None]
+        return _cross(self.gram, self.points, vectors)[..., 0]
 
-    def mm(self, vectors: Vectors) -> Array:
-        """The products with r vectors at once: (t, k, r) or (t, r)."""
-        if jnp.shape(vectors)[:-1] != self.gram.shape:
-            raise ValueError(f"vectors must have shape {(*self.gram.shape, 'r')}, got {jnp.shape(vectors)}.")
-        return _cross(self.gram, self.points, jnp.asarray(vectors, self.gram.dtype))
+    def mm(self, vectors: AnyVectors) -> Array:
+        """Return the products with r vectors at once: (t, k, r) or (t, r)."""
+        columns = _as_vectors("vectors", vectors, (*self.gram.shape, "r"), self.gram.dtype)
+        return _cross(self.gram, self.points, columns)
 
     def as_matrix(self) -> Float[Array, "rows columns"]:
-        """The matrix itself, [t·k, n·k] or [t, n]."""
+        """Return the matrix itself, [t·k, n·k] or [t, n]."""
         return self.gram._matrix(self.points)
 
     def transpose(self) -> "CrossOperator":
-        """From the t points to the n."""
+        """Return the operator from the t points to the n."""
         return self.gram.at(self.points).cross(self.gram.x)
 
     def in_structure(self) -> jax.ShapeDtypeStruct:
-        """Shape and dtype of what it acts on."""
+        """Return shape and dtype of what it acts on."""
         return self.gram.in_structure()
 
     def out_structure(self) -> jax.ShapeDtypeStruct:
-        """Shape and dtype of what comes out."""
+        """Return shape and dtype of what comes out."""
         return jax.ShapeDtypeStruct(self.shape, self.gram.dtype)
 
 
-# Compiled once for each structure (static fields and shapes); called from methods so that eager use is fast too.
-_mm = jax.jit(lambda op, vectors: op._mm(vectors))
-_cross = jax.jit(lambda op, points, vectors: op._cross(points, vectors))
-_rows = jax.jit(lambda op, points, outputs: op._rows(points, outputs))
-_diagonal = jax.jit(lambda op: op._diagonal())
+# --- vectors ----------------------------------------------------------------------------------------------------------
+
+
+def _as_vectors(name: str, x: Any, shape: tuple[int | str, ...], dtype: jnp.dtype) -> Array:
+    """Return x in that precision; NaN and infinities of an array of JAX go through, as they do in any product."""
+    array = as_floating(name, x, shape, finite=not isinstance(x, jax.Array))
+    return _in_dtype(name, array, dtype)
+
+
+def _in_dtype(name: str, array: Array, dtype: jnp.dtype) -> Array:
+    """Return the array in another precision, which must hold it."""
+    if array.dtype == dtype:
+        return array
+    converted = array.astype(dtype)
+    if is_concrete(array) and not bool(jnp.all(jnp.isfinite(converted) == jnp.isfinite(array))):
+        raise ValueError(f"{name} must fit {dtype}, the precision of the operator: it is beyond its largest number.")
+    return converted
+
+
+# --- programs: compiled once for each structure (static fields and shapes), called from methods so that eager use is fast ----
+
+
+@jax.jit
+def _mm(op: GramOperator, vectors: Vectors) -> Vectors:
+    return call_automatic(_scaled_mm, op.x, op, vectors)
+
+
+@jax.jit
+def _cross(op: GramOperator, points: Array, vectors: Vectors) -> Array:
+    return call_automatic(_scaled_cross, points, op, points, vectors)
+
+
+@jax.jit
+def _rows(op: GramOperator, points: Array, outputs: Int[Array, " b"]) -> Float[Array, "b size"]:
+    return call_automatic(lambda op, points, outputs: op._rows(points, outputs), None, op, points, outputs)
+
+
+@jax.jit
+def _rows_at(op: GramOperator, indices: Int[Array, " b"]) -> Float[Array, "b size"]:
+    def rows(op: GramOperator, indices: Array) -> Array:
+        outputs = op.in_size() // len(op.x)
+        return op._rows(op.x[indices // outputs], indices % outputs)
+
+    return call_automatic(rows, None, op, indices)
+
+
+@jax.jit
+def _diagonal(op: GramOperator) -> Float[Array, " size"]:
+    return call_automatic(lambda op: op._diagonal(), op.x, op)
+
+
+def _scaled_mm(op: GramOperator, vectors: Vectors) -> Vectors:
+    scale = _column_scale(vectors)
+    return _unscale(op._mm(vectors / scale), scale)
+
+
+def _scaled_cross(op: GramOperator, points: Array, vectors: Vectors) -> Array:
+    scale = _column_scale(vectors)
+    return _unscale(op._cross(points, vectors / scale), scale)
+
+
+def _unscale(out: Array, scale: Array) -> Array:
+    """Return out · scale; what leaves the precision only now stays its largest number."""
+    return jnp.where(jnp.isfinite(out), saturate(out * scale), out)
+
+
+def _column_scale(vectors: Vectors) -> Float[Array, "..."]:
+    """Return the power of two near the largest entry of each vector, at least one: sums of large ones overflow."""
+    return jnp.maximum(binary_scale(vectors, axis=tuple(range(vectors.ndim - 1))), 1)
+
 
 answer(GramOperator, positive=lambda operator: True)
 answer(CrossOperator, symmetric=False)

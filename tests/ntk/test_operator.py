@@ -153,15 +153,15 @@ def test_bad_input(untyped):
     x = np.ones((5, 4), np.float32)
     op = sn.ntk.operator(net, params, x)
     for call, message in [
-        (lambda: op.mv(jnp.ones(5)), r"vector must have shape \(5, 1\), got \(5,\)"),
+        (lambda: op.mv(jnp.ones(5)), r"vector must have shape \[5, 1\], got shape \(5,\)"),
         (lambda: op.mm(jnp.ones((5, 2, 3))), "vectors must have shape"),
-        (lambda: op.cross(x).mv(jnp.ones(5)), r"vector must have shape \(5, 1\), got \(5,\)"),
-        (lambda: op.cross(x[:, :3]), r"points must have shape \('t', 4\), got \(5, 3\)"),
+        (lambda: op.cross(x).mv(jnp.ones(5)), r"vector must have shape \[5, 1\], got shape \(5,\)"),
+        (lambda: op.cross(x[:, :3]), r"points must have shape \[t, 4\], got shape \(5, 3\)"),
         (lambda: op.cross(x * np.nan), "points must be finite"),
-        (lambda: sn.ntk.operator(net, params, x[:, :3]), "x must have the 4 features"),
+        (lambda: sn.ntk.operator(net, params, x[:, :3]), "x must have 4 features"),
         (lambda: sn.ntk.operator(net, params, x * np.nan), "x must be finite"),
         (lambda: sn.ntk.operator(net, params, x, block_size=0), "block_size must be a positive integer"),
-        (lambda: sn.ntk.operator(lambda p, x: x[:, 0], params, x), r"apply_fn must return \[n, k\]"),
+        (lambda: sn.ntk.operator(lambda p, x: x[:, :, None], params, x), r"apply_fn must return \[n\] or \[n, k\]"),
         (lambda: sn.ntk.kernel_operator(lambda a, b: a @ b.T + a[:, :1], np.arange(20.0).reshape(5, 4)), "must be symmetric"),
         (lambda: sn.ntk.kernel_operator(lambda a, b: a, x), r"kernel_fn must return \[n1, n2\]"),
         (lambda: sn.ntk.kernel_operator(net.kernel_fn, x.astype(int)), "x must be a floating-point array"),

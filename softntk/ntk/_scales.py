@@ -1,0 +1,72 @@
+"""Inner products of rows whose squares leave the precision: the powers of two are taken out first.
+
+    x_i = 2^{e_i} x̂_i, 1 ≤ max|x̂_i| < 4, e_i even:    ⟨x_i, x_j⟩ G_ij = (⟨x̂_i, x̂_j⟩ G_ij) 2^{e_i + e_j}
+
+The last factor is multiplied in two halves, so that nothing between leaves the range unless the
+result does. Powers of two round nothing: in the range the numbers are those of the plain formula.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from softntk._norms import binary_scale
+
+
+class ScaledRows(NamedTuple):
+    """Rows x_i = 2^{e_i} x̂_i.
+
+    Attributes:
+        values: x̂, [n, e].
+        exponents: e, [n], even.
+    """
+
+    values: Float[Array, "n e"]
+    exponents: Int[Array, " n"]
+
+    @property
+    def roots(self) -> Float[Array, " n"]:
+        """2^{e_i / 2}."""
+        return power_of_two(self.exponents // 2, self.values.dtype)
+
+
+def power_of_two(exponents: Int[Array, "..."], dtype: jnp.dtype) -> Float[Array, "..."]:
+    """Return 2^exponents."""
+    return jnp.ldexp(jnp.ones_like(exponents, dtype), exponents)
+
+
+def even_exponent(scale: Float[Array, "..."]) -> Int[Array, "..."]:
+    """Return the largest even e with 2^e at most this power of two."""
+    _, exponent = jnp.frexp(scale)
+    return 2 * ((exponent - 1) // 2)
+
+
+def scale_rows(x: Float[Array, "n e"]) -> ScaledRows:
+    """Return the rows of x as x̂ and e."""
+    exponents = even_exponent(binary_scale(x, axis=1)[:, 0])
+    return ScaledRows(times_power_of_two(x, -exponents[:, None]), exponents)
+
+
+def scale_all(x: Float[Array, "..."]) -> tuple[Float[Array, "..."], Int[Array, ""]]:
+    """Return x̂ and one even e for the whole array."""
+    exponent = even_exponent(binary_scale(x).reshape(()))
+    return times_power_of_two(x, -exponent), exponent
+
+
+def times_power_of_two(x: Float[Array, "..."], exponents: Int[Array, "..."]) -> Float[Array, "..."]:
+    """Return x · 2^exponents, in two halves."""
+    half = jnp.clip(exponents // 2, *(_half_range(x.dtype)))
+    other = jnp.clip(exponents - half, *(_half_range(x.dtype)))
+    return x * power_of_two(half, x.dtype) * power_of_two(other, x.dtype)
+
+
+def _half_range(dtype: jnp.dtype) -> tuple[int, int]:
+    limits = jnp.finfo(dtype)
+    return int(limits.minexp), int(limits.maxexp) - 2
+
+
+def saturate(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return x with infinities as the largest number of the precision."""
+    largest = jnp.finfo(x.dtype).max
+    return jnp.clip(x, -largest, largest)
