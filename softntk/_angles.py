@@ -35,7 +35,7 @@ def root(q: Scalars) -> Scalars:
 def _inverse_root_scale(q: Scalars) -> Scalars:
     """Return 2^-k with q 4^-k in [½, 2), without gradient; one where q is not positive."""
     limits = jnp.finfo(q.dtype)
-    q = lax.stop_gradient(q)
+    q = jnp.asarray(lax.stop_gradient(q))
     _, exponent = jnp.frexp(jnp.where(q > 0, jnp.clip(q, float(limits.tiny), float(limits.max) / 2), 1))
     return jnp.ldexp(jnp.ones_like(q), -(exponent // 2))
 
@@ -52,7 +52,7 @@ def _scaled(q11: Scalars, q12: Scalars, q22: Scalars) -> tuple[Scalars, Scalars,
 
 def sine(q11: Scalars, q12: Scalars, q22: Scalars) -> Scalars:
     """Return sin θ ≥ 0, exact for the numbers given, without gradient; one where a variance is zero."""
-    a, c, b, positive = _scaled(*map(lax.stop_gradient, (q11, q12, q22)))
+    a, c, b, positive = _scaled(*(jnp.asarray(lax.stop_gradient(q)) for q in (q11, q12, q22)))
     # Products of halves of the digits are exact, and so are their differences where they cancel.
     digits = (jnp.finfo(c.dtype).nmant + 1) // 2 - 1
     exponents = jnp.finfo(c.dtype).nexp
