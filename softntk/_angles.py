@@ -14,12 +14,12 @@ The cosine alone does not determine a small angle: arccos(1 − ε) = √(2ε). 
 Variances are divided by powers of four before they are multiplied, so that nothing here over- or underflows.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
-
-from softntk._norms import scaled_norm
 
 Scalars = Float[Array, "..."]
 
@@ -32,35 +32,55 @@ def root(q: Scalars) -> Scalars:
     return jnp.where(q > 0, jnp.sqrt(jnp.where(q > 0, q, 1)), 0)
 
 
-def _inverse_root_scale(q: Scalars) -> Scalars:
-    """Return 2^-k with q 4^-k in [½, 2), without gradient; one where q is not positive."""
+def inverse_root(q: Scalars) -> Scalars:
+    """Return 1/√q for q > 0, else 0."""
+    return jnp.where(q > 0, lax.rsqrt(jnp.where(q > 0, q, 1)), 0)
+
+
+def _once(small: Scalars, large: Scalars) -> Scalars:
+    """Return ``small``, computed once and not for every entry of the larger array that it is broadcast to."""
+    return lax.optimization_barrier(small) if small.size < large.size else small
+
+
+def _order_one(q: Scalars) -> tuple[Scalars, Scalars]:
+    """Return q 4^-k in [½, 2) and 2^-k; (1, 1) where q is not positive."""
     limits = jnp.finfo(q.dtype)
-    q = jnp.asarray(lax.stop_gradient(q))
-    _, exponent = jnp.frexp(jnp.where(q > 0, jnp.clip(q, float(limits.tiny), float(limits.max) / 2), 1))
-    return jnp.ldexp(jnp.ones_like(q), -(exponent // 2))
-
-
-def _scaled(q11: Scalars, q12: Scalars, q22: Scalars) -> tuple[Scalars, Scalars, Scalars, Bool[Array, "..."]]:
-    """Return (q11 4^-j, q12 2^-(j+k), q22 4^-k) of order one, and where both variances are positive."""
-    scale1 = _inverse_root_scale(q11)
-    scale2 = _inverse_root_scale(q22)
-    positive = (q11 > 0) & (q22 > 0)
-    a = jnp.where(q11 > 0, q11 * scale1 * scale1, 1)
-    b = jnp.where(q22 > 0, q22 * scale2 * scale2, 1)
-    return a, jnp.where(positive, q12 * scale1 * scale2, 0), b, positive
+    positive = q > 0
+    _, exponent = jnp.frexp(jnp.where(positive, jnp.clip(q, float(limits.tiny), float(limits.max) / 2), 1))
+    scale = jnp.ldexp(jnp.ones_like(q), -(exponent // 2))
+    return jnp.where(positive, q * scale * scale, 1), jnp.where(positive, scale, 1)
 
 
 def sine(q11: Scalars, q12: Scalars, q22: Scalars) -> Scalars:
     """Return sin θ ≥ 0, exact for the numbers given, without gradient; one where a variance is zero."""
-    a, c, b, positive = _scaled(*(jnp.asarray(lax.stop_gradient(q)) for q in (q11, q12, q22)))
+    q11, q12, q22 = (jnp.asarray(lax.stop_gradient(q)) for q in (q11, q12, q22))
+    limits = jnp.finfo(q12.dtype)
     # Products of halves of the digits are exact, and so are their differences where they cancel.
-    digits = (jnp.finfo(c.dtype).nmant + 1) // 2 - 1
-    exponents = jnp.finfo(c.dtype).nexp
-    a1, b1, c1 = (lax.reduce_precision(v, exponents, digits) for v in (a, b, c))
-    a2, b2, c2 = a - a1, b - b1, c - c1
+    half = partial(lax.reduce_precision, exponent_bits=limits.nexp, mantissa_bits=(limits.nmant + 1) // 2 - 1)
+    (a, scale1), (b, scale2) = _order_one(q11), _order_one(q22)
+    a1, b1 = (_once(half(v), q12) for v in (a, b))
+    a2, b2 = (_once(v - v1, q12) for v, v1 in ((a, a1), (b, b1)))
+    c = q12 * _once(scale1, q12) * _once(scale2, q12)
+    c1 = half(c)
+    c2 = c - c1
     determinant = (a1 * b1 - c1 * c1) + ((a1 * b2 + a2 * b1 - 2 * c1 * c2) + (a2 * b2 - c2 * c2))
-    sines = root(determinant) / (jnp.sqrt(a) * jnp.sqrt(b))
-    return jnp.where(positive, jnp.minimum(sines, 1), 1)
+    sines = root(determinant) * _once(lax.rsqrt(a), q12) * _once(lax.rsqrt(b), q12)
+    return jnp.where((q11 > 0) & (q22 > 0), jnp.minimum(sines, 1), 1)
+
+
+@jax.custom_jvp
+def _cos(q11: Scalars, q12: Scalars, q22: Scalars) -> Scalars:
+    return q12 * _once(inverse_root(q11), q12) * _once(inverse_root(q22), q12)
+
+
+@_cos.defjvp
+def _cos_jvp(primals: tuple, tangents: tuple) -> tuple[Scalars, Scalars]:
+    # By the chain rule q^{-3/2} would appear, which overflows.
+    q11, _, q22 = primals
+    d11, d12, d22 = tangents
+    cos = _cos(*primals)
+    inverse1, inverse2 = inverse_root(q11), inverse_root(q22)
+    return cos, d12 * inverse1 * inverse2 - 0.5 * cos * (d11 * inverse1 * inverse1 + d22 * inverse2 * inverse2)
 
 
 def cosine(q11: Scalars, q12: Scalars, q22: Scalars, sines: Scalars | None = None) -> tuple[Scalars, Scalars, Scalars]:
@@ -69,9 +89,8 @@ def cosine(q11: Scalars, q12: Scalars, q22: Scalars, sines: Scalars | None = Non
     Variances that were computed, and not given, carry rounding: without ``sines`` an angle within a few units of it is *set* to
     0 or π. So equal points get the exact kernel instead of one that is wrong by the root of the precision.
     """
-    a, c, b, positive = _scaled(q11, q12, q22)
-    cos = c / (jnp.sqrt(a) * jnp.sqrt(b))
-    norms = jnp.where(positive, root(q11) * root(q22), 0)
+    norms = _once(root(q11), q12) * _once(root(q22), q12)
+    cos = _cos(q11, q12, q22)
     if sines is not None:
         return norms, cos, sines
     sines = sine(q11, q12, q22)
@@ -107,7 +126,7 @@ def _arc_cosine_1_jvp(primals: tuple[Scalars, Scalars], tangents: tuple[Scalars,
 @jax.custom_jvp
 def _half_root(k: Scalars, q11: Scalars, q12: Scalars, q22: Scalars, sines: Scalars) -> Scalars:
     trace = jnp.sqrt(0.25 + (0.25 * k * q11 + 0.25 * k * q22))
-    rest = (0.5 * k) * (root(q11) * root(q22) * sines)
+    rest = (0.5 * k) * (_once(root(q11), q12) * _once(root(q22), q12) * sines)
     larger = jnp.maximum(trace, rest)
     return larger * jnp.sqrt(1 + (jnp.minimum(trace, rest) / larger) ** 2)
 
@@ -134,7 +153,6 @@ def between_rows(
     x1: Float[Array, "n1 d"],
     x2: Float[Array, "n2 d"],
     dots: Float[Array, "n1 n2"],
-    norms: Float[Array, "n1 n2"],
     equal: Bool[Array, "n1 n2"] | None = None,
 ) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"]]:
     """Return (inner products, sin θ) of the rows of two matrices, also where they are parallel to rounding.
@@ -147,56 +165,58 @@ def between_rows(
         x1: of order one.
         x2: of order one.
         dots: x1 x2ᵀ.
-        norms: products of the norms.
         equal: pairs that are known to be equal, where the dots are exact.
 
     Returns:
         The inner products with the derivative of ``dots``, and the sines, without.
     """
-    cos = lax.stop_gradient(jnp.where(norms > 0, dots / jnp.where(norms > 0, norms, 1), 0))
+    (unit1, norms1), (unit2, norms2) = (_polar(lax.stop_gradient(x)) for x in (x1, x2))
+    plain = lax.stop_gradient(dots)
+    cos = plain * _once(1 / norms1, dots) * _once(1 / norms2, dots).T
     near = 1 - jnp.abs(cos) < 4 * jnp.finfo(cos.dtype).eps ** 0.5
-    sines = jnp.sqrt(jnp.maximum((1 - cos) * (1 + cos), 0))
+    coarse = jnp.sqrt(jnp.maximum((1 - cos) * (1 + cos), 0))
     if equal is not None:
         near = near & ~equal
-        sines = jnp.where(equal & (norms > 0), 0, sines)
+        coarse = jnp.where(equal & (jnp.abs(cos) > 0.5), 0, coarse)
     sign = jnp.sign(cos)
-    unit1, unit2 = (_unit_rows(lax.stop_gradient(x)) for x in (x1, x2))
 
-    def refine() -> tuple[Array, Array]:
+    def refine() -> Array:
         # Under vmap both branches run; the loop must then end where it is not asked for.
         few = jnp.max(jnp.sum(near, axis=1)) <= MAX_PAIRS_PER_ROW + x1.shape[1]
-        chords = lax.cond(few, lambda: _picked_chords(unit1, unit2, sign, near & few), lambda: _all_chords(unit1, unit2, sign))
-        squares = chords**2
-        change = norms * (sign * (1 - squares / 2)) - dots
-        return lax.stop_gradient(jnp.where(near, change, 0)), jnp.where(near, chords * jnp.sqrt(1 - squares / 4), sines)
+        squares = lax.cond(
+            few, lambda: _squares_of_some(unit1, unit2, sign, near & few), lambda: _squares_of_all(unit1, unit2, sign)
+        )
+        return jnp.where(near, jnp.sqrt(squares * (1 - squares / 4)), coarse)
 
-    def keep() -> tuple[Array, Array]:
-        return lax.stop_gradient(dots) * 0, sines
-
-    change, sines = lax.cond(jnp.any(near), refine, keep)
-    return dots + change, sines
+    sines = lax.cond(jnp.any(near), refine, lambda: coarse)
+    fine = sign * norms1 * norms2.T * jnp.sqrt((1 - sines) * (1 + sines))
+    return dots + jnp.where(near, fine - plain, 0), sines
 
 
-def _unit_rows(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    norms = scaled_norm(x, 1, keepdims=True)
-    return x / jnp.where(norms > 0, norms, 1)
+def _polar(x: Float[Array, "n d"]) -> tuple[Float[Array, "n d"], Float[Array, "n 1"]]:
+    """Return unit vectors and norms of the rows; a row of zeros stays one, of norm 1."""
+    norms = jnp.sqrt(jnp.sum(x * x, axis=1, keepdims=True))
+    norms = jnp.where(norms > 0, norms, 1)
+    return x / norms, norms
 
 
-def _picked_chords(
+def _squares_of_some(
     unit1: Float[Array, "n1 d"], unit2: Float[Array, "n2 d"], sign: Float[Array, "n1 n2"], near: Bool[Array, "n1 n2"]
 ) -> Float[Array, "n1 n2"]:
-    """Return ‖u − sign · v‖ of the near pairs, zero for the others: in each step the next one of every row."""
+    """Return ‖u − sign · v‖² of the near pairs, zero for the others: in each step the next one of every row."""
     rows = jnp.arange(unit1.shape[0])
 
     def step(state: tuple) -> tuple:
-        remaining, chords = state
+        remaining, squares = state
         column = jnp.argmax(remaining, axis=1)
-        chord = scaled_norm(unit1 - sign[rows, column][:, None] * unit2[column], 1)
-        chords = chords.at[rows, column].set(jnp.where(remaining[rows, column], chord, chords[rows, column]))
-        return remaining.at[rows, column].set(False), chords
+        square = jnp.sum((unit1 - sign[rows, column][:, None] * unit2[column]) ** 2, axis=1)
+        squares = squares.at[rows, column].set(jnp.where(remaining[rows, column], square, squares[rows, column]))
+        return remaining.at[rows, column].set(False), squares
 
     return lax.while_loop(lambda state: jnp.any(state[0]), step, (near, 0 * sign))[1]
 
 
-def _all_chords(unit1: Float[Array, "n1 d"], unit2: Float[Array, "n2 d"], sign: Float[Array, "n1 n2"]) -> Float[Array, "n1 n2"]:
-    return lax.map(lambda row: scaled_norm(row[0][None, :] - row[1][:, None] * unit2, 1), (unit1, sign))
+def _squares_of_all(
+    unit1: Float[Array, "n1 d"], unit2: Float[Array, "n2 d"], sign: Float[Array, "n1 n2"]
+) -> Float[Array, "n1 n2"]:
+    return jnp.sum((unit1[:, None, :] - sign[:, :, None] * unit2[None, :, :]) ** 2, axis=-1)

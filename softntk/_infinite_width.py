@@ -71,8 +71,7 @@ def _kernels(
         dots = jnp.where(equal, squares1[:, None], dots)
     sines = None
     if activation.moments.angular:
-        norms = jnp.sqrt(squares1)[:, None] * jnp.sqrt(squares2)[None, :]
-        dots, sines = between_rows(x1, x2_, dots, jax.lax.stop_gradient(norms), equal)
+        dots, sines = between_rows(x1, x2_, dots, equal)
     variance = jnp.ones_like(sigma) if homogeneous else sigma**2
     nngp, slopes = activation.limit(
         variance * squares1[:, None], variance * dots, variance * squares2[None, :], normalized, sines
