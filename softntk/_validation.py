@@ -81,8 +81,8 @@ def as_scalars(**values: Any) -> tuple[Float[Array, "..."], ...]:
     """
     arrays = []
     for name, value in values.items():
-        plain = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        array = np.asarray(check_number(name, value, infinite=True)) if plain else _as_array(name, value)
+        large = isinstance(value, int) and not isinstance(value, bool)
+        array = np.asarray(check_number(name, value)) if large else _as_array(name, value)
         arrays.append(array)
     fixed = [array.dtype for array, value in zip(arrays, values.values(), strict=True) if not isinstance(value, int | float)]
     with jax.numpy_dtype_promotion("standard"):
