@@ -131,7 +131,10 @@ def cosh_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float
 def sinh_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
     # e^{(q11+q22)/2} sinh(q12): the difference of two exponentials would cancel near q12 = 0.
     small = jnp.abs(q12) < 1
-    near = jnp.sinh(jnp.where(small, q12, 0)) * exp(_exponent(q11, jnp.zeros_like(q12), q22, s))
+    # By halves: the product may fit where the exponential does not, and 0 · e^t is 0.
+    half_way = exp(0.5 * _exponent(q11, jnp.zeros_like(q12), q22, s))
+    limit = exp(jnp.asarray(jnp.inf, q12.dtype))
+    near = jnp.clip(jnp.sinh(jnp.where(small, q12, 0)) * half_way * half_way, -limit, limit)
     far = 0.5 * exp_covariance(q11, q12, q22, s) - 0.5 * exp_covariance(q11, -q12, q22, s)
     return jnp.where(small, near, far)
 

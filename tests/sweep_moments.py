@@ -1,9 +1,10 @@
 """Every Gaussian moment, limit and step through a layer, over sixty orders of magnitude, against closed forms in 110 digits.
 
-``python tests/sweep_moments.py`` sweeps the large grid and prints a table: the worst error of every activation in units of
-rounding. A unit is what rounding of the result, and of each q, is worth there: eps · (size of the terms) + Σ |f(q (1 + eps)) − f(q)|.
-The variances are taken as exact numbers, so the second part counts only where a moment is ill-conditioned (exponentials of large
-numbers, angles near zero). Values beyond the precision must saturate with the right sign; none may be NaN.
+``python tests/sweep_moments.py`` sweeps the large grid and prints a table: the worst error of every activation
+in units of rounding. A unit is what rounding of the result, and of each q, is worth there:
+eps · (size of the terms) + Σ |f(q (1 + eps)) − f(q)|. The variances are taken as exact numbers, so the second part
+counts only where a moment is ill-conditioned (exponentials of large numbers, angles near zero). Values beyond the
+precision must saturate with the right sign; none may be NaN.
 """
 
 import argparse
@@ -94,7 +95,7 @@ def threshold_moments(a: Any, c: Any, b: Any) -> tuple[Value, Value]:
 
 
 def crrelu_moments(a: Any, c: Any, b: Any) -> tuple[Value, Value]:
-    """Return those of relu(z) + ε z e^{−z²/2}: the bump is −d/dz of e^{−z²/2}, so expectations are slopes of Gaussian integrals."""
+    """Return those of relu(z) + ε z e^{−z²/2}: by Stein, as g e^{−g²/2} tilts the Gaussian."""
     determinant = (1 + a) * (1 + b) - min(c**2, a * b)
     outer = EPSILON / 2 * (mp.power(1 + a, -1.5) + mp.power(1 + b, -1.5))
     inner = EPSILON**2 * mp.power(determinant, -1.5)
@@ -167,9 +168,7 @@ def computed(name: str, points: np.ndarray) -> dict[str, np.ndarray]:
     for normalized in (False, True) if moments.positive_mean else (False,):
         suffix = ", normalized" if normalized else ""
         out[f"limit{suffix}"], out[f"slope{suffix}"] = activation.limit(a, c, b, normalized)
-        step = ntk.propagate(
-            activation, a, c, b, 1, normalized=normalized, weight_variance=WEIGHT, bias_variance=BIAS
-        )
+        step = ntk.propagate(activation, a, c, b, 1, normalized=normalized, weight_variance=WEIGHT, bias_variance=BIAS)
         out[f"layer{suffix}"], out[f"NTK{suffix}"] = step.covariance[1], step.ntk[1]
         out[f"variance{suffix}"] = step.variance1[1]
     return {quantity: np.asarray(value) for quantity, value in out.items()}
@@ -258,7 +257,9 @@ def main() -> int:
                 print("  ", row)
         worst = max(rows, key=lambda row: row.units)
         relative = max(row.relative for row in rows)
-        print(f"{name:10} {dtype}: {worst.units:8.2g} units ({worst.quantity}), largest relative error {relative:.2g}", flush=True)
+        print(
+            f"{name:10} {dtype}: {worst.units:8.2g} units ({worst.quantity}), largest relative error {relative:.2g}", flush=True
+        )
     return int(failures > 0)
 
 
