@@ -84,7 +84,11 @@ def as_scalars(**values: Any) -> tuple[Float[Array, "..."], ...]:
         large = isinstance(value, int) and not isinstance(value, bool)
         array = np.asarray(check_number(name, value)) if large else _as_array(name, value)
         arrays.append(array)
-    fixed = [array.dtype for array, value in zip(arrays, values.values(), strict=True) if not isinstance(value, int | float)]
+    fixed = [
+        jax.dtypes.canonicalize_dtype(array.dtype)
+        for array, value in zip(arrays, values.values(), strict=True)
+        if not isinstance(value, int | float)
+    ]
     with jax.numpy_dtype_promotion("standard"):
         dtype = jax.dtypes.canonicalize_dtype(jnp.result_type(float, *fixed))
     rank = max(array.ndim for array in arrays)
