@@ -110,7 +110,13 @@ def constants(q11: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
 
 
 def res_exp_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-    return exp_covariance(q11, q12, q22, s) + q12 * constants(q11, q22, s)
+    plain = exp_covariance(q11, q12, q22, s) + q12 * constants(q11, q22, s)
+    # Where e^{(q11+q22)/2} saturates, two terms of opposite sign would both: there it multiplies their sum.
+    half_way = exp(0.5 * _exponent(q11, jnp.zeros_like(q12), q22, s))
+    limit = exp(jnp.asarray(jnp.inf, q12.dtype))
+    ratio = res_exp_ratios(q11, q12, q22)[0]
+    beyond = (half_way >= jnp.sqrt(limit)) & (jnp.abs(ratio) > float(jnp.finfo(q12.dtype).tiny) ** 0.5)
+    return jnp.where(beyond, jnp.clip(ratio * half_way * half_way, -limit, limit), plain)
 
 
 def res_exp_derivative(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
@@ -135,7 +141,8 @@ def sinh_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float
     half_way = exp(0.5 * _exponent(q11, jnp.zeros_like(q12), q22, s))
     limit = exp(jnp.asarray(jnp.inf, q12.dtype))
     near = jnp.clip(jnp.sinh(jnp.where(small, q12, 0)) * half_way * half_way, -limit, limit)
-    far = 0.5 * exp_covariance(q11, q12, q22, s) - 0.5 * exp_covariance(q11, -q12, q22, s)
+    size = jnp.abs(q12)
+    far = -0.5 * jnp.sign(q12) * exp_covariance(q11, size, q22, s) * jnp.expm1(-2 * size)
     return jnp.where(small, near, far)
 
 
@@ -172,7 +179,7 @@ def relu_derivative(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float
 # --- CRReLU: max(0, z) + ε z e^{-z²/2} ------------------------------------------------------------------------------
 
 
-def crrelu_jet(epsilon: float, z: Scalars, c: Scalars | float) -> Jet:
+def crrelu_jet(epsilon: float | Scalars, z: Scalars, c: Scalars | float) -> Jet:
     s, near = unscale(z, c), jnp.clip(z, -1e3, 1e3)  # beyond, the bump is zero
     bump = jnp.asarray(epsilon, z.dtype) * jnp.exp(-0.5 * near**2)
     return (jax.nn.relu(z) + near * bump) * s, ((z > 0) + (1 - near**2) * bump) * s, near * (near**2 - 3) * bump * s
@@ -189,7 +196,7 @@ def _crrelu_parts(q11: Scalars, q12: Scalars, q22: Scalars, sines: Scalars | Non
 
 
 def crrelu_covariance(
-    epsilon: float, q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None
+    epsilon: float | Scalars, q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None
 ) -> Scalars:
     epsilon = jnp.asarray(epsilon, q12.dtype)
     first, root_determinant = _crrelu_parts(q11, q12, q22, sines)
@@ -198,11 +205,12 @@ def crrelu_covariance(
 
 
 def crrelu_derivative(
-    epsilon: float, q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None
+    epsilon: float | Scalars, q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None
 ) -> Scalars:
     epsilon = jnp.asarray(epsilon, q12.dtype)
     first, root_determinant = _crrelu_parts(q11, q12, q22, sines)
-    second = (1 + 3 * (q12 / root_determinant) ** 2) * root_determinant**-3
+    # q12 may be beyond √(q11 q22) where a kernel has exploded; squared over √D twice it still fits.
+    second = root_determinant**-3 + 3 * (q12 / root_determinant / root_determinant) ** 2 / root_determinant
     return relu_derivative(q11, q12, q22, s, sines) + (epsilon * first + epsilon**2 * second) * unscale(q12, s)
 
 

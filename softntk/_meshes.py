@@ -10,6 +10,8 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from softntk._validation import is_concrete
+
 
 def place_automatically(function: Callable, rows: jax.Array, *others: Any) -> Any:
     """Return ``function(rows, *others)``, whose outputs are matrices with the rows of ``rows``, on meshes of any kind."""
@@ -19,6 +21,8 @@ def place_automatically(function: Callable, rows: jax.Array, *others: Any) -> An
     placed: Any = spec
     if jax.sharding.get_abstract_mesh().empty:  # outside of jax.set_mesh the arrays know the devices
         spread = next(leaf for leaf in jax.tree.leaves((rows, others)) if _is_spread(leaf))
+        if not is_concrete(spread):
+            raise ValueError("arrays on a mesh with explicit axes need `with jax.set_mesh(mesh):` around jit, vmap or grad.")
         placed = NamedSharding(spread.sharding.mesh, spec)
     return jax.sharding.auto_axes(function, out_sharding=placed)(rows, *others)
 

@@ -31,7 +31,7 @@ class Architecture:
     normalized: bool
     width: int
     out_dim: int
-    sigma: float
+    sigma: float | Array
     antisymmetric: bool
     train_readout: bool
     parameterization: str

@@ -245,7 +245,7 @@ def from_function(
     return Activation(name, jet, moments or quadrature_moments(jet), forms.no_scale)
 
 
-def crrelu(epsilon: float = 0.01) -> Activation:
+def crrelu(epsilon: float | Array = 0.01) -> Activation:
     """Make CRReLU, max(0, z) + ε z e^{−z²/2}: relu with a corrected slope on the negative side; ε = 0.01 in the table.
 
     Args:
@@ -268,7 +268,7 @@ def crrelu(epsilon: float = 0.01) -> Activation:
     return _known_crrelu(epsilon) if is_concrete(epsilon) else _crrelu(epsilon, partial)
 
 
-def _crrelu(epsilon: float, bind: Callable) -> Activation:
+def _crrelu(epsilon: float | Array, bind: Callable) -> Activation:
     covariance = bind(forms.crrelu_covariance, epsilon)
     moments = Moments(forms.relu_mean, covariance, bind(forms.crrelu_derivative, epsilon), angular=True)
     traced = not is_concrete(epsilon)

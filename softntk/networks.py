@@ -177,7 +177,7 @@ def two_layer(
     *,
     width: int,
     out_dim: int = 1,
-    sigma: float = 1.0,
+    sigma: float | Array = 1.0,
     antisymmetric: bool = True,
     train_readout: bool = False,
     parameterization: str = "ntk",

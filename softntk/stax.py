@@ -103,7 +103,7 @@ from neural_tangents.stax import (  # noqa: F401
 Layer = tuple[Callable, Callable, Callable]
 
 
-def Softmax(temperature: float = 1.0, channel_axis: int = -1) -> Layer:
+def Softmax(temperature: float | jax.Array = 1.0, channel_axis: int = -1) -> Layer:
     r"""Make softmax over the channels, times their number: C softmax(z / T).
 
     Infinitely many: Σ ↦ e^{q12/T²}, Θ ↦ Θ e^{q12/T²} / T².
@@ -182,7 +182,7 @@ def NormalizedActivation(activation: str | Activation, channel_axis: int = -1) -
     return _layer(f"NormalizedActivation({activation.name})", activation, normalized=True, channel_axis=channel_axis)
 
 
-def CRReLU(epsilon: float = 0.01) -> Layer:
+def CRReLU(epsilon: float | jax.Array = 0.01) -> Layer:
     r"""Make max(0, z) + ε z e^{−z²/2}.
 
     Args:
@@ -221,7 +221,9 @@ def Threshold() -> Layer:
     return _layer("Threshold", activations.get("threshold"), normalized=False)
 
 
-def _layer(name: str, activation: Activation, *, normalized: bool, scale: float | None = None, channel_axis: int = -1) -> Layer:
+def _layer(
+    name: str, activation: Activation, *, normalized: bool, scale: float | jax.Array | None = None, channel_axis: int = -1
+) -> Layer:
     """Make the layer of an activation of scale · z; over all channels if normalized."""
     if normalized:  # refuses what has no limit now, not at the first kernel
         activation.limit(*jnp.ones(3), normalized=True)

@@ -250,7 +250,9 @@ def _arrays(**values: Values) -> list[Array]:
     for (name, value), array in zip(values.items(), arrays, strict=True):
         if name != "q12" and is_concrete(array) and not np.all((np.asarray(array) >= 0) & np.isfinite(np.asarray(array))):
             raise ValueError(f"{name} must be a finite variance, zero or positive, got {value}.")
-    return list(jnp.broadcast_arrays(*arrays))
+    # All of them vary over a mesh if one does, as the carry of a loop must.
+    missing = jnp.any(jnp.stack(jnp.broadcast_arrays(*map(jnp.isnan, arrays))), axis=0)
+    return [jnp.where(missing, jnp.nan, array) for array in arrays]
 
 
 def _check_covariance(q11: Scalars, q12: Scalars, q22: Scalars) -> None:
