@@ -1,7 +1,8 @@
 """The jets and the Gaussian moments that :mod:`softntk.activations` has in closed form, as plain functions.
 
 A jet is ``(z, c) -> e^{-c} (u, u', u'')``; a moment of (g₁, g₂) ~ N(0, [[q11, q12], [q12, q22]]) takes ``(q11, q12, q22, s)``
-and is multiplied by e^{-s}. E[u'(g₁) u'(g₂)] is the derivative of E[u(g₁) u(g₂)] in q12.
+and is multiplied by e^{-s}. E[u'(g₁) u'(g₂)] is the derivative of E[u(g₁) u(g₂)] in q12. What depends on the angle between
+g₁ and g₂ takes its sine as a fifth argument, for those who know more digits of it (:mod:`softntk._angles`).
 """
 
 import math
@@ -10,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import erf
 from jaxtyping import Array, Float
+
+from softntk._angles import angle_left, arc_cosine_1, cosine, half_root_determinant, root, sine
 
 Scalars = Float[Array, "..."]
 Jet = tuple[Scalars, Scalars, Scalars]
@@ -82,21 +85,49 @@ def exp_mean(q: Scalars, s: Scalars | float) -> Scalars:
     return exp(0.5 * q - s)
 
 
+def _exponent(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
+    """Return (q11 + q22)/2 + q12 − s: what the first sum rounds off comes last, when the large terms have cancelled."""
+    a, b = 0.5 * q11, 0.5 * q22
+    total = a + b
+    part = total - a
+    rounded_off = (a - (total - part)) + (b - part)
+    return ((total - s) + q12) + rounded_off
+
+
 def exp_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-    return exp(q12 + (0.5 * (q11 + q22) - s))
+    return exp(_exponent(q11, q12, q22, s))
+
+
+def exp_ratios(q11: Scalars, q12: Scalars, q22: Scalars) -> tuple[Scalars, Scalars]:
+    """Return e^{q12}, twice."""
+    both = exp(q12 + jnp.zeros_like(q11 + q22))
+    return both, both
 
 
 def constants(q11: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-    """E[e^{g₁}] + E[e^{g₂}] + 1: with Stein's E[g₁ e^{g₂}] = q12 E[e^{g₂}], all that z adds to e^z."""
+    """Return E[e^{g₁}] + E[e^{g₂}] + 1: with Stein's E[g₁ e^{g₂}] = q12 E[e^{g₂}], all that z adds to e^z."""
     return exp(0.5 * q11 - s) + exp(0.5 * q22 - s) + exp(jnp.zeros_like(q11 + q22) - s)
 
 
 def res_exp_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-    return exp_covariance(q11, q12, q22, s) + q12 * constants(q11, q22, s)
+    plain = exp_covariance(q11, q12, q22, s) + q12 * constants(q11, q22, s)
+    # Where e^{(q11+q22)/2} saturates, two terms of opposite sign would both: there it multiplies their sum.
+    half_way = exp(0.5 * _exponent(q11, jnp.zeros_like(q12), q22, s))
+    limit = exp(jnp.asarray(jnp.inf, q12.dtype))
+    ratio = res_exp_ratios(q11, q12, q22)[0]
+    beyond = (half_way >= jnp.sqrt(limit)) & (jnp.abs(ratio) > float(jnp.finfo(q12.dtype).tiny) ** 0.5)
+    return jnp.where(beyond, jnp.clip(ratio * half_way * half_way, -limit, limit), plain)
 
 
 def res_exp_derivative(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
     return exp_covariance(q11, q12, q22, s) + constants(q11, q22, s)
+
+
+def res_exp_ratios(q11: Scalars, q12: Scalars, q22: Scalars) -> tuple[Scalars, Scalars]:
+    """Return e^{q12} + q12 r and e^{q12} + r, with r = e^{-q11/2} + e^{-q22/2} + e^{-(q11+q22)/2}."""
+    decay1, decay2 = jnp.exp(-0.5 * q11), jnp.exp(-0.5 * q22)
+    rest = decay1 + decay2 + decay1 * decay2
+    return exp(q12) + q12 * rest, exp(q12) + rest
 
 
 def cosh_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
@@ -104,9 +135,23 @@ def cosh_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float
 
 
 def sinh_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-    # e^{(q11+q22)/2} sinh(q12), through expm1 because the difference of two exponentials cancels near q12 = 0.
-    magnitude = -0.5 * exp_covariance(q11, jnp.abs(q12), q22, s) * jnp.expm1(-2 * jnp.abs(q12))
-    return jnp.sign(q12) * magnitude
+    # e^{(q11+q22)/2} sinh(q12): the difference of two exponentials would cancel near q12 = 0.
+    small = jnp.abs(q12) < 1
+    # By halves: the product may fit where the exponential does not, and 0 · e^t is 0.
+    half_way = exp(0.5 * _exponent(q11, jnp.zeros_like(q12), q22, s))
+    limit = exp(jnp.asarray(jnp.inf, q12.dtype))
+    near = jnp.clip(jnp.sinh(jnp.where(small, q12, 0)) * half_way * half_way, -limit, limit)
+    size = jnp.abs(q12)
+    far = -0.5 * jnp.sign(q12) * exp_covariance(q11, size, q22, s) * jnp.expm1(-2 * size)
+    return jnp.where(small, near, far)
+
+
+def cosh_ratios(q11: Scalars, q12: Scalars, q22: Scalars) -> tuple[Scalars, Scalars]:
+    """Return cosh(q12) and sinh(q12)."""
+    q12 = q12 + jnp.zeros_like(q11 + q22)
+    small = jnp.abs(q12) < 1
+    up, down = 0.5 * exp(q12), 0.5 * exp(-q12)
+    return up + down, jnp.where(small, jnp.sinh(jnp.where(small, q12, 0)), up - down)
 
 
 # --- relu: the arc-cosine kernels of Cho and Saul (2009) ----------------------------------------------------------
@@ -117,87 +162,56 @@ def relu_jet(z: Scalars, c: Scalars | float) -> Jet:
     return jax.nn.relu(z) * s, (z > 0) * s, jnp.zeros_like(z)
 
 
-def root(q: Scalars) -> Scalars:
-    """√q for q ≥ 0, with a finite derivative (zero) at zero, where the true one is infinite."""
-    return jnp.where(q > 0, jnp.sqrt(jnp.where(q > 0, q, 1)), 0)
-
-
-def cosine(q11: Scalars, q12: Scalars, q22: Scalars) -> tuple[Scalars, Scalars]:
-    """(√(q11 q22), cos θ).
-
-    Within a few units of rounding of ±1 the angle is lost (arccos doubles the digits that are missing), so there the
-    cosine is *set* to ±1: equal points get the exact kernel instead of one that is wrong by the root of the precision.
-    """
-    positive = (q11 > 0) & (q22 > 0)
-    norms = jnp.sqrt(jnp.where(positive, q11, 1)) * jnp.sqrt(jnp.where(positive, q22, 1))  # a product would underflow
-    cos = jnp.where(positive, q12 / norms, 0)
-    eps = 8 * jnp.finfo(cos.dtype).eps
-    snapped = jnp.where(1 - jnp.abs(cos) < eps, jnp.sign(cos), cos)
-    # The value is set, the derivative is not: second derivatives at equal points need it.
-    return jnp.where(positive, norms, 0), cos + jax.lax.stop_gradient(snapped - cos)
-
-
-def angle_left(cos: Scalars) -> Scalars:
-    """π − θ, with a finite derivative (zero) at θ = 0 and π, where the true one is infinite."""
-    inside = jnp.abs(cos) < 1
-    angle = jnp.pi - jnp.arccos(jnp.where(inside, cos, 0))
-    return jnp.where(inside, angle, jnp.where(cos > 0, jnp.pi, 0).astype(cos.dtype))
-
-
-@jax.custom_jvp
-def arc_cosine_1(cos: Scalars) -> Scalars:
-    """Sin θ + (π − θ) cos θ. Its derivative in cos θ is π − θ; the chain rule through arccos would give ∞ − ∞ at θ = 0."""
-    return jnp.sqrt((1 - cos) * (1 + cos)) + angle_left(cos) * cos
-
-
-@arc_cosine_1.defjvp
-def arc_cosine_1_jvp(primals: tuple[Scalars], tangents: tuple[Scalars]) -> tuple[Scalars, Scalars]:
-    (cos,), (dcos,) = primals, tangents
-    return arc_cosine_1(cos), angle_left(cos) * dcos
-
-
 def relu_mean(q: Scalars, s: Scalars | float) -> Scalars:
     return root(q / (2 * jnp.pi)) * unscale(q, s)
 
 
-def relu_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-    norms, cos = cosine(q11, q12, q22)
-    return norms * arc_cosine_1(cos) / (2 * jnp.pi) * unscale(q12, s)
+def relu_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None) -> Scalars:
+    norms, cos, sines = cosine(q11, q12, q22, sines)
+    return norms * (arc_cosine_1(cos, sines) / (2 * jnp.pi)) * unscale(q12, s)
 
 
-def relu_derivative(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-    return angle_left(cosine(q11, q12, q22)[1]) / (2 * jnp.pi) * unscale(q12, s)
+def relu_derivative(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None) -> Scalars:
+    _, cos, sines = cosine(q11, q12, q22, sines)
+    return angle_left(cos, sines) / (2 * jnp.pi) * unscale(q12, s)
 
 
 # --- CRReLU: max(0, z) + ε z e^{-z²/2} ------------------------------------------------------------------------------
 
 
-def crrelu_jet(epsilon: float, z: Scalars, c: Scalars | float) -> Jet:
+def crrelu_jet(epsilon: float | Scalars, z: Scalars, c: Scalars | float) -> Jet:
     s, near = unscale(z, c), jnp.clip(z, -1e3, 1e3)  # beyond, the bump is zero
-    bump = epsilon * jnp.exp(-0.5 * near**2)
+    bump = jnp.asarray(epsilon, z.dtype) * jnp.exp(-0.5 * near**2)
     return (jax.nn.relu(z) + near * bump) * s, ((z > 0) + (1 - near**2) * bump) * s, near * (near**2 - 3) * bump * s
 
 
-def _crrelu_parts(q11: Scalars, q12: Scalars, q22: Scalars) -> tuple[Scalars, Scalars]:
-    """Of E[u(g₁) u(g₂)], besides relu's: what ε and ε² stand before, over q12.
+def _crrelu_parts(q11: Scalars, q12: Scalars, q22: Scalars, sines: Scalars | None) -> tuple[Scalars, Scalars]:
+    """Return what ε has before it in E[u(g₁) u(g₂)], besides relu, over q12; and √D.
 
     e^{-g²/2} tilts the Gaussian: with it, E[g₁₊ g₂ e^{-g₂²/2}] = q12 (1+q22)^{-3/2} / 2 by Stein, and
-    E[g₁ g₂ e^{-(g₁²+g₂²)/2}] = q12 D^{-3/2},  D = (1+q11)(1+q22) − q12² = 1 + q11 + q22 + (q11 q22 − q12²).
+    E[g₁ g₂ e^{-(g₁²+g₂²)/2}] = q12 D^{-3/2},  D = (1+q11)(1+q22) − q12².
     """
-    gap = q11 * q22 - q12**2
-    gap = jnp.where(gap < 0, 0, gap)  # by rounding
-    return 0.5 * ((1 + q11) ** -1.5 + (1 + q22) ** -1.5), 1 + q11 + q22 + gap
+    first = 0.5 * ((1 + q11) ** -1.5 + (1 + q22) ** -1.5)
+    return first, 2 * half_root_determinant(1.0, q11, q12, q22, sines)
 
 
-def crrelu_covariance(epsilon: float, q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-    first, determinant = _crrelu_parts(q11, q12, q22)
-    return relu_covariance(q11, q12, q22, s) + q12 * (epsilon * first + epsilon**2 * determinant**-1.5) * unscale(q12, s)
+def crrelu_covariance(
+    epsilon: float | Scalars, q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None
+) -> Scalars:
+    epsilon = jnp.asarray(epsilon, q12.dtype)
+    first, root_determinant = _crrelu_parts(q11, q12, q22, sines)
+    bump = q12 * (epsilon * first + epsilon**2 * root_determinant**-3)
+    return relu_covariance(q11, q12, q22, s, sines) + bump * unscale(q12, s)
 
 
-def crrelu_derivative(epsilon: float, q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-    first, determinant = _crrelu_parts(q11, q12, q22)
-    second = determinant**-1.5 + 3 * q12**2 * determinant**-2.5
-    return relu_derivative(q11, q12, q22, s) + (epsilon * first + epsilon**2 * second) * unscale(q12, s)
+def crrelu_derivative(
+    epsilon: float | Scalars, q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None
+) -> Scalars:
+    epsilon = jnp.asarray(epsilon, q12.dtype)
+    first, root_determinant = _crrelu_parts(q11, q12, q22, sines)
+    # q12 may be beyond √(q11 q22) where a kernel has exploded; squared over √D twice it still fits.
+    second = root_determinant**-3 + 3 * (q12 / root_determinant / root_determinant) ** 2 / root_determinant
+    return relu_derivative(q11, q12, q22, s, sines) + (epsilon * first + epsilon**2 * second) * unscale(q12, s)
 
 
 # --- threshold: 1 for z > 0 ---------------------------------------------------------------------------------------
@@ -212,12 +226,12 @@ def threshold_mean(q: Scalars, s: Scalars | float) -> Scalars:
     return jnp.where(q > 0, 0.5, 0).astype(q.dtype) * unscale(q, s)
 
 
-def threshold_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
+def threshold_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None) -> Scalars:
     # The slope of relu has these values too. Where a variance is zero, so is u.
-    return jnp.where((q11 > 0) & (q22 > 0), relu_derivative(q11, q12, q22, s), 0)
+    return jnp.where((q11 > 0) & (q22 > 0), relu_derivative(q11, q12, q22, s, sines), 0)
 
 
-def threshold_derivative(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
+def threshold_derivative(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None) -> Scalars:
     return jnp.zeros_like(q11 + q12 + q22 - s)
 
 
@@ -235,13 +249,27 @@ def erf_jet(z: Scalars, c: Scalars | float) -> Jet:
     return erf(z) * s, slope, -2 * z * slope
 
 
-def erf_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-    # Williams (1997).
-    return (2 / jnp.pi) * jnp.arcsin(2 * q12 / jnp.sqrt((1 + 2 * q11) * (1 + 2 * q22))) * unscale(q12, s)
+@jax.custom_jvp
+def _erf_covariance(q11: Scalars, q12: Scalars, q22: Scalars, sines: Scalars) -> Scalars:
+    """Return (2/π) arcsin(2 q12 / √((1 + 2 q11)(1 + 2 q22))) (Williams 1997), as an arctangent: nothing cancels."""
+    return (2 / jnp.pi) * jnp.arctan2(q12, half_root_determinant(2.0, q11, q12, q22, sines))
 
 
-def erf_derivative(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-    return (4 / jnp.pi) / jnp.sqrt((1 + 2 * q11) * (1 + 2 * q22) - 4 * q12**2) * unscale(q12, s)
+@_erf_covariance.defjvp
+def _erf_covariance_jvp(primals: tuple, tangents: tuple) -> tuple[Scalars, Scalars]:
+    q11, q12, q22, _ = primals
+    d11, d12, d22, _ = tangents
+    around = q12 / (1 + 2 * q11) * d11 + q12 / (1 + 2 * q22) * d22
+    return _erf_covariance(*primals), (2 / jnp.pi) / half_root_determinant(2.0, *primals) * (d12 - around)
+
+
+def erf_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None) -> Scalars:
+    sines = sine(q11, q12, q22) if sines is None else sines
+    return _erf_covariance(q11, q12, q22, sines) * unscale(q12, s)
+
+
+def erf_derivative(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None) -> Scalars:
+    return (2 / jnp.pi) / half_root_determinant(2.0, q11, q12, q22, sines) * unscale(q12, s)
 
 
 def identity_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:

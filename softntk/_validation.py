@@ -8,6 +8,7 @@ What is known only at run time (values inside jit) is not checked; every functio
 
     as_floating       an array of floating-point numbers, of any or of a given shape
     as_rows, as_pair  points [n, d], one row a point; two sets of them that a kernel can compare
+    as_scalars        numbers and arrays that are to be combined, of one dtype
     as_integers       an array of integers
     as_dtype          real numbers, in the precision of what they belong to; as_weights: none of them negative
     check_number      one real number, within bounds
@@ -72,6 +73,31 @@ def as_floating(
         check_finite(name, array)
     with np.errstate(over="ignore"):
         return jnp.asarray(array)
+
+
+def as_scalars(**values: Any) -> tuple[Float[Array, "..."], ...]:
+    """Return numbers and arrays, by the name of the argument, as arrays of one floating-point dtype and broadcasting ranks.
+
+    Python numbers and integers take the dtype of the others. Values are not checked.
+    """
+    arrays = []
+    for name, value in values.items():
+        large = isinstance(value, int) and not isinstance(value, bool)
+        array = np.asarray(check_number(name, value)) if large else _as_array(name, value)
+        arrays.append(array)
+    fixed = [
+        jax.dtypes.canonicalize_dtype(array.dtype)
+        for array, value in zip(arrays, values.values(), strict=True)
+        if not isinstance(value, int | float)
+    ]
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jax.dtypes.canonicalize_dtype(jnp.result_type(float, *fixed))
+    rank = max(array.ndim for array in arrays)
+    with np.errstate(over="ignore"):
+        return tuple(
+            jnp.asarray(array.reshape((1,) * (rank - array.ndim) + array.shape) if array.ndim else array).astype(dtype)
+            for array in arrays
+        )
 
 
 def as_rows(name: str, x: Any, features: int | None = None, *, half: bool = True) -> Float[Array, "n d"]:

@@ -27,7 +27,6 @@ Example:
 Source: arXiv 2405.03251 (the scaling, two layers); MATH.md section 2 (the deep recursion).
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from softntk import activations, nt
-from softntk._validation import is_concrete
+from softntk._validation import as_floating, check_integer, check_number, is_concrete
 from softntk.activations import Activation
 
 # isort: split
@@ -104,8 +103,10 @@ from neural_tangents.stax import (  # noqa: F401
 Layer = tuple[Callable, Callable, Callable]
 
 
-def Softmax(temperature: float = 1.0, channel_axis: int = -1) -> Layer:
-    r"""Softmax over the channels, times their number: C softmax(z / T). Infinitely many: Σ ↦ e^{q12/T²}, Θ ↦ Θ e^{q12/T²} / T².
+def Softmax(temperature: float | jax.Array = 1.0, channel_axis: int = -1) -> Layer:
+    r"""Make softmax over the channels, times their number: C softmax(z / T).
+
+    Infinitely many: Σ ↦ e^{q12/T²}, Θ ↦ Θ e^{q12/T²} / T².
 
     Args:
         temperature: T > 0.
@@ -129,13 +130,12 @@ def Softmax(temperature: float = 1.0, channel_axis: int = -1) -> Layer:
 
     Source: arXiv 2405.03251 for two layers; MATH.md section 2 for the recursion.
     """
-    if is_concrete(temperature) and not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}.")
+    temperature = check_number("temperature", temperature, above=0)
     return _layer("Softmax", activations.get("exp"), normalized=True, scale=1 / temperature, channel_axis=channel_axis)
 
 
 def ResSoftmax(channel_axis: int = -1) -> Layer:
-    r"""The layer of both papers: C (e^z + z) / Σ (e^z + z) over the channels.
+    r"""Make the layer of both papers: C (e^z + z) / Σ (e^z + z) over the channels.
 
     Infinitely many, with r = e^{−q11/2} + e^{−q22/2} + e^{−(q11+q22)/2}: Σ ↦ e^{q12} + q12 r, Θ ↦ Θ (e^{q12} + r).
 
@@ -159,7 +159,7 @@ def ResSoftmax(channel_axis: int = -1) -> Layer:
 
 
 def NormalizedActivation(activation: str | Activation, channel_axis: int = -1) -> Layer:
-    r"""C u(z) / Σ u(z) over the channels, for any activation of positive mean. Infinitely many: φ = u / E[u].
+    r"""Make C u(z) / Σ u(z) over the channels, for any activation of positive mean. Infinitely many: φ = u / E[u].
 
     Args:
         activation: a name or an :class:`~softntk.activations.Activation`.
@@ -182,8 +182,8 @@ def NormalizedActivation(activation: str | Activation, channel_axis: int = -1) -
     return _layer(f"NormalizedActivation({activation.name})", activation, normalized=True, channel_axis=channel_axis)
 
 
-def CRReLU(epsilon: float = 0.01) -> Layer:
-    r"""max(0, z) + ε z e^{−z²/2}.
+def CRReLU(epsilon: float | jax.Array = 0.01) -> Layer:
+    r"""Make max(0, z) + ε z e^{−z²/2}.
 
     Args:
         epsilon: ε.
@@ -200,13 +200,11 @@ def CRReLU(epsilon: float = 0.01) -> Layer:
 
     Source: see :func:`softntk.activations.crrelu`.
     """
-    if not math.isfinite(epsilon):
-        raise ValueError(f"epsilon of CRReLU must be finite, got {epsilon}.")
     return _layer("CRReLU", activations.crrelu(epsilon), normalized=False)
 
 
 def Threshold() -> Layer:
-    r"""1 where z > 0, else 0: Σ ↦ (π − θ) / 2π and Θ ↦ 0, so that only the layers behind it train.
+    r"""Make the layer that is 1 where z > 0, else 0: Σ ↦ (π − θ) / 2π and Θ ↦ 0, so that only the layers behind it train.
 
     Returns:
         ``(init_fn, apply_fn, kernel_fn)``.
@@ -223,19 +221,23 @@ def Threshold() -> Layer:
     return _layer("Threshold", activations.get("threshold"), normalized=False)
 
 
-def _layer(name: str, activation: Activation, *, normalized: bool, scale: float | None = None, channel_axis: int = -1) -> Layer:
-    """The layer of an activation of scale · z; over all channels if normalized."""
+def _layer(
+    name: str, activation: Activation, *, normalized: bool, scale: float | jax.Array | None = None, channel_axis: int = -1
+) -> Layer:
+    """Make the layer of an activation of scale · z; over all channels if normalized."""
     if normalized:  # refuses what has no limit now, not at the first kernel
         activation.limit(*jnp.ones(3), normalized=True)
 
-    if not isinstance(channel_axis, int):
-        raise ValueError(f"channel_axis of {name} must be an integer, got {channel_axis!r}.")
+    channel_axis = check_integer(f"channel_axis of {name}", channel_axis)
 
     def init_fn(rng: Any, input_shape: Any) -> tuple[Any, tuple]:
-        _check_channels(rng, input_shape)
+        if not isinstance(input_shape, list | tuple):
+            raise ValueError(f"input_shape of {name} must be a tuple of integers, got {input_shape!r}.")
+        _check_channels(rng, tuple(input_shape))
         return input_shape, ()
 
     def apply_fn(params: Any, inputs: Any, **kwargs: Any) -> Any:
+        inputs = as_floating("inputs", inputs, finite=False, empty=True)
         if not normalized:
             return activation.u(inputs)
         _check_channels(inputs, inputs.shape)
@@ -293,12 +295,13 @@ _limit = jax.jit(Activation.limit, static_argnames=("self", "normalized"))  # on
 
 
 def _through(activation: Activation, normalized: bool, kernel: Any) -> Any:
-    """The kernel behind the layer, whatever the layout of the one before it."""
+    """Return the kernel behind the layer, whatever the layout of the one before it."""
     # Variances of the first and of the second point, broadcasting against the covariance.
     around1, around, around2 = nt.diagonal_outer_products(kernel, lambda first, second: (first, second))
 
     def of(covariance: Any, variances: tuple) -> tuple[Any, Any]:
-        return _limit(activation, variances[0], covariance, variances[1], normalized)
+        limit = Activation.limit if activation.traced else _limit
+        return limit(activation, variances[0], covariance, variances[1], normalized)
 
     cov1 = of(kernel.cov1, around1)[0]
     cov2 = None if kernel.cov2 is None else of(kernel.cov2, around2)[0]

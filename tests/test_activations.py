@@ -216,5 +216,5 @@ def test_get():
 
 
 def test_quadrature_order_is_checked():
-    with pytest.raises(ValueError, match="order must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="order must be a positive integer, got 0"):
         activations.quadrature_moments(ACTIVATIONS["exp"].jet, order=0)

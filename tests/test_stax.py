@@ -244,7 +244,7 @@ def test_predictions_of_neural_tangents_equal_ours(x64):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: stax.Softmax(temperature=0.0), "temperature must be positive, got 0.0"),
+        (lambda: stax.Softmax(temperature=0.0), "temperature must be a positive finite number, got 0.0"),
         (lambda: stax.NormalizedActivation("erf"), "'erf' layer has no infinite limit"),
         (
             lambda: stax.NormalizedActivation(sn.activations.from_function(jnp.tanh, "tanh")),
@@ -253,7 +253,7 @@ def test_predictions_of_neural_tangents_equal_ours(x64):
         (lambda: stax.Softmax(channel_axis="c"), "channel_axis of Softmax must be an integer, got 'c'"),
         (lambda: stax.Softmax(channel_axis=2)[0](jax.random.key(0), (3, 4)), "Softmax normalizes over channel_axis 2"),
         (lambda: stax.ResSoftmax(channel_axis=0)[1]((), jnp.ones((2, 3))), "ResSoftmax normalizes over channel_axis 0"),
-        (lambda: stax.CRReLU(float("nan")), "epsilon of CRReLU must be finite, got nan"),
+        (lambda: stax.CRReLU(float("nan")), "epsilon must be a finite number, got nan"),
         (lambda: stax.NormalizedActivation("tanhh"), "activation must be one of"),
         (lambda: stax.serial(stax.Dense(1), stax.Softmax())[0](jax.random.key(0), (-1, 3)), "Softmax needs at least two"),
         (lambda: stax.Softmax()[1]((), jnp.ones((2, 1))), "Softmax needs at least two channels.*shape .2, 1."),

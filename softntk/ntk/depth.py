@@ -31,7 +31,7 @@ from jaxtyping import Array, Bool, Float
 
 from softntk import activations
 from softntk._records import record
-from softntk._validation import check_positive_int, is_concrete
+from softntk._validation import as_scalars, check_flag, check_positive_int, is_concrete
 from softntk.activations import Activation
 
 Scalars = Float[Array, "..."]
@@ -94,7 +94,7 @@ def propagate(
     weight_variance: Values,
     bias_variance: Values = 0.0,
 ) -> Propagation:
-    r"""The recursion through ``depth`` layers.
+    r"""Return the kernels behind each of ``depth`` layers.
 
     Args:
         activation: u, by name or itself.
@@ -107,10 +107,12 @@ def propagate(
         bias_variance: σ_b².
 
     Returns:
-        A :class:`Propagation`, [L + 1, …] each; Θ starts as q12.
+        A :class:`Propagation`, [L + 1, …] each; Θ starts as q12. Kernels that explode saturate; where a layer has no limit
+        (normalized relu at q = 0) they are +inf from there on.
 
     Raises:
-        ValueError: an unknown activation, depth not positive, normalized with E[u] = 0, a variance negative or not finite.
+        ValueError: an unknown activation, depth not positive, normalized with E[u] = 0, a variance negative or not finite, a
+            covariance beyond √(q11 q22).
 
     Example:
         >>> found = propagate("exp", 1.0, 0.0, 1.0, 2, normalized=True, weight_variance=0.3)
@@ -120,17 +122,19 @@ def propagate(
     Source: MATH.md section 2, "Deep".
     """
     activation = activations.get(activation)
-    check_positive_int("depth", depth)
-    for name, value in (("q11", q11), ("q22", q22), ("weight_variance", weight_variance), ("bias_variance", bias_variance)):
-        _check_variance(name, value)
-    q11, q12, q22, weight, bias = _arrays(q11, q12, q22, weight_variance, bias_variance)
+    depth = check_positive_int("depth", depth)
+    normalized = check_flag("normalized", normalized)
+    q11, q12, q22, weight, bias = _arrays(
+        q11=q11, q12=q12, q22=q22, weight_variance=weight_variance, bias_variance=bias_variance
+    )
+    _check_covariance(q11, q12, q22)
 
     def layer(state: tuple, _: None) -> tuple[tuple, tuple]:
         q11, q12, q22, ntk = state
         value, slope = activation.limit(q11, q12, q22, normalized)
-        new = weight * value + bias
-        ends = (weight * activation.limit(q, q, q, normalized)[0] + bias for q in (q11, q22))
-        state = (next(ends), new, next(ends), new + weight * activations.chain(ntk, slope))
+        new1, new2 = (_affine(activation.limit(q, q, q, normalized)[0], q, weight, bias) for q in (q11, q22))
+        new = _affine(value, jnp.maximum(q11, q22), weight, bias)
+        state = (new1, new, new2, new + weight * activations.chain(ntk, slope))
         return state, state
 
     start = (q11, q12, q22, q12)
@@ -147,7 +151,7 @@ def fixed_point(
     bias_variance: Values = 0.0,
     max_steps: int = 5000,
 ) -> FixedPoint:
-    r"""Where V, iterated from q = 1 or else from q = 0, comes to rest, and how stable it is there.
+    r"""Return where V, iterated from q = 1 or else from q = 0, comes to rest, and how stable it is there.
 
     Where V is increasing (exp, relu, erf, …) its iterates from 0 rise to the smallest fixed point there is. Close to
     criticality they move like 1/steps, and c*, which is iterated only, is then not exact.
@@ -174,10 +178,9 @@ def fixed_point(
     Source: see the module.
     """
     activation = activations.get(activation)
-    check_positive_int("max_steps", max_steps)
-    _check_variance("weight_variance", weight_variance)
-    _check_variance("bias_variance", bias_variance)
-    weight, bias = _arrays(weight_variance, bias_variance)
+    max_steps = check_positive_int("max_steps", max_steps)
+    normalized = check_flag("normalized", normalized)
+    weight, bias = _arrays(weight_variance=weight_variance, bias_variance=bias_variance)
 
     def after(q: Scalars) -> Scalars:
         return weight * activation.limit(q, q, q, normalized)[0] + bias
@@ -191,7 +194,7 @@ def fixed_point(
     def rest(start: float) -> tuple[Scalars, Bool[Array, "..."]]:
         unrest = lambda state: (state[0] < max_steps) & jnp.any((gap(state[1]) > noise) & (state[1] < largest))
         step = lambda state: (state[0] + 1, jnp.where(state[1] < largest, after(state[1]), state[1]))
-        iterated = q = lax.while_loop(unrest, step, (0, jnp.full_like(weight, start)))[1]
+        iterated = q = lax.while_loop(unrest, step, (0, _like(weight, start)))[1]
         for _ in range(30):  # Newton, where it helps; at criticality it halves the distance a step
             value, slope = jax.jvp(after, (q,), (jnp.ones_like(q),))
             new = q + jnp.where(slope < 1, (value - q) / jnp.where(slope < 1, 1 - slope, 1), 0)
@@ -224,19 +227,38 @@ def fixed_point(
         value, slope = jnp.clip((weight * value + bias) / scale, -1, 1), weight * slope * tiny / scale
         return jnp.where(vanishes, 1, value), jnp.where(vanishes, 0, slope)
 
-    c = lax.fori_loop(0, max_steps, lambda _, c: correlation(c)[0], jnp.full_like(q, 0.5))
+    c = lax.fori_loop(0, max_steps, lambda _, c: correlation(c)[0], _like(q, 0.5))
     found = (q, variance_slope, weight * activation.limit(tiny, tiny, tiny, normalized)[1], c, correlation(c)[1])
     names = ("variance", "variance_slope", "slope", "correlation", "correlation_slope")
     return FixedPoint(exists=exists, **{n: jnp.where(exists, v, jnp.inf) for n, v in zip(names, found, strict=True)})
 
 
-def _check_variance(name: str, value: Values) -> None:
-    if is_concrete(value) and not np.all((np.asarray(value) >= 0) & np.isfinite(np.asarray(value))):
-        raise ValueError(f"{name} must be a finite variance, zero or positive, got {value}.")
+def _affine(value: Scalars, q: Scalars, weight: Scalars, bias: Scalars) -> Scalars:
+    """Return σ_w² E[φφ'] + σ_b²; +inf where there was no E[φφ'], or no variance q before."""
+    outside = jnp.isposinf(value) | jnp.isposinf(q)
+    return jnp.where(outside, jnp.inf, weight * jnp.where(outside, 0, value) + bias)
 
 
-def _arrays(*values: Values) -> list[Array]:
-    """Broadcast, of one floating-point dtype."""
-    arrays = [jnp.asarray(value, float if isinstance(value, list) else None) for value in values]
-    dtype = jnp.result_type(float, *arrays)
-    return list(jnp.broadcast_arrays(*(array.astype(dtype) for array in arrays)))
+def _like(x: Scalars, number: float) -> Scalars:
+    """Return the number in the shape of x, and varying over a mesh as x does."""
+    return jnp.where(jnp.isnan(x), x, number)
+
+
+def _arrays(**values: Values) -> list[Array]:
+    """Return the numbers, broadcast and of one floating-point dtype; all but q12 are variances."""
+    arrays = as_scalars(**values)
+    for (name, value), array in zip(values.items(), arrays, strict=True):
+        if name != "q12" and is_concrete(array) and not np.all((np.asarray(array) >= 0) & np.isfinite(np.asarray(array))):
+            raise ValueError(f"{name} must be a finite variance, zero or positive, got {value}.")
+    # All of them vary over a mesh if one does, as the carry of a loop must.
+    missing = jnp.any(jnp.stack(jnp.broadcast_arrays(*map(jnp.isnan, arrays))), axis=0)
+    return [jnp.where(missing, jnp.nan, array) for array in arrays]
+
+
+def _check_covariance(q11: Scalars, q12: Scalars, q22: Scalars) -> None:
+    if not all(map(is_concrete, (q11, q12, q22))):
+        return
+    a, c, b = (np.asarray(q, np.float64) for q in (q11, q12, q22))
+    largest = np.sqrt(a) * np.sqrt(b)
+    if not np.all(np.abs(c) <= (1 + 1e-3) * largest + float(jnp.finfo(q12.dtype).tiny)):
+        raise ValueError("q12 must be a covariance, between −√(q11 q22) and √(q11 q22), got one beyond, or not a number.")

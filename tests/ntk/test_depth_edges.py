@@ -1,0 +1,114 @@
+"""The recursion through depth at the edges: no limit, two stable fixed points, near zero, wrong arguments, meshes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+from tools import assert_close
+
+import softntk as sn
+from softntk.activations import Moments
+
+
+def with_variance(after):
+    """An activation whose variance moves by q ↦ after(q), with correlations kept."""
+    moments = Moments(
+        lambda q, s: jnp.sqrt(q),
+        lambda a, c, b, s: c * after(a) / jnp.where(a > 0, a, 1) + jnp.where(a > 0, 0, after(a)),
+        lambda a, c, b, s: after(a) / jnp.where(a > 0, a, 1),
+    )
+    return sn.activations.from_function(jnp.tanh, "own", moments)
+
+
+@pytest.mark.parametrize(("boundary", "rest"), [(0.97, 3.0), (1.03, 0.2)])
+def test_of_two_stable_variances_the_one_that_one_belongs_to(boundary, rest, x64):
+    """V(q) = q − 0.1 (q − 0.2)(q − boundary)(q − 3): the iteration starts from 1, on either side of the boundary."""
+    own = with_variance(lambda q: q - 0.1 * (q - 0.2) * (q - boundary) * (q - 3.0))
+    found = sn.ntk.fixed_point(own, normalized=False, weight_variance=1.0)
+    assert bool(found.exists)
+    assert_close(found.variance, rest, rtol=1e-6)
+
+
+def test_where_one_explodes_the_iteration_starts_from_zero(x64):
+    """V(q) = 400 q³ leaves everything above 0.05, and rests at 0."""
+    own = with_variance(lambda q: 400 * q**3)
+    found = sn.ntk.fixed_point(own, normalized=False, weight_variance=1.0)
+    assert bool(found.exists)
+    assert float(found.variance) == 0
+
+
+@pytest.mark.parametrize("q", [(0.0, 0.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0)])
+def test_where_there_is_no_limit_it_stays_infinite(q, dtype):
+    found = sn.ntk.propagate("relu", *q, 3, normalized=True, weight_variance=0.5)
+    for values, outside in ((found.variance1, q[0] == 0), (found.variance2, q[2] == 0), (found.covariance, True)):
+        assert not np.isnan(values).any()
+        assert np.isposinf(values[1:]).all() == outside
+    assert not np.isnan(found.ntk).any()
+    assert np.all(found.ntk[1:] > 1e30)
+
+
+@pytest.mark.parametrize("name", sorted(sn.activations.ACTIVATIONS))
+def test_nothing_becomes_nan_over_all_magnitudes(name):
+    q = jnp.asarray([0.0, 1e-30, 1.0, 1e10, 1e30])
+    cross = 0.5 * jnp.sqrt(q)[:, None] * jnp.sqrt(q)[None, :]
+    for normalized in (False, True) if sn.activations.get(name).moments.positive_mean else (False,):
+        found = sn.ntk.propagate(name, q[:, None], cross, q[None, :], 4, normalized=normalized, weight_variance=2.0)
+        for values in (found.variance1, found.covariance, found.variance2, found.ntk):
+            assert not np.isnan(values).any()
+
+
+def test_integers_lists_and_numpy_numbers(untyped):
+    want = sn.ntk.propagate("exp", 1.0, 0.0, 1.0, 2, normalized=True, weight_variance=0.3)
+    for one, depth in ((1, 2), ([1], np.int64(2)), (np.float64(1.0), np.int32(2)), (np.ones(()), 2)):
+        found = sn.ntk.propagate("exp", one, 0, one, depth, normalized=True, weight_variance=np.float32(0.3))
+        assert found.ntk.dtype == jnp.float32
+        assert_close(found.ntk.ravel(), want.ntk, "float32")
+
+
+BAD = ["1", None, 1j, {}, True, np.array(["1"]), np.array([1j]), [[1.0], [1.0, 2.0]], -1.0, float("nan"), float("inf")]
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("name", ["q11", "q22", "weight_variance", "bias_variance"])
+def test_wrong_variances_are_named(name, bad, untyped):
+    given = {"q11": 1.0, "q12": 0.5, "q22": 1.0, "weight_variance": 0.3, "bias_variance": 0.0} | {name: bad}
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        sn.ntk.propagate("exp", depth=2, normalized=True, **given)
+    if name.endswith("variance"):
+        given = {key: value for key, value in given.items() if key.endswith("variance")}
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            sn.ntk.fixed_point("exp", normalized=True, **given)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        *(({"q12": bad}, "q12 must be") for bad in (1.5, "1", None, float("nan"))),
+        *(({"depth": bad}, "depth must be") for bad in ("1", None, 2.0, True)),
+        *(({"normalized": bad}, "normalized must be") for bad in ("no", 1, None)),
+        *(({"activation": bad}, "activation must be one of") for bad in (3, None, [], "rellu")),
+    ],
+)
+def test_wrong_arguments_are_named(options, message, untyped):
+    given = {"activation": "exp", "q11": 1.0, "q12": 0.5, "q22": 1.0, "depth": 1, "normalized": True} | options
+    with pytest.raises(ValueError, match=message):
+        sn.ntk.propagate(**given, weight_variance=0.3)
+    if "activation" in options or "normalized" in options:
+        with pytest.raises(ValueError, match=message):
+            sn.ntk.fixed_point(given["activation"], normalized=given["normalized"], weight_variance=0.3)
+    for steps in ("1", 0, 2.0):
+        with pytest.raises(ValueError, match="max_steps must be"):
+            sn.ntk.fixed_point("exp", normalized=True, weight_variance=0.3, max_steps=steps)
+
+
+def test_grids_are_spread_by_shard_map():
+    mesh = jax.make_mesh((1,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+    weights = jnp.asarray([0.2, 0.3])
+
+    def both(w):
+        path = sn.ntk.propagate("relu", 1.0, 0.5, 1.0, 2, normalized=False, weight_variance=w)
+        return sn.ntk.fixed_point("exp", normalized=True, weight_variance=w, max_steps=50).variance + path.ntk[-1]
+
+    spread = jax.shard_map(both, mesh=mesh, in_specs=P("rows"), out_specs=P("rows"))
+    assert_close(jax.jit(spread)(weights), both(weights), rtol=1e-4)

@@ -1,0 +1,213 @@
+"""Gaussian moments and limits where precision ends: over all magnitudes, near equal points, at zero; derivatives there."""
+
+import pickle
+
+import jax
+import jax.numpy as jnp
+import mpmath as mp
+import numpy as np
+import pytest
+import sweep_moments
+from tools import assert_close
+
+import softntk as sn
+from softntk import activations
+from softntk.activations import ACTIVATIONS, Moments
+
+every = pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+
+
+@every
+def test_every_moment_over_all_magnitudes(name, dtype):
+    """Forty units of rounding of the result and of the q's; saturation with the right sign; never NaN."""
+    for row in sweep_moments.sweep(name, dtype, [1e-30, 1.0, 80.0, 1e30], [-1.0, 0.3, 1 - 1e-7, 1.0]):
+        assert row.units < 40, row
+
+
+def test_the_sweep_sees_an_error():
+    point, limits = (mp.mpf(1), mp.mpf(0.5), mp.mpf(2)), jnp.finfo("float64")
+    right = float(sweep_moments.exact("relu", "covariance", point, ()).value)
+    assert sweep_moments.judge(right, "covariance", "relu", point, (), limits)[0] < 2
+    assert sweep_moments.judge(right * (1 + 1e-12), "covariance", "relu", point, (), limits)[0] > 100
+
+
+@pytest.mark.parametrize("name", ["crrelu", "erf", "relu", "res_exp"])
+def test_the_closed_forms_of_the_sweep_are_integrals(name):
+    """By Gauss–Legendre in each quadrant, in mpmath: no formula of ours."""
+    functions = {
+        "relu": lambda z: max(z, 0),
+        "erf": mp.erf,
+        "res_exp": lambda z: mp.exp(z) + z,
+        "crrelu": lambda z: max(z, 0) + sweep_moments.EPSILON * z * mp.exp(-(z**2) / 2),
+    }
+    u, (a, c, b) = functions[name], (0.7, 0.3, 0.9)
+    with mp.workdps(20):
+        determinant = mp.mpf(a) * b - mp.mpf(c) ** 2
+        density = lambda x, y: mp.exp(-(b * x * x - 2 * c * x * y + a * y * y) / (2 * determinant))
+        ends = [-8, -3, 0, 3, 8]
+        total = mp.quad(lambda x, y: u(x) * u(y) * density(x, y), ends, ends, maxdegree=4)
+        total /= 2 * mp.pi * mp.sqrt(determinant)
+        want = sweep_moments.MOMENTS[name](mp.mpf(a), mp.mpf(c), mp.mpf(b))[0].value
+        assert abs(total - want) < 1e-7 * abs(want)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e9, 1e18, 1e25])
+def test_relu_is_homogeneous_over_the_whole_precision(scale):
+    q = jnp.asarray([1.0, 0.3, 2.0])
+    limit = ACTIVATIONS["relu"].limit
+    value, slope = limit(*(scale * q), False)
+    assert_close(value / scale, limit(*q, False)[0], "float32")
+    assert_close(slope, limit(*q, False)[1], "float32")
+    normalized, _ = limit(*(scale * q), True)
+    assert_close(normalized, limit(*q, True)[0], "float32")
+
+
+@pytest.mark.parametrize("q11", [1e6, 1e7, 1e9, 1e30])
+def test_res_exp_between_a_large_and_a_small_point(q11):
+    slope = ACTIVATIONS["res_exp"].limit(jnp.float32(q11), jnp.float32(0.0), jnp.float32(0.5), True)[1]
+    assert_close(slope, 1 + np.exp(-0.25), "float32")
+
+
+@pytest.mark.parametrize("q", [1e3, 1e6, 1e8, 1e30])
+def test_erf_on_the_diagonal(q, dtype):
+    value, slope = ACTIVATIONS["erf"].limit(q, q, q, False)
+    assert_close(slope, 4 / np.pi / np.sqrt(1 + 4 * q), dtype)
+    assert_close(1 - value, 1 - 2 / np.pi * np.arctan2(2 * q, np.sqrt(1 + 4 * q)), rtol=0.2 if q < 1e8 else np.inf)
+
+
+def test_derivatives_near_zero_are_finite_and_right(dtype):
+    z = jnp.array([1e-20, 2e-20, 3e-20])
+    for name in ("relu", "crrelu", "identity", "erf"):
+        gradient = jax.grad(lambda z, name=name: activations.normalize(name, z)[0])(z)
+        assert_close(gradient, np.array([5.0, -1.0, -1.0]) / 36e-20, dtype)
+    q = jnp.array([1e-20, 0.0, 1e-20])
+    relu, threshold = (jax.grad(lambda q, n=n: sum(ACTIVATIONS[n].limit(*q, False)))(q) for n in ("relu", "threshold"))
+    slope = 1e20 / (2 * np.pi)
+    assert_close(relu, [1 / (4 * np.pi), slope, 1 / (4 * np.pi)], dtype)  # the slope's own derivative outweighs ¼
+    assert_close(relu[0], 1 / (4 * np.pi), dtype)
+    assert_close(threshold, [0, slope, 0], dtype)
+
+
+def test_cosh_is_right_next_to_zero(dtype):
+    """Its derivative is sinh: neither u' nor E[u'u'] may cancel, and E[u'u'] has the slope e^q cosh(0)."""
+    cosh = ACTIVATIONS["cosh"]
+    z = jnp.asarray([1e-12, 1e-6, 1e-3, 0.5, 0.999, 1.001, -1e-6])
+    np.testing.assert_allclose(cosh.du(z), np.sinh(np.asarray(z, np.float64)), rtol=1e-6 if dtype == "float32" else 1e-14)
+    slopes = cosh.limit(0.5, z, 0.5, False)[1]
+    np.testing.assert_allclose(
+        slopes, np.exp(0.5) * np.sinh(np.asarray(z, np.float64)), rtol=1e-6 if dtype == "float32" else 1e-14
+    )
+    for normalized, factor in ((False, np.exp(0.5)), (True, 1.0)):
+        slope = jax.grad(lambda q12, n=normalized: cosh.limit(0.5, q12, 0.5, n)[1])
+        for q12 in (0.0, 1e-9, -0.3, 2.0):
+            assert_close(slope(q12), factor * np.cosh(q12), dtype)
+
+
+@pytest.mark.parametrize("name", ["relu", "erf", "crrelu", "threshold"])
+def test_gradients_are_those_of_float64_differences(name, x64):
+    """The rules of the arc-cosine kernels and of the determinant, away from equal points."""
+    q = jnp.asarray([0.7, 0.3, 0.9])
+    for which in (0, 1):
+        f = lambda q, w=which: ACTIVATIONS[name].limit(*q, False)[w]
+        h = 1e-5
+        differences = [(f(q.at[i].add(h)) - f(q.at[i].add(-h))) / (2 * h) for i in range(3)]
+        np.testing.assert_allclose(jax.grad(f)(q), differences, rtol=1e-7, atol=1e-9)
+        second = [(jax.grad(f)(q.at[i].add(h)) - jax.grad(f)(q.at[i].add(-h))) / (2 * h) for i in range(3)]
+        np.testing.assert_allclose(jax.hessian(f)(q), second, rtol=1e-6, atol=1e-8)
+
+
+def test_a_normalized_limit_divides_by_both_means(x64):
+    """Moments of an activation without closed forms for ratios, of different means at the two points."""
+    exp = ACTIVATIONS["exp"].moments
+    plain = activations.from_function(jnp.exp, "plain", Moments(exp.mean, exp.covariance, exp.derivative, exp.growth))
+    assert_close(plain.limit(0.5, 0.2, 1.7, True), [np.exp(0.2)] * 2)
+    flat = Moments(lambda q, s: 2 + q, lambda a, c, b, s: c, lambda a, c, b, s: jnp.ones_like(c))
+    assert_close(activations.from_function(jnp.exp, "flat", flat).limit(1.0, 0.6, 2.0, True), [0.6 / 12, 1 / 12])
+
+
+def test_a_slope_without_limit_saturates():
+    """∞ · 0: normalized relu at a point of zeros, before which Θ is zero."""
+    assert activations.chain(jnp.asarray(0.0), jnp.asarray(jnp.inf)) > 1e30
+    assert activations.chain(jnp.asarray(jnp.inf), jnp.asarray(0.0)) == 0
+    assert activations.chain(jnp.asarray(2.0), jnp.asarray(3.0)) == 6
+    assert np.isfinite(jax.grad(lambda t: activations.chain(t, t * jnp.inf))(0.0))
+
+
+def test_epsilon_of_crrelu_is_traced(x64):
+    f = lambda e: sum(activations.crrelu(e).limit(0.7, 0.3, 0.9, False)) + activations.crrelu(e).u(-0.4)
+    assert_close(jax.grad(f)(0.3), (f(0.3 + 1e-6) - f(0.3 - 1e-6)) / 2e-6, rtol=1e-8)
+    assert_close(jax.jit(f)(0.3), f(0.3))
+
+
+@every
+def test_activations_are_pickled_and_equal(name):
+    again = pickle.loads(pickle.dumps(ACTIVATIONS[name]))
+    assert again == ACTIVATIONS[name]
+    assert hash(again) == hash(ACTIVATIONS[name])
+
+
+def test_own_activations_are_pickled_and_equal(x64):
+    one, two = (activations.from_function(jax.nn.softplus, "softplus") for _ in range(2))
+    again = pickle.loads(pickle.dumps(one))
+    assert one == two == again
+    assert_close(again.moments.mean(0.5, 0.0), one.moments.mean(0.5, 0.0))
+
+
+def test_numbers_of_any_kind_are_taken(dtype, untyped):
+    want = ACTIVATIONS["exp"].limit(*jnp.asarray([0.5, 0.2, 0.7]), True)
+    for kind in (float, np.float32, np.asarray):
+        got = ACTIVATIONS["exp"].limit(kind(0.5), kind(0.2), kind(0.7), True)
+        assert_close(got, want, "float32")
+    assert ACTIVATIONS["exp"].limit(0.5, 0.2, 0.7, True)[0].dtype == dtype
+    assert ACTIVATIONS["relu"].limit([1, 2], 0, 1, False)[0].shape == (2,)
+    assert ACTIVATIONS["relu"].moments.mean(1.0, 0.0).dtype == dtype
+    assert ACTIVATIONS["relu"].u([1.0, -1.0]).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("bad", ["1", None, 1j, {}, np.array([1j]), np.array(["1"]), np.array([True])])
+def test_wrong_numbers_are_named(bad, untyped):
+    exp = ACTIVATIONS["exp"]
+    calls = {
+        "q11": lambda: exp.limit(bad, 0.0, 1.0, True),
+        "q12": lambda: exp.limit(1.0, bad, 1.0, True),
+        "q22": lambda: exp.moments.covariance(1.0, 0.0, bad, 0.0),
+        "q must": lambda: exp.moments.mean(bad, 0.0),
+        "z": lambda: exp.du(bad),
+        "z must": lambda: activations.normalize("exp", bad),
+        "epsilon": lambda: activations.crrelu(bad),
+        "order": lambda: activations.quadrature_moments(exp.jet, bad),
+    }
+    for name, call in calls.items():
+        with pytest.raises(ValueError, match=name):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ACTIVATIONS["exp"].limit(1.0, 0.0, 1.0, "no"), "normalized must be True or False, got 'no'"),
+        (lambda: activations.crrelu(float("nan")), "epsilon must be a finite number, got nan"),
+        (lambda: activations.get([]), "activation must be one of"),
+        (lambda: activations.get(None), "activation must be one of"),
+        (lambda: activations.normalize("exp", 1.0), "z must have shape"),
+        (lambda: activations.from_function("relu", "relu"), "u must be an elementwise function"),
+        (lambda: activations.from_function(jnp.sum, "sum"), "u must be elementwise"),
+        (lambda: activations.from_function(jnp.exp, 3), "name must be a string"),
+        (lambda: activations.from_function(jnp.exp, "exp", "exp"), "moments must be"),
+        (lambda: activations.quadrature_moments(3), "jet must be"),
+        (lambda: Moments(3, 3, 3), "mean must be"),
+    ],
+)
+def test_wrong_arguments_are_named(call, message, untyped):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_strict_promotion_and_nan_checks():
+    q = jnp.asarray([0.0, 0.3, 2.0])
+    with jax.numpy_dtype_promotion("strict"), jax.debug_nans(True):
+        for activation in ACTIVATIONS.values():
+            f = lambda q, a=activation: sum(jnp.sum(v) for v in a.limit(q, 0.5 * q, q, False))
+            assert np.isfinite(jax.grad(f)(q)).all()
+        sn.ntk.propagate("relu", 1.0, 0.5, np.float32(1.0), 2, normalized=True, weight_variance=0.5)
+        sn.ntk.fixed_point("exp", normalized=True, weight_variance=jnp.float32(0.3), max_steps=3)
