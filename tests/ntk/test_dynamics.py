@@ -182,7 +182,7 @@ BAD = [
     ({"gram": np.array([[1, np.nan], [np.nan, 1]], np.float32)}, "gram must be finite"),
     ({"gram": np.array([[1, 2], [0, 1]], np.float32)}, "gram must be symmetric"),
     ({"gram": lambda x1, x2: x1 @ x2.T}, "gram must be an array or an operator, got function.*kernel_operator"),
-    ({"y": np.ones(2, np.float32)}, r"y must have shape \[n, k\]"),
+    ({"y": np.ones(3, np.float32)}, r"y must have shape \[n, k\]"),
     ({"y": np.ones((3, 1), np.float32)}, "y must have shape"),
     ({"y": np.ones((2, 1), int)}, "y must be a floating-point array"),
     ({"y": np.full((2, 1), np.nan, np.float32)}, "y must be finite"),
