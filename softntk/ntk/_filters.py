@@ -137,9 +137,8 @@ class Flow(NamedTuple):
 Clock = Descent | Flow
 
 
-@partial(jax.jit, static_argnums=(0, 1))
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def filtered(
+def _filtered(
     adds_up: bool, size: int, clock: Clock, matrix: Float[Array, "p p"], right: Float[Array, "p k"]
 ) -> Float[Array, "s p k"]:
     """Return f(H) R at each of the s moments, f = c if it ``adds_up``, else d; differentiable in all but τ.
@@ -193,7 +192,8 @@ def _filtered_jvp(adds_up: bool, size: int, primals: tuple, tangents: tuple) -> 
     return (out / spectrum.unit, change / spectrum.unit) if adds_up else (out, change)
 
 
-filtered.__wrapped__.defjvp(_filtered_jvp, symbolic_zeros=True)
+_filtered.defjvp(_filtered_jvp, symbolic_zeros=True)
+filtered = jax.jit(_filtered, static_argnums=(0, 1))
 
 
 def _moves(tangent: Any) -> bool:
@@ -212,7 +212,9 @@ def _decompose(size: int, matrix: Array) -> _Spectrum:
     values, vectors = jnp.linalg.eigh(matrix / unit)
     noise = rounding(size, jnp.max(jnp.abs(lax.stop_gradient(values))))
     values = jnp.where((values < 0) & (values >= -noise), 0, values)
-    bound = 1 / jnp.where(noise > 0, noise, rounding(size, jnp.ones_like(noise)))
+    # Eigenvalues of a matrix of zeros are known exactly: there c is ητ, up to the root of the largest number.
+    root = 2.0 ** (jnp.finfo(matrix.dtype).maxexp // 2 - 1)
+    bound = jnp.where(noise > 0, 1 / jnp.where(noise > 0, noise, 1), root)
     return _Spectrum(values, vectors, unit, bound)
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from softntk._validation import as_floating, is_concrete
+from softntk._validation import as_floating, check_number, is_concrete
 
 Gram = Float[Array | np.ndarray, "n n"] | Float[Array | np.ndarray, "n n k k"]
 
@@ -56,3 +56,20 @@ def as_cross_matrix(cross: Float[Array | np.ndarray, "t n"] | Float[Array | np.n
 def rounding(size: int, largest: Float[Array, ""]) -> Float[Array, ""]:
     """Return below what eigenvalues of a matrix of this size are not known, 2√n ε λ_max: what LAPACK states, with room."""
     return 2 * size**0.5 * float(jnp.finfo(largest.dtype).eps) * largest
+
+
+def as_scalar(name: str, value: Any, dtype: Any, **bounds: Any) -> Float[Array, ""]:
+    """Return a number as a scalar of this precision, within the bounds of :func:`~softntk._validation.check_number` in it too.
+
+    Raises:
+        ValueError: no number, or out of bounds.
+    """
+    number = check_number(name, value, **bounds)
+    if is_concrete(number):
+        with np.errstate(over="ignore", under="ignore"):
+            rounded = float(np.asarray(number, dtype))
+        try:
+            check_number(name, rounded, **bounds)
+        except ValueError:
+            raise ValueError(f"{name} must lie in the range of {np.dtype(dtype)}, got {value!r}. Change the unit.") from None
+    return jnp.asarray(number, dtype)

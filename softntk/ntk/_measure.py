@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from softntk._records import record
-from softntk._validation import as_floating, check_callable, check_number, is_concrete
+from softntk._validation import as_floating, check_callable, is_concrete
 from softntk.ntk._contractions import product
+from softntk.ntk._gram import as_scalar
 
 
 @record
@@ -61,7 +62,7 @@ class SpectralMeasure:
             ValueError: bandwidth not a positive finite number (in the units of the eigenvalues), a level that is NaN.
         """
         level = _as_levels(levels, self.nodes.dtype)
-        width = _as_scalar("bandwidth", bandwidth, self.nodes.dtype)
+        width = as_scalar("bandwidth", bandwidth, self.nodes.dtype, above=0)
         z = (level.reshape(-1, 1) - self.nodes.reshape(1, -1)) / width
         bumps = jnp.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
         shares = product(bumps, self.weights.reshape(-1, 1))[:, 0] / len(self.nodes)
@@ -75,12 +76,3 @@ def _as_levels(levels: Any, dtype: Any) -> Float[Array, "..."]:
     if is_concrete(array) and np.isnan(np.asarray(array)).any():
         raise ValueError("levels must not be NaN.")
     return array
-
-
-def _as_scalar(name: str, value: Any, dtype: Any) -> Float[Array, ""]:
-    """Return a number that is positive and finite also in this precision."""
-    number = check_number(name, value, above=0)
-    if is_concrete(number):
-        with np.errstate(over="ignore", under="ignore"):
-            check_number(name, np.asarray(number, dtype), above=0)
-    return jnp.asarray(number, dtype)

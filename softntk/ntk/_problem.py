@@ -1,5 +1,6 @@
 """What the dynamics and the regressions of a kernel are asked for, checked and converted: targets, starts, cross kernels."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from softntk.networks import row_factors
 from softntk.ntk._contractions import product
 from softntk.ntk._gram import Gram, as_cross_matrix, as_gram
 from softntk.ntk.gram_operators import CrossOperator, GramOperator
-from softntk.ntk.network_operators import JacobianOperator, TwoLayerOperator
+from softntk.ntk.network_operators import TwoLayerOperator
 
 Targets = Float[Array | np.ndarray, "n k"] | Float[Array | np.ndarray, " n"]
 TestTargets = Float[Array | np.ndarray, "t k"] | Float[Array | np.ndarray, " t"]
@@ -141,10 +142,9 @@ def _initial_outputs(op: GramOperator, points: Array, outputs: int) -> Float[Arr
 
     Where a softntk network is zero but for rounding, as antisymmetric ones are at the start, it is zero.
     """
-    if isinstance(op, JacobianOperator):
-        return _in_parts(lambda x: op.apply_fn(op.params, x).reshape(len(x), outputs), points, op.block_size)
     if not isinstance(op, TwoLayerOperator):
-        return None
+        network = _own_network(op)
+        return None if network is None else _in_parts(lambda x: network(x).reshape(len(x), outputs), points, op.block_size)
 
     def evaluate(x: Array) -> tuple[Array, Array]:
         features = row_factors(op.architecture, op.params, x).features
@@ -153,6 +153,15 @@ def _initial_outputs(op: GramOperator, points: Array, outputs: int) -> Float[Arr
     values, sizes = _in_parts(evaluate, points, op.block_size)
     noise = 16 * float(jnp.finfo(values.dtype).eps) * jnp.max(sizes)
     return jnp.where(jnp.max(jnp.abs(values)) <= noise, 0, values)
+
+
+def _own_network(op: GramOperator) -> Callable[[Array], Array] | None:
+    """Return the function behind the operator of a user's own network."""
+    function = getattr(op, "function", None)
+    if function is not None:
+        return lambda x: function(function.weights, x)
+    apply_fn = getattr(op, "apply_fn", None)
+    return None if apply_fn is None else lambda x: apply_fn(op.params, x)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _in_parts(function: Any, points: Array, size: int) -> Any:

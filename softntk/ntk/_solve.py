@@ -1,5 +1,6 @@
 """``ntk.solve``: (K + ridge I) V = Y by preconditioned conjugate gradients, with the true residual as the judge."""
 
+import contextlib
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from softntk.ntk._conjugate_gradients import advance as _advance
 from softntk.ntk._conjugate_gradients import multiply as _product
 from softntk.ntk._conjugate_gradients import rescaled, solve_traced, without_derivatives
 from softntk.ntk._conjugate_gradients import start as _start
+from softntk.ntk._gram import as_scalar
 from softntk.ntk.gram_operators import GramOperator
 from softntk.ntk.preconditioner import precondition
 from softntk.solution import Result, Solution
@@ -88,20 +90,17 @@ def solve(
     check_flag("progress", progress)
     check_positive_int("max_steps", max_steps)
     size = op.in_size()
-    ridge = check_number("ridge", ridge, at_least=0)
-    if is_concrete(ridge):
-        with np.errstate(over="ignore", under="ignore"):
-            check_number("ridge", np.asarray(ridge, op.dtype), at_least=0)
+    ridge_ = as_scalar("ridge", ridge, op.dtype, at_least=0)
     working = "float64" if refine else str(op.dtype)
     rtol = _check_rtol(rtol, working)
     rank = _check_rank(rank, size)
     key = jax.random.key(0) if key is None else check_key("key", key)
-    ridge_ = jnp.asarray(ridge, op.dtype)
     if not all(is_concrete(leaf) for leaf in jax.tree.leaves((op, y, ridge, key))):
         return _solve_inside(op, y, ridge_, rtol, rank, key, max_steps, refine)
-    with jax.enable_x64(refine or jax.config.jax_enable_x64):
+    with jax.enable_x64(True) if refine else contextlib.nullcontext():
         y, single = _as_columns(op, y)
     y = np.asarray(y).astype(working)
+    ridge = float(ridge)
     inverse = precondition(op, key, rank, ridge_) if rank else None
 
     # Each column in a power of two of its own, so that float32 sees neither overflow nor underflow.

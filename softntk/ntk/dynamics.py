@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Integer
 from softntk._validation import as_floating, as_integers, check_number, is_concrete
 from softntk.ntk._contractions import product
 from softntk.ntk._filters import Clock, Descent, Flow, filtered
-from softntk.ntk._gram import Gram
+from softntk.ntk._gram import Gram, as_scalar
 from softntk.ntk._lanczos import Tridiagonal, lanczos
 from softntk.ntk._problem import Cross, Problem, Targets, TestTargets, as_problem, saturated
 from softntk.ntk.gram_operators import CrossOperator, GramOperator
@@ -140,12 +140,8 @@ def _as_steps(steps: Steps) -> Integer[Array, " s"]:
 
 def _descent(learning_rate: float | Array, steps: Array, problem: Problem) -> Descent:
     """Return the moments of descent in the precision of the problem."""
-    rate = check_number("learning_rate", learning_rate, above=0)
-    dtype = problem.y.dtype
-    if is_concrete(rate):
-        with np.errstate(over="ignore", under="ignore"):
-            check_number("learning_rate", np.asarray(rate, dtype), above=0)
-    return Descent(jnp.broadcast_to(jnp.asarray(rate, dtype), steps.shape), steps)
+    rate = as_scalar("learning_rate", learning_rate, problem.y.dtype, above=0)
+    return Descent(jnp.broadcast_to(rate, steps.shape), steps)
 
 
 def predict_flow(

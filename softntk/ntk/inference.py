@@ -19,8 +19,8 @@ from softntk._norms import scaled_norm
 from softntk._records import record
 from softntk._validation import as_floating, check_flag, check_number, is_concrete
 from softntk.ntk._contractions import product
-from softntk.ntk._gram import Gram
-from softntk.ntk._problem import Cross, Targets, TestTargets, as_problem, saturated
+from softntk.ntk._gram import Gram, as_scalar
+from softntk.ntk._problem import Cross, Problem, Targets, TestTargets, as_problem, saturated
 from softntk.ntk._solve import solve
 from softntk.ntk.gram_operators import CrossOperator, GramOperator
 from softntk.solution import NumericalError, Result, Solution
@@ -74,10 +74,11 @@ def kernel_regression(
 
     Source: arXiv 2405.03251, section 4 (kernel regression with the NTK); Arora et al. (2019), arXiv 1904.11955, Theorem 3.2.
     """
-    ridge = check_number("ridge", ridge, at_least=0)
+    check_number("ridge", ridge, at_least=0)
     check_flag("progress", progress)
     _require(cross)
     problem = as_problem(gram, y, f0, cross, f0_test)
+    ridge = as_scalar("ridge", ridge, problem.y.dtype, at_least=0)
     if isinstance(gram, GramOperator) and isinstance(problem.cross, CrossOperator):
         weights = _solved(gram, -problem.residual, ridge, rtol, progress)
         columns = weights if len(gram.shape) == 1 else weights[..., None]
@@ -144,10 +145,11 @@ def gp_posterior(
 
     Source: Lee et al. (2018), arXiv 1711.00165, equations (8) and (9); the kernels are those of MATH.md section 2.
     """
-    noise = check_number("noise", noise, at_least=0)
+    check_number("noise", noise, at_least=0)
     check_flag("progress", progress)
     _require(cross)
     problem = as_problem(gram, y, None, cross, None)
+    noise = as_scalar("noise", noise, problem.y.dtype, at_least=0)
     outputs = gram.shape[1:] if isinstance(gram, GramOperator) else jnp.shape(gram)[2:3]
     prior = as_floating("prior", prior, empty=True)
     if prior.shape != (len(problem.start), *outputs):
@@ -163,6 +165,7 @@ def gp_posterior(
         mean = product(matrix, solved[:, :columns])
         reduction = jnp.sum(matrix * solved[:, columns:].T, axis=1)
     else:
+        assert isinstance(problem.cross, jax.Array)
         matrix = problem.cross
         weights, factor = _factorised(problem, -problem.residual, noise)
         half = jax.scipy.linalg.solve_triangular(factor, matrix.T, lower=True)
@@ -173,14 +176,15 @@ def gp_posterior(
     return Posterior(mean=mean, variance=jnp.maximum(variance, 0))
 
 
-def _factorised(problem: Any, right: Array, ridge: float | Array) -> tuple[Array, Array]:
+def _factorised(problem: Problem, right: Array, ridge: Array) -> tuple[Array, Array]:
     """Return (K + ridge I)⁻¹ right as columns, judged by its residual, and the Cholesky factor.
 
     Raises:
         NumericalError: there is none, or the residual is above 1 %. Inside jit the solution is NaN then.
     """
     matrix = problem.matrix
-    ridged = matrix + jnp.asarray(ridge, matrix.dtype) * jnp.eye(len(matrix), dtype=matrix.dtype)
+    assert matrix is not None
+    ridged = matrix + ridge.astype(matrix.dtype) * jnp.eye(len(matrix), dtype=matrix.dtype)
     factor = jnp.linalg.cholesky(ridged)
     columns = right.reshape(len(matrix), -1)
     weights = jax.scipy.linalg.cho_solve((factor, True), columns)
@@ -191,11 +195,11 @@ def _factorised(problem: Any, right: Array, ridge: float | Array) -> tuple[Array
     return jnp.where(resolved[None, :], weights, jnp.nan), factor
 
 
-def _solved(op: GramOperator, right: Array, ridge: float | Array, rtol: float | None, progress: bool) -> Array:
+def _solved(op: GramOperator, right: Array, ridge: Array, rtol: float | None, progress: bool) -> Array:
     """Return (K + ridge I)⁻¹ right; inside jit NaN where the residual is above 1 %."""
     dtype = str(op.dtype)
     refine = all(is_concrete(leaf) for leaf in jax.tree.leaves((op, right, ridge)))
-    rtol = _RTOL[dtype] if rtol is None else rtol
+    rtol = _RTOL[dtype] if rtol is None and refine else rtol
     solution: Solution = solve(
         op, right.astype(op.dtype), ridge=ridge, rtol=rtol, refine=refine, progress=progress, throw=refine
     )
