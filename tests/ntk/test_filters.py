@@ -161,8 +161,9 @@ def test_divided_differences_lose_no_digits(count, dtype):
 
     actual = jax.jit(jax.vmap(difference))(pairs)
     desired = np.array([exact_difference(lambda lam: sums(lam, count), *pair) for pair in np.asarray(pairs)])
-    size = np.max(np.abs(desired)) or 1.0  # after one step c is the same for every eigenvalue
-    error = np.abs(actual - desired) / np.maximum(np.abs(desired), 1e-6 * size)
+    # After one step c is the same for every eigenvalue.
+    size = 1e-6 * np.max(np.abs(desired)) or 1.0
+    error = np.abs(actual - desired) / np.maximum(np.abs(desired), size)
     assert np.max(error) < (1e-4 if dtype == "float32" else 1e-9)
 
 
