@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from softntk._norms import binary_scale
+from softntk._norms import binary_scale, scaled_norm
 from softntk.ntk.gram_operators import GramOperator
 from softntk.ntk.preconditioner import CompletePreconditioner, Preconditioner
 from softntk.solution import Result
@@ -160,6 +160,6 @@ def _attempts(
 def rescaled(value: Float[Array, "size r"], scale: Float[Array, "1 r"]) -> tuple[Float[Array, "size r"], Float[Array, ""]]:
     """Return scale · value, and how much of it the range of the precision has cost, relative; NaN where it overflows."""
     moved = value * scale
-    loss = jnp.linalg.norm(moved / scale - value, axis=0)
-    length = jnp.linalg.norm(value, axis=0)
+    loss = scaled_norm(moved / scale - value, axis=0)
+    length = scaled_norm(value, axis=0)
     return moved, jnp.max(loss / jnp.where(length > 0, length, 1))

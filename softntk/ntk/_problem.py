@@ -146,9 +146,11 @@ def _initial_outputs(op: GramOperator, points: Array, outputs: int) -> Float[Arr
         network = _own_network(op)
         return None if network is None else _in_parts(lambda x: network(x).reshape(len(x), outputs), points, op.block_size)
 
+    readout = op.params.readout if op.architecture.train_readout else lax.stop_gradient(op.params.readout)
+
     def evaluate(x: Array) -> tuple[Array, Array]:
         features = row_factors(op.architecture, op.params, x).features
-        return product(features, op.params.readout), product(jnp.abs(features), jnp.abs(op.params.readout))
+        return product(features, readout), product(jnp.abs(features), jnp.abs(readout))
 
     values, sizes = _in_parts(evaluate, points, op.block_size)
     noise = 16 * float(jnp.finfo(values.dtype).eps) * jnp.max(sizes)

@@ -233,10 +233,10 @@ def _by_formed_operator(adds_up: bool, clock: Clock, op: GramOperator, problem: 
 def _outputs(adds_up: bool, vectors: Float[Array, "s rows k"], problem: Problem) -> Array:
     """Return what is asked for from d(H) r, c(H) r, or the cross kernel times that."""
     if not adds_up:
-        return saturated(problem.y[None] + problem.scale * vectors)
+        return saturated(problem.scale * (problem.y[None] / problem.scale + vectors))
     if problem.cross is None:
         return saturated(problem.scale * vectors)
-    return saturated(problem.start[None] - problem.scale * vectors)
+    return saturated(problem.scale * (problem.start[None] / problem.scale - vectors))
 
 
 def _carried(vectors: Float[Array, "s n k"], problem: Problem) -> Float[Array, "s rows k"]:

@@ -86,7 +86,7 @@ def kernel_regression(
     else:
         weights, _ = _factorised(problem, -problem.residual, ridge)
         fitted = product(problem.cross, weights).reshape(problem.start.shape)
-    return saturated(problem.start + problem.scale * fitted)
+    return saturated(problem.scale * (problem.start / problem.scale + fitted))
 
 
 def _require(cross: Any) -> None:
