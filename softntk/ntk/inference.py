@@ -15,7 +15,7 @@ import jax.scipy.linalg
 import numpy as np
 from jaxtyping import Array, Float
 
-from softntk._norms import scaled_norm
+from softntk._norms import binary_scale, scaled_norm
 from softntk._records import record
 from softntk._validation import as_floating, check_flag, check_number, is_concrete
 from softntk.ntk._contractions import product
@@ -84,8 +84,8 @@ def kernel_regression(
         columns = weights if len(gram.shape) == 1 else weights[..., None]
         fitted = problem.cross.mm(columns).reshape(problem.start.shape)
     else:
-        weights, _ = _factorised(problem, -problem.residual, ridge)
-        fitted = product(problem.cross, weights).reshape(problem.start.shape)
+        weights, _, unit = _factorised(problem, -problem.residual, ridge)
+        fitted = product(problem.cross / unit, weights).reshape(problem.start.shape)
     return saturated(problem.scale * (problem.start / problem.scale + fitted))
 
 
@@ -166,33 +166,34 @@ def gp_posterior(
         reduction = jnp.sum(matrix * solved[:, columns:].T, axis=1)
     else:
         assert isinstance(problem.cross, jax.Array)
-        matrix = problem.cross
-        weights, factor = _factorised(problem, -problem.residual, noise)
+        weights, factor, unit = _factorised(problem, -problem.residual, noise)
+        matrix = problem.cross / unit
         half = jax.scipy.linalg.solve_triangular(factor, matrix.T, lower=True)
         mean = product(matrix, weights)
-        reduction = jnp.sum(half * half, axis=0)
+        reduction = unit * jnp.sum(half * half, axis=0)
     variance = saturated(prior.astype(reduction.dtype) - reduction.reshape(prior.shape))
     mean = saturated(problem.scale * mean.reshape(problem.start.shape))
     return Posterior(mean=mean, variance=jnp.maximum(variance, 0))
 
 
-def _factorised(problem: Problem, right: Array, ridge: Array) -> tuple[Array, Array]:
-    """Return (K + ridge I)⁻¹ right as columns, judged by its residual, and the Cholesky factor.
+def _factorised(problem: Problem, right: Array, ridge: Array) -> tuple[Array, Array, Array]:
+    """Return unit · (K + ridge I)⁻¹ right as columns, judged by its residual, the Cholesky factor of (K + ridge I)/unit, and unit.
 
     Raises:
         NumericalError: there is none, or the residual is above 1 %. Inside jit the solution is NaN then.
     """
-    matrix = problem.matrix
-    assert matrix is not None
-    ridged = matrix + ridge.astype(matrix.dtype) * jnp.eye(len(matrix), dtype=matrix.dtype)
+    assert problem.matrix is not None
+    size = len(problem.matrix)
+    unit = jnp.maximum(binary_scale(problem.matrix).reshape(()), binary_scale(ridge))
+    ridged = problem.matrix / unit + ridge.astype(unit.dtype) / unit * jnp.eye(size, dtype=unit.dtype)
     factor = jnp.linalg.cholesky(ridged)
-    columns = right.reshape(len(matrix), -1)
+    columns = right.reshape(size, -1)
     weights = jax.scipy.linalg.cho_solve((factor, True), columns)
     error = scaled_norm(columns - product(ridged, weights), axis=0)
     resolved = error <= _LARGEST_RESIDUAL * scaled_norm(columns, axis=0)
     if is_concrete(resolved) and not np.asarray(resolved).all():
         raise NumericalError(f"{Result.NOT_DEFINITE.name}: {Result.NOT_DEFINITE.advice}")
-    return jnp.where(resolved[None, :], weights, jnp.nan), factor
+    return jnp.where(resolved[None, :], weights, jnp.nan), factor, unit
 
 
 def _solved(op: GramOperator, right: Array, ridge: Array, rtol: float | None, progress: bool) -> Array:

@@ -166,12 +166,9 @@ def test_units(unit):
     x, y = np.asarray(points(0, 30, 5, "float32")), np.asarray(points(1, 30, 1, "float32"))
     op = ntk.kernel_operator(lambda a, b: a @ b.T, x)
     scaled = ntk.kernel_operator(lambda a, b: np.float32(unit) * (a @ b.T), x)
-    for one, other in zip(
-        jax.tree.leaves(ntk.extreme_eigenvalues(op, steps=9, dense_size=1)),
-        jax.tree.leaves(ntk.extreme_eigenvalues(scaled, steps=9, dense_size=1)),
-        strict=True,
-    ):
-        assert abs(float(other) / unit - float(one)) < 1e-4
+    ends, others = (ntk.extreme_eigenvalues(k, steps=9, dense_size=1) for k in (op, scaled))
+    for one, other in zip(jax.tree.leaves(ends), jax.tree.leaves(others), strict=True):
+        assert abs(float(other) / unit - float(one)) < 3e-4 * float(ends.largest)
     for call in (ntk.spectral_density, lambda op, **options: ntk.target_alignment(op, y, **options)):
         one, other = call(op, steps=4, dense_size=1), call(scaled, steps=4, dense_size=1)
         assert_close(np.asarray(other.nodes, float) / unit, one.nodes, rtol=1e-4)
@@ -183,7 +180,7 @@ def test_units(unit):
 
 
 @pytest.mark.parametrize("dense_size", [0, 100])
-def test_kernels_of_zeros_and_of_one_point(dense_size, dtype):
+def test_kernels_of_zeros_and_of_one_point(dense_size, dtype="float32"):
     zero = ntk.kernel_operator(lambda a, b: 0 * (a @ b.T), np.ones((4, 2), dtype))
     one = ntk.kernel_operator(lambda a, b: a @ b.T, np.ones((1, 2), dtype))
     ends = ntk.extreme_eigenvalues(zero, dense_size=dense_size)
@@ -201,7 +198,7 @@ def test_kernels_of_zeros_and_of_one_point(dense_size, dtype):
 
 def test_effective_dimension_at_the_edges():
     gram = jnp.diag(jnp.array([1.0, 2.0, 0.0]))
-    assert_close(ntk.effective_dimension(gram, [0.0, 1.0, 1e38, 1e-38]), [2, 7 / 6, 0, 2], rtol=1e-6)
+    assert_close(ntk.effective_dimension(gram, np.array([0.0, 1.0, 1e38, 1e-38])), [2, 7 / 6, 0, 2], rtol=1e-6)
     assert_close(ntk.effective_dimension(3e38 * gram / 2, 3e38), 0.5 + 1 / 3, rtol=1e-6)
     slope = jax.grad(lambda ridge: ntk.effective_dimension(gram, ridge))(1.0)
     assert_close(slope, -(1 / 4 + 2 / 9), rtol=1e-5)
