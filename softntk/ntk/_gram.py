@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from softntk._validation import as_floating, check_number, is_concrete
 
+Number = float | int | np.number | Float[Array | np.ndarray, ""]
 Gram = Float[Array | np.ndarray, "n n"] | Float[Array | np.ndarray, "n n k k"]
 
 
@@ -17,22 +18,23 @@ def as_gram(gram: Any, name: str = "gram") -> Float[Array, "n n"] | Float[Array,
     Raises:
         ValueError: a function, not [n, n] or [n, n, k, k], integer, half precision, empty, not finite or not symmetric.
     """
+    label = name if name == "gram" else f"{name} as gram"
     if callable(gram):
         raise ValueError(
-            f"{name} must be an array or an operator, got {type(gram).__name__}. "
+            f"{label} must be an array or an operator, got {type(gram).__name__}. "
             "ntk.kernel_operator(kernel_fn, x) makes one of a kernel function."
         )
     array = as_floating(name, gram, half=False, empty=True)
     shape = array.shape
     if len(shape) not in (2, 4) or shape[0] != shape[1] or shape[2:3] != shape[3:4] or 0 in shape:
-        raise ValueError(f"{name} must have shape [n, n] or [n, n, k, k], got {shape}.")
+        raise ValueError(f"{label} must have shape [n, n] or [n, n, k, k], got {shape}.")
     if is_concrete(array):
         matrix = as_cross_matrix(array)
         gap = float(jnp.max(jnp.abs(matrix - matrix.T)))
         size = float(jnp.max(jnp.abs(matrix)))
         if gap > 1e-3 * size:
             raise ValueError(
-                f"{name} must be symmetric, but differs from its transpose by {gap:.3g} (largest entry {size:.3g}). "
+                f"{label} must be symmetric, but differs from its transpose by {gap:.3g} (largest entry {size:.3g}). "
                 "Pass the train-train kernel."
             )
     return array

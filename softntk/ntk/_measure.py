@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from softntk._records import record
 from softntk._validation import as_floating, check_callable, is_concrete
 from softntk.ntk._contractions import product
-from softntk.ntk._gram import as_scalar
+from softntk.ntk._gram import Number, as_scalar
 
 
 @record
@@ -46,16 +46,14 @@ class SpectralMeasure:
         rows = self.rows(function)
         return jnp.std(rows, ddof=1) / math.sqrt(len(rows)) if len(rows) > 1 else jnp.zeros((), rows.dtype)
 
-    def cumulative(self, levels: float | Float[Array | np.ndarray, "*l"]) -> Float[Array, "*l"]:
+    def cumulative(self, levels: Number | list | Float[Array | np.ndarray, "*l"]) -> Float[Array, "*l"]:
         """Return the share of the spectrum at or below each level, the mean of the rows."""
         level = _as_levels(levels, self.nodes.dtype)
         below = self.nodes.reshape(-1, 1) <= level.reshape(1, -1)
         shares = jnp.sum(jnp.where(below, self.weights.reshape(-1, 1), 0), axis=0) / len(self.nodes)
         return shares.reshape(level.shape)
 
-    def density(
-        self, levels: float | Float[Array | np.ndarray, "*l"], bandwidth: float | Float[Array, ""]
-    ) -> Float[Array, "*l"]:
+    def density(self, levels: Number | list | Float[Array | np.ndarray, "*l"], bandwidth: Number) -> Float[Array, "*l"]:
         """Return the density at each level, every node smeared into a Gaussian of standard deviation ``bandwidth``.
 
         Raises:

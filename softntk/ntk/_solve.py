@@ -15,7 +15,7 @@ from softntk.ntk._conjugate_gradients import advance as _advance
 from softntk.ntk._conjugate_gradients import multiply as _product
 from softntk.ntk._conjugate_gradients import rescaled, solve_traced, without_derivatives
 from softntk.ntk._conjugate_gradients import start as _start
-from softntk.ntk._gram import as_scalar
+from softntk.ntk._gram import Number, as_scalar
 from softntk.ntk.gram_operators import GramOperator
 from softntk.ntk.preconditioner import precondition
 from softntk.solution import Result, Solution
@@ -30,7 +30,7 @@ def solve(
     op: GramOperator,
     y: Float[Array | np.ndarray, "*shape"],
     *,
-    ridge: float | Float[Array, ""] = 0.0,
+    ridge: Number = 0.0,
     rtol: float | None = None,
     rank: int | None = None,
     key: PRNGKeyArray | None = None,

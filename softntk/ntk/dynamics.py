@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Integer
 from softntk._validation import as_floating, as_integers, check_number, is_concrete
 from softntk.ntk._contractions import product
 from softntk.ntk._filters import Clock, Descent, Flow, filtered
-from softntk.ntk._gram import Gram, as_scalar
+from softntk.ntk._gram import Gram, Number, as_scalar
 from softntk.ntk._lanczos import Tridiagonal, lanczos
 from softntk.ntk._problem import Cross, Problem, Targets, TestTargets, as_problem, saturated
 from softntk.ntk.gram_operators import CrossOperator, GramOperator
@@ -35,7 +35,7 @@ _DENSE = 256  # operators up to this size are formed: that takes no longer than 
 def predict_gd(
     gram: Gram | GramOperator,
     y: Targets,
-    learning_rate: float | Float[Array, ""],
+    learning_rate: Number,
     steps: Steps,
     f0: Targets | None = None,
     *,
@@ -89,7 +89,7 @@ def predict_gd(
 def gd_coefficients(
     gram: Gram | GramOperator,
     y: Targets,
-    learning_rate: float | Float[Array, ""],
+    learning_rate: Number,
     steps: Steps,
     f0: Targets | None = None,
     *,
@@ -138,7 +138,7 @@ def _as_steps(steps: Steps) -> Integer[Array, " s"]:
     return counts
 
 
-def _descent(learning_rate: float | Array, steps: Array, problem: Problem) -> Descent:
+def _descent(learning_rate: Number, steps: Array, problem: Problem) -> Descent:
     """Return the moments of descent in the precision of the problem."""
     rate = as_scalar("learning_rate", learning_rate, problem.y.dtype, above=0)
     return Descent(jnp.broadcast_to(rate, steps.shape), steps)

@@ -19,7 +19,7 @@ from softntk._norms import binary_scale, scaled_norm
 from softntk._records import record
 from softntk._validation import as_floating, check_flag, check_number, is_concrete
 from softntk.ntk._contractions import product
-from softntk.ntk._gram import Gram, as_scalar
+from softntk.ntk._gram import Gram, Number, as_scalar
 from softntk.ntk._problem import Cross, Problem, Targets, TestTargets, as_problem, saturated
 from softntk.ntk._solve import solve
 from softntk.ntk.gram_operators import CrossOperator, GramOperator
@@ -33,7 +33,7 @@ def kernel_regression(
     gram: Gram | GramOperator,
     y: Targets,
     *,
-    ridge: float | Float[Array, ""],
+    ridge: Number,
     cross: Cross,
     f0: Targets | None = None,
     f0_test: TestTargets | None = None,
@@ -111,7 +111,7 @@ def gp_posterior(
     gram: Gram | GramOperator,
     y: Targets,
     *,
-    noise: float | Float[Array, ""],
+    noise: Number,
     cross: Cross,
     prior: Float[Array | np.ndarray, " t"] | Float[Array | np.ndarray, "t k"],
     rtol: float | None = None,
@@ -177,7 +177,9 @@ def gp_posterior(
 
 
 def _factorised(problem: Problem, right: Array, ridge: Array) -> tuple[Array, Array, Array]:
-    """Return unit · (K + ridge I)⁻¹ right as columns, judged by its residual, the Cholesky factor of (K + ridge I)/unit, and unit.
+    """Return unit · (K + ridge I)⁻¹ right as columns, the Cholesky factor of (K + ridge I)/unit, and unit.
+
+    The solution is judged by its residual.
 
     Raises:
         NumericalError: there is none, or the residual is above 1 %. Inside jit the solution is NaN then.

@@ -34,13 +34,11 @@ from softntk._validation import (
     is_concrete,
 )
 from softntk.ntk._contractions import product
-from softntk.ntk._gram import Gram, as_matrix, rounding
+from softntk.ntk._gram import Gram, Number, as_matrix, rounding
 from softntk.ntk._lanczos import distance_beyond, lanczos
 from softntk.ntk._measure import SpectralMeasure
 from softntk.ntk._problem import Targets, as_outputs
 from softntk.ntk.gram_operators import GramOperator
-
-_ARRAY_NAME = "op as gram"  # in messages, of an op that is an array
 
 _DENSE = 1024  # a matrix of this size is decomposed faster than a hundred products with it are computed
 _FAILURE = 1e-6  # probability that a bound for an operator is wrong
@@ -118,7 +116,7 @@ def extreme_eigenvalues(
     check_integer("dense_size", dense_size, at_least=0)
     key = _key(key)
     if not isinstance(op, lx.AbstractLinearOperator):
-        return _dense_extremes(as_matrix(op, _ARRAY_NAME))
+        return _dense_extremes(as_matrix(op, "op"))
     structure = op.in_structure()
     if not isinstance(structure, jax.ShapeDtypeStruct):
         raise ValueError(f"op must act on one array, got an operator on {structure}.")
@@ -207,7 +205,7 @@ def spectral_density(
         if op.in_size() > dense_size:
             vectors = jax.random.rademacher(key, (probes, *op.shape), op.dtype)
             return _measure(op, vectors, min(steps, op.in_size()))
-    matrix = op.as_matrix() if isinstance(op, GramOperator) else as_matrix(op, _ARRAY_NAME)
+    matrix = op.as_matrix() if isinstance(op, GramOperator) else as_matrix(op, "op")
     nodes = _finite_or_infinite(jnp.linalg.eigvalsh(matrix))[None]
     return SpectralMeasure(nodes=nodes, weights=jnp.full_like(nodes, 1 / nodes.size), size=jnp.asarray(len(matrix)))
 
@@ -246,7 +244,7 @@ def target_alignment(op: Gram | GramOperator, y: Targets, *, steps: int = 64, de
         points = op.shape[:1]
         outputs = op.shape[1:]
     else:
-        matrix = as_matrix(op, _ARRAY_NAME)
+        matrix = as_matrix(op, "op")
         points = jnp.shape(op)[:1]
         outputs = jnp.shape(op)[3:]
     y = as_outputs("y", y, points + outputs)
@@ -269,7 +267,7 @@ def target_alignment(op: Gram | GramOperator, y: Targets, *, steps: int = 64, de
 
 
 def effective_dimension(
-    op: Gram | GramOperator | SpectralMeasure, ridge: Float[Array | np.ndarray, "*r"] | float, **options: Any
+    op: Gram | GramOperator | SpectralMeasure, ridge: Float[Array | np.ndarray, "*r"] | Number | list, **options: Any
 ) -> Float[Array, "*r"]:
     r"""How many directions a ridge regression with this kernel fits, tr K(K + ridge I)⁻¹ = Σ λ_i/(λ_i + ridge).
 
