@@ -23,7 +23,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from softntk._norms import scaled_norm
+from softntk._norms import binary_scale, scaled_norm
 from softntk._records import record
 from softntk._validation import (
     as_floating,
@@ -135,7 +135,7 @@ def _check_precision(dtype: Any) -> None:
 
 @jax.jit
 def _dense_extremes(matrix: Float[Array, "p p"]) -> Extremes:
-    eigenvalues = _finite_or_infinite(jnp.linalg.eigvalsh(matrix))
+    eigenvalues = _eigenvalues(matrix)
     error = rounding(len(matrix), jnp.max(jnp.abs(eigenvalues)))
     return Extremes(smallest=eigenvalues[0], largest=eigenvalues[-1], smallest_error=error, largest_error=error)
 
@@ -206,7 +206,7 @@ def spectral_density(
             vectors = jax.random.rademacher(key, (probes, *op.shape), op.dtype)
             return _measure(op, vectors, min(steps, op.in_size()))
     matrix = op.as_matrix() if isinstance(op, GramOperator) else as_matrix(op, "op")
-    nodes = _finite_or_infinite(jnp.linalg.eigvalsh(matrix))[None]
+    nodes = _eigenvalues(matrix)[None]
     return SpectralMeasure(nodes=nodes, weights=jnp.full_like(nodes, 1 / nodes.size), size=jnp.asarray(len(matrix)))
 
 
@@ -257,7 +257,9 @@ def target_alignment(op: Gram | GramOperator, y: Targets, *, steps: int = 64, de
         if op.in_size() > dense_size:
             return _measure(op, targets.reshape(-1, *op.shape), min(steps, op.in_size()))
         matrix = op.as_matrix()
-    nodes, vectors = jnp.linalg.eigh(matrix)
+    unit = binary_scale(matrix)
+    nodes, vectors = jnp.linalg.eigh(matrix / unit)
+    nodes = nodes * unit[0]
     squares = product(targets.astype(matrix.dtype), vectors) ** 2
     total = jnp.sum(squares, axis=1, keepdims=True)
     known = total > 0  # not of targets of zero, nor of a kernel that is not finite
@@ -318,6 +320,12 @@ def _measure_of(op: GramOperator, vectors: Float[Array, "p *shape"], steps: int)
 
 
 _measure = jax.jit(_measure_of, static_argnums=2)
+
+
+def _eigenvalues(matrix: Float[Array, "p p"]) -> Float[Array, " p"]:
+    """Return the eigenvalues, taken in a unit in which LAPACK's sums do not overflow."""
+    unit = binary_scale(matrix)
+    return _finite_or_infinite(jnp.linalg.eigvalsh(matrix / unit) * unit[0])
 
 
 def _finite_or_infinite(values: Array) -> Array:
