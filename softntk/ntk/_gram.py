@@ -1,50 +1,77 @@
 """Gram matrices as they come, [n, n] or [n, n, k, k], and as linear algebra wants them."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from softntk._validation import check_finite, check_floating, is_concrete
+from softntk._validation import as_floating, check_number, is_concrete
 
+Number = float | int | np.number | Float[Array | np.ndarray, ""]
 Gram = Float[Array | np.ndarray, "n n"] | Float[Array | np.ndarray, "n n k k"]
 
 
-def as_matrix(gram: Gram) -> Float[Array, "p p"]:
-    """The symmetric matrix that a Gram array stands for: itself, or [n·k, n·k] with the output as the fast index.
+def as_gram(gram: Any, name: str = "gram") -> Float[Array, "n n"] | Float[Array, "n n k k"]:
+    """Return a Gram array as it came, [n, n] or [n, n, k, k], as a JAX array in a precision that has factorisations.
 
     Raises:
-        ValueError: a function, not [n, n] or [n, n, k, k], integer, empty, not finite or not symmetric.
+        ValueError: a function, not [n, n] or [n, n, k, k], integer, half precision, empty, not finite or not symmetric.
     """
+    label = name if name == "gram" else f"{name} as gram"
     if callable(gram):
         raise ValueError(
-            f"gram must be an array or an operator, got {type(gram).__name__}. "
+            f"{label} must be an array or an operator, got {type(gram).__name__}. "
             "ntk.kernel_operator(kernel_fn, x) makes one of a kernel function."
         )
-    check_floating("gram", gram)
-    shape = jnp.shape(gram)
+    array = as_floating(name, gram, half=False, empty=True)
+    shape = array.shape
     if len(shape) not in (2, 4) or shape[0] != shape[1] or shape[2:3] != shape[3:4] or 0 in shape:
-        raise ValueError(f"gram must have shape [n, n] or [n, n, k, k], got {shape}.")
-    check_finite("gram", gram)
-    matrix = jnp.asarray(gram)
-    if len(shape) == 4:
-        n, _, k, _ = shape
-        matrix = matrix.transpose(0, 2, 1, 3).reshape(n * k, n * k)
-    if is_concrete(matrix):
-        gap, size = float(jnp.max(jnp.abs(matrix - matrix.T))), float(jnp.max(jnp.abs(matrix)))
+        raise ValueError(f"{label} must have shape [n, n] or [n, n, k, k], got {shape}.")
+    if is_concrete(array):
+        matrix = as_cross_matrix(array)
+        gap = float(jnp.max(jnp.abs(matrix - matrix.T)))
+        size = float(jnp.max(jnp.abs(matrix)))
         if gap > 1e-3 * size:
             raise ValueError(
-                f"gram must be symmetric, but differs from its transpose by {gap:.3g} (largest entry {size:.3g}). "
+                f"{label} must be symmetric, but differs from its transpose by {gap:.3g} (largest entry {size:.3g}). "
                 "Pass the train-train kernel."
             )
-    return matrix
+    return array
+
+
+def as_matrix(gram: Gram, name: str = "gram") -> Float[Array, "p p"]:
+    """Return the symmetric matrix that a Gram array stands for: itself, or [n·k, n·k] with the output as the fast index.
+
+    Raises:
+        ValueError: as :func:`as_gram`.
+    """
+    return as_cross_matrix(as_gram(gram, name))
 
 
 def as_cross_matrix(cross: Float[Array | np.ndarray, "t n"] | Float[Array | np.ndarray, "t n k k"]) -> Float[Array, "q p"]:
-    """The same for a kernel between t test points and n training points: itself, or [t·k, n·k]."""
+    """Return the same for a kernel between t test points and n training points: itself, or [t·k, n·k]."""
     cross = jnp.asarray(cross)
     return cross if cross.ndim == 2 else cross.transpose(0, 2, 1, 3).reshape(cross.shape[0] * cross.shape[2], -1)
 
 
 def rounding(size: int, largest: Float[Array, ""]) -> Float[Array, ""]:
-    """Below what eigenvalues of a matrix of this size are not known, 2√n ε λ_max: what LAPACK states, with room."""
-    return 2 * size**0.5 * jnp.finfo(largest.dtype).eps * largest
+    """Return below what eigenvalues of a matrix of this size are not known, 2√n ε λ_max: what LAPACK states, with room."""
+    return 2 * size**0.5 * float(jnp.finfo(largest.dtype).eps) * largest
+
+
+def as_scalar(name: str, value: Any, dtype: Any, **bounds: Any) -> Float[Array, ""]:
+    """Return a number as a scalar of this precision, within the bounds of :func:`~softntk._validation.check_number` in it too.
+
+    Raises:
+        ValueError: no number, or out of bounds.
+    """
+    number = check_number(name, value, **bounds)
+    if is_concrete(number):
+        with np.errstate(over="ignore", under="ignore"):
+            rounded = float(np.asarray(number, dtype))
+        try:
+            check_number(name, rounded, **bounds)
+        except ValueError:
+            raise ValueError(f"{name} must lie in the range of {np.dtype(dtype)}, got {value!r}. Change the unit.") from None
+    return jnp.asarray(number, dtype)

@@ -1,39 +1,36 @@
 """``ntk.solve``: (K + ridge I) V = Y by preconditioned conjugate gradients, with the true residual as the judge."""
 
-from typing import Any, NamedTuple
+import contextlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from softntk._norms import host_norm
 from softntk._progress import Progress
-from softntk._validation import check_finite, check_floating, check_positive_int
+from softntk._validation import as_floating, check_flag, check_integer, check_key, check_number, check_positive_int, is_concrete
+from softntk.ntk._conjugate_gradients import advance as _advance
+from softntk.ntk._conjugate_gradients import multiply as _product
+from softntk.ntk._conjugate_gradients import rescaled, solve_traced, without_derivatives
+from softntk.ntk._conjugate_gradients import start as _start
+from softntk.ntk._gram import Number, as_scalar
 from softntk.ntk.gram_operators import GramOperator
-from softntk.ntk.preconditioner import CompletePreconditioner, Preconditioner, precondition
+from softntk.ntk.preconditioner import precondition
 from softntk.solution import Result, Solution
 
 _CHUNK = 10  # steps between looks at progress and interrupts
 _COMPLETE = 7000  # up to this size the whole matrix is factorised: 200 MB of float32
 _NUMBERS = 200_000_000  # in the preconditioner of a larger operator: 800 MB of float32
-
-_Inverse = Preconditioner | CompletePreconditioner | None
-
-
-class _State(NamedTuple):
-    x: Array
-    residual: Array
-    direction: Array
-    inner: Array  # ⟨r, P⁻¹r⟩, [1, r]
-    step: Array
+_UNSOLVED = 0.1  # relative residual above which a direction without positive curvature is the reason
 
 
 def solve(
     op: GramOperator,
     y: Float[Array | np.ndarray, "*shape"],
     *,
-    ridge: float = 0.0,
+    ridge: Number = 0.0,
     rtol: float | None = None,
     rank: int | None = None,
     key: PRNGKeyArray | None = None,
@@ -48,7 +45,10 @@ def solve(
     factor, a complete one for small sizes (:mod:`softntk.ntk.preconditioner`). The residual that conjugate gradients carry
     along drifts from the true one in finite precision; so when it says "done" the true one, ‖Y − (K + ridge)V‖/‖Y‖, is
     computed, and they start again on what is left. With ``refine`` that true residual, and V, are in float64, while the steps
-    stay in the precision of ``op``: float32 products, float64 accuracy.
+    stay in the precision of ``op``: float32 products, float64 accuracy. Right-hand sides are solved for in units of their own.
+
+    Inside jit, vmap and grad the same is one program on the device: nothing is raised, shown or refined in float64, ``result``
+    is a traced code; and V is differentiable in y, ridge, and the arrays of op, by one more solve.
 
     Args:
         op: a Gram operator (:func:`~softntk.ntk.operator`, :func:`~softntk.ntk.kernel_operator`).
@@ -72,7 +72,8 @@ def solve(
     Raises:
         ValueError: op not an operator, y of the wrong shape, integer or not finite, ridge negative, rtol not in (0, 1) or below
             what the precision can give (use ``refine``), rank or max_steps out of range.
-        NumericalError: under ``throw``, stagnation, too few steps or a non-finite product; the message is the advice.
+        NumericalError: under ``throw``, outside jit: stagnation, too few steps, a kernel that is not definite or a non-finite
+            product; the message is the advice.
 
     Example:
         >>> import jax, softntk as sn
@@ -83,62 +84,79 @@ def solve(
         >>> bool(sol.stats["residual"] < 1e-5), sol.value.shape
         (True, (200,))
     """
-    y, single = _check(op, y)
-    size, r = y.shape
-    if not ridge >= 0 or not np.isfinite(ridge):
-        raise ValueError(f"ridge must be a finite number of at least 0, got {ridge!r}.")
+    _check_operator(op)
+    check_flag("refine", refine)
+    check_flag("throw", throw)
+    check_flag("progress", progress)
     check_positive_int("max_steps", max_steps)
+    size = op.in_size()
+    ridge_ = as_scalar("ridge", ridge, op.dtype, at_least=0)
     working = "float64" if refine else str(op.dtype)
     rtol = _check_rtol(rtol, working)
-    if rank is None:
-        rank = size if size <= _COMPLETE else min(2500, _NUMBERS // size)
-    elif not 0 <= rank <= size:
-        raise ValueError(f"rank must lie between 0 and the size {size} of the operator, got {rank}.")
-    ridge_ = jnp.asarray(ridge, op.dtype)
-    key = jax.random.key(0) if key is None else key
+    rank = _check_rank(rank, size)
+    key = jax.random.key(0) if key is None else check_key("key", key)
+    if not all(is_concrete(leaf) for leaf in jax.tree.leaves((op, y, ridge, key))):
+        return _solve_inside(op, y, ridge_, rtol, rank, key, max_steps, refine)
+    with jax.enable_x64(True) if refine else contextlib.nullcontext():
+        y, single = _as_columns(op, y)
+    y = np.asarray(y).astype(working)
+    ridge = float(ridge)
     inverse = precondition(op, key, rank, ridge_) if rank else None
 
-    y = y.astype(working)
-    scale = np.maximum(np.linalg.norm(y, axis=0), np.finfo(working).tiny)
+    # Each column in a power of two of its own, so that float32 sees neither overflow nor underflow.
+    largest = np.max(np.abs(y), axis=0)
+    exponents = np.frexp(np.where(largest > 0, largest, 1))[1] - 1
+    unit = np.ldexp(np.ones_like(largest), np.maximum(exponents, np.finfo(working).minexp))
+    y = y / unit
+    scale = _divisors(y)
     best: np.ndarray = np.zeros_like(y)
-    best_error, history = 1.0, []
+    best_error = 1.0
+    history = []
     with jax.enable_x64(working == "float64"):
         exact = op.astype(working) if refine else op
 
     def judged(moved: Array, norms: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-        """The value after a correction, what is left of y, and the largest true relative residual."""
+        """Return the value after a correction, what is left of y, and the largest true relative residual."""
         with np.errstate(invalid="ignore", over="ignore"):
             after = np.asarray(value) + np.asarray(moved, working) * norms
             with jax.enable_x64(working == "float64"):
                 image = np.asarray(_product(exact, jnp.asarray(after)))
-            rest = y - image - ridge * after
-            return after, rest, float(np.max(np.linalg.norm(rest, axis=0) / scale))
+            residual = y - image - ridge * after
+            return after, residual, float(np.max(host_norm(residual, axis=0) / scale))
 
-    value, left, steps, result = best, y, 0, Result.MAX_STEPS
-    norms = np.maximum(np.linalg.norm(left, axis=0), np.finfo(op.dtype).tiny)
+    value = best
+    left = y
+    steps = 0
+    result = Result.MAX_STEPS
+    norms = _divisors(left)
     state = None
     bar = Progress(progress, "solving")
     try:
         while True:
-            # On what is left, scaled to unit norm so that float32 sees neither overflow nor underflow.
-            norms = np.maximum(np.linalg.norm(left, axis=0), np.finfo(op.dtype).tiny)
+            # On what is left, again in units of its own.
+            norms = _divisors(left)
             state = _start(jnp.asarray(left / norms, op.dtype), inverse)
-            goals = jnp.asarray(np.clip(0.5 * rtol * scale / norms, 10 * np.finfo(op.dtype).eps, 1)[None], op.dtype)
+            goals = np.clip(0.5 * rtol * scale / norms, 10 * float(jnp.finfo(op.dtype).eps), 1)
+            goals = jnp.asarray(goals[None], op.dtype)
+            stuck = False
             while steps < max_steps:
                 asked = min(_CHUNK, max_steps - steps)
                 state = _advance(op, ridge_, inverse, state, goals, asked)
-                made, state = int(state.step), state._replace(step=jnp.zeros((), int))
+                stuck = bool(np.any(np.asarray(state.stuck)))
+                made = int(state.step)
+                state = state._replace(step=jnp.zeros((), int))
                 steps += made
-                error = float(np.max(np.linalg.norm(np.asarray(state.residual), axis=0) * norms / scale))
+                error = float(np.max(host_norm(np.asarray(state.residual), axis=0) * norms / scale))
                 bar.show(f"step {steps}, relative residual {error:.1e}")
-                if made < asked:  # every column is there, or no longer finite
+                if made < asked:  # every column is there, stuck, or no longer finite
                     break
             value, left, error = judged(state.x, norms)
             state = None  # what it found is in the value now
             history.append(error)
             improved = error < 0.5 * best_error
             if error < best_error:
-                best, best_error = value, error
+                best = value
+                best_error = error
             if best_error <= rtol:
                 result = Result.SUCCESSFUL
             elif not np.isfinite(error):
@@ -146,7 +164,7 @@ def solve(
             elif steps >= max_steps:
                 result = Result.MAX_STEPS
             elif not improved:
-                result = Result.STAGNATED
+                result = Result.NOT_DEFINITE if stuck and best_error > _UNSOLVED else Result.STAGNATED
             else:
                 continue
             break
@@ -154,71 +172,87 @@ def solve(
         result = Result.INTERRUPTED
         if state is not None:
             value, _, error = judged(state.x, norms)
-            best, best_error = (value, error) if error < best_error else (best, best_error)
+            if error < best_error:
+                best = value
+                best_error = error
     finally:
         bar.close()
     with jax.enable_x64(working == "float64"):
-        value = jnp.asarray(best.reshape(op.shape if single else (*op.shape, r)))
+        solved, loss = rescaled(jnp.asarray(best), jnp.asarray(unit[None], working))
+        value = solved.reshape(op.shape if single else (*op.shape, y.shape[1]))
+    loss = float(loss)
+    if result is Result.SUCCESSFUL and not loss <= rtol:
+        result = Result.STAGNATED if np.isfinite(loss) else Result.NONFINITE_PRODUCT
+        best_error = max(best_error, loss)
     stats = {"steps": np.int64(steps), "residual": np.float64(best_error), "history": np.asarray(history)}
     solution = Solution(value=value, result=jnp.asarray(int(result), jnp.int32), stats=stats, state=inverse)
     return solution.check() if throw and result is not Result.INTERRUPTED else solution
 
 
-def _check(op: GramOperator, y: Any) -> tuple[np.ndarray, bool]:
-    """Y as [size, r], and whether it came without the last axis."""
+def _solve_inside(
+    op: GramOperator,
+    y: Any,
+    ridge: Array,
+    rtol: float,
+    rank: int,
+    key: PRNGKeyArray,
+    max_steps: int,
+    refine: bool,
+) -> Solution:
+    """Solve under a transformation."""
+    if refine and op.dtype != jnp.float64:
+        raise ValueError("refine must be False inside jit, vmap and grad. Make the operator of float64 points instead.")
+    y, single = _as_columns(op, y)
+    inverse = precondition(without_derivatives(op), key, rank, jax.lax.stop_gradient(ridge)) if rank else None
+    value, stats = solve_traced(op, inverse, y.astype(op.dtype), ridge, rtol, max_steps)
+    result = stats.pop("result")
+    stats["history"] = stats["residual"][None]
+    value = value.reshape(op.shape if single else (*op.shape, y.shape[1]))
+    return Solution(value=value, result=result, stats=stats, state=inverse)
+
+
+def _check_operator(op: Any) -> None:
     if not isinstance(op, GramOperator):
         raise ValueError(
             f"op must be an operator of ntk.operator or ntk.kernel_operator, got {type(op).__name__}. "
             "For a matrix use jax.scipy.linalg.solve, or ntk.kernel_regression."
         )
-    check_floating("y", y)
-    shape = jnp.shape(y)
-    single = shape == op.shape
-    if not single and (shape[:-1] != op.shape or shape[-1] == 0):
-        raise ValueError(f"y must have shape {op.shape} or {(*op.shape, 'r')}, got {shape}.")
-    check_finite("y", y)
-    return np.asarray(y).reshape(op.in_size(), -1), single
+    if jnp.finfo(op.dtype).bits < 32:
+        raise ValueError(f"op must be float32 or float64, got an operator on {op.dtype}. Make it of points in float32.")
 
 
-def _check_rtol(rtol: float | None, dtype: str) -> float:
+def _as_columns(op: GramOperator, y: Any) -> tuple[Float[Array, "size r"], bool]:
+    """Return y as [size, r], and whether it came without the last axis."""
+    array = as_floating("y", y, empty=True)
+    single = array.shape == op.shape
+    if not single and (array.shape[:-1] != op.shape or array.shape[-1] == 0):
+        raise ValueError(f"y must have shape {op.shape} or {(*op.shape, 'r')}, got {array.shape}.")
+    return array.reshape(op.in_size(), -1), single
+
+
+def _divisors(columns: np.ndarray) -> np.ndarray:
+    """Return the norms of the columns, one where it is zero."""
+    norms = host_norm(columns, axis=0)
+    return np.where(norms > 0, norms, 1)
+
+
+def _check_rank(rank: Any, size: int) -> int:
+    if rank is None:
+        return size if size <= _COMPLETE else min(2500, _NUMBERS // size)
+    number = check_integer("rank", rank)
+    if not 0 <= number <= size:
+        raise ValueError(f"rank must lie between 0 and the size {size} of the operator, got {number}.")
+    return number
+
+
+def _check_rtol(rtol: Any, dtype: str) -> float:
     if rtol is None:
         return 1e-5 if dtype == "float32" else 1e-10
     least = 10 * float(jnp.finfo(dtype).eps)
-    if not least <= rtol < 1:
+    number = check_number("rtol", rtol)
+    if not is_concrete(number) or not least <= number < 1:
         raise ValueError(
             f"rtol must lie between {least:.2g}, what {dtype} can give, and 1, got {rtol!r}. "
             "Below that use refine=True, or operators in float64."
         )
-    return float(rtol)
-
-
-@jax.jit
-def _product(op: GramOperator, x: Float[Array, "size r"]) -> Float[Array, "size r"]:
-    return op.mm(x.reshape(*op.shape, -1)).reshape(x.shape)
-
-
-@jax.jit
-def _start(y: Float[Array, "size r"], inverse: _Inverse) -> _State:
-    z = y if inverse is None else inverse(y)
-    return _State(jnp.zeros_like(y), y, z, jnp.sum(y * z, axis=0, keepdims=True), jnp.zeros((), int))
-
-
-@jax.jit
-def _advance(op: GramOperator, ridge: Array, inverse: _Inverse, state: _State, goals: Array, steps: Array) -> _State:
-    """At most ``steps`` steps, until every column of the residual is below its goal. Columns that are there stand still."""
-
-    def unfinished(s: _State) -> Array:
-        return jnp.linalg.norm(s.residual, axis=0, keepdims=True) > goals
-
-    def step(s: _State) -> _State:
-        moving = unfinished(s)
-        image = _product(op, s.direction) + ridge * s.direction
-        curvature = jnp.sum(s.direction * image, axis=0, keepdims=True)
-        length = jnp.where(moving & (curvature > 0), s.inner / jnp.where(curvature > 0, curvature, 1), 0)
-        residual = s.residual - length * image
-        z = residual if inverse is None else inverse(residual)
-        inner = jnp.sum(residual * z, axis=0, keepdims=True)
-        turn = jnp.where(moving, inner / jnp.where(s.inner > 0, s.inner, 1), 0)
-        return _State(s.x + length * s.direction, residual, z + turn * s.direction, inner, s.step + 1)
-
-    return lax.while_loop(lambda s: (s.step < steps) & jnp.any(unfinished(s)), step, state)
+    return number

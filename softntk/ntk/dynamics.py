@@ -1,42 +1,42 @@
 r"""Training dynamics that a kernel predicts: gradient descent and gradient flow, on training points and on any others.
 
-Both are functions of the kernel H applied to the residual r = F(0) − Y,
+Both are functions of the kernel H applied to the residual r = F(0) − Y (:mod:`softntk.ntk._filters`),
 
     F(τ) = Y + d_τ(H) r,      F_test(τ) = F_test(0) − H_test c_τ(H) r,      c_τ(λ) = (1 − d_τ(λ))/λ,
 
 with d_τ(λ) = (1 − ηλ)^τ for descent and e^{−λτ} for flow. A matrix is decomposed once for all τ; with an operator they are
-taken from the Krylov space of r, which never asks for eigenvectors.
+taken from the Krylov space of r, which never asks for eigenvectors. Derivatives go through neither: they are those of a
+function of a matrix, whether eigenvalues are equal or not.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
-from softntk._validation import check_finite, check_floating, check_positive, is_concrete
+from softntk._validation import as_floating, as_integers, check_number, is_concrete
 from softntk.ntk._contractions import product
-from softntk.ntk._gram import Gram, as_cross_matrix, as_matrix, rounding
+from softntk.ntk._filters import Clock, Descent, Flow, filtered
+from softntk.ntk._gram import Gram, Number, as_scalar
 from softntk.ntk._lanczos import Tridiagonal, lanczos
+from softntk.ntk._problem import Cross, Problem, Targets, TestTargets, as_problem, saturated
 from softntk.ntk.gram_operators import CrossOperator, GramOperator
 from softntk.solution import NumericalError, Result
 
-Targets = Float[Array | np.ndarray, "n k"]
-TestTargets = Float[Array | np.ndarray, "t k"]
-Cross = Float[Array | np.ndarray, "t n"] | Float[Array | np.ndarray, "t n k k"] | CrossOperator
-Decay = Callable[[Array], tuple[Array, Array]]  # eigenvalues [p] -> d and c, each [s, p]
+Steps = Integer[Array | np.ndarray, " s"] | Sequence[int]
 
 _KRYLOV = 512  # most products with an operator, and vectors held
-_COEFFICIENTS = object()  # as a cross kernel: return what would be multiplied by one
+_DENSE = 256  # operators up to this size are formed: that takes no longer than the products would
 
 
 def predict_gd(
     gram: Gram | GramOperator,
     y: Targets,
-    learning_rate: float | Float[Array, ""],
-    steps: Integer[Array | np.ndarray, " s"],
+    learning_rate: Number,
+    steps: Steps,
     f0: Targets | None = None,
     *,
     cross: Cross | None = None,
@@ -52,22 +52,24 @@ def predict_gd(
         gram: H on the training points: [n, n] (the same for every output, outputs independent) or [n, n, k, k]
             (:func:`softntk.ntk.empirical` with ``outputs="full"``), symmetric; or an operator on [n] or [n, k], then by as
             many products as the accuracy asks for (up to 512; about √(τηλ_max) of them for a few digits).
-        y: targets, [n, k].
+        y: targets, [n, k]; [n] is k = 1, also for f0 and f0_test.
         learning_rate: η > 0. neural_tangents' is n·k times this one: its loss is a mean.
         steps: non-negative integers [s], in any order.
-        f0: outputs at the start, [n, k]; zero if None (antisymmetric initialisation).
+        f0: outputs at the start, [n, k]. None: those of the network, if gram is the :func:`~softntk.ntk.operator` of one, else
+            zero (antisymmetric initialisation).
         cross: kernel between t test points and the training points, [t, n], [t, n, k, k], or ``op.cross(x_test)``. With it,
             the outputs at the test points are returned.
-        f0_test: their outputs at the start, [t, k]; zero if None.
+        f0_test: their outputs at the start, [t, k]. None: those of the network likewise, unless f0 is given as zeros.
         rtol: of what is returned, against max|F(0) − Y|, with an operator (default 1e-5, 1e-9 in float64).
 
     Returns:
         [s, n, k], or [s, t, k] with ``cross``. A divergent component (ηλ > 2) saturates at the root of the largest number
-        instead of overflowing.
+        times that of the residual, and nothing exceeds the largest number. Differentiable in gram, y, f0, cross, f0_test and
+        learning_rate, in both modes, also where eigenvalues are equal; a second time where they are not.
 
     Raises:
-        ValueError: shapes that do not fit, integer or non-finite arrays, an asymmetric gram, η not positive, steps negative
-            or not integers.
+        ValueError: shapes that do not fit, integer, half precision or non-finite arrays, an asymmetric gram, η not positive,
+            steps negative, not integers or beyond the integers of JAX.
         NumericalError: an operator whose Krylov space did not reach rtol. Inside jit, where that cannot be seen, 128 products
             are made.
 
@@ -79,14 +81,16 @@ def predict_gd(
 
     Source: arXiv 2405.03251, Definition 3.8 and Lemma 3.9 (dynamics of the prediction); MATH.md section 2, "Training".
     """
-    return _predict(_descent(learning_rate, steps), gram, y, f0, cross, f0_test, rtol)
+    steps = _as_steps(steps)
+    problem = as_problem(gram, y, f0, cross, f0_test, own_start=True)
+    return _predict(_descent(learning_rate, steps, problem), gram, problem, False, rtol)
 
 
 def gd_coefficients(
     gram: Gram | GramOperator,
     y: Targets,
-    learning_rate: float | Float[Array, ""],
-    steps: Integer[Array | np.ndarray, " s"],
+    learning_rate: Number,
+    steps: Steps,
     f0: Targets | None = None,
     *,
     rtol: float | None = None,
@@ -102,7 +106,7 @@ def gd_coefficients(
         y: targets, [n, k].
         learning_rate: η > 0.
         steps: non-negative integers [s].
-        f0: outputs at the start, [n, k]; zero if None.
+        f0: outputs at the start, [n, k]; None as for :func:`predict_gd`.
         rtol: of c against its largest entry, with an operator.
 
     Returns:
@@ -119,27 +123,25 @@ def gd_coefficients(
 
     Source: MATH.md section 2, "Training".
     """
-    return -_predict(_descent(learning_rate, steps), gram, y, f0, _COEFFICIENTS, None, rtol)
+    steps = _as_steps(steps)
+    problem = as_problem(gram, y, f0, None, None, own_start=True)
+    return -_predict(_descent(learning_rate, steps, problem), gram, problem, True, rtol)
 
 
-def _descent(learning_rate: float | Array, steps: Integer[Array | np.ndarray, " s"]) -> Decay:
-    """(1 − ηλ)^τ and (1 − (1 − ηλ)^τ)/λ."""
-    check_positive("learning_rate", learning_rate)
-    if not jnp.issubdtype(jnp.result_type(steps), jnp.integer) or jnp.ndim(steps) != 1:
-        raise ValueError(
-            f"steps must be a vector of integers [s], got shape {jnp.shape(steps)}, dtype {jnp.result_type(steps)}."
-        )
-    if is_concrete(steps) and np.any(np.asarray(steps) < 0):
-        raise ValueError(f"steps must not be negative, got {int(np.min(steps))}.")
+def _as_steps(steps: Steps) -> Integer[Array, " s"]:
+    """Return numbers of steps, checked."""
+    if isinstance(steps, np.ndarray | jax.Array) and (steps.ndim != 1 or not jnp.issubdtype(steps.dtype, jnp.integer)):
+        raise ValueError(f"steps must be a vector of integers [s], got shape {steps.shape}, dtype {steps.dtype}.")
+    counts = as_integers("steps", steps, ("s",))
+    if is_concrete(counts) and np.any(np.asarray(counts) < 0):
+        raise ValueError(f"steps must not be negative, got {int(np.min(counts))}.")
+    return counts
 
-    def decay(eigenvalues: Array) -> tuple[Array, Array]:
-        t, tau = learning_rate * eigenvalues, jnp.asarray(steps)[:, None]
-        left = _powers(t, jnp.asarray(steps))
-        # τ log(1 − t) through expm1 where nothing is lost by it, so that λ → 0 gives ητ.
-        small = -jnp.expm1(tau.astype(t.dtype) * jnp.log1p(-jnp.where(t < 0.5, t, 0))[None, :])
-        return left, _divide(jnp.where((t < 0.5)[None, :], small, 1 - left), eigenvalues, learning_rate * tau)
 
-    return decay
+def _descent(learning_rate: Number, steps: Array, problem: Problem) -> Descent:
+    """Return the moments of descent in the precision of the problem."""
+    rate = as_scalar("learning_rate", learning_rate, problem.y.dtype, above=0)
+    return Descent(jnp.broadcast_to(rate, steps.shape), steps)
 
 
 def predict_flow(
@@ -154,19 +156,20 @@ def predict_flow(
 ) -> Float[Array, "s rows k"]:
     r"""Outputs of gradient flow, dθ/dt = −∇ ½ΣΣ(F−Y)², at each time, under a constant kernel.
 
-    F(t) = Y + e^{−Ht} (F(0) − Y): the limit of gradient descent at t = ητ as η → 0.
+    F(t) = Y + e^{−Ht} (F(0) − Y): the limit of gradient descent at t = ητ as η → 0. An eigenvalue that is negative by no more
+    than rounding counts as zero; along one that is clearly negative F grows, as descent does.
 
     Args:
         gram: H on the training points, as for :func:`predict_gd`.
         y: targets, [n, k].
         times: ≥ 0, [s], in units of learning rate × steps; infinity is allowed (what training converges to).
-        f0: outputs at the start, [n, k]; zero if None.
+        f0: outputs at the start, [n, k]; None as for :func:`predict_gd`.
         cross: kernel between test and training points, as for :func:`predict_gd`.
-        f0_test: outputs at the test points at the start, [t, k]; zero if None.
+        f0_test: outputs at the test points at the start, [t, k]; None as for :func:`predict_gd`.
         rtol: as for :func:`predict_gd`.
 
     Returns:
-        [s, n, k], or [s, t, k] with ``cross``.
+        [s, n, k], or [s, t, k] with ``cross``; differentiable as :func:`predict_gd` is, in times instead of learning_rate.
 
     Raises:
         ValueError: as :func:`predict_gd`; times negative or NaN.
@@ -181,91 +184,91 @@ def predict_flow(
 
     Source: MATH.md section 2, "Training"; Jacot, Gabriel and Hongler (2018), arXiv 1806.07572, section 5.
     """
-    check_floating("times", times)
-    if jnp.ndim(times) != 1:
-        raise ValueError(f"times must have shape [s], got {jnp.shape(times)}.")
-    if is_concrete(times) and not np.all(np.asarray(times) >= 0):
-        raise ValueError(f"times must be non-negative numbers, got {np.asarray(times)}.")
-
-    def decay(eigenvalues: Array) -> tuple[Array, Array]:
-        dtype = eigenvalues.dtype
-        t = jnp.minimum(jnp.asarray(times, dtype), jnp.finfo(dtype).max)[:, None]
-        # An eigenvalue that is zero up to rounding may come out negative; it must not grow without bound.
-        tau = jnp.maximum(eigenvalues, 0)[None, :]
-        return jnp.exp(-tau * t), _divide(-jnp.expm1(-tau * t), tau[0], t)
-
-    return _predict(decay, gram, y, f0, cross, f0_test, rtol)
+    moments = as_floating("times", times, ("s",), finite=False, empty=True)
+    if is_concrete(moments) and not np.all(np.asarray(moments) >= 0):
+        raise ValueError(f"times must be non-negative numbers, got {np.asarray(moments)}.")
+    problem = as_problem(gram, y, f0, cross, f0_test, own_start=True)
+    return _predict(Flow(moments.astype(problem.y.dtype)), gram, problem, False, rtol)
 
 
 def _predict(
-    decay: Decay,
-    gram: Gram | GramOperator,
-    y: Targets,
-    f0: Targets | None,
-    cross: Any,
-    f0_test: TestTargets | None,
-    rtol: float | None,
+    clock: Clock, gram: Gram | GramOperator, problem: Problem, coefficients: bool, rtol: float | None
 ) -> Float[Array, "s rows k"]:
-    matrix = None if isinstance(gram, GramOperator) else as_matrix(gram)
-    y, residual, start = check_problem(gram, y, f0, cross, f0_test)
-
-    def functions(eigenvalues: Array) -> tuple[Array, Array]:
-        # 1/λ of an eigenvalue that rounding may have made is not known: c stays below what the precision resolves.
-        left, coefficients = decay(eigenvalues)
-        return left, jnp.minimum(coefficients, 1 / rounding(len(y), eigenvalues[-1]))
-
-    if isinstance(gram, GramOperator):
-        return _by_krylov(functions, gram, y, residual, cross, start, rtol)
-    assert matrix is not None
-    eigenvalues, vectors = jnp.linalg.eigh(matrix)
-    # [n, n] acts on each output alone; [n, n, k, k] on all of them at once, output fastest.
-    components = product(vectors.T, residual.reshape(len(eigenvalues), -1))
-    left, coefficients = functions(eigenvalues)
-    if cross is None:
-        moved = product(vectors, left[:, :, None] * components[None])
-        return y[None] + moved.reshape(-1, *y.shape)
-    if cross is _COEFFICIENTS:
-        return product(vectors, coefficients[:, :, None] * components[None]).reshape(-1, *y.shape)
-    assert not isinstance(cross, CrossOperator)
-    moved = product(as_cross_matrix(cross), product(vectors, coefficients[:, :, None] * components[None]))
-    return start[None] - moved.reshape(-1, *start.shape)
+    """Return F, or c(H) r if ``coefficients`` are asked for."""
+    if rtol is not None:
+        check_number("rtol", rtol, above=0)
+    adds_up = coefficients or problem.cross is not None
+    if not isinstance(gram, GramOperator):
+        return _by_matrix(adds_up, clock, problem)
+    if gram.in_size() <= _DENSE:
+        outputs = _by_formed_operator(adds_up, clock, gram, problem)
+        if is_concrete(outputs) and np.isinf(np.asarray(outputs)).any():
+            raise NumericalError(f"{Result.NONFINITE_PRODUCT.name}: {Result.NONFINITE_PRODUCT.advice}")
+        return outputs
+    return _by_krylov(adds_up, clock, gram, problem, rtol)
 
 
-def _by_krylov(
-    decay: Decay,
-    op: GramOperator,
-    y: Array,
-    residual: Array,
-    cross: Any,
-    start: Array,
-    rtol: float | None,
-) -> Array:
-    rtol = (1e-5 if op.dtype == jnp.float32 else 1e-9) if rtol is None else rtol
-    check_positive("rtol", rtol)
+def _moved(adds_up: bool, clock: Clock, matrix: Array, residual: Array) -> Float[Array, "s n k"]:
+    """Return f(H) r; [n, n] acts on each output alone, [n·k, n·k] on all of them at once, output fastest."""
+    vectors = filtered(adds_up, len(matrix), clock, matrix, residual.reshape(len(matrix), -1))
+    return vectors.reshape(-1, *residual.shape)
+
+
+@partial(jax.jit, static_argnums=0)
+def _by_matrix(adds_up: bool, clock: Clock, problem: Problem) -> Array:
+    assert problem.matrix is not None
+    vectors = _moved(adds_up, clock, problem.matrix, problem.residual)
+    if adds_up and problem.cross is not None:
+        size = len(problem.matrix)
+        vectors = product(problem.cross, vectors.reshape(len(vectors), size, -1)).reshape(-1, *problem.start.shape)
+    return _outputs(adds_up, vectors, problem)
+
+
+@partial(jax.jit, static_argnums=0)
+def _by_formed_operator(adds_up: bool, clock: Clock, op: GramOperator, problem: Problem) -> Array:
+    matrix = op.as_matrix().astype(problem.y.dtype)
+    return _outputs(adds_up, _carried(_moved(adds_up, clock, matrix, problem.residual), problem), problem)
+
+
+def _outputs(adds_up: bool, vectors: Float[Array, "s rows k"], problem: Problem) -> Array:
+    """Return what is asked for from d(H) r, c(H) r, or the cross kernel times that."""
+    if not adds_up:
+        return saturated(problem.scale * (problem.y[None] / problem.scale + vectors))
+    if problem.cross is None:
+        return saturated(problem.scale * vectors)
+    return saturated(problem.scale * (problem.start[None] / problem.scale - vectors))
+
+
+def _carried(vectors: Float[Array, "s n k"], problem: Problem) -> Float[Array, "s rows k"]:
+    """Return the products of a cross operator, if there is one, with the vectors."""
+    if not isinstance(problem.cross, CrossOperator):
+        return vectors
+    columns = jnp.moveaxis(vectors, 0, -1)  # [n, k, s]
+    if len(problem.cross.gram.shape) == 1:
+        columns = columns.reshape(len(columns), -1)
+    carried = problem.cross.mm(columns).reshape(*problem.start.shape, -1)
+    return jnp.moveaxis(carried, -1, 0).astype(vectors.dtype)
+
+
+def _by_krylov(adds_up: bool, clock: Clock, op: GramOperator, problem: Problem, rtol: float | None) -> Array:
+    if rtol is None:
+        rtol = 1e-5 if op.dtype == jnp.float32 else 1e-9
+    residual = problem.residual.astype(op.dtype)
     starts = residual.T if len(op.shape) == 1 else residual[None]
 
-    def outputs(dimension: int) -> Array:
-        left, coefficients = _functions(op, starts, decay, dimension)  # [c, s, n] or [1, s, n, k]
-        vectors = left if cross is None else coefficients
+    def moved(dimension: int) -> Array:
+        vectors = _functions(adds_up, op, starts, clock, dimension)  # [c, s, n] or [1, s, n, k]
         stacked = jnp.moveaxis(vectors, 0, -1) if len(op.shape) == 1 else vectors[0]  # [s, n, k]
-        if cross is None:
-            return y[None] + stacked
-        if cross is _COEFFICIENTS:
-            return stacked
-        columns = jnp.moveaxis(stacked, 0, -1)  # [n, k, s]
-        if len(op.shape) == 1:
-            columns = columns.reshape(len(columns), -1)
-        return start[None] - jnp.moveaxis(cross.mm(columns).reshape(*start.shape, -1), -1, 0)
+        return _carried(stacked.astype(problem.y.dtype), problem)
 
     size = op.in_size()
-    if not is_concrete(residual) or not is_concrete(op.x):
-        return _finite(outputs(min(128, size)))
-    scale = None if cross is _COEFFICIENTS else float(jnp.max(jnp.abs(residual)))
+    if not all(is_concrete(leaf) for leaf in jax.tree.leaves((op, clock, problem))):
+        return _outputs(adds_up, moved(min(128, size)), problem)
+    coefficients = adds_up and problem.cross is None
+    largest = float(jnp.max(jnp.abs(residual)))
     dimension = min(16, size)
-    coarse = outputs(dimension)
-    while True:
-        if dimension == size:
-            return coarse
+    coarse = moved(dimension)
+    while dimension < size:
         if not np.isfinite(np.asarray(coarse)).all():
             raise NumericalError(f"{Result.NONFINITE_PRODUCT.name}: {Result.NONFINITE_PRODUCT.advice}")
         if dimension >= _KRYLOV:
@@ -274,88 +277,24 @@ def _by_krylov(
                 "steps (an earlier time), a larger rtol, or float64."
             )
         dimension = min(2 * dimension, size)
-        fine = outputs(dimension)
-        if float(jnp.max(jnp.abs(fine - coarse))) <= rtol * (float(jnp.max(jnp.abs(fine))) if scale is None else scale):
-            return fine
+        fine = moved(dimension)
+        change = float(jnp.max(jnp.abs(fine - coarse)))
         coarse = fine
+        if change <= rtol * (float(jnp.max(jnp.abs(fine))) if coefficients else largest):
+            break
+    return _outputs(adds_up, coarse, problem)
 
 
-def _functions(op: GramOperator, starts: Array, decay: Decay, dimension: int) -> tuple[Array, Array]:
-    """d(H) r and c(H) r for every start vector r: [c, s, *shape] each."""
+def _functions(adds_up: bool, op: GramOperator, starts: Array, clock: Clock, dimension: int) -> Array:
+    """Return f(H) r for every start vector r: [c, s, *shape]."""
+    size = op.in_size()
 
-    def one(found: Tridiagonal) -> tuple[Array, Array]:
-        left, coefficients = decay(found.nodes)
-        return found.apply(left), found.apply(coefficients)
+    def one(found: Tridiagonal) -> Array:
+        first = jnp.zeros((dimension, 1), found.matrix.dtype).at[0].set(1)
+        small = filtered(adds_up, size, clock, found.matrix, first)
+        return found.combine(small[:, :, 0])
 
     return jax.vmap(one)(_krylov(op, starts, dimension))
 
 
 _krylov = jax.jit(lambda op, starts, dimension: jax.vmap(lambda v: lanczos(op, v, dimension))(starts), static_argnums=2)
-
-
-def check_problem(
-    gram: Gram | GramOperator, y: Targets, f0: Targets | None, cross: Any, f0_test: TestTargets | None
-) -> tuple[Array, Array, Array]:
-    """Y, F(0) − Y and F_test(0), [n, k], [n, k] and [t, k], checked against each other and the kernels.
-
-    Raises:
-        ValueError: shapes that do not fit, integer or non-finite arrays, a cross of the wrong kind.
-    """
-    shape = jnp.shape(gram) if not isinstance(gram, GramOperator) else (gram.shape[0], *gram.shape)
-    outputs = shape[2:3]
-    y = _check_outputs("y", y, shape[:1] + outputs)
-    start = jnp.zeros_like(y) if f0 is None else _check_outputs("f0", f0, shape[:1] + outputs)
-    if start.shape != y.shape:
-        raise ValueError(f"f0 must have the shape of y, got {start.shape} and {y.shape}.")
-    if cross is None:
-        if f0_test is not None:
-            raise ValueError("f0_test goes with cross, the kernel between test and training points, which is missing.")
-        return y, start - y, start
-    if cross is _COEFFICIENTS:
-        return y, start - y, jnp.zeros_like(y)
-    if isinstance(gram, GramOperator) != isinstance(cross, CrossOperator):
-        raise ValueError(
-            f"cross must be an operator, op.cross(x_test), if gram is one, else an array, got {type(cross).__name__}."
-        )
-    kernel = cross.shape[:1] + shape[:1] if isinstance(cross, CrossOperator) else jnp.shape(cross)
-    if not isinstance(cross, CrossOperator):
-        check_floating("cross", cross)
-        if kernel[1:] != shape[1:]:
-            raise ValueError(f"cross must have shape {('t', *shape[1:])} for a gram of shape {shape}, got {kernel}.")
-        check_finite("cross", cross)
-    tests = (kernel[0], y.shape[1])
-    if f0_test is None:
-        return y, start - y, jnp.zeros(tests, y.dtype)
-    return y, start - y, _check_outputs("f0_test", f0_test, tests)
-
-
-def _check_outputs(name: str, y: Targets, expected: tuple[int, ...]) -> Float[Array, "n k"]:
-    check_floating(name, y)
-    shape = jnp.shape(y)
-    if len(shape) != 2 or shape[: len(expected)] != expected:
-        wanted = (*expected, "k")[:2]
-        raise ValueError(f"{name} must have shape [n, k] with the n (and k) of the kernel, {wanted}, got {shape}.")
-    check_finite(name, y)
-    return jnp.asarray(y)
-
-
-def _powers(t: Float[Array, " n"], steps: Integer[Array, " s"]) -> Float[Array, "s n"]:
-    """(1 − t)^τ without losing the digits of a small t, saturating where |1 − t| > 1."""
-    magnitude = jnp.where(t < 1, jnp.log1p(-jnp.where(t < 1, t, 0)), jnp.log(jnp.where(t > 1, t - 1, 1)))
-    tau = steps[:, None].astype(t.dtype)
-    room = 0.5 * jnp.log(jnp.finfo(t.dtype).max)
-    power = jnp.exp(jnp.minimum(tau * magnitude[None, :], room))
-    odd = (steps[:, None] % 2 == 1) & (t > 1)[None, :]
-    power = jnp.where(odd, -power, power)
-    return jnp.where((t == 1)[None, :], (steps == 0)[:, None].astype(t.dtype), power)
-
-
-def _divide(learnt: Float[Array, "s p"], eigenvalues: Float[Array, " p"], limit: Array) -> Float[Array, "s p"]:
-    """learnt/λ, and its limit where λ is zero."""
-    positive = eigenvalues != 0
-    return jnp.where(positive[None, :], learnt / jnp.where(positive, eigenvalues, 1)[None, :], limit)
-
-
-def _finite(values: Array) -> Array:
-    """NaN, as a product that overflowed gives, becomes +inf."""
-    return jnp.where(jnp.isfinite(values), values, jnp.inf)

@@ -7,29 +7,33 @@ With K on the training points and k_* between test and training points,
 A matrix is factorised (Cholesky); an operator is solved with, by :func:`softntk.ntk.solve`.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import jax.scipy.linalg
 import numpy as np
 from jaxtyping import Array, Float
 
+from softntk._norms import binary_scale, scaled_norm
 from softntk._records import record
-from softntk._validation import check_finite, check_floating, is_concrete
+from softntk._validation import as_floating, check_flag, check_number, is_concrete
 from softntk.ntk._contractions import product
-from softntk.ntk._gram import Gram, as_cross_matrix, as_matrix
+from softntk.ntk._gram import Gram, Number, as_scalar
+from softntk.ntk._problem import Cross, Problem, Targets, TestTargets, as_problem, saturated
 from softntk.ntk._solve import solve
-from softntk.ntk.dynamics import Cross, Targets, TestTargets, check_problem
 from softntk.ntk.gram_operators import CrossOperator, GramOperator
-from softntk.solution import NumericalError, Result
+from softntk.solution import NumericalError, Result, Solution
 
 _RTOL = {"float32": 1e-6, "float64": 1e-10}
+_LARGEST_RESIDUAL = 0.01  # relative, of a solve whose right-hand side is still met
 
 
 def kernel_regression(
     gram: Gram | GramOperator,
     y: Targets,
     *,
-    ridge: float | Float[Array, ""],
+    ridge: Number,
     cross: Cross,
     f0: Targets | None = None,
     f0_test: TestTargets | None = None,
@@ -42,21 +46,23 @@ def kernel_regression(
 
     Args:
         gram: K, [n, n] for each output by itself or [n, n, k, k], or an operator on [n] or [n, k].
-        y: targets, [n, k].
+        y: targets, [n, k]; [n] is k = 1, also for f0 and f0_test.
         ridge: ≥ 0, in the units of the kernel.
         cross: kernel between test and training points, [t, n], [t, n, k, k], or ``op.cross(x_test)``.
-        f0: outputs at the start, [n, k]; zero if None.
+        f0: outputs at the start, [n, k]; zero if None, for a regression with a kernel has no network. Of one that is not
+            antisymmetric give what it says at the start.
         f0_test: the same at the test points, [t, k]; zero if None.
-        rtol: relative residual of the solve with an operator (default 1e-6, 1e-10 in float64), refined in float64.
+        rtol: relative residual of the solve with an operator (default 1e-6, 1e-10 in float64), refined in float64. Inside jit
+            and grad it is refined in the precision of the operator.
         progress: show the solve.
 
     Returns:
-        [t, k].
+        [t, k]; differentiable in all of gram, y, ridge, cross, f0, f0_test.
 
     Raises:
-        ValueError: shapes that do not fit, integer or non-finite arrays, ridge negative.
-        NumericalError: K + ridge I is not positive definite in this precision, or the solve did not reach rtol. Inside jit the
-            result is +inf then (dense only; solving with an operator is not for jit).
+        ValueError: shapes that do not fit, integer, half precision or non-finite arrays, ridge negative.
+        NumericalError: K + ridge I is not positive definite in this precision, or the solve did not reach rtol. Inside jit,
+            vmap and grad nothing is raised: the result is +inf where the residual of the solve is above 1 %.
 
     Example:
         >>> import jax, softntk as sn
@@ -68,16 +74,24 @@ def kernel_regression(
 
     Source: arXiv 2405.03251, section 4 (kernel regression with the NTK); Arora et al. (2019), arXiv 1904.11955, Theorem 3.2.
     """
-    y, residual, start = _checked(gram, y, ridge, f0, cross, f0_test)
-    if isinstance(gram, GramOperator) and isinstance(cross, CrossOperator):
-        weights = _solved(gram, -residual, ridge, rtol, progress)
+    check_number("ridge", ridge, at_least=0)
+    check_flag("progress", progress)
+    _require(cross)
+    problem = as_problem(gram, y, f0, cross, f0_test)
+    ridge = as_scalar("ridge", ridge, problem.y.dtype, at_least=0)
+    if isinstance(gram, GramOperator) and isinstance(problem.cross, CrossOperator):
+        weights = _solved(gram, -problem.residual, ridge, rtol, progress)
         columns = weights if len(gram.shape) == 1 else weights[..., None]
-        return start + cross.mm(columns).reshape(start.shape)
-    assert not isinstance(gram, GramOperator)
-    assert not isinstance(cross, CrossOperator)
-    factor = _cholesky(as_matrix(gram), ridge)
-    weights = jax.scipy.linalg.cho_solve((factor, True), -residual.reshape(len(factor), -1))
-    return _resolved(start + product(as_cross_matrix(cross), weights).reshape(start.shape))
+        fitted = problem.cross.mm(columns).reshape(problem.start.shape)
+    else:
+        weights, _, unit = _factorised(problem, -problem.residual, ridge)
+        fitted = product(problem.cross / unit, weights).reshape(problem.start.shape)
+    return saturated(problem.scale * (problem.start / problem.scale + fitted))
+
+
+def _require(cross: Any) -> None:
+    if cross is None:
+        raise ValueError("cross must be the kernel between test and training points, got None.")
 
 
 @record
@@ -97,7 +111,7 @@ def gp_posterior(
     gram: Gram | GramOperator,
     y: Targets,
     *,
-    noise: float | Float[Array, ""],
+    noise: Number,
     cross: Cross,
     prior: Float[Array | np.ndarray, " t"] | Float[Array | np.ndarray, "t k"],
     rtol: float | None = None,
@@ -107,7 +121,7 @@ def gp_posterior(
 
     Args:
         gram: NNGP kernel on the training points, [n, n] or [n, n, k, k], or an operator.
-        y: observations, [n, k].
+        y: observations, [n, k]; [n] is k = 1.
         noise: their variance, ≥ 0.
         cross: kernel between test and training points, [t, n], [t, n, k, k], or ``op.cross(x_test)``.
         prior: variance of the process at the test points, the diagonal of their own kernel: [t], or [t, k] for kernels with
@@ -131,59 +145,67 @@ def gp_posterior(
 
     Source: Lee et al. (2018), arXiv 1711.00165, equations (8) and (9); the kernels are those of MATH.md section 2.
     """
-    y, _, start = _checked(gram, y, noise, None, cross, None, "noise")
-    check_floating("prior", prior)
-    operator = isinstance(gram, GramOperator)
-    outputs = gram.shape[1:] if operator else jnp.shape(gram)[2:3]
-    if jnp.shape(prior) != (len(start), *outputs):
-        raise ValueError(f"prior must have shape {(len(start), *outputs)}, got {jnp.shape(prior)}.")
-    check_finite("prior", prior)
-    prior = jnp.asarray(prior)
-    if isinstance(gram, GramOperator) and isinstance(cross, CrossOperator):
-        matrix = cross.as_matrix()
-        stacked = jnp.concatenate([y.reshape(gram.in_size(), -1), matrix.T], axis=1)
+    check_number("noise", noise, at_least=0)
+    check_flag("progress", progress)
+    _require(cross)
+    problem = as_problem(gram, y, None, cross, None)
+    noise = as_scalar("noise", noise, problem.y.dtype, at_least=0)
+    outputs = gram.shape[1:] if isinstance(gram, GramOperator) else jnp.shape(gram)[2:3]
+    prior = as_floating("prior", prior, empty=True)
+    if prior.shape != (len(problem.start), *outputs):
+        raise ValueError(f"prior must have shape {(len(problem.start), *outputs)}, got {prior.shape}.")
+    if is_concrete(prior) and np.any(np.asarray(prior) < 0):
+        raise ValueError(f"prior must not be negative, got a variance of {float(jnp.min(prior)):.3g}.")
+    if isinstance(gram, GramOperator) and isinstance(problem.cross, CrossOperator):
+        matrix = problem.cross.as_matrix()
+        right = -problem.residual.reshape(gram.in_size(), -1)
+        stacked = jnp.concatenate([right.astype(matrix.dtype), matrix.T], axis=1)
         solved = _solved(gram, stacked.reshape(*gram.shape, -1), noise, rtol, progress).reshape(stacked.shape)
-        columns = stacked.shape[1] - len(matrix)
-        mean, reduction = product(matrix, solved[:, :columns]), jnp.sum(matrix * solved[:, columns:].T, axis=1)
+        columns = right.shape[1]
+        mean = product(matrix, solved[:, :columns])
+        reduction = jnp.sum(matrix * solved[:, columns:].T, axis=1)
     else:
-        assert not isinstance(gram, GramOperator)
-        assert not isinstance(cross, CrossOperator)
-        matrix, factor = as_cross_matrix(cross), _cholesky(as_matrix(gram), noise)
+        assert isinstance(problem.cross, jax.Array)
+        weights, factor, unit = _factorised(problem, -problem.residual, noise)
+        matrix = problem.cross / unit
         half = jax.scipy.linalg.solve_triangular(factor, matrix.T, lower=True)
-        mean = product(matrix, jax.scipy.linalg.cho_solve((factor, True), y.reshape(len(factor), -1)))
-        reduction = jnp.sum(half * half, axis=0)
-    variance = _resolved(prior - reduction.reshape(prior.shape))
-    return Posterior(mean=_resolved(mean.reshape(start.shape)), variance=jnp.maximum(variance, 0))
+        mean = product(matrix, weights)
+        reduction = unit * jnp.sum(half * half, axis=0)
+    variance = saturated(prior.astype(reduction.dtype) - reduction.reshape(prior.shape))
+    mean = saturated(problem.scale * mean.reshape(problem.start.shape))
+    return Posterior(mean=mean, variance=jnp.maximum(variance, 0))
 
 
-def _checked(
-    gram: Gram | GramOperator,
-    y: Targets,
-    ridge: float | Array,
-    f0: Targets | None,
-    cross: Cross,
-    f0_test: TestTargets | None,
-    name: str = "ridge",
-) -> tuple[Array, Array, Array]:
-    if is_concrete(ridge) and not (np.ndim(ridge) == 0 and ridge >= 0 and np.isfinite(ridge)):
-        raise ValueError(f"{name} must be a finite number of at least 0, got {ridge!r}.")
-    if not isinstance(gram, GramOperator):
-        as_matrix(gram)
-    return check_problem(gram, y, f0, cross, f0_test)
+def _factorised(problem: Problem, right: Array, ridge: Array) -> tuple[Array, Array, Array]:
+    """Return unit · (K + ridge I)⁻¹ right as columns, the Cholesky factor of (K + ridge I)/unit, and unit.
 
+    The solution is judged by its residual.
 
-def _cholesky(matrix: Float[Array, "p p"], ridge: float | Array) -> Float[Array, "p p"]:
-    factor = jnp.linalg.cholesky(matrix + ridge * jnp.eye(len(matrix), dtype=matrix.dtype))
-    if is_concrete(factor) and not np.isfinite(np.asarray(factor)).all():
+    Raises:
+        NumericalError: there is none, or the residual is above 1 %. Inside jit the solution is NaN then.
+    """
+    assert problem.matrix is not None
+    size = len(problem.matrix)
+    unit = jnp.maximum(binary_scale(problem.matrix).reshape(()), binary_scale(ridge))
+    ridged = problem.matrix / unit + ridge.astype(unit.dtype) / unit * jnp.eye(size, dtype=unit.dtype)
+    factor = jnp.linalg.cholesky(ridged)
+    columns = right.reshape(size, -1)
+    weights = jax.scipy.linalg.cho_solve((factor, True), columns)
+    error = scaled_norm(columns - product(ridged, weights), axis=0)
+    resolved = error <= _LARGEST_RESIDUAL * scaled_norm(columns, axis=0)
+    if is_concrete(resolved) and not np.asarray(resolved).all():
         raise NumericalError(f"{Result.NOT_DEFINITE.name}: {Result.NOT_DEFINITE.advice}")
-    return factor
+    return jnp.where(resolved[None, :], weights, jnp.nan), factor, unit
 
 
-def _solved(op: GramOperator, right: Array, ridge: float | Array, rtol: float | None, progress: bool) -> Array:
-    solution = solve(op, right, ridge=float(ridge), rtol=rtol or _RTOL[str(op.dtype)], refine=True, progress=progress)
-    return solution.check().value.astype(op.dtype)
-
-
-def _resolved(values: Array) -> Array:
-    """NaN, from a factorisation that failed inside jit, becomes +inf."""
-    return jnp.where(jnp.isnan(values), jnp.inf, values)
+def _solved(op: GramOperator, right: Array, ridge: Array, rtol: float | None, progress: bool) -> Array:
+    """Return (K + ridge I)⁻¹ right; inside jit NaN where the residual is above 1 %."""
+    dtype = str(op.dtype)
+    refine = all(is_concrete(leaf) for leaf in jax.tree.leaves((op, right, ridge)))
+    rtol = _RTOL[dtype] if rtol is None and refine else rtol
+    solution: Solution = solve(
+        op, right.astype(op.dtype), ridge=ridge, rtol=rtol, refine=refine, progress=progress, throw=refine
+    )
+    if refine:
+        return solution.check().value.astype(op.dtype)
+    return jnp.where(solution.stats["residual"] <= _LARGEST_RESIDUAL, solution.value, jnp.nan)

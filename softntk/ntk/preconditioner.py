@@ -24,7 +24,7 @@ from softntk.ntk.gram_operators import GramOperator
 def pivoted_cholesky(
     op: GramOperator, key: PRNGKeyArray, rank: int, block: int = 64
 ) -> tuple[Float[Array, "size rank"], Float[Array, " size"]]:
-    r"""Partial Cholesky factor with random pivots: each drawn in proportion to the diagonal of K − FFᵀ.
+    r"""Return a partial Cholesky factor with random pivots: each drawn in proportion to the diagonal of K − FFᵀ.
 
     ``block`` pivots S at a time: with R = K − FFᵀ, the new columns are R_{:S} (R_SS)^{-1/2}, the root taken by eigenvectors so
     that a pivot that others of its block have already explained gives a zero column instead of a division by rounding.
@@ -81,7 +81,7 @@ class Preconditioner(eqx.Module):
     shift: Float[Array, ""]
 
     def __call__(self, v: Float[Array, "size r"]) -> Float[Array, "size r"]:
-        """P⁻¹v."""
+        """Return P⁻¹v."""
         inner = jax.scipy.linalg.cho_solve((self.small, True), product(self.factor.T, v))
         return (v - product(self.factor, inner)) / self.shift
 
@@ -92,14 +92,14 @@ class CompletePreconditioner(eqx.Module):
     whole: Float[Array, "size size"]
 
     def __call__(self, v: Float[Array, "size r"]) -> Float[Array, "size r"]:
-        """P⁻¹v."""
+        """Return P⁻¹v."""
         return jax.scipy.linalg.cho_solve((self.whole, True), v)
 
 
 def precondition(
     op: GramOperator, key: PRNGKeyArray, rank: int, ridge: Float[Array, ""]
 ) -> Preconditioner | CompletePreconditioner:
-    """From ``rank`` randomly pivoted rows of the operator, or from all of them.
+    """Return a preconditioner made of ``rank`` randomly pivoted rows of the operator, or of all of them.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -116,13 +116,14 @@ def precondition(
 
 
 def _regular(matrix: Float[Array, "p p"], shift: Float[Array, ""]) -> tuple[Float[Array, "p p"], Float[Array, ""]]:
-    """The Cholesky factor of matrix + shift, and the shift.
+    """Return the Cholesky factor of matrix + shift, and the shift.
 
     It is raised where it is below rounding of the largest eigenvalue, and tenfold as often as the matrix, of entries that were
-    not computed to rounding, is still not definite.
+    not computed to rounding, is still not definite. Of a matrix of zeros without a shift it is one.
     """
     identity = jnp.eye(len(matrix), dtype=matrix.dtype)
-    shift = jnp.maximum(shift, 4 * jnp.finfo(matrix.dtype).eps * jnp.trace(matrix))
+    shift = jnp.maximum(shift, 4 * float(jnp.finfo(matrix.dtype).eps) * jnp.trace(matrix))
+    shift = jnp.where(shift == 0, 1, shift)
 
     def failed(state: tuple[Array, Array]) -> Array:
         # An infinite matrix never succeeds: the shift stops at its size.

@@ -14,7 +14,8 @@ Example:
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +23,21 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from softntk._norms import binary_scale, scaled_norm
 from softntk._records import record
-from softntk._validation import check_finite, check_floating, check_positive_int, is_concrete
-from softntk.ntk._gram import Gram, as_matrix, rounding
+from softntk._validation import (
+    as_floating,
+    check_integer,
+    check_key,
+    check_number,
+    check_positive_int,
+    is_concrete,
+)
+from softntk.ntk._contractions import product
+from softntk.ntk._gram import Gram, Number, as_matrix, rounding
 from softntk.ntk._lanczos import distance_beyond, lanczos
+from softntk.ntk._measure import SpectralMeasure
+from softntk.ntk._problem import Targets, as_outputs
 from softntk.ntk.gram_operators import GramOperator
 
 _DENSE = 1024  # a matrix of this size is decomposed faster than a hundred products with it are computed
@@ -101,18 +113,29 @@ def extreme_eigenvalues(
     The bound: Van Dorsselaer, Hochstenbach and van der Vorst (2000), SIAM J. Matrix Anal. Appl. 22(3), 837-852.
     """
     check_positive_int("steps", steps)
+    check_integer("dense_size", dense_size, at_least=0)
+    key = _key(key)
     if not isinstance(op, lx.AbstractLinearOperator):
-        return _dense_extremes(as_matrix(op))
+        return _dense_extremes(as_matrix(op, "op"))
+    structure = op.in_structure()
+    if not isinstance(structure, jax.ShapeDtypeStruct):
+        raise ValueError(f"op must act on one array, got an operator on {structure}.")
+    _check_precision(structure.dtype)
     if not lx.is_symmetric(op):
         raise ValueError("op must be tagged symmetric, as lineax.TaggedLinearOperator(op, lineax.symmetric_tag) is.")
     if op.in_size() <= dense_size:
         return _dense_extremes(op.as_matrix())
-    return _lanczos_extremes(op, _key(key), min(steps, op.in_size()))
+    return _lanczos_extremes(op, key, min(steps, op.in_size()))
+
+
+def _check_precision(dtype: Any) -> None:
+    if jnp.finfo(dtype).bits < 32:
+        raise ValueError(f"op must be float32 or float64, got an operator on {dtype}. Make it of arrays in float32.")
 
 
 @jax.jit
 def _dense_extremes(matrix: Float[Array, "p p"]) -> Extremes:
-    eigenvalues = _finite_or_infinite(jnp.linalg.eigvalsh(matrix))
+    eigenvalues = _eigenvalues(matrix)
     error = rounding(len(matrix), jnp.max(jnp.abs(eigenvalues)))
     return Extremes(smallest=eigenvalues[0], largest=eigenvalues[-1], smallest_error=error, largest_error=error)
 
@@ -121,11 +144,12 @@ def _lanczos_extremes_of(op: lx.AbstractLinearOperator, key: PRNGKeyArray, steps
     size, structure = op.in_size(), op.in_structure()
     found = lanczos(op, jax.random.normal(key, structure.shape, structure.dtype), steps)
     component = math.log(_FAILURE * math.sqrt(math.pi / (2 * size)))
-    smallest, largest = found.nodes[0], found.nodes[-1]
+    smallest = found.nodes[0]
+    largest = found.nodes[-1]
     error = rounding(size, jnp.maximum(jnp.abs(smallest), jnp.abs(largest)))
-    below, above = (distance_beyond(found, node, sign, component) for node, sign in ((smallest, -1), (largest, 1)))
     # One that has found every eigenvalue there is (steps = size) has nothing beyond.
-    below, above = (jnp.where(found.kept < size, distance, 0) for distance in (below, above))
+    below = jnp.where(found.kept < size, distance_beyond(found, -1, component), 0)
+    above = jnp.where(found.kept < size, distance_beyond(found, 1, component), 0)
     return Extremes(
         smallest=_finite_or_infinite(smallest),
         largest=_finite_or_infinite(largest),
@@ -135,51 +159,6 @@ def _lanczos_extremes_of(op: lx.AbstractLinearOperator, key: PRNGKeyArray, steps
 
 
 _lanczos_extremes = jax.jit(_lanczos_extremes_of, static_argnums=2)
-
-
-@record
-class SpectralMeasure:
-    r"""A distribution over the eigenvalues of a kernel: p rows of s nodes θ with weights w that sum to one in each row.
-
-    For :func:`spectral_density` the rows are random probes, each an unbiased estimate of 1/n Σ δ(λ − λ_i); for
-    :func:`target_alignment` they are the targets, Σ ⟨q_i, y⟩²/‖y‖² δ(λ − λ_i). With a decomposed kernel, the nodes are its
-    eigenvalues. With an operator they are Gauss quadrature nodes, exact for polynomials of degree 2s − 1.
-
-    Attributes:
-        nodes: θ, [p, s], ascending in each row.
-        weights: w, [p, s].
-        size: n, the number of eigenvalues.
-    """
-
-    nodes: Float[Array, "p s"]
-    weights: Float[Array, "p s"]
-    size: Array
-
-    def rows(self, function: Callable[[Array], Array]) -> Float[Array, " p"]:
-        """∫ f dμ of each row."""
-        return jnp.sum(self.weights * function(self.nodes), axis=1)
-
-    def mean(self, function: Callable[[Array], Array]) -> Float[Array, ""]:
-        """∫ f dμ, the mean of the rows."""
-        return jnp.mean(self.rows(function))
-
-    def standard_error(self, function: Callable[[Array], Array]) -> Float[Array, ""]:
-        """Of :meth:`mean`, from the scatter of the rows; zero for one row, as a decomposed kernel has."""
-        rows = self.rows(function)
-        return jnp.std(rows, ddof=1) / math.sqrt(len(rows)) if len(rows) > 1 else jnp.zeros((), rows.dtype)
-
-    def cumulative(self, levels: float | Float[Array | np.ndarray, "*l"]) -> Float[Array, "*l"]:
-        """The share of the spectrum at or below each level, the mean of the rows."""
-        level = jnp.asarray(levels, self.nodes.dtype)
-        below = self.nodes.reshape(-1, 1) <= level.reshape(1, -1)
-        shares = jnp.sum(jnp.where(below, self.weights.reshape(-1, 1), 0), axis=0) / len(self.nodes)
-        return shares.reshape(level.shape)
-
-    def density(self, levels: Float[Array | np.ndarray, " l"], bandwidth: float) -> Float[Array, " l"]:
-        """The density at each level, every node smeared into a Gaussian of standard deviation ``bandwidth`` (same units)."""
-        z = (jnp.asarray(levels, self.nodes.dtype)[:, None] - self.nodes.reshape(-1)[None, :]) / bandwidth
-        bumps = jnp.exp(-0.5 * z**2) / (bandwidth * math.sqrt(2 * math.pi))
-        return bumps @ self.weights.reshape(-1) / len(self.nodes)
 
 
 def spectral_density(
@@ -219,17 +198,19 @@ def spectral_density(
     """
     check_positive_int("steps", steps)
     check_positive_int("probes", probes)
-    if isinstance(op, GramOperator) and op.in_size() > dense_size:
-        vectors = jax.random.rademacher(_key(key), (probes, *op.shape), op.dtype)
-        return _measure(op, vectors, min(steps, op.in_size()))
-    matrix = op.as_matrix() if isinstance(op, GramOperator) else as_matrix(op)
-    nodes = _finite_or_infinite(jnp.linalg.eigvalsh(matrix))[None]
+    check_integer("dense_size", dense_size, at_least=0)
+    key = _key(key)
+    if isinstance(op, GramOperator):
+        _check_precision(op.dtype)
+        if op.in_size() > dense_size:
+            vectors = jax.random.rademacher(key, (probes, *op.shape), op.dtype)
+            return _measure(op, vectors, min(steps, op.in_size()))
+    matrix = op.as_matrix() if isinstance(op, GramOperator) else as_matrix(op, "op")
+    nodes = _eigenvalues(matrix)[None]
     return SpectralMeasure(nodes=nodes, weights=jnp.full_like(nodes, 1 / nodes.size), size=jnp.asarray(len(matrix)))
 
 
-def target_alignment(
-    op: Gram | GramOperator, y: Float[Array | np.ndarray, "n k"], *, steps: int = 64, dense_size: int = _DENSE
-) -> SpectralMeasure:
+def target_alignment(op: Gram | GramOperator, y: Targets, *, steps: int = 64, dense_size: int = _DENSE) -> SpectralMeasure:
     r"""Which eigenvalues of a kernel the targets see, Σ_i ⟨q_i, y⟩²/‖y‖² δ(λ − λ_i).
 
     Components along large eigenvalues are learnt first (rate ηλ), those along small ones late or never.
@@ -237,7 +218,7 @@ def target_alignment(
     Args:
         op: [n, n] or an operator on [n], for each column of y by itself; or [n, n, k, k] or an operator on [n, k], for y as
             one vector.
-        y: targets, [n, k]. A column of zeros is aligned with nothing and gets weights of zero.
+        y: targets, [n, k]; [n] is k = 1. A column of zeros is aligned with nothing and gets weights of zero.
         steps: products with an operator, for each row of the result.
         dense_size: operators up to this size are formed and decomposed.
 
@@ -257,27 +238,38 @@ def target_alignment(
     Source: MATH.md section 2, "Training"; Arora et al. (2019), arXiv 1901.08584, equation (6).
     """
     check_positive_int("steps", steps)
-    check_floating("y", y)
-    points, outputs = (op.shape[0], op.shape[1:]) if isinstance(op, GramOperator) else (len(op), jnp.shape(op)[3:])
-    if jnp.ndim(y) != 2 or len(y) != points or (outputs and jnp.shape(y)[1:] != outputs):
-        raise ValueError(
-            f"y must have shape [n, k] with the n (and k) of the kernel, {(points, *outputs)}, got {jnp.shape(y)}."
-        )
-    check_finite("y", y)
-    targets = jnp.asarray(y).reshape(1, -1) if outputs else jnp.asarray(y).T
-    if isinstance(op, GramOperator) and op.in_size() > dense_size:
-        return _measure(op, targets.reshape(-1, *op.shape).astype(op.dtype), min(steps, op.in_size()))
-    matrix = op.as_matrix() if isinstance(op, GramOperator) else as_matrix(op)
-    nodes, vectors = jnp.linalg.eigh(matrix)
-    squares = jnp.matmul(targets, vectors, precision="highest") ** 2
+    check_integer("dense_size", dense_size, at_least=0)
+    if isinstance(op, GramOperator):
+        _check_precision(op.dtype)
+        points = op.shape[:1]
+        outputs = op.shape[1:]
+    else:
+        matrix = as_matrix(op, "op")
+        points = jnp.shape(op)[:1]
+        outputs = jnp.shape(op)[3:]
+    y = as_outputs("y", y, points + outputs)
+    targets = y.reshape(1, -1) if outputs else y.T
+    # Of unit length, so that no square over- or underflows.
+    lengths = scaled_norm(targets, axis=1, keepdims=True)
+    targets = jnp.where(lengths > 0, targets / jnp.where(lengths > 0, lengths, 1), 0)
+    if isinstance(op, GramOperator):
+        targets = targets.astype(op.dtype)
+        if op.in_size() > dense_size:
+            return _measure(op, targets.reshape(-1, *op.shape), min(steps, op.in_size()))
+        matrix = op.as_matrix()
+    unit = binary_scale(matrix)
+    nodes, vectors = jnp.linalg.eigh(matrix / unit)
+    nodes = nodes * unit[0]
+    squares = product(targets.astype(matrix.dtype), vectors) ** 2
     total = jnp.sum(squares, axis=1, keepdims=True)
-    weights = squares / jnp.where(total > 0, total, 1)
+    known = total > 0  # not of targets of zero, nor of a kernel that is not finite
+    weights = jnp.where(known, squares / jnp.where(known, total, 1), 0)
     nodes = jnp.broadcast_to(_finite_or_infinite(nodes)[None], weights.shape)
     return SpectralMeasure(nodes=nodes, weights=weights, size=jnp.asarray(len(matrix)))
 
 
 def effective_dimension(
-    op: Gram | GramOperator | SpectralMeasure, ridge: Float[Array | np.ndarray, "*r"] | float, **options: object
+    op: Gram | GramOperator | SpectralMeasure, ridge: Float[Array | np.ndarray, "*r"] | Number | list, **options: Any
 ) -> Float[Array, "*r"]:
     r"""How many directions a ridge regression with this kernel fits, tr K(K + ridge I)⁻¹ = Σ λ_i/(λ_i + ridge).
 
@@ -302,14 +294,20 @@ def effective_dimension(
 
     Source: Zhang (2005), Neural Computation 17(9), 2077-2098; Caponnetto and De Vito (2007).
     """
-    if is_concrete(ridge) and not np.all(np.asarray(ridge) >= 0):
-        raise ValueError(f"ridge must not be negative, got {np.min(ridge)}.")
-    measure = op if isinstance(op, SpectralMeasure) else spectral_density(op, **options)  # type: ignore
-    ridges = jnp.asarray(ridge, measure.nodes.dtype)
-    nodes = jnp.maximum(measure.nodes, 0)[None]  # a negative one is rounding
-    total = nodes + ridges.reshape(-1, 1, 1)
-    shares = jnp.where(total > 0, nodes / jnp.where(total > 0, total, 1), 0)
-    return measure.size * jnp.mean(jnp.sum(measure.weights[None] * shares, axis=2), axis=1).reshape(ridges.shape)
+    ridges = ridge if isinstance(ridge, list | np.ndarray | jax.Array) else check_number("ridge", ridge)
+    ridges = as_floating("ridge", ridges, empty=True)
+    if is_concrete(ridges) and np.any(np.asarray(ridges) < 0):
+        raise ValueError(f"ridge must not be negative, got {np.min(ridges)}.")
+    if isinstance(op, SpectralMeasure) and options:
+        raise ValueError(f"options must be given to the spectral_density that op is, got {sorted(options)}.")
+    measure = op if isinstance(op, SpectralMeasure) else spectral_density(op, **options)
+    ridges = ridges.astype(measure.nodes.dtype)
+    # 1/(1 + ridge/λ), which overflows nowhere; a negative λ is rounding.
+    positive = (measure.nodes > 0)[None]
+    ratio = ridges.reshape(-1, 1, 1) / jnp.where(positive, measure.nodes[None], 1)
+    shares = jnp.where(positive, 1 / (1 + ratio), 0)
+    mean = jnp.mean(jnp.sum(measure.weights[None] * shares, axis=2), axis=1)
+    return measure.size.astype(mean.dtype) * mean.reshape(ridges.shape)
 
 
 def _measure_of(op: GramOperator, vectors: Float[Array, "p *shape"], steps: int) -> SpectralMeasure:
@@ -324,10 +322,16 @@ def _measure_of(op: GramOperator, vectors: Float[Array, "p *shape"], steps: int)
 _measure = jax.jit(_measure_of, static_argnums=2)
 
 
+def _eigenvalues(matrix: Float[Array, "p p"]) -> Float[Array, " p"]:
+    """Return the eigenvalues, taken in a unit in which LAPACK's sums do not overflow."""
+    unit = binary_scale(matrix)
+    return _finite_or_infinite(jnp.linalg.eigvalsh(matrix / unit) * unit[0])
+
+
 def _finite_or_infinite(values: Array) -> Array:
-    """NaN, as a product that overflowed gives, becomes +inf."""
+    """Return +inf for NaN, as a product that overflowed gives."""
     return jnp.where(jnp.isfinite(values), values, jnp.inf)
 
 
 def _key(key: PRNGKeyArray | None) -> PRNGKeyArray:
-    return jax.random.key(0) if key is None else key
+    return jax.random.key(0) if key is None else check_key("key", key)

@@ -182,7 +182,7 @@ BAD = [
     ({"gram": np.array([[1, np.nan], [np.nan, 1]], np.float32)}, "gram must be finite"),
     ({"gram": np.array([[1, 2], [0, 1]], np.float32)}, "gram must be symmetric"),
     ({"gram": lambda x1, x2: x1 @ x2.T}, "gram must be an array or an operator, got function.*kernel_operator"),
-    ({"y": np.ones(2, np.float32)}, r"y must have shape \[n, k\]"),
+    ({"y": np.ones(3, np.float32)}, r"y must have shape \[n, k\]"),
     ({"y": np.ones((3, 1), np.float32)}, "y must have shape"),
     ({"y": np.ones((2, 1), int)}, "y must be a floating-point array"),
     ({"y": np.full((2, 1), np.nan, np.float32)}, "y must be finite"),
@@ -217,4 +217,187 @@ def test_bad_times_and_mixed_kinds(untyped):
         (lambda: sn.ntk.predict_flow(gram, y, np.ones(1, np.float32), cross=op.cross(gram)), "cross must be an operator"),
     ]:
         with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_divergent_coefficients_and_test_points_keep_their_signs(dtype):
+    """1 − (1 − ηλ)^τ of both parities, past any bound that 1/λ would set."""
+    gram, y, steps = jnp.diag(jnp.asarray([1.0, 0.5], dtype)), jnp.ones((2, 1), dtype), np.array([10, 11, 20, 21])
+    desired = 1 - np.stack([(-5.0) ** steps, (-2.0) ** steps], 1)
+    assert_close(sn.ntk.predict_gd(gram, y, 6.0, steps)[:, :, 0], desired, dtype)
+    assert_close(sn.ntk.predict_gd(gram, y, 6.0, steps, cross=gram)[:, :, 0], desired, dtype)
+    coefficients = np.asarray(sn.ntk.gd_coefficients(gram, y, 6.0, steps))[:, :, 0]
+    assert_close(coefficients * np.diag(gram), desired, dtype)
+
+
+def test_what_diverges_saturates_and_leaves_the_rest_alone():
+    gram, y = jnp.diag(jnp.array([1.0, 0.5])), 1e20 * jnp.ones((2, 1))
+    for steps, sign in ((100, -1), (101, 1)):
+        first, second = np.asarray(sn.ntk.predict_gd(gram, y, 3.9, jnp.array([steps])))[0, :, 0]
+        assert first == sign * np.finfo(np.float32).max
+        assert abs(second / (1e20 * (1 - (-0.95) ** steps)) - 1) < 1e-4
+        assert np.isfinite(sn.ntk.predict_gd(gram, y, 3.9, jnp.array([steps]), cross=jnp.ones((1, 2)))).all()
+    # Residuals beyond the largest number.
+    out = sn.ntk.predict_gd(jnp.eye(1), jnp.full((1, 1), 3e38), 0.5, [0, 1, 2], jnp.full((1, 1), -3e38))
+    assert_close(out[:, 0, 0], [-3e38, 0.0, 1.5e38], rtol=1e-6)
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-10, 1e10, 1e30])
+def test_units_of_the_kernel_and_of_the_targets(unit):
+    root = np.asarray(points(0, 6, 6, "float32"))
+    gram, cross, y = root @ root.T, np.asarray(points(1, 2, 6, "float32")), np.asarray(points(2, 6, 2, "float32"))
+    scaled = (np.float32(unit) * gram, np.float32(unit) * cross)
+    steps, times = [0, 3, 50], np.array([0.0, 1.0, 20.0], np.float32)
+    assert_close(
+        sn.ntk.predict_gd(scaled[0], y, 0.3 / unit, steps, cross=scaled[1]),
+        sn.ntk.predict_gd(gram, y, 0.3, steps, cross=cross),
+        rtol=1e-4,
+    )
+    assert_close(
+        sn.ntk.predict_flow(scaled[0], y, times / np.float32(unit), cross=scaled[1]),
+        sn.ntk.predict_flow(gram, y, times, cross=cross),
+        rtol=1e-4,
+    )
+    coefficients = sn.ntk.gd_coefficients(gram, np.float32(unit) * y, 0.3, steps)
+    assert_close(coefficients / unit, sn.ntk.gd_coefficients(gram, y, 0.3, steps), rtol=1e-5)
+
+
+def test_a_kernel_of_zeros(dtype):
+    gram, y = jnp.zeros((2, 2), dtype), jnp.ones((2, 1), dtype)
+    assert_close(sn.ntk.predict_gd(gram, y, 0.1, [0, 10**9]), np.zeros((2, 2, 1)))
+    assert_close(sn.ntk.gd_coefficients(gram, y, 0.1, [1, 10**9])[:, 0, 0], [0.1, 1e8], dtype)
+    assert_close(sn.ntk.predict_flow(gram, y, jnp.asarray([1.0, jnp.inf], dtype)), np.zeros((2, 2, 1)))
+
+
+def test_flow_of_an_indefinite_matrix_is_the_limit_of_descent():
+    """λ = −1 of 3 is not rounding: e^{−Ht} as it is."""
+    gram, y = np.array([[1.0, 2.0], [2.0, 1.0]], np.float32), np.array([[1.0], [0.0]], np.float32)
+    desired = y - scipy.linalg.expm(-2.0 * gram) @ y
+    assert_close(sn.ntk.predict_flow(gram, y, np.array([2.0], np.float32))[0], desired, rtol=1e-5)
+    assert_close(sn.ntk.predict_gd(gram, y, 1e-4, [20000])[0], desired, rtol=1e-3)
+    cross = np.array([[0.5, -1.0]], np.float32)
+    test = cross @ np.linalg.solve(gram, np.eye(2) - scipy.linalg.expm(-2.0 * gram)) @ y
+    assert_close(sn.ntk.predict_flow(gram, y, np.array([2.0], np.float32), cross=cross)[0], test, rtol=1e-5)
+    assert np.isfinite(sn.ntk.predict_flow(gram, y, np.array([1e6, np.inf], np.float32))).all()
+
+
+def test_many_steps_are_refused_where_they_do_not_fit(untyped):
+    exact = -np.expm1(2e9 * np.log1p(-0.5e-9))
+    gram, y = jnp.diag(jnp.array([1.0, 1e-9])), jnp.ones((2, 1))
+    assert_close(sn.ntk.predict_gd(gram, y, 0.5, np.array([2_000_000_000]))[0, :, 0], [1, exact], rtol=1e-3)
+    for steps in (np.array([3_000_000_000]), [5_000_000_000]):
+        with pytest.raises(ValueError, match="steps must lie between.*jax_enable_x64"):
+            sn.ntk.predict_gd(gram, y, 0.5, steps)
+    with jax.enable_x64(True):
+        exact = -np.expm1(3e9 * np.log1p(-0.5e-9))
+        gram = jnp.diag(jnp.array([1.0, 1e-9]))
+        assert_close(sn.ntk.predict_gd(gram, np.ones(2), 0.5, np.array([3_000_000_000]))[0, :, 0], [1, exact], rtol=1e-9)
+
+
+def test_targets_without_an_axis_of_outputs(dtype):
+    gram = jnp.asarray([[2.0, 1.0], [1.0, 3.0]], dtype)
+    y, f0, cross, f0_test = (jnp.asarray(v, dtype) for v in ([1.0, -1.0], [0.5, 0.0], [[1.0, 0.5]], [0.25]))
+    column = lambda v: v[:, None]
+    for function, moments in ((lambda *a, **k: sn.ntk.predict_gd(*a[:2], 0.1, [3], *a[2:], **k), ()), (_flow, ())):
+        assert_close(function(gram, y, f0, *moments), function(gram, column(y), column(f0)), dtype)
+        one = function(gram, y, f0, cross=cross, f0_test=f0_test)
+        assert one.shape == (1, 1, 1)
+        assert_close(one, function(gram, column(y), column(f0), cross=cross, f0_test=column(f0_test)), dtype)
+    assert sn.ntk.gd_coefficients(gram[:, :, None, None], y, 0.1, [1, 2]).shape == (2, 2, 1)
+    op = sn.ntk.kernel_operator(lambda a, b: a @ b.T, gram)
+    assert sn.ntk.predict_gd(op, y, 0.1, [1, 2], f0).shape == (2, 2, 1)
+
+
+def _flow(gram, y, f0, **options):
+    return sn.ntk.predict_flow(gram, y, jnp.asarray([0.3], gram.dtype), f0, **options)
+
+
+@pytest.mark.parametrize("antisymmetric", [False, True])
+def test_the_start_is_that_of_the_network_behind_an_operator(antisymmetric):
+    net = two_layer("softmax", width=32, out_dim=2, antisymmetric=antisymmetric)
+    _, params = net.init_fn(jax.random.key(0), (-1, 3))
+    x, tests, y = points(0, 5, 3, "float32"), points(1, 2, 3, "float32"), points(2, 5, 2, "float32")
+    gram, cross = sn.ntk.empirical(net, params, x), sn.ntk.empirical(net, params, tests, x)
+    f0, f0_test = (None, None) if antisymmetric else (net.apply_fn(params, x), net.apply_fn(params, tests))
+    op = sn.ntk.operator(net, params, x, block_size=2)
+    assert_close(sn.ntk.predict_gd(op, y, 0.1, [0, 4]), sn.ntk.predict_gd(gram, y, 0.1, [0, 4], f0), rtol=1e-5)
+    test = sn.ntk.predict_gd(gram, y, 0.1, [0, 4], f0, cross=cross, f0_test=f0_test)
+    assert_close(sn.ntk.predict_gd(op, y, 0.1, [0, 4], cross=op.cross(tests)), test, rtol=1e-5)
+    # Zeros that are given are zeros: a centred network.
+    centred = sn.ntk.predict_gd(op, y, 0.1, [0, 4], np.zeros((5, 2), np.float32), cross=op.cross(tests))
+    np.testing.assert_array_equal(centred[0], 0)
+    if not antisymmetric:
+        own = sn.ntk.operator(net.apply_fn, params, x, block_size=2)
+        assert_close(sn.ntk.predict_gd(own, y, 0.1, [0, 4], cross=own.cross(tests)), test, rtol=1e-4)
+
+
+def test_float32_beside_float64_and_without_promotion():
+    gram, y = jnp.diag(jnp.array([1.0, 0.5])), jnp.ones((2, 1))
+    desired = np.array([[0.5, 0.25], [0.75, 0.4375]])
+    with jax.numpy_dtype_promotion("strict"):
+        assert_close(sn.ntk.predict_gd(gram, y, 0.5, jnp.array([1, 2]))[:, :, 0], desired, rtol=1e-6)
+        assert_close(sn.ntk.gd_coefficients(gram, y, 0.5, [1, 2])[:, 1, 0], [0.5, 0.875], rtol=1e-6)
+        assert sn.ntk.predict_flow(gram, y, jnp.array([1.0]), cross=gram).shape == (1, 2, 1)
+        jax.grad(lambda k: jnp.sum(sn.ntk.predict_gd(k, y, 0.5, [1, 2], cross=gram)))(gram)
+        op = sn.ntk.kernel_operator(lambda a, b: jnp.matmul(a, b.T), gram)
+        assert sn.ntk.predict_gd(op, y, 0.5, [1]).shape == (1, 2, 1)
+    with jax.enable_x64(True):
+        for rate in (0.5, np.float64(0.5), jnp.asarray(0.5)):
+            out = jax.jit(sn.ntk.predict_gd)(gram, y, rate, np.array([1, 2]))
+            assert out.dtype == np.float32
+            assert_close(out[:, :, 0], desired, rtol=1e-6)
+
+
+def test_derivatives_by_an_operator_are_those_of_its_matrix(x64):
+    x, tests, y = points(0, 4, 3), points(1, 2, 3), points(2, 4, 1)
+    kernel_fn = lambda a, b: jnp.exp(a @ b.T)
+
+    def by_operator(x, y, rate):
+        op = sn.ntk.kernel_operator(kernel_fn, x)
+        return jnp.sum(jnp.sin(sn.ntk.predict_gd(op, y, rate, [2, 5], cross=op.cross(tests))))
+
+    def by_matrix(x, y, rate):
+        return jnp.sum(jnp.sin(sn.ntk.predict_gd(kernel_fn(x, x), y, rate, [2, 5], cross=kernel_fn(tests, x))))
+
+    one, other = (jax.jit(jax.grad(f, (0, 1, 2)))(x, y, 0.2) for f in (by_operator, by_matrix))
+    for left, right in zip(one, other, strict=True):
+        assert_close(left, right, rtol=1e-8)
+
+
+WRONG = {
+    "gram": ["K", None, {}, 1.0, np.eye(2) * 1j, np.eye(2, dtype=bool), np.eye(2, dtype=np.float16), np.diag([1e39, 1.0])],
+    "y": ["y", None, [[1j], [0]], np.array([["1"], ["2"]]), np.ones((2, 1), bool), [[1.0], [1.0, 2.0]], np.full(2, 1e300)],
+    "f0": ["f", {}, np.array([[1e300], [0.0]]), np.ones((2, 1), int), np.ones((3, 1), np.float32)],
+    "learning_rate": [None, "1", 1j, {}, True, np.nan, 0, -1.0, np.inf, [0.1], 1e39, 1e-60, lambda count: 0.1],
+    "steps": [None, "1", {}, 3, [1.5], [True], ["a"], [[1]], [-1], [10**30]],
+    "cross": ["k", np.eye(2) * 1j, lambda a, b: a, np.eye(3, dtype=np.float32)],
+    "rtol": ["1", -1.0, np.nan],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
+def test_wrong_arguments_are_named(name, value, untyped):
+    good = {"gram": np.eye(2, dtype=np.float32), "y": np.ones((2, 1), np.float32), "learning_rate": 0.1, "steps": [1]}
+    with pytest.raises(ValueError, match=name):
+        sn.ntk.predict_gd(**{**good, name: value})
+
+
+def test_lists_and_frames_are_arrays(untyped):
+    out = sn.ntk.predict_gd([[1.0, 0.0], [0.0, 0.5]], [1.0, 1.0], np.float32(0.5), [1, 2], f0=[0.0, 0.0])
+    assert_close(out[:, :, 0], [[0.5, 0.25], [0.75, 0.4375]], rtol=1e-6)
+    out = sn.ntk.predict_flow([[1.0]], [1.0], [0.0, np.log(2.0)], cross=[[2.0]], f0_test=[1.0])
+    assert_close(out[:, 0, 0], [1.0, 2.0], rtol=1e-6)
+
+
+def test_points_in_bfloat16_are_refused_by_name():
+    op = sn.ntk.kernel_operator(lambda a, b: a @ b.T, jnp.eye(2, dtype="bfloat16"))
+    for call in (
+        lambda: sn.ntk.predict_gd(op, jnp.ones(2), 0.1, [1]),
+        lambda: sn.ntk.kernel_regression(op, jnp.ones(2), ridge=0.1, cross=op.cross(jnp.eye(2, dtype="bfloat16"))),
+        lambda: sn.ntk.solve(op, jnp.ones(2)),
+        lambda: sn.ntk.extreme_eigenvalues(op),
+        lambda: sn.ntk.spectral_density(op),
+        lambda: sn.ntk.target_alignment(op, jnp.ones(2)),
+    ):
+        with pytest.raises(ValueError, match="(op|gram) must be float32 or float64.*bfloat16"):
             call()

@@ -81,7 +81,7 @@ def test_bad_input(untyped):
     gram, y = np.eye(3, dtype=np.float32), np.ones((3, 1), np.float32)
     good = {"gram": gram, "y": y, "cross": gram[:2]}
     for call, message in [
-        (lambda: sn.ntk.kernel_regression(**good, ridge=-1.0), "ridge must be a finite number of at least 0, got -1.0"),
+        (lambda: sn.ntk.kernel_regression(**good, ridge=-1.0), "ridge must be a finite number (of )?at least 0, got -1.0"),
         (lambda: sn.ntk.kernel_regression(**good, ridge=np.nan), "ridge must be a finite number"),
         (lambda: sn.ntk.kernel_regression(**{**good, "cross": gram[:, :2]}, ridge=1.0), "cross must have shape"),
         (lambda: sn.ntk.gp_posterior(**good, noise=-1.0, prior=y[:2, 0]), "noise must be a finite number"),
@@ -89,3 +89,105 @@ def test_bad_input(untyped):
     ]:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_derivatives_are_those_of_a_dense_solve(dtype):
+    """In the points, the targets and the ridge, by a matrix and by an operator, inside jit."""
+    net = two_layer("softmax", width=2, sigma=0.8)
+    x, tests, y = points(0, 8, 3, dtype), points(1, 2, 3, dtype), points(2, 8, 1, dtype)[:, 0]
+
+    def dense(x, y, ridge):
+        matrix = net.kernel_fn(x, None, "nngp") + ridge * jnp.eye(8, dtype=dtype)
+        cross = net.kernel_fn(tests, x, "nngp")
+        mean = cross @ jnp.linalg.solve(matrix, y)
+        variance = 1.5 - jnp.diag(cross @ jnp.linalg.solve(matrix, cross.T))
+        return jnp.sum(jnp.sin(mean)) + jnp.sum(mean) + jnp.sum(jnp.cos(variance))
+
+    def ours(x, y, ridge, form):
+        if form == "operator":
+            op = sn.ntk.kernel_operator(net.kernel_fn, x, "nngp")
+            gram, cross = op, op.cross(tests)
+        else:
+            gram, cross = net.kernel_fn(x, None, "nngp"), net.kernel_fn(tests, x, "nngp")
+        mean = sn.ntk.kernel_regression(gram, y, ridge=ridge, cross=cross)
+        posterior = sn.ntk.gp_posterior(gram, y, noise=ridge, cross=cross, prior=jnp.full(2, 1.5, dtype))
+        assert mean.shape == posterior.mean.shape == (2, 1)
+        return jnp.sum(jnp.sin(mean)) + jnp.sum(posterior.mean) + jnp.sum(jnp.cos(posterior.variance))
+
+    ridge = jnp.asarray(0.2, dtype)
+    desired = jax.jit(jax.grad(dense, (0, 1, 2)))(x, y, ridge)
+    for form in ("matrix", "operator"):
+        actual = jax.jit(jax.grad(lambda *a, form=form: ours(*a, form), (0, 1, 2)))(x, y, ridge)
+        for left, right in zip(actual, desired, strict=True):
+            assert_close(left, right, rtol=5e-4 if dtype == "float32" else 1e-8)
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-10, 1e25])
+def test_units(unit):
+    root = np.asarray(points(0, 6, 6, "float32"))
+    gram, cross, y = root @ root.T, np.asarray(points(1, 2, 6, "float32")), np.asarray(points(2, 6, 1, "float32"))
+    prior = np.asarray([400.0, 500.0], np.float32)
+    one = sn.ntk.gp_posterior(gram, y, noise=0.1, cross=cross, prior=prior)
+    c = np.float32(unit)
+    other = sn.ntk.gp_posterior(c * gram, y / c, noise=0.1 * unit, cross=c * cross, prior=c * prior)
+    assert_close(np.asarray(other.mean, float) * unit, one.mean, rtol=1e-3)
+    assert_close(np.asarray(other.variance, float) / unit, one.variance, rtol=1e-3)
+    mean = sn.ntk.kernel_regression(c * gram, y / c, ridge=0.1 * unit, cross=c * cross)
+    assert_close(np.asarray(mean, float) * unit, one.mean, rtol=1e-3)
+
+
+def test_no_answer_where_the_residual_says_that_there_is_none():
+    """A ridge that is lost in the rounding of the kernel, and targets that the kernel does not contain."""
+    gram, y = jnp.ones((2, 2)) * jnp.asarray([[1.0, 1.0], [1.0, 1.0 + 2e-7]]), jnp.array([1.0, -1.0])
+    regress = lambda gram, y: sn.ntk.kernel_regression(gram, y, ridge=1e-9, cross=jnp.ones((1, 2)))
+    factor = np.linalg.cholesky(np.asarray(gram, np.float64) + 1e-9 * np.eye(2))
+    assert np.isfinite(factor).all()
+    with pytest.raises(NumericalError, match="NOT_DEFINITE"):
+        regress(jnp.ones((2, 2)), y)
+    assert np.isposinf(jax.jit(regress)(jnp.ones((2, 2)), y)).all()
+    assert_close(regress(gram, jnp.zeros(2)), [[0.0]])
+
+
+def test_targets_that_are_large_or_far_from_their_start():
+    gram, cross = jnp.diag(jnp.array([1.0, 2.0])), jnp.array([[1.0, 0.0]])
+    large = sn.ntk.kernel_regression(gram, jnp.array([3e38, 1.0]), ridge=1.0, cross=cross, f0=jnp.array([-3e38, 1.0]))
+    assert_close(large, [[3e38]], rtol=1e-6)
+    overflow = sn.ntk.kernel_regression(gram, jnp.array([3e38, 1.0]), ridge=0.0, cross=4 * cross)
+    assert np.asarray(overflow) == np.finfo(np.float32).max
+
+
+def test_without_promotion_and_beside_float64():
+    gram, y = jnp.eye(2), jnp.array([1.0, 2.0])
+    with jax.numpy_dtype_promotion("strict"):
+        assert_close(sn.ntk.kernel_regression(gram, y, ridge=1.0, cross=gram), [[0.5], [1.0]], rtol=1e-6)
+        sn.ntk.gp_posterior(gram, y, noise=1.0, cross=gram, prior=jnp.ones(2))
+        jax.grad(lambda ridge: sn.ntk.kernel_regression(gram, y, ridge=ridge, cross=gram)[0, 0])(1.0)
+    with jax.enable_x64(True):
+        out = sn.ntk.kernel_regression(gram, y, ridge=np.float64(1.0), cross=gram)
+        assert out.dtype == np.float32
+        op = sn.ntk.kernel_operator(lambda a, b: a @ b.T, gram)
+        assert sn.ntk.kernel_regression(op, y, ridge=1.0, cross=op.cross(gram)).dtype == np.float32
+
+
+WRONG = {
+    "gram": [None, "K", {}, np.eye(3) * 1j, np.eye(3, dtype=np.float16), np.eye(3, dtype=bool)],
+    "y": [None, "y", np.ones(3) * 1j, np.ones(3, bool), np.array([1e300, 0, 0]), np.ones(2, np.float32)],
+    "ridge": [None, "1", 1j, True, np.inf, np.ones(3), 1e39],
+    "cross": [None, "k", {}, np.eye(3) * 1j, np.ones((1, 2), np.float32)],
+    "f0": ["f", {}, np.array([1e300, 0, 0])],
+    "progress": ["yes", 1, None],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
+def test_wrong_arguments_are_named(name, value, untyped):
+    good = {"gram": np.eye(3, dtype=np.float32), "y": [1.0, 2.0, 3.0], "ridge": 0.1, "cross": np.eye(3, dtype=np.float32)}
+    with pytest.raises(ValueError, match=name):
+        sn.ntk.kernel_regression(**{**good, name: value})
+
+
+@pytest.mark.parametrize("prior", [None, "1", [-1.0, 1.0, 1.0], [np.nan, 1.0, 1.0], np.ones(3, int), np.ones(2, np.float32)])
+def test_wrong_priors_are_named(prior, untyped):
+    gram = np.eye(3, dtype=np.float32)
+    with pytest.raises(ValueError, match="prior"):
+        sn.ntk.gp_posterior(gram, [1.0, 2.0, 3.0], noise=0.1, cross=gram, prior=prior)

@@ -118,7 +118,7 @@ def test_bad_input(untyped):
     y = np.ones(10, np.float32)
     for change, message in [
         ({"op": np.eye(10, dtype=np.float32)}, "op must be an operator.*got ndarray"),
-        ({"ridge": -1.0}, "ridge must be a finite number of at least 0, got -1.0"),
+        ({"ridge": -1.0}, "ridge must be a finite number (of )?at least 0, got -1.0"),
         ({"rtol": 1e-9}, "rtol must lie between.*refine=True"),
         ({"rank": 11}, "rank must lie between 0 and the size 10"),
         ({"max_steps": 0}, "max_steps must be a positive integer"),
@@ -128,3 +128,123 @@ def test_bad_input(untyped):
     ]:
         with pytest.raises(ValueError, match=message):
             sn.ntk.solve(**{"op": op, "y": y, "ridge": 0.1, **change})
+
+
+@pytest.mark.parametrize("refine", [False, True])
+def test_units_of_the_right_hand_sides(refine):
+    """Columns of very different units, one of zeros: each is solved for as if it were alone."""
+    x = np.asarray(points(0, 12, 3, "float32"))
+    op = sn.ntk.kernel_operator(NET.kernel_fn, x)
+    units = np.array([1.0, 1e-30, 1e20, 1e30, 0.0, 1e-25])
+    y = (np.asarray(points(1, 12, 1, "float32"), np.float64) * units).astype(np.float32)
+    kernel, desired = dense_solution(x, y, 0.1)
+    sol = sn.ntk.solve(op, y, ridge=0.1, refine=refine)
+    value = np.asarray(sol.value, np.float64)
+    for column, unit in enumerate(units):
+        assert_close(value[:, column] / (unit or 1.0), desired[:, column] / (unit or 1.0), rtol=1e-5)
+    residual = ((kernel + 0.1 * np.eye(12)) @ value - y) / np.where(units > 0, units, 1)
+    true = np.max(np.linalg.norm(residual, axis=0) / np.linalg.norm(y[:, 0]))
+    assert 0.1 * true < sol.stats["residual"] < 1e-5
+    assert not np.asarray(sn.ntk.solve(op, np.zeros(12, np.float32), ridge=0.1).value).any()
+
+
+@pytest.mark.parametrize("rank", [0, 4, None])
+@pytest.mark.parametrize("unit", [1e-30, 1e30])
+def test_units_of_the_kernel(unit, rank):
+    x, y = np.asarray(points(0, 12, 12, "float32")), np.asarray(points(1, 12, 1, "float32"))[:, 0]
+    op = sn.ntk.kernel_operator(lambda a, b: np.float32(unit) * (a @ b.T), x)
+    value = np.asarray(sn.ntk.solve(op, y, ridge=0.1 * unit, rank=rank).value, np.float64)
+    desired = np.linalg.solve(np.asarray(x, float) @ np.asarray(x, float).T + 0.1 * np.eye(12), y)
+    assert_close(value * unit, desired, rtol=1e-4)
+
+
+def test_what_does_not_fit_the_precision_says_so():
+    op = sn.ntk.kernel_operator(lambda a, b: np.float32(1e25) * (a @ b.T), np.eye(3, dtype=np.float32))
+    sol = sn.ntk.solve(op, np.full(3, 1e-25, np.float32), throw=False)  # 1e-50
+    assert Result(int(sol.result)) is Result.STAGNATED
+    assert sol.stats["residual"] > 0.5
+    op = sn.ntk.kernel_operator(lambda a, b: np.float32(1e-25) * (a @ b.T), np.eye(3, dtype=np.float32))
+    sol = sn.ntk.solve(op, np.full(3, 1e25, np.float32), throw=False)  # 1e50
+    assert Result(int(sol.result)) is Result.NONFINITE_PRODUCT
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_singular_kernel_is_not_solved(traced):
+    """Zeros, and a direction of negative curvature, without a ridge."""
+    for matrix in (np.zeros((4, 4)), np.diag([1.0, 1.0, 1.0, -1.0])):
+        matrix = matrix.astype(np.float32)
+        op = sn.ntk.kernel_operator(lambda a, b, m=matrix: a @ m @ b.T, np.eye(4, dtype=np.float32))
+        solve = lambda y, op=op: sn.ntk.solve(op, y, rank=0, throw=False)
+        sol = (jax.jit(solve) if traced else solve)(np.eye(4, dtype=np.float32)[3])
+        assert Result(int(sol.result)) is Result.NOT_DEFINITE
+        assert sol.stats["residual"] > 0.5
+        assert np.isfinite(sol.value).all()
+
+
+def test_inside_transformations(dtype):
+    """Derivatives in y, ridge and the points are those of a dense solve; codes are traced, nothing is raised."""
+    x, y = points(0, 8, 3, dtype), points(1, 8, 2, dtype)
+    w = points(2, 8, 2, dtype)
+
+    def ours(x, y, ridge):
+        sol = sn.ntk.solve(sn.ntk.kernel_operator(NET.kernel_fn, x), y, ridge=ridge)
+        return jnp.sum(w * jnp.sin(sol.value))
+
+    def dense(x, y, ridge):
+        value = jnp.linalg.solve(NET.kernel_fn(x, None, "ntk") + ridge * jnp.eye(8, dtype=dtype), y)
+        return jnp.sum(w * jnp.sin(value))
+
+    ridge = jnp.asarray(0.3, dtype)
+    one, other = (jax.jit(jax.grad(f, (0, 1, 2)))(x, y, ridge) for f in (ours, dense))
+    for left, right in zip(one, other, strict=True):
+        assert_close(left, right, rtol=2e-4 if dtype == "float32" else 1e-8)
+    forward = jax.jvp(lambda y: ours(x, y, ridge), (y,), (w,))[1]
+    assert_close(forward, jnp.sum(other[1] * w), rtol=1e-4 if dtype == "float32" else 1e-8)
+
+    op = sn.ntk.kernel_operator(NET.kernel_fn, x)
+    sol = jax.jit(jax.vmap(lambda r: sn.ntk.solve(op, y[:, 0], ridge=r)))(jnp.asarray([0.3, 1.0], dtype))
+    assert sol.result.shape == (2,)
+    assert not np.asarray(sol.result).any()
+    for value, r in zip(sol.value, (0.3, 1.0), strict=True):
+        assert_close(value, sn.ntk.solve(op, y[:, 0], ridge=r).value, rtol=1e-4 if dtype == "float32" else 1e-8)
+    few = jax.jit(lambda y: sn.ntk.solve(op, y, ridge=1e-3, rank=0, max_steps=1))(y)
+    assert Result(int(few.result)) is Result.MAX_STEPS
+    assert few.stats["steps"] == 1
+
+
+def test_units_inside_jit():
+    x, y = np.asarray(points(0, 8, 3, "float32")), np.asarray(points(1, 8, 1, "float32"))
+    op = sn.ntk.kernel_operator(NET.kernel_fn, x)
+    units = np.array([1.0, 1e-30, 1e30, 0.0], np.float32)
+    sol = jax.jit(lambda y: sn.ntk.solve(op, y, ridge=0.1))(y * units)
+    assert int(sol.result) == 0
+    for column, unit in enumerate(units[:3]):
+        assert_close(np.asarray(sol.value[:, column], float) / unit, sol.value[:, 0], rtol=1e-5)
+    assert not np.asarray(sol.value[:, 3]).any()
+
+
+WRONG = {
+    "op": [None, "op", lambda v: v],
+    "y": [None, "y", np.ones(4) * 1j, np.ones(4, bool), np.array(["1"] * 4), np.full(4, 1e300), [[1.0], [2.0, 3.0]]],
+    "ridge": [None, "1", 1j, True, np.inf, np.ones(4), 1e39],
+    "rtol": ["1", 1j, np.nan, 2.0],
+    "rank": [1.5, "1", -1, True],
+    "key": [0, "key", np.ones(2)],
+    "max_steps": [None, 1.5, True, -1],
+    "refine": [None, 1, "no"],
+    "throw": [None, 1],
+    "progress": ["yes", 0],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
+def test_wrong_arguments_are_named(name, value, untyped):
+    good = {"op": sn.ntk.kernel_operator(lambda a, b: a @ b.T, np.eye(4, dtype=np.float32)), "y": [1.0, 2.0, 3.0, 4.0]}
+    with pytest.raises(ValueError, match=name):
+        sn.ntk.solve(**{**good, name: value})
+
+
+def test_refining_is_not_for_jit(untyped):
+    op = sn.ntk.kernel_operator(lambda a, b: a @ b.T, np.eye(4, dtype=np.float32))
+    with pytest.raises(ValueError, match="refine must be False inside jit"):
+        jax.jit(lambda y: sn.ntk.solve(op, y, refine=True).value)(jnp.ones(4))

@@ -158,3 +158,112 @@ def test_bad_input(untyped):
     ]:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-25, 1e25, 1e30])
+def test_units(unit):
+    """Lanczos, quadrature and alignment of c K: eigenvalues times c, the same weights."""
+    x, y = np.asarray(points(0, 30, 5, "float32")), np.asarray(points(1, 30, 1, "float32"))
+    op = ntk.kernel_operator(lambda a, b: a @ b.T, x)
+    scaled = ntk.kernel_operator(lambda a, b: np.float32(unit) * (a @ b.T), x)
+    ends, others = (ntk.extreme_eigenvalues(k, steps=9, dense_size=1) for k in (op, scaled))
+    for one, other in zip(jax.tree.leaves(ends), jax.tree.leaves(others), strict=True):
+        assert abs(float(other) / unit - float(one)) < 3e-4 * float(ends.largest)
+    for call in (ntk.spectral_density, lambda op, **options: ntk.target_alignment(op, y, **options)):
+        one, other = call(op, steps=4, dense_size=1), call(scaled, steps=4, dense_size=1)
+        assert_close(np.asarray(other.nodes, float) / unit, one.nodes, rtol=1e-4)
+        assert_close(other.weights, one.weights, rtol=1e-3)
+        dimension = ntk.effective_dimension(other, np.float32(0.3 * unit))
+        assert_close(dimension, ntk.effective_dimension(one, 0.3), rtol=1e-4)
+    large = ntk.target_alignment(op, np.float32(unit) * y)
+    assert_close(large.weights, ntk.target_alignment(op, y).weights, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dense_size", [0, 100])
+def test_kernels_of_zeros_and_of_one_point(dense_size):
+    dtype = "float32"
+    zero = ntk.kernel_operator(lambda a, b: 0 * (a @ b.T), np.ones((4, 2), dtype))
+    one = ntk.kernel_operator(lambda a, b: a @ b.T, np.ones((1, 2), dtype))
+    ends = ntk.extreme_eigenvalues(zero, dense_size=dense_size)
+    assert_close(np.asarray([*ends]), [0, 0])
+    assert not ends.resolved
+    assert_close(np.asarray([*ntk.extreme_eigenvalues(one, dense_size=dense_size)]), [2, 2], dtype)
+    for op, node in ((zero, 0), (one, 2)):
+        measure = ntk.spectral_density(op, dense_size=dense_size)
+        assert_close(measure.mean(lambda t: t), node, dtype)
+        assert_close(measure.cumulative(np.array([node + 1e-3])), [1], dtype)
+        y = np.ones((op.shape[0], 1), dtype)
+        assert_close(ntk.target_alignment(op, y, dense_size=dense_size).rows(lambda t: t), [node], dtype)
+        assert_close(ntk.effective_dimension(measure, np.array([0.0, 2.0])), [node / 2, node / 4], dtype)
+
+
+def test_effective_dimension_at_the_edges():
+    gram = jnp.diag(jnp.array([1.0, 2.0, 0.0]))
+    assert_close(ntk.effective_dimension(gram, np.array([0.0, 1.0, 1e38, 1e-38])), [2, 7 / 6, 0, 2], rtol=1e-6)
+    assert_close(ntk.effective_dimension(1.5e38 * gram, 3e38), 0.5 + 1 / 3, rtol=1e-6)
+    slope = jax.grad(lambda ridge: ntk.effective_dimension(gram, ridge))(1.0)
+    assert_close(slope, -(1 / 4 + 2 / 9), rtol=1e-5)
+
+
+def test_density_is_of_a_positive_bandwidth(untyped):
+    measure = ntk.spectral_density(jnp.diag(jnp.array([1.0, 3.0])))
+    grid = np.array([0.5, 1.0, 2.9], np.float32)
+    desired = sum(np.exp(-0.5 * ((grid - t) / 0.2) ** 2) for t in (1, 3)) / (0.2 * np.sqrt(2 * np.pi)) / 2
+    assert_close(measure.density(grid, 0.2), desired, rtol=1e-5)
+    assert_close(measure.density(list(map(float, grid)), np.float32(0.2)), desired, rtol=1e-5)
+    assert np.shape(measure.density(1.0, 0.2)) == ()
+    for bandwidth in (0.0, -1.0, np.nan, np.inf, None, "1", True, 1e-60):
+        with pytest.raises(ValueError, match="bandwidth"):
+            measure.density(grid, bandwidth)
+    for levels in (np.nan, np.array([1.0, np.nan]), None, "1", np.array([1j])):
+        with pytest.raises(ValueError, match="levels"):
+            measure.density(levels, 0.2)
+        with pytest.raises(ValueError, match="levels"):
+            measure.cumulative(levels)
+    assert float(measure.cumulative(np.inf)) == 1
+    slope = jax.grad(lambda width: measure.density(grid, width)[0])(0.2)
+    assert np.isfinite(slope)
+
+
+def test_targets_without_an_axis_of_outputs():
+    gram, y = jnp.diag(jnp.array([1.0, 2.0])), jnp.array([3.0, 4.0])
+    assert_close(ntk.target_alignment(gram, y).weights, [[0.36, 0.64]], rtol=1e-6)
+    assert_close(ntk.target_alignment(gram, 1e20 * y).weights, [[0.36, 0.64]], rtol=1e-6)
+    np.testing.assert_array_equal(ntk.target_alignment(gram, 0 * y).weights, 0)
+
+
+GRAM = np.eye(3, dtype=np.float32)
+BAD_GRAMS = [None, "K", {}, 1.0, GRAM * 1j, GRAM.astype(bool), GRAM.astype(np.float16), np.diag([1e39, 1.0]), lambda a, b: a]
+
+
+@pytest.mark.parametrize("gram", BAD_GRAMS)
+def test_kernels_that_are_none_are_named(gram, untyped):
+    for call in (ntk.extreme_eigenvalues, ntk.spectral_density, lambda g: ntk.effective_dimension(g, 1.0)):
+        with pytest.raises(ValueError, match="op"):
+            call(gram)
+    with pytest.raises(ValueError, match="op"):
+        ntk.target_alignment(gram, np.ones(3, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("steps", [None, "1", 1.5, True, -1]),
+        ("dense_size", [None, "1", 1.5, True, -1]),
+        ("key", [0, "key", np.ones(2), 1.0]),
+        ("probes", [None, 1.5, True]),
+        ("ridge", [None, "1", 1j, np.nan, True, -1.0, [-1.0], np.array([1j])]),
+    ],
+)
+def test_wrong_options_are_named(name, values, untyped):
+    calls = [ntk.effective_dimension] if name == "ridge" else [ntk.spectral_density]
+    if name in ("steps", "dense_size", "key"):
+        calls.append(ntk.extreme_eigenvalues)
+    for value in values:
+        for call in calls:
+            with pytest.raises(ValueError, match=name):
+                call(GRAM, **{name: value})
+    with pytest.raises(ValueError, match="options"):
+        ntk.effective_dimension(ntk.spectral_density(GRAM), 1.0, steps=3)
+    with pytest.raises(ValueError, match="function"):
+        ntk.spectral_density(GRAM).mean(3)
