@@ -11,6 +11,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from softntk._norms import scaled_norm
 from softntk.curvature.structured import StructuredOperator
 from softntk.solvers import _dense, _krylov, _sampled
 from softntk.solvers._damping import DAMPINGS
@@ -198,7 +199,7 @@ def _preconditioned(options: Options, model: Model, g: Array, trial: Trial, stat
 
 def _rtol(g: Float[Array, " d"], state: NewtonState) -> Float[Array, ""]:
     """How exactly to solve: as the gradient has shrunk in the last step, so that convergence is faster than linear."""
-    shrunk = jnp.linalg.norm(g) / jnp.where(state.gradient_norm > 0, state.gradient_norm, jnp.inf)
+    shrunk = scaled_norm(g) / jnp.where(state.gradient_norm > 0, state.gradient_norm, jnp.inf)
     return jnp.where(state.gradient_norm > 0, jnp.clip(shrunk**1.5, _TIGHTEST, _LOOSEST), _LOOSEST)
 
 

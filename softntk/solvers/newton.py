@@ -31,6 +31,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from softntk._norms import scaled_norm
 from softntk._validation import check_positive, check_positive_int
 from softntk.activations import unknown
 from softntk.solution import Result
@@ -174,12 +175,12 @@ def scale_by_approx_newton(
         step = METHODS[sketch_size is not None, cg_steps is not None]
         outcome, seen = step(options, model, jnp.where(finite, g, 0), trial, state)
         moved = jnp.where(finite & jnp.isfinite(outcome.step), outcome.step, 0)
-        size = jnp.linalg.norm(moved)
+        size = scaled_norm(moved)
         result, proposed = jnp.asarray(Result.SUCCESSFUL), None
         if state.proposed is not None:
             expected, length = state.proposed
-            slack = 0.01 * length + 16 * jnp.finfo(flat.dtype).eps * jnp.linalg.norm(flat)
-            changed = (state.count > 0) & ~(jnp.linalg.norm(flat - expected) <= slack)
+            slack = 0.01 * length + 16 * jnp.finfo(flat.dtype).eps * scaled_norm(flat)
+            changed = (state.count > 0) & ~(scaled_norm(flat - expected) <= slack)
             result = jnp.where(changed, Result.STEP_CHANGED, state.result)
             proposed = (flat + moved, size)
         new = NewtonState(
@@ -192,7 +193,7 @@ def scale_by_approx_newton(
             sample_size=jnp.asarray(seen.rows, jnp.int32),
             conjugate_gradient_steps=state.conjugate_gradient_steps + seen.products.astype(jnp.int32),
             evaluations=state.evaluations + outcome.evaluations.astype(jnp.int32),
-            gradient_norm=jnp.where(finite, jnp.linalg.norm(g), state.gradient_norm),
+            gradient_norm=jnp.where(finite, scaled_norm(g), state.gradient_norm),
             result=jnp.where(finite, result, Result.NONFINITE_INPUT).astype(jnp.int32),
             proposed=proposed,
             sampler=seen.sampler,
