@@ -110,10 +110,15 @@ def _damped(model: Spectrum, mu: Float[Array, ""], value: Float[Array, ""]) -> F
     """The y of (values + μ) y = −slope, with μ as large at least as makes the model convex.
 
     The smallest curvature, if negative, is gone along even where there is no slope: no further than the residual is long.
+    At a stationary point, where nothing else is to be won, by a part of it that shrinks as μ grows.
     """
     least, small = jnp.maximum(-model.values[0], 0), jnp.sqrt(jnp.finfo(value.dtype).eps)
     shifted = model.values + jnp.where(least > 0, least * (1 + small) + mu, mu)
-    enough = jnp.maximum(jnp.abs(model.slope[0]), least * small * jnp.sqrt(2 * jnp.abs(value)))
+    residual = jnp.sqrt(2 * jnp.abs(value))
+    stationary = scaled_norm(model.slope) <= small * residual
+    part = jnp.where(least > 0, least / (least + mu), 0)
+    kick = jnp.where(stationary, (least * small + mu) * part, least * small) * residual
+    enough = jnp.maximum(jnp.abs(model.slope[0]), kick)
     slope = model.slope.at[0].set(
         jnp.where(model.slope[0] > 0, 1, -1) * jnp.where(model.negative, enough, jnp.abs(model.slope[0]))
     )
