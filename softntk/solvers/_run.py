@@ -25,6 +25,7 @@ _PATIENCE = 20  # steps without a smaller gradient or a smaller loss (beyond rou
 _LONGER = 200  # the same for transforms without curvature, which may swing; only while the loss stands still
 _DOUBTS = 5  # steps at a small enough gradient after which what still speaks against it is judged
 _FLAT = 0.9  # of the step before: steps towards a minimum shrink, on a plateau's slope they do not
+_FAR = 0.01  # of the way so far: a damped step of that length is no last one
 _UNLIKE = 0.1  # by which the loss falls more or less than Newton's model says, before a step is doubted
 _CAPACITY = 256  # steps of a chunk, at most
 _SECONDS = 0.3  # that a chunk should take
@@ -160,7 +161,9 @@ def _is_there(carry: _Carry, options: Options) -> Array:
     return (carry.norm <= _tolerance(carry, options)) & ~carry.uncertain
 
 
-def _is_plateau(carry: _Carry, options: Options, updates: Params, size: Array, value: Array) -> Array:
+def _is_plateau(
+    carry: _Carry, options: Options, updates: Params, size: Array, value: Array, kind: Array
+) -> Array:
     """Return whether a step of Newton's kind runs along a plateau instead of into a minimum.
 
     Towards a minimum steps shrink, however flat it is; where the loss flattens out exponentially, as
@@ -173,7 +176,8 @@ def _is_plateau(carry: _Carry, options: Options, updates: Params, size: Array, v
     fall = carry.value - value
     as_said = jnp.abs(fall - predicted) <= _UNLIKE * jnp.abs(predicted)
     eps = jnp.finfo(size.dtype).eps
-    length = jnp.maximum(_FLAT * carry.step_norm, jnp.sqrt(eps) * carry.path_length)
+    length = jnp.where(kind == Step.NEWTON, _FLAT * carry.step_norm, _FAR * carry.path_length)
+    length = jnp.maximum(length, jnp.sqrt(eps) * carry.path_length)
     vanished = jnp.abs(value) <= options.rtol * jnp.abs(carry.first_value)
     return (size > length) & ~as_said & ~vanished
 
@@ -199,8 +203,11 @@ def _step(problem: Any, tx: Any, options: Options, carry: _Carry) -> tuple[_Carr
     stalled = jnp.where(improved, 0, carry.stalled + 1)
     patience = _LONGER if told is None else _PATIENCE
     small = norm <= _tolerance(carry, options)
-    plateau = jnp.asarray(False) if told is None else _is_plateau(carry, options, updates, size, value)
-    uncertain = jnp.asarray(False) if told is None else told.negative_curvature | (plateau & small)
+    plateau = jnp.asarray(False)
+    uncertain = plateau
+    if told is not None:
+        plateau = _is_plateau(carry, options, updates, size, value, told.kind)
+        uncertain = told.negative_curvature | (plateau & small)
     fell = value < carry.value - rounding
     doubted = good & small & uncertain & (plateau | ~fell)
     doubts = jnp.where(doubted, carry.doubts + 1, 0).astype(jnp.int32)
