@@ -11,8 +11,7 @@ class Progress:
                 from rich.console import Console
             except ImportError as error:
                 raise ModuleNotFoundError(
-                    "progress=True shows its line with rich, which is not installed: "
-                    "pip install rich, or use progress=False."
+                    "progress=True shows its line with rich, which is not installed: pip install rich, or use progress=False."
                 ) from error
             self._status = Console().status(title)
             self._status.start()

@@ -47,13 +47,9 @@ _ADVICE = {
         "(ntk.extreme_eigenvalues)."
     ),
     Result.NONFINITE_INPUT: "The loss is NaN or infinite at the starting point. Look for non-finite data or parameters.",
-    Result.MAX_STEPS: (
-        "The steps ran out before the tolerance was reached. Allow more max_steps or a larger "
-        "tolerance."
-    ),
+    Result.MAX_STEPS: ("The steps ran out before the tolerance was reached. Allow more max_steps or a larger tolerance."),
     Result.STAGNATED: (
-        "The true residual, or the gradient, no longer falls: the precision is exhausted. Use "
-        "float64 or a larger rtol."
+        "The true residual, or the gradient, no longer falls: the precision is exhausted. Use float64 or a larger rtol."
     ),
     Result.NONFINITE_PRODUCT: (
         "A product with the operator is NaN or infinite: points outside the network's domain, or an overflow."

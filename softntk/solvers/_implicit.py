@@ -84,9 +84,7 @@ def _least_norm_solution(operator: lx.AbstractLinearOperator, right: Any) -> Any
 
     if len(flat) <= _DENSE:
         matrix = lax.stop_gradient(operator.as_matrix()).astype(flat.dtype)
-        solution = lax.custom_linear_solve(
-            product, flat, lambda _, r: _pseudo_inverse_times(matrix, r), symmetric=True
-        )
+        solution = lax.custom_linear_solve(product, flat, lambda _, r: _pseudo_inverse_times(matrix, r), symmetric=True)
     else:
         solution = lax.custom_linear_solve(product, flat, _conjugate_gradients, symmetric=True)
     return unravel(solution)

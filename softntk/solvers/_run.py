@@ -15,6 +15,7 @@ from softntk._norms import tree_norm
 from softntk._progress import Progress
 from softntk.solution import Result, Solution
 from softntk.solvers import _checkpoint
+from softntk.solvers._bound import Bound
 from softntk.solvers._default import default_transform
 from softntk.solvers._programs import program, without_derivatives
 from softntk.solvers._trial import Step
@@ -161,9 +162,7 @@ def _is_there(carry: _Carry, options: Options) -> Array:
     return (carry.norm <= _tolerance(carry, options)) & ~carry.uncertain
 
 
-def _is_plateau(
-    carry: _Carry, options: Options, updates: Params, size: Array, value: Array, kind: Array
-) -> Array:
+def _is_plateau(carry: _Carry, options: Options, updates: Params, size: Array, value: Array, kind: Array) -> Array:
     """Return whether a step of Newton's kind runs along a plateau instead of into a minimum.
 
     Towards a minimum steps shrink, however flat it is; where the loss flattens out exponentially, as
@@ -183,9 +182,9 @@ def _is_plateau(
 
 
 def _step(problem: Any, tx: Any, options: Options, carry: _Carry) -> tuple[_Carry, _History]:
-    updates, state = tx.update(
-        carry.grad, carry.state, carry.x, value=carry.value, grad=carry.grad, value_fn=lambda x: problem(x)
-    )
+    # A plain function of one argument: line searches look at its signature.
+    value_fn = problem if isinstance(problem, Bound) else lambda x: problem(x)
+    updates, state = tx.update(carry.grad, carry.state, carry.x, value=carry.value, grad=carry.grad, value_fn=value_fn)
     x = optax.apply_updates(carry.x, updates)
     value, grad = _value_and_gradient(problem, x)
     value = value.astype(carry.value.dtype)
