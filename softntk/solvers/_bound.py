@@ -110,3 +110,15 @@ def _check_leaf(name: str, leaf: Any, *, alone: bool) -> None:
             f"{type(leaf).__name__}. Of a model with other leaves pass the arrays: "
             "eqx.partition(model, eqx.is_inexact_array)."
         )
+
+
+def check_scalar(name: str, loss: Any) -> None:
+    """Refuse what is no floating-point scalar; the argument has shape and dtype only."""
+    shape = getattr(loss, "shape", None)
+    if shape != ():
+        what = f"a {type(loss).__name__}" if shape is None else f"shape {shape}"
+        raise ValueError(
+            f"{name} must return a scalar, the loss; got {what}. Sum the losses of rows, and return nothing beside it."
+        )
+    if not jnp.issubdtype(loss.dtype, jnp.floating):
+        raise ValueError(f"{name} must return a floating-point scalar, got dtype {loss.dtype}.")

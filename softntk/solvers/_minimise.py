@@ -37,7 +37,7 @@ from softntk._validation import (
 from softntk.regression.problem import Problem
 from softntk.solution import Result, Solution
 from softntk.solvers import _implicit, _run, _units
-from softntk.solvers._bound import Bound, as_argument, split
+from softntk.solvers._bound import Bound, as_argument, check_scalar, split
 from softntk.solvers._contraction import with_contraction
 from softntk.solvers._programs import has_arrays
 from softntk.solvers.transforms import check_transform
@@ -100,7 +100,8 @@ def minimise(
         Ctrl-C returns the best point with ``Result.INTERRUPTED``.
 
     Raises:
-        ValueError: x0 without floating-point arrays, a tx that is no optax transform, args that are no tuple, a loss that is no scalar, tolerances negative or rtol below what the
+        ValueError: x0 without floating-point arrays, a tx that is no optax transform, args that are no tuple,
+            a loss that is no scalar, tolerances negative or rtol below what the
             precision gives, max_steps negative; a checkpoint that is damaged or belongs to another run; progress, checkpoint or
             theory under a transformation.
         NumericalError: under ``throw``, when it did not succeed; the message is the advice.
@@ -170,15 +171,7 @@ def _check_kinds(problem: Any, tx: Any, args: Any, checkpoint: Any) -> None:
 
 
 def _check_loss(problem: Any, x0: Params) -> jnp.dtype:
-    loss = jax.eval_shape(problem, x0)
-    shape = getattr(loss, "shape", None)
-    if shape != ():
-        what = f"a {type(loss).__name__}" if shape is None else f"shape {shape}"
-        raise ValueError(
-            f"problem must return a scalar, the loss; got {what}. Sum the losses of rows, and return nothing beside it."
-        )
-    if not jnp.issubdtype(loss.dtype, jnp.floating):
-        raise ValueError(f"problem must return a floating-point scalar, got dtype {loss.dtype}.")
+    check_scalar("problem", jax.eval_shape(problem, x0))
     dtypes = [leaf.dtype for leaf in jax.tree.leaves(x0)]
     return min(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
 
