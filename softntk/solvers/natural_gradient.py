@@ -44,6 +44,7 @@ from softntk.solvers._trial import Step
 Params = Any
 
 _TRIALS = 10  # solutions with a larger ridge, at most
+_ROUNDINGS = 4  # ε times the terms of F: residuals that are no larger are zero
 _ALIKE = 0.99  # the cosine between the gradient and that of ½‖F − Y‖², at least
 _ENOUGH, _GOOD = 1e-4, 0.75  # of the predicted decrease: a step is taken; the ridge is lowered
 
@@ -193,11 +194,14 @@ def natural_gradient(
         outputs = outputs.astype(y.dtype)
         residual = outputs - y
         eps = float(jnp.finfo(y.dtype).eps)
-        fits = scaled_norm(residual) <= 4 * eps * (scaled_norm(outputs) + scaled_norm(y))
         # 2. The kernel as an operator, and its mean over outputs, which preconditions.
         operator = ntk.operator(kernel_of, moving, rows)
         mean = ntk.empirical(kernel_of, moving, rows, outputs="mean")
         size = jnp.mean(jnp.diagonal(mean))
+        # F is a sum of about ∂F/∂θ ∘ θ, whose terms may cancel (antisymmetric networks).
+        weight = tree_norm(moving) / sum(leaf.size for leaf in jax.tree.leaves(moving)) ** 0.5
+        terms = _rms(outputs) + _rms(y) + (jnp.sqrt(size) * weight).astype(y.dtype)
+        fits = _rms(residual) <= _ROUNDINGS * eps * terms
         noise = 1e3 * eps * jnp.sqrt(len(x) * size) * scaled_norm(residual)
         given = eqx.filter(updates if grad is None else grad, eqx.is_inexact_array)
         foreign = ~fits & _is_foreign(given, pull(residual)[0], noise)
@@ -250,6 +254,11 @@ def natural_gradient(
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
 
 
+def _rms(v: Array) -> Float[Array, ""]:
+    """Return the root mean square, the norm in which lineax' tolerance is relative to a unit right side."""
+    return scaled_norm(v) / v.size**0.5
+
+
 def _relative(rest: Array, whole: Array) -> Float[Array, ""]:
     size = scaled_norm(whole)
     return jnp.where(size > 0, scaled_norm(rest) / jnp.where(size > 0, size, 1), 0)
@@ -288,10 +297,9 @@ def _solve(
     system = lx.FunctionLinearOperator(product, structure, lx.positive_semidefinite_tag)
     preconditioner = lx.FunctionLinearOperator(inverse, structure, lx.positive_semidefinite_tag)
     # Of a right side of root mean square one, lineax' absolute tolerance is relative to it.
-    size = scaled_norm(right) / right.size**0.5
+    size = _rms(right)
     scale = jnp.where(size > 0, size, 1)
-    rms = lambda v: scaled_norm(v) / v.size**0.5
-    solver = lx.CG(rtol=0.0, atol=rtol, max_steps=max_steps, norm=rms)
+    solver = lx.CG(rtol=0.0, atol=rtol, max_steps=max_steps, norm=_rms)
     found = lx.linear_solve(system, right / scale, solver, options={"preconditioner": preconditioner}, throw=False)
     value = scale * found.value
     return value, jnp.asarray(found.stats["num_steps"], jnp.int32), product(value)
