@@ -1,6 +1,5 @@
 """A loss bound to what is not minimised over: further arguments, and leaves that are no floats."""
 
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -25,7 +24,8 @@ class Bound:
         constants: params with None in the place of each leaf that is minimised over.
     """
 
-    def __init__(self, function: Callable[..., Any], args: tuple, constants: Params) -> None:
+    # A pytree is also made of what is no function: shapes, None, positions.
+    def __init__(self, function: Any, args: Any, constants: Params) -> None:
         self.function = function
         self.args = args
         self.constants = constants
@@ -36,7 +36,7 @@ class Bound:
 
     def __call__(self, params: Params) -> Any:
         """Return the loss."""
-        return self.function(self.complete(params), *self.args)
+        return self.function(self.complete(params), *self.args)  # a loss (params, *args)
 
     def tree_flatten(self) -> tuple[tuple, None]:
         """Return the children: all of it."""

@@ -24,6 +24,7 @@ Params = Any
 
 _PATIENCE = 20  # steps without a smaller gradient or a smaller loss (beyond rounding), after which Newton will do no more
 _LONGER = 200  # the same for transforms without curvature, which may swing; only while the loss stands still
+_PROGRESS = 0.9  # of the smallest gradient: what is not below that may be luck, at the floor of rounding
 _DOUBTS = 5  # steps at a small enough gradient after which what still speaks against it is judged
 _FLAT = 0.9  # of the step before: steps towards a minimum shrink, on a plateau's slope they do not
 _FAR = 0.01  # of the way so far: a damped step of that length is no last one
@@ -55,7 +56,7 @@ class _Carry(NamedTuple):
     norm: Array  # of the gradient
     first_norm: Array
     largest_norm: Array
-    smallest_norm: Array
+    smallest_norm: Array  # when it was last smaller by more than noise
     stalled: Array  # steps for which nothing got better
     anchor: Array  # the loss when something last did
     uncertain: Array  # whether the curvature is negative, or a plateau, as far as is known
@@ -196,7 +197,8 @@ def _step(problem: Any, tx: Any, options: Options, carry: _Carry) -> tuple[_Carr
     # Of losses that differ by rounding alone the smaller gradient decides.
     equal = jnp.abs(value - carry.best_value) <= rounding
     better = good & jnp.where(equal, norm < carry.best_norm, value < carry.best_value)
-    improved = (norm < carry.smallest_norm) | (value < carry.anchor - rounding)
+    smaller = norm < _PROGRESS * carry.smallest_norm
+    improved = smaller | (value < carry.anchor - rounding)
     if told is None:
         improved |= ~(jnp.abs(value - carry.value) <= rounding)
     stalled = jnp.where(improved, 0, carry.stalled + 1)
@@ -228,7 +230,7 @@ def _step(problem: Any, tx: Any, options: Options, carry: _Carry) -> tuple[_Carr
         norm=jnp.where(good, norm, carry.norm),
         first_norm=carry.first_norm,
         largest_norm=jnp.where(good, jnp.maximum(norm, carry.largest_norm), carry.largest_norm),
-        smallest_norm=jnp.where(good, jnp.minimum(norm, carry.smallest_norm), carry.smallest_norm),
+        smallest_norm=jnp.where(good & smaller, norm, carry.smallest_norm),
         stalled=stalled.astype(jnp.int32),
         anchor=jnp.where(improved, value, carry.anchor),
         uncertain=uncertain,
