@@ -127,7 +127,7 @@ def draw(key: PRNGKeyArray, pi: Float[Array, " n"], size: int) -> Sample:
     drawn = jnp.minimum(jnp.searchsorted(ladder, uniform, side="right"), last)
     indices, counts = jnp.unique(drawn, size=size, fill_value=n, return_counts=True)
     chance = pi.at[indices].get(mode="fill", fill_value=1)
-    return Sample(indices=indices, scales=jnp.where(indices < n, counts / (size * chance), 0).astype(pi.dtype))
+    return Sample(indices=indices, scales=jnp.where(indices < n, counts.astype(pi.dtype) / (size * chance), 0))
 
 
 def sketched(op: StructuredOperator, sample: Sample) -> StructuredOperator:

@@ -105,7 +105,7 @@ def krylov(multiply: Apply, factor: Factor | None, g: Vector, value: Array, rtol
         )
 
     s = lax.while_loop(lambda s: ~s.done & (s.room > 0), step, start)
-    used = jnp.arange(k) < s.count
+    used = jnp.arange(k, dtype=jnp.int32) < s.count
     T = jnp.diag(jnp.where(used, s.diagonal, 0))
     off = jnp.where(used[1:], s.off[:-1], 0)
     T = T + jnp.diag(off, 1) + jnp.diag(off, -1)

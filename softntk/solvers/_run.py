@@ -232,7 +232,7 @@ def _step(problem: Any, tx: Any, options: Options, carry: _Carry) -> tuple[_Carr
         largest_norm=jnp.where(good, jnp.maximum(norm, carry.largest_norm), carry.largest_norm),
         smallest_norm=jnp.where(good & smaller, norm, carry.smallest_norm),
         stalled=stalled.astype(jnp.int32),
-        anchor=jnp.where(improved, value, carry.anchor),
+        anchor=jnp.where(improved, jnp.minimum(value, carry.anchor), carry.anchor),
         uncertain=uncertain,
         doubts=doubts,
         first_value=carry.first_value,
@@ -316,7 +316,7 @@ def as_one_loop(
         return start, *_advance(problem, tx, options, start, max_steps, max(max_steps, 1))
 
     start, carry, history = without_derivatives(run, problem, x0)
-    index = jnp.minimum(jnp.arange(max_steps), jnp.maximum(carry.count - 1, 0))
+    index = jnp.minimum(jnp.arange(max_steps, dtype=jnp.int32), jnp.maximum(carry.count - 1, 0))
     history = jax.tree.map(lambda kept: kept[index], history)
     none = carry.count == 0
     history = history._replace(

@@ -71,7 +71,7 @@ def test_levels_of_a_sample(learned, level, distortion, wanted, x64):
 @pytest.mark.parametrize(
     ("sizes", "cg_steps"), [((2000,), None), ((2001,), 40), ((1000, 1001), 40), ((1000, 1000), None)]
 )
-def test_what_is_formed_as_a_matrix_without_rows(sizes, cg_steps, monkeypatch):
+def test_what_is_formed_as_a_matrix_without_rows(sizes, cg_steps, monkeypatch, untyped):
     """The size of all leaves together decides."""
     leaves = tuple(jax.ShapeDtypeStruct((size,), jnp.float32) for size in sizes)
     problem = SimpleNamespace(hessian=lambda x: x, structure=(leaves, None))

@@ -34,7 +34,7 @@ def test_a_solution_survives_pickling():
         np.testing.assert_array_equal(left, right)
 
 
-def test_many_solutions_count_their_results():
+def test_many_solutions_count_their_results(untyped):
     many = Solution(value=jnp.zeros((3, 2)), result=jnp.array([0, 3, 3]), stats={}, state=None)
     assert many.advice.startswith("1 of 3 SUCCESSFUL: The routine did what it was asked for.")
     assert "2 of 3 MAX_STEPS: The steps ran out" in many.advice
