@@ -7,8 +7,12 @@ class Progress:
     def __init__(self, shown: bool, title: str) -> None:
         self._status, self._title = None, title
         if shown:
-            from rich.console import Console
-
+            try:
+                from rich.console import Console
+            except ImportError as error:
+                raise ModuleNotFoundError(
+                    "progress=True shows its line with rich, which is not installed: pip install rich, or use progress=False."
+                ) from error
             self._status = Console().status(title)
             self._status.start()
 

@@ -1,12 +1,15 @@
 """What every iterative routine of softntk returns: a value, how it went, and enough to go on from there."""
 
 import enum
+from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Array, Int
 
 from softntk._records import record
+from softntk._validation import is_concrete
 
 
 class Result(enum.IntEnum):
@@ -27,6 +30,8 @@ class Result(enum.IntEnum):
     STEP_CHANGED = 12
     NO_STEP = 13
     NONFINITE_SCORE = 14
+    PLATEAU = 15
+    FOREIGN_LOSS = 16
 
     @property
     def advice(self) -> str:
@@ -42,13 +47,9 @@ _ADVICE = {
         "(ntk.extreme_eigenvalues)."
     ),
     Result.NONFINITE_INPUT: "The loss is NaN or infinite at the starting point. Look for non-finite data or parameters.",
-    Result.MAX_STEPS: (
-        "The steps ran out before the tolerance was reached. Allow more max_steps or a larger tolerance; in ntk.solve also a "
-        "larger rank or ridge."
-    ),
+    Result.MAX_STEPS: ("The steps ran out before the tolerance was reached. Allow more max_steps or a larger tolerance."),
     Result.STAGNATED: (
-        "The true residual, or the gradient, no longer falls: the precision is exhausted. Use float64 or a larger rtol; in "
-        "ntk.solve also refine=True or a larger ridge."
+        "The true residual, or the gradient, no longer falls: the precision is exhausted. Use float64 or a larger rtol."
     ),
     Result.NONFINITE_PRODUCT: (
         "A product with the operator is NaN or infinite: points outside the network's domain, or an overflow."
@@ -74,6 +75,17 @@ _ADVICE = {
         "No step made the loss fall. Is the gradient that of the loss, and the loss smooth? Near a minimum: use float64, or a "
         "larger tolerance."
     ),
+    Result.PLATEAU: (
+        "The gradient vanished, but so did the curvature: a plateau (a saturated softmax, dead "
+        "units), which is no minimum. Start elsewhere, or shorten the first steps: "
+        'approx_newton(…, damping="trust_region").'
+    ),
+    Result.FOREIGN_LOSS: (
+        "natural_gradient minimises ½‖F − Y‖², or a multiple of it, and the gradient that it was "
+        "given is that of another loss. Minimise 0.5 * sum((apply_fn(params, x) - y) ** 2) alone; "
+        "for other losses use approx_newton with the Gauss–Newton curvature of that loss, or "
+        "optax.lbfgs."
+    ),
     Result.NONFINITE_SCORE: (
         "A score is NaN or infinite on the way from noise to data, or the way leads out of range. Look at score_fn(t, x) for t "
         "from min_time to the horizon; where it is finite: use more steps or a larger min_time."
@@ -82,6 +94,19 @@ _ADVICE = {
         "The loss or its curvature exceeds the largest number of this precision. Take a shorter step, scale the rows of A "
         "down, use float64, or the normalized form, which does not overflow."
     ),
+}
+
+
+# What a routine adds to the advice of a code; a routine is known by a quantity that it alone records.
+_RECORDED = {"gradient_norm": "minimise", "residual": "ntk.solve"}
+_ADDED = {
+    (Result.MAX_STEPS, "minimise"): (
+        "In minimise: max_steps=, rtol= (relative to the first gradient) or atol=; of a problem "
+        "with a Hessian also the default transform, tx=None."
+    ),
+    (Result.MAX_STEPS, "ntk.solve"): "In ntk.solve: max_steps=, rtol=, or a larger rank= or ridge=.",
+    (Result.STAGNATED, "minimise"): "In minimise: rtol= or atol=.",
+    (Result.STAGNATED, "ntk.solve"): "In ntk.solve also refine=True, or a larger ridge=.",
 }
 
 
@@ -107,16 +132,66 @@ class Solution:
 
     @property
     def advice(self) -> str:
-        """The text behind ``result``; outside of jit only."""
-        return Result(int(np.asarray(self.result))).advice
+        """Return what the result means and what to do, of many solutions with counts.
+
+        Raises:
+            ValueError: under jit or vmap, where the result is not known.
+        """
+        parts = list(self._outcomes())
+        if np.ndim(self.result) == 0:
+            return parts[0][2]
+        total = np.size(self.result)
+        return " ".join(f"{count} of {total} {code.name}: {text}" for code, count, text in parts)
 
     def check(self) -> "Solution":
-        """The solution itself if it is successful.
+        """Return the solution itself if it is successful, of many solutions if all are.
 
         Raises:
             NumericalError: it is not; the message says what happened and what to do.
+            ValueError: under jit or vmap, where the result is not known.
         """
-        code = Result(int(np.asarray(self.result)))
-        if code is not Result.SUCCESSFUL:
-            raise NumericalError(f"{code.name}: {code.advice}")
-        return self
+        parts = list(self._outcomes())
+        if all(code is Result.SUCCESSFUL for code, _, _ in parts):
+            return self
+        single = np.ndim(self.result) == 0
+        raise NumericalError(f"{parts[0][0].name}: {self.advice}" if single else self.advice)
+
+    def _outcomes(self) -> Iterator[tuple[Result, int, str]]:
+        """Yield each code that occurs, how often, and its advice with what the routine adds."""
+        if not is_concrete(self.result):
+            raise ValueError(
+                "advice and check() need a result that is known: under jit or vmap look at "
+                "solution.result, and ask for advice outside."
+            )
+        stats = self.stats if isinstance(self.stats, dict) else {}
+        routines = [routine for name, routine in _RECORDED.items() if name in stats]
+        codes, counts = np.unique(np.asarray(self.result), return_counts=True)
+        for number, count in zip(codes, counts, strict=True):
+            code = Result(int(number))
+            additions = [_ADDED[code, routine] for routine in routines if (code, routine) in _ADDED]
+            yield code, int(count), " ".join([code.advice, *additions])
+
+    def __repr__(self) -> str:
+        """Return the result, what the value looks like and the names of the stats."""
+        leaves = jax.tree.leaves(self.value)
+        shapes = [_describe(leaf) for leaf in leaves[:3]] + (["…"] if len(leaves) > 3 else [])
+        steps = self.stats.get("steps") if isinstance(self.stats, dict) else None
+        known = isinstance(steps, np.ndarray | np.number | jax.Array | int) and is_concrete(steps)
+        count = f", steps={int(np.asarray(steps))}" if known and np.ndim(steps) == 0 else ""
+        names = list(self.stats) if isinstance(self.stats, dict) else type(self.stats).__name__
+        text = f"result={self._name()}, value={', '.join(shapes)}{count}, stats={names}"
+        return f"Solution({text}, state={type(self.state).__name__})"
+
+    def _name(self) -> str:
+        """Return the name of the result, or the names that occur."""
+        if not isinstance(self.result, np.ndarray | np.number | jax.Array | int):
+            return repr(self.result)
+        if not is_concrete(self.result):
+            return "traced"
+        codes = np.unique(np.asarray(self.result))
+        return "/".join(Result(int(code)).name for code in codes)
+
+
+def _describe(leaf: Any) -> str:
+    shape = getattr(leaf, "shape", None)
+    return type(leaf).__name__ if shape is None else f"{leaf.dtype}{list(shape)}"

@@ -23,10 +23,17 @@ def _plain(leaf: Any) -> np.ndarray:
     return np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
 
 
+def _storable(leaf: Any) -> np.ndarray:
+    """Return a leaf in a dtype that NumPy's files know: bfloat16 and its like as their bits."""
+    plain = _plain(leaf)
+    return plain.view(f"u{plain.dtype.itemsize}") if plain.dtype.kind == "V" else plain
+
+
 def _like(data: np.ndarray, leaf: Any) -> jax.Array:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(jnp.asarray(data), impl=jax.random.key_impl(leaf))
-    return jnp.asarray(data)
+    dtype = np.dtype(leaf.dtype)
+    return jnp.asarray(data.view(dtype) if dtype.kind == "V" else data)
 
 
 def fingerprint(tree: Any) -> str:
@@ -48,7 +55,7 @@ def save(path: str | os.PathLike, tree: Any, mark: str) -> None:
     """Write the leaves of a tree; whoever is killed on the way leaves the file that was there before."""
     path = Path(path)
     beside = path.with_name(path.name + ".writing")
-    leaves = {f"leaf_{i}": _plain(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
+    leaves = {f"leaf_{i}": _storable(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
     with open(beside, "wb") as file:
         np.savez(file, format=np.asarray(_FORMAT), fingerprint=np.asarray(mark), **leaves)  # pyright: ignore[reportArgumentType]
         file.flush()

@@ -16,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from softntk._norms import host_norm
 from softntk._records import record
+from softntk._validation import as_floating
 from softntk.regression.bounds import lipschitz
 from softntk.regression.problem import Problem
 from softntk.solution import Solution
@@ -59,7 +61,7 @@ def contraction(
         A :class:`Contraction`.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, NaN, negative distortions, another problem.
 
     Example:
         >>> import jax, jax.numpy as jnp, softntk as sn
@@ -71,19 +73,26 @@ def contraction(
 
     Source: see the module.
     """
-    path, distortion = np.asarray(path, np.float64), np.asarray(distortion, np.float64)
+    if not isinstance(problem, Problem):
+        raise ValueError(f"problem must be one of softntk.regression.problem, got {type(problem).__name__}.")
+    as_floating("path", path)
+    as_floating("distortion", distortion, empty=True)
+    path = np.asarray(path, np.float64)
+    distortion = np.asarray(distortion, np.float64)
     d = problem.shape[1]
     if path.ndim != 2 or path.shape[1] != d or distortion.shape != (len(path) - 1,):
         raise ValueError(f"path must be [T + 1, {d}] and distortion [T], got shapes {path.shape} and {distortion.shape}.")
+    if (distortion < 0).any():
+        raise ValueError(f"distortion must not be negative, got {float(distortion.min())}.")
     hessian = lambda x: np.asarray(problem.hessian(jnp.asarray(x, problem.dtype)).as_matrix(), np.float64)
     last = hessian(path[-1])
     strength = float(np.linalg.eigvalsh(last)[0])
-    distance = np.linalg.norm(path - path[-1], axis=1)
+    distance = host_norm(path - path[-1], axis=1)
     moved = distance > 0
     changes = [np.linalg.norm(hessian(x) - last, 2) / r for x, r in zip(path[moved], distance[moved], strict=True)]
     seen = float(max(changes, default=0.0))
     try:
-        proved = float(lipschitz(problem, max(float(np.max(np.linalg.norm(path, axis=1))), 1e-12)).hessian.ours)
+        proved = float(lipschitz(problem, max(float(np.max(host_norm(path, axis=1))), 1e-12)).hessian.ours)
     except ValueError:  # an activation without bounds
         proved = float("inf")
     before = distance[:-1]

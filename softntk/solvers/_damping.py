@@ -17,13 +17,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from softntk._norms import scaled_norm
 from softntk.solvers._trial import Outcome, Spectrum, Step, Trial, judge, outcome
 
 GOOD = 0.25  # of the predicted decrease: Newton's step is taken, a region is kept
-_ENOUGH = 1e-4  # of the predicted decrease: any other step is taken
+_ENOUGH = 0.01  # of the predicted decrease: any other step is taken
 _TRIALS = 30  # evaluations of the loss a step, at most
 _HALVINGS = 100  # of the interval that holds the multiplier
 _GROWTH, _SHRINKAGE = 3.0, 0.25
+_REACH = 1.0  # residuals that a first step may move the predictions by, as the linearisation says
 
 
 class Damping(NamedTuple):
@@ -46,7 +48,7 @@ def search(damping: Damping, model: Spectrum, trial: Trial, level: Float[Array, 
         y = damping.solve(model, level, trial.value)
         step, predicted = model.step(y), model.decrease(y)
         ratio = judge(trial, step, jnp.dot(model.slope, y), predicted)
-        level = damping.adapt(level, ratio, jnp.linalg.norm(y), count)
+        level = damping.adapt(level, ratio, scaled_norm(y), count)
         return count + 1, level, step, predicted, ratio > _ENOUGH
 
     start = damping.start(model, level, trial.value)
@@ -69,30 +71,33 @@ def _region(model: Spectrum, radius: Float[Array, ""], value: Float[Array, ""]) 
     values, slope, eps = model.values, model.slope, jnp.finfo(model.values.dtype).eps
     least = jnp.maximum(-values[0], 0)
     at = lambda multiplier: -slope / jnp.where(values + multiplier == 0, jnp.inf, values + multiplier)
-    inside = (values[0] > 0) & (jnp.linalg.norm(at(jnp.zeros_like(least))) <= radius)
+    inside = (values[0] > 0) & (scaled_norm(at(jnp.zeros_like(least))) <= radius)
 
     def halve(_: Any, bracket: tuple) -> tuple:
         low, high = bracket
         middle = 0.5 * (low + high)
-        long = jnp.linalg.norm(at(middle)) > radius
+        long = scaled_norm(at(middle)) > radius
         return jnp.where(long, middle, low), jnp.where(long, high, middle)
 
-    bracket = (least, least + jnp.linalg.norm(slope) / radius)
+    bracket = (least, least + scaled_norm(slope) / radius)
     multiplier = lax.fori_loop(0, _HALVINGS, halve, bracket)[1]
     # The hard case: no slope along the smallest curvature, which then has to be gone along to the boundary.
     flat = values - values[0] <= 8 * eps * jnp.max(jnp.abs(values))
     rest = jnp.where(flat, 0, -slope / jnp.where(flat, 1, values + least))
-    room = radius**2 - jnp.sum(rest**2)
-    level = jnp.linalg.norm(jnp.where(flat, slope, 0)) <= 8 * eps * jnp.linalg.norm(slope)
+    along_rest = scaled_norm(rest) / radius
+    room = 1 - along_rest**2
+    level = scaled_norm(jnp.where(flat, slope, 0)) <= 8 * eps * scaled_norm(slope)
     hard = (values[0] <= 0) & (room > 0) & level
-    along = rest.at[0].add(jnp.where(slope[0] > 0, -1, 1) * jnp.sqrt(jnp.maximum(room, 0)))
+    along = rest.at[0].add(jnp.where(slope[0] > 0, -1, 1) * radius * jnp.sqrt(jnp.maximum(room, 0)))
     return jnp.where(inside, at(jnp.zeros_like(least)), jnp.where(hard, along, at(multiplier)))
 
 
 def _first_radius(model: Spectrum, radius: Array, value: Array) -> Array:
     """Before anything is known: the length of the Gauss–Newton step; at a stationary point, that of the residual."""
-    length, eps = jnp.linalg.norm(model.slope), jnp.finfo(value.dtype).eps
-    natural = jnp.where(length**2 > eps * jnp.abs(value), length, jnp.sqrt(2 * jnp.abs(value)) + length)
+    length = scaled_norm(model.slope)
+    residual = jnp.sqrt(2 * jnp.abs(value))
+    small = jnp.sqrt(jnp.finfo(value.dtype).eps)
+    natural = jnp.where(length > small * residual, length, residual + length)
     return jnp.where(radius > 0, radius, jnp.where(natural > 0, natural, 1))
 
 
@@ -105,19 +110,37 @@ def _damped(model: Spectrum, mu: Float[Array, ""], value: Float[Array, ""]) -> F
     """The y of (values + μ) y = −slope, with μ as large at least as makes the model convex.
 
     The smallest curvature, if negative, is gone along even where there is no slope: no further than the residual is long.
+    At a stationary point, where nothing else is to be won, by a part of it that shrinks as μ grows.
     """
     least, small = jnp.maximum(-model.values[0], 0), jnp.sqrt(jnp.finfo(value.dtype).eps)
     shifted = model.values + jnp.where(least > 0, least * (1 + small) + mu, mu)
-    enough = jnp.maximum(jnp.abs(model.slope[0]), least * small * jnp.sqrt(2 * jnp.abs(value)))
+    residual = jnp.sqrt(2 * jnp.abs(value))
+    stationary = scaled_norm(model.slope) <= small * residual
+    part = jnp.where(least > 0, least / (least + mu), 0)
+    kick = jnp.where(stationary, (least * small + mu) * part, least * small) * residual
+    enough = jnp.maximum(jnp.abs(model.slope[0]), kick)
     slope = model.slope.at[0].set(
         jnp.where(model.slope[0] > 0, 1, -1) * jnp.where(model.negative, enough, jnp.abs(model.slope[0]))
     )
     return jnp.where(shifted > 0, -slope / jnp.where(shifted > 0, shifted, 1), 0)
 
 
+def _first_mu(model: Spectrum, mu: Float[Array, ""], value: Float[Array, ""]) -> Float[Array, ""]:
+    """Return a μ whose step is no longer than the residual, beyond which no model is to be trusted.
+
+    In the metric of Gauss–Newton ‖y‖ is what the predictions move, and √(2L) what they have to.
+    """
+    reach = _REACH * (scaled_norm(model.slope) + jnp.sqrt(2 * jnp.abs(value)))
+
+    def is_long(mu: Array) -> Array:
+        return (scaled_norm(_damped(model, mu, value)) > reach) & (mu < 1 / jnp.finfo(mu.dtype).eps)
+
+    return lax.while_loop(is_long, lambda mu: 4 * mu, jnp.maximum(mu, jnp.sqrt(jnp.finfo(mu.dtype).eps)))
+
+
 def _next_mu(mu: Array, ratio: Array, size: Array, count: Array) -> Array:
     lowered = mu * jnp.maximum(1 / 3, 1 - (2 * jnp.clip(ratio, 0, 1) - 1) ** 3)
-    return jnp.where(ratio > _ENOUGH, lowered, mu * 2.0 ** (count + 1))
+    return jnp.where(ratio > _ENOUGH, lowered, jnp.ldexp(mu, count + 1))
 
 
 DAMPINGS = {
@@ -130,7 +153,7 @@ DAMPINGS = {
     ),
     "levenberg_marquardt": Damping(
         Step.LEVENBERG_MARQUARDT,
-        lambda model, mu, value: jnp.maximum(mu, jnp.sqrt(jnp.finfo(mu.dtype).eps)),
+        _first_mu,
         _damped,
         _next_mu,
         lambda mu, predicted: mu / 10,

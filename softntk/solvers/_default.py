@@ -6,6 +6,7 @@ import optax
 
 from softntk.curvature import _matrices as matrices
 from softntk.regression.problem import Problem
+from softntk.solvers._units import in_own_units
 from softntk.solvers.newton import approx_newton
 
 _DENSE = 2000  # unknowns up to which a curvature without rows is formed as a matrix
@@ -17,7 +18,7 @@ _STEPS = 40  # conjugate gradient steps a step, at most
 def default_transform(problem: Any) -> optax.GradientTransformationExtraArgs:
     """Approximate Newton for what has a Hessian, L-BFGS for the rest."""
     if not hasattr(problem, "hessian"):
-        return optax.lbfgs()
+        return in_own_units(optax.lbfgs())
     options: dict[str, Any] = {"gauss_newton": getattr(problem, "gauss_newton", None), "damping": "levenberg_marquardt"}
     if isinstance(problem, Problem):
         n, d = problem.shape

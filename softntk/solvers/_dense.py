@@ -68,16 +68,27 @@ def diagonal(H: Matrix) -> Matrix:
     return jnp.diag(jnp.maximum(sizes, jnp.finfo(H.dtype).eps * jnp.max(sizes)))
 
 
-def spectrum(H: Matrix, M: Matrix, g: Vector) -> Spectrum:
-    """Of R⁻ᵀHR⁻¹ for M = RᵀR."""
+def spectrum(H: Matrix, M: Matrix, g: Vector, rounding: Vector | None = None) -> Spectrum:
+    """Return the spectrum of R⁻ᵀHR⁻¹ for M = RᵀR.
+
+    Args:
+        H: the curvature.
+        M: the metric.
+        g: the gradient.
+        rounding: r, where |H_jk| was computed with an error of r_j r_k; None: of a few ε |H_jk|.
+    """
     factor = factorise(M, _FLOOR)
     K = factor.halved_transposed(factor.halved_transposed(H).T)
     values, vectors = jnp.linalg.eigh(0.5 * (K + K.T))
     back = factor.halved(vectors)
     # The smallest counts as negative if it is beyond the rounding of the terms that it is the sum of.
     v = back[:, 0]
-    smallest, noise = jnp.dot(v, product(H, v)), jnp.dot(jnp.abs(v), product(jnp.abs(H), jnp.abs(v)))
-    negative = smallest < -4 * len(g) * jnp.finfo(H.dtype).eps * noise
+    smallest = jnp.dot(v, product(H, v))
+    noise = jnp.dot(jnp.abs(v), product(jnp.abs(H), jnp.abs(v)))
+    error = 4 * len(g) * jnp.finfo(H.dtype).eps * noise
+    if rounding is not None:
+        error = error + jnp.dot(jnp.abs(v), rounding) ** 2
+    negative = smallest < -error
     return Spectrum(values, back, product(back.T, g), negative)
 
 
@@ -97,6 +108,7 @@ def damped(
     damping: Damping,
     trial: Trial,
     level: Float[Array, ""],
+    rounding: Callable[[], Vector] | None = None,
 ) -> Outcome:
     """Newton's step where H is positive definite and the loss falls as the model says, else a damped one.
 
@@ -107,14 +119,17 @@ def damped(
     predicted = -0.5 * slope
     good = lax.cond(definite, lambda: judge(trial, step, slope, predicted) > GOOD, lambda: jnp.asarray(False))
     tried = definite.astype(jnp.int32)
-    by_diagonal = lambda level: search(damping, spectrum(H, diagonal(H), g), trial, level)
+
+    def search_in(M: Matrix, level: Float[Array, ""]) -> Outcome:
+        model = spectrum(H, M, g, None if rounding is None else rounding())
+        return search(damping, model, trial, level)
 
     def in_both() -> Outcome:
         assert metric is not None
-        first = search(damping, spectrum(H, metric(), g), trial, level)
+        first = search_in(metric(), level)
 
         def better() -> Outcome:
-            other = by_diagonal(jnp.zeros_like(level))
+            other = search_in(diagonal(H), jnp.zeros_like(level))
             wins = trial.after(other.step) < trial.after(first.step)
             # The metrics have a damping each: that of the other starts anew.
             chosen = jax.tree.map(lambda a, b: jnp.where(wins, a, b), other._replace(damping=level), first)
@@ -123,7 +138,7 @@ def damped(
         return lax.cond(first.predicted < _POOR * jnp.abs(trial.value), better, lambda: first)
 
     def searched() -> Outcome:
-        found = by_diagonal(level) if metric is None else in_both()
+        found = search_in(diagonal(H), level) if metric is None else in_both()
         return found._replace(evaluations=found.evaluations + tried)
 
     taken = lambda: outcome(step, damping.after_newton(level, predicted), Step.NEWTON, evaluations=tried)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from softntk._norms import scaled_norm
 from softntk.curvature._matrices import product
 from softntk.solvers._damping import GOOD, Damping, search
 from softntk.solvers._dense import Factor
@@ -60,13 +61,15 @@ def krylov(multiply: Apply, factor: Factor | None, g: Vector, value: Array, rtol
     halved, transposed = (lambda v: v, lambda v: v) if factor is None else (factor.halved, factor.halved_transposed)
     d, eps = len(g), jnp.finfo(g.dtype).eps
     first = transposed(g)
-    size = jnp.linalg.norm(first)
-    stationary = ~(size**2 > eps**2 * jnp.abs(value))
+    size = scaled_norm(first)
+    # Preconditioned, ‖g‖² is in the unit of the loss; otherwise there is nothing to compare with.
+    least = 0.0 if factor is None else eps * jnp.sqrt(jnp.abs(value))
+    stationary = ~(size > least)
     first = jnp.where(stationary, jax.random.normal(jax.random.key(0), (d,), g.dtype), first)
     k = min(max_steps, d)
     start = _State(
         count=jnp.asarray(0, jnp.int32),
-        basis=jnp.zeros((k + 1, d), g.dtype).at[0].set(first / jnp.linalg.norm(first)),
+        basis=jnp.zeros((k + 1, d), g.dtype).at[0].set(first / scaled_norm(first)),
         diagonal=jnp.zeros(k, g.dtype),
         off=jnp.zeros(k, g.dtype),
         pivot=jnp.ones((), g.dtype),
@@ -82,9 +85,9 @@ def krylov(multiply: Apply, factor: Factor | None, g: Vector, value: Array, rtol
         diagonal = jnp.dot(q, image)
         for _ in range(2):
             image = image - product(product(s.basis, image), s.basis)
-        off = jnp.linalg.norm(image)
+        off = scaled_norm(image)
         before = jnp.where(s.count > 0, s.off[s.count - 1], 0)
-        pivot = diagonal - before**2 / s.pivot
+        pivot = diagonal - before * (before / s.pivot)
         residual = s.residual * off / jnp.abs(pivot)
         convex = pivot > 0
         room = jnp.where(convex | s.indefinite, s.room - 1, jnp.minimum(s.room - 1, _BEYOND))
@@ -94,7 +97,7 @@ def krylov(multiply: Apply, factor: Factor | None, g: Vector, value: Array, rtol
             basis=s.basis.at[s.count + 1].set(jnp.where(exhausted, 0, image / jnp.where(off > 0, off, 1))),
             diagonal=s.diagonal.at[s.count].set(diagonal),
             off=s.off.at[s.count].set(off),
-            pivot=jnp.where(pivot == 0, eps, pivot),
+            pivot=jnp.where(pivot == 0, jnp.where(off > 0, eps * off, eps), pivot),
             residual=residual,
             room=room,
             indefinite=s.indefinite | ~convex,
@@ -102,13 +105,14 @@ def krylov(multiply: Apply, factor: Factor | None, g: Vector, value: Array, rtol
         )
 
     s = lax.while_loop(lambda s: ~s.done & (s.room > 0), step, start)
-    used = jnp.arange(k) < s.count
+    used = jnp.arange(k, dtype=jnp.int32) < s.count
     T = jnp.diag(jnp.where(used, s.diagonal, 0))
     off = jnp.where(used[1:], s.off[:-1], 0)
     T = T + jnp.diag(off, 1) + jnp.diag(off, -1)
     T = jnp.where(jnp.isfinite(T).all(), T, 0)
     # Places that were not used become values above all others, without slope.
-    T = T + jnp.diag(jnp.where(used, 0, 1 + 2 * jnp.max(jnp.abs(T))))
+    largest = jnp.max(jnp.abs(T))
+    T = T + jnp.diag(jnp.where(used, 0, jnp.where(largest > 0, 4 * largest, 1)))
     values, vectors = jnp.linalg.eigh(T)
     weights = jnp.sum(jnp.where(used[:, None], vectors**2, 0), axis=0) > 0.5
     basis = jnp.where(used[:, None], s.basis[:k], 0)
@@ -116,6 +120,13 @@ def krylov(multiply: Apply, factor: Factor | None, g: Vector, value: Array, rtol
     slope = product(back.T, g)
     negative = values[0] < -4 * d * eps * jnp.max(jnp.abs(jnp.where(weights, values, 0)))
     distortion = jnp.max(jnp.where(weights, jnp.abs(values - 1), 0))
+    if factor is None:
+        # Without a preconditioner the metric is ‖H‖ times the identity, so that no unit matters.
+        top = jnp.max(jnp.where(weights, jnp.abs(values), 0))
+        root = jnp.sqrt(jnp.where(top > 0, top, 1))
+        values = values / jnp.where(top > 0, top, 1)
+        back = back / root
+        slope = slope / root
     return Krylov(Spectrum(values, back, slope, negative), s.count, distortion)
 
 

@@ -11,6 +11,9 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from softntk._norms import scaled_norm
+from softntk.curvature import _matrices as matrices
+from softntk.curvature._matrices import product
 from softntk.curvature.structured import StructuredOperator
 from softntk.solvers import _dense, _krylov, _sampled
 from softntk.solvers._damping import DAMPINGS
@@ -95,16 +98,38 @@ def _solved(
     g: Float[Array, " d"],
     trial: Trial,
     state: NewtonState,
+    rounding: Callable[[], Float[Array, " d"]] | None = None,
 ) -> Outcome:
     if options.damping is None:
         return _dense.undamped(H, metric, g)
-    return _dense.damped(H, metric, g, DAMPINGS[options.damping], trial, state.damping)
+    return _dense.damped(H, metric, g, DAMPINGS[options.damping], trial, state.damping, rounding)
+
+
+def _rounding_of(operator: lx.AbstractLinearOperator) -> Callable[[], Float[Array, " d"]] | None:
+    """Return r with which |ΔH_jk| ≤ r_j r_k is the rounding of a structured H, a sum over rows.
+
+    Positive and negative rows cancel in H, their rounding does not: with |D| and |U||M||U|ᵀ instead,
+    the latter bounded by Cauchy and Schwarz, r_j² = γ Σ_i w_i A_ij², γ = 4(d + √n) ε.
+    """
+    if not isinstance(operator, StructuredOperator):
+        return None
+
+    def rounding() -> Float[Array, " d"]:
+        n, d = matrices.shape(operator.matrix)
+        factors = jnp.abs(operator.factors)
+        others = product(jnp.abs(operator.core), jnp.sum(factors, axis=0))
+        weights = jnp.abs(operator.logit_diagonal) + product(factors, others)
+        gamma = 4 * (d + n**0.5) * float(jnp.finfo(operator.dtype).eps)
+        return jnp.sqrt(gamma * matrices.squares(operator.matrix, weights))
+
+    return rounding
 
 
 def _exact(options: Options, model: Model, g: Array, trial: Trial, state: NewtonState) -> tuple[Outcome, Seen]:
     made = model.metric
     metric = None if made is None else lambda: made().as_matrix().astype(g.dtype)
-    outcome = _solved(options, model.operator.as_matrix().astype(g.dtype), metric, g, trial, state)
+    H = model.operator.as_matrix().astype(g.dtype)
+    outcome = _solved(options, H, metric, g, trial, state, _rounding_of(model.operator))
     return outcome, Seen(jnp.zeros((), g.dtype), 0, jnp.zeros((), jnp.int32), None)
 
 
@@ -198,7 +223,7 @@ def _preconditioned(options: Options, model: Model, g: Array, trial: Trial, stat
 
 def _rtol(g: Float[Array, " d"], state: NewtonState) -> Float[Array, ""]:
     """How exactly to solve: as the gradient has shrunk in the last step, so that convergence is faster than linear."""
-    shrunk = jnp.linalg.norm(g) / jnp.where(state.gradient_norm > 0, state.gradient_norm, jnp.inf)
+    shrunk = scaled_norm(g) / jnp.where(state.gradient_norm > 0, state.gradient_norm, jnp.inf)
     return jnp.where(state.gradient_norm > 0, jnp.clip(shrunk**1.5, _TIGHTEST, _LOOSEST), _LOOSEST)
 
 

@@ -27,12 +27,20 @@ import optax
 from jax import lax
 from jaxtyping import Array
 
-from softntk._validation import check_floating, is_concrete
+from softntk._validation import (
+    as_floating,
+    check_flag,
+    check_integer,
+    check_number,
+    is_concrete,
+)
 from softntk.regression.problem import Problem
 from softntk.solution import Result, Solution
-from softntk.solvers import _implicit, _run
+from softntk.solvers import _implicit, _run, _units
+from softntk.solvers._bound import Bound, as_argument, check_scalar, split
 from softntk.solvers._contraction import with_contraction
 from softntk.solvers._programs import has_arrays
+from softntk.solvers.transforms import check_transform
 
 Params = Any
 
@@ -50,6 +58,7 @@ def minimise(
     step_tol: float = 0.0,
     checkpoint: str | os.PathLike | None = None,
     theory: bool = False,
+    args: tuple = (),
 ) -> Solution:
     r"""Minimise a loss from x0, with any optax transform, until ‖∇L‖ ≤ max(atol, rtol ‖∇L(x0)‖).
 
@@ -63,9 +72,10 @@ def minimise(
     max_steps (+ 1) and repeat their last entry.
 
     Args:
-        problem: a problem of :mod:`softntk.regression`, or any function params → scalar. Gradients in closed form
+        problem: a problem of :mod:`softntk.regression`, or any function (params, *args) → scalar. Gradients in closed form
             (``problem.value_and_gradient``, ``.gradient``) are used where there are some.
-        x0: the start: an array, or a pytree of arrays.
+        x0: the start: an array, or a pytree of arrays. Leaves that are no floating-point arrays (functions of an equinox
+            module, counters, keys) are constants: the problem is given them, the transform is not.
         tx: the transform. None: for a problem with a ``hessian`` approximate Newton, exact or, where that is dearer, by
             conjugate gradients that a sample of rows preconditions, in a damping that measures steps by Gauss–Newton; L-BFGS
             with a line search for any other function.
@@ -80,6 +90,8 @@ def minimise(
             the first step.
         theory: keep the path, and compare it with the contraction that the papers promise; for problems of
             :func:`softntk.regression.problem`.
+        args: further arguments of the problem: pytrees, whose numbers and arrays may change without anything being compiled
+            again, and by which the result may be differentiated.
 
     Returns:
         A :class:`~softntk.solution.Solution`. ``value``: the minimiser, or the best point so far. ``stats``: "steps"; "loss"
@@ -88,7 +100,8 @@ def minimise(
         Ctrl-C returns the best point with ``Result.INTERRUPTED``.
 
     Raises:
-        ValueError: x0 not of floating-point arrays, a loss that is no scalar, tolerances negative or rtol below what the
+        ValueError: x0 without floating-point arrays, a tx that is no optax transform, args that are no tuple,
+            a loss that is no scalar, tolerances negative or rtol below what the
             precision gives, max_steps negative; a checkpoint that is damaged or belongs to another run; progress, checkpoint or
             theory under a transformation.
         NumericalError: under ``throw``, when it did not succeed; the message is the advice.
@@ -103,56 +116,84 @@ def minimise(
 
     Source: MATH.md section 4; implicit differentiation: Griewank and Walther (2008), Evaluating Derivatives, chapter 15.
     """
-    dtype = _check(problem, x0)
-    options = _run.Options(_check_tolerances(rtol, atol, step_tol, dtype), float(atol), float(step_tol), theory)
-    if isinstance(max_steps, bool) or not isinstance(max_steps, int | np.integer) or max_steps < 0:
-        raise ValueError(f"max_steps must be an integer of at least 0, got {max_steps!r}.")
+    _check_kinds(problem, tx, args, checkpoint)
+    throw = check_flag("throw", throw)
+    progress = check_flag("progress", progress)
+    theory = check_flag("theory", theory)
+    max_steps = check_integer("max_steps", max_steps, at_least=0)
     if theory and not isinstance(problem, Problem):
         raise ValueError(f"theory=True needs a problem of softntk.regression.problem, got {type(problem).__name__}.")
-    x0 = lax.stop_gradient(jax.tree.map(jnp.asarray, x0))
-    if not has_arrays(problem) and _closes_over_tracers(problem, x0):
+    if isinstance(problem, Problem) and isinstance(x0, list | tuple):
+        x0 = as_floating("x0", x0)
+    x0, constants = split("x0", x0)
+    if args or jax.tree.leaves(constants):
+        problem = Bound(problem, jax.tree.map(as_argument, args), constants)
+    dtype = _check_loss(problem, x0)
+    options = _run.Options(*_check_tolerances(rtol, atol, step_tol, dtype), theory)
+    x0 = lax.stop_gradient(x0)
+    plain = isinstance(problem, Bound) or not has_arrays(problem)
+    if plain and _closes_over_tracers(problem, x0):
         problem = eqx.filter_closure_convert(problem, x0)  # a pytree of what it may be differentiated by
     fixed = jax.tree.map(lambda leaf: lax.stop_gradient(leaf) if eqx.is_array(leaf) else leaf, problem)
     if _is_traced((fixed, x0)):
         if progress or checkpoint is not None or theory:
             raise ValueError("progress, checkpoint and theory need to know the numbers: they do not work under jit or vmap.")
-        solution = _run.as_one_loop(fixed, tx, options, x0, int(max_steps))
-        return dataclasses.replace(solution, value=_implicit.attach(problem, solution.value))
-    solution = _run.in_chunks(fixed, tx, options, x0, int(max_steps), progress, checkpoint)
+        solution = _run.as_one_loop(fixed, tx, options, x0, max_steps)
+        moved = _implicit.attach(problem, solution.value)
+        return dataclasses.replace(solution, value=_complete(moved, constants))
+    unit = _units.unit_of(fixed) if tx is None else 1.0
+    solution = _run.in_chunks(*_units.measured(unit, fixed, tx, options, x0), max_steps, progress, checkpoint)
+    solution = _units.measured_back(unit, solution)
     if isinstance(fixed, Problem) and theory:
         solution = with_contraction(fixed, solution)
     if throw and int(solution.result) != Result.INTERRUPTED:
         solution.check()
-    return dataclasses.replace(solution, value=_implicit.attach(problem, solution.value)) if _is_traced(problem) else solution
+    value = _implicit.attach(problem, solution.value) if _is_traced(problem) else solution.value
+    return dataclasses.replace(solution, value=_complete(value, constants))
 
 
-def _check(problem: Any, x0: Params) -> jnp.dtype:
-    leaves = jax.tree.leaves(x0)
-    if not leaves:
-        raise ValueError("x0 must hold at least one array, got an empty pytree.")
-    for leaf in leaves:
-        check_floating("x0", leaf)
-    if not callable(problem):
+def _complete(value: Params, constants: Params) -> Params:
+    """Return the minimiser with the leaves that were constants."""
+    return eqx.combine(value, constants) if jax.tree.leaves(constants) else value
+
+
+def _check_kinds(problem: Any, tx: Any, args: Any, checkpoint: Any) -> None:
+    if not callable(problem) or isinstance(problem, type):
         raise ValueError(f"problem must be a function of the params, got {type(problem).__name__}.")
-    shape = getattr(jax.eval_shape(problem, x0), "shape", None)
-    if shape != ():
-        raise ValueError(f"problem must return a scalar, the loss; got shape {shape}.")
-    return jnp.result_type(*leaves)
+    if tx is not None:
+        check_transform("tx", tx)
+    if not isinstance(args, tuple):
+        raise ValueError(f"args must be a tuple of further arguments, got {type(args).__name__}. Write args=(value,).")
+    if args and hasattr(problem, "hessian"):
+        raise ValueError("args are for plain functions: a problem takes params only. Use args=().")
+    if checkpoint is not None and not isinstance(checkpoint, str | os.PathLike):
+        raise ValueError(f"checkpoint must be a path or None, got {type(checkpoint).__name__}.")
 
 
-def _check_tolerances(rtol: float | None, atol: float, step_tol: float, dtype: jnp.dtype) -> float:
-    for name, value in (("atol", atol), ("step_tol", step_tol)):
-        if not 0 <= value < np.inf:
-            raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}.")
+def _check_loss(problem: Any, x0: Params) -> jnp.dtype:
+    check_scalar("problem", jax.eval_shape(problem, x0))
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(x0)]
+    return min(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
+
+
+def _check_tolerances(rtol: Any, atol: Any, step_tol: Any, dtype: jnp.dtype) -> tuple[float, float, float]:
+    """Return (rtol, atol, step_tol) as numbers that are known now."""
+    given = {"rtol": rtol, "atol": atol, "step_tol": step_tol}
+    for name, value in given.items():
+        if not is_concrete(value):
+            raise ValueError(f"{name} must be known when minimise is traced, got a traced number.")
+    atol = check_number("atol", atol, at_least=0)
+    step_tol = check_number("step_tol", step_tol, at_least=0)
     if rtol is None:
-        return 1e-9 if dtype == np.float64 else 1e-5
+        return 1e-9 if dtype == np.float64 else 1e-5, atol, step_tol
+    rtol = check_number("rtol", rtol)
     least = float(jnp.finfo(dtype).eps)
     if not (rtol == 0 and (atol > 0 or step_tol > 0)) and not least <= rtol < 1:
         raise ValueError(
             f"rtol must lie between {least:.2g}, what {dtype} can give, and 1, got {rtol!r}; "
             "or be 0 with a positive atol or step_tol."
         )
-    return float(rtol)
+    return rtol, atol, step_tol
 
 
 def _is_traced(tree: Any) -> bool:

@@ -13,6 +13,7 @@ import jax
 import jax.extend.core
 
 from softntk._validation import is_concrete
+from softntk.solvers._bound import Bound
 
 _CACHE: "weakref.WeakKeyDictionary[Any, dict]" = weakref.WeakKeyDictionary()
 
@@ -78,7 +79,8 @@ def _owner(tx: Any, problem: Any) -> Any:
     """Whose life the compiled program shares: the transform's, the function's, or that of all problems of a kind."""
     if tx is not None:
         return tx.update
-    return type(problem) if has_arrays(problem) else problem
+    function = problem.function if isinstance(problem, Bound) else problem
+    return type(function) if has_arrays(function) else function
 
 
 def _compiled(function: Callable[..., Any], arguments: tuple) -> tuple[Callable[..., Any], list]:

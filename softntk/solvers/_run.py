@@ -11,9 +11,11 @@ import optax
 from jax import lax
 from jaxtyping import Array
 
+from softntk._norms import tree_norm
 from softntk._progress import Progress
 from softntk.solution import Result, Solution
 from softntk.solvers import _checkpoint
+from softntk.solvers._bound import Bound
 from softntk.solvers._default import default_transform
 from softntk.solvers._programs import program, without_derivatives
 from softntk.solvers._trial import Step
@@ -22,6 +24,11 @@ Params = Any
 
 _PATIENCE = 20  # steps without a smaller gradient or a smaller loss (beyond rounding), after which Newton will do no more
 _LONGER = 200  # the same for transforms without curvature, which may swing; only while the loss stands still
+_PROGRESS = 0.9  # of the smallest gradient: what is not below that may be luck, at the floor of rounding
+_DOUBTS = 5  # steps at a small enough gradient after which what still speaks against it is judged
+_FLAT = 0.9  # of the step before: steps towards a minimum shrink, on a plateau's slope they do not
+_FAR = 0.01  # of the way so far: a damped step of that length is no last one
+_UNLIKE = 0.1  # by which the loss falls more or less than Newton's model says, before a step is doubted
 _CAPACITY = 256  # steps of a chunk, at most
 _SECONDS = 0.3  # that a chunk should take
 _RUNNING = -1
@@ -49,10 +56,14 @@ class _Carry(NamedTuple):
     norm: Array  # of the gradient
     first_norm: Array
     largest_norm: Array
-    smallest_norm: Array
+    smallest_norm: Array  # when it was last smaller by more than noise
     stalled: Array  # steps for which nothing got better
     anchor: Array  # the loss when something last did
-    uncertain: Array  # whether the curvature is negative, as far as the transform knows
+    uncertain: Array  # whether the curvature is negative, or a plateau, as far as is known
+    doubts: Array  # steps in a row whose gradient is small enough and which are uncertain
+    first_value: Array
+    step_norm: Array
+    path_length: Array
     count: Array
     result: Array
 
@@ -76,21 +87,30 @@ class _Report(NamedTuple):
     kind: Any
     damping: Any
     distortion: Any
+    fits: Any = False
 
 
 def _report(state: Any) -> _Report | None:
     """Of the first state in a chain that has all of these; None for transforms without curvature."""
-    says = lambda part: all(hasattr(part, field) for field in _Report._fields)
+    says = lambda part: all(hasattr(part, field) for field in _Report._fields[:-1])
     found = [part for part in jax.tree.leaves(state, is_leaf=says) if says(part)]
-    return _Report(*(getattr(found[0], field) for field in _Report._fields)) if found else None
+    return _Report(*(getattr(found[0], field, False) for field in _Report._fields)) if found else None
 
 
 def _value_and_gradient(problem: Any, x: Params) -> tuple[Array, Params]:
+    """Return the loss and its gradient, in closed form where there is one, in the dtypes of x."""
     if hasattr(problem, "value_and_gradient"):
-        return problem.value_and_gradient(x)
-    if hasattr(problem, "gradient"):
-        return problem(x), problem.gradient(x)
-    return jax.value_and_grad(problem)(x)
+        value, grad = problem.value_and_gradient(x)
+    elif hasattr(problem, "gradient"):
+        value, grad = problem(x), problem.gradient(x)
+    else:
+        value, grad = jax.value_and_grad(problem)(x)
+    return jnp.asarray(value), jax.tree.map(lambda leaf, part: part.astype(leaf.dtype), x, grad)
+
+
+def _rounding(carry: "_Carry") -> float:
+    """Return the rounding of the loss, relative: that of the coarser of loss and gradient."""
+    return max(float(jnp.finfo(part.dtype).eps) for part in (carry.value, carry.norm))
 
 
 def _transform(problem: Any, tx: optax.GradientTransformation | None) -> optax.GradientTransformationExtraArgs:
@@ -99,10 +119,14 @@ def _transform(problem: Any, tx: optax.GradientTransformation | None) -> optax.G
 
 def _start(problem: Any, tx: optax.GradientTransformation | None, x0: Params) -> _Carry:
     value, grad = _value_and_gradient(problem, x0)
-    norm = optax.tree.norm(grad)
+    norm = tree_norm(grad)
     state = _transform(problem, tx).init(x0)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
     zero = jnp.zeros((), jnp.int32)
+    refused = jnp.asarray(Result.NONFINITE_INPUT, jnp.int32)
+    if hasattr(problem, "check"):
+        code = jnp.asarray(problem.check(x0)).astype(jnp.int32)
+        refused = jnp.where(code == Result.SUCCESSFUL, refused, code)
     return _Carry(
         x=x0,
         value=value,
@@ -118,42 +142,83 @@ def _start(problem: Any, tx: optax.GradientTransformation | None, x0: Params) ->
         stalled=zero,
         anchor=value,
         uncertain=jnp.asarray(_report(state) is not None),
+        doubts=zero,
+        first_value=value,
+        step_norm=jnp.zeros_like(norm),
+        path_length=jnp.zeros_like(norm),
         count=zero,
-        result=jnp.where(finite, _RUNNING, Result.NONFINITE_INPUT).astype(jnp.int32),
+        result=jnp.where(finite, _RUNNING, refused).astype(jnp.int32),
     )
 
 
-def _is_there(carry: _Carry, options: Options) -> Array:
+def _tolerance(carry: _Carry, options: Options) -> Array:
+    """Return the norm of the gradient that is asked for."""
     eps = jnp.finfo(carry.norm.dtype).eps
     # A start that was stationary already is no measure.
     measure = jnp.where(carry.first_norm > jnp.sqrt(eps) * carry.largest_norm, carry.first_norm, carry.largest_norm)
-    return (carry.norm <= jnp.maximum(options.atol, options.rtol * measure)) & ~carry.uncertain
+    return jnp.maximum(options.atol, options.rtol * measure)
+
+
+def _is_there(carry: _Carry, options: Options) -> Array:
+    return (carry.norm <= _tolerance(carry, options)) & ~carry.uncertain
+
+
+def _is_plateau(carry: _Carry, options: Options, updates: Params, size: Array, value: Array, kind: Array) -> Array:
+    """Return whether a step of Newton's kind runs along a plateau instead of into a minimum.
+
+    Towards a minimum steps shrink, however flat it is; where the loss flattens out exponentially, as
+    a saturated softmax does, each is as long as the last, though the gradient falls. Nor is a leap
+    trusted after which the loss has not fallen as the model said. Where the loss itself has vanished
+    there is nothing more to be had.
+    """
+    slopes = jax.tree.map(lambda g, s: jnp.sum(g * s.astype(g.dtype)), carry.grad, updates)
+    predicted = -0.5 * sum(slope.astype(value.dtype) for slope in jax.tree.leaves(slopes))
+    fall = carry.value - value
+    as_said = jnp.abs(fall - predicted) <= _UNLIKE * jnp.abs(predicted)
+    eps = jnp.finfo(size.dtype).eps
+    length = jnp.where(kind == Step.NEWTON, _FLAT * carry.step_norm, _FAR * carry.path_length)
+    length = jnp.maximum(length, jnp.sqrt(eps) * carry.path_length)
+    vanished = jnp.abs(value) <= options.rtol * jnp.abs(carry.first_value)
+    return (size > length) & ~as_said & ~vanished
 
 
 def _step(problem: Any, tx: Any, options: Options, carry: _Carry) -> tuple[_Carry, _History]:
-    updates, state = tx.update(
-        carry.grad, carry.state, carry.x, value=carry.value, grad=carry.grad, value_fn=lambda x: problem(x)
-    )
+    # A plain function of one argument: line searches look at its signature.
+    value_fn = problem if isinstance(problem, Bound) else lambda x: problem(x)
+    updates, state = tx.update(carry.grad, carry.state, carry.x, value=carry.value, grad=carry.grad, value_fn=value_fn)
     x = optax.apply_updates(carry.x, updates)
     value, grad = _value_and_gradient(problem, x)
-    value, norm = value.astype(carry.value.dtype), optax.tree.norm(grad)
-    size, eps = optax.tree.norm(updates), jnp.finfo(carry.value.dtype).eps
+    value = value.astype(carry.value.dtype)
+    norm = tree_norm(grad)
+    size = tree_norm(updates).astype(norm.dtype)
     good = jnp.isfinite(value) & jnp.isfinite(norm)
     keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
-    told, rounding = _report(state), 8 * eps * jnp.abs(value)
+    told, rounding = _report(state), 8 * _rounding(carry) * jnp.abs(value)
     # Of losses that differ by rounding alone the smaller gradient decides.
     equal = jnp.abs(value - carry.best_value) <= rounding
     better = good & jnp.where(equal, norm < carry.best_norm, value < carry.best_value)
-    improved = (norm < carry.smallest_norm) | (value < carry.anchor - rounding)
+    smaller = norm < _PROGRESS * carry.smallest_norm
+    improved = smaller | (value < carry.anchor - rounding)
     if told is None:
         improved |= ~(jnp.abs(value - carry.value) <= rounding)
     stalled = jnp.where(improved, 0, carry.stalled + 1)
     patience = _LONGER if told is None else _PATIENCE
+    small = norm <= _tolerance(carry, options)
+    plateau = jnp.asarray(False)
+    uncertain = plateau
+    if told is not None:
+        plateau = _is_plateau(carry, options, updates, size, value, told.kind)
+        uncertain = told.negative_curvature | (plateau & small)
+    fell = value < carry.value - rounding
+    doubted = good & small & uncertain & (plateau | ~fell)
+    doubts = jnp.where(doubted, carry.doubts + 1, 0).astype(jnp.int32)
     result = jnp.where(good, _RUNNING, Result.DIVERGED)
     if told is not None:
         result = jnp.where(told.kind == Step.REJECTED, Result.NO_STEP, result)
         result = jnp.where(told.result != Result.SUCCESSFUL, told.result, result)
+        result = jnp.where((result == _RUNNING) & told.fits, Result.SUCCESSFUL, result)
     result = jnp.where((result == _RUNNING) & (stalled >= patience), Result.STAGNATED, result)
+    result = _judge_doubts(result, doubts, small, plateau)
     new = _Carry(
         x=keep(x, carry.x),
         value=jnp.where(good, value, carry.value),
@@ -165,19 +230,34 @@ def _step(problem: Any, tx: Any, options: Options, carry: _Carry) -> tuple[_Carr
         norm=jnp.where(good, norm, carry.norm),
         first_norm=carry.first_norm,
         largest_norm=jnp.where(good, jnp.maximum(norm, carry.largest_norm), carry.largest_norm),
-        smallest_norm=jnp.where(good, jnp.minimum(norm, carry.smallest_norm), carry.smallest_norm),
+        smallest_norm=jnp.where(good & smaller, norm, carry.smallest_norm),
         stalled=stalled.astype(jnp.int32),
-        anchor=jnp.where(improved, value, carry.anchor),
-        uncertain=jnp.asarray(False) if told is None else told.negative_curvature,
+        anchor=jnp.where(improved, jnp.minimum(value, carry.anchor), carry.anchor),
+        uncertain=uncertain,
+        doubts=doubts,
+        first_value=carry.first_value,
+        step_norm=size,
+        path_length=carry.path_length + jnp.where(jnp.isfinite(size), size, 0),
         count=carry.count + 1,
         result=result.astype(jnp.int32),
     )
-    short = (options.step_tol > 0) & (size <= options.step_tol * optax.tree.norm(new.x)) & ~new.uncertain
+    short = (options.step_tol > 0) & (size <= options.step_tol * tree_norm(new.x)) & ~new.uncertain
     new = new._replace(result=jnp.where((new.result == _RUNNING) & short, Result.SUCCESSFUL, new.result).astype(jnp.int32))
     zero = jnp.zeros_like(value)
     damping, distortion = (zero, zero) if told is None else (told.damping, told.distortion)
     entry = _History(new.value, new.norm, size.astype(value.dtype), damping, distortion, new.x if options.path else None)
     return new, entry
+
+
+def _judge_doubts(result: Array, doubts: Array, small: Array, plateau: Array) -> Array:
+    """Return the result where the gradient is small enough and something speaks against it.
+
+    Negative curvature along which nothing is won, or no step is found, is rounding.
+    """
+    ended = (result == Result.NO_STEP) | (result == Result.STAGNATED)
+    running = result == _RUNNING
+    over = small & ((running & (doubts >= _DOUBTS)) | ended)
+    return jnp.where(over, jnp.where(plateau, Result.PLATEAU, Result.SUCCESSFUL), result)
 
 
 def _advance(
@@ -206,7 +286,11 @@ def _advance(
 def _solution(start: _Carry, carry: _Carry, history: _History) -> Solution:
     result = jnp.where(carry.result == _RUNNING, Result.MAX_STEPS, carry.result).astype(jnp.int32)
     successful = result == Result.SUCCESSFUL
-    value = jax.tree.map(lambda a, b: jnp.where(successful, a, b), carry.x, carry.best)
+    # Of points whose losses are equal but for rounding the one with the smaller gradient.
+    limit = carry.value + 8 * _rounding(carry) * jnp.abs(carry.value)
+    best_is_as_good = (carry.best_norm <= carry.norm) & (carry.best_value <= limit)
+    last = successful & ~best_is_as_good
+    value = jax.tree.map(lambda a, b: jnp.where(last, a, b), carry.x, carry.best)
     numpy = jnp if isinstance(history.loss, jax.Array) else np
     prepend = lambda first, rest: numpy.concatenate([numpy.asarray(first)[None], rest])
     stats = {
@@ -232,7 +316,7 @@ def as_one_loop(
         return start, *_advance(problem, tx, options, start, max_steps, max(max_steps, 1))
 
     start, carry, history = without_derivatives(run, problem, x0)
-    index = jnp.minimum(jnp.arange(max_steps), jnp.maximum(carry.count - 1, 0))
+    index = jnp.minimum(jnp.arange(max_steps, dtype=jnp.int32), jnp.maximum(carry.count - 1, 0))
     history = jax.tree.map(lambda kept: kept[index], history)
     none = carry.count == 0
     history = history._replace(

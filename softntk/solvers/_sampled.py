@@ -108,7 +108,7 @@ def learn(
             jax.random.normal(key, (d, _DIRECTIONS), op.dtype) / _DIRECTIONS**0.5 if few else jnp.eye(d, dtype=op.dtype)
         )
         right = factor.halved(directions)
-        level = jnp.minimum(sampler.level + sampler.learned, top)
+        level = jnp.minimum(sampler.level + sampler.learned.astype(sampler.level.dtype), top)
         level = jnp.where(sampler.learned & ~(distortion <= _HOPELESS * most), top, level).astype(sampler.level.dtype)
         scores = matrices.row_squares(op.matrix, right)
         return sampler._replace(scores=scores, learned=jnp.asarray(True), level=level)

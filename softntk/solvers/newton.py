@@ -27,18 +27,27 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import lineax as lx
+import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from softntk._validation import check_positive, check_positive_int
-from softntk.activations import unknown
+from softntk._norms import scaled_norm
+from softntk._validation import (
+    as_floating,
+    check_choice,
+    check_integer,
+    check_key,
+    check_number,
+)
 from softntk.solution import Result
 from softntk.solvers import _sampled
 from softntk.solvers._damping import DAMPINGS
 from softntk.solvers._methods import METHODS, Curvature, Options, make_model, structured
 from softntk.solvers._state import NewtonState
 from softntk.solvers._trial import Step, Trial
+from softntk.solvers.transforms import check_transform
 
 Params = Any
 
@@ -46,10 +55,45 @@ _DISTORTION = 0.5  # of a sample that stands for the curvature, at most
 _PRECONDITIONED = 4.0  # of one that only preconditions
 
 
+def _as_curvature(name: str, curvature: Any) -> Curvature:
+    """Return a function of the params; a matrix, or an operator, is the same everywhere."""
+    if isinstance(curvature, lx.AbstractLinearOperator):
+        return lambda _: curvature
+    if isinstance(curvature, jax.Array | np.ndarray | list | tuple):
+        matrix = as_floating(name, curvature, ("d", "d"), half=False)
+        if matrix.shape[0] != matrix.shape[1]:
+            raise ValueError(f"{name} must be a square matrix, got shape {matrix.shape}.")
+        return lambda params: _on_params(matrix, params)
+    if not callable(curvature):
+        raise ValueError(
+            f"{name} must be a function of the params, a matrix or a lineax operator, got "
+            f"{type(curvature).__name__}. Pass p.hessian, say."
+        )
+    return curvature
+
+
+def _on_params(matrix: Float[Array, "d d"], params: Params) -> lx.AbstractLinearOperator:
+    """Return a matrix on flattened params as an operator on params."""
+    flat, unravel = ravel_pytree(params)
+    if flat.shape != matrix.shape[:1]:
+        raise ValueError(
+            f"curvature must be a matrix of the {flat.size} numbers of the params, or a function "
+            f"that returns an operator, got a matrix of shape {matrix.shape}."
+        )
+    symmetric = (0.5 * (matrix + matrix.T)).astype(flat.dtype)
+    if params is flat or getattr(params, "ndim", 0) == 1:
+        return lx.MatrixLinearOperator(symmetric, lx.symmetric_tag)
+    return lx.FunctionLinearOperator(
+        lambda v: unravel(symmetric @ ravel_pytree(v)[0]),
+        jax.eval_shape(lambda: params),
+        lx.symmetric_tag,
+    )
+
+
 def scale_by_approx_newton(
-    curvature: Curvature,
+    curvature: Curvature | lx.AbstractLinearOperator | Float[Array | np.ndarray, "d d"],
     *,
-    gauss_newton: Curvature | None = None,
+    gauss_newton: Curvature | lx.AbstractLinearOperator | Float[Array | np.ndarray, "d d"] | None = None,
     sketch_size: int | None = None,
     max_distortion: float | None = None,
     cg_steps: int | None = None,
@@ -76,7 +120,8 @@ def scale_by_approx_newton(
 
     Args:
         curvature: params → a symmetric lineax operator on them: ``p.hessian`` of a problem, ``p.gauss_newton``, or one of your
-            own network and loss. Arrays that it closes over become constants of a function that is jitted around ``update``:
+            own network and loss. A matrix [d, d] or an operator itself stands for one that is the
+            same everywhere. Arrays that it closes over become constants of a function that is jitted around ``update``:
             with large ones build the transform inside, from an argument.
         gauss_newton: params → a positive semidefinite operator: the metric of the damping, and the fallback. None: a diagonal.
         sketch_size: s, rows of the sample, for a curvature that is a
@@ -107,17 +152,15 @@ def scale_by_approx_newton(
 
     Source: see the module.
     """
-    for name, value in (("sketch_size", sketch_size), ("cg_steps", cg_steps)):
-        if value is not None:
-            check_positive_int(name, value)
+    curvature = _as_curvature("curvature", curvature)
+    gauss_newton = None if gauss_newton is None else _as_curvature("gauss_newton", gauss_newton)
+    sketch_size = None if sketch_size is None else check_integer("sketch_size", sketch_size, at_least=1)
+    cg_steps = None if cg_steps is None else check_integer("cg_steps", cg_steps, at_least=1)
     max_distortion = (_DISTORTION if cg_steps is None else _PRECONDITIONED) if max_distortion is None else max_distortion
-    check_positive("max_distortion", max_distortion)
-    check_positive("initial_damping", initial_damping)
-    if damping is not None and damping not in DAMPINGS:
-        raise ValueError(unknown("damping", damping, DAMPINGS))
-    if not callable(curvature):
-        raise ValueError(f"curvature must be a function of the params, got {type(curvature).__name__}. Pass p.hessian, say.")
-    key = jax.random.key(0) if key is None else key
+    max_distortion = check_number("max_distortion", max_distortion, above=0)
+    initial_damping = check_number("initial_damping", initial_damping, above=0)
+    damping = None if damping is None else check_choice("damping", damping, DAMPINGS)
+    key = jax.random.key(0) if key is None else check_key("key", key)
     options = Options(curvature, gauss_newton, sketch_size, max_distortion, cg_steps, damping, initial_damping, key)
 
     def init(params: Params) -> NewtonState:
@@ -174,12 +217,12 @@ def scale_by_approx_newton(
         step = METHODS[sketch_size is not None, cg_steps is not None]
         outcome, seen = step(options, model, jnp.where(finite, g, 0), trial, state)
         moved = jnp.where(finite & jnp.isfinite(outcome.step), outcome.step, 0)
-        size = jnp.linalg.norm(moved)
+        size = scaled_norm(moved)
         result, proposed = jnp.asarray(Result.SUCCESSFUL), None
         if state.proposed is not None:
             expected, length = state.proposed
-            slack = 0.01 * length + 16 * jnp.finfo(flat.dtype).eps * jnp.linalg.norm(flat)
-            changed = (state.count > 0) & ~(jnp.linalg.norm(flat - expected) <= slack)
+            slack = 0.01 * length + 16 * jnp.finfo(flat.dtype).eps * scaled_norm(flat)
+            changed = (state.count > 0) & ~(scaled_norm(flat - expected) <= slack)
             result = jnp.where(changed, Result.STEP_CHANGED, state.result)
             proposed = (flat + moved, size)
         new = NewtonState(
@@ -192,7 +235,7 @@ def scale_by_approx_newton(
             sample_size=jnp.asarray(seen.rows, jnp.int32),
             conjugate_gradient_steps=state.conjugate_gradient_steps + seen.products.astype(jnp.int32),
             evaluations=state.evaluations + outcome.evaluations.astype(jnp.int32),
-            gradient_norm=jnp.where(finite, jnp.linalg.norm(g), state.gradient_norm),
+            gradient_norm=jnp.where(finite, scaled_norm(g), state.gradient_norm),
             result=jnp.where(finite, result, Result.NONFINITE_INPUT).astype(jnp.int32),
             proposed=proposed,
             sampler=seen.sampler,
@@ -203,9 +246,9 @@ def scale_by_approx_newton(
 
 
 def approx_newton(
-    curvature: Curvature,
+    curvature: Curvature | lx.AbstractLinearOperator | Float[Array | np.ndarray, "d d"],
     *,
-    gauss_newton: Curvature | None = None,
+    gauss_newton: Curvature | lx.AbstractLinearOperator | Float[Array | np.ndarray, "d d"] | None = None,
     sketch_size: int | None = None,
     max_distortion: float | None = None,
     cg_steps: int | None = None,
@@ -239,6 +282,8 @@ def approx_newton(
 
     Source: arXiv 2309.13482, the approximate Newton method.
     """
+    if linesearch is not None:
+        check_transform("linesearch", linesearch)
     if damping is not None and linesearch is not None:
         raise ValueError(
             f'damping="{damping}" and a line search exclude each other: a damped step never learns what the search accepted.'

@@ -20,7 +20,9 @@ Source: Polyak (1964); Nesterov (2004), Introductory Lectures on Convex Optimiza
 
 import math
 
-from softntk._validation import check_positive, check_positive_int
+import jax.numpy as jnp
+
+from softntk._validation import check_integer, check_number, is_concrete
 
 
 def fastest(smallest: float, largest: float) -> float:
@@ -66,8 +68,8 @@ def heavy_ball(smallest: float, largest: float) -> tuple[float, float]:
     Source: see the module.
     """
     smallest, largest = _checked(smallest, largest)
-    root = math.sqrt(largest) + math.sqrt(smallest)
-    return 4 / root**2, ((math.sqrt(largest) - math.sqrt(smallest)) / root) ** 2
+    root = _root(largest) + _root(smallest)
+    return 4 / root**2, ((_root(largest) - _root(smallest)) / root) ** 2
 
 
 def nesterov(smallest: float, largest: float) -> tuple[float, float]:
@@ -90,7 +92,7 @@ def nesterov(smallest: float, largest: float) -> tuple[float, float]:
     Source: see the module.
     """
     smallest, largest = _checked(smallest, largest)
-    ratio = math.sqrt(largest / smallest)
+    ratio = _root(largest / smallest)
     return 1 / largest, (ratio - 1) / (ratio + 1)
 
 
@@ -115,7 +117,8 @@ def paper(
         η; zero if it underflows.
 
     Raises:
-        ValueError: λ or B not positive; n, k or width no positive integers.
+        ValueError: λ, B or the constant not positive, a negative exponent; n, k or width no positive
+            integers.
 
     Example:
         >>> paper(0.5, 10, 1, 100) < 1e-11
@@ -123,16 +126,24 @@ def paper(
 
     Source: arXiv 2405.03251, the main theorem.
     """
-    check_positive("smallest", smallest)
-    check_positive("B", B)
-    for name, value in (("n", n), ("k", k), ("width", width)):
-        check_positive_int(name, value)
-    return constant * float(smallest) / (width * n**2 * k**2) * math.exp(-exponent * B)
+    smallest = check_number("smallest", smallest, above=0)
+    B = check_number("B", B, above=0)
+    constant = check_number("constant", constant, above=0)
+    exponent = check_number("exponent", exponent, at_least=0)
+    n = check_integer("n", n, at_least=1)
+    k = check_integer("k", k, at_least=1)
+    width = check_integer("width", width, at_least=1)
+    shrinkage = math.exp(-exponent * B) if is_concrete(B * exponent) else jnp.exp(-exponent * B)
+    return constant * smallest / (width * n**2 * k**2) * shrinkage
 
 
 def _checked(smallest: float, largest: float) -> tuple[float, float]:
-    check_positive("smallest", smallest)
-    check_positive("largest", largest)
-    if smallest > largest:
+    smallest = check_number("smallest", smallest, above=0)
+    largest = check_number("largest", largest, above=0)
+    if is_concrete(smallest) and is_concrete(largest) and smallest > largest:
         raise ValueError(f"smallest must be at most largest, got {smallest!r} and {largest!r}.")
-    return float(smallest), float(largest)
+    return smallest, largest
+
+
+def _root(value: float) -> float:
+    return math.sqrt(value) if is_concrete(value) else jnp.sqrt(value)

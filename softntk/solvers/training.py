@@ -1,16 +1,20 @@
 """Full-batch training as one compiled loop."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
-from softntk._validation import check_positive_int
+from softntk._validation import check_callable, check_integer
 from softntk.solution import Result, Solution
+from softntk.solvers._bound import Bound, as_argument, check_scalar, split
+from softntk.solvers.transforms import check_transform
 
 Params = Any  # a pytree of arrays
 
@@ -28,7 +32,8 @@ def train(
     Args:
         loss: ``(params, *args) -> scalar``. Compiled once for each function object and shapes: define it outside of your
             loops, and pass data through ``args``.
-        params: a pytree of arrays.
+        params: a pytree of arrays. Leaves that are no floating-point arrays (functions of an equinox module, counters)
+            are constants.
         tx: any optax transform. It is given ``value``, ``grad`` and ``value_fn``, as line searches want.
         steps: number of steps, positive.
         args: passed on to the loss.
@@ -43,7 +48,8 @@ def train(
         ``result`` says so (``.check()`` raises).
 
     Raises:
-        ValueError: steps or snapshot_every not positive, or snapshot_every does not divide steps.
+        ValueError: params without floating-point arrays, a tx that is no optax transform, a loss that is no scalar;
+            steps or snapshot_every not positive, or snapshot_every does not divide steps.
 
     Example:
         >>> import jax.numpy as jnp, softntk as sn
@@ -51,25 +57,44 @@ def train(
         >>> sol.stats["loss"].tolist(), sol.advice
         ([1.0, 0.25, 0.0625, 0.015625], 'The routine did what it was asked for.')
     """
-    check_positive_int("steps", steps)
+    check_callable("loss", loss, "a function of the params")
+    tx = check_transform("tx", tx)
+    steps = check_integer("steps", steps, at_least=1)
     if snapshot_every is not None:
-        check_positive_int("snapshot_every", snapshot_every)
+        snapshot_every = check_integer("snapshot_every", snapshot_every, at_least=1)
         if steps % snapshot_every:
             raise ValueError(f"snapshot_every must divide steps, got {snapshot_every} and {steps}.")
-    return _train(loss, optax.with_extra_args_support(tx), int(steps), snapshot_every, params, args)
+    params, constants = split("params", params)
+    bound = Bound(None, jax.tree.map(as_argument, args), constants)
+    arrays, others = eqx.partition(bound, eqx.is_array)
+    leaves, structure = jax.tree.flatten(others)
+    static = tuple(leaves), structure
+    solution = _train(loss, tx, steps, snapshot_every, static, params, arrays)
+    if jax.tree.leaves(constants):
+        stats = dict(solution.stats)
+        if snapshot_every:
+            stats["snapshots"] = eqx.combine(stats["snapshots"], constants)
+        value = eqx.combine(solution.value, constants)
+        solution = dataclasses.replace(solution, value=value, stats=stats)
+    return solution
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _train(
     loss: Callable[..., jax.Array],
     tx: optax.GradientTransformationExtraArgs,
     steps: int,
     snapshot_every: int | None,
+    static: tuple,
     params: Params,
-    args: tuple,
+    arrays: Bound,
 ) -> Solution:
+    bound = eqx.combine(arrays, jax.tree.unflatten(static[1], static[0]))
+
     def value_fn(p: Params) -> jax.Array:
-        return loss(p, *args)
+        return loss(bound.complete(p), *bound.args)
+
+    check_scalar("loss", jax.eval_shape(value_fn, params))
 
     def step(carry: tuple, _: None) -> tuple[tuple, jax.Array]:
         params, last_good, state, alive = carry

@@ -1,8 +1,28 @@
 """Optimisers as optax gradient transformations: they chain with everything in optax and run inside other people's loops."""
 
+from typing import Any
+
 import optax
 
-from softntk._validation import check_positive
+from softntk._validation import check_flag, check_number, is_concrete
+
+
+def check_transform(name: str, tx: Any) -> optax.GradientTransformationExtraArgs:
+    """Return an optax transform that takes the extra arguments.
+
+    Raises:
+        ValueError: it is none: the name of one, or its factory.
+    """
+    if isinstance(tx, optax.GradientTransformation):
+        return optax.with_extra_args_support(tx)
+    if isinstance(tx, str):
+        cure = f"Write optax.{tx}(learning_rate)." if hasattr(optax, tx) else "See optax."
+    elif callable(tx):
+        cure = f"Call it: {getattr(tx, '__name__', 'it')}(learning_rate)."
+    else:
+        cure = "E.g. optax.adam(1e-3), or softntk.solvers.gradient_descent(0.1)."
+    shown = repr(tx) if len(repr(tx)) <= 60 else type(tx).__name__
+    raise ValueError(f"{name} must be an optax transform, got {shown}. {cure}")
 
 
 def gradient_descent(
@@ -36,9 +56,13 @@ def gradient_descent(
     Source: arXiv 2405.03251, Definition 3.5 (gradient descent on the hidden weights).
     """
     if not callable(learning_rate):
-        check_positive("learning_rate", learning_rate)
+        learning_rate = check_number("learning_rate", learning_rate, above=0)
+    nesterov = check_flag("nesterov", nesterov)
+    if momentum is not None:
+        momentum = check_number("momentum", momentum)
     if momentum is None and nesterov:
         raise ValueError("nesterov=True needs a momentum, got momentum=None. Use e.g. momentum=0.9.")
-    if momentum is not None and not 0 <= momentum < 1:
+    known = momentum is not None and is_concrete(momentum)
+    if known and not 0 <= momentum < 1:
         raise ValueError(f"momentum must lie in [0, 1), got {momentum!r}.")
     return optax.with_extra_args_support(optax.sgd(learning_rate, momentum, nesterov))

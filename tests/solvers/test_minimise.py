@@ -333,17 +333,17 @@ def test_progress_is_shown_and_changes_nothing(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"x0": np.zeros(2, int)}, "x0 must be a floating-point array, got dtype int"),
+        ({"x0": np.zeros(2, int)}, "x0 must be a floating-point array, or hold some, got dtype int"),
         ({"x0": {}}, "x0 must hold at least one array"),
         ({"problem": 1.0}, "problem must be a function of the params, got float"),
         ({"problem": lambda x: x}, r"problem must return a scalar, the loss; got shape \(2,\)"),
         ({"rtol": 1e-9}, "rtol must lie between 1.2e-07, what float32 can give, and 1, got 1e-09"),
         ({"rtol": 0.0}, "rtol must lie between"),
         ({"rtol": 1.0}, "rtol must lie between"),
-        ({"atol": -1.0}, "atol must be a finite number of at least 0, got -1.0"),
-        ({"step_tol": np.nan}, "step_tol must be a finite number of at least 0, got nan"),
-        ({"max_steps": -1}, "max_steps must be an integer of at least 0, got -1"),
-        ({"max_steps": 1.5}, "max_steps must be an integer of at least 0, got 1.5"),
+        ({"atol": -1.0}, "atol must be a finite number at least 0, got -1.0"),
+        ({"step_tol": np.nan}, "step_tol must be a finite number at least 0, got nan"),
+        ({"max_steps": -1}, "max_steps must be a non-negative integer, got -1"),
+        ({"max_steps": 1.5}, "max_steps must be a non-negative integer, got 1.5"),
     ],
 )
 def test_bad_arguments(arguments, message, untyped):

@@ -1,0 +1,79 @@
+"""Single lines of the second-order steps that no other test would miss: counts, sizes and levels."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import softntk as sn
+from softntk.solvers import _dense, _krylov, _sampled
+from softntk.solvers import _default as default
+
+minimise = sn.solvers.minimise
+
+
+@pytest.mark.parametrize(("values", "products"), [(np.arange(1.0, 21.0), 20), (-np.arange(1.0, 21.0), 9)])
+def test_products_end_soon_after_the_first_negative_curvature(values, products, x64):
+    """All of them where the curvature is convex; else the first and eight more."""
+    H = jnp.diag(jnp.asarray(values))
+    g = jnp.asarray(np.random.default_rng(0).normal(size=20))
+    space = _krylov.krylov(lambda v: H @ v, None, g, jnp.ones(()), 0.0, 20)
+    assert int(space.products) == products
+
+
+def test_places_that_are_not_reached_repeat_the_last_entry(x64):
+    def loss(x):
+        return 3 + jnp.sum((x - 1) ** 2)
+
+    run = jax.jit(lambda x: minimise(loss, x, optax.sgd(0.5), max_steps=4).stats)
+    there = run(jnp.ones(2))
+    assert there["loss"].tolist() == [3.0] * 5
+    assert there["gradient_norm"].tolist() == [0.0] * 5
+    one_step = run(jnp.zeros(2))
+    assert one_step["loss"].tolist() == [5.0] + [3.0] * 4
+    assert one_step["gradient_norm"].tolist() == [np.sqrt(8.0)] + [0.0] * 4
+
+
+def test_a_finished_run_that_is_resumed_has_its_history_on_the_host(tmp_path):
+    tx = optax.sgd(0.25)
+    for _ in range(2):
+        sol = minimise(lambda x: jnp.sum(x**2), jnp.ones(2), tx, checkpoint=tmp_path / "run")
+        assert all(isinstance(sol.stats[name], np.ndarray) for name in ("loss", "step_norm"))
+
+
+@pytest.mark.parametrize(
+    ("learned", "level", "distortion", "wanted"),
+    [
+        (False, 0, 2.0, 0),  # new scores first
+        (True, 0, 2.0, 1),  # then more rows
+        (True, 1, 2.0, 2),
+        (True, 2, 2.0, 2),  # there are no more
+        (True, 0, 50.0, 2),  # hopeless: all of them
+        (True, 0, 0.5, 0),  # good enough
+    ],
+)
+def test_levels_of_a_sample(learned, level, distortion, wanted, x64):
+    A = jnp.asarray(np.random.default_rng(0).normal(size=(40, 3)))
+    p = sn.regression.softmax(A, jnp.full(40, 1 / 40), weights=1.0)
+    op = p.hessian(jnp.zeros(3))
+    sampler = _sampled.start(op)._replace(
+        learned=jnp.asarray(learned), level=jnp.asarray(level, jnp.int32)
+    )
+    factor = _dense.factorise(op.as_matrix())
+    new = _sampled.learn(sampler, op, jax.random.key(0), factor, jnp.asarray(distortion), 1.0, 2)
+    assert int(new.level) == wanted
+    assert bool(new.learned) == (learned or distortion > 1)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "cg_steps"), [((2000,), None), ((2001,), 40), ((1000, 1001), 40), ((1000, 1000), None)]
+)
+def test_what_is_formed_as_a_matrix_without_rows(sizes, cg_steps, monkeypatch, untyped):
+    """The size of all leaves together decides."""
+    leaves = tuple(jax.ShapeDtypeStruct((size,), jnp.float32) for size in sizes)
+    problem = SimpleNamespace(hessian=lambda x: x, structure=(leaves, None))
+    monkeypatch.setattr(default, "approx_newton", lambda *_, **options: options)
+    assert default.default_transform(problem)["cg_steps"] == cg_steps
