@@ -162,7 +162,10 @@ def _run_valid(case: Case) -> tuple[str, str] | None:
             return None
         kind = "refused" if isinstance(error, ValueError | TypeError) else "crash"
         return kind, f"{describe(call.arguments)} → {error_text(error)}"
-    message = call.check(result) if call.check else never_nan(result)
+    try:
+        message = call.check(result) if call.check else never_nan(result)
+    except Exception as error:  # what is done with the result fails
+        return "crash", f"{describe(call.arguments)} → the check: {error_text(error)}"
     if message is None:
         return None
     return ("NaN" if "NaN" in message else "wrong"), f"{describe(call.arguments)} → {message}"

@@ -2,7 +2,7 @@
 
 import importlib
 
-for _part in ("activations", "ntk", "dynamics"):
+for _part in ("activations", "ntk", "dynamics", "curvature", "regression", "bounds"):
     importlib.import_module(f"fuzz.targets_{_part}")
 
 LETTERS = {

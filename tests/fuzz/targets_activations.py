@@ -1,5 +1,6 @@
 """Targets: activations, networks, stax."""
 
+import functools
 from typing import Any
 
 import jax
@@ -154,10 +155,15 @@ def quadrature_moments(draw: Draw) -> Call:
 FAMILIES = {"softmax": ("exp", True), "res_softmax": ("res_exp", True), "relu": ("relu", False), "exp": ("exp", False)}
 
 
-def network(draw: Draw, family: str | None = None, **options: Any) -> tuple[Any, Any, str]:
+@functools.cache
+def _network(family: str, width: int, out_dim: int) -> Any:
+    return sn.networks.two_layer(family, width=width, out_dim=out_dim)
+
+
+def network(draw: Draw, family: str | None = None) -> tuple[Any, Any, str]:
     """Return a small network, its parameters and its family."""
     family = draw.pick(*FAMILIES) if family is None else family
-    net = sn.networks.two_layer(family, width=draw.m, out_dim=draw.k, **options)
+    net = _network(family, draw.m, draw.k)
     generator = np.random.default_rng(draw.integers(3))
     hidden = generator.normal(size=(draw.d, draw.m)).astype(draw.dtype)
     readout = np.sign(generator.normal(size=(draw.m, draw.k))).astype(draw.dtype)

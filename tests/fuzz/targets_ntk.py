@@ -1,5 +1,6 @@
 """Targets: kernels, their operators and spectra."""
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -82,6 +83,12 @@ def operator(draw: Draw) -> Call:
 # --- operators of a kernel in closed form: softmax, σ = 1 -----------------------------------------------------------
 
 
+@functools.cache
+def softmax_network() -> Any:
+    """Return one network, so that programs of its kernel are compiled once."""
+    return sn.networks.two_layer("softmax", width=2)
+
+
 def _softmax_ntk(x1: np.ndarray, x2: np.ndarray) -> np.ndarray:
     dots = long(x1) @ long(x2).T
     return dots * np.exp(dots)
@@ -93,7 +100,7 @@ def _kernel_points(draw: Draw) -> np.ndarray:
 
 def kernel_operator_of(draw: Draw) -> tuple[Any, np.ndarray, np.ndarray]:
     """Return an operator, its matrix in long double, and its points."""
-    net = sn.networks.two_layer("softmax", width=2)
+    net = softmax_network()
     x = _kernel_points(draw)
     op = sn.ntk.kernel_operator(net.kernel_fn, jnp.asarray(x, draw.dtype), block_size=draw.pick(None, 3))
     return op, _softmax_ntk(x, x), x
@@ -113,7 +120,7 @@ def _same_matrix(draw: Draw, result: Any, x1: np.ndarray, x2: np.ndarray | None 
 
 @target("ntk.kernel_operator", kernel_fn="callable", x="rows", get="choice", block_size="count?")
 def kernel_operator(draw: Draw) -> Call:
-    net = sn.networks.two_layer("softmax", width=2)
+    net = softmax_network()
     x = _kernel_points(draw)
     arguments = {"kernel_fn": net.kernel_fn, "x": draw.cast(x), "get": "ntk", "block_size": draw.pick(None, 3)}
     return Call(arguments, lambda op: _same_matrix(draw, op.as_matrix(), x))
@@ -168,14 +175,14 @@ def _product_check(draw: Draw, want: np.ndarray, size: np.ndarray, vectors: np.n
     return lambda result: compare(result, want @ long(vectors), 256 * draw.eps, draw, size=size @ np.abs(long(vectors)))
 
 
-@target("ntk.GramOperator.mv", vector="array")
+@target("ntk.GramOperator.mv", vector="through")
 def gram_mv(draw: Draw) -> Call:
     op, matrix, x = kernel_operator_of(draw)
     vector = _vectors(draw, draw.n)
     return Call({"self": op, "vector": draw.cast(vector)}, _product_check(draw, matrix, _size(x), vector))
 
 
-@target("ntk.GramOperator.mm", vectors="array")
+@target("ntk.GramOperator.mm", vectors="through")
 def gram_mm(draw: Draw) -> Call:
     op, matrix, x = kernel_operator_of(draw)
     vectors = _vectors(draw, draw.n, 2)
@@ -208,14 +215,14 @@ def cross_transpose(draw: Draw) -> Call:
     return Call({"self": op}, lambda result: _same_matrix(draw, result.as_matrix(), x, points))
 
 
-@target("ntk.CrossOperator.mv", vector="array")
+@target("ntk.CrossOperator.mv", vector="through")
 def cross_mv(draw: Draw) -> Call:
     op, matrix, points, x = _cross(draw)
     vector = _vectors(draw, draw.n)
     return Call({"self": op, "vector": draw.cast(vector)}, _product_check(draw, matrix, _size(points, x), vector))
 
 
-@target("ntk.CrossOperator.mm", vectors="array")
+@target("ntk.CrossOperator.mm", vectors="through")
 def cross_mm(draw: Draw) -> Call:
     op, matrix, points, x = _cross(draw)
     vectors = _vectors(draw, draw.n, 2)

@@ -3,7 +3,9 @@
 A kind is one of the names below; "?" behind it means that None is the default.
 
     rows, array, gram   floating-point numbers of a certain shape; positives, nonnegatives: with such entries
+    weights             a number or a vector, not negative
     elements            what an elementwise function takes: any shape, NaN and infinity go through
+    through             an array of a certain shape, of which NaN and infinity go through
     integers            an array of integers; integers0: none negative
     numbers             a number or an array of any shape; real, positive, nonnegative, fraction: one number
     count, count0       one integer, ≥ 1 or ≥ 0; integer: of any sign
@@ -106,6 +108,10 @@ def _elements(value: Any, draw: Draw) -> list[Option]:
     return [option for option in _array(value, draw) if option[0] not in SHAPELESS]
 
 
+def _through(value: Any, draw: Draw) -> list[Option]:
+    return [option for option in _array(value, draw) if option[0] not in {"NaN", "NaN in a JAX array", "-infinity", "1e300"}]
+
+
 def _frames(x: np.ndarray, single: Any) -> list[Option]:
     try:
         import pandas
@@ -186,6 +192,11 @@ def _integers0(value: Any, draw: Draw) -> list[Option]:
     if value is not None:
         options.append(("a negative integer", -1 - np.asarray(value), REFUSED))
     return options
+
+
+def _weights(value: Any, draw: Draw) -> list[Option]:
+    whole = [option for option in _nonnegatives(value, draw) if option[0] != "one number"]
+    return [*whole, ("-1.0", -1.0, REFUSED), ("NaN", float("nan"), REFUSED), ("True", True, REFUSED)]
 
 
 # --- numbers ------------------------------------------------------------------------------------------------------
@@ -403,8 +414,10 @@ _OPTIONS: dict[str, Callable[[Any, Draw], list[Option]]] = {
     "array": _array,
     "gram": _gram,
     "elements": _elements,
+    "through": _through,
     "positives": _positives,
     "nonnegatives": _nonnegatives,
+    "weights": _weights,
     "integers": _integers,
     "integers0": _integers0,
     "numbers": _numbers,
