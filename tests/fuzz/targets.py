@@ -2,7 +2,7 @@
 
 import importlib
 
-for _part in ("activations", "ntk", "dynamics", "curvature", "regression", "bounds"):
+for _part in ("activations", "ntk", "dynamics", "curvature", "regression", "bounds", "solvers", "theory", "certificates"):
     importlib.import_module(f"fuzz.targets_{_part}")
 
 LETTERS = {

@@ -8,10 +8,13 @@ A kind is one of the names below; "?" behind it means that None is the default.
     through             an array of a certain shape, of which NaN and infinity go through
     integers            an array of integers; integers0: none negative
     numbers             a number or an array of any shape; real, positive, nonnegative, fraction: one number
+    time, above one     one positive number, perhaps infinite; one above one
     count, count0       one integer, ≥ 1 or ≥ 0; integer: of any sign
     flag, choice, key, callable
     net, apply          a network of softntk; or any function with parameters as well
     params, activation, object                              things of softntk
+    momentum            a number in [0, 1)
+    transform, loss, path       of optax; a problem or a function; a file
     text, dtype, shape, tree                                a string, a precision, (n, d), a pytree of arrays
 """
 
@@ -22,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import scipy.sparse
 
 from fuzz.draw import Draw
@@ -48,7 +52,7 @@ def wrong_values(kind: str, value: Any, draw: Draw) -> list[Option]:
 
 
 def _is_fine(kind: str, junk: Any) -> bool:
-    return (kind == "text" and isinstance(junk, str)) or (kind == "tree" and isinstance(junk, dict) and not junk)
+    return (kind in ("text", "path") and isinstance(junk, str)) or (kind == "tree" and isinstance(junk, dict) and not junk)
 
 
 # --- arrays -------------------------------------------------------------------------------------------------------
@@ -238,6 +242,14 @@ def _fraction(value: Any, draw: Draw) -> list[Option]:
     return [*_positive(value, draw), ("1.5", 1.5, REFUSED), ("1.0", 1.0, REFUSED)]
 
 
+def _time(value: Any, draw: Draw) -> list[Option]:
+    return [option for option in _positive(value, draw) if option[0] != "infinity"]
+
+
+def _above_one(value: Any, draw: Draw) -> list[Option]:
+    return [*_positive(value, draw), ("1.0", 1.0, REFUSED), ("0.5", 0.5, REFUSED)]
+
+
 def _numbers(value: Any, draw: Draw) -> list[Option]:
     return [
         ("NaN", float("nan"), REFUSED),
@@ -398,6 +410,30 @@ def _shape(value: Any, draw: Draw) -> list[Option]:
     ]
 
 
+def _momentum(value: Any, draw: Draw) -> list[Option]:
+    return [*_nonnegative(0.5, draw), ("1.0", 1.0, REFUSED)]
+
+
+def _transform(value: Any, draw: Draw) -> list[Option]:
+    return [
+        ("'adam'", "adam", REFUSED),
+        ("3", 3, REFUSED),
+        ("0.1", 0.1, REFUSED),
+        ("a function", abs, REFUSED),
+        ("optax.adam itself", optax.adam, REFUSED),
+        ("a list", [optax.adam(0.1)], REFUSED),
+        ("()", (), REFUSED),
+    ]
+
+
+def _loss(value: Any, draw: Draw) -> list[Option]:
+    return [("'softmax'", "softmax", REFUSED), ("3", 3, REFUSED), ("a matrix", jnp.eye(3), REFUSED), ("a list", [1], REFUSED)]
+
+
+def _path(value: Any, draw: Draw) -> list[Option]:
+    return [("3", 3, REFUSED), ("a list", ["a"], REFUSED), ("1.5", 1.5, REFUSED), ("True", True, REFUSED)]
+
+
 def _tree(value: Any, draw: Draw) -> list[Option]:
     return [
         ("integers", jnp.arange(3), REFUSED),
@@ -409,6 +445,7 @@ def _tree(value: Any, draw: Draw) -> list[Option]:
     ]
 
 
+# "abc" is a path: nothing is written by a call that is wrong otherwise, so that it is left out.
 _OPTIONS: dict[str, Callable[[Any, Draw], list[Option]]] = {
     "rows": _rows,
     "array": _array,
@@ -425,6 +462,8 @@ _OPTIONS: dict[str, Callable[[Any, Draw], list[Option]]] = {
     "nonnegative": _nonnegative,
     "positive": _positive,
     "fraction": _fraction,
+    "time": _time,
+    "above one": _above_one,
     "integer": _integer,
     "count": _count,
     "count0": _count0,
@@ -441,4 +480,8 @@ _OPTIONS: dict[str, Callable[[Any, Draw], list[Option]]] = {
     "dtype": _dtype,
     "shape": _shape,
     "tree": _tree,
+    "momentum": _momentum,
+    "transform": _transform,
+    "loss": _loss,
+    "path": _path,
 }
