@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("--package", default="", help="targets whose name starts so, or one of a…g; several with commas")
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--slow", action="store_true", help="valid calls of what compiles for long, too")
+    parser.add_argument("--wrong", type=float, default=0.65, help="the share of wrong calls")
     parser.add_argument("--each", type=int, default=3, help="findings shown for each function and kind")
     parser.add_argument("--write", help="a folder for one file of findings a letter")
     options = parser.parse_args()
@@ -45,7 +46,7 @@ def main() -> int:
     end = time.monotonic() + options.seconds
     index = options.start
     for index in indices:
-        case = make_case(targets, options.seed, index, options.slow)
+        case = make_case(targets, options.seed, index, options.slow, options.wrong)
         finding, elapsed = timed(case)
         counts[case.target.name] += 1
         seconds[case.target.name] += elapsed

@@ -2,7 +2,21 @@
 
 import importlib
 
-for _part in ("activations", "ntk", "dynamics", "curvature", "regression", "bounds", "solvers", "theory", "certificates"):
+PARTS = (
+    "activations",
+    "ntk",
+    "dynamics",
+    "curvature",
+    "regression",
+    "bounds",
+    "solvers",
+    "theory",
+    "certificates",
+    "diffusion",
+    "metrics",
+)
+
+for _part in PARTS:
     importlib.import_module(f"fuzz.targets_{_part}")
 
 LETTERS = {
@@ -24,3 +38,65 @@ LETTERS = {
     "theory": "f",
     "diffusion": "g",
 }
+
+_RECORD = "a record of results, built by the library; its parts are checked where they are used"
+_HELPER = "an internal helper that only carries a public name"
+NEEDS_NONE = {
+    "activations.Activation": "a table entry, written by developers of activations; its methods are targets",
+    "activations.Moments": "functions of a table entry",
+    "activations.unknown": _HELPER,
+    "networks.Architecture": "static description that two_layer builds after checking",
+    "networks.Network": "built by two_layer; its three functions are targets",
+    "networks.Parameters": "a pytree of arrays, of tracers and of specifications too: checked where it is used",
+    "networks.RowFactors": _RECORD,
+    "ntk.Extremes": _RECORD,
+    "ntk.FixedPoint": _RECORD,
+    "ntk.Posterior": _RECORD,
+    "ntk.Propagation": _RECORD,
+    "ntk.SpectralMeasure": "a record of results; its methods are targets",
+    "ntk.GramOperator": "abstract; its methods are targets",
+    "ntk.CrossOperator": "built by GramOperator.cross; its methods are targets",
+    "curvature.structured.Factorisation": "built by factorise; its methods are targets",
+    "curvature.structured.StructuredOperator": "a pytree of arrays, of tracers too; its methods are targets",
+    "curvature.sketch.Sample": "built by draw; its method is a target",
+    "regression.Attention": "built by attention after checking; its methods are targets",
+    "regression.AttentionOperator": "built by hessian; its methods are targets",
+    "regression.Problem": "built by problem after checking; its methods are targets",
+    "regression.ResidualProblem": "built by two_layer after checking; its methods are targets",
+    "regression.LeverageProblem": "built by leverage after checking; its methods are targets",
+    "regression.Bound": _RECORD,
+    "regression.LipschitzBounds": _RECORD,
+    "solvers.Contraction": _RECORD,
+    "solvers.NaturalGradientState": _RECORD,
+    "solvers.NewtonState": _RECORD,
+    "solvers.Step": "an enumeration",
+    "solution.NumericalError": "an exception",
+    "solution.Result": "an enumeration",
+    "solution.Solution": "a record of results; its method is a target",
+    "theory.CertifiedWidth": _RECORD,
+    "theory.ConvergenceCertificate": _RECORD,
+    "theory.MinimumCertificate": _RECORD,
+    "theory.Perturbation": "a record of results; its method is a target",
+    "theory.RiskBound": _RECORD,
+    "theory.Row": _RECORD,
+    "theory.bounds.Constants": "plain numbers; checked where they are used",
+    "theory.bounds.Row": _RECORD,
+    "theory.generalisation.EarlyStopping": _RECORD,
+    "theory.generalisation.EffectiveRanks": "a record of results; its methods are targets",
+    "theory.generalisation.RkhsNorm": _RECORD,
+    "theory.lazy.Distances": _RECORD,
+    "theory.feature_learning.Alignment": _RECORD,
+    "diffusion.Denoiser": "built by the fits; its call is a target",
+    "diffusion.Score": "built by score; its call is a target",
+    "diffusion.VPSDE": "abstract; its methods are targets",
+    "diffusion.LinearVPSDE": "built by vp_sde and constant_sde after checking",
+    "diffusion.CosineVPSDE": "built by cosine_sde after checking",
+    "diffusion.metrics.Distribution": "a protocol: what users' own distributions have",
+    "diffusion.metrics.Distribution.sample": "of the protocol",
+    "diffusion.metrics.Distribution.score": "of the protocol",
+    "diffusion.metrics.Estimate": _RECORD,
+    "diffusion.metrics.Memorisation": _RECORD,
+    "diffusion.metrics.Nearest": _RECORD,
+    "diffusion.metrics.ScoreError": _RECORD,
+}
+"""Public names that need no target, and why."""

@@ -43,6 +43,10 @@ def certify_minimum(draw: Draw) -> Call:
     return Call({"p": regression.problem(draw), "x0": draw.cast(regression.x)}, check)
 
 
+STATEMENT = "[S] definition: f"
+"""What is run of the ledger: one statement."""
+
+
 def _make(width: int) -> Any:
     return sn.networks.two_layer("softmax", width=width, out_dim=2)
 
@@ -115,7 +119,7 @@ def perturbation_of(draw: Draw) -> Call:
     statements="object?",
 )
 def ledger(draw: Draw) -> Call:
-    arguments = {"quick": True, "match": "", "seed": draw.integers(3), "progress": False, "statements": None}
+    arguments = {"quick": True, "match": STATEMENT, "seed": draw.integers(3), "progress": False, "statements": None}
     return Call(arguments, lambda rows: None if rows else "no rows")
 
 

@@ -101,7 +101,9 @@ class Regression:
 
 
 def _register_method(method: str) -> None:
-    @target(f"regression.Problem.{method}", x="through")
+    previous = {"previous": "through?"} if method == "check" else {}
+
+    @target(f"regression.Problem.{method}", x="through", **previous)
     def make(draw: Draw) -> Call:
         regression = Regression(draw)
         arguments = {"self": regression.problem(draw), "x": draw.cast(regression.x)}

@@ -15,7 +15,7 @@ A kind is one of the names below; "?" behind it means that None is the default.
     params, activation, object                              things of softntk
     momentum            a number in [0, 1)
     transform, loss, path       of optax; a problem or a function; a file
-    text, dtype, shape, tree                                a string, a precision, (n, d), a pytree of arrays
+    text, dtype, shape, rows and columns, tree      a string, a precision, (-1, d), (n, d), a pytree of arrays
 """
 
 import fractions
@@ -83,7 +83,7 @@ def _array(value: Any, draw: Draw) -> list[Option]:
         ("empty", single[:0] if x.ndim else np.zeros(0), REFUSED),
         ("nested lists", x.tolist(), single),
         ("NumPy float64", x, single),
-        ("half precision", jnp.asarray(x, jnp.float16), jnp.asarray(x, jnp.float16).astype(jnp.float32)),
+        ("half precision", jnp.asarray(x, jnp.float16), FINITE),
     ]
     if x.ndim:
         longer = np.concatenate([x, x[:1]]) if x.ndim else x
@@ -410,6 +410,11 @@ def _shape(value: Any, draw: Draw) -> list[Option]:
     ]
 
 
+def _rows_and_columns(value: Any, draw: Draw) -> list[Option]:
+    options = [option for option in _shape(value, draw) if option[0] != "no features"]
+    return [*options, ("no rows", (0, 2), REFUSED), ("NaN", (float("nan"), 2), REFUSED)]
+
+
 def _momentum(value: Any, draw: Draw) -> list[Option]:
     return [*_nonnegative(0.5, draw), ("1.0", 1.0, REFUSED)]
 
@@ -481,6 +486,7 @@ _OPTIONS: dict[str, Callable[[Any, Draw], list[Option]]] = {
     "shape": _shape,
     "tree": _tree,
     "momentum": _momentum,
+    "rows and columns": _rows_and_columns,
     "transform": _transform,
     "loss": _loss,
     "path": _path,
