@@ -65,7 +65,7 @@ def main() -> int:
 
 
 def _is_asked_for(name: str, wanted: list[str]) -> bool:
-    return any(name.startswith(prefix) or letter_of(name) == prefix for prefix in wanted)
+    return any(letter_of(name) == part if len(part) == 1 else name.startswith(part) for part in wanted)
 
 
 def letter_of(name: str) -> str:
