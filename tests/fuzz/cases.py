@@ -211,7 +211,10 @@ def _run_wrong(case: Case) -> tuple[str, str] | None:
         result = chosen.function(**arguments)
         jax.block_until_ready(jax.tree.leaves(result))
     except Exception as error:
-        return judge_error(error, (name,), text)
+        # What does not fit another argument may be told by the name of that one.
+        return judge_error(error, tuple(names) if label.startswith("of ") else (name,), text)
+    if is_told(result):
+        return None
     if proper is FINITE:
         message = finite(result)
         kind = "NaN" if message and "NaN" in message else "accepted"
@@ -219,6 +222,12 @@ def _run_wrong(case: Case) -> tuple[str, str] | None:
     if proper is REFUSED:
         return "accepted", f"{text} → {short(result)}"
     return _compare(chosen, arguments, name, proper, result, text)
+
+
+def is_told(result: Any) -> bool:
+    """Return whether a result says by its code that it is none."""
+    code = getattr(result, "result", None)
+    return getattr(result, "holds", None) is False or (code is not None and np.ndim(code) == 0 and int(code) != 0)
 
 
 def _compare(
@@ -271,6 +280,7 @@ def are_different(kind: str, other: str, value: Any, another: Any) -> bool:
     if value is None or another is None or len(plain) == 1 or "callable" in plain:
         return False
     numbers = {"real", "positive", "nonnegative", "fraction", "count", "count0", "integers", "integers0", "numbers"}
+    numbers |= {"momentum", "rate", "time", "above one", "integer"}
     return not (plain <= numbers or plain <= {"array", "rows", "gram", "numbers", "positives", "nonnegatives"})
 
 

@@ -60,7 +60,7 @@ def main() -> int:
     _print_table(counts, findings, seconds)
     _print_findings(findings, options.each)
     if options.write:
-        _write(findings, Path(options.write), options.each)
+        _write(findings, {letter_of(name) for name in counts}, Path(options.write), options.each)
     return bool(findings)
 
 
@@ -74,9 +74,7 @@ def letter_of(name: str) -> str:
     return LETTERS[max(matching, key=len)] if matching else "?"
 
 
-def _print_table(
-    counts: collections.Counter[str], findings: list[Finding], seconds: collections.Counter[str]
-) -> None:
+def _print_table(counts: collections.Counter[str], findings: list[Finding], seconds: collections.Counter[str]) -> None:
     by_kind = collections.Counter((finding.target, finding.kind) for finding in findings)
     print(f"{'function':58} {'cases':>6} {'found':>6} {'s':>7}")
     for name in sorted(counts):
@@ -104,11 +102,11 @@ def _lines(findings: list[Finding], each: int) -> list[str]:
     return lines
 
 
-def _write(findings: list[Finding], folder: Path, each: int) -> None:
-    for letter in sorted(set(LETTERS.values())):
+def _write(findings: list[Finding], letters: set[str], folder: Path, each: int) -> None:
+    for letter in sorted(letters):
         mine = [finding for finding in findings if letter_of(finding.target) == letter]
         kinds = collections.Counter(finding.kind for finding in mine)
-        head = f"{len(mine)} findings: {dict(kinds.most_common())}"
+        head = f"{len(mine)} findings: {dict(kinds.most_common())}; repeat one: run.py --package … --only INDEX"
         (folder / f"findings_{letter}.txt").write_text("\n".join([head, *_lines(mine, each)]) + "\n", encoding="utf-8")
 
 

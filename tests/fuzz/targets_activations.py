@@ -39,7 +39,7 @@ for _method, _order in (("u", 0), ("du", 1), ("d2u", 2)):
     _register_jet(_method, _order)
 
 
-@target("activations.Activation.limit", q11="numbers", q12="numbers", q22="numbers", normalized="flag")
+@target("activations.Activation.limit", q11="elements", q12="elements", q22="elements", normalized="flag")
 def limit(draw: Draw) -> Call:
     name = draw.pick("exp", "res_exp", "cosh", "relu", "identity", "erf", "sinh")
     normalized = name in ("exp", "res_exp", "cosh", "relu") and draw.random() < 0.5
@@ -267,7 +267,7 @@ def _kernel(net: Any, x1: Any, x2: Any = None, get: Any = "ntk") -> Any:
     return net.kernel_fn(x1, x2, get)
 
 
-@target("networks.Network.kernel_fn", _kernel, x1="rows", x2="rows?", get="choice?")
+@target("networks.Network.kernel_fn", _kernel, x1="rows", x2="rows?", get="names?")
 def kernel_fn(draw: Draw) -> Call:
     net, _, family = network(draw)
     name, normalized = FAMILIES[family]

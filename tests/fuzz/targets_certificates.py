@@ -139,7 +139,12 @@ def ledger(draw: Draw) -> Call:
 )
 def distances(draw: Draw) -> Call:
     net, params, _ = network(draw, "softmax")
-    arguments = {"net": net, "params": params, "x": draw.cast(draw.points(scale=1.0)), "y": draw.cast(draw.normal(draw.n, draw.k))}
+    arguments = {
+        "net": net,
+        "params": params,
+        "x": draw.cast(draw.points(scale=1.0)),
+        "y": draw.cast(draw.normal(draw.n, draw.k)),
+    }
     arguments |= {"learning_rate": 1e-3, "steps": 2, "scale": draw.pick(1.0, 100.0)}
 
     def check(result: Any) -> str | None:

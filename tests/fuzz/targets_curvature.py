@@ -324,9 +324,7 @@ def draw_rows(draw: Draw) -> Call:
 
 
 def _sample(draw: Draw) -> Any:
-    return sn.curvature.sketch.Sample(
-        indices=jnp.asarray([0, 2, 3]), scales=jnp.asarray(np.array([1.5, 2.0, 0.5]), draw.dtype)
-    )
+    return sn.curvature.sketch.Sample(indices=jnp.asarray([0, 2, 3]), scales=jnp.asarray(np.array([1.5, 2.0, 0.5]), draw.dtype))
 
 
 @target("curvature.sketch.Sample.gram", A="rows", weights="nonnegatives?")

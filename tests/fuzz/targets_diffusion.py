@@ -61,7 +61,9 @@ def _register_schedule(method: str) -> None:
         size = np.abs(want) + (cancels * 1e-3 if method in ("log_snr",) else 0)
         loose = 1e-5 if method == "rate" else cancels * draw.eps / (t if cancels > 64 else 1)
         arguments = {"self": sde, "t": jnp.asarray([t], draw.dtype)}
-        return Call(arguments, lambda result: compare(result, [want], loose + 2e-7 * (method == "rate"), draw, size=size + 1e-30))
+        return Call(
+            arguments, lambda result: compare(result, [want], loose + 2e-7 * (method == "rate"), draw, size=size + 1e-30)
+        )
 
 
 for _method in SCHEDULE:
@@ -103,9 +105,7 @@ def perturb(draw: Draw) -> Call:
     return Call({"self": sde, "key": key, "t": t, "x0": draw.cast(x0)}, check)
 
 
-@target(
-    "diffusion.VPSDE.sample_times", key="key", n="count", min_time="positive", centre="real?", spread="positive"
-)
+@target("diffusion.VPSDE.sample_times", key="key", n="count", min_time="positive", centre="real?", spread="positive")
 def sample_times(draw: Draw) -> Call:
     sde = _sde(draw)
     centre = None if draw.mild else draw.pick(None, 0.0, -100.0, 100.0, 5.0)
@@ -202,7 +202,10 @@ def _register_mixture(cls: str, method: str) -> None:
         def check(result: Any) -> str | None:
             if case.rtol(draw) > 1e-2:
                 return never_nan(result)
-            size = {"log_density": 10 + np.abs(want).max(), "score": (np.abs(case.x).max() + np.abs(case.means).max() + 1) / case.h}
+            size = {
+                "log_density": 10 + np.abs(want).max(),
+                "score": (np.abs(case.x).max() + np.abs(case.means).max() + 1) / case.h,
+            }
             size["denoise"] = (np.abs(case.x).max() + np.abs(case.means).max()) * 1.0 + case.h / case.alpha
             return compare(result, want, case.rtol(draw), draw, size=float(size[method]))
 
@@ -259,7 +262,11 @@ def score(draw: Draw) -> Call:
     def check(function: Any) -> str | None:
         got = function(jnp.asarray(case.t, draw.dtype), jnp.asarray(case.x, draw.dtype))
         size = (np.abs(case.x).max() + np.abs(case.means).max() + 1) / float(case.h)
-        return compare(got, case.reference("score"), case.rtol(draw), draw, size=size) if case.rtol(draw) < 1e-2 else never_nan(got)
+        return (
+            compare(got, case.reference("score"), case.rtol(draw), draw, size=size)
+            if case.rtol(draw) < 1e-2
+            else never_nan(got)
+        )
 
     return Call({"sde": case.sde, "denoiser": denoiser}, check)
 

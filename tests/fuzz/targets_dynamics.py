@@ -115,7 +115,9 @@ def gd_coefficients(draw: Draw) -> Call:
             want = evolve(
                 matrix, y, lambda value, tau=tau: rate * sum((1 - mpmath.mpf(rate) * value) ** s for s in range(int(tau)))
             )
-            messages.append(compare(result[i], want, 512 * draw.eps, draw, size=max(np.abs(want).max(), rate * np.abs(y).max())))
+            messages.append(
+                compare(result[i], want, 512 * draw.eps, draw, size=max(np.abs(want).max(), rate * np.abs(y).max()))
+            )
         return first_message(*messages)
 
     return Call(arguments, check)

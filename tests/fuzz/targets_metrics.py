@@ -32,7 +32,9 @@ def _discrepancy(x: np.ndarray, y: np.ndarray, function: Any) -> Any:
 
 
 def _interval(draw: Draw, result: Any, want: Any, size: Any) -> str | None:
-    ordered = float(result.lower) <= float(result.value) * (1 + 1e-3) + 1e-3 * float(size) <= float(result.upper) + 2e-2 * float(size)
+    ordered = (
+        float(result.lower) <= float(result.value) * (1 + 1e-3) + 1e-3 * float(size) <= float(result.upper) + 2e-2 * float(size)
+    )
     return first_message(
         compare(result.value, want, 256 * draw.eps, draw, size=size),
         never_nan([result.lower, result.upper]),
@@ -118,9 +120,7 @@ def memorisation(draw: Draw) -> Call:
     return Call(arguments, check, refusals=OVERFLOW + "|held_out")
 
 
-@target(
-    "diffusion.score_error", key="key", sde="object", score_fn="callable", distribution="object", t="numbers", n="count"
-)
+@target("diffusion.score_error", key="key", sde="object", score_fn="callable", distribution="object", t="numbers", n="count")
 def score_error(draw: Draw) -> Call:
     sde = sn.diffusion.vp_sde()
     normal = sn.diffusion.GaussianMixture(

@@ -135,9 +135,7 @@ def gram_matrix(draw: Draw) -> Call:
 @target("ntk.GramOperator.diagonal")
 def gram_diagonal(draw: Draw) -> Call:
     op, matrix, x = kernel_operator_of(draw)
-    return Call(
-        {"self": op}, lambda result: compare(result, np.diag(matrix), 128 * draw.eps, draw, size=np.diag(_size(x)))
-    )
+    return Call({"self": op}, lambda result: compare(result, np.diag(matrix), 128 * draw.eps, draw, size=np.diag(_size(x))))
 
 
 @target("ntk.GramOperator.transpose")
@@ -305,7 +303,7 @@ def measure_cumulative(draw: Draw) -> Call:
     return Call(arguments, lambda result: compare(result, want, 16 * draw.eps, draw))
 
 
-@target("ntk.SpectralMeasure.density", levels="array", bandwidth="positive")
+@target("ntk.SpectralMeasure.density", levels="elements", bandwidth="positive")
 def measure_density(draw: Draw) -> Call:
     measure, values = _measure(draw)
     levels, bandwidth = draw.rounded(values * 1.1), float(draw.rounded(np.array(0.5 * values[-1])))

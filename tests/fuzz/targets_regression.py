@@ -204,18 +204,14 @@ class AttentionCase:
 
     def problem(self, draw: Draw) -> Any:
         """Return the problem of softntk."""
-        return sn.regression.attention(
-            *(jnp.asarray(a, draw.dtype) for a in (self.A1, self.A2, self.B)), weights=self.w
-        )
+        return sn.regression.attention(*(jnp.asarray(a, draw.dtype) for a in (self.A1, self.A2, self.B)), weights=self.w)
 
 
 def hessian_of(gradient: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
     """Return the matrix of second derivatives by differences of a gradient."""
     columns = []
     for index in np.ndindex(*x.shape):
-        columns.append(
-            numerical_gradient(lambda s, index=index: gradient(long(x) + _unit(x.shape, index) * s)[0], np.zeros(1))
-        )
+        columns.append(numerical_gradient(lambda s, index=index: gradient(long(x) + _unit(x.shape, index) * s)[0], np.zeros(1)))
     return np.array(columns)
 
 

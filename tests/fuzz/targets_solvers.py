@@ -1,6 +1,5 @@
 """Targets: solvers, step sizes, solutions."""
 
-
 from typing import Any
 
 import jax
@@ -52,7 +51,8 @@ def nesterov(draw: Draw) -> Call:
 
     def check(result: Any) -> str | None:
         return first_message(
-            compare(result[0], 1 / long(largest), 1e-14, draw), compare(result[1], (ratio - 1) / (ratio + 1), 1e-14, draw, size=1.0)
+            compare(result[0], 1 / long(largest), 1e-14, draw),
+            compare(result[1], (ratio - 1) / (ratio + 1), 1e-14, draw, size=1.0),
         )
 
     return Call({"smallest": smallest, "largest": largest}, check)
@@ -69,7 +69,12 @@ def nesterov(draw: Draw) -> Call:
     exponent="real",
 )
 def paper(draw: Draw) -> Call:
-    numbers = {"smallest": draw.positive() * draw.scale(30), "n": draw.pick(1, 100, 10**6), "k": 2, "width": draw.pick(1, 10**7)}
+    numbers = {
+        "smallest": draw.positive() * draw.scale(30),
+        "n": draw.pick(1, 100, 10**6),
+        "k": 2,
+        "width": draw.pick(1, 10**7),
+    }
     B = draw.positive(1.0, 3.0)
     want = 0.1 * long(numbers["smallest"]) / (numbers["width"] * 4.0 * float(numbers["n"]) ** 2) * np.exp(-16 * long(B))
     return Call(numbers | {"B": B}, lambda result: compare(result, want, 1e-12, draw))
@@ -84,7 +89,7 @@ def _descend(learning_rate: Any, momentum: Any = None, nesterov: Any = False) ->
     return tx.update(2 * x, tx.init(x), x)[0]
 
 
-@target("solvers.gradient_descent", _descend, learning_rate="positive", momentum="momentum?", nesterov="flag")
+@target("solvers.gradient_descent", _descend, learning_rate="rate", momentum="momentum?", nesterov="flag")
 def gradient_descent(draw: Draw) -> Call:
     rate = float(np.float32(draw.positive() * draw.scale(15)))
     arguments = {"learning_rate": rate, "momentum": draw.pick(None, 0.5)}
@@ -204,7 +209,8 @@ def train(draw: Draw) -> Call:
     def check(solution: Any) -> str | None:
         losses = 0.5 * (long(start) ** 2).sum() * 0.25 ** np.arange(5)
         return first_message(
-            compare(solution.value, start / 16, 32 * draw.eps, draw), compare(solution.stats["loss"], losses, 64 * draw.eps, draw)
+            compare(solution.value, start / 16, 32 * draw.eps, draw),
+            compare(solution.stats["loss"], losses, 64 * draw.eps, draw),
         )
 
     return Call(arguments, check)

@@ -104,9 +104,14 @@ def descent_factor(draw: Draw) -> Call:
     return Call(arguments, lambda result: compare(result, 1 - share / 2, 1e-12, draw, size=1.0))
 
 
-@target("theory.bounds.perturbation_bound", R="positive", family="choice", parameterization="choice", width="count?", **(
-    {name: kind for name, kind in SIZES.items() if name != "smallest"}
-))
+@target(
+    "theory.bounds.perturbation_bound",
+    R="positive",
+    family="choice",
+    parameterization="choice",
+    width="count?",
+    **({name: kind for name, kind in SIZES.items() if name != "smallest"}),
+)
 def perturbation_bound(draw: Draw) -> Call:
     s = Sizes(draw)
     R = draw.positive() * (1.0 if draw.mild else draw.pick(1.0, 1e-300, 1e300))
@@ -132,7 +137,9 @@ def smallest_eigenvalue(draw: Draw) -> Call:
 def radius(draw: Draw) -> Call:
     s = Sizes(draw)
     residual, width = draw.positive() * draw.scale(100), draw.pick(16, 10**9)
-    want = 4 / mpmath.sqrt(width) / mpmath.mpf(s.smallest) * s.power(3) * mpmath.sqrt(mpmath.mpf(s.n) * s.k) * mpmath.mpf(residual)
+    want = (
+        4 / mpmath.sqrt(width) / mpmath.mpf(s.smallest) * s.power(3) * mpmath.sqrt(mpmath.mpf(s.n) * s.k) * mpmath.mpf(residual)
+    )
     arguments = {"family": s.family, **s.arguments, "residual": residual, "width": width}
     return Call(arguments, lambda result: same_number(result, want))
 
@@ -259,9 +266,7 @@ def early_stopping_time(draw: Draw) -> Call:
     return Call(arguments, check, refusals=NO_KERNEL)
 
 
-@target(
-    "theory.least_risk_time", laws_only=True, gram="gram?", noise="positive", norm="positive", eigenvalues="nonnegatives?"
-)
+@target("theory.least_risk_time", laws_only=True, gram="gram?", noise="positive", norm="positive", eigenvalues="nonnegatives?")
 def least_risk_time(draw: Draw) -> Call:
     matrix, noise, norm = _stopping(draw)
     arguments = {"gram": draw.cast(matrix), "noise": noise, "norm": norm}
@@ -384,7 +389,9 @@ def ridge_features(draw: Draw) -> Call:
     unit = draw.scale(15)
     train, test = draw.rounded(train * unit), draw.rounded(test * unit)
     ridge = float(draw.rounded(np.array(unit**2 * 0.1)))
-    want = (test / unit) @ np.linalg.solve((train / unit).T @ (train / unit) + ridge / unit**2 * np.eye(3), (train / unit).T @ y)
+    want = (test / unit) @ np.linalg.solve(
+        (train / unit).T @ (train / unit) + ridge / unit**2 * np.eye(3), (train / unit).T @ y
+    )
     arguments = {"train": draw.cast(train), "y": draw.cast(y), "test": draw.cast(test), "ridge": ridge}
     return Call(arguments, lambda result: compare(result, want, 1e3 * draw.eps, draw, size=10.0))
 
@@ -403,5 +410,3 @@ def alignment(draw: Draw) -> Call:
         return first_message(never_nan(result), compare(result.before, want, 1e3 * draw.eps, draw, size=1.0))
 
     return Call({"params": params, "params_after": after, "direction": draw.cast(direction)}, check)
-
-

@@ -10,7 +10,7 @@ A kind is one of the names below; "?" behind it means that None is the default.
     numbers             a number or an array of any shape; real, positive, nonnegative, fraction: one number
     time, above one     one positive number, perhaps infinite; one above one
     count, count0       one integer, ≥ 1 or ≥ 0; integer: of any sign
-    flag, choice, key, callable
+    flag, choice, key, callable; names: one name or several; rate: a number or a schedule
     net, apply          a network of softntk; or any function with parameters as well
     params, activation, object                              things of softntk
     momentum            a number in [0, 1)
@@ -52,7 +52,7 @@ def wrong_values(kind: str, value: Any, draw: Draw) -> list[Option]:
 
 
 def _is_fine(kind: str, junk: Any) -> bool:
-    return (kind in ("text", "path") and isinstance(junk, str)) or (kind == "tree" and isinstance(junk, dict) and not junk)
+    return (kind in ("text", "path") and isinstance(junk, str)) or (kind == "tree" and isinstance(junk, dict))
 
 
 # --- arrays -------------------------------------------------------------------------------------------------------
@@ -81,8 +81,8 @@ def _array(value: Any, draw: Draw) -> list[Option]:
         ("1e300", _with(x, 1e300), FINITE),
         ("of one more axis", single[None], REFUSED),
         ("empty", single[:0] if x.ndim else np.zeros(0), REFUSED),
-        ("nested lists", x.tolist(), single),
-        ("NumPy float64", x, single),
+        ("nested lists", x.tolist(), x),
+        ("NumPy float64", x, FINITE),
         ("half precision", jnp.asarray(x, jnp.float16), FINITE),
     ]
     if x.ndim:
@@ -97,7 +97,7 @@ def _array(value: Any, draw: Draw) -> list[Option]:
         ]
         if x.ndim == 2:
             options.append(("a SciPy matrix", scipy.sparse.csr_matrix(x), REFUSED))
-        options += _frames(x, single)
+        options += _frames(x)
     if x.ndim >= 2:
         options.append(("its first row", single[0], REFUSED))
     integers = np.arange(x.size).reshape(x.shape)
@@ -116,7 +116,7 @@ def _through(value: Any, draw: Draw) -> list[Option]:
     return [option for option in _array(value, draw) if option[0] not in {"NaN", "NaN in a JAX array", "-infinity", "1e300"}]
 
 
-def _frames(x: np.ndarray, single: Any) -> list[Option]:
+def _frames(x: np.ndarray) -> list[Option]:
     try:
         import pandas
     except ImportError:
@@ -129,7 +129,7 @@ def _frames(x: np.ndarray, single: Any) -> list[Option]:
         mixed.iloc[0, 0] = "a"
     else:
         mixed.iloc[0] = "a"
-    return [("a pandas table", frame, single), ("a pandas table with strings", mixed, REFUSED)]
+    return [("a pandas table", frame, x), ("a pandas table with strings", mixed, REFUSED)]
 
 
 def _with(x: np.ndarray, entry: float) -> np.ndarray:
@@ -238,6 +238,10 @@ def _positive(value: Any, draw: Draw) -> list[Option]:
     return [*_nonnegative(value, draw), ("0.0", 0.0, REFUSED), ("0", 0, REFUSED), ("False", False, REFUSED)]
 
 
+def _rate(value: Any, draw: Draw) -> list[Option]:
+    return [option for option in _positive(value, draw) if option[0] != "a function"]
+
+
 def _fraction(value: Any, draw: Draw) -> list[Option]:
     return [*_positive(value, draw), ("1.5", 1.5, REFUSED), ("1.0", 1.0, REFUSED)]
 
@@ -309,6 +313,10 @@ def _choice(value: Any, draw: Draw) -> list[Option]:
             ("in a NumPy array", np.asarray([value]), REFUSED),
         ]
     return options
+
+
+def _names(value: Any, draw: Draw) -> list[Option]:
+    return [option for option in _choice(value, draw) if not option[0].startswith("in a ")]
 
 
 def _key(value: Any, draw: Draw) -> list[Option]:
@@ -467,6 +475,7 @@ _OPTIONS: dict[str, Callable[[Any, Draw], list[Option]]] = {
     "nonnegative": _nonnegative,
     "positive": _positive,
     "fraction": _fraction,
+    "rate": _rate,
     "time": _time,
     "above one": _above_one,
     "integer": _integer,
@@ -474,6 +483,7 @@ _OPTIONS: dict[str, Callable[[Any, Draw], list[Option]]] = {
     "count0": _count0,
     "flag": _flag,
     "choice": _choice,
+    "names": _names,
     "key": _key,
     "callable": _callable,
     "net": _net,
