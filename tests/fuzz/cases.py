@@ -4,7 +4,7 @@ A case is (seed, index): the target, the precision, the arguments and what is wr
 """
 
 import dataclasses
-import inspect
+import itertools
 import re
 import time
 import traceback
@@ -24,7 +24,17 @@ from softntk.solution import NumericalError
 
 PACKAGE_FOLDER = str(Path(softntk.__file__).parent)
 MAX_MESSAGE_LENGTH = 600
-KINDS = ("deep traceback", "unnamed", "accepted", "crash", "NaN", "not converted", "wrong", "refused", "long message")
+KINDS = (
+    "deep traceback",
+    "unnamed",
+    "accepted",
+    "crash",
+    "NaN",
+    "not converted",
+    "wrong",
+    "refused",
+    "long message",
+)
 
 
 class Call(NamedTuple):
@@ -242,7 +252,10 @@ def _compare(
         return "refused", f"the proper value for {text} → {error_text(error)}"
     got, want = ([_as_numbers(leaf) for leaf in jax.tree.leaves(tree)] for tree in (result, expected))
     if len(got) != len(want):
-        return "not converted", f"{text} → another structure, {short(result)} instead of {short(expected)}"
+        return (
+            "not converted",
+            f"{text} → another structure, {short(result)} instead of {short(expected)}",
+        )
     for first, second in zip(got, want, strict=True):
         if first is None or second is None:
             continue
@@ -258,7 +271,7 @@ def _run_swapped(chosen: Target, draw: Draw, arguments: dict[str, Any]) -> tuple
     names = [name for name in arguments if name in chosen.kinds]
     pairs = [
         (first, second)
-        for first, second in zip(names, names[1:], strict=False)
+        for first, second in itertools.pairwise(names)
         if are_different(chosen.kinds[first], chosen.kinds[second], arguments[first], arguments[second])
     ]
     if not pairs:
@@ -279,7 +292,17 @@ def are_different(kind: str, other: str, value: Any, another: Any) -> bool:
     plain = {kind.rstrip("?"), other.rstrip("?")}
     if value is None or another is None or len(plain) == 1 or "callable" in plain:
         return False
-    numbers = {"real", "positive", "nonnegative", "fraction", "count", "count0", "integers", "integers0", "numbers"}
+    numbers = {
+        "real",
+        "positive",
+        "nonnegative",
+        "fraction",
+        "count",
+        "count0",
+        "integers",
+        "integers0",
+        "numbers",
+    }
     numbers |= {"momentum", "rate", "time", "above one", "integer"}
     return not (plain <= numbers or plain <= {"array", "rows", "gram", "numbers", "positives", "nonnegatives"})
 

@@ -31,7 +31,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--only", type=int)
-    parser.add_argument("--package", default="", help="targets whose name starts so, or one of a…g; several with commas")
+    parser.add_argument(
+        "--package",
+        default="",
+        help="targets whose name starts so, or one of a…g; several with commas",
+    )
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--slow", action="store_true", help="valid calls of what compiles for long, too")
     parser.add_argument("--wrong", type=float, default=0.65, help="the share of wrong calls")

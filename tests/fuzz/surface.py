@@ -37,7 +37,16 @@ MODULES = (
 )
 
 CONTAINERS = frozenset(
-    {"tree_flatten", "tree_unflatten", "in_structure", "out_structure", "in_size", "out_size", "__len__", "__iter__"}
+    {
+        "tree_flatten",
+        "tree_unflatten",
+        "in_structure",
+        "out_structure",
+        "in_size",
+        "out_size",
+        "__len__",
+        "__iter__",
+    }
 )
 """Methods of containers and operators that compute nothing."""
 

@@ -39,7 +39,13 @@ for _method, _order in (("u", 0), ("du", 1), ("d2u", 2)):
     _register_jet(_method, _order)
 
 
-@target("activations.Activation.limit", q11="elements", q12="elements", q22="elements", normalized="flag")
+@target(
+    "activations.Activation.limit",
+    q11="elements",
+    q12="elements",
+    q22="elements",
+    normalized="flag",
+)
 def limit(draw: Draw) -> Call:
     name = draw.pick("exp", "res_exp", "cosh", "relu", "identity", "erf", "sinh")
     normalized = name in ("exp", "res_exp", "cosh", "relu") and draw.random() < 0.5
@@ -64,7 +70,14 @@ def limit(draw: Draw) -> Call:
             norms = 1.0 if not normalized else 1 / np.sqrt(q11 * q22)
             sizes = [np.sqrt(q11 * q22) * norms, np.ones(draw.n) * norms]
         return first_message(
-            compare(result[0], covariance, 64 * draw.eps if name != "relu" else loose, draw, size=sizes[0], what="φφ'"),
+            compare(
+                result[0],
+                covariance,
+                64 * draw.eps if name != "relu" else loose,
+                draw,
+                size=sizes[0],
+                what="φφ'",
+            ),
             compare(result[1], slope, loose, draw, size=sizes[1], what="φ̇φ̇'"),
         )
 
@@ -152,7 +165,12 @@ def quadrature_moments(draw: Draw) -> Call:
 
 # --- networks -----------------------------------------------------------------------------------------------------
 
-FAMILIES = {"softmax": ("exp", True), "res_softmax": ("res_exp", True), "relu": ("relu", False), "exp": ("exp", False)}
+FAMILIES = {
+    "softmax": ("exp", True),
+    "res_softmax": ("res_exp", True),
+    "relu": ("relu", False),
+    "exp": ("exp", False),
+}
 
 
 @functools.cache
@@ -318,7 +336,12 @@ def _layer_check(draw: Draw, name: str, scale: float = 1.0) -> Any:
         want = draw.m * normalised(z * scale, name)
         if np.abs(want).max() > 1e3:
             return None
-        return compare(layer[1]((), jnp.asarray(z, draw.dtype)), want, 64 * draw.eps * (1 + np.abs(z * scale).max()), draw)
+        return compare(
+            layer[1]((), jnp.asarray(z, draw.dtype)),
+            want,
+            64 * draw.eps * (1 + np.abs(z * scale).max()),
+            draw,
+        )
 
     return check
 

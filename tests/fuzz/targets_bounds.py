@@ -11,7 +11,16 @@ from fuzz.draw import Draw
 from fuzz.oracles import compare, long
 from fuzz.targets_regression import Regression
 
-LEVERAGE_METHODS = ("__call__", "predict", "residual", "scalings", "gradient", "hessian", "gauss_newton", "check")
+LEVERAGE_METHODS = (
+    "__call__",
+    "predict",
+    "residual",
+    "scalings",
+    "gradient",
+    "hessian",
+    "gauss_newton",
+    "check",
+)
 
 
 class LeverageCase:
@@ -73,7 +82,10 @@ for _method in LEVERAGE_METHODS:
 def leverage(draw: Draw) -> Call:
     case = LeverageCase(draw)
     arguments = {"A": draw.cast(case.A), "target": draw.cast(case.target)}
-    return Call(arguments, lambda p: compare(p(jnp.asarray(case.t, draw.dtype)), case.loss(), 1e4 * draw.eps, draw, size=10.0))
+    return Call(
+        arguments,
+        lambda p: compare(p(jnp.asarray(case.t, draw.dtype)), case.loss(), 1e4 * draw.eps, draw, size=10.0),
+    )
 
 
 # --- bounds: laws, by points of the ball -----------------------------------------------------------------------------
@@ -112,14 +124,23 @@ def lipschitz(draw: Draw) -> Call:
         if message or regression.w.any():
             return message
         first, second = (p.predict(jnp.asarray(point, draw.dtype)) for point in points[:2])
-        change, distance = np.linalg.norm(np.asarray(first - second, float)), np.linalg.norm(points[0] - points[1])
+        change, distance = (
+            np.linalg.norm(np.asarray(first - second, float)),
+            np.linalg.norm(points[0] - points[1]),
+        )
         allowed = float(result.predict.ours) * distance * 1.01 + 100 * draw.eps
         return None if not change > allowed else f"predict moves by {change}, promised {allowed}"
 
     return Call({"p": p, "radius": radius, "centre": None}, check)
 
 
-@target("regression.convexity_weight", p="object", strength="positive", radius="positive?", constant="positive")
+@target(
+    "regression.convexity_weight",
+    p="object",
+    strength="positive",
+    radius="positive?",
+    constant="positive",
+)
 def convexity_weight(draw: Draw) -> Call:
     regression, p, radius, points = _ball(draw)
     strength = 0.5 * float(np.abs(regression.A).max() ** 2 or 1.0)

@@ -13,7 +13,15 @@ from fuzz.targets_activations import network
 from fuzz.targets_regression import Regression
 
 
-@target("theory.certify_convergence", slow=True, laws_only=True, net="net", params="params", x="rows", y="array")
+@target(
+    "theory.certify_convergence",
+    slow=True,
+    laws_only=True,
+    net="net",
+    params="params",
+    x="rows",
+    y="array",
+)
 def certify_convergence(draw: Draw) -> Call:
     net, params, _ = network(draw)
     x = draw.points(scale=1.0)
@@ -21,7 +29,13 @@ def certify_convergence(draw: Draw) -> Call:
     arguments = {"net": net, "params": params, "x": draw.cast(x), "y": draw.cast(y)}
 
     def check(result: Any) -> str | None:
-        numbers = [result.learning_rate, result.rate, result.flow_rate, result.residual_norm, result.progress]
+        numbers = [
+            result.learning_rate,
+            result.rate,
+            result.flow_rate,
+            result.residual_norm,
+            result.progress,
+        ]
         if not result.holds:
             return never_nan(numbers)
         good = result.learning_rate > 0 and 0 <= result.rate < 1 and np.isfinite(result.radius)
@@ -64,7 +78,11 @@ def _make(width: int) -> Any:
     precision="fraction",
 )
 def certified_width(draw: Draw) -> Call:
-    arguments = {"make": _make, "x": draw.cast(draw.points(scale=1.0)), "y": draw.cast(draw.normal(draw.n, draw.k))}
+    arguments = {
+        "make": _make,
+        "x": draw.cast(draw.points(scale=1.0)),
+        "y": draw.cast(draw.normal(draw.n, draw.k)),
+    }
     arguments |= {"key": draw.key(), "smallest": 64, "largest": 128, "precision": 0.5}
 
     def check(result: Any) -> str | None:
@@ -90,12 +108,21 @@ def certified_width(draw: Draw) -> Call:
 )
 def perturbation(draw: Draw) -> Call:
     net, params, _ = network(draw)
-    arguments = {"net": net, "params": params, "x": draw.cast(draw.points(scale=1.0)), "radii": 0.01, "key": draw.key()}
+    arguments = {
+        "net": net,
+        "params": params,
+        "x": draw.cast(draw.points(scale=1.0)),
+        "radii": 0.01,
+        "key": draw.key(),
+    }
     arguments |= {"kinds": ("random",), "trials": 2, "ascent_steps": 1}
 
     def check(result: Any) -> str | None:
         held = np.all(result.frobenius <= np.asarray(result.ours_frobenius) * (1 + 1e-9))
-        return first_message(never_nan([result.frobenius, result.ours_frobenius]), None if held else "beyond our bound")
+        return first_message(
+            never_nan([result.frobenius, result.ours_frobenius]),
+            None if held else "beyond our bound",
+        )
 
     return Call(arguments, check, refusals="domain")
 
@@ -119,7 +146,13 @@ def perturbation_of(draw: Draw) -> Call:
     statements="object?",
 )
 def ledger(draw: Draw) -> Call:
-    arguments = {"quick": True, "match": STATEMENT, "seed": draw.integers(3), "progress": False, "statements": None}
+    arguments = {
+        "quick": True,
+        "match": STATEMENT,
+        "seed": draw.integers(3),
+        "progress": False,
+        "statements": None,
+    }
     return Call(arguments, lambda rows: None if rows else "no rows")
 
 

@@ -72,14 +72,20 @@ def trace(draw: Draw) -> Call:
 @target("curvature.structured.StructuredOperator.transpose")
 def transpose(draw: Draw) -> Call:
     parts = Parts(draw)
-    return Call({"self": parts.operator}, lambda result: None if result is parts.operator else "another operator")
+    return Call(
+        {"self": parts.operator},
+        lambda result: None if result is parts.operator else "another operator",
+    )
 
 
 @target("curvature.structured.StructuredOperator.columns")
 def columns(draw: Draw) -> Call:
     parts = Parts(draw)
     want, size = long(parts.A).T @ long(parts.U), np.abs(parts.A.T) @ np.abs(parts.U)
-    return Call({"self": parts.operator}, lambda result: compare(result, want, 32 * draw.eps, draw, size=size))
+    return Call(
+        {"self": parts.operator},
+        lambda result: compare(result, want, 32 * draw.eps, draw, size=size),
+    )
 
 
 @target("curvature.structured.StructuredOperator.regular_part")
@@ -95,7 +101,10 @@ def with_ridge(draw: Draw) -> Call:
     parts = Parts(draw)
     ridge = float(draw.rounded(np.array(parts.size)))
     want = parts.matrix + ridge * np.eye(draw.d)
-    return Call({"self": parts.operator, "ridge": ridge}, lambda result: _near(draw, parts, want)(result.as_matrix()))
+    return Call(
+        {"self": parts.operator, "ridge": ridge},
+        lambda result: _near(draw, parts, want)(result.as_matrix()),
+    )
 
 
 @target("curvature.structured.StructuredOperator.mv", vector="through")
@@ -104,7 +113,10 @@ def mv(draw: Draw) -> Call:
     vector = draw.normal(draw.d)
     want = parts.matrix @ long(vector)
     arguments = {"self": parts.operator, "vector": draw.cast(vector)}
-    return Call(arguments, lambda result: compare(result, want, 256 * draw.eps, draw, size=parts.size * np.abs(vector).sum()))
+    return Call(
+        arguments,
+        lambda result: compare(result, want, 256 * draw.eps, draw, size=parts.size * np.abs(vector).sum()),
+    )
 
 
 @target("curvature.structured.StructuredOperator.mm", vectors="through")
@@ -113,7 +125,10 @@ def mm(draw: Draw) -> Call:
     vectors = draw.normal(draw.d, 2)
     want = parts.matrix @ long(vectors)
     arguments = {"self": parts.operator, "vectors": draw.cast(vectors)}
-    return Call(arguments, lambda result: compare(result, want, 256 * draw.eps, draw, size=parts.size * np.abs(vectors).sum()))
+    return Call(
+        arguments,
+        lambda result: compare(result, want, 256 * draw.eps, draw, size=parts.size * np.abs(vectors).sum()),
+    )
 
 
 def _is_above(draw: Draw, parts: Parts) -> Any:
@@ -206,7 +221,14 @@ def log_determinant(draw: Draw) -> Call:
         want = value + draw.d * np.log(size)
         return first_message(
             compare(result[0], sign, 0.0, draw, what="sign"),
-            compare(result[1], want, 256 * draw.eps, draw, size=parts.condition + abs(want), what="log det"),
+            compare(
+                result[1],
+                want,
+                256 * draw.eps,
+                draw,
+                size=parts.condition + abs(want),
+                what="log det",
+            ),
         )
 
     return Call({"self": factorisation}, check)
@@ -278,7 +300,12 @@ def scores(draw: Draw) -> Call:
 
 
 @target(
-    "curvature.leverage.approximate_scores", key="key", A="rows", weights="nonnegatives?", rows="count?", directions="count?"
+    "curvature.leverage.approximate_scores",
+    key="key",
+    A="rows",
+    weights="nonnegatives?",
+    rows="count?",
+    directions="count?",
 )
 def approximate_scores(draw: Draw) -> Call:
     A, weights = _rows(draw)
@@ -332,7 +359,10 @@ def sample_gram(draw: Draw) -> Call:
     A, weights = _rows(draw)
     rows = long(A)[[0, 2, 3]]
     factors = np.array([1.5, 2.0, 0.5]) * weights[[0, 2, 3]]
-    want, size = rows.T @ (factors[:, None] * rows), (np.abs(rows.T) @ (factors[:, None] * np.abs(rows))).max()
+    want, size = (
+        rows.T @ (factors[:, None] * rows),
+        (np.abs(rows.T) @ (factors[:, None] * np.abs(rows))).max(),
+    )
     arguments = {"self": _sample(draw), "A": draw.cast(A), "weights": draw.cast(weights)}
     return Call(arguments, lambda result: compare(result, want, 64 * draw.eps, draw, size=size))
 

@@ -76,9 +76,18 @@ def _dynamics_check(draw: Draw, matrix: np.ndarray, y: np.ndarray, factors: list
 @target("ntk.predict_gd", **DYNAMICS, **TESTS, learning_rate="positive", steps="integers0")
 def predict_gd(draw: Draw) -> Call:
     matrix, y, rate, steps = _problem(draw)
-    arguments = {"gram": draw.cast(matrix), "y": draw.cast(y), "learning_rate": rate, "steps": jnp.asarray(steps)}
+    arguments = {
+        "gram": draw.cast(matrix),
+        "y": draw.cast(y),
+        "learning_rate": rate,
+        "steps": jnp.asarray(steps),
+    }
     if draw.mild:
-        arguments |= {"f0": None, "cross": jnp.asarray(matrix, draw.dtype), "f0_test": jnp.zeros(y.shape, draw.dtype)}
+        arguments |= {
+            "f0": None,
+            "cross": jnp.asarray(matrix, draw.dtype),
+            "f0_test": jnp.zeros(y.shape, draw.dtype),
+        }
 
     def power(tau: int) -> Any:
         return lambda value: (1 - mpmath.mpf(rate) * value) ** int(tau)
@@ -95,28 +104,48 @@ def predict_flow(draw: Draw) -> Call:
     times = draw.rounded(rate * np.array([0.0, 1.0, 30.0]))
     arguments = {"gram": draw.cast(matrix), "y": draw.cast(y), "times": draw.cast(times)}
     if draw.mild:
-        arguments |= {"f0": None, "cross": jnp.asarray(matrix, draw.dtype), "f0_test": jnp.zeros(y.shape, draw.dtype)}
+        arguments |= {
+            "f0": None,
+            "cross": jnp.asarray(matrix, draw.dtype),
+            "f0_test": jnp.zeros(y.shape, draw.dtype),
+        }
 
     def decay(time: float) -> Any:
         return lambda value: mpmath.exp(-mpmath.mpf(time) * value)
 
-    return Call(arguments, _dynamics_check(draw, matrix, y, [decay(time) for time in times], 1 + np.array([0, 3, 90])))
+    return Call(
+        arguments,
+        _dynamics_check(draw, matrix, y, [decay(time) for time in times], 1 + np.array([0, 3, 90])),
+    )
 
 
 @target("ntk.gd_coefficients", **DYNAMICS, learning_rate="positive", steps="integers0")
 def gd_coefficients(draw: Draw) -> Call:
     matrix, y, rate, _ = _problem(draw)
     steps = np.array([0, 1, 7])
-    arguments = {"gram": draw.cast(matrix), "y": draw.cast(y), "learning_rate": rate, "steps": jnp.asarray(steps)}
+    arguments = {
+        "gram": draw.cast(matrix),
+        "y": draw.cast(y),
+        "learning_rate": rate,
+        "steps": jnp.asarray(steps),
+    }
 
     def check(result: Any) -> str | None:
         messages = []
         for i, tau in enumerate(steps):
             want = evolve(
-                matrix, y, lambda value, tau=tau: rate * sum((1 - mpmath.mpf(rate) * value) ** s for s in range(int(tau)))
+                matrix,
+                y,
+                lambda value, tau=tau: rate * sum((1 - mpmath.mpf(rate) * value) ** s for s in range(int(tau))),
             )
             messages.append(
-                compare(result[i], want, 512 * draw.eps, draw, size=max(np.abs(want).max(), rate * np.abs(y).max()))
+                compare(
+                    result[i],
+                    want,
+                    512 * draw.eps,
+                    draw,
+                    size=max(np.abs(want).max(), rate * np.abs(y).max()),
+                )
             )
         return first_message(*messages)
 
@@ -156,7 +185,12 @@ def _regression(draw: Draw) -> tuple[np.ndarray, np.ndarray, np.ndarray, float, 
 )
 def kernel_regression(draw: Draw) -> Call:
     matrix, y, cross, ridge, _ = _regression(draw)
-    arguments = {"gram": draw.cast(matrix), "y": draw.cast(y), "ridge": ridge, "cross": draw.cast(cross)}
+    arguments = {
+        "gram": draw.cast(matrix),
+        "y": draw.cast(y),
+        "ridge": ridge,
+        "cross": draw.cast(cross),
+    }
 
     def check(result: Any) -> str | None:
         want = long(cross) @ _solved(matrix + ridge * np.eye(draw.n), y)
@@ -181,7 +215,12 @@ def kernel_regression(draw: Draw) -> Call:
 def gp_posterior(draw: Draw) -> Call:
     matrix, y, cross, ridge, _ = _regression(draw)
     prior = draw.rounded((cross**2).sum(1) / ridge + 1e-3)
-    arguments = {"gram": draw.cast(matrix), "y": draw.cast(y), "noise": ridge, "cross": draw.cast(cross)}
+    arguments = {
+        "gram": draw.cast(matrix),
+        "y": draw.cast(y),
+        "noise": ridge,
+        "cross": draw.cast(cross),
+    }
 
     def check(result: Any) -> str | None:
         shifted = matrix + ridge * np.eye(draw.n)
@@ -189,8 +228,22 @@ def gp_posterior(draw: Draw) -> Call:
         reduction = np.einsum("ti,it->t", long(cross), _solved(shifted, cross.T))
         size = np.abs(cross).sum(1)[:, None] * np.abs(y).max() / ridge
         return first_message(
-            compare(result.mean, long(cross) @ _solved(shifted, y), 32 * draw.eps * condition, draw, size=size, what="mean"),
-            compare(result.variance, long(prior) - reduction, 64 * draw.eps * condition, draw, size=prior, what="variance"),
+            compare(
+                result.mean,
+                long(cross) @ _solved(shifted, y),
+                32 * draw.eps * condition,
+                draw,
+                size=size,
+                what="mean",
+            ),
+            compare(
+                result.variance,
+                long(prior) - reduction,
+                64 * draw.eps * condition,
+                draw,
+                size=prior,
+                what="variance",
+            ),
         )
 
     return Call(arguments | {"prior": draw.cast(prior)}, check)
@@ -211,7 +264,7 @@ def gp_posterior(draw: Draw) -> Call:
     progress="flag",
 )
 def solve(draw: Draw) -> Call:
-    op, matrix, x = kernel_operator_of(draw)
+    op, matrix, _ = kernel_operator_of(draw)
     y = draw.rounded(draw.normal(draw.n) * draw.scale(30))
     ridge = float(draw.rounded(np.array(draw.pick(0.1, 1.0) * float(np.abs(matrix).max() or 1.0))))
     arguments = {"op": op, "y": draw.cast(y), "ridge": ridge, "rank": None, "throw": False}

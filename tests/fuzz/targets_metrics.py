@@ -45,7 +45,10 @@ def _interval(draw: Draw, result: Any, want: Any, size: Any) -> str | None:
 @target("diffusion.energy_distance", x="rows", y="rows")
 def energy_distance(draw: Draw) -> Call:
     x, y = _samples(draw)
-    want, size = _discrepancy(x, y, lambda r: r), max(_distances(x, y).max(), _distances(x, x).max(), _distances(y, y).max())
+    want, size = (
+        _discrepancy(x, y, lambda r: r),
+        max(_distances(x, y).max(), _distances(x, x).max(), _distances(y, y).max()),
+    )
     arguments = {"x": draw.cast(x), "y": draw.cast(y)}
     return Call(arguments, lambda result: _interval(draw, result, want, size), refusals=OVERFLOW)
 
@@ -77,13 +80,26 @@ def median_bandwidth(draw: Draw) -> Call:
     return Call({"x": draw.cast(x), "y": draw.cast(y)}, check, refusals=OVERFLOW)
 
 
-@target("diffusion.sliced_wasserstein", key="key", x="rows", y="rows", projections="count", order="count")
+@target(
+    "diffusion.sliced_wasserstein",
+    key="key",
+    x="rows",
+    y="rows",
+    projections="count",
+    order="count",
+)
 def sliced_wasserstein(draw: Draw) -> Call:
     x, _ = _samples(draw)
     factor = draw.pick(1.0, 2.0, 0.5)
     y = draw.rounded(x * factor)
     key = draw.key()
-    arguments = {"key": key, "x": draw.cast(x), "y": draw.cast(y), "projections": 4, "order": draw.pick(1, 2)}
+    arguments = {
+        "key": key,
+        "x": draw.cast(x),
+        "y": draw.cast(y),
+        "projections": 4,
+        "order": draw.pick(1, 2),
+    }
     size = float(np.abs(x).max())
 
     def check(result: Any) -> str | None:
@@ -103,7 +119,11 @@ def nearest_training_point(draw: Draw) -> Call:
     want = _distances(x, train).min(1)
     arguments = {"x": draw.cast(x), "train": draw.cast(train), "exclude_self": False}
     size = np.abs(x).max() + np.abs(train).max()
-    return Call(arguments, lambda result: compare(result.distance, want, 32 * draw.eps, draw, size=size), refusals=OVERFLOW)
+    return Call(
+        arguments,
+        lambda result: compare(result.distance, want, 32 * draw.eps, draw, size=size),
+        refusals=OVERFLOW,
+    )
 
 
 @target("diffusion.memorisation", x="rows", train="rows", held_out="rows", quantile="fraction")
@@ -111,7 +131,12 @@ def memorisation(draw: Draw) -> Call:
     x, train = _samples(draw)
     held_out = draw.rounded(draw.normal(4, draw.d) * (np.abs(train).max() or 1.0))
     want = np.median(_distances(x, train).min(1).astype(float))
-    arguments = {"x": draw.cast(x), "train": draw.cast(train), "held_out": draw.cast(held_out), "quantile": 0.1}
+    arguments = {
+        "x": draw.cast(x),
+        "train": draw.cast(train),
+        "held_out": draw.cast(held_out),
+        "quantile": 0.1,
+    }
     size = np.abs(x).max() + np.abs(train).max()
 
     def check(result: Any) -> str | None:
@@ -120,7 +145,15 @@ def memorisation(draw: Draw) -> Call:
     return Call(arguments, check, refusals=OVERFLOW + "|held_out")
 
 
-@target("diffusion.score_error", key="key", sde="object", score_fn="callable", distribution="object", t="numbers", n="count")
+@target(
+    "diffusion.score_error",
+    key="key",
+    sde="object",
+    score_fn="callable",
+    distribution="object",
+    t="numbers",
+    n="count",
+)
 def score_error(draw: Draw) -> Call:
     sde = sn.diffusion.vp_sde()
     normal = sn.diffusion.GaussianMixture(

@@ -4,14 +4,12 @@ import functools
 from typing import Any
 
 import jax.numpy as jnp
-import mpmath
 import numpy as np
-import scipy.special
 
 import softntk as sn
 from fuzz.cases import Call, never_nan, target
 from fuzz.draw import Draw
-from fuzz.oracles import compare, finite, first_message, gaussian_moments, long
+from fuzz.oracles import compare, finite, first_message, long
 from fuzz.targets_activations import factors, network, network_points, well_posed
 
 
@@ -50,7 +48,13 @@ def empirical(draw: Draw) -> Call:
         full, size = empirical_kernel(params, x, family)
         diagonal = np.einsum("ijaa->ija", full)
         want = {"full": full, "mean": diagonal.mean(-1), "diagonal": diagonal}[outputs]
-        return compare(result, want, 128 * draw.eps, draw, size=size.reshape(size.shape + (1,) * (want.ndim - 2)))
+        return compare(
+            result,
+            want,
+            128 * draw.eps,
+            draw,
+            size=size.reshape(size.shape + (1,) * (want.ndim - 2)),
+        )
 
     return Call(arguments, check)
 
@@ -122,7 +126,12 @@ def _same_matrix(draw: Draw, result: Any, x1: np.ndarray, x2: np.ndarray | None 
 def kernel_operator(draw: Draw) -> Call:
     net = softmax_network()
     x = _kernel_points(draw)
-    arguments = {"kernel_fn": net.kernel_fn, "x": draw.cast(x), "get": "ntk", "block_size": draw.pick(None, 3)}
+    arguments = {
+        "kernel_fn": net.kernel_fn,
+        "x": draw.cast(x),
+        "get": "ntk",
+        "block_size": draw.pick(None, 3),
+    }
     return Call(arguments, lambda op: _same_matrix(draw, op.as_matrix(), x))
 
 
@@ -135,7 +144,10 @@ def gram_matrix(draw: Draw) -> Call:
 @target("ntk.GramOperator.diagonal")
 def gram_diagonal(draw: Draw) -> Call:
     op, matrix, x = kernel_operator_of(draw)
-    return Call({"self": op}, lambda result: compare(result, np.diag(matrix), 128 * draw.eps, draw, size=np.diag(_size(x))))
+    return Call(
+        {"self": op},
+        lambda result: compare(result, np.diag(matrix), 128 * draw.eps, draw, size=np.diag(_size(x))),
+    )
 
 
 @target("ntk.GramOperator.transpose")
@@ -146,15 +158,21 @@ def gram_transpose(draw: Draw) -> Call:
 
 @target("ntk.GramOperator.astype", dtype="dtype")
 def gram_astype(draw: Draw) -> Call:
-    op, _, x = kernel_operator_of(draw)
-    return Call({"self": op, "dtype": jnp.float32}, lambda result: None if result.dtype == jnp.float32 else f"{result.dtype}")
+    op, _, _ = kernel_operator_of(draw)
+    return Call(
+        {"self": op, "dtype": jnp.float32},
+        lambda result: None if result.dtype == jnp.float32 else f"{result.dtype}",
+    )
 
 
 @target("ntk.GramOperator.at", points="rows")
 def gram_at(draw: Draw) -> Call:
     op, _, _ = kernel_operator_of(draw)
     x = _kernel_points(draw)
-    return Call({"self": op, "points": draw.cast(x)}, lambda result: _same_matrix(draw, result.as_matrix(), x))
+    return Call(
+        {"self": op, "points": draw.cast(x)},
+        lambda result: _same_matrix(draw, result.as_matrix(), x),
+    )
 
 
 @target("ntk.GramOperator.cross", points="rows")
@@ -192,7 +210,10 @@ def gram_rows(draw: Draw) -> Call:
     op, matrix, x = kernel_operator_of(draw)
     indices = np.array([0, draw.n - 1])
     arguments = {"self": op, "indices": jnp.asarray(indices)}
-    return Call(arguments, lambda result: compare(result, matrix[indices], 128 * draw.eps, draw, size=_size(x)[indices]))
+    return Call(
+        arguments,
+        lambda result: compare(result, matrix[indices], 128 * draw.eps, draw, size=_size(x)[indices]),
+    )
 
 
 def _cross(draw: Draw) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
@@ -217,14 +238,20 @@ def cross_transpose(draw: Draw) -> Call:
 def cross_mv(draw: Draw) -> Call:
     op, matrix, points, x = _cross(draw)
     vector = _vectors(draw, draw.n)
-    return Call({"self": op, "vector": draw.cast(vector)}, _product_check(draw, matrix, _size(points, x), vector))
+    return Call(
+        {"self": op, "vector": draw.cast(vector)},
+        _product_check(draw, matrix, _size(points, x), vector),
+    )
 
 
 @target("ntk.CrossOperator.mm", vectors="through")
 def cross_mm(draw: Draw) -> Call:
     op, matrix, points, x = _cross(draw)
     vectors = _vectors(draw, draw.n, 2)
-    return Call({"self": op, "vectors": draw.cast(vectors)}, _product_check(draw, matrix, _size(points, x), vectors))
+    return Call(
+        {"self": op, "vectors": draw.cast(vectors)},
+        _product_check(draw, matrix, _size(points, x), vectors),
+    )
 
 
 # --- spectra --------------------------------------------------------------------------------------------------------
@@ -254,11 +281,21 @@ def extreme_eigenvalues(draw: Draw) -> Call:
     return Call({"op": draw.cast(matrix), "steps": 20, "key": None, "dense_size": 1024}, check)
 
 
-@target("ntk.spectral_density", op="gram", steps="count", probes="count", key="key?", dense_size="count0")
+@target(
+    "ntk.spectral_density",
+    op="gram",
+    steps="count",
+    probes="count",
+    key="key?",
+    dense_size="count0",
+)
 def spectral_density(draw: Draw) -> Call:
     matrix = draw.gram()
     arguments = {"op": draw.cast(matrix), "steps": 8, "probes": 2, "key": None, "dense_size": 1024}
-    return Call(arguments, lambda result: compare(result.nodes[0], eigenvalues_of(matrix), 32 * draw.eps, draw))
+    return Call(
+        arguments,
+        lambda result: compare(result.nodes[0], eigenvalues_of(matrix), 32 * draw.eps, draw),
+    )
 
 
 def _measure(draw: Draw) -> tuple[Any, np.ndarray]:
@@ -341,71 +378,3 @@ def effective_dimension(draw: Draw) -> Call:
         return compare(result, np.sum(values / (values + ridge)), 1e4 * draw.eps, draw, size=1.0)
 
     return Call({"op": draw.cast(matrix), "ridge": ridge}, check)
-
-
-# --- depth ----------------------------------------------------------------------------------------------------------
-
-
-@target(
-    "ntk.fixed_point",
-    activation="activation",
-    normalized="flag",
-    weight_variance="numbers",
-    bias_variance="numbers",
-    max_steps="count",
-)
-def fixed_point(draw: Draw) -> Call:
-    weight, bias = draw.positive(1e-3, 0.35), draw.pick(0.0, 1e-3)
-    arguments = {
-        "activation": "exp",
-        "normalized": True,
-        "weight_variance": weight,
-        "bias_variance": bias,
-        "max_steps": 500,
-    }
-
-    def check(result: Any) -> str | None:
-        want = bias - scipy.special.lambertw(-weight * np.exp(bias)).real
-        near = weight > 0.3  # close to criticality
-        return compare(result.variance, want, 1e-2 if near else 1e3 * draw.eps, draw)
-
-    return Call(arguments, check)
-
-
-@target(
-    "ntk.propagate",
-    activation="activation",
-    q11="numbers",
-    q12="numbers",
-    q22="numbers",
-    depth="count",
-    normalized="flag",
-    weight_variance="numbers",
-    bias_variance="numbers",
-)
-def propagate(draw: Draw) -> Call:
-    name = draw.pick("exp", "relu", "erf", "res_exp")
-    normalized = name in ("exp", "res_exp")
-    q = draw.positive(1e-3, 1.0) * (1.0 if draw.mild else draw.pick(1.0, 1e-25))
-    rho = draw.pick(0.0, 0.5, -0.5)
-    q11, q12, q22 = (float(draw.rounded(np.array(value))) for value in (q, rho * q, q))
-    weight, bias = 0.3, draw.pick(0.0, 0.25)
-    arguments = {"activation": name, "q11": q11, "q12": q12, "q22": q22, "depth": 2, "normalized": normalized}
-    arguments |= {"weight_variance": weight, "bias_variance": bias}
-
-    def check(result: Any) -> str | None:
-        first, both, second = q11, q12, q22
-        theta = both
-        for _ in range(2):
-            (covariance, slope), (one, _), (two, _) = (
-                gaussian_moments(name, *triple, normalized)
-                for triple in ((first, both, second), (first, first, first), (second, second, second))
-            )
-            both, first, second = (float(weight * value + bias) for value in (covariance, one, two))
-            theta = both + float(weight * slope * mpmath.mpf(theta))
-        return first_message(
-            compare(result.covariance[-1], both, 1e3 * draw.eps, draw, size=first, what="q12"),
-            compare(result.ntk[-1], theta, 1e3 * draw.eps, draw, size=abs(theta) + first, what="Θ"),
-        )
-
-    return Call(arguments, check)

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
 import softntk as sn
 from fuzz.cases import Call, never_nan, target
 from fuzz.draw import Draw
@@ -38,7 +37,8 @@ def heavy_ball(draw: Draw) -> Call:
     def check(result: Any) -> str | None:
         want = 4 / (low + high) ** 2
         return first_message(
-            compare(result[0], want, 1e-14, draw), compare(result[1], ((high - low) / (high + low)) ** 2, 1e-14, draw, size=1.0)
+            compare(result[0], want, 1e-14, draw),
+            compare(result[1], ((high - low) / (high + low)) ** 2, 1e-14, draw, size=1.0),
         )
 
     return Call({"smallest": smallest, "largest": largest}, check)
@@ -89,7 +89,13 @@ def _descend(learning_rate: Any, momentum: Any = None, nesterov: Any = False) ->
     return tx.update(2 * x, tx.init(x), x)[0]
 
 
-@target("solvers.gradient_descent", _descend, learning_rate="rate", momentum="momentum?", nesterov="flag")
+@target(
+    "solvers.gradient_descent",
+    _descend,
+    learning_rate="rate",
+    momentum="momentum?",
+    nesterov="flag",
+)
 def gradient_descent(draw: Draw) -> Call:
     rate = float(np.float32(draw.positive() * draw.scale(15)))
     arguments = {"learning_rate": rate, "momentum": draw.pick(None, 0.5)}
@@ -115,17 +121,29 @@ def _newton_step(draw: Draw, arguments: dict[str, Any], regression: Regression, 
     return finite(update) if np.isfinite(float(value)) else never_nan(update)
 
 
-@target("solvers.scale_by_approx_newton", initial_damping="positive", slow=True, laws_only=True, **NEWTON)
+@target(
+    "solvers.scale_by_approx_newton",
+    initial_damping="positive",
+    slow=True,
+    laws_only=True,
+    **NEWTON,
+)
 def scale_by_approx_newton(draw: Draw) -> Call:
     regression = Regression(draw, "exp", "normalized")
-    arguments = {"curvature": regression.problem(draw).hessian, "damping": draw.pick(None, "levenberg_marquardt")}
+    arguments = {
+        "curvature": regression.problem(draw).hessian,
+        "damping": draw.pick(None, "levenberg_marquardt"),
+    }
     return Call(arguments, lambda result: _newton_step(draw, arguments, regression, result))
 
 
 @target("solvers.approx_newton", linesearch="transform?", slow=True, laws_only=True, **NEWTON)
 def approx_newton(draw: Draw) -> Call:
     regression = Regression(draw, "exp", "normalized")
-    arguments = {"curvature": regression.problem(draw).hessian, "damping": draw.pick(None, "trust_region")}
+    arguments = {
+        "curvature": regression.problem(draw).hessian,
+        "damping": draw.pick(None, "trust_region"),
+    }
     return Call(arguments, lambda result: _newton_step(draw, arguments, regression, result))
 
 
@@ -201,10 +219,23 @@ def _square(params: Any, target: Any = 0.0) -> Any:
     return 0.5 * jnp.sum((params - target) ** 2)
 
 
-@target("solvers.train", loss="callable", params="tree", tx="transform", steps="count", snapshot_every="count?")
+@target(
+    "solvers.train",
+    loss="callable",
+    params="tree",
+    tx="transform",
+    steps="count",
+    snapshot_every="count?",
+)
 def train(draw: Draw) -> Call:
     start = draw.rounded(draw.normal(3) * draw.scale(15))
-    arguments = {"loss": _square, "params": jnp.asarray(start, draw.dtype), "tx": _sgd, "steps": 4, "snapshot_every": 2}
+    arguments = {
+        "loss": _square,
+        "params": jnp.asarray(start, draw.dtype),
+        "tx": _sgd,
+        "steps": 4,
+        "snapshot_every": 2,
+    }
 
     def check(solution: Any) -> str | None:
         losses = 0.5 * (long(start) ** 2).sum() * 0.25 ** np.arange(5)
@@ -223,7 +254,11 @@ _sgd = sn.solvers.gradient_descent(0.5)
 def contraction(draw: Draw) -> Call:
     regression = Regression(draw, "exp", "normalized")
     path = regression.x[None] + draw.normal(3, draw.d) * 0.1
-    arguments = {"problem": regression.problem(draw), "path": draw.cast(path), "distortion": jnp.zeros(2, draw.dtype)}
+    arguments = {
+        "problem": regression.problem(draw),
+        "path": draw.cast(path),
+        "distortion": jnp.zeros(2, draw.dtype),
+    }
     distance = np.linalg.norm(draw.rounded(path) - draw.rounded(path)[-1], axis=1)
 
     def check(result: Any) -> str | None:

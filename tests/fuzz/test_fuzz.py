@@ -41,7 +41,19 @@ def test_every_target_and_every_reason_is_of_a_public_name():
 
 def test_every_argument_has_a_kind():
     """But for those that hold the function itself and what a target says it leaves out."""
-    left_out = {"self", "net", "options", "args", "f", "name", "exponents", "values", "activation", "vmap_axes", "path"}
+    left_out = {
+        "self",
+        "net",
+        "options",
+        "args",
+        "f",
+        "name",
+        "exponents",
+        "values",
+        "activation",
+        "vmap_axes",
+        "path",
+    }
     for name, target in TARGETS.items():
         function = public_surface().get(name)
         if function is None:
@@ -64,7 +76,13 @@ def test_wrong_values_are_wrong():
     import numpy as np
 
     draw = Draw(np.random.default_rng(0), mild=True)
-    for kind, value in (("rows", np.ones((3, 2))), ("positive", 1.0), ("count", 2), ("flag", True), ("choice", "exp")):
+    for kind, value in (
+        ("rows", np.ones((3, 2))),
+        ("positive", 1.0),
+        ("count", 2),
+        ("flag", True),
+        ("choice", "exp"),
+    ):
         options = wrong_values(kind, value, draw)
         assert sum(proper is REFUSED for _, _, proper in options) > len(options) / 2
 
