@@ -41,9 +41,7 @@ class OwnNetwork(NamedTuple):
         points = self.x if x is None else x
         leaves = jax.tree.leaves(jax.jit(jax.jacobian(self.outputs))(self.weights, points))
         shape = jax.eval_shape(self.outputs, self.weights, points).shape
-        return np.concatenate(
-            [np.asarray(leaf, np.float64).reshape(*shape, -1) for leaf in leaves], axis=-1
-        )
+        return np.concatenate([np.asarray(leaf, np.float64).reshape(*shape, -1) for leaf in leaves], axis=-1)
 
     def kernel(self, x1: jax.Array | None = None, x2: jax.Array | None = None) -> np.ndarray:
         """Return the empirical kernel, [n1, n2, k, k]."""
@@ -125,9 +123,7 @@ def counters_and_keys(dtype: str) -> OwnNetwork:
         assert rest["name"] == "tanh"
         return scale.astype(x.dtype) * rest["activation"](x @ weights)
 
-    return OwnNetwork(
-        apply_fn, params, draw(1, 5, 3, dtype=dtype), {}, weights, lambda w, x: 3 * jnp.tanh(x @ w)
-    )
+    return OwnNetwork(apply_fn, params, draw(1, 5, 3, dtype=dtype), {}, weights, lambda w, x: 3 * jnp.tanh(x @ w))
 
 
 @jax.tree_util.register_dataclass
@@ -143,9 +139,7 @@ def dataclass_weights(dtype: str) -> OwnNetwork:
     """Return a dataclass with a scale and a flag as further arguments."""
     params = Layers(hidden=draw(0, 3, 4, dtype=dtype), readout=draw(1, 4, 2, dtype=dtype))
 
-    def apply_fn(
-        params: Layers, x: jax.Array, scale: Any = 1.0, *, smooth: bool = False
-    ) -> jax.Array:
+    def apply_fn(params: Layers, x: jax.Array, scale: Any = 1.0, *, smooth: bool = False) -> jax.Array:
         hidden = x @ params.hidden
         return scale * ((jnp.tanh(hidden) if smooth else jnp.maximum(hidden, 0)) @ params.readout)
 
@@ -315,9 +309,7 @@ class EquinoxConvolution(eqx.Module):
         self.dropout = eqx.nn.Dropout(0.5)
         self.readout = eqx.nn.Linear(8, 2, key=key)
 
-    def __call__(
-        self, x: jax.Array, *, key: jax.Array | None = None, inference: bool = False
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, *, key: jax.Array | None = None, inference: bool = False) -> jax.Array:
         """Return the outputs."""
         x = jax.nn.leaky_relu(self.convolution(x), self.slope)
         return self.readout(self.dropout(x, key=key, inference=inference).reshape(-1))
@@ -356,18 +348,14 @@ def equinox_convolution(dtype: str) -> OwnNetwork:
     model = cast(EquinoxConvolution(jax.random.key(0)), dtype)
     weights, static = eqx.partition(model, eqx.is_inexact_array)
 
-    def apply_fn(
-        model: EquinoxConvolution, x: jax.Array, key: jax.Array, inference: bool
-    ) -> jax.Array:
+    def apply_fn(model: EquinoxConvolution, x: jax.Array, key: jax.Array, inference: bool) -> jax.Array:
         return jax.vmap(lambda image: model(image, key=key, inference=inference))(x)
 
     def outputs(weights: Any, x: jax.Array) -> jax.Array:
         return jax.vmap(lambda image: eqx.combine(weights, static)(image, inference=True))(x)
 
     apply_kwargs = {"key": jax.random.key(1), "inference": True}
-    return OwnNetwork(
-        apply_fn, model, draw(0, 4, 1, 3, 3, dtype=dtype), apply_kwargs, weights, outputs
-    )
+    return OwnNetwork(apply_fn, model, draw(0, 4, 1, 3, 3, dtype=dtype), apply_kwargs, weights, outputs)
 
 
 OWN_NETWORKS: dict[str, Callable[[str], OwnNetwork]] = {
@@ -418,8 +406,6 @@ def interacting_rows(dtype: str) -> dict[str, OwnNetwork]:
     key = jax.random.key(0)
     return {
         "centred": plain._replace(apply_fn=centred, outputs=centred),
-        "dropped": plain._replace(
-            apply_fn=dropped, apply_kwargs={"key": key}, outputs=lambda p, x: dropped(p, x, key)
-        ),
+        "dropped": plain._replace(apply_fn=dropped, apply_kwargs={"key": key}, outputs=lambda p, x: dropped(p, x, key)),
         "normalised": OwnNetwork(normalised, variables, x, {}, variables["params"], by_hand),
     }

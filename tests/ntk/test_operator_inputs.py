@@ -176,9 +176,7 @@ def test_float32_beside_float64_and_under_strict_promotion(x64):
     params = cast(net.init_fn(jax.random.key(0), (-1, 3))[1], "float32")
     x, v = points(1, 5, 3, "float32"), points(2, 5, 2, "float32")
     with jax.numpy_dtype_promotion("strict"):
-        results = [
-            sn.ntk.empirical(net, params, x, outputs=outputs) for outputs in ("full", "mean", "diagonal")
-        ]
+        results = [sn.ntk.empirical(net, params, x, outputs=outputs) for outputs in ("full", "mean", "diagonal")]
         own = sn.ntk.empirical(lambda w, x: jnp.tanh(x @ w), params.hidden, x, vmap_axes=0)
         for operator, vector in (
             (sn.ntk.operator(net, params, x, block_size=2), v),

@@ -178,9 +178,7 @@ def test_parameters_of_another_network_are_refused(call, untyped):
     _, params = net.init_fn(jax.random.key(0), (-1, 3))
     wider = sn.networks.two_layer("softmax", width=8, out_dim=2).init_fn(jax.random.key(0), (-1, 3))[1]
     more = sn.networks.two_layer("softmax", width=4, out_dim=3).init_fn(jax.random.key(0), (-1, 3))[1]
-    biased = sn.networks.two_layer("softmax", width=4, out_dim=2, bias=True).init_fn(
-        jax.random.key(0), (-1, 3)
-    )[1]
+    biased = sn.networks.two_layer("softmax", width=4, out_dim=2, bias=True).init_fn(jax.random.key(0), (-1, 3))[1]
     for wrong in (None, {}, W, "params", (params,), wider, more, biased, params.replace(hidden=None)):
         with pytest.raises(ValueError, match="params"):
             call(net, wrong, X)
