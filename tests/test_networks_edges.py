@@ -287,3 +287,33 @@ def test_wrong_settings_are_named(options, untyped):
     name = list(options)[-1]
     with pytest.raises(ValueError, match=f"{name} must be"):
         two_layer(**given)
+
+
+# --- meshes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["softmax", "relu"])
+def test_rows_on_a_mesh_with_explicit_axes(family):
+    mesh = jax.make_mesh((1,), ("rows",))
+    net = two_layer(family, width=8)
+    _, params = net.init_fn(jax.random.key(0), (-1, 3))
+    plain = points(0, 4, 3, "float32")
+    x = jax.device_put(plain, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows")))
+    with jax.set_mesh(mesh):
+        assert_close(net.kernel_fn(x, None, "ntk"), net.kernel_fn(plain, None, "ntk"), "float32")
+        assert_close(net.kernel_fn(x, x, "nngp"), net.kernel_fn(plain, plain, "nngp"), "float32")
+        assert_close(jax.jit(net.apply_fn)(params, x), net.apply_fn(params, plain), "float32")
+        assert jax.typeof(net.kernel_fn(x, None, "ntk")).sharding.spec == jax.sharding.PartitionSpec("rows", None)
+    assert_close(net.kernel_fn(x, None, "ntk"), net.kernel_fn(plain, None, "ntk"), "float32")
+    with pytest.raises(ValueError, match="jax.set_mesh"):
+        jax.jit(lambda x: net.kernel_fn(x, None, "ntk"))(x)
+
+
+@pytest.mark.parametrize("family", ["softmax", "relu"])
+def test_blocks_inside_of_shard_map(family):
+    mesh = jax.make_mesh((1,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("rows")
+    net, x = two_layer(family, width=8), points(0, 4, 3, "float32")
+    block = lambda x: net.kernel_fn(x, x[:2] * 1.0001, "ntk")
+    spread = jax.jit(jax.shard_map(block, mesh=mesh, in_specs=spec, out_specs=spec))
+    assert_close(spread(x), block(x), "float32")
