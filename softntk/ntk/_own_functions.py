@@ -193,12 +193,13 @@ def _label(params: Any) -> list[tuple[str, Any]]:
     if isinstance(params, Mapping) and "params" in params:  # variables of flax.linen
         flat, _ = jax.tree_util.tree_flatten_with_path(params)
         return [(_CONSTANT if getattr(path[0], "key", None) in FLAX_CONSTANTS else _WEIGHT, leaf) for path, leaf in flat]
-    nnx: Any = sys.modules.get("flax.nnx")  # loaded, if one of its variables is here
+    nnx = sys.modules.get("flax.nnx")  # loaded, if one of its variables is here
     variable = () if nnx is None else (nnx.Variable,)
+    trained = () if nnx is None else (nnx.Param,)
     labelled = []
     for node in jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, (*variable, eqx.Module))):
-        if variable and isinstance(node, variable):
-            kind = _WEIGHT if isinstance(node, nnx.Param) else _CONSTANT
+        if isinstance(node, variable):
+            kind = _WEIGHT if isinstance(node, trained) else _CONSTANT
             labelled += [(kind, leaf) for leaf in jax.tree.leaves(node)]
         elif isinstance(node, float):  # jax.grad differentiates by it
             labelled.append((_WEIGHT, jnp.asarray(node)))
