@@ -84,6 +84,7 @@ def kernel_regression(
         columns = weights if len(gram.shape) == 1 else weights[..., None]
         fitted = problem.cross.mm(columns).reshape(problem.start.shape)
     else:
+        assert isinstance(problem.cross, jax.Array)
         weights, _, unit = _factorised(problem, -problem.residual, ridge)
         fitted = product(problem.cross / unit, weights).reshape(problem.start.shape)
     return saturated(problem.scale * (problem.start / problem.scale + fitted))
