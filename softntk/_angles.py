@@ -100,6 +100,21 @@ def cosine(q11: Scalars, q12: Scalars, q22: Scalars, sines: Scalars | None = Non
 
 
 @jax.custom_jvp
+def _sine_along(cos: Scalars, sines: Scalars) -> Scalars:
+    """Return sin θ with the derivative that it has in cos θ, −cos θ / sin θ; zero at θ = 0 and π."""
+    del cos
+    return sines
+
+
+@_sine_along.defjvp
+def _sine_along_jvp(primals: tuple[Scalars, Scalars], tangents: tuple[Scalars, Scalars]) -> tuple[Scalars, Scalars]:
+    cos, sines = primals
+    inside = sines > 0
+    slope = jnp.where(inside, -cos / jnp.where(inside, _sine_along(cos, sines), 1), 0)
+    return sines, slope * tangents[0]
+
+
+@jax.custom_jvp
 def angle_left(cos: Scalars, sines: Scalars) -> Scalars:
     """Return π − θ, with a finite derivative (zero) at θ = 0 and π, where the true one is infinite."""
     return jnp.arctan2(sines, -cos)
@@ -109,7 +124,8 @@ def angle_left(cos: Scalars, sines: Scalars) -> Scalars:
 def _angle_left_jvp(primals: tuple[Scalars, Scalars], tangents: tuple[Scalars, Scalars]) -> tuple[Scalars, Scalars]:
     cos, sines = primals
     inside = sines > 0
-    return angle_left(cos, sines), jnp.where(inside, tangents[0] / jnp.where(inside, sines, 1), 0)
+    slope = jnp.where(inside, 1 / jnp.where(inside, _sine_along(cos, sines), 1), 0)
+    return angle_left(cos, sines), slope * tangents[0]
 
 
 @jax.custom_jvp
