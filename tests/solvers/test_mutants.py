@@ -9,8 +9,8 @@ import optax
 import pytest
 
 import softntk as sn
-from softntk.solvers import _dense, _krylov, _sampled
 from softntk.solvers import _default as default
+from softntk.solvers import _dense, _krylov, _sampled
 
 minimise = sn.solvers.minimise
 
@@ -59,18 +59,14 @@ def test_levels_of_a_sample(learned, level, distortion, wanted, x64):
     A = jnp.asarray(np.random.default_rng(0).normal(size=(40, 3)))
     p = sn.regression.softmax(A, jnp.full(40, 1 / 40), weights=1.0)
     op = p.hessian(jnp.zeros(3))
-    sampler = _sampled.start(op)._replace(
-        learned=jnp.asarray(learned), level=jnp.asarray(level, jnp.int32)
-    )
+    sampler = _sampled.start(op)._replace(learned=jnp.asarray(learned), level=jnp.asarray(level, jnp.int32))
     factor = _dense.factorise(op.as_matrix())
     new = _sampled.learn(sampler, op, jax.random.key(0), factor, jnp.asarray(distortion), 1.0, 2)
     assert int(new.level) == wanted
     assert bool(new.learned) == (learned or distortion > 1)
 
 
-@pytest.mark.parametrize(
-    ("sizes", "cg_steps"), [((2000,), None), ((2001,), 40), ((1000, 1001), 40), ((1000, 1000), None)]
-)
+@pytest.mark.parametrize(("sizes", "cg_steps"), [((2000,), None), ((2001,), 40), ((1000, 1001), 40), ((1000, 1000), None)])
 def test_what_is_formed_as_a_matrix_without_rows(sizes, cg_steps, monkeypatch, untyped):
     """The size of all leaves together decides."""
     leaves = tuple(jax.ShapeDtypeStruct((size,), jnp.float32) for size in sizes)

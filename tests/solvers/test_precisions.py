@@ -20,9 +20,7 @@ from softntk.solution import Result
 
 minimise = sn.solvers.minimise
 PRECISIONS = [("float32", False), ("float32", True), ("float64", True)]
-METHODS = list(
-    itertools.product((None, 4), (None, 2), (None, "trust_region", "levenberg_marquardt"))
-)
+METHODS = list(itertools.product((None, 4), (None, 2), (None, "trust_region", "levenberg_marquardt")))
 
 
 @pytest.fixture
@@ -161,9 +159,7 @@ def test_minimisers_move_with_the_unit_of_the_points(unit):
     b = np.exp(A @ [1.0, -1.0])
     b = (b / b.sum()).astype("float32")
     best = minimise(sn.regression.softmax(A, b), np.zeros(2, "float32"), rtol=1e-4)
-    sol = minimise(
-        sn.regression.softmax(np.float32(unit) * A, b), np.zeros(2, "float32"), rtol=1e-4
-    )
+    sol = minimise(sn.regression.softmax(np.float32(unit) * A, b), np.zeros(2, "float32"), rtol=1e-4)
     assert np.abs(np.asarray(sol.value, float) * unit - np.asarray(best.value)).max() < 1e-2
     ratio = np.asarray(sol.stats["gradient_norm"][0], float) / best.stats["gradient_norm"][0]
     assert abs(ratio / unit - 1) < 1e-2
