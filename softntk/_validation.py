@@ -156,7 +156,10 @@ def as_dtype(
 
     ``finite=False`` lets NaN and infinity pass, but not numbers that only the conversion would make infinite.
     """
-    array = x if isinstance(x, jax.Array) and x.dtype == dtype else _as_array(name, x)
+    fits = isinstance(x, jax.Array) and x.dtype == dtype
+    if fits and not finite and (shape is None or x.shape == tuple(shape)):
+        return x
+    array = x if fits else _as_array(name, x)
     if shape is not None:
         check_shape(name, array, shape)
     if finite and jnp.issubdtype(array.dtype, jnp.floating):

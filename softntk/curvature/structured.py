@@ -78,7 +78,8 @@ class StructuredOperator(lx.AbstractLinearOperator):
         self.matrix = matrices.operand("matrix", matrices.implicit(matrix))
         (n, _), dtype = matrices.shape(self.matrix), matrices.dtype(self.matrix)
         self.logit_diagonal = as_dtype("logit_diagonal", logit_diagonal, dtype, (n,), finite=False)
-        self.factors = as_dtype("factors", factors, dtype, (n, "r"), finite=False)
+        rank = factors.shape[1] if isinstance(factors, jax.Array) and factors.ndim == 2 else "r"
+        self.factors = as_dtype("factors", factors, dtype, (n, rank), finite=False)
         r = self.factors.shape[1]
         self.core = as_dtype("core", core, dtype, (r, r), finite=False)
         self.ridge = _as_ridge(ridge, dtype)

@@ -86,7 +86,7 @@ def normaliser(p: Problem, radius: float, centre: Float[Array | np.ndarray, " d"
     name = p.activation.name
     ours = _smallest_total(p, radius, z, reach - radius, 0.0)
     paper = {"exp": math.exp(-largest), "cosh": 1.0, "res_exp": math.exp(-largest) - largest}.get(name, 0.0)
-    return Bound(n * max(paper, 0.0), max(ours, 0.0))
+    return Bound(float(n * max(paper, 0.0)), float(max(ours, 0.0)))
 
 
 def lipschitz(
