@@ -28,7 +28,7 @@ def infinite_kernels(
 ) -> dict[str, Float[Array, "n1 n2"]]:
     """Return {"nngp", "ntk"} of infinite width: E[φφ'] and ⟨x, x'⟩ E[φ̇φ̇'] (+ E[φφ'] with a trained readout)."""
     activation = architecture.activation
-    function = _kernels.__wrapped__ if activation.traced else _kernels
+    function = _kernels.__wrapped__ if activation.traced else _kernels  # pyright: ignore[reportFunctionMemberAccess]
     settings = partial(
         function,
         activation=activation,
@@ -83,10 +83,11 @@ def _kernels(
         ntk = ntk * units1[:, None] * units2[None, :]
     elif homogeneous and normalized:
         ntk = ntk / sigma**2
-    nngp, ntk = scale * nngp, scale * ntk
+    nngp = scale * nngp
+    ntk = scale * ntk
     if trained:
         ntk = ntk + nngp
-    return tuple(_saturate(kernel, valid) for kernel in (nngp, ntk))
+    return _saturate(nngp, valid), _saturate(ntk, valid)
 
 
 def _in_units(

@@ -176,8 +176,9 @@ class Solution:
         leaves = jax.tree.leaves(self.value)
         shapes = [_describe(leaf) for leaf in leaves[:3]] + (["…"] if len(leaves) > 3 else [])
         steps = self.stats.get("steps") if isinstance(self.stats, dict) else None
-        known = isinstance(steps, np.ndarray | np.number | jax.Array | int) and is_concrete(steps)
-        count = f", steps={int(np.asarray(steps))}" if known and np.ndim(steps) == 0 else ""
+        array = steps if isinstance(steps, np.ndarray | np.number | jax.Array | int) else np.zeros(1)
+        known = is_concrete(array) and np.ndim(array) == 0
+        count = f", steps={int(np.asarray(array))}" if known else ""
         names = list(self.stats) if isinstance(self.stats, dict) else type(self.stats).__name__
         text = f"result={self._name()}, value={', '.join(shapes)}{count}, stats={names}"
         return f"Solution({text}, state={type(self.state).__name__})"

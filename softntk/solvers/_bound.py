@@ -93,7 +93,7 @@ def _is_moving(leaf: Any) -> bool:
 
 
 def _check_leaf(name: str, leaf: Any, *, alone: bool) -> None:
-    dtype = getattr(leaf, "dtype", None)
+    dtype = getattr(leaf, "dtype", np.dtype(object))
     array = isinstance(leaf, jax.Array | np.ndarray | np.generic)
     if isinstance(leaf, complex) or (array and jnp.issubdtype(dtype, jnp.complexfloating)):
         raise ValueError(f"{name} must be real, got complex leaves. Minimise over real and imaginary parts.")

@@ -142,7 +142,8 @@ def minimise(
         moved = _implicit.attach(problem, solution.value)
         return dataclasses.replace(solution, value=_complete(moved, constants))
     unit = _units.unit_of(fixed) if tx is None else 1.0
-    solution = _run.in_chunks(*_units.measured(unit, fixed, tx, options, x0), max_steps, progress, checkpoint)
+    problem_in_unit, tx_in_unit, options_in_unit, start_in_unit = _units.measured(unit, fixed, tx, options, x0)
+    solution = _run.in_chunks(problem_in_unit, tx_in_unit, options_in_unit, start_in_unit, max_steps, progress, checkpoint)
     solution = _units.measured_back(unit, solution)
     if isinstance(fixed, Problem) and theory:
         solution = with_contraction(fixed, solution)

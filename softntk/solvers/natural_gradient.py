@@ -131,7 +131,7 @@ def natural_gradient(
     rtol = check_number("rtol", rtol, above=0)
     max_cg_steps = check_integer("max_cg_steps", max_cg_steps, at_least=1)
     damped = check_flag("damped", damped)
-    given_apply = net[1] if isinstance(net, tuple) and len(net) > 1 else net
+    given_apply: Any = net[1] if isinstance(net, tuple) and len(net) > 1 else net
     check_callable("net", given_apply, "a network, or a function apply_fn(params, x)")
     own = not isinstance(net, Network) or x.ndim != 2
     rows = x.reshape(len(x), -1) if own else x
@@ -141,7 +141,7 @@ def natural_gradient(
         # minimise keeps leaves that are no floats to itself, and knows them here.
         complete = getattr(value_fn, "complete", lambda moving: moving)
         if not own:
-            return net, params, lambda params: net.apply_fn(params, x)
+            return net, params, lambda params: given_apply(params, x)
         moving, constants = eqx.partition(complete(params), eqx.is_inexact_array)
 
         def outputs_of(moving: Params, rows: Array) -> Array:

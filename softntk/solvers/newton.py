@@ -69,7 +69,7 @@ def _as_curvature(name: str, curvature: Any) -> Curvature:
             f"{name} must be a function of the params, a matrix or a lineax operator, got "
             f"{type(curvature).__name__}. Pass p.hessian, say."
         )
-    return curvature
+    return curvature  # pyright: ignore[reportReturnType]
 
 
 def _on_params(matrix: Float[Array, "d d"], params: Params) -> lx.AbstractLinearOperator:
@@ -156,12 +156,13 @@ def scale_by_approx_newton(
     gauss_newton = None if gauss_newton is None else _as_curvature("gauss_newton", gauss_newton)
     sketch_size = None if sketch_size is None else check_integer("sketch_size", sketch_size, at_least=1)
     cg_steps = None if cg_steps is None else check_integer("cg_steps", cg_steps, at_least=1)
-    max_distortion = (_DISTORTION if cg_steps is None else _PRECONDITIONED) if max_distortion is None else max_distortion
-    max_distortion = check_number("max_distortion", max_distortion, above=0)
+    if max_distortion is None:
+        max_distortion = _DISTORTION if cg_steps is None else _PRECONDITIONED
+    distortion_limit: float = check_number("max_distortion", max_distortion, above=0)
     initial_damping = check_number("initial_damping", initial_damping, above=0)
     damping = None if damping is None else check_choice("damping", damping, DAMPINGS)
     key = jax.random.key(0) if key is None else check_key("key", key)
-    options = Options(curvature, gauss_newton, sketch_size, max_distortion, cg_steps, damping, initial_damping, key)
+    options = Options(curvature, gauss_newton, sketch_size, distortion_limit, cg_steps, damping, initial_damping, key)
 
     def init(params: Params) -> NewtonState:
         flat, _ = ravel_pytree(params)

@@ -19,6 +19,7 @@ Source: Polyak (1964); Nesterov (2004), Introductory Lectures on Convex Optimiza
 """
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -133,7 +134,7 @@ def paper(
     n = check_integer("n", n, at_least=1)
     k = check_integer("k", k, at_least=1)
     width = check_integer("width", width, at_least=1)
-    shrinkage = math.exp(-exponent * B) if is_concrete(B * exponent) else jnp.exp(-exponent * B)
+    shrinkage: Any = math.exp(-exponent * B) if is_concrete(B * exponent) else jnp.exp(-exponent * B)
     return constant * smallest / (width * n**2 * k**2) * shrinkage
 
 
@@ -145,5 +146,5 @@ def _checked(smallest: float, largest: float) -> tuple[float, float]:
     return smallest, largest
 
 
-def _root(value: float) -> float:
+def _root(value: Any) -> Any:
     return math.sqrt(value) if is_concrete(value) else jnp.sqrt(value)

@@ -62,7 +62,6 @@ def gradient_descent(
         momentum = check_number("momentum", momentum)
     if momentum is None and nesterov:
         raise ValueError("nesterov=True needs a momentum, got momentum=None. Use e.g. momentum=0.9.")
-    known = momentum is not None and is_concrete(momentum)
-    if known and not 0 <= momentum < 1:
+    if momentum is not None and is_concrete(momentum) and not 0 <= momentum < 1:
         raise ValueError(f"momentum must lie in [0, 1), got {momentum!r}.")
     return optax.with_extra_args_support(optax.sgd(learning_rate, momentum, nesterov))
