@@ -28,7 +28,9 @@ def infinite_kernels(
 ) -> dict[str, Float[Array, "n1 n2"]]:
     """Return {"nngp", "ntk"} of infinite width: E[φφ'] and ⟨x, x'⟩ E[φ̇φ̇'] (+ E[φφ'] with a trained readout)."""
     activation = architecture.activation
-    function = _kernels.__wrapped__ if activation.traced else _kernels
+    function: Any = _kernels
+    if activation.traced:  # a traced number must not stay behind in a program that is kept
+        function = function.__wrapped__
     settings = partial(
         function,
         activation=activation,
@@ -86,7 +88,7 @@ def _kernels(
     nngp, ntk = scale * nngp, scale * ntk
     if trained:
         ntk = ntk + nngp
-    return tuple(_saturate(kernel, valid) for kernel in (nngp, ntk))
+    return _saturate(nngp, valid), _saturate(ntk, valid)
 
 
 def _in_units(
