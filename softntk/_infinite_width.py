@@ -28,7 +28,9 @@ def infinite_kernels(
 ) -> dict[str, Float[Array, "n1 n2"]]:
     """Return {"nngp", "ntk"} of infinite width: E[φφ'] and ⟨x, x'⟩ E[φ̇φ̇'] (+ E[φφ'] with a trained readout)."""
     activation = architecture.activation
-    function = _kernels.__wrapped__ if activation.traced else _kernels  # pyright: ignore[reportFunctionMemberAccess]
+    function: Any = _kernels
+    if activation.traced:  # a traced number must not stay behind in a program that is kept
+        function = function.__wrapped__
     settings = partial(
         function,
         activation=activation,
@@ -83,8 +85,7 @@ def _kernels(
         ntk = ntk * units1[:, None] * units2[None, :]
     elif homogeneous and normalized:
         ntk = ntk / sigma**2
-    nngp = scale * nngp
-    ntk = scale * ntk
+    nngp, ntk = scale * nngp, scale * ntk
     if trained:
         ntk = ntk + nngp
     return _saturate(nngp, valid), _saturate(ntk, valid)

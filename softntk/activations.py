@@ -134,8 +134,8 @@ class Activation:
         nothing = (mean1 == 0) | (mean2 == 0)
         mean1, mean2 = (jnp.where(mean == 0, 1, mean) for mean in (mean1, mean2))
         # One after the other: a product of two means may underflow.
-        ratio = jnp.where(nothing, jnp.inf, covariance / mean1 / mean2)
-        return ratio, jnp.where(nothing, jnp.inf, derivative / mean1 / mean2)
+        ratios = [jnp.where(nothing, jnp.inf, moment / mean1 / mean2) for moment in (covariance, derivative)]
+        return ratios[0], ratios[1]
 
 
 def _as_values(z: Any) -> Scalars:
@@ -266,10 +266,10 @@ def crrelu(epsilon: float | Array = 0.01) -> Activation:
     Source: the moments are derived in ``softntk/_closed_forms.py``, by tilting the Gaussian with e^{−g²/2}.
     """
     epsilon = check_number("epsilon", epsilon)
-    return _known_crrelu(epsilon) if is_concrete(epsilon) else _crrelu(epsilon, partial)
+    return _known_crrelu(float(epsilon)) if is_concrete(epsilon) else _crrelu(epsilon, partial)
 
 
-def _crrelu(epsilon: Any, bind: Callable) -> Activation:
+def _crrelu(epsilon: float | Array, bind: Callable) -> Activation:
     covariance = bind(forms.crrelu_covariance, epsilon)
     moments = Moments(forms.relu_mean, covariance, bind(forms.crrelu_derivative, epsilon), angular=True)
     traced = not is_concrete(epsilon)
