@@ -21,12 +21,12 @@ from softntk._norms import scaled_norm
 from softntk.solvers._trial import Outcome, Spectrum, Step, Trial, judge, outcome
 
 GOOD = 0.25  # of the predicted decrease: Newton's step is taken, a region is kept
-_ENOUGH = 1e-4  # of the predicted decrease: any other step is taken
+_ENOUGH = 0.01  # of the predicted decrease: any other step is taken
 _TRIALS = 30  # evaluations of the loss a step, at most
 _HALVINGS = 100  # of the interval that holds the multiplier
 _GROWTH, _SHRINKAGE = 3.0, 0.25
 _FIRST_MU = 1e-3  # relative to the metric
-_REACH = 2.0  # residuals that a first step may move the predictions by, as the linearisation says
+_REACH = 1.0  # residuals that a first step may move the predictions by, as the linearisation says
 
 
 class Damping(NamedTuple):
