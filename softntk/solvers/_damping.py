@@ -25,6 +25,7 @@ _ENOUGH = 0.01  # of the predicted decrease: any other step is taken
 _TRIALS = 30  # evaluations of the loss a step, at most
 _HALVINGS = 100  # of the interval that holds the multiplier
 _GROWTH, _SHRINKAGE = 3.0, 0.25
+_FIRST_MU = 1e-3  # relative to the metric
 _REACH = 1.0  # residuals that a first step may move the predictions by, as the linearisation says
 
 
@@ -130,7 +131,9 @@ def _first_mu(model: Spectrum, mu: Float[Array, ""], value: Float[Array, ""]) ->
 
     In the metric of Gauss–Newton ‖y‖ is what the predictions move, and √(2L) what they have to.
     """
-    reach = _REACH * (scaled_norm(model.slope) + jnp.sqrt(2 * jnp.abs(value)))
+    residual = scaled_norm(model.slope) + jnp.sqrt(2 * jnp.abs(value))
+    # A model that has proved right, so that μ was lowered, may go further.
+    reach = _REACH * residual * jnp.maximum(1, _FIRST_MU / jnp.maximum(mu, jnp.finfo(mu.dtype).tiny))
 
     def is_long(mu: Array) -> Array:
         return (scaled_norm(_damped(model, mu, value)) > reach) & (mu < 1 / jnp.finfo(mu.dtype).eps)

@@ -198,7 +198,7 @@ def _step(problem: Any, tx: Any, options: Options, carry: _Carry) -> tuple[_Carr
     equal = jnp.abs(value - carry.best_value) <= rounding
     better = good & jnp.where(equal, norm < carry.best_norm, value < carry.best_value)
     smaller = norm < _PROGRESS * carry.smallest_norm
-    improved = smaller | (value < carry.anchor - rounding)
+    improved = smaller | (value < carry.anchor - 4 * rounding)
     if told is None:
         improved |= ~(jnp.abs(value - carry.value) <= rounding)
     stalled = jnp.where(improved, 0, carry.stalled + 1)
