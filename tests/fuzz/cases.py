@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 import softntk
-from fuzz.draw import Draw
+from fuzz.draw import SETTINGS, Draw
 from fuzz.oracles import finite
 from fuzz.wrong_values import FINITE, REFUSED, wrong_values
 from softntk.solution import NumericalError
@@ -136,12 +136,30 @@ def _find(name: str) -> Callable:
     return method
 
 
-def make_case(targets: list[Target], seed: int, index: int, slow: bool = False, share_wrong: float = 0.65) -> Case:
-    """Return the case of a seed and an index; what compiles for long gets only wrong calls unless ``slow``."""
-    chosen = targets[index % len(targets)]
+def make_case(
+    targets: list[Target],
+    seed: int,
+    index: int,
+    slow: bool = False,
+    share_wrong: float = 0.65,
+    few: bool = False,
+) -> Case:
+    """Return the case of a seed and an index.
+
+    Args:
+        targets: taken in turns.
+        seed: of everything.
+        index: of the case.
+        slow: valid calls of what compiles for long, too.
+        share_wrong: of the calls.
+        few: one precision and one shape for each target, so that little is compiled.
+    """
+    position = index % len(targets)
+    chosen = targets[position]
     generator = np.random.default_rng([seed, index])
     wrong = bool(chosen.kinds) and (generator.random() < share_wrong or (chosen.slow and not slow))
-    return Case(chosen, index, Draw(generator, mild=wrong), wrong)
+    setting = position % len(SETTINGS) if few else None
+    return Case(chosen, index, Draw(generator, mild=wrong, setting=setting), wrong)
 
 
 def run_case(case: Case) -> Finding | None:
@@ -304,7 +322,10 @@ def are_different(kind: str, other: str, value: Any, another: Any) -> bool:
         "numbers",
     }
     numbers |= {"momentum", "rate", "time", "above one", "integer"}
-    return not (plain <= numbers or plain <= {"array", "rows", "gram", "numbers", "positives", "nonnegatives"})
+    return not (
+        plain <= numbers
+        or plain <= {"array", "weights", "through", "elements", "rows", "gram", "numbers", "positives", "nonnegatives"}
+    )
 
 
 def judge_error(error: Exception, names: tuple[str, ...], text: str) -> tuple[str, str] | None:

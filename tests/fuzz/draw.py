@@ -20,11 +20,14 @@ class Draw:
         n, d, k, m: points, features, outputs, width; few different ones, so that little is compiled.
     """
 
-    def __init__(self, generator: np.random.Generator, *, mild: bool = False) -> None:
+    def __init__(self, generator: np.random.Generator, *, mild: bool = False, setting: int | None = None) -> None:
+        """Draw the precision, unless a setting is given: then there are four points, too, and one program will do."""
         self.generator = generator
         self.mild = mild
-        self.dtype, self.x64 = SETTINGS[0] if mild else SETTINGS[int(generator.integers(len(SETTINGS)))]
-        self.n = 4 if mild or generator.random() < 0.85 else 1
+        drawn = int(generator.integers(len(SETTINGS)))
+        self.dtype, self.x64 = SETTINGS[0 if mild else drawn if setting is None else setting]
+        many = generator.random() < 0.85
+        self.n = 4 if mild or many or setting is not None else 1
         self.d = 3
         self.k = 2
         self.m = 8

@@ -39,6 +39,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--slow", action="store_true", help="valid calls of what compiles for long, too")
     parser.add_argument("--wrong", type=float, default=0.65, help="the share of wrong calls")
+    parser.add_argument("--few", action="store_true", help="one precision and shape for each function")
     parser.add_argument("--each", type=int, default=3, help="findings shown for each function and kind")
     parser.add_argument("--write", help="a folder for one file of findings a letter")
     options = parser.parse_args()
@@ -50,7 +51,7 @@ def main() -> int:
     end = time.monotonic() + options.seconds
     index = options.start
     for index in indices:
-        case = make_case(targets, options.seed, index, options.slow, options.wrong)
+        case = make_case(targets, options.seed, index, options.slow, options.wrong, options.few)
         finding, elapsed = timed(case)
         counts[case.target.name] += 1
         seconds[case.target.name] += elapsed

@@ -9,7 +9,7 @@ import numpy as np
 import softntk as sn
 from fuzz.cases import Call, never_nan, target
 from fuzz.draw import Draw
-from fuzz.oracles import compare, finite, first_message, long
+from fuzz.oracles import compare, first_message, long
 from fuzz.targets_ntk import eigenvalues_of, kernel_operator_of
 
 DYNAMICS = {"gram": "gram", "y": "array", "f0": "array?", "rtol": "positive?"}
@@ -272,7 +272,7 @@ def solve(draw: Draw) -> Call:
     def check(solution: Any) -> str | None:
         value = np.asarray(solution.value)
         if int(solution.result) != sn.solution.Result.SUCCESSFUL:
-            return finite(value)
+            return never_nan(value)
         residual = long(y) - (matrix @ long(value) + ridge * long(value))
         room = 256 * draw.eps * (np.abs(matrix).max() * draw.n + ridge) * np.linalg.norm(long(value))
         allowed = (3e-5 if draw.dtype == "float32" else 3e-10) * np.linalg.norm(long(y)) + room + 16 * draw.tiny

@@ -84,12 +84,17 @@ def test_wrong_values_are_wrong():
         assert sum(proper is REFUSED for _, _, proper in options) > len(options) / 2
 
 
+COSTLY_ARGUMENTS = ("diffusion.Denoiser.__call__", "theory.Perturbation.of")
+"""Methods of what takes long to make."""
+
+
 @pytest.mark.parametrize("part", range(8))
 def test_no_findings(part):
-    names = sorted(TARGETS)[part::8]
+    names = sorted(set(TARGETS) - set(COSTLY_ARGUMENTS))[part::8]
     targets = [TARGETS[name] for name in names]
     findings = [
-        run_case(make_case(targets, SEED, index, share_wrong=SHARE_WRONG)) for index in range(CASES_A_TARGET * len(targets))
+        run_case(make_case(targets, SEED, index, share_wrong=SHARE_WRONG, few=True))
+        for index in range(CASES_A_TARGET * len(targets))
     ]
     found = [finding for finding in findings if finding]
     kinds = collections.Counter((finding.target, finding.kind) for finding in found)
