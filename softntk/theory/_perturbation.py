@@ -221,7 +221,7 @@ def _paper(lab: Laboratory, R: float, failure: float, constants: Constants) -> f
         len(lab.x),
         family=family,
         k=architecture.out_dim,
-        sigma=s * architecture.sigma,
+        sigma=s * float(architecture.sigma),
         failure=failure,
         parameterization=architecture.parameterization,
         width=architecture.width,
