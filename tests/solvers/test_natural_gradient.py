@@ -52,7 +52,7 @@ def test_any_apply_fn_and_any_multiple_of_the_loss(x64):
 
 
 def test_a_gradient_of_another_loss_is_refused():
-    net, params, x, y, _ = problem("softmax", "float32")
+    net, params, x, y, _loss = problem("softmax", "float32")
     tx = sn.solvers.natural_gradient(net, x, y)
     other = lambda p: jnp.sum(p.hidden**2)  # falls along no step towards y
     sol = sn.solvers.minimise(other, params, tx, max_steps=3, throw=False)
@@ -62,7 +62,7 @@ def test_a_gradient_of_another_loss_is_refused():
 
 
 def test_a_start_that_fits_is_a_success():
-    net, params, x, _, _ = problem("softmax", "float32")
+    net, params, x, _y, _ = problem("softmax", "float32")
     for targets in (net.apply_fn(params, x), net.apply_fn(params, x) * (1 + 1e-7)):
         loss = lambda p, targets=targets: 0.5 * jnp.sum((net.apply_fn(p, x) - targets) ** 2)
         tx = sn.solvers.natural_gradient(net, x, targets)

@@ -96,7 +96,7 @@ def test_nothing_is_compiled_again_for_other_values_of_arguments(caplog):
 
 
 @pytest.mark.parametrize("kind", ["NumPy", "list", "operator", "function"])
-def test_a_matrix_is_a_curvature(kind, x64):
+def test_a_matrix_is_a_curvature(kind, x64, untyped):
     H = np.array([[3.0, 1.0], [1.0, 2.0]])
     kinds = {
         "NumPy": H,
