@@ -28,6 +28,7 @@ CACHE = ROOT / "build" / "mutants"
 MAX_TEST_SECONDS = 60.0  # of the tests that one fault is run against, as they took alone
 MAX_TESTS = 40
 TIMEOUT_FACTOR = 5.0
+UNNUMERICAL = ("__init__.py", "__main__.py", "_progress.py", "nt.py", "solution.py")
 
 EQUIVALENT: dict[str, str] = {}
 """Faults that change nothing: "file: before → after" and why."""
@@ -192,7 +193,7 @@ def all_mutants() -> list[Mutant]:
     """Return every fault of every file of the package, but for what only talks: messages, tables, command lines."""
     mutants = []
     for path in sorted((ROOT / "softntk").rglob("*.py")):
-        if path.name in ("__init__.py", "__main__.py", "_validation.py", "_progress.py", "nt.py", "solution.py"):
+        if path.name in UNNUMERICAL or path.parent.name == "_validation":
             continue
         source = path.read_text()
         collector = _Collector(str(path.relative_to(ROOT)), source)

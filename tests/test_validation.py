@@ -155,7 +155,7 @@ def test_choices(untyped):
 def test_keys(untyped):
     for key in (jax.random.key(0), jax.random.PRNGKey(0), np.asarray(jax.random.PRNGKey(0))):
         jax.random.normal(validation.check_key("key", key))
-    for key in (0, "k", None, jnp.zeros(2)):
+    for key in (0, "k", None, jnp.zeros(2), jnp.zeros(3, jnp.uint32)):
         with pytest.raises(ValueError, match="key must be a random key, got"):
             validation.check_key("key", key)
     with pytest.raises(ValueError, match="key must be one key, got"):

@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from softntk._validation import _as_array, as_floating, as_rows, check_number, is_concrete
+from softntk._validation import as_floating, as_real_array, as_rows, check_number, is_concrete
 
 Number = float | Float[Array, ""]
 """A hyperparameter: a Python number, or one that is traced."""
@@ -38,7 +38,7 @@ def as_real(name: str, x: Any, *, finite: bool = True) -> Float[Array, "..."]:
     Raises:
         ValueError: no real numbers; not finite, where that is asked for.
     """
-    array = _as_array(name, x)
+    array = as_real_array(name, x)
     if jnp.issubdtype(array.dtype, jnp.integer):
         array = array.astype(jnp.result_type(float))
     return as_floating(name, array, finite=finite)

@@ -133,7 +133,7 @@ def bind(net: Any, params: Any, x: Float[Array, "n ..."], apply_kwargs: Any = No
     weights, constants, entries = [], [], []
     for name, leaves in (("params", _label(params)), ("apply_kwargs", _label_all(apply_kwargs))):
         for kind, leaf in leaves:
-            array = _as_array(name, leaf)
+            array = as_real_array(name, leaf)
             if array is None:
                 entries.append(("static", _check_hashable(name, leaf)))
             elif kind == _WEIGHT and jnp.issubdtype(array.dtype, jnp.floating):
@@ -210,7 +210,7 @@ def _label(params: Any) -> list[tuple[str, Any]]:
     return labelled
 
 
-def _as_array(name: str, leaf: Any) -> Array | None:
+def as_real_array(name: str, leaf: Any) -> Array | None:
     """Return an array of JAX, or None of what is no array."""
     if isinstance(leaf, np.ndarray | np.generic) and not isinstance(leaf, jax.Array):
         if not (jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == np.bool_):
