@@ -119,7 +119,7 @@ def early_stopping_time(draw: Draw) -> Call:
         return compare(
             float(reached / level),
             1.0,
-            1e-3 if draw.dtype == "float32" else 1e-6,
+            1e-3,
             draw,
             what="t Σ min(tλ, 1)/c²",
         )

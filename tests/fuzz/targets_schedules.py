@@ -38,7 +38,10 @@ def _integral(sde: Any, t: float) -> Any:
 
 
 def _rate(sde: Any, t: float) -> Any:
-    return (_integral(sde, t * (1 + 1e-5)) - _integral(sde, t * (1 - 1e-5))) / (2e-5 * long(t))
+    if hasattr(sde, "beta_min"):
+        return long(sde.beta_min) + (long(sde.beta_max) - long(sde.beta_min)) * long(t) / sde.horizon
+    turn = (long(sde.end) - long(sde.start)) / sde.horizon
+    return 2 * turn * np.tan(long(sde.start) + turn * long(t))
 
 
 SCHEDULE = {
@@ -57,7 +60,7 @@ def _register_schedule(method: str) -> None:
         want = SCHEDULE[method](sde, t)
         cancels = 1e3 if not hasattr(sde, "beta_min") else 64  # a cosine near one
         size = np.abs(want) + (cancels * 1e-3 if method in ("log_snr",) else 0)
-        loose = 1e-5 if method == "rate" else cancels * draw.eps / (t if cancels > 64 else 1)
+        loose = 1e-3 if method == "rate" else cancels * draw.eps / (t if cancels > 64 else 1)
         arguments = {"self": sde, "t": jnp.asarray([t], draw.dtype)}
         return Call(
             arguments,
