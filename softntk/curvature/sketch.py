@@ -96,10 +96,11 @@ def probabilities(
     Source: see the module.
     """
     kind = check_choice("kind", kind, _KINDS)
+    key = jax.random.key(0) if key is None else check_key("key", key)
     if kind == "leverage":
         sizes = leverage.scores(A, weights)
     elif kind == "approximate_leverage":
-        sizes = leverage.approximate_scores(jax.random.key(0) if key is None else key, A, weights)
+        sizes = leverage.approximate_scores(key, A, weights)
     else:
         A, D = leverage.arguments(A, weights, half=True)
         sizes = jnp.ones(matrices.shape(A)[0], matrices.dtype(A))

@@ -110,6 +110,7 @@ def log_likelihood(
     check_score_fn(score_fn)
     x = as_rows("x", x, half=False)
     trace = check_choice("trace", trace, TRACES)
+    key = None if key is None else check_key("key", key)
     min_time = check_min_time(sde, min_time)
     probes = check_positive_int("probes", probes)
     max_steps = check_positive_int("max_steps", max_steps)
@@ -121,7 +122,7 @@ def log_likelihood(
     elif key is None:
         raise ValueError('trace="hutchinson" needs a key, e.g. key=jax.random.key(0).')
     else:
-        directions = jax.random.rademacher(check_key("key", key), (probes, n, d), x.dtype)
+        directions = jax.random.rademacher(key, (probes, n, d), x.dtype)
     options = _Options(min_time=min_time, tolerances=tolerances, max_steps=max_steps)
     score_fn = _flow.as_pytree(score_fn, (n, d), x.dtype)
     value, code = _along_the_flow(score_fn, directions, x, sde, options)

@@ -75,6 +75,7 @@ def kernel_regression(
     Source: arXiv 2405.03251, section 4 (kernel regression with the NTK); Arora et al. (2019), arXiv 1904.11955, Theorem 3.2.
     """
     check_number("ridge", ridge, at_least=0)
+    rtol = None if rtol is None else check_number("rtol", rtol, above=0, below=1)
     check_flag("progress", progress)
     _require(cross)
     problem = as_problem(gram, y, f0, cross, f0_test)
@@ -147,6 +148,7 @@ def gp_posterior(
     Source: Lee et al. (2018), arXiv 1711.00165, equations (8) and (9); the kernels are those of MATH.md section 2.
     """
     check_number("noise", noise, at_least=0)
+    rtol = None if rtol is None else check_number("rtol", rtol, above=0, below=1)
     check_flag("progress", progress)
     _require(cross)
     problem = as_problem(gram, y, None, cross, None)

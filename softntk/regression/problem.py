@@ -111,9 +111,10 @@ class Problem:
         α is legal.) ``Result(int(code)).advice`` has the text.
         """
         code = _check(self, self._checked(x))
+        previous = None if previous is None else self._checked(previous, "previous")
         if previous is None or self.form != "normalized":
             return code
-        before = jnp.sign(_total(self, self._checked(previous, "previous")))
+        before = jnp.sign(_total(self, previous))
         crossed = jnp.sign(_total(self, self._checked(x))) * before < 0
         return jnp.where((code == Result.SUCCESSFUL) & crossed, Result.SIGN_CHANGED, code).astype(jnp.int32)
 

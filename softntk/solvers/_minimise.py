@@ -123,8 +123,8 @@ def minimise(
     max_steps = check_integer("max_steps", max_steps, at_least=0)
     if theory and not isinstance(problem, Problem):
         raise ValueError(f"theory=True needs a problem of softntk.regression.problem, got {type(problem).__name__}.")
-    if isinstance(problem, Problem) and isinstance(x0, list | tuple):
-        x0 = as_floating("x0", x0)
+    if isinstance(problem, Problem):
+        x0 = as_floating("x0", x0, problem.shape[1:], finite=False)
     x0, constants = split("x0", x0)
     if args or jax.tree.leaves(constants):
         problem = Bound(problem, jax.tree.map(as_argument, args), constants)

@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from softntk._validation import (
-    Shape,
     as_floating,
     as_integers,
     as_rows,
@@ -17,6 +16,7 @@ from softntk._validation import (
     check_shape,
     is_concrete,
 )
+from softntk._validation.arrays import Shape
 from softntk.networks import Network, Parameters
 
 Targets = Float[Array | np.ndarray, "n k"] | Float[Array | np.ndarray, " n"]

@@ -158,6 +158,11 @@ def alignment(params: Parameters, params_after: Parameters, direction: Direction
             f"params_after must have hidden weights of the shape of params, {before.shape}, got {after.shape}. Both are of "
             "one network."
         )
+    if params_after.readout.shape != params.readout.shape:
+        raise ValueError(
+            f"params_after must have the readout of params, {params.readout.shape}, got {params_after.readout.shape}. Both are "
+            "of one network."
+        )
     basis = orthonormal(direction, before.shape[0])
     change = after - before
     leading = jnp.linalg.svd(change / binary_scale(change), full_matrices=False)[0][:, :1]
@@ -214,17 +219,18 @@ def corrupt(
     y = as_rows("y", y[:, None] if y.ndim == 1 else y)
     samples = len(y)
     size = check_number("size", size, at_least=0, at_most=1 if kind == "flips" else None)
+    if gram is not None:
+        as_square("gram", gram, samples)
+    key = None if key is None else check_key("key", key)
     if kind == "adversarial":
         if gram is None:
             raise ValueError("gram is needed for adversarial noise, got None. Pass the kernel on the points of y, [n, n].")
         check_known("y", y)
-        as_square("gram", gram, samples)
         q = decompose(gram).vectors[:, :1]
         signs = np.where(q.T @ np.asarray(y, np.float64) < 0, -1.0, 1.0)
         return y + jnp.asarray(size, y.dtype) * jnp.asarray(samples**0.5 * q * signs, y.dtype)
     if key is None:
         raise ValueError(f"key is needed for {kind} noise, got None. Pass e.g. jax.random.key(0).")
-    key = check_key("key", key)
     if kind == "gaussian":
         return y + jnp.asarray(size, y.dtype) * jax.random.normal(key, y.shape, y.dtype)
     number = round(known_number("size", size) * samples)

@@ -46,10 +46,14 @@ LETTERS = {
 
 _RECORD = "a record of results, built by the library; its parts are checked where they are used"
 _HELPER = "an internal helper that only carries a public name"
+_INSIDE = "called inside of programs, with arrays that the functions around it have checked"
 NEEDS_NONE = {
     "activations.Activation": "a table entry, written by developers of activations; its methods are targets",
     "activations.Moments": "functions of a table entry",
     "activations.unknown": _HELPER,
+    "activations.chain": _INSIDE,
+    "activations.is_kept": _INSIDE,
+    "networks.row_factors": _INSIDE,
     "networks.Architecture": "static description that two_layer builds after checking",
     "networks.Network": "built by two_layer; its three functions are targets",
     "networks.Parameters": "a pytree of arrays, of tracers and of specifications too: checked where it is used",

@@ -85,13 +85,6 @@ def limit(draw: Draw) -> Call:
     return Call({"self": sn.activations.get(name), **arrays, "normalized": normalized}, check)
 
 
-@target("activations.chain", laws_only=True, ntk="elements", slope="elements")
-def chain(draw: Draw) -> Call:
-    ntk = draw.rounded(draw.normal(draw.n) * draw.scale(30))
-    slope = draw.rounded(draw.normal(draw.n) * draw.scale(30))
-    return Call({"ntk": draw.cast(ntk), "slope": draw.cast(slope)})
-
-
 @target("activations.crrelu", epsilon="real")
 def crrelu(draw: Draw) -> Call:
     epsilon = draw.positive() if draw.mild else draw.pick(0.0, 0.01, -1.0, 1e10, 1e-30)
@@ -121,18 +114,6 @@ def from_function(draw: Draw) -> Call:
 def get(draw: Draw) -> Call:
     name = draw.pick(*ACTIVATIONS)
     return Call({"activation": name}, lambda result: None if result.name == name else "another name")
-
-
-@target("activations.is_kept", laws_only=True, u="elements", total="elements")
-def is_kept(draw: Draw) -> Call:
-    u = draw.rounded(draw.normal(draw.n, draw.m) * draw.scale(30))
-    total = u.sum(1, keepdims=True)
-
-    def check(result: Any) -> str | None:
-        clear = np.abs(total) > 1e-2 * np.abs(u).sum(1, keepdims=True)
-        return None if np.asarray(result)[clear].all() else "a sum that is kept is said to be lost"
-
-    return Call({"u": draw.cast(u), "total": draw.cast(total)}, check)
 
 
 @target("activations.normalize", activation="activation", z="elements")
@@ -309,21 +290,6 @@ def kernel_fn(draw: Draw) -> Call:
         return compare(result, want, 256 * draw.eps, draw, size=size)
 
     return Call({"net": net, "x1": draw.cast(x), "x2": None, "get": get}, check)
-
-
-@target("networks.row_factors", architecture="object", params="params", x="rows")
-def row_factors(draw: Draw) -> Call:
-    net, params, family = network(draw)
-    x = network_points(draw)
-
-    def check(result: Any) -> str | None:
-        if not well_posed(params, x, family):
-            return never_nan(result)
-        features = factors(params, x, family)[0]
-        size = np.abs(features).max() * (1 + np.abs(x).max() * 10)
-        return compare(result.features, features, 64 * draw.eps, draw, size=size)
-
-    return Call({"architecture": net.architecture, "params": params, "x": draw.cast(x)}, check)
 
 
 # --- stax ---------------------------------------------------------------------------------------------------------
