@@ -198,7 +198,9 @@ def _step(problem: Any, tx: Any, options: Options, carry: _Carry) -> tuple[_Carr
     equal = jnp.abs(value - carry.best_value) <= rounding
     better = good & jnp.where(equal, norm < carry.best_norm, value < carry.best_value)
     smaller = norm < _PROGRESS * carry.smallest_norm
-    improved = smaller | (value < carry.anchor - 4 * rounding)
+    # Of a method with curvature more is expected than to creep along the floor of rounding.
+    least_fall = rounding if told is None else _rounding(carry) ** 0.5 * jnp.abs(carry.anchor)
+    improved = smaller | (value < carry.anchor - least_fall)
     if told is None:
         improved |= ~(jnp.abs(value - carry.value) <= rounding)
     stalled = jnp.where(improved, 0, carry.stalled + 1)
