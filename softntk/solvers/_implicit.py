@@ -61,15 +61,16 @@ def _(primals: Any, tangents: Any) -> Any:
     if not jax.tree.leaves(tangents[0]):
         return x, jax.tree.map(jnp.zeros_like, x)
     _, moved = eqx.filter_jvp(lambda arrays: gradient(together(arrays), x), (arrays,), (tangents[0],))
-    # Leaves of the gradient that do not move have no tangent at all.
-    moved = jax.tree.map(
-        lambda leaf, part: jnp.zeros_like(leaf) if part is None else part.astype(leaf.dtype),
-        x,
-        moved,
-        is_leaf=lambda leaf: leaf is None,
-    )
+    moved = jax.tree.map(_as_tangent, x, moved, is_leaf=lambda leaf: leaf is None)
     change = _least_norm_solution(hessian(together(arrays), x), moved)
     return x, jax.tree.map(lambda leaf: -leaf, change)
+
+
+def _as_tangent(leaf: Any, part: Any) -> Any:
+    """Return the tangent of one leaf of the gradient: leaves that do not move have none at all, constants are no leaves."""
+    if leaf is None:
+        return None
+    return jnp.zeros_like(leaf) if part is None else part.astype(leaf.dtype)
 
 
 def _least_norm_solution(operator: lx.AbstractLinearOperator, right: Any) -> Any:
