@@ -11,7 +11,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Shaped
 
+from softntk._meshes import call_automatic, vary_like
 from softntk._norms import binary_scale, scaled_norm
+from softntk._two_layer import check_parameters
 from softntk._validation import (
     as_floating,
     as_pair,
@@ -33,7 +35,6 @@ from softntk.ntk._contractions import (
     keeps_digits,
     product,
 )
-from softntk.ntk._meshes import call_automatic, vary_like
 from softntk.ntk._own_functions import OwnFunction, bind, check_rows_alone
 from softntk.ntk._scales import saturate, scale_rows
 from softntk.ntk._sign_patterns import Plan, gather, plan, sign_patterns
@@ -120,7 +121,7 @@ def empirical(
     if isinstance(net, Network):
         if apply_kwargs:
             raise ValueError(f"apply_kwargs must be None for a network of two_layer, got {sorted(apply_kwargs)}.")
-        params = check_parameters(net.architecture, params)
+        params = as_parameters(net.architecture, params)
         first, second = as_pair(x1, x2)
         if first.shape[1] != len(params.hidden):
             raise ValueError(f"x1 must have {len(params.hidden)} features, as params.hidden has, got shape {first.shape}.")
@@ -146,28 +147,10 @@ def as_inputs(name: str, x: Any) -> Float[Array, "n ..."]:
     return array
 
 
-def check_parameters(architecture: Architecture, params: Any) -> Parameters:
-    """Return params, which must be weights of this network.
-
-    Raises:
-        ValueError: they are anything else, or those of another network.
-    """
-    cure = "Pass what init_fn of the same network returns second."
-    if not isinstance(params, Parameters):
-        raise ValueError(f"params must be the Parameters of the network, got {type(params).__name__}. {cure}")
-    shapes = {
-        "hidden": ("d", architecture.width),
-        "readout": (architecture.width, architecture.out_dim),
-        "bias": (architecture.width,),
-    }
-    if (params.bias is None) == architecture.bias:
-        raise ValueError(f"params.bias must be {'an array' if architecture.bias else 'None'} for this network. {cure}")
-    arrays = {
-        name: as_floating(f"params.{name}", getattr(params, name), shape, finite=False)
-        for name, shape in shapes.items()
-        if name != "bias" or architecture.bias
-    }
-    return Parameters(**arrays)
+def as_parameters(architecture: Architecture, params: Any) -> Parameters:
+    """Return params as JAX arrays; a ValueError names what is not a weight of this network."""
+    check_parameters(architecture, params)
+    return jax.tree.map(jnp.asarray, params)
 
 
 def same_precision(params: Parameters, *points: Array | None) -> tuple[Any, ...]:

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from softntk._meshes import automatic
 from softntk._validation import as_rows, check_callable, check_choice, check_positive_int, is_concrete
 from softntk.networks import Network
-from softntk.ntk._empirical import as_inputs, check_parameters, same_precision
-from softntk.ntk._meshes import automatic
+from softntk.ntk._empirical import as_inputs, as_parameters, same_precision
 from softntk.ntk._own_functions import bind, check_rows_alone
 from softntk.ntk._tiles import numbers_at_a_time
 from softntk.ntk.gram_operators import GramOperator
@@ -85,7 +85,7 @@ def operator(
     if isinstance(net, Network):
         if apply_kwargs:
             raise ValueError(f"apply_kwargs must be None for a network of two_layer, got {sorted(apply_kwargs)}.")
-        params = check_parameters(net.architecture, params)
+        params = as_parameters(net.architecture, params)
         features, width = params.hidden.shape
         params, points = same_precision(params, as_rows("x", x, features))
         size = min(len(points), block_size or max(1, numbers_at_a_time() // (2 * width)))

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from softntk._meshes import automatic
 from softntk._norms import tree_norm
 from softntk._validation import check_callable, is_concrete
-from softntk.ntk._meshes import automatic
 
 MAX_ROWS_COMPARED = 8
 FLAX_CONSTANTS = ("batch_stats", "cache", "intermediates")

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from softntk._meshes import vary_like
 from softntk.ntk._contractions import Contraction, Readout
-from softntk.ntk._meshes import vary_like
 
 
 def numbers_at_a_time() -> int:

@@ -28,10 +28,10 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from softntk._meshes import automatic, call_automatic
 from softntk._norms import binary_scale
 from softntk._operators import answer
 from softntk._validation import as_floating, as_integers, check_shape, is_concrete
-from softntk.ntk._meshes import automatic, call_automatic
 from softntk.ntk._scales import saturate
 
 Vector = Float[Array | np.ndarray, "*shape"]

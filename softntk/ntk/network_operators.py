@@ -6,11 +6,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from softntk._meshes import automatic, vary_like
 from softntk._norms import binary_scale
 from softntk.networks import Architecture, Parameters, RowFactors, row_factors
 from softntk.ntk._contractions import product, row_vectors
 from softntk.ntk._empirical import network_inputs, two_layer_kernel
-from softntk.ntk._meshes import automatic, vary_like
 from softntk.ntk._scales import even_exponent, saturate, scale_all, scale_rows, times_power_of_two
 from softntk.ntk._tiles import in_blocks, out_of_blocks, rows_in_blocks
 from softntk.ntk.gram_operators import GramOperator, Vectors

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from softntk._two_layer import check_parameters as check_two_layer_parameters
 from softntk._validation import (
     as_floating,
     as_integers,
@@ -40,16 +41,7 @@ def check_network(name: str, net: Any) -> Network:
 def check_parameters(name: str, params: Any, net: Network, *, finite: bool = True) -> Parameters:
     """Return the weights of a network as JAX arrays, and refuse those of another one."""
     params = check_weights(name, params, finite=finite)
-    architecture = net.architecture
-    expected = (architecture.width, architecture.out_dim)
-    if params.readout.shape != expected or params.hidden.shape[1] != expected[0]:
-        raise ValueError(
-            f"{name} must be weights of net, of width {expected[0]} and {expected[1]} outputs, got "
-            f"hidden {params.hidden.shape} and readout {params.readout.shape}."
-        )
-    if (params.bias is not None) != architecture.bias:
-        wanted = "with" if architecture.bias else "without"
-        raise ValueError(f"{name} must be weights of net, which is made {wanted} a bias. Use the net.init_fn of this network.")
+    check_two_layer_parameters(net.architecture, params)
     return params
 
 
