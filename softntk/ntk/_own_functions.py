@@ -7,7 +7,6 @@ it; that rows do not interact is tested where the values are known.
 """
 
 import functools
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,11 +19,9 @@ from jaxtyping import Array, Float
 from softntk._meshes import automatic
 from softntk._norms import tree_norm
 from softntk._validation import check_callable, is_concrete
+from softntk._weights import trained_leaves
 
 MAX_ROWS_COMPARED = 8
-FLAX_CONSTANTS = ("batch_stats", "cache", "intermediates")
-"""Collections of flax.linen's variables that no gradient reaches."""
-
 MAX_PROGRAMS_REMEMBERED = 256
 
 _WEIGHT = "weight"
@@ -119,7 +116,7 @@ def bind(net: Any, params: Any, x: Float[Array, "n ..."], apply_kwargs: Any = No
     Args:
         net: ``apply_fn(params, x, **apply_kwargs)``, or ``(init_fn, apply_fn, kernel_fn)``.
         params: any pytree; leaves that are no floating-point arrays are constants. Of flax.linen's
-            variables so are the collections of ``FLAX_CONSTANTS``, of flax.nnx's everything but
+            variables so are running averages and caches, of flax.nnx's everything but
             ``nnx.Param``, and Python's floats inside of an equinox module.
         x: points.
         apply_kwargs: arrays among them are arguments of the compiled program, all else is static.
@@ -133,7 +130,7 @@ def bind(net: Any, params: Any, x: Float[Array, "n ..."], apply_kwargs: Any = No
     weights, constants, entries = [], [], []
     for name, leaves in (("params", _label(params)), ("apply_kwargs", _label_all(apply_kwargs))):
         for kind, leaf in leaves:
-            array = as_real_array(name, leaf)
+            array = _as_array(name, leaf)
             if array is None:
                 entries.append(("static", _check_hashable(name, leaf)))
             elif kind == _WEIGHT and jnp.issubdtype(array.dtype, jnp.floating):
@@ -190,27 +187,14 @@ def _label_all(tree: Any) -> list[tuple[str, Any]]:
 
 def _label(params: Any) -> list[tuple[str, Any]]:
     """Return the leaves in order, each with what it is, if it is a floating-point array."""
-    if isinstance(params, Mapping) and "params" in params:  # variables of flax.linen
-        flat, _ = jax.tree_util.tree_flatten_with_path(params)
-        return [(_CONSTANT if getattr(path[0], "key", None) in FLAX_CONSTANTS else _WEIGHT, leaf) for path, leaf in flat]
-    nnx = sys.modules.get("flax.nnx")  # loaded, if one of its variables is here
-    variable = () if nnx is None else (nnx.Variable,)
-    trained = () if nnx is None else (nnx.Param,)
     labelled = []
-    for node in jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, (*variable, eqx.Module))):
-        if isinstance(node, variable):
-            kind = _WEIGHT if isinstance(node, trained) else _CONSTANT
-            labelled += [(kind, leaf) for leaf in jax.tree.leaves(node)]
-        elif isinstance(node, float):  # jax.grad differentiates by it
-            labelled.append((_WEIGHT, jnp.asarray(node)))
-        elif isinstance(node, eqx.Module):
-            labelled += [(_WEIGHT, leaf) for leaf in jax.tree.leaves(node)]
-        else:
-            labelled.append((_WEIGHT, node))
+    for leaf, trained in zip(jax.tree.leaves(params), trained_leaves(params), strict=True):
+        number = trained and isinstance(leaf, float)  # jax.grad differentiates by it
+        labelled.append((_WEIGHT if trained else _CONSTANT, jnp.asarray(leaf) if number else leaf))
     return labelled
 
 
-def as_real_array(name: str, leaf: Any) -> Array | None:
+def _as_array(name: str, leaf: Any) -> Array | None:
     """Return an array of JAX, or None of what is no array."""
     if isinstance(leaf, np.ndarray | np.generic) and not isinstance(leaf, jax.Array):
         if not (jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == np.bool_):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from softntk._validation import is_concrete
+from softntk._weights import trained_leaves
 
 Params = Any
 
@@ -57,6 +58,8 @@ def as_argument(leaf: Any) -> Any:
 def split(name: str, params: Params) -> tuple[Params, Params]:
     """Return the floating-point arrays of params, and the rest of its leaves, which are constants.
 
+    So are the running averages of flax's models (:mod:`softntk._weights`).
+
     Raises:
         ValueError: there are no floating-point arrays, or leaves that are neither numbers nor
             functions; complex ones.
@@ -71,8 +74,11 @@ def split(name: str, params: Params) -> tuple[Params, Params]:
         )
     for leaf in leaves:
         _check_leaf(name, leaf, alone=len(leaves) == 1)
-    moving = jax.tree.map(lambda leaf: jnp.asarray(leaf) if _is_moving(leaf) else None, params)
-    constants = jax.tree.map(lambda leaf: None if _is_moving(leaf) else leaf, params)
+    moves = [trained and _is_moving(leaf) for leaf, trained in zip(leaves, trained_leaves(params), strict=True)]
+    structure = jax.tree.structure(params)
+    pairs = list(zip(leaves, moves, strict=True))
+    moving = jax.tree.unflatten(structure, [jnp.asarray(leaf) if moved else None for leaf, moved in pairs])
+    constants = jax.tree.unflatten(structure, [None if moved else leaf for leaf, moved in pairs])
     if not jax.tree.leaves(moving):
         first = next((leaf for leaf in leaves if hasattr(leaf, "dtype")), leaves[0])
         kind = f"dtype {first.dtype}" if hasattr(first, "dtype") else type(first).__name__

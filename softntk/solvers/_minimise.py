@@ -75,7 +75,8 @@ def minimise(
         problem: a problem of :mod:`softntk.regression`, or any function (params, *args) → scalar. Gradients in closed form
             (``problem.value_and_gradient``, ``.gradient``) are used where there are some.
         x0: the start: an array, or a pytree of arrays. Leaves that are no floating-point arrays (functions of an equinox
-            module, counters, keys) are constants: the problem is given them, the transform is not.
+            module, counters, keys) are constants, and so are the running averages of flax: the problem is given them, the
+            transform is not.
         tx: the transform. None: for a problem with a ``hessian`` approximate Newton, exact or, where that is dearer, by
             conjugate gradients that a sample of rows preconditions, in a damping that measures steps by Gauss–Newton; L-BFGS
             with a line search for any other function.

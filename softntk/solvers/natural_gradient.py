@@ -142,11 +142,11 @@ def natural_gradient(
         complete = getattr(value_fn, "complete", lambda moving: moving)
         if not own:
             return net, params, lambda params: given_apply(params, x)
-        moving, constants = eqx.partition(complete(params), eqx.is_inexact_array)
+        moving, constants = eqx.partition(params, eqx.is_inexact_array)
 
         def outputs_of(moving: Params, rows: Array) -> Array:
             points = rows.reshape(-1, *x.shape[1:])
-            outputs = given_apply(eqx.combine(moving, constants), points)
+            outputs = given_apply(complete(eqx.combine(moving, constants)), points)
             return jnp.reshape(outputs, (len(points), -1))
 
         return outputs_of, moving, lambda moving: outputs_of(moving, rows)
