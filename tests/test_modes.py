@@ -107,7 +107,9 @@ def solve():
 def kernel_regression_and_posterior():
     net, _ = network()
     kernel = net.kernel_fn(jnp.asarray(X), None, "ntk")
-    return sn.ntk.kernel_regression(kernel, jnp.asarray(Y), kernel, ridge=0.1)
+    targets = jnp.asarray(Y)
+    posterior = sn.ntk.gp_posterior(kernel, targets, noise=0.1, cross=kernel, prior=jnp.diagonal(kernel))
+    return sn.ntk.kernel_regression(kernel, targets, ridge=0.1, cross=kernel), posterior.mean, posterior.variance
 
 
 @call

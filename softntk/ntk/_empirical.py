@@ -18,6 +18,7 @@ from softntk._validation import (
     as_floating,
     as_pair,
     check_choice,
+    check_finite,
     check_integer,
     check_positive_int,
     check_shape,
@@ -148,8 +149,12 @@ def as_inputs(name: str, x: Any) -> Float[Array, "n ..."]:
 
 
 def as_parameters(architecture: Architecture, params: Any) -> Parameters:
-    """Return params as JAX arrays; a ValueError names what is not a weight of this network."""
+    """Return params as JAX arrays; a ValueError names what is not a finite weight of this network."""
     check_parameters(architecture, params)
+    for name in ("hidden", "readout", "bias"):
+        leaf = getattr(params, name)
+        if leaf is not None:
+            check_finite(f"params.{name}", leaf)
     return jax.tree.map(jnp.asarray, params)
 
 
