@@ -21,8 +21,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every", type=int, default=1, metavar="N", help="run one test in N")
 
 
+SLOW_CASES = frozenset((Path(__file__).parent / "slow_cases.txt").read_text().split("\n"))
+"""Single cases that take seconds, of tests whose other cases do not; whole tests carry the mark ``slow`` themselves."""
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the others out."""
+    """Mark the slow cases, and leave out what ``--every`` does not want."""
+    for item in items:
+        if item.nodeid in SLOW_CASES:
+            item.add_marker(pytest.mark.slow)
     items[:] = items[:: config.getoption("--every")]
 
 

@@ -147,7 +147,7 @@ def test_activations_are_pickled_and_equal(name):
 
 
 def test_own_activations_are_pickled_and_equal(x64):
-    one, two = (activations.from_function(jax.nn.softplus, "softplus") for _ in range(2))
+    one, two = (activations.from_function(abs, "abs") for _ in range(2))
     again = pickle.loads(pickle.dumps(one))
     assert one == two == again
     assert_close(again.moments.mean(0.5, 0.0), one.moments.mean(0.5, 0.0))

@@ -35,7 +35,7 @@ from softntk._validation import as_scalars, check_flag, check_positive_int, is_c
 from softntk.activations import Activation
 
 Scalars = Float[Array, "..."]
-Values = float | list[float] | Float[Array | np.ndarray, "..."]
+Values = float | np.floating | list[float] | Float[Array | np.ndarray, "..."]
 
 
 @record
