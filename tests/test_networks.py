@@ -280,7 +280,7 @@ POINTS = [
     (GOOD[0], "must have shape \\[n, d\\], one row a point, got shape \\(4,\\)"),
     (GOOD[None], "must have shape"),
     (GOOD.astype(int), "must be a floating-point array, got dtype int"),
-    (GOOD[:0], "at least one row and one column, got shape \\(0, 4\\)"),
+    (GOOD[:0], "(at least one row and one column|must not be empty), got shape \\(0, 4\\)"),
     (np.where(np.eye(3, 4) > 0, np.nan, GOOD), "must be finite, got 3 NaN or infinite entries, the first at x1?\\[0, 0\\]"),
     (np.where(np.eye(3, 4) > 0, np.inf, GOOD), "must be finite"),
 ]
