@@ -257,8 +257,7 @@ def _judge_doubts(result: Array, doubts: Array, small: Array, plateau: Array) ->
     Negative curvature along which nothing is won, or no step is found, is rounding.
     """
     ended = (result == Result.NO_STEP) | (result == Result.STAGNATED)
-    running = result == _RUNNING
-    over = small & ((running & (doubts >= _DOUBTS)) | ended)
+    over = small & (((result == _RUNNING) & (doubts >= _DOUBTS)) | ended)
     return jnp.where(over, jnp.where(plateau, Result.PLATEAU, Result.SUCCESSFUL), result)
 
 
