@@ -211,7 +211,7 @@ def least_risk_time(
 
     # Several directions may take turns in the maximum, so there may be several minima: a grid first. Where noise outweighs the
     # signal the risk is about S (1 − 2t) + N Σλ² t², least at t = S/(N Σλ²).
-    balance = signal_weight / noise_weight / float(np.sum(values**2))
+    balance = signal_weight / max(noise_weight, 1e-290) / float(np.sum(values**2))
     earliest = max(min(1e-6, 0.1 * balance), 1e-290)
     grid = np.linspace(math.log(earliest), math.log(1e3) - math.log(values[-1]), 400)
     best = int(np.argmin([risk(log_time) for log_time in grid]))

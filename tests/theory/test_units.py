@@ -47,6 +47,12 @@ def test_ridge_regression_on_features(unit, x64):
         assert_close(fl.ridge_features(GRAM, unit * Y, GRAM[:2], **options) / unit, one, rtol=1e-9)
 
 
+def test_the_least_risk_is_found_where_noise_outweighs_the_signal():
+    """At small times the risk is B²λ (1 − 2λt) + σ² Σλ² t², least at t = B²λ²/(σ² Σλ²)."""
+    stop = generalisation.least_risk_time(np.eye(2), 1e5)
+    np.testing.assert_allclose(stop.time, 1e-10 / 2, rtol=1e-3)
+
+
 def test_the_ends_of_the_range_are_zero_or_infinite_never_nan():
     for noise, norm in [(1e-200, 1.0), (1e200, 1.0), (1e-300, 1e300), (1e300, 1e-300), (5e-324, 1.0)]:
         for stop in (
