@@ -18,7 +18,6 @@ jax.config.update("jax_traceback_filtering", "off")
 jax.config.update("jax_disable_most_optimizations", True)
 
 from fuzz.cases import TARGETS, Finding, make_case, timed  # noqa: E402
-from fuzz.targets import LETTERS  # noqa: E402
 
 CACHE_CASES = 5000
 """Cases after which compiled programs are let go."""
@@ -34,16 +33,16 @@ def main() -> int:
     parser.add_argument(
         "--package",
         default="",
-        help="targets whose name starts so, or one of a…g; several with commas",
+        help="targets whose name starts so; several with commas",
     )
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--slow", action="store_true", help="valid calls of what compiles for long, too")
     parser.add_argument("--wrong", type=float, default=0.65, help="the share of wrong calls")
     parser.add_argument("--few", action="store_true", help="one precision and shape for each function")
     parser.add_argument("--each", type=int, default=3, help="findings shown for each function and kind")
-    parser.add_argument("--write", help="a folder for one file of findings a letter")
+    parser.add_argument("--write", help="a file for the findings")
     options = parser.parse_args()
-    names = [name for name in sorted(TARGETS) if not options.package or _is_asked_for(name, options.package.split(","))]
+    names = [name for name in sorted(TARGETS) if name.startswith(tuple(options.package.split(",")))]
     targets = [TARGETS[name] for name in names]
     indices = [options.only] if options.only is not None else range(options.start, options.start + options.cases)
     counts, seconds = collections.Counter[str](), collections.Counter[str]()
@@ -65,18 +64,8 @@ def main() -> int:
     _print_table(counts, findings, seconds)
     _print_findings(findings, options.each)
     if options.write:
-        _write(findings, {letter_of(name) for name in counts}, Path(options.write), options.each)
+        Path(options.write).write_text("\n".join(_lines(findings, options.each)) + "\n", encoding="utf-8")
     return bool(findings)
-
-
-def _is_asked_for(name: str, wanted: list[str]) -> bool:
-    return any(letter_of(name) == part if len(part) == 1 else name.startswith(part) for part in wanted)
-
-
-def letter_of(name: str) -> str:
-    """Return the part of the package that a target belongs to."""
-    matching = [prefix for prefix in LETTERS if name.startswith(prefix)]
-    return LETTERS[max(matching, key=len)] if matching else "?"
 
 
 def _print_table(counts: collections.Counter[str], findings: list[Finding], seconds: collections.Counter[str]) -> None:
@@ -105,14 +94,6 @@ def _lines(findings: list[Finding], each: int) -> list[str]:
         lines.append(f"{kind}: {name} ({len(distinct)} different)")
         lines += [f"    #{finding.index} {finding.text}" for finding in list(distinct.values())[:each]]
     return lines
-
-
-def _write(findings: list[Finding], letters: set[str], folder: Path, each: int) -> None:
-    for letter in sorted(letters):
-        mine = [finding for finding in findings if letter_of(finding.target) == letter]
-        kinds = collections.Counter(finding.kind for finding in mine)
-        head = f"{len(mine)} findings: {dict(kinds.most_common())}; repeat one: run.py --package … --only INDEX"
-        (folder / f"findings_{letter}.txt").write_text("\n".join([head, *_lines(mine, each)]) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""All targets, what needs none and why, and who has which part of the package."""
+"""All targets, and what needs none and why."""
 
 import importlib
 
@@ -23,26 +23,6 @@ PARTS = (
 
 for _part in PARTS:
     importlib.import_module(f"fuzz.targets_{_part}")
-
-LETTERS = {
-    "activations": "a",
-    "networks": "a",
-    "stax": "a",
-    "ntk": "c",
-    "ntk.fixed_point": "a",
-    "ntk.propagate": "a",
-    "ntk.empirical": "b",
-    "ntk.operator": "b",
-    "ntk.kernel_operator": "b",
-    "ntk.GramOperator": "b",
-    "ntk.CrossOperator": "b",
-    "solvers": "d",
-    "solution": "d",
-    "regression": "e",
-    "curvature": "e",
-    "theory": "f",
-    "diffusion": "g",
-}
 
 _RECORD = "a record of results, built by the library; its parts are checked where they are used"
 _HELPER = "an internal helper that only carries a public name"
