@@ -125,9 +125,7 @@ def empirical(
         params = as_parameters(net.architecture, params)
         first, second = as_pair(x1, x2)
         if first.shape[1] != len(params.hidden):
-            raise ValueError(
-                f"x1 must have the {len(params.hidden)} features that params.hidden has, got shape {first.shape}."
-            )
+            raise ValueError(f"x1 must have the {len(params.hidden)} features that params.hidden has, got shape {first.shape}.")
         params, first, second = same_precision(params, first, second)
         return two_layer_kernel(net.architecture, params, first, second, outputs, block_size)
     first = as_inputs("x1", x1)
