@@ -11,7 +11,7 @@ import pytest
 import scipy.sparse
 from tools import assert_close
 
-from softntk import diffusion, networks
+from softntk import diffusion
 from softntk.diffusion import _flow, metrics
 
 SDE = diffusion.vp_sde()
@@ -334,11 +334,7 @@ def same(one, other):
     return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in leaves)
 
 
-LOCAL = "<locals>" in getattr(networks.two_layer("relu", width=2).init_fn, "__qualname__", "")
-NETWORKS = pytest.mark.xfail(LOCAL, reason="networks are made of local functions", strict=True)
-
-
-@pytest.mark.parametrize("fitted", ["kernel", pytest.param("fit", marks=NETWORKS), pytest.param("linearised", marks=NETWORKS)])
+@pytest.mark.parametrize("fitted", ["kernel", "fit", "linearised"])
 def test_denoisers_are_saved_and_copied(fitted):
     f = {"kernel": kernel, "fit": fit, "linearised": linearised}[fitted](times=[0.3])
     for again in (pickle.loads(pickle.dumps(f)), copy.deepcopy(f), copy.copy(f)):
