@@ -17,6 +17,7 @@ import jax
 jax.config.update("jax_traceback_filtering", "off")
 jax.config.update("jax_disable_most_optimizations", True)
 
+import fuzz.targets  # noqa: E402, F401  registers every target
 from fuzz.cases import TARGETS, Finding, make_case, timed  # noqa: E402
 
 CACHE_CASES = 5000
