@@ -6,7 +6,7 @@
 
 A fault changes one operator, comparison, constant, sign, index or term of the code; docstrings, annotations, messages and the
 arguments of errors are left alone. It is *killed* if a test fails that runs its line (or takes five times its time), the
-cheapest of them first. Faults that change nothing that can be observed are listed with their reason in EQUIVALENT.
+cheapest of them first. Faults that change nothing that can be observed stand in mutants_equivalent.txt with their reason.
 """
 
 import argparse
@@ -14,7 +14,9 @@ import ast
 import concurrent.futures
 import dataclasses
 import json
+import multiprocessing
 import os
+import queue
 import random
 import shutil
 import subprocess
@@ -25,13 +27,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / "build" / "mutants"
+EQUIVALENT = Path(__file__).with_name("mutants_equivalent.txt")
 MAX_TEST_SECONDS = 60.0  # of the tests that one fault is run against, as they took alone
 MAX_TESTS = 40
 TIMEOUT_FACTOR = 5.0
 UNNUMERICAL = ("__init__.py", "__main__.py", "_progress.py", "nt.py", "solution.py")
-
-EQUIVALENT: dict[str, str] = {}
-"""Faults that change nothing: "file: before → after" and why."""
 
 SWAPPED_OPERATORS = {
     ast.Add: "-",
@@ -78,19 +78,14 @@ SWAPPED_NAMES = {
 
 @dataclasses.dataclass(frozen=True)
 class Mutant:
-    """One fault: bytes ``start`` to ``end`` of a file become ``after``."""
+    """One fault: bytes ``start`` to ``end`` of a file become ``after``; ``label`` is the line before and after it."""
 
     path: str
     line: int
     start: int
     end: int
-    before: str
     after: str
-
-    @property
-    def label(self) -> str:
-        """What is shown of it."""
-        return f"{self.path}:{self.line}: {self.before!r} → {self.after!r}"
+    label: str
 
 
 class _Collector(ast.NodeVisitor):
@@ -107,8 +102,12 @@ class _Collector(ast.NodeVisitor):
         return start, self.line_starts[node.end_lineno - 1] + node.end_col_offset
 
     def add(self, node: ast.AST, start: int, end: int, after: str) -> None:
-        before = self.source[start:end].decode()
-        self.mutants.append(Mutant(self.path, node.lineno, start, end, before, after))
+        begin = self.source.rfind(b"\n", 0, start) + 1
+        stop = (self.source + b"\n").find(b"\n", end)
+        before = " ".join(self.source[begin:stop].decode().split())
+        changed = " ".join((self.source[begin:start] + after.encode() + self.source[end:stop]).decode().split())
+        line = 1 + self.source.count(b"\n", 0, start)
+        self.mutants.append(Mutant(self.path, line, start, end, after, f"{self.path}: {before} → {changed}"))
 
     def add_operator(self, node: ast.AST, left: ast.AST, right: ast.AST, symbol: str, others: tuple[str, ...]) -> None:
         start, end = self.span(left)[1], self.span(right)[0]
@@ -202,6 +201,12 @@ def all_mutants() -> list[Mutant]:
     return mutants
 
 
+def equivalent() -> dict[str, str]:
+    """Return the faults that change nothing, and why: lines "label | reason"."""
+    lines = EQUIVALENT.read_text(encoding="utf-8").splitlines() if EQUIVALENT.exists() else []
+    return dict(line.rsplit(" | ", 1) for line in lines if " | " in line)
+
+
 def draw(count: int, seed: int, under: str = "") -> list[Mutant]:
     """Return so many faults, of different lines, drawn evenly from all (or from those of one folder)."""
     pool = [mutant for mutant in all_mutants() if mutant.path.startswith(f"softntk/{under}")]
@@ -264,61 +269,98 @@ def tests_of(mutant: Mutant, known: dict) -> list[str]:
 # --- running ------------------------------------------------------------------------------------------------------
 
 
-def judge(mutant: Mutant, tests: list[str], seconds: float) -> str:
-    """Return "killed", "survived" or "untested", from a copy of the tree that has the fault."""
+def judge(mutant: Mutant, tests: list[str], seconds: float, folder: Path) -> str:
+    """Return "killed", "survived" or "untested", from a copy of the tree into which the fault is put for as long."""
     if not tests:
         return "untested"
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("softntk", "tests", "examples", "benchmarks"):
-            shutil.copytree(ROOT / name, Path(folder) / name, ignore=shutil.ignore_patterns("__pycache__", "*.png"))
-        for name in ("pyproject.toml", "README.md"):
-            shutil.copy(ROOT / name, folder)
-        target = Path(folder) / mutant.path
-        source = target.read_bytes()
-        target.write_bytes(source[: mutant.start] + mutant.after.encode() + source[mutant.end :])
-        environment = {**os.environ, "PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
-        try:
-            done = subprocess.run(
-                [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", *tests],
-                cwd=folder, env=environment, capture_output=True, text=True, check=False,
-                timeout=60 + TIMEOUT_FACTOR * seconds,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
+    target, original = folder / mutant.path, ROOT / mutant.path
+    source = original.read_bytes()
+    target.write_bytes(source[: mutant.start] + mutant.after.encode() + source[mutant.end :])
+    process = FORKS.Process(target=_run_tests, args=(str(folder), tests))
+    try:
+        process.start()
+        process.join(60 + TIMEOUT_FACTOR * seconds)
+        if process.is_alive():
             return "killed"
-    if done.returncode == 0:
+    finally:
+        process.kill()
+        process.join()
+        shutil.copy2(original, target)
+    if process.exitcode == 0:
         return "survived"
-    if done.returncode in (1, 2):  # a test failed, or the package can no longer be imported
-        return "killed"
-    return f"no verdict ({done.returncode}): {done.stdout[-300:]}"
+    # A test failed, the package can no longer be imported, or the interpreter died.
+    return "killed" if process.exitcode in (1, 2) or process.exitcode < 0 else f"no verdict ({process.exitcode})"
 
 
-def run(count: int, seed: int, jobs: int, under: str) -> None:
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["jax", "equinox", "lineax", "optax", "flax", "scipy.stats", "pytest", "jaxtyping", "beartype"])
+"""What every run imports, once for all."""
+
+
+def _run_tests(folder: str, tests: list[str]) -> None:
+    import pytest
+
+    os.chdir(folder)
+    sys.path.insert(0, folder)
+    sys.dont_write_bytecode = False  # the copies stay, and so do their compiled modules
+    output = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os._exit(pytest.main(["-q", "-x", "-n", "0", "-p", "no:cacheprovider", *tests]))
+
+
+def make_copy(job: int) -> Path:
+    """Return a copy of the tree, for the faults of one job."""
+    folder = Path(tempfile.mkdtemp(prefix=f"mutants{job}_"))
+    for name in ("softntk", "tests", "examples", "benchmarks"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.png"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def read_verdicts(seed: int) -> tuple[Path, dict[str, str]]:
+    """Return the file of the verdicts of a seed, and what it holds."""
+    file = CACHE / f"verdicts_{seed}.json"
+    return file, json.loads(file.read_text()) if file.exists() else {}
+
+
+def run(mutants: list[Mutant], seed: int, jobs: int, again: bool) -> None:
     """Judge the faults that were not judged before; each verdict is written at once."""
     known = json.loads((CACHE / "map.json").read_text())
-    file = CACHE / f"verdicts_{seed}{under.replace('/', '_')}.json"
-    verdicts = json.loads(file.read_text()) if file.exists() else {}
-    todo = [mutant for mutant in draw(count, seed, under) if mutant.label not in verdicts]
+    file, verdicts = read_verdicts(seed)
+    done = {label for label, verdict in verdicts.items() if verdict == "killed" or not again}
+    todo = [mutant for mutant in mutants if mutant.label not in done and mutant.label not in equivalent()]
+    folders: queue.SimpleQueue[Path] = queue.SimpleQueue()
+    for job in range(jobs):
+        folders.put(make_copy(job))
 
     def task(mutant: Mutant) -> tuple[Mutant, str]:
         tests = tests_of(mutant, known)
-        return mutant, judge(mutant, tests, sum(known["seconds"].get(test, 0.01) for test in tests))
+        folder = folders.get()
+        try:
+            return mutant, judge(mutant, tests, sum(known["seconds"].get(test, 0.01) for test in tests), folder)
+        finally:
+            folders.put(folder)
 
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         for mutant, verdict in pool.map(task, todo):
             verdicts[mutant.label] = verdict
             file.write_text(json.dumps(verdicts, indent=1, ensure_ascii=False))
-            print(f"{verdict:9} {mutant.label}", flush=True)
+            print(f"{verdict:9} line {mutant.line}: {mutant.label}", flush=True)
 
 
-def show(count: int, seed: int, under: str) -> None:
+def show(mutants: list[Mutant], seed: int) -> None:
     """Print the table of verdicts and the faults that survived."""
-    verdicts = json.loads((CACHE / f"verdicts_{seed}{under.replace('/', '_')}.json").read_text())
-    labels = [mutant.label for mutant in draw(count, seed, under) if mutant.label in verdicts]
-    counts = Counter("equivalent" if label in EQUIVALENT else verdicts[label] for label in labels)
+    _, verdicts = read_verdicts(seed)
+    reasons = equivalent()
+    verdicts |= dict.fromkeys(reasons, "equivalent")
+    labels = [mutant.label for mutant in mutants if mutant.label in verdicts]
+    counts = Counter(verdicts[label] for label in labels)
     print(dict(counts), f"killed {counts['killed']} of {len(labels) - counts['equivalent']} that are not equivalent")
     for label in labels:
         if verdicts[label] != "killed":
-            print(f"{verdicts[label]:9} {label}  {EQUIVALENT.get(label, '')}")
+            print(f"{verdicts[label]:9} {label}  {reasons.get(label, '')}")
 
 
 def main() -> None:
@@ -329,13 +371,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--under", default="", help="a folder or file of softntk/, all of it by default")
-    arguments = parser.parse_args()
-    if arguments.command == "map":
+    parser.add_argument("--at", nargs="*", help="every fault of these places, as in ntk/depth.py:210, in place of a sample")
+    parser.add_argument("--again", action="store_true", help="judge again what survived, with what the map knows now")
+    options = parser.parse_args()
+    if options.command == "map":
         make_map()
-    elif arguments.command == "run":
-        run(arguments.count, arguments.seed, arguments.jobs, arguments.under)
+        return
+    if options.at:
+        mutants = [mutant for mutant in all_mutants() if f"{mutant.path}:{mutant.line}"[len("softntk/") :] in options.at]
     else:
-        show(arguments.count, arguments.seed, arguments.under)
+        mutants = draw(options.count, options.seed, options.under)
+    if options.command == "run":
+        run(mutants, options.seed, options.jobs, options.again)
+    else:
+        show(mutants, options.seed)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ for _method, _order in (("u", 0), ("du", 1), ("d2u", 2)):
     q12="elements",
     q22="elements",
     normalized="flag",
+    sines="elements?",
 )
 def limit(draw: Draw) -> Call:
     name = draw.pick("exp", "res_exp", "cosh", "relu", "identity", "erf", "sinh")

@@ -115,7 +115,7 @@ def normaliser(draw: Draw) -> Call:
     return Call({"p": p, "radius": radius, "centre": None}, check)
 
 
-@target("regression.lipschitz", p="object", radius="positive", centre="array?")
+@target("regression.lipschitz", p="object", radius="positive", centre="array?", exponents="three numbers")
 def lipschitz(draw: Draw) -> Call:
     regression, p, radius, points = _ball(draw)
 

@@ -103,6 +103,7 @@ def certified_width(draw: Draw) -> Call:
     kinds="object",
     trials="count",
     ascent_steps="count",
+    path="path of weights?",
     failure="fraction",
     constants="object",
 )

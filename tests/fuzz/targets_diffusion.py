@@ -288,6 +288,7 @@ def _normal_score(t: Any, x: Any) -> Any:
     steps="count",
     corrector_steps="count0",
     corrector_snr="positive",
+    moments="mean and covariance?",
     rtol="positive",
     atol="positive",
     max_steps="count",

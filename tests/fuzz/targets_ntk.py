@@ -33,6 +33,8 @@ def empirical_kernel(params: Any, x: np.ndarray, family: str) -> tuple[np.ndarra
     x2="rows?",
     outputs="choice",
     block_size="count?",
+    vmap_axes="zero?",
+    apply_kwargs="keywords?",
 )
 def empirical(draw: Draw) -> Call:
     net, params, family = network(draw)
@@ -63,7 +65,7 @@ def _symmetric_matrix(op: Any) -> np.ndarray:
     return np.asarray(op.as_matrix())
 
 
-@target("ntk.operator", net="apply", params="params", x="rows", block_size="count?")
+@target("ntk.operator", net="apply", params="params", x="rows", block_size="count?", apply_kwargs="keywords?")
 def operator(draw: Draw) -> Call:
     net, params, family = network(draw)
     x = network_points(draw)

@@ -15,6 +15,8 @@ A kind is one of the names below; "?" behind it means that None is the default.
     params, activation, object                              things of softntk
     momentum            a number in [0, 1)
     transform, loss, path       of optax; a problem or a function; a file
+    keywords, zero                          further arguments; 0 or nothing
+    three numbers, mean and covariance, path of weights     what they say
     text, dtype, shape, rows and columns, tree      a string, a precision, (-1, d), (n, d), a pytree of arrays
 """
 
@@ -43,6 +45,16 @@ from fuzz.wrong_arrays import (
     weights_options,
 )
 from fuzz.wrong_networks import apply_options, net_options, params_options
+from fuzz.wrong_structures import (
+    keywords_options,
+    moments_options,
+    rows_and_columns_options,
+    shape_options,
+    three_numbers_options,
+    tree_options,
+    weights_path_options,
+    zero_options,
+)
 
 
 def wrong_values(kind: str, value: Any, draw: Draw) -> list[Option]:
@@ -255,24 +267,6 @@ def _dtype(value: Any, draw: Draw) -> list[Option]:
     ]
 
 
-def _shape(value: Any, draw: Draw) -> list[Option]:
-    return [
-        ("a number", 3, REFUSED),
-        ("of one number", (3,), REFUSED),
-        ("of three numbers", (2, 2, 2), REFUSED),
-        ("a fraction", (-1, 2.5), REFUSED),
-        ("no features", (-1, 0), REFUSED),
-        ("negative", (4, -3), REFUSED),
-        ("strings", ("a", "b"), REFUSED),
-        ("Booleans", (True, True), REFUSED),
-    ]
-
-
-def _rows_and_columns(value: Any, draw: Draw) -> list[Option]:
-    options = [option for option in _shape(value, draw) if option[0] != "no features"]
-    return [*options, ("no rows", (0, 2), REFUSED), ("NaN", (float("nan"), 2), REFUSED)]
-
-
 def _momentum(value: Any, draw: Draw) -> list[Option]:
     return [*_nonnegative(0.5, draw), ("1.0", 1.0, REFUSED)]
 
@@ -304,17 +298,6 @@ def _path(value: Any, draw: Draw) -> list[Option]:
         ("a list", ["a"], REFUSED),
         ("1.5", 1.5, REFUSED),
         ("True", True, REFUSED),
-    ]
-
-
-def _tree(value: Any, draw: Draw) -> list[Option]:
-    return [
-        ("integers", jnp.arange(3), REFUSED),
-        ("complex numbers", jnp.ones(3) * 1j, REFUSED),
-        ("strings", np.asarray(["a"]), REFUSED),
-        ("a function inside", {"a": len}, REFUSED),
-        ("text inside", {"a": "b"}, REFUSED),
-        ("NaN", jnp.asarray([jnp.nan]), REFUSED),
     ]
 
 
@@ -353,11 +336,16 @@ _OPTIONS: dict[str, Callable[[Any, Draw], list[Option]]] = {
     "activation": _activation,
     "text": _text,
     "dtype": _dtype,
-    "shape": _shape,
-    "tree": _tree,
+    "shape": shape_options,
+    "tree": tree_options,
     "momentum": _momentum,
-    "rows and columns": _rows_and_columns,
+    "rows and columns": rows_and_columns_options,
     "transform": _transform,
     "loss": _loss,
     "path": _path,
+    "keywords": keywords_options,
+    "zero": zero_options,
+    "three numbers": three_numbers_options,
+    "mean and covariance": moments_options,
+    "path of weights": weights_path_options,
 }
