@@ -111,7 +111,7 @@ def _log_largest(dtype: jnp.dtype) -> float:
 
 
 def row_factors(architecture: Architecture, params: Parameters, x: Points) -> RowFactors:
-    """Return features and derivative factors of every row, from one evaluation of the logits (MATH.md section 2).
+    """Return features and derivative factors of every row, from one evaluation of the logits (MATHEMATICS.md#empirical-kernel).
 
     Rows outside the domain (not finite, or with logits beyond the precision) are evaluated at zero and
     marked in ``valid``. A plain network of an exponential activation saturates where the precision ends (u'

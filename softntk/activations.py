@@ -107,7 +107,7 @@ class Activation:
             >>> [round(float(v), 4) for v in get("exp").limit(0.5, 0.2, 0.7, normalized=True)]  # both e^{q12}
             [1.2214, 1.2214]
 
-        Source: MATH.md section 2.
+        Source: MATHEMATICS.md#gaussian-moments.
         """
         moments = self.moments
         if check_flag("normalized", normalized) and not moments.positive_mean:
@@ -177,7 +177,7 @@ def normalize(activation: str | Activation, z: Scalars) -> Scalars:
         >>> normalize("exp", jnp.array([1e4, 1e4])).tolist()
         [0.5, 0.5]
 
-    Source: MATH.md section 1 (the shift, and where the domain ends).
+    Source: MATHEMATICS.md#activations (the shift, and where the domain ends).
     """
     activation = get(activation)
     z = as_floating("z", z, ("…", "m"), finite=False, empty=True)

@@ -248,8 +248,9 @@ def two_layer(
         >>> [round(float(v), 4) for v in net.kernel_fn(jnp.eye(4), None, "ntk")[0, :2]]  # e^{σ²} on the diagonal
         [1.284, 0.0]
 
-    Source: arXiv 2405.03251, Definitions 3.1-3.4 (network, initialisation, NTK); the limits are derived in MATH.md section 2:
-    the normaliser concentrates, m⁻¹1ᵀu → E[u], so softmax acts as the normalized exponential e^{z − q/2}.
+    Source: arXiv 2405.03251, Definitions 3.1-3.4 (network, initialisation, NTK); the limits are in
+    MATHEMATICS.md#infinite-width: the normaliser concentrates, m⁻¹1ᵀu → E[u], so softmax acts as the normalized
+    exponential e^{z − q/2}.
     """
     if (family is None) == (activation is None):
         raise ValueError(

@@ -24,7 +24,7 @@ Example:
     >>> [round(float(v), 4) for v in kernel_fn(x, None, "nngp")[0]]  # e^{q12} with q = 0.25/3 on the diagonal
     [1.0869, 1.0, 1.0]
 
-Source: arXiv 2405.03251 (the scaling, two layers); MATH.md section 2 (the deep recursion).
+Source: arXiv 2405.03251 (the scaling, two layers); MATHEMATICS.md#depth (the deep recursion).
 """
 
 from collections.abc import Callable
@@ -128,7 +128,7 @@ def Softmax(temperature: float | jax.Array = 1.0, channel_axis: int = -1) -> Lay
         >>> float(apply_fn(params, jax.numpy.ones((1, 3))).mean())
         1.0
 
-    Source: arXiv 2405.03251 for two layers; MATH.md section 2 for the recursion.
+    Source: arXiv 2405.03251 for two layers; MATHEMATICS.md#depth for the recursion.
     """
     temperature = check_number("temperature", temperature, above=0)
     return _layer("Softmax", activations.get("exp"), normalized=True, scale=1 / temperature, channel_axis=channel_axis)
@@ -176,7 +176,7 @@ def NormalizedActivation(activation: str | Activation, channel_axis: int = -1) -
         >>> from softntk import stax
         >>> _, _, kernel_fn = stax.serial(stax.Dense(8), stax.NormalizedActivation("cosh"), stax.Dense(1))
 
-    Source: MATH.md section 2.
+    Source: MATHEMATICS.md#gaussian-moments.
     """
     activation = activations.get(activation)
     return _layer(f"NormalizedActivation({activation.name})", activation, normalized=True, channel_axis=channel_axis)

@@ -184,7 +184,7 @@ def sketched(op: StructuredOperator, sample: Sample) -> StructuredOperator:
         >>> bool((sketched(H, every).as_matrix() == H.as_matrix()).all())
         True
 
-    Source: arXiv 2309.13482, the approximate Newton method; MATH.md section 4.
+    Source: arXiv 2309.13482, the approximate Newton method; MATHEMATICS.md#row-sampling.
     """
     check_operator("op", op)
     if not isinstance(sample, Sample):

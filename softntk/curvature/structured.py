@@ -20,7 +20,7 @@ Example:
     >>> bool(jnp.allclose(H.mv(H.factorise().solve(jnp.ones(2))), 1.0)), lx.is_symmetric(H)
     (True, True)
 
-Source: arXiv 2309.13482 (the structure of the Hessian), arXiv 2304.10411; MATH.md section 4.
+Source: arXiv 2309.13482 (the structure of the Hessian), arXiv 2304.10411; MATHEMATICS.md#regression-forms.
 """
 
 import dataclasses
@@ -224,7 +224,7 @@ def positive_part(op: StructuredOperator) -> StructuredOperator:
         >>> positive_part(H).as_matrix().tolist()
         [[1.0, 0.0], [0.0, 0.0]]
 
-    Source: MATH.md section 4 (negative D where w is small).
+    Source: MATHEMATICS.md#regression-forms (negative D where w is small).
     """
     check_operator("op", op, half=False)
     factors, core = _positive_factors(op.factors, op.core)

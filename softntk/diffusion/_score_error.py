@@ -82,7 +82,7 @@ def score_error(
         >>> [round(float(v), 4) for v in error.relative.value]
         [0.01, 0.01]
 
-    Source: MATH.md section 5; van der Vaart (1998), Asymptotic Statistics, chapter 3, for the ratio.
+    Source: MATHEMATICS.md#diffusion; van der Vaart (1998), Asymptotic Statistics, chapter 3, for the ratio.
     """
     key = check_key("key", key)
     check_sde(sde)

@@ -17,7 +17,7 @@ and a kernel or network learns what is left, in units of that error:  f(t, x) = 
 
 For Gaussian data F = 0 is exact.
 
-Source: MATH.md section 5; Karras et al. (2022), arXiv 2206.00364, section 5, for preconditioning by what is known.
+Source: MATHEMATICS.md#diffusion; Karras et al. (2022), arXiv 2206.00364, section 5, for preconditioning by what is known.
 """
 
 import math
@@ -261,7 +261,7 @@ def score(sde: VPSDE, denoiser: Callable[[Times, Points], Array]) -> Score:
         >>> bool(jnp.allclose(of_a_point(0.5, jnp.ones((1, 2))), -1 / sde.variance(0.5)))
         True
 
-    Source: Efron (2011), JASA 106, 1602-1614; MATH.md section 5.
+    Source: Efron (2011), JASA 106, 1602-1614; MATHEMATICS.md#diffusion.
     """
     check_sde(sde)
     if isinstance(denoiser, Score):

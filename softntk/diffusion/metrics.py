@@ -17,7 +17,7 @@ Example:
     >>> bool(moved.lower > 0), bool(metrics.energy_distance(x, y).lower > 0)
     (True, False)
 
-Source: MATH.md section 5 (score error); the docstrings name the others.
+Source: MATHEMATICS.md#diffusion (score error); the docstrings name the others.
 """
 
 import jax.numpy as jnp

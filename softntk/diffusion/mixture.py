@@ -22,7 +22,7 @@ Example:
     >>> mixture.score(sde, 0.1, x).shape, mixture.denoise(sde, 0.1, x).shape
     ((5, 1), (5, 1))
 
-Source: MATH.md section 5; Efron (2011), JASA 106, 1602-1614, for Tweedie's formula.
+Source: MATHEMATICS.md#diffusion; Efron (2011), JASA 106, 1602-1614, for Tweedie's formula.
 """
 
 import math
@@ -67,7 +67,7 @@ class GaussianMixture:
         >>> normal.score(vp_sde(), 0.3, jnp.array([[1.0, -2.0]])).round(4).tolist()  # −x: it stays standard normal
         [[-1.0, 2.0]]
 
-    Source: MATH.md section 5.
+    Source: MATHEMATICS.md#diffusion.
     """
 
     def __init__(
@@ -232,7 +232,7 @@ class EmpiricalDistribution:
         >>> two.denoise(vp_sde(), 1e-4, jnp.array([[0.9]])).round(4).tolist()
         [[1.0]]
 
-    Source: MATH.md section 5, for p_0 the empirical measure.
+    Source: MATHEMATICS.md#diffusion, for p_0 the empirical measure.
     """
 
     def __init__(self, x0: Float[Array | np.ndarray, "N d"]) -> None:

@@ -13,7 +13,8 @@ Example:
     >>> [round(float(v), 4) for v in (noising.alpha(0.5), noising.variance(0.5), noising.log_snr(0.5))]
     [0.2812, 0.9209, -2.4551]
 
-Source: Song et al. (2021), arXiv 2011.13456, section 3.4 (VP); arXiv 2405.03251, the section on diffusion; MATH.md section 5.
+Source: Song et al. (2021), arXiv 2011.13456, section 3.4 (VP); arXiv 2405.03251, the section on diffusion;
+MATHEMATICS.md#diffusion.
 """
 
 import math

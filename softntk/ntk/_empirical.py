@@ -112,7 +112,8 @@ def empirical(
         >>> sn.ntk.empirical(apply_fn, jax.numpy.ones(8), x, apply_kwargs={"scale": 2.0}).shape
         (5, 5, 1, 1)
 
-    Source: arXiv 2405.03251, Definition 3.6 (kernel of the softmax network) for one output; MATH.md section 2 for the rest.
+    Source: arXiv 2405.03251, Definition 3.6 (kernel of the softmax network) for one output;
+    MATHEMATICS.md#empirical-kernel for the rest.
     """
     if block_size is not None:
         block_size = check_positive_int("block_size", block_size)

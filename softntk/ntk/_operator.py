@@ -78,7 +78,7 @@ def operator(
         >>> op.mv(jax.numpy.ones((100, 3))).shape, lineax.is_positive_semidefinite(op)
         ((100, 3), True)
 
-    Source: arXiv 2405.03251, Definition 3.6 (the kernel); MATH.md section 2, "H acts on V without being formed".
+    Source: arXiv 2405.03251, Definition 3.6 (the kernel); MATHEMATICS.md#kernel-operator.
     """
     if block_size is not None:
         block_size = check_positive_int("block_size", block_size)
@@ -124,7 +124,7 @@ def kernel_operator(
         >>> op.mv(jax.numpy.ones(100)).shape
         (100,)
 
-    Source: MATH.md section 2, "Infinite width".
+    Source: MATHEMATICS.md#infinite-width.
     """
     if block_size is not None:
         block_size = check_positive_int("block_size", block_size)

@@ -20,7 +20,7 @@ Example:
     >>> bool(found.exists), round(float(found.variance), 4), round(float(found.slope), 4)  # q* = χ, as σ_b = 0
     (True, 0.4894, 0.4894)
 
-Source: Poole et al. (2016) and Schoenholz et al. (2017) for the method; MATH.md section 2 for the softmax recursion.
+Source: Poole et al. (2016) and Schoenholz et al. (2017) for the method; MATHEMATICS.md#depth for the softmax recursion.
 """
 
 import jax
@@ -119,7 +119,7 @@ def propagate(
         >>> [round(float(v), 3) for v in found.variance1]  # q ↦ 0.3 e^q
         [1.0, 0.815, 0.678]
 
-    Source: MATH.md section 2, "Deep".
+    Source: MATHEMATICS.md#depth.
     """
     activation = activations.get(activation)
     depth = check_positive_int("depth", depth)

@@ -79,7 +79,7 @@ def predict_gd(
         >>> ntk.predict_gd(jnp.diag(jnp.array([1.0, 0.5])), jnp.ones((2, 1)), 0.5, jnp.array([0, 1, 2]))[:, :, 0].tolist()
         [[0.0, 0.0], [0.5, 0.25], [0.75, 0.4375]]
 
-    Source: arXiv 2405.03251, Definition 3.8 and Lemma 3.9 (dynamics of the prediction); MATH.md section 2, "Training".
+    Source: arXiv 2405.03251, Definition 3.8 and Lemma 3.9 (dynamics of the prediction); MATHEMATICS.md#training-dynamics.
     """
     steps = _as_steps(steps)
     problem = as_problem(gram, y, f0, cross, f0_test, own_start=True)
@@ -121,7 +121,7 @@ def gd_coefficients(
         >>> gd_coefficients(jnp.eye(1), jnp.ones((1, 1)), 0.5, jnp.array([1, 2]))[:, 0, 0].tolist()
         [0.5, 0.75]
 
-    Source: MATH.md section 2, "Training".
+    Source: MATHEMATICS.md#training-dynamics.
     """
     steps = _as_steps(steps)
     problem = as_problem(gram, y, f0, None, None, own_start=True)
@@ -182,7 +182,7 @@ def predict_flow(
         >>> [round(float(v), 4) for v in out[:, 0, 0]]  # 1 − e^{−t}
         [0.0, 0.6321, 1.0]
 
-    Source: MATH.md section 2, "Training"; Jacot, Gabriel and Hongler (2018), arXiv 1806.07572, section 5.
+    Source: MATHEMATICS.md#training-dynamics; Jacot, Gabriel and Hongler (2018), arXiv 1806.07572, section 5.
     """
     moments = as_floating("times", times, ("s",), finite=False, empty=True)
     if is_concrete(moments) and not np.all(np.asarray(moments) >= 0):

@@ -145,7 +145,7 @@ def gp_posterior(
         >>> round(float(post.mean[0, 0]), 5), round(float(post.variance[0]), 5)
         (0.5, 0.5)
 
-    Source: Lee et al. (2018), arXiv 1711.00165, equations (8) and (9); the kernels are those of MATH.md section 2.
+    Source: Lee et al. (2018), arXiv 1711.00165, equations (8) and (9); the kernels are those of MATHEMATICS.md#infinite-width.
     """
     check_number("noise", noise, at_least=0)
     rtol = None if rtol is None else check_number("rtol", rtol, above=0, below=1)

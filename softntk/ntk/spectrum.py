@@ -235,7 +235,7 @@ def target_alignment(op: Gram | GramOperator, y: Targets, *, steps: int = 64, de
         >>> [round(float(w), 2) for w in seen.weights[0]]
         [0.36, 0.64]
 
-    Source: MATH.md section 2, "Training"; Arora et al. (2019), arXiv 1901.08584, equation (6).
+    Source: MATHEMATICS.md#training-dynamics; Arora et al. (2019), arXiv 1901.08584, equation (6).
     """
     check_positive_int("steps", steps)
     check_integer("dense_size", dense_size, at_least=0)

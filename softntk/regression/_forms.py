@@ -17,7 +17,7 @@ The loss is ½‖residual‖², its Hessian in z diag(D) + U M Uᵀ. Proof for t
 The other rows are linear in u, so that the product rule is enough. Gauss–Newton, JᵀJ, is what remains without u'' and, in the
 first row, without s in U.
 
-Source: MATH.md section 4; [S] arXiv 2309.13482, [D] arXiv 2304.10411, [H] arXiv 2305.00660.
+Source: MATHEMATICS.md#regression-forms; [S] arXiv 2309.13482, [D] arXiv 2304.10411, [H] arXiv 2305.00660.
 """
 
 from collections.abc import Callable

@@ -14,7 +14,7 @@ Example:
     >>> p.predict(X).shape, p.hessian(X).mv(X + 1).shape
     ((6, 6), (3, 3))
 
-Source: arXiv 2307.02419 (the tensor trick for many softmax regressions); MATH.md section 4, neighbours.
+Source: arXiv 2307.02419 (the tensor trick for many softmax regressions); MATHEMATICS.md#related-regressions.
 """
 
 import dataclasses
@@ -186,7 +186,7 @@ def attention(
         >>> float(p(start)), p.gradient(start).y.shape
         (0.5, (2, 2))
 
-    Source: arXiv 2307.02419; MATH.md section 4.
+    Source: arXiv 2307.02419; MATHEMATICS.md#related-regressions.
     """
     A1 = as_rows("A1", A1)
     dtype, n1 = A1.dtype, len(A1)

@@ -13,7 +13,7 @@ Example:
     >>> bool(sn.ntk.extreme_eigenvalues(strong.hessian(5 * jnp.ones(3))).smallest > 0.1)
     True
 
-Source: [S] arXiv 2309.13482, [D] arXiv 2304.10411; MATH.md section 4; the proofs of ours are ours.
+Source: [S] arXiv 2309.13482, [D] arXiv 2304.10411; MATHEMATICS.md#regression-bounds; the proofs of ours are ours.
 """
 
 import math

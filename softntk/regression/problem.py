@@ -157,7 +157,7 @@ def problem(
         >>> float(p(jnp.zeros(2))), p.gradient(jnp.zeros(2)).tolist()
         (0.0, [0.0, 0.0])
 
-    Source: arXiv 2309.13482, Definition 1.1 (res_exp, normalized); MATH.md section 4 for the family.
+    Source: arXiv 2309.13482, Definition 1.1 (res_exp, normalized); MATHEMATICS.md#regression-forms for the family.
     """
     A = matrices.checked("A", A)
     n, _ = matrices.shape(A)

@@ -7,7 +7,7 @@ With r_t = ‖x_t − x*‖, l the smallest eigenvalue of ∇²L(x*), M a Lipsch
 For ε > 0 and an ill-conditioned Hessian that is the papers' promise and not a fact: a (1 ± ε) approximation says something in
 the norm of ∇²L(x*) only, and in the Euclidean one steps are seen that contract less (softntk/theory/LEDGER.md).
 
-Source: arXiv 2309.13482 and 2304.10411, the approximate Newton method; MATH.md section 4.
+Source: arXiv 2309.13482 and 2304.10411, the approximate Newton method; MATHEMATICS.md#approximate-newton.
 """
 
 import dataclasses

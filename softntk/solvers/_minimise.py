@@ -115,7 +115,8 @@ def minimise(
         >>> bool((jax.jacobian(move)(jnp.ones(2)) == jnp.eye(2)).all())
         True
 
-    Source: MATH.md section 4; implicit differentiation: Griewank and Walther (2008), Evaluating Derivatives, chapter 15.
+    Source: MATHEMATICS.md#approximate-newton; implicit differentiation: Griewank and Walther (2008), Evaluating
+    Derivatives, chapter 15.
     """
     _check_kinds(problem, tx, args, checkpoint)
     throw = check_flag("throw", throw)

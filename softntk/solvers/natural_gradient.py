@@ -12,7 +12,7 @@ Under a constant kernel one step without ρ fits the training data exactly: wher
 a rate that the smallest eigenvalue decides, this one sees no eigenvalue at all.
 
 Source: Zhang, Martens and Grosse (2019), NeurIPS, Fast convergence of natural gradient descent for overparameterized neural
-networks; Cai et al. (2019), arXiv 1905.11675 (Gram–Gauss–Newton); MATH.md section 2 (the operator).
+networks; Cai et al. (2019), arXiv 1905.11675 (Gram–Gauss–Newton); MATHEMATICS.md#natural-gradient.
 """
 
 from collections.abc import Callable

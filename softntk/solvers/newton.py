@@ -18,7 +18,7 @@ Example:
     >>> bool(jnp.linalg.norm(p.gradient(x)) < 1e-4 * jnp.linalg.norm(p.gradient(jnp.zeros(3))))
     True
 
-Source: arXiv 2309.13482 and 2304.10411 (the approximate Newton method); MATH.md section 4; for the steps see
+Source: arXiv 2309.13482 and 2304.10411 (the approximate Newton method); MATHEMATICS.md#approximate-newton; for the steps see
 ``softntk/solvers/_damping.py``, ``_dense.py`` and ``_krylov.py``, for the sample ``_sampled.py``.
 """
 

@@ -66,7 +66,7 @@ def certified_width(
         >>> found.certificate.holds, found.width < 2000
         (True, True)
 
-    Source: MATH.md section 3.
+    Source: MATHEMATICS.md#certificates.
     """
     check_callable("make", make, "a function of the width that returns a network")
     key = check_key("key", key)

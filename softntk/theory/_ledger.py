@@ -37,7 +37,7 @@ class Row:
     """A statement and what came of it.
 
     Attributes:
-        reference: the paper, by its letter in MATH.md, and what it calls the statement.
+        reference: the paper, by its letter in MATHEMATICS.md#sources, and what it calls the statement.
         statement: in symbols.
         instances: how many were measured.
         held: how many of them agreed.
@@ -96,7 +96,8 @@ def ledger(
         [D] lemma: ‖f‖ ≤ 1 True None
         [S] lemma: ‖f‖ ≤ 1 False A = [[1.], [0.]], x = [-0.6]: 1.055 > 1
 
-    Source: [G] arXiv 2405.03251, [S] 2309.13482, and where [S] builds on them [D] 2304.10411 and [H] 2305.00660; MATH.md.
+    Source: [G] arXiv 2405.03251, [S] 2309.13482, and where [S] builds on them [D] 2304.10411 and [H] 2305.00660:
+    MATHEMATICS.md#sources.
     """
     quick = check_flag("quick", quick)
     progress = check_flag("progress", progress)

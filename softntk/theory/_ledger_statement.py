@@ -37,7 +37,7 @@ class Statement:
     """A definition, lemma or theorem that can be measured.
 
     Attributes:
-        reference: the paper's letter as in MATH.md, and what it calls the statement; unique.
+        reference: the paper's letter as in MATHEMATICS.md#sources, and what it calls the statement; unique.
         statement: in symbols.
         sample: draws a case.
         check: measures it; None where the premises are not met, so that it is no instance.

@@ -30,7 +30,7 @@ Example:
     exp      m ~ λ⁻² n^{2+o(1)} log² n   = 3.1e+15   T ~ λ⁻² n^{2+o(1)} log(n/ε) = 2.0e+15
     softmax  m ~ λ⁻² n^{2+o(1)} log² n   = 3.1e+15   T ~ λ⁻² n^{2+o(1)} log(n/ε) = 2.0e+15
 
-Source: arXiv 2405.03251, the main theorem, its lemmas, and its table; MATH.md section 3.
+Source: arXiv 2405.03251, the main theorem, its lemmas, and its table; MATHEMATICS.md#convergence-statements.
 """
 
 import math

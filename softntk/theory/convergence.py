@@ -31,8 +31,8 @@ one, λ_i = λ_max(γ²Σ_r Δv_ir² a_ra_rᵀ). A non-negative matrix bounds th
 (iv) ‖W_t − W₀‖: as ‖(I − ηJJᵀ)r‖ ≤ ‖r‖ − η(1 − ½ηβ²)‖Jᵀr‖²/‖r‖, the residual falls by at least
 η‖Jᵀr‖((1 − ½ηβ²)s − ½κη‖r₀‖) a step. ∎
 
-MATH.md's argument with one Lipschitz constant needs, on the same data, twenty times the width and more: here a unit moves in
-proportion to its own weight v, and what heavy units do is summed, not maximised.
+The argument with one Lipschitz constant (MATHEMATICS.md#one-lipschitz-constant) needs, on the same data, twenty times the
+width and more: here a unit moves in proportion to its own weight v, and what heavy units do is summed, not maximised.
 """
 
 import dataclasses
@@ -146,7 +146,7 @@ def certify_convergence(net: Network, params: Parameters, x: Points, y: Targets)
         (True, True)
 
     Source: the theorem is ours; its plan (σ_min of the Jacobian against its change) is that of Oymak and Soltanolkotabi (2019);
-    the per-unit moves are those of arXiv 2405.03251. MATH.md section 3.
+    the per-unit moves are those of arXiv 2405.03251. MATHEMATICS.md#certificates.
     """
     net = check_network("net", net)
     check_known("params", params)

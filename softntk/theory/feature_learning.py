@@ -259,7 +259,7 @@ def features(net: Network, params: Parameters, x: Points) -> Float[Array, "n m"]
         >>> round(float(jnp.sum(features(net, params, jnp.eye(2))[0])), 4)  # √m times a softmax
         2.0
 
-    Source: MATH.md section 2.
+    Source: MATHEMATICS.md#two-layer-networks.
     """
     net = check_network("net", net)
     params = check_parameters("params", params, net)

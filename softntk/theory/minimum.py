@@ -96,7 +96,7 @@ def certify_minimum(p: Problem, x0: Float[Array | np.ndarray, " d"]) -> MinimumC
         >>> ball.holds, ball.error < 1e-4 < ball.radius
         (True, True)
 
-    Source: Kantorovich (1948), in the form of Ortega and Rheinboldt (1970), 12.6; MATH.md section 4.
+    Source: Kantorovich (1948), in the form of Ortega and Rheinboldt (1970), 12.6; MATHEMATICS.md#newton-kantorovich.
     """
     if not isinstance(p, Problem):
         raise ValueError(f"p must be a problem of softntk.regression.problem, got {type(p).__name__}.")

@@ -108,7 +108,7 @@ def test_five_hundred_certificates_do_not_lie(x64):
 
 @pytest.mark.slow
 def test_it_is_not_vacuous(x64):
-    """Twenty points of the unit sphere in R^16, targets of norm one: MATH.md expects a width of a million."""
+    """Twenty points of the unit sphere in R^16, targets of norm one: one Lipschitz constant would need a width of a million."""
     x = np.random.default_rng(0).normal(size=(20, 16))
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     y = np.random.default_rng(1).normal(size=(20, 1))
