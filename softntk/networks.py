@@ -83,9 +83,9 @@ class Network(namedtuple("_Triple", ("init_fn", "apply_fn", "kernel_fn"))):
     @property
     def architecture(self) -> Architecture:
         """The static description of the network whose functions these are."""
-        found = {getattr(function, "architecture", None) for function in self}
-        if len(found) == 1 and None not in found:
-            return found.pop()  # pyright: ignore[reportReturnType]
+        first, *others = (getattr(function, "architecture", None) for function in self)
+        if isinstance(first, Architecture) and all(other == first for other in others):
+            return first
         raise ValueError(
             "net is no network of two_layer any more: one of its functions was replaced. Pass the function that you "
             "need, e.g. net.apply_fn."

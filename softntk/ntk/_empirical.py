@@ -107,12 +107,13 @@ def empirical(
     if isinstance(net, Network):
         if apply_kwargs:
             raise ValueError(f"apply_kwargs must be None for a network of two_layer, got {sorted(apply_kwargs)}.")
-        params = as_parameters(net.architecture, params)
+        architecture = net.architecture
+        params = as_parameters(architecture, params)
         first, second = as_pair(x1, x2)
         if first.shape[1] != len(params.hidden):
             raise ValueError(f"x1 must have the {len(params.hidden)} features that params.hidden has, got shape {first.shape}.")
         params, first, second = same_precision(params, first, second)
-        return two_layer_kernel(net.architecture, params, first, second, outputs, block_size)
+        return two_layer_kernel(architecture, params, first, second, outputs, block_size)
     first = as_inputs("x1", x1)
     second = None if x2 is None or x2 is x1 else as_inputs("x2", x2)
     if second is not None:
