@@ -19,7 +19,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float
+
+from softntk._meshes import vary_like
 
 Scalars = Float[Array, "..."]
 
@@ -169,7 +172,7 @@ def between_rows(
     x1: Float[Array, "n1 d"],
     x2: Float[Array, "n2 d"],
     dots: Float[Array, "n1 n2"],
-    equal: Bool[Array, "n1 n2"] | None = None,
+    same: bool = False,
 ) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"]]:
     """Return (inner products, sin θ) of the rows of two matrices, also where they are parallel to rounding.
 
@@ -177,36 +180,66 @@ def between_rows(
     2. Where it is not, they come from the chord between the unit vectors. As long as a row has few such neighbours, these are
        picked out one a row at a time; otherwise all differences are taken.
 
+    A conditional hands over only the sines of 2, −1 elsewhere: what is computed inside of it runs on one core and is written to
+    memory, all else is one pass over the pairs with what is made of the angles.
+
     Args:
         x1: of order one.
         x2: of order one.
         dots: x1 x2ᵀ.
-        equal: pairs that are known to be equal, where the dots are exact.
+        same: x2 is x1, and the diagonal of the dots exact.
 
     Returns:
         The inner products with the derivative of ``dots``, and the sines, without.
     """
     (unit1, norms1), (unit2, norms2) = (_polar(lax.stop_gradient(x)) for x in (x1, x2))
-    plain = lax.stop_gradient(dots)
-    cos = plain * _once(1 / norms1, dots) * _once(1 / norms2, dots).T
-    near = 1 - jnp.abs(cos) < 4 * jnp.finfo(cos.dtype).eps ** 0.5
-    coarse = jnp.sqrt(jnp.maximum((1 - cos) * (1 + cos), 0))
-    if equal is not None:
-        near = near & ~equal
-        coarse = jnp.where(equal & (jnp.abs(cos) > 0.5), 0, coarse)
-    sign = jnp.sign(cos)
+    values = lax.stop_gradient(dots)
+    gap = 4 * float(jnp.finfo(dots.dtype).eps) ** 0.5
 
-    def refine() -> Array:
-        # Under vmap both branches run; the loop must then end where it is not asked for.
-        few = jnp.max(jnp.sum(near, axis=1)) <= MAX_PAIRS_PER_ROW + x1.shape[1]
+    def cosines(values: Array) -> Float[Array, "n1 n2"]:
+        return values * _once(1 / norms1, values) * _once(1 / norms2, values).T
+
+    def sizes(cos: Array) -> Float[Array, "n1 n2"]:
+        """Return |cos θ|, zero of a point and itself."""
+        return jnp.where(jnp.eye(len(cos), dtype=bool), 0, jnp.abs(cos)) if same else jnp.abs(cos)
+
+    def refine(values: Array) -> Float[Array, "n1 n2"]:
+        cos = cosines(values)
+        near = 1 - sizes(cos) < gap
+        sign = jnp.sign(cos)
         squares = lax.cond(
-            few, lambda: _squares_of_some(unit1, unit2, sign, near & few), lambda: _squares_of_all(unit1, unit2, sign)
+            _largest_of_all(jnp.sum(near, axis=1)) <= MAX_PAIRS_PER_ROW + x1.shape[1],
+            lambda: _squares_of_some(unit1, unit2, sign, near),
+            lambda: _squares_of_all(unit1, unit2, sign),
         )
-        return jnp.where(near, jnp.sqrt(squares * (1 - squares / 4)), coarse)
+        return jnp.where(near, jnp.sqrt(squares * (1 - squares / 4)), -1)
 
-    sines = lax.cond(jnp.any(near), refine, lambda: coarse)
-    fine = sign * norms1 * norms2.T * jnp.sqrt((1 - sines) * (1 + sines))
-    return dots + jnp.where(near, fine - plain, 0), sines
+    def leave(values: Array) -> Float[Array, "n1 n2"]:
+        return vary_like(jnp.full_like(values, -1), values)
+
+    # The largest first: a maximum is taken of several numbers at a time, as "any" is not.
+    some_near = 1 - _largest_of_all(sizes(cosines(values))) < gap
+    refined = lax.cond(some_near, refine, leave, values)
+    near = refined >= 0
+    cos = cosines(values)
+    coarse = jnp.sqrt(jnp.maximum((1 - cos) * (1 + cos), 0))
+    if same:
+        coarse = jnp.where(jnp.eye(len(cos), dtype=bool) & (jnp.abs(cos) > 0.5), 0, coarse)
+    sines = jnp.where(near, refined, coarse)
+    fine = jnp.sign(cos) * norms1 * norms2.T * jnp.sqrt((1 - sines) * (1 + sines))
+    return dots + jnp.where(near, fine - values, 0), sines
+
+
+@custom_vmap
+def _largest_of_all(values: Array) -> Array:
+    """Return the largest number, under vmap of the whole batch: then a conditional stays one."""
+    return jnp.max(values)
+
+
+@_largest_of_all.def_vmap
+def _(axis_size: int, is_batched: list[bool], values: Array) -> tuple[Array, bool]:
+    del axis_size, is_batched
+    return _largest_of_all(values), False
 
 
 def _polar(x: Float[Array, "n d"]) -> tuple[Float[Array, "n d"], Float[Array, "n 1"]]:

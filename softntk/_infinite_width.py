@@ -67,13 +67,11 @@ def _kernels(
     x2_, units2, valid2 = (x1, units1, valid1) if x2 is None else _in_units(x2, sigma, bias, homogeneous)
     squares1, squares2 = (jnp.sum(x * x, axis=1) for x in (x1, x2_))
     dots = product(x1, x2_.T)
-    equal = None
     if x2 is None:  # the diagonal to the last bit
-        equal = jnp.eye(x1.shape[0], dtype=bool)
-        dots = jnp.where(equal, squares1[:, None], dots)
+        dots = jnp.where(jnp.eye(x1.shape[0], dtype=bool), squares1[:, None], dots)
     sines = None
     if activation.moments.angular:
-        dots, sines = between_rows(x1, x2_, dots, equal)
+        dots, sines = between_rows(x1, x2_, dots, same=x2 is None)
     variance = jnp.ones_like(sigma) if homogeneous else sigma**2
     nngp, slopes = activation.limit(
         variance * squares1[:, None], variance * dots, variance * squares2[None, :], normalized, sines

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from softntk import activations
 from softntk._records import record
-from softntk._validation import is_concrete
+from softntk._validation import is_concrete, is_hashable
 from softntk.activations import Activation
 
 Points = Float[Array | np.ndarray, "n d"]
@@ -42,19 +42,37 @@ class Architecture:
         """The factor of every kernel that the parameterization stands for: 1 for ``ntk``, the width for ``paper``."""
         return float(self.width) if self.parameterization == "paper" else 1.0
 
+    @cached_property
+    def is_static(self) -> bool:
+        """Whether it may stay behind in a compiled program: nothing in it is traced, all of it can be hashed."""
+        if self.activation.traced or not is_concrete(self.sigma):
+            return False
+        return is_hashable(self)
+
+    @cached_property
     def _identity(self) -> tuple:
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if not is_concrete(self.sigma):
             settings["sigma"] = ("traced", id(self.sigma))
         return tuple(settings.values())
 
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self._identity)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is computed from the fields: hashes of strings differ between processes."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
     def __eq__(self, other: object) -> bool:
         """Compare the settings."""
-        return isinstance(other, Architecture) and self._identity() == other._identity()
+        if self is other:
+            return True
+        return isinstance(other, Architecture) and self._identity == other._identity
 
     def __hash__(self) -> int:
         """Hash the settings."""
-        return hash(self._identity())
+        return self._hash
 
 
 @record
@@ -186,7 +204,7 @@ def _of_one_dtype(x: Points, params: Parameters) -> tuple[Points, Parameters]:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (x, params))
 
 
-def check_parameters(architecture: Architecture, params: Any) -> None:
+def check_parameters(architecture: Architecture, params: object) -> None:
     """Refuse what are no weights of this network.
 
     Raises:

@@ -42,6 +42,7 @@ from softntk._validation import (
     check_flag,
     check_number,
     is_concrete,
+    is_hashable,
 )
 
 
@@ -109,36 +110,54 @@ class Activation:
 
         Source: MATHEMATICS.md#gaussian-moments.
         """
-        moments = self.moments
-        if check_flag("normalized", normalized) and not moments.positive_mean:
+        if check_flag("normalized", normalized) and not self.moments.positive_mean:
             raise ValueError(
                 f"a normalized {self.name!r} layer has no infinite limit: E[u] = 0, so its normaliser does not "
                 "concentrate. Use an activation of positive mean, or do not normalize."
             )
-        q11, q12, q22 = as_scalars(q11=q11, q12=q12, q22=q22)
-        # Variances that have exploded saturate, they do not become NaN; those that rounding has left below zero are zero.
-        largest = 0.5 * float(jnp.finfo(q12.dtype).max)
-        q11, q22 = (jnp.clip(q, 0, largest) for q in (q11, q22))
-        q12 = jnp.clip(q12, -largest, largest)
-        if normalized and moments.ratios is not None:
-            covariance, derivative = moments.ratios(q11, q12, q22)
-        else:
-            s1, s2 = (moments.growth(q) if normalized else jnp.zeros_like(q) for q in (q11, q22))
-            more = (sines,) if moments.angular else ()
-            covariance = moments.covariance(q11, q12, q22, s1 + s2, *more)
-            derivative = moments.derivative(q11, q12, q22, s1 + s2, *more)
-        covariance, derivative = (jnp.clip(moment, -largest, largest) for moment in (covariance, derivative))
-        if not normalized or moments.ratios is not None:
-            return covariance, derivative
-        mean1, mean2 = moments.mean(q11, s1), moments.mean(q22, s2)
-        nothing = (mean1 == 0) | (mean2 == 0)
-        mean1, mean2 = (jnp.where(mean == 0, 1, mean) for mean in (mean1, mean2))
-        # One after the other: a product of two means may underflow.
-        ratios = [jnp.where(nothing, jnp.inf, moment / mean1 / mean2) for moment in (covariance, derivative)]
-        return ratios[0], ratios[1]
+        variances = as_scalars(q11=q11, q12=q12, q22=q22)
+        evaluate = _limit if self.traced or not is_hashable(self) else _compiled_limit
+        return evaluate(self, bool(normalized), variances, sines)
 
 
-def _as_values(z: Any) -> Scalars:
+def _limit(
+    activation: Activation, normalized: bool, variances: tuple[Scalars, ...], sines: Scalars | None
+) -> tuple[Scalars, Scalars]:
+    """Return what :meth:`Activation.limit` does, of arrays of one dtype."""
+    moments = activation.moments
+    # Exploded variances saturate, they do not become NaN; those that rounding left below 0 are 0.
+    largest = 0.5 * float(jnp.finfo(variances[1].dtype).max)
+    q11, q22 = (jnp.clip(q, 0, largest) for q in variances[::2])
+    q12 = jnp.clip(variances[1], -largest, largest)
+    if normalized and moments.ratios is not None:
+        return _clip_both(moments.ratios(q11, q12, q22), largest)
+    shift1, shift2 = (moments.growth(q) if normalized else jnp.zeros_like(q) for q in (q11, q22))
+    more = (sines,) if moments.angular else ()
+    covariance = moments.covariance(q11, q12, q22, shift1 + shift2, *more)
+    derivative = moments.derivative(q11, q12, q22, shift1 + shift2, *more)
+    pair = _clip_both((covariance, derivative), largest)
+    if not normalized:
+        return pair
+    return _divide_by_means(pair, moments.mean(q11, shift1), moments.mean(q22, shift2))
+
+
+_compiled_limit = jax.jit(_limit, static_argnums=(0, 1), inline=True)
+
+
+def _clip_both(pair: tuple[Scalars, Scalars], largest: float) -> tuple[Scalars, Scalars]:
+    return jnp.clip(pair[0], -largest, largest), jnp.clip(pair[1], -largest, largest)
+
+
+def _divide_by_means(pair: tuple[Scalars, Scalars], mean1: Scalars, mean2: Scalars) -> tuple[Scalars, Scalars]:
+    """Return both over the means, infinite where one of these is zero."""
+    vanishes = (mean1 == 0) | (mean2 == 0)
+    mean1, mean2 = (jnp.where(mean == 0, 1, mean) for mean in (mean1, mean2))
+    # One after the other: a product of two means may underflow.
+    ratio1, ratio2 = (jnp.where(vanishes, jnp.inf, moment / mean1 / mean2) for moment in pair)
+    return ratio1, ratio2
+
+
+def _as_values(z: object) -> Scalars:
     return as_floating("z", z, finite=False, empty=True)
 
 
@@ -209,11 +228,7 @@ class _Derivatives:
         return self.function(z) * s, d1 * s, d2 * s
 
 
-def from_function(
-    u: Callable[[Scalars], Scalars],
-    name: str,
-    moments: Moments | None = None,
-) -> Activation:
+def from_function(u: Callable[[Scalars], Scalars], name: str, moments: Moments | None = None) -> Activation:
     """Make an :class:`Activation` of any elementwise function: u', u'' by forward-mode differentiation, moments by quadrature.
 
     Args:

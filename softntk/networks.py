@@ -18,7 +18,8 @@ Example:
 from collections import namedtuple
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +59,7 @@ FAMILIES: dict[str, tuple[str, bool]] = {
 }
 """Named members of the family: (activation, normalized)."""
 
+KernelName = Literal["nngp", "ntk"]
 PARAMETERIZATIONS = ("ntk", "paper")
 
 
@@ -81,9 +83,9 @@ class Network(namedtuple("_Triple", ("init_fn", "apply_fn", "kernel_fn"))):
     @property
     def architecture(self) -> Architecture:
         """The static description of the network whose functions these are."""
-        found = {getattr(function, "architecture", None) for function in self}
-        if len(found) == 1 and None not in found:
-            return found.pop()  # pyright: ignore[reportReturnType]
+        first, *others = (getattr(function, "architecture", None) for function in self)
+        if isinstance(first, Architecture) and all(other == first for other in others):
+            return first
         raise ValueError(
             "net is no network of two_layer any more: one of its functions was replaced. Pass the function that you "
             "need, e.g. net.apply_fn."
@@ -115,7 +117,7 @@ class _Initialise:
         return (rows, architecture.out_dim), Parameters(hidden=hidden, readout=readout, bias=bias)
 
 
-def _as_shape(input_shape: Any) -> tuple[int, int]:
+def _as_shape(input_shape: object) -> tuple[int, int]:
     message = f"input_shape must be (n, d) with d at least 1 (n may be -1), got {input_shape!r}."
     if not isinstance(input_shape, list | tuple) or len(input_shape) != 2:
         raise ValueError(message)
@@ -131,21 +133,27 @@ class _Apply:
 
     architecture: Architecture
 
-    def __call__(self, params: Parameters, x: Points, *, rng: Any = None) -> Float[Array, "n k"]:
+    def __call__(self, params: Parameters, x: Points, *, rng: object = None) -> Float[Array, "n k"]:
         """Return F(x), [n, k]. ``rng`` is what neural_tangents passes to every network; this one is deterministic."""
         del rng
         check_parameters(self.architecture, params)
         x = as_rows("x", x)
         if x.shape[1] != params.hidden.shape[0]:
             raise ValueError(f"x must have the {params.hidden.shape[0]} features that params.hidden has, got shape {x.shape}.")
-        return place_automatically(self._outputs, x, params)
+        outputs = _compiled_outputs if self.architecture.is_static else _outputs
+        return place_automatically(partial(outputs, self.architecture), x, params)
 
-    def _outputs(self, x: Points, params: Parameters) -> Float[Array, "n k"]:
-        readout = params.readout if self.architecture.train_readout else lax.stop_gradient(params.readout)
-        rows = row_factors(self.architecture, params, x)
-        out = product(rows.features, jnp.asarray(readout, rows.features.dtype))
-        # Sums of numbers that the precision only just holds may be ∞ − ∞.
-        return jnp.where(rows.valid[:, None] & ~jnp.isnan(out), out, jnp.inf)
+
+def _outputs(architecture: Architecture, x: Points, params: Parameters) -> Float[Array, "n k"]:
+    """Return F(x), [n, k]."""
+    readout = params.readout if architecture.train_readout else lax.stop_gradient(params.readout)
+    rows = row_factors(architecture, params, x)
+    out = product(rows.features, jnp.asarray(readout, rows.features.dtype))
+    # Sums of numbers that the precision only just holds may be ∞ − ∞.
+    return jnp.where(rows.valid[:, None] & ~jnp.isnan(out), out, jnp.inf)
+
+
+_compiled_outputs = jax.jit(_outputs, static_argnums=0, inline=True)
 
 
 @dataclass(frozen=True)
@@ -155,7 +163,7 @@ class _Kernel:
     architecture: Architecture
 
     def __call__(
-        self, x1: Points1, x2: Points2 | None = None, get: str | tuple[str, ...] | None = None
+        self, x1: Points1, x2: Points2 | None = None, get: KernelName | tuple[KernelName, ...] | None = None
     ) -> Float[Array, "n1 n2"] | tuple[Float[Array, "n1 n2"], ...]:
         """Return the kernel of the infinitely wide network, [n1, n2]: see :func:`two_layer`."""
         x1, x2 = as_pair(x1, x2)
@@ -164,9 +172,10 @@ class _Kernel:
         return kernels[names[0]] if isinstance(get, str) else namedtuple("Kernels", names)(*(kernels[n] for n in names))
 
 
-def _names_of_kernels(get: Any) -> tuple[str, ...]:
-    names = KERNELS if get is None else tuple(get) if isinstance(get, list | tuple) else (get,)
-    names = tuple(check_choice("get", name, KERNELS) for name in names)
+def _names_of_kernels(get: object) -> tuple[str, ...]:
+    asked = KERNELS if get is None else get
+    asked = tuple(asked) if isinstance(asked, list | tuple) else (asked,)
+    names = tuple(check_choice("get", name, KERNELS) for name in asked)
     if not names or len(set(names)) < len(names):
         raise ValueError(f"get must name each kernel once, of {sorted(KERNELS)}, got {get!r}.")
     return names

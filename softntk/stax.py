@@ -230,7 +230,7 @@ def _layer(
 
     channel_axis = check_integer(f"channel_axis of {name}", channel_axis)
 
-    def init_fn(rng: Any, input_shape: Any) -> tuple[Any, tuple]:
+    def init_fn(rng: object, input_shape: Any) -> tuple[Any, tuple]:
         if not isinstance(input_shape, list | tuple):
             raise ValueError(f"input_shape of {name} must be a tuple of integers, got {input_shape!r}.")
         _check_channels(rng, tuple(input_shape))
@@ -244,7 +244,7 @@ def _layer(
         z = jnp.moveaxis(inputs if scale is None else scale * inputs, channel_axis, -1)
         return jnp.moveaxis(z.shape[-1] * activations.normalize(activation, z), -1, channel_axis)
 
-    def _check_channels(argument: Any, shape: tuple[int, ...]) -> None:
+    def _check_channels(argument: object, shape: tuple[int, ...]) -> None:
         if normalized and not (-len(shape) < channel_axis < len(shape) and channel_axis):
             raise ValueError(
                 f"{name} normalizes over channel_axis {channel_axis}, which is no axis of channels of the shape {tuple(shape)}."
@@ -291,17 +291,13 @@ def _mean_at_zero(activation: Activation) -> float:
         return float(activation.moments.mean(jnp.zeros(()), 0.0))
 
 
-_limit = jax.jit(Activation.limit, static_argnames=("self", "normalized"))  # one pass over the kernel, also outside of jit
-
-
 def _through(activation: Activation, normalized: bool, kernel: Any) -> Any:
     """Return the kernel behind the layer, whatever the layout of the one before it."""
     # Variances of the first and of the second point, broadcasting against the covariance.
     around1, around, around2 = nt.diagonal_outer_products(kernel, lambda first, second: (first, second))
 
     def of(covariance: Any, variances: tuple) -> tuple[Any, Any]:
-        limit = Activation.limit if activation.traced else _limit
-        return limit(activation, variances[0], covariance, variances[1], normalized)
+        return activation.limit(variances[0], covariance, variances[1], normalized)
 
     cov1 = of(kernel.cov1, around1)[0]
     cov2 = None if kernel.cov2 is None else of(kernel.cov2, around2)[0]

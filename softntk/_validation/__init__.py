@@ -10,6 +10,7 @@ What is known only at run time (values inside jit) is not checked; every functio
     as_rows, as_pair  points [n, d], one row a point; two sets of them that a kernel can compare
     as_scalars        numbers and arrays that are to be combined, of one dtype
     as_integers       an array of integers
+    as_jax_array      an array of JAX, of an array that needs no check
     as_dtype          real numbers, in the precision of what they belong to; as_weights: none of them negative
     check_number      one real number, within bounds
     check_positive, check_positive_int, check_integer
@@ -22,6 +23,7 @@ What is known only at run time (values inside jit) is not checked; every functio
 from softntk._validation.arrays import as_dtype as as_dtype
 from softntk._validation.arrays import as_floating as as_floating
 from softntk._validation.arrays import as_integers as as_integers
+from softntk._validation.arrays import as_jax_array as as_jax_array
 from softntk._validation.arrays import as_pair as as_pair
 from softntk._validation.arrays import as_real_array as as_real_array
 from softntk._validation.arrays import as_rows as as_rows
@@ -38,3 +40,4 @@ from softntk._validation.scalars import check_number as check_number
 from softntk._validation.scalars import check_positive as check_positive
 from softntk._validation.scalars import check_positive_int as check_positive_int
 from softntk._validation.scalars import is_concrete as is_concrete
+from softntk._validation.scalars import is_hashable as is_hashable

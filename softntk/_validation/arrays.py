@@ -1,6 +1,7 @@
 """Arguments that are arrays: converted first, checked after."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ Shape = Sequence[int | str]
 
 
 def as_floating(
-    name: str, x: Any, shape: Shape | None = None, *, finite: bool = True, half: bool = True, empty: bool = False
+    name: str, x: object, shape: Shape | None = None, *, finite: bool = True, half: bool = True, empty: bool = False
 ) -> Float[Array, "..."]:
     """Return x as a floating-point JAX array.
 
@@ -31,7 +32,7 @@ def as_floating(
         ValueError: it is no such array.
     """
     array = as_real_array(name, x)
-    check_floating(name, array)
+    _check_floating(name, array.dtype)
     if not half and jnp.finfo(array.dtype).bits < 32:
         raise ValueError(
             f"{name} must be float32 or float64, got {array.dtype}: factorisations do not exist for it. "
@@ -43,15 +44,25 @@ def as_floating(
         raise ValueError(f"{name} must not be empty, got shape {array.shape}.")
     if finite:
         check_finite(name, array)
+    return as_jax_array(array)
+
+
+def as_jax_array(array: jax.Array | np.ndarray) -> jax.Array:
+    """Return an array of JAX, in a precision that it works in; one that is such already at once."""
+    if isinstance(array, jax.Array) and jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype:
+        return array
     with np.errstate(over="ignore"):
         return jnp.asarray(array)
 
 
-def as_scalars(**values: Any) -> tuple[Float[Array, "..."], ...]:
+def as_scalars(**values: object) -> tuple[Float[Array, "..."], ...]:
     """Return numbers and arrays, by the name of the argument, as arrays of one floating-point dtype and broadcasting ranks.
 
     Python numbers and integers take the dtype of the others. Values are not checked.
     """
+    given: list[Any] = list(values.values())
+    if _are_alike(given):
+        return tuple(given)
     arrays = []
     for name, value in values.items():
         large = isinstance(value, int) and not isinstance(value, bool)
@@ -59,23 +70,39 @@ def as_scalars(**values: Any) -> tuple[Float[Array, "..."], ...]:
         arrays.append(array)
     fixed = [
         jax.dtypes.canonicalize_dtype(array.dtype)
-        for array, value in zip(arrays, values.values(), strict=True)
+        for array, value in zip(arrays, given, strict=True)
         if not isinstance(value, int | float)
     ]
     with jax.numpy_dtype_promotion("standard"):
         dtype = jax.dtypes.canonicalize_dtype(jnp.result_type(float, *fixed))
     rank = max(array.ndim for array in arrays)
     with np.errstate(over="ignore"):
-        return tuple(
-            jnp.asarray(array.reshape((1,) * (rank - array.ndim) + array.shape) if array.ndim else array).astype(dtype)
-            for array in arrays
-        )
+        return tuple(jnp.asarray(_with_rank(array, rank)).astype(dtype) for array in arrays)
 
 
-def as_rows(name: str, x: Any, features: int | None = None, *, half: bool = True) -> Float[Array, "n d"]:
+def _with_rank(array: jax.Array | np.ndarray, rank: int) -> jax.Array | np.ndarray:
+    """Return the array with axes of length one before its own; a scalar stays one."""
+    return array.reshape((1,) * (rank - array.ndim) + array.shape) if array.ndim else array
+
+
+def _are_alike(values: list[Any]) -> bool:
+    """Return whether these are JAX arrays of one floating-point dtype whose ranks broadcast as they are."""
+    if not all(isinstance(value, jax.Array) and not getattr(value, "weak_type", True) for value in values):
+        return False
+    dtype = values[0].dtype
+    ranks = {value.ndim for value in values} - {0}
+    return (
+        len(ranks) <= 1
+        and all(value.dtype == dtype for value in values)
+        and _is_floating(dtype)
+        and jax.dtypes.canonicalize_dtype(dtype) == dtype
+    )
+
+
+def as_rows(name: str, x: object, features: int | None = None, *, half: bool = True) -> Float[Array, "n d"]:
     """Return x as a finite floating-point matrix [n, d] with at least one row and one column, and d = ``features``."""
     array = as_real_array(name, x)
-    check_floating(name, array)
+    _check_floating(name, array.dtype)
     if array.ndim != 2:
         raise ValueError(
             f"{name} must have shape [n, d], one row a point, got shape {array.shape}. Reshape it, e.g. {name}.reshape(n, -1)."
@@ -88,7 +115,7 @@ def as_rows(name: str, x: Any, features: int | None = None, *, half: bool = True
 
 
 def as_pair(
-    x1: Any, x2: Any, names: tuple[str, str] = ("x1", "x2")
+    x1: object, x2: object, names: tuple[str, str] = ("x1", "x2")
 ) -> tuple[Float[Array, "n1 d"], Float[Array, "n2 d"] | None]:
     """Return two sets of points that a kernel can compare: as many features, the same dtype. None stands for x1 again."""
     first = as_rows(names[0], x1)
@@ -104,7 +131,7 @@ def as_pair(
     return first, second
 
 
-def as_integers(name: str, x: Any, shape: Shape | None = None) -> Int[Array, "..."]:
+def as_integers(name: str, x: object, shape: Shape | None = None) -> Int[Array, "..."]:
     """Return x as an array of integers, which must fit the integers that JAX works in."""
     array = as_real_array(name, x)
     if not jnp.issubdtype(array.dtype, jnp.integer):
@@ -122,33 +149,48 @@ def as_integers(name: str, x: Any, shape: Shape | None = None) -> Int[Array, "..
 
 
 def as_dtype(
-    name: str, x: Any, dtype: jax.typing.DTypeLike, shape: Shape | None = None, *, finite: bool = True
+    name: str, x: object, dtype: jax.typing.DTypeLike, shape: Shape | None = None, *, finite: bool = True
 ) -> Float[Array, "..."]:
     """Return x as a JAX array of a floating-point dtype that something else decides: integers are converted, too.
 
     ``finite=False`` lets NaN and infinity pass, but not numbers that only the conversion would make infinite.
     """
-    fits = isinstance(x, jax.Array) and x.dtype == dtype
-    if fits and not finite and (shape is None or x.shape == tuple(shape)):
-        return x
-    array = x if fits else as_real_array(name, x)
+    if isinstance(x, jax.Array) and x.dtype == dtype:
+        return _as_same_dtype(name, x, shape, finite)
+    array = as_real_array(name, x)
     if shape is not None:
         check_shape(name, array, shape)
-    if finite and jnp.issubdtype(array.dtype, jnp.floating):
+    if finite and _is_floating(array.dtype):
         check_finite(name, array)
     with np.errstate(over="ignore"):
         converted = jnp.asarray(array, dtype)
     if array.dtype != dtype and is_concrete(converted):
-        beyond = ~np.isfinite(np.asarray(converted)) & np.isfinite(np.asarray(array))
-        if beyond.any():
-            raise ValueError(
-                f"{name} must be finite in {converted.dtype}, got {int(beyond.sum())} entries beyond its largest number. "
-                "Change the unit, or use float64 for everything."
-            )
+        _check_range(name, array, converted)
     return converted
 
 
-def as_weights(name: str, x: Any, dtype: jax.typing.DTypeLike, *shapes: tuple[int, ...]) -> Float[Array, "..."]:
+def _as_same_dtype(name: str, x: jax.Array, shape: Shape | None, finite: bool) -> Float[Array, "..."]:
+    """Return an array that has the dtype already, checked."""
+    if not finite and (shape is None or x.shape == tuple(shape)):
+        return x
+    if shape is not None:
+        check_shape(name, x, shape)
+    if finite and _is_floating(x.dtype):
+        check_finite(name, x)
+    return jnp.asarray(x, x.dtype) if x.weak_type else as_jax_array(x)
+
+
+def _check_range(name: str, array: jax.Array | np.ndarray, converted: jax.Array) -> None:
+    """Refuse numbers that only the conversion has made infinite."""
+    beyond = ~np.isfinite(np.asarray(converted)) & np.isfinite(np.asarray(array))
+    if beyond.any():
+        raise ValueError(
+            f"{name} must be finite in {converted.dtype}, got {int(beyond.sum())} entries beyond "
+            "its largest number. Change the unit, or use float64 for everything."
+        )
+
+
+def as_weights(name: str, x: object, dtype: jax.typing.DTypeLike, *shapes: tuple[int, ...]) -> Float[Array, "..."]:
     """Return x as finite numbers that are not negative, of one of the shapes and of a given dtype; traced ones pass."""
     weights = as_dtype(name, x, dtype)
     if weights.shape not in shapes:
@@ -159,35 +201,56 @@ def as_weights(name: str, x: Any, dtype: jax.typing.DTypeLike, *shapes: tuple[in
     return weights
 
 
-def as_real_array(name: str, x: Any) -> jax.Array | np.ndarray:
+def as_real_array(name: str, x: object) -> jax.Array | np.ndarray:
     """Return x as an array of real numbers of JAX or NumPy."""
-    if isinstance(x, jax.Array):
-        array = x
-    elif type(x).__module__.startswith("scipy.sparse"):
+    array = x if isinstance(x, jax.Array) else _convert(name, x)
+    if not _is_real(array.dtype):
         raise ValueError(
-            f"{name} must be a dense array, got {type(x).__name__}. Use {name}.toarray(); of the matrix of a regression, "
-            "jax.experimental.sparse.BCOO.from_scipy_sparse."
-        )
-    elif x is None or isinstance(x, str | bytes | dict | set | type) or callable(x):
-        raise ValueError(f"{name} must be an array of numbers, got {type(x).__name__}.")
-    else:
-        try:
-            holds_jax = isinstance(x, list | tuple) and any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(x))
-            array = jnp.asarray(x) if holds_jax else np.asarray(x)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{name} must be an array of numbers, got {type(x).__name__}: {error}") from None
-    if isinstance(array, np.ndarray) and array.dtype == np.longdouble:
-        with np.errstate(over="ignore"):  # what overflows is refused as infinite
-            array = array.astype(np.float64)
-    if not jnp.issubdtype(array.dtype, jnp.number) or jnp.issubdtype(array.dtype, jnp.complexfloating):
-        raise ValueError(
-            f"{name} must be real numbers, got {_describe(x)} of dtype {array.dtype}. Convert it first, e.g. "
-            f"{name}.astype('float32')."
+            f"{name} must be real numbers, got {_describe(x)} of dtype {array.dtype}. Convert it "
+            f"first, e.g. {name}.astype('float32')."
         )
     return array
 
 
-def _describe(x: Any) -> str:
+def _convert(name: str, x: object) -> jax.Array | np.ndarray:
+    """Return a list, a table or an array of another library as an array of JAX or NumPy."""
+    if type(x).__module__.startswith("scipy.sparse"):
+        raise ValueError(
+            f"{name} must be a dense array, got {type(x).__name__}. Use {name}.toarray(); of the "
+            "matrix of a regression, jax.experimental.sparse.BCOO.from_scipy_sparse."
+        )
+    if x is None or isinstance(x, str | bytes | dict | set | type) or callable(x):
+        raise ValueError(f"{name} must be an array of numbers, got {type(x).__name__}.")
+    try:
+        array = jnp.asarray(x) if _holds_jax(x) else np.asarray(x)
+    except (TypeError, ValueError) as error:
+        kind = type(x).__name__
+        raise ValueError(f"{name} must be an array of numbers, got {kind}: {error}") from None
+    if isinstance(array, np.ndarray) and array.dtype == np.longdouble:
+        with np.errstate(over="ignore"):  # what overflows is refused as infinite
+            array = array.astype(np.float64)
+    return array
+
+
+def _holds_jax(x: object) -> bool:
+    """Return whether a list has arrays of JAX in it."""
+    if not isinstance(x, list | tuple):
+        return False
+    return any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(x))
+
+
+@lru_cache
+def _is_real(dtype: jnp.dtype) -> bool:
+    number = jnp.issubdtype(dtype, jnp.number)
+    return number and not jnp.issubdtype(dtype, jnp.complexfloating)
+
+
+@lru_cache
+def _is_floating(dtype: jnp.dtype) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating)
+
+
+def _describe(x: object) -> str:
     return "an array" if isinstance(x, jax.Array | np.ndarray) else f"a {type(x).__name__}"
 
 
@@ -201,16 +264,15 @@ def check_shape(name: str, x: Any, shape: Shape) -> None:
         raise ValueError(f"{name} must have shape [{', '.join(map(str, shape))}], got shape {actual}.")
 
 
-def check_floating(name: str, x: Any) -> None:
-    """Refuse integers and Booleans: an integer x would silently be promoted, usually to the wrong precision."""
-    dtype = as_real_array(name, x).dtype
-    if not jnp.issubdtype(dtype, jnp.floating):
+def _check_floating(name: str, dtype: jnp.dtype) -> None:
+    """Refuse integers and Booleans: they would silently be promoted, usually to the wrong precision."""
+    if not _is_floating(dtype):
         raise ValueError(
             f"{name} must be a floating-point array, got dtype {dtype}. Convert it first, e.g. {name}.astype('float32')."
         )
 
 
-def check_finite(name: str, x: Any) -> None:
+def check_finite(name: str, x: object) -> None:
     """Refuse NaN and infinity, where the values are known, in the precision that JAX works in."""
     if not is_concrete(x):
         return

@@ -12,9 +12,18 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 
-def is_concrete(x: Any) -> bool:
+def is_concrete(x: object) -> bool:
     """Return whether the values of x can be looked at now, i.e. x is not traced by jit, vmap or grad."""
     return not isinstance(x, jax.core.Tracer)
+
+
+def is_hashable(value: object) -> bool:
+    """Return whether a value can be an argument that a program is compiled for."""
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def check_number(
@@ -59,7 +68,7 @@ LARGEST_INTEGER = 1 << 1000
 FITS = {"above": operator.gt, "at least": operator.ge, "below": operator.lt, "at most": operator.le}
 
 
-def _is_scalar(value: Any) -> bool:
+def _is_scalar(value: object) -> bool:
     """Return whether a value is one real number of Python, NumPy or JAX."""
     if isinstance(value, bool):
         return False
@@ -77,12 +86,12 @@ def _describe_bounds(bounds: dict[str, int | float | None], infinite: bool) -> s
     return f"a {'' if infinite else 'finite '}number {limits}".strip()
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def check_positive(name: str, value: Any) -> Any:
+def check_positive(name: str, value: object) -> Any:
     """Return a positive finite number; a traced one passes."""
     return check_number(name, value, above=0)
 
@@ -113,7 +122,7 @@ def check_flag(name: str, value: object) -> bool:
     return bool(value)
 
 
-def check_choice(name: str, value: Any, options: Iterable[str]) -> str:
+def check_choice(name: str, value: object, options: Iterable[str]) -> str:
     """Return a name that is among the options.
 
     Raises:
@@ -127,7 +136,7 @@ def check_choice(name: str, value: Any, options: Iterable[str]) -> str:
     raise ValueError(f"{name} must be one of {sorted(known)}, got {_short(value)}.{hint}")
 
 
-def check_key(name: str, key: Any) -> PRNGKeyArray:
+def check_key(name: str, key: object) -> PRNGKeyArray:
     """Return one random key, of ``jax.random.key`` or of the older ``PRNGKey``."""
     if isinstance(key, jax.Array | np.ndarray):
         if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):

@@ -1,52 +1,37 @@
 """The empirical neural tangent kernel of a network at its present weights."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Float
 
 from softntk._meshes import call_automatic, vary_like
-from softntk._norms import binary_scale, scaled_norm
 from softntk._two_layer import check_parameters
 from softntk._validation import (
     as_floating,
+    as_jax_array,
     as_pair,
     check_choice,
     check_finite,
     check_integer,
     check_positive_int,
     check_shape,
-    is_concrete,
 )
-from softntk.networks import Architecture, Network, Parameters, RowFactors, row_factors
-from softntk.ntk._contractions import (
-    Block,
-    Contraction,
-    Direct,
-    Features,
-    FourTerms,
-    Readout,
-    TwoProducts,
-    keeps_digits,
-    product,
-)
+from softntk.networks import Architecture, Network, Parameters
+from softntk.ntk._assembly import two_layer_kernel
+from softntk.ntk._contractions import Block, product
 from softntk.ntk._own_functions import OwnFunction, bind, check_rows_alone
-from softntk.ntk._scales import saturate, scale_rows
-from softntk.ntk._sign_patterns import Plan, gather, plan, sign_patterns
-from softntk.ntk._tiles import rectangular, rows_of_a_line, symmetric
 
 OUTPUTS = ("full", "mean", "diagonal")
 
 Inputs1 = Float[Array | np.ndarray, "n1 ..."]
 Inputs2 = Float[Array | np.ndarray, "n2 ..."]
 Kernel = Block
-Factors = tuple[Readout, RowFactors, RowFactors]
 
 
 def empirical(
@@ -123,12 +108,13 @@ def empirical(
     if isinstance(net, Network):
         if apply_kwargs:
             raise ValueError(f"apply_kwargs must be None for a network of two_layer, got {sorted(apply_kwargs)}.")
-        params = as_parameters(net.architecture, params)
+        architecture = net.architecture
+        params = as_parameters(architecture, params)
         first, second = as_pair(x1, x2)
         if first.shape[1] != len(params.hidden):
             raise ValueError(f"x1 must have the {len(params.hidden)} features that params.hidden has, got shape {first.shape}.")
         params, first, second = same_precision(params, first, second)
-        return two_layer_kernel(net.architecture, params, first, second, outputs, block_size)
+        return two_layer_kernel(architecture, params, first, second, outputs, block_size)
     first = as_inputs("x1", x1)
     second = None if x2 is None or x2 is x1 else as_inputs("x2", x2)
     if second is not None:
@@ -141,7 +127,7 @@ def empirical(
     return call_automatic(partial(_own_kernel, outputs, vmap_axes == 0), first, function, first, second)
 
 
-def as_inputs(name: str, x: Any) -> Float[Array, "n ..."]:
+def as_inputs(name: str, x: object) -> Float[Array, "n ..."]:
     """Return points of any shape, [n, …]."""
     array = as_floating(name, x)
     if array.ndim < 1:
@@ -149,14 +135,14 @@ def as_inputs(name: str, x: Any) -> Float[Array, "n ..."]:
     return array
 
 
-def as_parameters(architecture: Architecture, params: Any) -> Parameters:
+def as_parameters(architecture: Architecture, params: object) -> Parameters:
     """Return params as JAX arrays; a ValueError names what is not a finite weight of this network."""
     check_parameters(architecture, params)
     for name in ("hidden", "readout", "bias"):
         leaf = getattr(params, name)
         if leaf is not None:
             check_finite(f"params.{name}", leaf)
-    return jax.tree.map(jnp.asarray, params)
+    return jax.tree.map(as_jax_array, params)
 
 
 def same_precision(params: Parameters, *points: Array | None) -> tuple[Any, ...]:
@@ -167,126 +153,6 @@ def same_precision(params: Parameters, *points: Array | None) -> tuple[Any, ...]
     widest = max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
     mixed = widest.itemsize == 2  # float16 and bfloat16 hold neither the other
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32 if mixed else widest), (params, *points))
-
-
-def two_layer_kernel(
-    architecture: Architecture, params: Parameters, x1: Array, x2: Array | None, outputs: str, block_size: int | None
-) -> Kernel:
-    """Return the kernel of a softntk network, without checks of the points."""
-    a, units, planned = params.readout, None, None
-    known = is_concrete(a)
-    # Signs save products. Inside jit they are not known, but to be expected of a readout that nothing trains: that they are
-    # signs is then tested at run time.
-    signs = bool(np.all(np.abs(np.asarray(a)) == 1)) if known else not architecture.train_readout
-    if signs and outputs == "full" and a.shape[1] > 1:
-        planned = plan(*a.shape, architecture.normalized)
-        if planned is not None and known:
-            units, found = gather(planned, np.asarray(a), np)
-            planned, units = (planned, units) if found else (None, None)
-    case = _Case(architecture, outputs, signs and known, planned, block_size)
-    units = None if units is None else jnp.asarray(units)
-    return call_automatic(partial(_two_layer_kernel, case), x1, params, x1, x2, units)
-
-
-class _Case(NamedTuple):
-    architecture: Architecture
-    outputs: str
-    signs: bool  # whether the readout is known to be ±1
-    plan: Plan | None  # by sign patterns, if it is, or is expected to be
-    block_size: int | None
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _kernel(case: _Case, params: Parameters, x1: Array, x2: Array | None, units: Array | None) -> Kernel:
-    return _assembled(case, _unless, params, x1, x2, units)
-
-
-_two_layer_kernel = jax.jit(_kernel, static_argnums=0)
-
-
-@_kernel.defjvp
-def _kernel_jvp(case: _Case, primals: tuple, tangents: tuple) -> tuple[Kernel, Kernel]:
-    # The loop in _unless cannot be differentiated in reverse; a conditional can.
-    choose = lambda fine, quick, slow, factors: lax.cond(fine, quick, slow, factors)
-    return jax.jvp(partial(_assembled, case, choose), primals, tangents)
-
-
-def _unless(fine: Bool[Array, ""], quick: Callable[[Any], Kernel], slow: Callable[[Any], Kernel], factors: Any) -> Kernel:
-    """``quick(factors)`` if it is fine, else ``slow(factors)``.
-
-    A loop of at most one round leaves the result where it is; a conditional would copy it.
-    """
-
-    def once(state: tuple[Kernel, Array]) -> tuple[Kernel, Array]:
-        # What does not depend on the state would be computed before the loop, that is always.
-        return slow(lax.optimization_barrier((factors, state[1]))[0]), state[1] | True
-
-    return lax.while_loop(lambda state: ~state[1], once, (quick(factors), fine))[0]
-
-
-def _assembled(case: _Case, choose: Callable, params: Parameters, x1: Array, x2: Array | None, units: Array | None) -> Kernel:
-    architecture, outputs, signs, plan, block_size = case
-    if not architecture.train_readout:
-        params = replace(params, readout=lax.stop_gradient(params.readout))
-    a, k, normalized = params.readout, params.readout.shape[1], architecture.normalized
-    one = row_factors(architecture, params, x1)
-    two = one if x2 is None else row_factors(architecture, params, x2)
-    inputs1 = network_inputs(params, x1, one)
-    inputs2 = inputs1 if x2 is None else network_inputs(params, x2, two)
-    scaled1 = scale_rows(inputs1)
-    scaled2 = scaled1 if x2 is None else scale_rows(inputs2)
-    trailing = {"full": 2, "mean": 0, "diagonal": 1}[outputs]
-
-    def expand(v: Shaped[Array, "n1 n2"]) -> Array:
-        return jnp.expand_dims(v, tuple(range(2, 2 + trailing)))
-
-    def contract(form: Contraction, factors: Factors) -> Kernel:
-        a, one, two = factors
-        size = rows_of_a_line(len(x1), form.count(k) * a.shape[0], block_size)
-        if x2 is None:
-            whole = symmetric(form, size, a, form.prepare(one, a))
-        else:
-            whole = rectangular(form, size, a, form.prepare(one, a), form.prepare(two, a))
-        return form.expand(whole, one, two, a)
-
-    def assemble(contracted: Callable[[Factors], Kernel], factors: Factors) -> Kernel:
-        roots = expand(scaled1.roots[:, None] * scaled2.roots[None, :])
-        kernel = expand(product(scaled1.values, scaled2.values.T)) * contracted(factors) * roots * roots
-        if architecture.train_readout:
-            gram = saturate(expand(contract(Features(), factors)))
-            kernel = saturate(kernel) + (gram * jnp.eye(k, dtype=gram.dtype)[None, None] if outputs == "full" else gram)
-        # What leaves the precision stays its largest number; infinity means "outside the domain".
-        return jnp.where(expand(one.valid[:, None] & two.valid[None, :]), saturate(kernel), jnp.inf)
-
-    by = lambda form: partial(assemble, partial(contract, form))
-    direct, factors = by(Direct(outputs)), (a, one, two)
-    if k == 1 or outputs == "diagonal":
-        return direct(factors)
-    quick = by(FourTerms(normalized, signs) if outputs == "full" else TwoProducts(normalized))
-    fine = True
-    if normalized:  # else there is one term, and nothing cancels
-        fine = keeps_digits(one, a, _relative_squares(inputs1)) & keeps_digits(two, a, _relative_squares(inputs2))
-    if plan is None:
-        return choose(fine, quick, direct, factors) if normalized else quick(factors)
-    by_patterns = lambda units: partial(assemble, lambda factors: sign_patterns(plan, units, *factors[1:], block_size))
-    if units is not None:
-        return choose(fine, by_patterns(units), direct, factors) if normalized else by_patterns(units)(factors)
-    units, found = gather(plan, a, jnp)
-    expected = fine & found & jnp.all(jnp.abs(a) == 1)
-    otherwise = (lambda factors: lax.cond(fine, quick, direct, factors)) if normalized else quick
-    return choose(expected, by_patterns(units), otherwise, factors)
-
-
-def network_inputs(params: Parameters, x: Float[Array, "n d"], rows: RowFactors) -> Float[Array, "n e"]:
-    """Return what the inner products ⟨x_i, x_j⟩ are taken of: 1 is appended for biases."""
-    x = jnp.where(rows.valid[:, None], x, 0)
-    return x if params.bias is None else jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)
-
-
-def _relative_squares(inputs: Float[Array, "n e"]) -> Float[Array, " n"]:
-    """Return the |x_i|², with a common factor that makes the largest about one."""
-    norms = scaled_norm(inputs, axis=1)
-    return (norms / binary_scale(norms)) ** 2
 
 
 # --- functions of the user's ------------------------------------------------------------------------------------------

@@ -2,17 +2,19 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from softntk._validation import as_floating, check_number, is_concrete
+from softntk._validation import as_floating, as_jax_array, check_number, is_concrete
 
 Number = float | int | np.number | Float[Array | np.ndarray, ""]
 Gram = Float[Array | np.ndarray, "n n"] | Float[Array | np.ndarray, "n n k k"]
 
 
-def as_gram(gram: Any, name: str = "gram") -> Float[Array, "n n"] | Float[Array, "n n k k"]:
+def as_gram(gram: object, name: str = "gram") -> Float[Array, "n n"] | Float[Array, "n n k k"]:
     """Return a Gram array as it came, [n, n] or [n, n, k, k], as a JAX array in a precision that has factorisations.
 
     Raises:
@@ -29,15 +31,20 @@ def as_gram(gram: Any, name: str = "gram") -> Float[Array, "n n"] | Float[Array,
     if len(shape) not in (2, 4) or shape[0] != shape[1] or shape[2:3] != shape[3:4] or 0 in shape:
         raise ValueError(f"{label} must have shape [n, n] or [n, n, k, k], got {shape}.")
     if is_concrete(array):
-        matrix = as_cross_matrix(array)
-        gap = float(jnp.max(jnp.abs(matrix - matrix.T)))
-        size = float(jnp.max(jnp.abs(matrix)))
+        gap, size = map(float, _asymmetry(array))
         if gap > 1e-3 * size:
             raise ValueError(
                 f"{label} must be symmetric, but differs from its transpose by {gap:.3g} (largest entry {size:.3g}). "
                 "Pass the train-train kernel."
             )
     return array
+
+
+@jax.jit
+def _asymmetry(gram: Array) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Return the largest difference from the transpose, and the largest entry."""
+    matrix = as_cross_matrix(gram)
+    return jnp.max(jnp.abs(matrix - matrix.T)), jnp.max(jnp.abs(matrix))
 
 
 def as_matrix(gram: Gram, name: str = "gram") -> Float[Array, "p p"]:
@@ -51,8 +58,10 @@ def as_matrix(gram: Gram, name: str = "gram") -> Float[Array, "p p"]:
 
 def as_cross_matrix(cross: Float[Array | np.ndarray, "t n"] | Float[Array | np.ndarray, "t n k k"]) -> Float[Array, "q p"]:
     """Return the same for a kernel between t test points and n training points: itself, or [t·k, n·k]."""
-    cross = jnp.asarray(cross)
-    return cross if cross.ndim == 2 else cross.transpose(0, 2, 1, 3).reshape(cross.shape[0] * cross.shape[2], -1)
+    cross = as_jax_array(cross)
+    if cross.ndim == 2:
+        return cross
+    return cross.transpose(0, 2, 1, 3).reshape(cross.shape[0] * cross.shape[2], -1)
 
 
 def rounding(size: int, largest: Float[Array, ""]) -> Float[Array, ""]:
@@ -60,7 +69,7 @@ def rounding(size: int, largest: Float[Array, ""]) -> Float[Array, ""]:
     return 2 * size**0.5 * float(jnp.finfo(largest.dtype).eps) * largest
 
 
-def as_scalar(name: str, value: Any, dtype: Any, **bounds: Any) -> Float[Array, ""]:
+def as_scalar(name: str, value: object, dtype: DTypeLike, **bounds: Any) -> Float[Array, ""]:
     """Return a number as a scalar of this precision, within the bounds of :func:`~softntk._validation.check_number` in it too.
 
     Raises:

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from softntk._records import record
@@ -67,7 +67,7 @@ class SpectralMeasure:
         return (shares / width).reshape(level.shape)
 
 
-def _as_levels(levels: Any, dtype: Any) -> Float[Array, "..."]:
+def _as_levels(levels: object, dtype: DTypeLike) -> Float[Array, "..."]:
     """Return levels as an array; infinite ones are as good as any."""
     numbers = np.asarray(levels, float) if isinstance(levels, int | np.integer) and not isinstance(levels, bool) else levels
     array = as_floating("levels", numbers, finite=False, empty=True).astype(dtype)

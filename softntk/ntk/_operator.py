@@ -85,11 +85,12 @@ def operator(
     if isinstance(net, Network):
         if apply_kwargs:
             raise ValueError(f"apply_kwargs must be None for a network of two_layer, got {sorted(apply_kwargs)}.")
-        params = as_parameters(net.architecture, params)
+        architecture = net.architecture
+        params = as_parameters(architecture, params)
         features, width = params.hidden.shape
         params, points = same_precision(params, as_rows("x", x, features))
         size = min(len(points), block_size or max(1, numbers_at_a_time() // (2 * width)))
-        return TwoLayerOperator(params=params, x=points, architecture=net.architecture, block_size=size)
+        return TwoLayerOperator(params=params, x=points, architecture=architecture, block_size=size)
     points = as_inputs("x", x)
     function = bind(net, params, points, apply_kwargs)
     check_rows_alone(function, points, ", or ntk.empirical with vmap_axes=None, which takes rows together")

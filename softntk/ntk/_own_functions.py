@@ -14,6 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from softntk._meshes import automatic
@@ -96,7 +97,7 @@ class OwnFunction(eqx.Module):
         out = trace_outputs(self, x)
         return jax.ShapeDtypeStruct((*out.shape, 1)[:2], out.dtype)
 
-    def astype(self, dtype: Any) -> "OwnFunction":
+    def astype(self, dtype: DTypeLike) -> "OwnFunction":
         """Return the function with floating-point weights and constants in another precision."""
 
         def cast(leaf: Array) -> Array:
@@ -170,7 +171,7 @@ def _as_apply_fn(net: Any) -> Callable:
     return net
 
 
-def _as_keywords(apply_kwargs: Any) -> dict[str, Any]:
+def _as_keywords(apply_kwargs: object) -> dict[str, Any]:
     if apply_kwargs is None:
         return {}
     if not isinstance(apply_kwargs, Mapping) or not all(isinstance(name, str) for name in apply_kwargs):
@@ -181,11 +182,11 @@ def _as_keywords(apply_kwargs: Any) -> dict[str, Any]:
     return dict(apply_kwargs)
 
 
-def _label_all(tree: Any) -> list[tuple[str, Any]]:
+def _label_all(tree: object) -> list[tuple[str, Any]]:
     return [(_CONSTANT, leaf) for leaf in jax.tree.leaves(tree)]
 
 
-def _label(params: Any) -> list[tuple[str, Any]]:
+def _label(params: object) -> list[tuple[str, Any]]:
     """Return the leaves in order, each with what it is, if it is a floating-point array."""
     labelled = []
     for leaf, trained in zip(jax.tree.leaves(params), trained_leaves(params), strict=True):
@@ -194,7 +195,7 @@ def _label(params: Any) -> list[tuple[str, Any]]:
     return labelled
 
 
-def _as_array(name: str, leaf: Any) -> Array | None:
+def _as_array(name: str, leaf: object) -> Array | None:
     """Return an array of JAX, or None of what is no array."""
     if isinstance(leaf, np.ndarray | np.generic) and not isinstance(leaf, jax.Array):
         if not (jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == np.bool_):
@@ -222,7 +223,7 @@ def _check_hashable(name: str, value: Any) -> Any:
     return value
 
 
-def _describe(value: Any) -> str:
+def _describe(value: object) -> str:
     text = " ".join(repr(value).split())
     return f"{type(value).__name__}: {text if len(text) <= 60 else text[:60] + '…'}"
 
@@ -249,7 +250,7 @@ def check_outputs(function: OwnFunction, x: Float[Array, "n ..."]) -> None:
         raise ValueError(f"apply_fn must return floating-point numbers, got dtype {out.dtype}.")
 
 
-def trace_outputs(function: OwnFunction, x: Any) -> Any:
+def trace_outputs(function: OwnFunction, x: Array | jax.ShapeDtypeStruct) -> Any:
     """Return the structure of what apply_fn returns; traced once for each program."""
 
     def describe(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -261,7 +262,7 @@ def trace_outputs(function: OwnFunction, x: Any) -> Any:
 _evaluate = jax.jit(lambda function, x: function.evaluate(function.weights, x))
 
 
-def _try_outputs(function: OwnFunction, x: Any) -> Any:
+def _try_outputs(function: OwnFunction, x: Array | jax.ShapeDtypeStruct) -> Any:
     """Return the same, and say what was called if it fails."""
     try:
         return trace_outputs(function, x)
@@ -275,7 +276,7 @@ def _try_outputs(function: OwnFunction, x: Any) -> Any:
         ) from error
 
 
-def _describe_outputs(out: Any) -> str:
+def _describe_outputs(out: object) -> str:
     if isinstance(out, tuple | list):
         return f"a {type(out).__name__} of {len(out)}"
     if isinstance(out, dict):

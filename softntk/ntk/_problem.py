@@ -1,12 +1,13 @@
 """What the dynamics and the regressions of a kernel are asked for, checked and converted: targets, starts, cross kernels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from softntk._norms import binary_scale
@@ -19,6 +20,8 @@ from softntk.ntk.network_operators import TwoLayerOperator
 
 Targets = Float[Array | np.ndarray, "n k"] | Float[Array | np.ndarray, " n"]
 TestTargets = Float[Array | np.ndarray, "t k"] | Float[Array | np.ndarray, " t"]
+TargetsLike = ArrayLike | Sequence | None
+CrossLike = ArrayLike | Sequence | CrossOperator | None
 Cross = Float[Array | np.ndarray, "t n"] | Float[Array | np.ndarray, "t n k k"] | CrossOperator
 
 
@@ -42,7 +45,15 @@ class Problem(NamedTuple):
     start: Float[Array, "t k"]
 
 
-def as_problem(gram: Gram | GramOperator, y: Any, f0: Any, cross: Any, f0_test: Any, *, own_start: bool = False) -> Problem:
+def as_problem(
+    gram: Gram | GramOperator,
+    y: TargetsLike,
+    f0: TargetsLike,
+    cross: CrossLike,
+    f0_test: TargetsLike,
+    *,
+    own_start: bool = False,
+) -> Problem:
     """Return the problem; its parts are checked against each other.
 
     Args:
@@ -56,34 +67,24 @@ def as_problem(gram: Gram | GramOperator, y: Any, f0: Any, cross: Any, f0_test: 
     Raises:
         ValueError: shapes that do not fit, integer, complex or non-finite arrays, half precision, a cross of the wrong kind.
     """
-    operator = isinstance(gram, GramOperator)
-    if operator and jnp.finfo(gram.dtype).bits < 32:
-        raise ValueError(f"gram must be float32 or float64, got an operator on {gram.dtype}. Make it of points in float32.")
-    array = None if operator else as_gram(gram)
-    shape = (gram.shape[0], *gram.shape) if array is None else array.shape
+    # 1. Convert and check: the kernel, the targets, the test points.
+    array, shape = _as_array(gram)
     y = as_outputs("y", y, shape[:1] + shape[2:3])
-    f0 = None if f0 is None else as_outputs("f0", f0, shape[:1] + shape[2:3])
-    if f0 is not None and f0.shape != y.shape:
-        raise ValueError(f"f0 must have the shape of y, got {f0.shape} and {y.shape}.")
+    f0 = _as_start(f0, y, shape)
     kernel, tests = _as_cross(gram, cross, shape)
-    if cross is None and f0_test is not None:
-        raise ValueError("f0_test goes with cross, the kernel between test and training points, which is missing.")
-    f0_test = None if f0_test is None else as_outputs("f0_test", f0_test, (tests, y.shape[1]))
+    f0_test = _as_test_start(f0_test, cross, (tests, y.shape[1]))
 
-    centred = f0 is not None and is_concrete(f0) and not np.any(np.asarray(f0))
-    if own_start and operator and f0_test is None and isinstance(cross, CrossOperator) and not centred:
-        f0_test = _initial_outputs(cross.gram, cross.points, y.shape[1])
-    if own_start and operator and f0 is None:
-        f0 = _initial_outputs(gram, gram.x, y.shape[1])
+    # 2. Where the fit starts, if not told.
+    if own_start and isinstance(gram, GramOperator):
+        f0, f0_test = _starts_of_network(gram, kernel, f0, f0_test, y.shape[1])
 
-    dtypes = [
-        part.dtype for part in (array, y, f0, f0_test, kernel) if part is not None and not isinstance(part, CrossOperator)
-    ]
-    dtype = jnp.result_type(*dtypes, *([gram.dtype] if operator else []))
+    # 3. One precision, and a unit in which nothing overflows.
+    arrays = [part for part in (array, y, f0, f0_test, kernel) if isinstance(part, jax.Array)]
+    operators = [gram] if isinstance(gram, GramOperator) else []
+    dtype = jnp.result_type(*(part.dtype for part in [*arrays, *operators]))
     y = y.astype(dtype)
     start = jnp.zeros_like(y) if f0 is None else f0.astype(dtype)
-    scale = _scale_of(y, start)
-    residual = start / scale - y / scale
+    scale, residual = _scaled_residual(y, start)
     if cross is not None:
         start = jnp.zeros((tests, y.shape[1]), dtype) if f0_test is None else f0_test.astype(dtype)
     return Problem(
@@ -96,7 +97,55 @@ def as_problem(gram: Gram | GramOperator, y: Any, f0: Any, cross: Any, f0_test: 
     )
 
 
-def as_outputs(name: str, y: Any, expected: tuple[int, ...]) -> Float[Array, "n k"]:
+def _as_array(gram: Gram | GramOperator) -> tuple[Array | None, tuple[int, ...]]:
+    """Return the Gram array, None of an operator, and its shape, [n, n] or [n, n, k, k]."""
+    if not isinstance(gram, GramOperator):
+        array = as_gram(gram)
+        return array, array.shape
+    if jnp.finfo(gram.dtype).bits < 32:
+        raise ValueError(f"gram must be float32 or float64, got an operator on {gram.dtype}. Make it of points in float32.")
+    return None, (gram.shape[0], *gram.shape)
+
+
+def _as_start(f0: TargetsLike, y: Array, shape: tuple[int, ...]) -> Float[Array, "n k"] | None:
+    """Return F(0) of the training points in the shape of the targets, or None."""
+    if f0 is None:
+        return None
+    start = as_outputs("f0", f0, shape[:1] + shape[2:3])
+    if start.shape != y.shape:
+        raise ValueError(f"f0 must have the shape of y, got {start.shape} and {y.shape}.")
+    return start
+
+
+def _as_test_start(f0_test: TargetsLike, cross: CrossLike, shape: tuple[int, int]) -> Float[Array, "t k"] | None:
+    """Return F(0) of the test points as [t, k], or None."""
+    if f0_test is None:
+        return None
+    if cross is None:
+        raise ValueError("f0_test goes with cross, the kernel between test and training points, which is missing.")
+    return as_outputs("f0_test", f0_test, shape)
+
+
+def _starts_of_network(
+    gram: GramOperator,
+    cross: Array | CrossOperator | None,
+    f0: Array | None,
+    f0_test: Array | None,
+    outputs: int,
+) -> tuple[Array | None, Array | None]:
+    """Return F(0) of training and test points, of the network behind the operator where not given.
+
+    A start that is given as zeros stands for the test points too.
+    """
+    is_zero = f0 is not None and is_concrete(f0) and not np.any(np.asarray(f0))
+    if f0_test is None and isinstance(cross, CrossOperator) and not is_zero:
+        f0_test = _initial_outputs(cross.gram, cross.points, outputs)
+    if f0 is None:
+        f0 = _initial_outputs(gram, gram.x, outputs)
+    return f0, f0_test
+
+
+def as_outputs(name: str, y: TargetsLike, expected: tuple[int, ...]) -> Float[Array, "n k"]:
     """Return y as [n, k], the n (and k) as expected; [n] is k = 1.
 
     Raises:
@@ -112,7 +161,7 @@ def as_outputs(name: str, y: Any, expected: tuple[int, ...]) -> Float[Array, "n 
     return outputs
 
 
-def _as_cross(gram: Any, cross: Any, shape: tuple[int, ...]) -> tuple[Any, int]:
+def _as_cross(gram: Gram | GramOperator, cross: CrossLike, shape: tuple[int, ...]) -> tuple[Array | CrossOperator | None, int]:
     """Return the cross kernel and the number of its test points."""
     if cross is None:
         return None, 0
@@ -120,7 +169,7 @@ def _as_cross(gram: Any, cross: Any, shape: tuple[int, ...]) -> tuple[Any, int]:
         raise ValueError(
             f"cross must be an operator, op.cross(x_test), if gram is one, else an array, got {type(cross).__name__}."
         )
-    if isinstance(cross, CrossOperator):
+    if isinstance(cross, CrossOperator) and isinstance(gram, GramOperator):
         if cross.gram.shape != gram.shape:
             raise ValueError(f"cross must be made of this gram, of shape {gram.shape}, got one of {cross.gram.shape}.")
         return cross, len(cross.points)
@@ -130,11 +179,17 @@ def _as_cross(gram: Any, cross: Any, shape: tuple[int, ...]) -> tuple[Any, int]:
     return kernel, len(kernel)
 
 
-def _scale_of(y: Array, start: Array) -> Float[Array, ""]:
-    """Return one, or what brings larger outputs down to a quarter of the exponents that the precision has."""
+@jax.jit
+def _scaled_residual(y: Array, start: Array) -> tuple[Float[Array, ""], Float[Array, "n k"]]:
+    """Return the scale and (F(0) − Y)/scale.
+
+    The scale is one, or what brings larger outputs down to a quarter of the exponents that the
+    precision has.
+    """
     largest = jnp.maximum(jnp.max(jnp.abs(y)), jnp.max(jnp.abs(start)))
     quarter = 2.0 ** (jnp.finfo(y.dtype).maxexp // 4)
-    return jnp.maximum(binary_scale(largest).reshape(()) / quarter, 1)
+    scale = jnp.maximum(binary_scale(largest).reshape(()) / quarter, 1)
+    return scale, start / scale - y / scale
 
 
 def _initial_outputs(op: GramOperator, points: Array, outputs: int) -> Float[Array, "t k"] | None:
@@ -166,7 +221,7 @@ def _own_network(op: GramOperator) -> Callable[[Array], Array] | None:
     return None if apply_fn is None else lambda x: apply_fn(op.params, x)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _in_parts(function: Any, points: Array, size: int) -> Any:
+def _in_parts(function: Callable[[Array], Any], points: Array, size: int) -> Any:
     """Return function(points), so many rows at a time; no other rows are made up to fill the last part."""
     whole = len(points) // size
     parts = []

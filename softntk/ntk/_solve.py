@@ -1,7 +1,6 @@
 """``ntk.solve``: (K + ridge I) V = Y by preconditioned conjugate gradients, with the true residual as the judge."""
 
 import contextlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +10,16 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from softntk._norms import host_norm
 from softntk._progress import Progress
 from softntk._validation import as_floating, check_flag, check_integer, check_key, check_number, check_positive_int, is_concrete
-from softntk.ntk._conjugate_gradients import advance as _advance
-from softntk.ntk._conjugate_gradients import multiply as _product
-from softntk.ntk._conjugate_gradients import rescaled, solve_traced, without_derivatives
-from softntk.ntk._conjugate_gradients import start as _start
+from softntk.ntk._conjugate_gradients import (
+    Inverse,
+    State,
+    advance,
+    multiply,
+    rescaled,
+    solve_traced,
+    start,
+    without_derivatives,
+)
 from softntk.ntk._gram import Number, as_scalar
 from softntk.ntk.gram_operators import GramOperator
 from softntk.ntk.preconditioner import precondition
@@ -94,7 +99,7 @@ def solve(
     working = "float64" if refine else str(op.dtype)
     rtol = _check_rtol(rtol, working)
     rank = _check_rank(rank, size)
-    key = jax.random.key(0) if key is None else check_key("key", key)
+    key = _as_key(key)
     if not all(is_concrete(leaf) for leaf in jax.tree.leaves((op, y, ridge, key))):
         return _solve_inside(op, y, ridge_, rtol, rank, key, max_steps, refine)
     with jax.enable_x64(True) if refine else contextlib.nullcontext():
@@ -107,91 +112,158 @@ def solve(
     largest = np.max(np.abs(y), axis=0)
     exponents = np.frexp(np.where(largest > 0, largest, 1))[1] - 1
     unit = np.ldexp(np.ones_like(largest), np.maximum(exponents, np.finfo(working).minexp))
-    y = y / unit
-    scale = _divisors(y)
-    best: np.ndarray = np.zeros_like(y)
-    best_error = 1.0
-    history = []
-    with jax.enable_x64(working == "float64"):
-        exact = op.astype(working) if refine else op
-
-    def judged(moved: Array, norms: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-        """Return the value after a correction, what is left of y, and the largest true relative residual."""
-        with np.errstate(invalid="ignore", over="ignore"):
-            after = np.asarray(value) + np.asarray(moved, working) * norms
-            with jax.enable_x64(working == "float64"):
-                image = np.asarray(_product(exact, jnp.asarray(after)))
-            residual = y - image - ridge * after
-            return after, residual, float(np.max(host_norm(residual, axis=0) / scale))
-
-    value = best
-    left = y
-    steps = 0
-    result = Result.MAX_STEPS
-    norms = _divisors(left)
-    state = None
-    bar = Progress(progress, "solving")
-    try:
-        while True:
-            # On what is left, again in units of its own.
-            norms = _divisors(left)
-            state = _start(jnp.asarray(left / norms, op.dtype), inverse)
-            goals = np.clip(0.5 * rtol * scale / norms, 10 * float(jnp.finfo(op.dtype).eps), 1)
-            goals = jnp.asarray(goals[None], op.dtype)
-            stuck = False
-            while steps < max_steps:
-                asked = min(_CHUNK, max_steps - steps)
-                state = _advance(op, ridge_, inverse, state, goals, asked)
-                stuck = bool(np.any(np.asarray(state.stuck)))
-                made = int(state.step)
-                state = state._replace(step=jnp.zeros((), int))
-                steps += made
-                error = float(np.max(host_norm(np.asarray(state.residual), axis=0) * norms / scale))
-                bar.show(f"step {steps}, relative residual {error:.1e}")
-                if made < asked:  # every column is there, stuck, or no longer finite
-                    break
-            value, left, error = judged(state.x, norms)
-            state = None  # what it found is in the value now
-            history.append(error)
-            improved = error < 0.5 * best_error
-            if error < best_error:
-                best = value
-                best_error = error
-            if best_error <= rtol:
-                result = Result.SUCCESSFUL
-            elif not np.isfinite(error):
-                result = Result.NONFINITE_PRODUCT
-            elif steps >= max_steps:
-                result = Result.MAX_STEPS
-            elif not improved:
-                result = Result.NOT_DEFINITE if stuck and best_error > _UNSOLVED else Result.STAGNATED
-            else:
-                continue
-            break
-    except KeyboardInterrupt:
-        result = Result.INTERRUPTED
-        if state is not None:
-            value, _, error = judged(state.x, norms)
-            if error < best_error:
-                best = value
-                best_error = error
-    finally:
-        bar.close()
-    with jax.enable_x64(working == "float64"):
-        solved, loss = rescaled(jnp.asarray(best), jnp.asarray(unit[None], working))
-        value = solved.reshape(op.shape if single else (*op.shape, y.shape[1]))
-    loss = float(loss)
+    iteration = _Iteration(op, inverse, y / unit, ridge, ridge_, rtol, max_steps, Progress(progress, "solving"))
+    result = iteration.run()
+    residual = iteration.best_error
+    solved, loss = _in_units(iteration.best, unit)
     if result is Result.SUCCESSFUL and not loss <= rtol:
         result = Result.STAGNATED if np.isfinite(loss) else Result.NONFINITE_PRODUCT
-        best_error = max(best_error, loss)
-    stats = {"steps": np.int64(steps), "residual": np.float64(best_error), "history": np.asarray(history)}
+        residual = max(residual, loss)
+    with jax.enable_x64(working == "float64"):
+        value = jnp.asarray(solved.reshape(op.shape if single else (*op.shape, y.shape[1])))
+    stats = {
+        "steps": np.int64(iteration.steps),
+        "residual": np.float64(residual),
+        "history": np.asarray(iteration.history),
+    }
     solution = Solution(value=value, result=jnp.asarray(int(result), jnp.int32), stats=stats, state=inverse)
     return solution.check() if throw and result is not Result.INTERRUPTED else solution
 
 
+class _Iteration:
+    """Conjugate gradients that start again on the true residual until that is small enough.
+
+    Attributes:
+        best: the value of the smallest true residual so far, [size, r].
+        best_error: that residual, the largest over the columns, relative.
+        steps: made so far.
+        history: the true residual at each restart.
+    """
+
+    def __init__(
+        self,
+        op: GramOperator,
+        inverse: Inverse,
+        y: np.ndarray,
+        ridge: float,
+        device_ridge: Array,
+        rtol: float,
+        max_steps: int,
+        bar: Progress,
+    ):
+        """Take the system, (K + ridge I) V = Y with Y in the precision to judge in, and when to end."""
+        self.op = op
+        self.inverse = inverse
+        self.y = y
+        self.ridge = ridge
+        self.device_ridge = device_ridge
+        self.rtol = rtol
+        self.max_steps = max_steps
+        self.bar = bar
+        self.scale = _divisors(y)
+        self.in_float64 = y.dtype == np.float64
+        with jax.enable_x64(self.in_float64):
+            self.exact = op if op.dtype == y.dtype else op.astype(y.dtype)
+        self.best = np.zeros_like(y)
+        self.best_error = 1.0
+        self.steps = 0
+        self.history: list[float] = []
+        self._value = self.best
+        self._left = y
+        self._norms = self.scale
+        self._state: State | None = None
+
+    def run(self) -> Result:
+        """Return how it ended; Ctrl-C keeps the best so far."""
+        result = None
+        try:
+            while result is None:
+                result = self._attempt()
+        except KeyboardInterrupt:
+            if self._state is not None:
+                self._keep(self._correct(self._state.x))
+            return Result.INTERRUPTED
+        finally:
+            self.bar.close()
+        return result
+
+    def _attempt(self) -> Result | None:
+        """Return the result of one start on what is left, None if another is to follow."""
+        state, stuck = self._descend()
+        error = self._correct(state.x)
+        self._state = None  # what it found is in the value now
+        self.history.append(error)
+        improved = error < 0.5 * self.best_error
+        self._keep(error)
+        if self.best_error <= self.rtol:
+            return Result.SUCCESSFUL
+        if not np.isfinite(error):
+            return Result.NONFINITE_PRODUCT
+        if self.steps >= self.max_steps:
+            return Result.MAX_STEPS
+        if improved:
+            return None
+        return Result.NOT_DEFINITE if stuck and self.best_error > _UNSOLVED else Result.STAGNATED
+
+    def _descend(self) -> tuple[State, bool]:
+        """Return the state of conjugate gradients at their goals, and whether a column is stuck."""
+        # On what is left, again in units of its own.
+        dtype = self.op.dtype
+        self._norms = _divisors(self._left)
+        self._state = state = start(jnp.asarray(self._left / self._norms, dtype), self.inverse)
+        smallest = 10 * float(jnp.finfo(dtype).eps)
+        goals = np.clip(0.5 * self.rtol * self.scale / self._norms, smallest, 1)
+        goals = jnp.asarray(goals[None], dtype)
+        stuck = False
+        while self.steps < self.max_steps:
+            asked = min(_CHUNK, self.max_steps - self.steps)
+            state = advance(self.op, self.device_ridge, self.inverse, state, goals, asked)
+            stuck = bool(np.any(np.asarray(state.stuck)))
+            made = int(state.step)
+            self._state = state = state._replace(step=np.zeros((), state.step.dtype))
+            self.steps += made
+            lengths = host_norm(np.asarray(state.residual), axis=0)
+            error = float(np.max(lengths * self._norms / self.scale))
+            self.bar.show(f"step {self.steps}, relative residual {error:.1e}")
+            if made < asked:  # every column is there, stuck, or no longer finite
+                break
+        return state, stuck
+
+    def _correct(self, moved: Array) -> float:
+        """Add a correction to the value, and return the largest true relative residual."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            self._value = self._value + np.asarray(moved, self.y.dtype) * self._norms
+            with jax.enable_x64(self.in_float64):
+                image = np.asarray(multiply(self.exact, jnp.asarray(self._value)))
+            self._left = self.y - image - self.ridge * self._value
+            return float(np.max(host_norm(self._left, axis=0) / self.scale))
+
+    def _keep(self, error: float) -> None:
+        """Remember the value if its residual is the smallest so far."""
+        if error < self.best_error:
+            self.best = self._value
+            self.best_error = error
+
+
+def _in_units(value: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return unit · value, and how much of it the range of the precision has cost, as :func:`rescaled` does.
+
+    Where all numbers keep their digits that is nothing, and needs no program.
+    """
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        moved = value * unit
+        sizes = np.abs(moved)
+        ordinary = np.where(value == 0, 1, sizes) >= np.finfo(value.dtype).tiny
+    if ordinary.all() and np.isfinite(sizes).all():
+        return moved, 0.0
+    with jax.enable_x64(value.dtype == np.float64):
+        solved, loss = rescaled(jnp.asarray(value), jnp.asarray(unit[None], value.dtype))
+        return np.asarray(solved), float(loss)
+
+
 def _solve_inside(
     op: GramOperator,
-    y: Any,
+    y: object,
     ridge: Array,
     rtol: float,
     rank: int,
@@ -211,7 +283,7 @@ def _solve_inside(
     return Solution(value=value, result=result, stats=stats, state=inverse)
 
 
-def _check_operator(op: Any) -> None:
+def _check_operator(op: object) -> None:
     if not isinstance(op, GramOperator):
         raise ValueError(
             f"op must be an operator of ntk.operator or ntk.kernel_operator, got {type(op).__name__}. "
@@ -221,7 +293,7 @@ def _check_operator(op: Any) -> None:
         raise ValueError(f"op must be float32 or float64, got an operator on {op.dtype}. Make it of points in float32.")
 
 
-def _as_columns(op: GramOperator, y: Any) -> tuple[Float[Array, "size r"], bool]:
+def _as_columns(op: GramOperator, y: object) -> tuple[Float[Array, "size r"], bool]:
     """Return y as [size, r], and whether it came without the last axis."""
     array = as_floating("y", y, empty=True)
     single = array.shape == op.shape
@@ -236,7 +308,11 @@ def _divisors(columns: np.ndarray) -> np.ndarray:
     return np.where(norms > 0, norms, 1)
 
 
-def _check_rank(rank: Any, size: int) -> int:
+def _as_key(key: PRNGKeyArray | None) -> PRNGKeyArray:
+    return jax.random.key(0) if key is None else check_key("key", key)
+
+
+def _check_rank(rank: object, size: int) -> int:
     if rank is None:
         return size if size <= _COMPLETE else min(2500, _NUMBERS // size)
     number = check_integer("rank", rank)
@@ -245,7 +321,7 @@ def _check_rank(rank: Any, size: int) -> int:
     return number
 
 
-def _check_rtol(rtol: Any, dtype: str) -> float:
+def _check_rtol(rtol: object, dtype: str) -> float:
     if rtol is None:
         return 1e-5 if dtype == "float32" else 1e-10
     least = 10 * float(jnp.finfo(dtype).eps)

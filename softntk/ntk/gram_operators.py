@@ -29,10 +29,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from softntk._meshes import automatic, call_automatic
-from softntk._norms import binary_scale
 from softntk._operators import answer
 from softntk._validation import as_floating, as_integers, check_shape, is_concrete
-from softntk.ntk._scales import saturate
+from softntk.ntk._scales import largest_exponent, power_of_two, saturate
 
 Vector = Float[Array | np.ndarray, "*shape"]
 Vectors = Float[Array, "*shape r"]
@@ -101,7 +100,7 @@ class GramOperator(lx.AbstractLinearOperator):
 
     def mv(self, vector: Vector) -> Float[Array, "*shape"]:
         """Return the product with one vector, an array of ``shape``."""
-        return _mm(self, _as_vectors("vector", vector, self.shape, self.dtype)[..., None])[..., 0]
+        return _mv(self, _as_vectors("vector", vector, self.shape, self.dtype))
 
     def mm(self, vectors: AnyVectors) -> Vectors:
         """Return the products with r vectors at once, ``shape`` + (r,), for little more than the price of one."""
@@ -174,8 +173,8 @@ class CrossOperator(lx.AbstractLinearOperator):
 
     def mv(self, vector: Vector) -> Array:
         """Return the product with one vector on the n points."""
-        vectors = _as_vectors("vector", vector, self.gram.shape, self.gram.dtype)[..., None]
-        return _cross(self.gram, self.points, vectors)[..., 0]
+        vector = _as_vectors("vector", vector, self.gram.shape, self.gram.dtype)
+        return _cross_mv(self.gram, self.points, vector)
 
     def mm(self, vectors: AnyVectors) -> Array:
         """Return the products with r vectors at once: (t, k, r) or (t, r)."""
@@ -202,7 +201,7 @@ class CrossOperator(lx.AbstractLinearOperator):
 # --- vectors ----------------------------------------------------------------------------------------------------------
 
 
-def _as_vectors(name: str, x: Any, shape: tuple[int | str, ...], dtype: jnp.dtype) -> Array:
+def _as_vectors(name: str, x: object, shape: tuple[int | str, ...], dtype: jnp.dtype) -> Array:
     """Return x in that precision; NaN and infinities of an array of JAX go through, as they do in any product."""
     array = as_floating(name, x, shape, finite=not isinstance(x, jax.Array))
     return _in_dtype(name, array, dtype)
@@ -222,8 +221,18 @@ def _in_dtype(name: str, array: Array, dtype: jnp.dtype) -> Array:
 
 
 @jax.jit
+def _mv(op: GramOperator, vector: Vector) -> Float[Array, "*shape"]:
+    return _mm(op, vector[..., None])[..., 0]
+
+
+@jax.jit
 def _mm(op: GramOperator, vectors: Vectors) -> Vectors:
     return call_automatic(_scaled_mm, op.x, op, vectors)
+
+
+@jax.jit
+def _cross_mv(op: GramOperator, points: Array, vector: Array) -> Array:
+    return _cross(op, points, vector[..., None])[..., 0]
 
 
 @jax.jit
@@ -267,7 +276,8 @@ def _unscale(out: Array, scale: Array) -> Array:
 
 def _column_scale(vectors: Vectors) -> Float[Array, "..."]:
     """Return the power of two near the largest entry of each vector, at least one: sums of large ones overflow."""
-    return jnp.maximum(binary_scale(vectors, axis=tuple(range(vectors.ndim - 1))), 1)
+    exponents = largest_exponent(vectors, axis=tuple(range(vectors.ndim - 1)))
+    return power_of_two(jnp.maximum(exponents, 0), vectors.dtype)
 
 
 answer(GramOperator, positive=lambda operator: True)

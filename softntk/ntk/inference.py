@@ -7,13 +7,11 @@ With K on the training points and k_* between test and training points,
 A matrix is factorised (Cholesky); an operator is solved with, by :func:`softntk.ntk.solve`.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import jax.scipy.linalg
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from softntk._norms import binary_scale, scaled_norm
 from softntk._records import record
@@ -87,11 +85,23 @@ def kernel_regression(
     else:
         assert isinstance(problem.cross, jax.Array)
         weights, _, unit = _factorised(problem, -problem.residual, ridge)
-        fitted = product(problem.cross / unit, weights).reshape(problem.start.shape)
-    return saturated(problem.scale * (problem.start / problem.scale + fitted))
+        fitted = _carried(problem.cross, unit, weights).reshape(problem.start.shape)
+    return _from_start(problem.scale, problem.start, fitted)
 
 
-def _require(cross: Any) -> None:
+@jax.jit
+def _carried(cross: Array, unit: Array, weights: Array) -> Array:
+    """Return the product of the cross kernel with coefficients that are in units of the kernel."""
+    return product(cross / unit, weights)
+
+
+@jax.jit
+def _from_start(scale: Array, start: Array, fitted: Array) -> Array:
+    """Return the start and what was fitted, as outputs."""
+    return saturated(scale * (start / scale + fitted))
+
+
+def _require(cross: object) -> None:
     if cross is None:
         raise ValueError("cross must be the kernel between test and training points, got None.")
 
@@ -188,17 +198,24 @@ def _factorised(problem: Problem, right: Array, ridge: Array) -> tuple[Array, Ar
         NumericalError: there is none, or the residual is above 1 %. Inside jit the solution is NaN then.
     """
     assert problem.matrix is not None
-    size = len(problem.matrix)
-    unit = jnp.maximum(binary_scale(problem.matrix).reshape(()), binary_scale(ridge))
-    ridged = problem.matrix / unit + ridge.astype(unit.dtype) / unit * jnp.eye(size, dtype=unit.dtype)
+    weights, resolved, factor, unit = _cholesky_solve(problem.matrix, right, ridge)
+    if is_concrete(resolved) and not np.asarray(resolved).all():
+        raise NumericalError(f"{Result.NOT_DEFINITE.name}: {Result.NOT_DEFINITE.advice}")
+    return weights, factor, unit
+
+
+@jax.jit
+def _cholesky_solve(matrix: Array, right: Array, ridge: Array) -> tuple[Array, Bool[Array, " r"], Array, Array]:
+    """Return the solution, NaN where it is not resolved; whether it is; the factor; and the unit."""
+    size = len(matrix)
+    unit = jnp.maximum(binary_scale(matrix).reshape(()), binary_scale(ridge))
+    ridged = matrix / unit + ridge.astype(unit.dtype) / unit * jnp.eye(size, dtype=unit.dtype)
     factor = jnp.linalg.cholesky(ridged)
     columns = right.reshape(size, -1)
     weights = jax.scipy.linalg.cho_solve((factor, True), columns)
     error = scaled_norm(columns - product(ridged, weights), axis=0)
     resolved = error <= _LARGEST_RESIDUAL * scaled_norm(columns, axis=0)
-    if is_concrete(resolved) and not np.asarray(resolved).all():
-        raise NumericalError(f"{Result.NOT_DEFINITE.name}: {Result.NOT_DEFINITE.advice}")
-    return jnp.where(resolved[None, :], weights, jnp.nan), factor, unit
+    return jnp.where(resolved[None, :], weights, jnp.nan), resolved, factor, unit
 
 
 def _solved(op: GramOperator, right: Array, ridge: Array, rtol: float | None, progress: bool) -> Array:

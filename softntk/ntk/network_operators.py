@@ -7,11 +7,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from softntk._meshes import automatic, vary_like
-from softntk._norms import binary_scale
 from softntk.networks import Architecture, Parameters, RowFactors, row_factors
+from softntk.ntk._assembly import network_inputs, two_layer_kernel
 from softntk.ntk._contractions import product, row_vectors
-from softntk.ntk._empirical import network_inputs, two_layer_kernel
-from softntk.ntk._scales import even_exponent, saturate, scale_all, scale_rows, times_power_of_two
+from softntk.ntk._scales import largest_exponent, saturate, scale_all, scale_rows, times_power_of_two, to_even
 from softntk.ntk._tiles import in_blocks, out_of_blocks, rows_in_blocks
 from softntk.ntk.gram_operators import GramOperator, Vectors
 
@@ -67,8 +66,8 @@ class TwoLayerOperator(GramOperator):
     def _exponent(self) -> Int[Array, ""]:
         """Return e, even, of the largest entry of all rows; 1 is an entry of each row for biases."""
         finite = jnp.where(jnp.isfinite(self.x), self.x, 0)
-        scale = binary_scale(finite).reshape(())
-        return even_exponent(scale if self.params.bias is None else jnp.maximum(scale, 1))
+        exponent = to_even(largest_exponent(finite).reshape(()))
+        return exponent if self.params.bias is None else jnp.maximum(exponent, 0)
 
     def _mm(self, vectors: Vectors) -> Vectors:
         return self._cross(self.x, vectors)
@@ -105,7 +104,7 @@ class TwoLayerOperator(GramOperator):
             blocks,
         )
         q, q_exponent = scale_all(q)
-        features, features_exponent = scale_all(features)
+        features, features_exponent = scale_all(features) if trained else (features, exponent)
 
         @jax.checkpoint
         def push(x: Array) -> Array:

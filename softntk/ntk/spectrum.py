@@ -114,7 +114,7 @@ def extreme_eigenvalues(
     """
     check_positive_int("steps", steps)
     check_integer("dense_size", dense_size, at_least=0)
-    key = _key(key)
+    key = None if key is None else check_key("key", key)
     if not isinstance(op, lx.AbstractLinearOperator):
         return _dense_extremes(as_matrix(op, "op"))
     structure = op.in_structure()
@@ -125,10 +125,10 @@ def extreme_eigenvalues(
         raise ValueError("op must be tagged symmetric, as lineax.TaggedLinearOperator(op, lineax.symmetric_tag) is.")
     if op.in_size() <= dense_size:
         return _dense_extremes(op.as_matrix())
-    return _lanczos_extremes(op, key, min(steps, op.in_size()))
+    return _lanczos_extremes(op, _key(key), min(steps, op.in_size()))
 
 
-def _check_precision(dtype: Any) -> None:
+def _check_precision(dtype: jax.typing.DTypeLike) -> None:
     if jnp.finfo(dtype).bits < 32:
         raise ValueError(f"op must be float32 or float64, got an operator on {dtype}. Make it of arrays in float32.")
 
@@ -199,11 +199,11 @@ def spectral_density(
     check_positive_int("steps", steps)
     check_positive_int("probes", probes)
     check_integer("dense_size", dense_size, at_least=0)
-    key = _key(key)
+    key = None if key is None else check_key("key", key)
     if isinstance(op, GramOperator):
         _check_precision(op.dtype)
         if op.in_size() > dense_size:
-            vectors = jax.random.rademacher(key, (probes, *op.shape), op.dtype)
+            vectors = jax.random.rademacher(_key(key), (probes, *op.shape), op.dtype)
             return _measure(op, vectors, min(steps, op.in_size()))
     matrix = op.as_matrix() if isinstance(op, GramOperator) else as_matrix(op, "op")
     nodes = _eigenvalues(matrix)[None]
@@ -239,24 +239,33 @@ def target_alignment(op: Gram | GramOperator, y: Targets, *, steps: int = 64, de
     """
     check_positive_int("steps", steps)
     check_integer("dense_size", dense_size, at_least=0)
-    if isinstance(op, GramOperator):
-        _check_precision(op.dtype)
-        points = op.shape[:1]
-        outputs = op.shape[1:]
-    else:
+    if not isinstance(op, GramOperator):
         matrix = as_matrix(op, "op")
-        points = jnp.shape(op)[:1]
-        outputs = jnp.shape(op)[3:]
+        targets = _as_directions(y, jnp.shape(op)[:1], jnp.shape(op)[3:])
+        return _dense_alignment(matrix, targets)
+    _check_precision(op.dtype)
+    targets = _as_directions(y, op.shape[:1], op.shape[1:]).astype(op.dtype)
+    if op.in_size() > dense_size:
+        return _measure(op, targets.reshape(-1, *op.shape), min(steps, op.in_size()))
+    return _dense_alignment(op.as_matrix(), targets)
+
+
+def _as_directions(y: Targets, points: tuple[int, ...], outputs: tuple[int, ...]) -> Float[Array, "c p"]:
+    """Return the columns of y, or all of it, as rows of unit length."""
     y = as_outputs("y", y, points + outputs)
-    targets = y.reshape(1, -1) if outputs else y.T
-    # Of unit length, so that no square over- or underflows.
+    return _of_unit_length(y.reshape(1, -1) if outputs else y.T)
+
+
+@jax.jit
+def _of_unit_length(targets: Float[Array, "c p"]) -> Float[Array, "c p"]:
+    """Return the rows divided by their norms, so that no square over- or underflows; zeros stay."""
     lengths = scaled_norm(targets, axis=1, keepdims=True)
-    targets = jnp.where(lengths > 0, targets / jnp.where(lengths > 0, lengths, 1), 0)
-    if isinstance(op, GramOperator):
-        targets = targets.astype(op.dtype)
-        if op.in_size() > dense_size:
-            return _measure(op, targets.reshape(-1, *op.shape), min(steps, op.in_size()))
-        matrix = op.as_matrix()
+    return jnp.where(lengths > 0, targets / jnp.where(lengths > 0, lengths, 1), 0)
+
+
+@jax.jit
+def _dense_alignment(matrix: Float[Array, "p p"], targets: Float[Array, "c p"]) -> SpectralMeasure:
+    """Return the measure of each row of targets, by the eigenvectors."""
     unit = binary_scale(matrix)
     nodes, vectors = jnp.linalg.eigh(matrix / unit)
     nodes = nodes * unit[0]
@@ -334,4 +343,4 @@ def _finite_or_infinite(values: Array) -> Array:
 
 
 def _key(key: PRNGKeyArray | None) -> PRNGKeyArray:
-    return jax.random.key(0) if key is None else check_key("key", key)
+    return jax.random.key(0) if key is None else key

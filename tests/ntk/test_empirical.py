@@ -130,16 +130,16 @@ def test_digits_are_kept_where_every_row_concentrates(outputs):
 
 
 def test_second_call_does_not_compile_again():
-    from softntk.ntk import _empirical
+    from softntk.ntk import _assembly
 
     chex.clear_trace_counter()
     net = two_layer("softmax", width=26, out_dim=2)
     _, params = net.init_fn(jax.random.key(0), (-1, 4))
     jax.clear_caches()  # the programs of all functions share one table, and a full one forgets
-    before = _empirical._two_layer_kernel._cache_size()
+    before = _assembly._two_layer_kernel._cache_size()
     for seed in (1, 2, 3):
         sn.ntk.empirical(net, params, points(seed, 6, 4, "float32"))
-    assert _empirical._two_layer_kernel._cache_size() == before + 1
+    assert _assembly._two_layer_kernel._cache_size() == before + 1
 
 
 def test_outputs_are_checked(untyped):
