@@ -231,7 +231,10 @@ def _step(problem: Any, tx: Any, options: Options, carry: _Carry) -> tuple[_Carr
         best_norm=jnp.where(better, norm, carry.best_norm),
         norm=jnp.where(good, norm, carry.norm),
         first_norm=carry.first_norm,
-        largest_norm=jnp.where(good, jnp.maximum(norm, carry.largest_norm), carry.largest_norm),
+        # A point above the start is an overshoot: its gradient measures nothing that is on the way down.
+        largest_norm=jnp.where(
+            good & (value <= carry.first_value), jnp.maximum(norm, carry.largest_norm), carry.largest_norm
+        ),
         smallest_norm=jnp.where(good & smaller, norm, carry.smallest_norm),
         stalled=stalled.astype(jnp.int32),
         anchor=jnp.where(improved, jnp.minimum(value, carry.anchor), carry.anchor),
