@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 
@@ -17,12 +18,19 @@ def binary_scale(x: Float[Array, "..."], axis: int | tuple[int, ...] | None = No
 
     It is one for zeros and for what is not finite, and carries no gradient.
     """
-    largest = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=axis, keepdims=True, initial=0)
+    largest = jnp.max(jnp.abs(lax.stop_gradient(x)), axis=axis, keepdims=True, initial=0)
     limits = jnp.finfo(x.dtype)
     # Not at the ends of the range, where the reciprocal of a power of two leaves it.
-    _, exponent = jnp.frexp(jnp.clip(largest, 8 * float(limits.tiny), float(limits.max) / 8))
-    ordinary = (largest > 0) & jnp.isfinite(largest)
-    return jnp.where(ordinary, jnp.ldexp(jnp.full_like(largest, 0.5), exponent), 1)
+    inner = lax.clamp(
+        jnp.asarray(8 * float(limits.tiny), x.dtype),
+        largest,
+        jnp.asarray(float(limits.max) / 8, x.dtype),
+    )
+    # The power of two is the number without its mantissa, of which nothing but bits is touched.
+    unsigned = jnp.dtype(f"uint{limits.bits}")
+    bits = lax.bitcast_convert_type(inner, unsigned) >> limits.nmant << limits.nmant
+    power = lax.bitcast_convert_type(bits, x.dtype)
+    return jnp.where((largest > 0) & (largest < jnp.inf), power, 1)
 
 
 def scaled_norm(
@@ -44,7 +52,8 @@ def tree_norm(tree: Any) -> Float[Array, ""]:
     if not leaves:
         return jnp.zeros(())
     dtype = max((leaf.dtype for leaf in leaves), key=lambda dtype: jnp.finfo(dtype).bits)
-    return scaled_norm(jnp.stack([scaled_norm(leaf.astype(dtype)) for leaf in leaves]))
+    norms = [scaled_norm(leaf.astype(dtype)) for leaf in leaves]
+    return norms[0] if len(norms) == 1 else scaled_norm(jnp.stack(norms))
 
 
 def host_norm(x: Any, axis: int | None = None, *, keepdims: bool = False) -> np.ndarray:

@@ -104,16 +104,20 @@ def _solve_once(factored: Factorisation, right: Float[Array, "d *s"]) -> Float[A
 
 
 def _refined(factored: Factorisation, right: Float[Array, "d *s"]) -> Float[Array, "d *s"]:
-    """Return the solution of the smallest residual, column by column."""
-    solution = _solve_once(factored, right)
-    residual = right - _times(factored, solution)
-    for _ in range(_REFINEMENTS):
+    """Return the solution of the smallest residual, column by column.
+
+    A loop, whose first step is the solution itself: the solve stands in the program once.
+    """
+
+    def refine(step: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        solution, residual = carry
         refined = solution + _solve_once(factored, residual)
         residual_refined = right - _times(factored, refined)
         better = scaled_norm(residual_refined, axis=0) < scaled_norm(residual, axis=0)
-        solution = jnp.where(better, refined, solution)
-        residual = jnp.where(better, residual_refined, residual)
-    return solution
+        better |= step == 0
+        return jnp.where(better, refined, solution), jnp.where(better, residual_refined, residual)
+
+    return lax.fori_loop(0, 1 + _REFINEMENTS, refine, (jnp.zeros_like(right), right))[0]
 
 
 @jax.jit
