@@ -173,7 +173,8 @@ def _check_kinds(problem: Any, tx: Any, args: Any, checkpoint: Any) -> None:
 
 
 def _check_loss(problem: Any, x0: Params) -> jnp.dtype:
-    check_scalar("problem", jax.eval_shape(problem, x0))
+    # Not the problem itself: JAX prints a callable to name it, with all of its numbers.
+    check_scalar("problem", jax.eval_shape(lambda x: problem(x), x0))
     dtypes = [leaf.dtype for leaf in jax.tree.leaves(x0)]
     return min(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
 

@@ -117,16 +117,14 @@ def _transform(problem: Any, tx: optax.GradientTransformation | None) -> optax.G
     return optax.with_extra_args_support(default_transform(problem) if tx is None else tx)
 
 
-def _start(problem: Any, tx: optax.GradientTransformation | None, x0: Params) -> _Carry:
+def _start(problem: Any, tx: optax.GradientTransformation | None, x0: Params, *, diagnosed: bool = True) -> _Carry:
+    """Return the carry at x0; diagnosed, with the problem's own word for what is not finite there."""
     value, grad = _value_and_gradient(problem, x0)
     norm = tree_norm(grad)
     state = _transform(problem, tx).init(x0)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
     zero = jnp.zeros((), jnp.int32)
-    refused = jnp.asarray(Result.NONFINITE_INPUT, jnp.int32)
-    if hasattr(problem, "check"):
-        code = jnp.asarray(problem.check(x0)).astype(jnp.int32)
-        refused = jnp.where(code == Result.SUCCESSFUL, refused, code)
+    refused = _refusal(problem, x0) if diagnosed else jnp.asarray(Result.NONFINITE_INPUT, jnp.int32)
     return _Carry(
         x=x0,
         value=value,
@@ -149,6 +147,15 @@ def _start(problem: Any, tx: optax.GradientTransformation | None, x0: Params) ->
         count=zero,
         result=jnp.where(finite, _RUNNING, refused).astype(jnp.int32),
     )
+
+
+def _refusal(problem: Any, x0: Params) -> Array:
+    """Return why a start is refused."""
+    refused = jnp.asarray(Result.NONFINITE_INPUT, jnp.int32)
+    if not hasattr(problem, "check"):
+        return refused
+    code = jnp.asarray(problem.check(x0)).astype(jnp.int32)
+    return jnp.where(code == Result.SUCCESSFUL, refused, code)
 
 
 def _tolerance(carry: _Carry, options: Options) -> Array:
@@ -285,15 +292,23 @@ def _advance(
 
 
 def _solution(start: _Carry, carry: _Carry, history: _History) -> Solution:
-    result = jnp.where(carry.result == _RUNNING, Result.MAX_STEPS, carry.result).astype(jnp.int32)
-    successful = result == Result.SUCCESSFUL
+    # Between chunks everything is known: decisions are made on the host, without a program each.
+    on_host = isinstance(history.loss, np.ndarray)
+    numpy = np if on_host else jnp
+    code, loss, norm = (numpy.asarray(part) for part in (carry.result, carry.value, carry.norm))
+    result = numpy.where(code == _RUNNING, Result.MAX_STEPS, code).astype(np.int32)
     # Of points whose losses are equal but for rounding the one with the smaller gradient.
-    limit = carry.value + 8 * _rounding(carry) * jnp.abs(carry.value)
-    best_is_as_good = (carry.best_norm <= carry.norm) & (carry.best_value <= limit)
-    last = successful & ~best_is_as_good
-    value = jax.tree.map(lambda a, b: jnp.where(last, a, b), carry.x, carry.best)
-    numpy = jnp if isinstance(history.loss, jax.Array) else np
-    prepend = lambda first, rest: numpy.concatenate([numpy.asarray(first)[None], rest])
+    limit = loss + 8 * _rounding(carry) * numpy.abs(loss)
+    best_is_as_good = (numpy.asarray(carry.best_norm) <= norm) & (numpy.asarray(carry.best_value) <= limit)
+    last = (result == Result.SUCCESSFUL) & ~best_is_as_good
+    if on_host:
+        value = carry.x if last else carry.best
+    else:
+        value = jax.tree.map(lambda a, b: jnp.where(last, a, b), carry.x, carry.best)
+
+    def prepend(first: Array, rest: Any) -> Any:
+        return numpy.concatenate([numpy.asarray(first)[None], rest])
+
     stats = {
         "steps": carry.count,
         "loss": prepend(start.value, history.loss),
@@ -304,7 +319,7 @@ def _solution(start: _Carry, carry: _Carry, history: _History) -> Solution:
     }
     if history.path is not None:
         stats["path"] = jax.tree.map(prepend, start.x, history.path)
-    return Solution(value=value, result=result, stats=stats, state=carry.state)
+    return Solution(value=value, result=jnp.asarray(result), stats=stats, state=carry.state)
 
 
 def as_one_loop(
@@ -336,15 +351,18 @@ def in_chunks(
     checkpoint: str | os.PathLike | None,
 ) -> Solution:
     """With the host between chunks: it shows how it goes, saves, and can be interrupted."""
-    begin = program("start", tx, problem, lambda problem, x0: _start(problem, tx, x0), x0)
-    start = carry = begin(x0)
+    begin = program("start", tx, problem, lambda problem, x0: _start(problem, tx, x0, diagnosed=False), x0)
+    start = begin(x0)
+    if int(start.result) != _RUNNING:
+        start = start._replace(result=_refusal(problem, x0))
+    carry = start
     advance = program(
         ("advance", options),
         tx,
         problem,
         lambda problem, carry, limit: _advance(problem, tx, options, carry, limit, _CAPACITY),
         carry,
-        jnp.zeros((), jnp.int32),
+        np.zeros((), np.int32),
     )
     none = np.zeros(0, start.value.dtype)
     path = jax.tree.map(lambda leaf: np.zeros((0, *leaf.shape), leaf.dtype), start.x) if options.path else None
@@ -355,7 +373,7 @@ def in_chunks(
         carry, history = _checkpoint.load(checkpoint, (carry, history), mark) or (carry, history)
         history = jax.tree.map(np.asarray, history)
         if len(history.loss):
-            _, first = advance(start, jnp.ones((), jnp.int32))
+            _, first = advance(start, np.ones((), np.int32))
             same = lambda kept, made: np.array_equal(kept[0], np.asarray(made)[0])
             if not all(jax.tree.leaves(jax.tree.map(same, history, first))):
                 raise ValueError(_checkpoint.foreign(checkpoint))
@@ -370,7 +388,7 @@ def in_chunks(
         while int(carry.result) == _RUNNING and int(carry.count) < max_steps:
             before, limit = int(carry.count), min(int(carry.count) + ask, max_steps)
             began = time.perf_counter()
-            carry, made = jax.block_until_ready(advance(carry, jnp.asarray(limit, jnp.int32)))
+            carry, made = jax.block_until_ready(advance(carry, np.asarray(limit, np.int32)))
             took, count = time.perf_counter() - began, int(carry.count) - before
             history = jax.tree.map(lambda old, new, count=count: np.concatenate([old, np.asarray(new)[:count]]), history, made)
             if checkpoint is not None:
