@@ -12,7 +12,6 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-
 Axes = int | tuple[int, ...] | None
 
 

@@ -18,7 +18,7 @@ import jax.scipy.linalg
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from softntk.curvature._matrices import product
+from softntk._products import product
 from softntk.solvers._damping import GOOD, Damping, search
 from softntk.solvers._trial import Outcome, Spectrum, Step, Trial, judge, outcome
 
@@ -124,9 +124,8 @@ def damped(
         model = spectrum(H, M, g, None if rounding is None else rounding())
         return search(damping, model, trial, level)
 
-    def in_both() -> Outcome:
+    def in_both(metric: Callable[[], Matrix]) -> Outcome:
         """Search in the metric, and where that promises little in the diagonal one: a loop, so that it stands here once."""
-        assert metric is not None
 
         def better(first: Outcome, other: Outcome) -> Outcome:
             wins = trial.after(other.step) < trial.after(first.step)
@@ -149,7 +148,7 @@ def damped(
         return lax.while_loop(unfinished, search_next, (jnp.zeros((), jnp.int32), nothing))[1]
 
     def searched() -> Outcome:
-        found = search_in(diagonal(H), level) if metric is None else in_both()
+        found = search_in(diagonal(H), level) if metric is None else in_both(metric)
         return found._replace(evaluations=found.evaluations + tried)
 
     taken = lambda: outcome(step, damping.after_newton(level, predicted), Step.NEWTON, evaluations=tried)
