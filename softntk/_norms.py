@@ -9,32 +9,54 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
+Axes = int | tuple[int, ...] | None
 
-def binary_scale(x: Float[Array, "..."], axis: int | tuple[int, ...] | None = None) -> Float[Array, "..."]:
+
+def _power_bits(x: Float[Array, "..."], axis: Axes) -> tuple[Array, Array]:
+    """Return the largest power of two below max|x| as bits, and whether max|x| is a positive number."""
+    largest = jnp.max(jnp.abs(lax.stop_gradient(x)), axis=axis, keepdims=True, initial=0)
+    limits = jnp.finfo(x.dtype)
+    # Not at the ends of the range, where the reciprocal of a power of two leaves it.
+    inner = lax.clamp(
+        jnp.asarray(8 * float(limits.tiny), x.dtype),
+        largest,
+        jnp.asarray(float(limits.max) / 8, x.dtype),
+    )
+    # A power of two is a number without its mantissa.
+    bits = lax.bitcast_convert_type(inner, jnp.dtype(f"uint{limits.bits}"))
+    return (bits >> limits.nmant) << limits.nmant, (largest > 0) & (largest < jnp.inf)
+
+
+def binary_scale(x: Float[Array, "..."], axis: Axes = None) -> Float[Array, "..."]:
     """Return the largest power of two below max|x| along the axes, which stay with length one.
 
     It is one for zeros and for what is not finite, and carries no gradient.
     """
-    largest = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=axis, keepdims=True, initial=0)
+    bits, ordinary = _power_bits(x, axis)
+    return jnp.where(ordinary, lax.bitcast_convert_type(bits, x.dtype), 1)
+
+
+def _inverse_scale(x: Float[Array, "..."], axis: Axes) -> Float[Array, "..."]:
+    """Return 1/:func:`binary_scale`: its exponent is the negative one, about the bias."""
+    bits, ordinary = _power_bits(x, axis)
     limits = jnp.finfo(x.dtype)
-    # Not at the ends of the range, where the reciprocal of a power of two leaves it.
-    _, exponent = jnp.frexp(jnp.clip(largest, 8 * float(limits.tiny), float(limits.max) / 8))
-    ordinary = (largest > 0) & jnp.isfinite(largest)
-    return jnp.where(ordinary, jnp.ldexp(jnp.full_like(largest, 0.5), exponent), 1)
+    twice_bias = jnp.asarray((2 * limits.maxexp - 2) << limits.nmant, bits.dtype)
+    return jnp.where(ordinary, lax.bitcast_convert_type(twice_bias - bits, x.dtype), 1)
 
 
-def scaled_norm(
-    x: Float[Array, "..."], axis: int | tuple[int, ...] | None = None, *, keepdims: bool = False
-) -> Float[Array, "..."]:
+def scaled_norm(x: Float[Array, "..."], axis: Axes = None, *, keepdims: bool = False) -> Float[Array, "..."]:
     """Return the Euclidean norm of x along the axes (None: of all entries), whatever the unit of x.
 
     Its derivative at x = 0 is zero. NaN and infinities go through.
     """
-    scale = binary_scale(x, axis)
-    total = jnp.sum((x / scale) ** 2, axis=axis, keepdims=True)
-    norm = jnp.where(total == 0, 0, scale * jnp.sqrt(jnp.where(total == 0, 1, total)))
+    inverse = _inverse_scale(x, axis)
+    total = jnp.sum((x * inverse) ** 2, axis=axis, keepdims=True)
+    root = jnp.where(total == 0, 0, jnp.sqrt(jnp.where(total == 0, 1, total)))
+    # A quotient, which XLA computes once; a product it would compute again for each use of the norm.
+    norm = root / inverse
     return norm if keepdims else jnp.squeeze(norm, axis)
 
 
@@ -44,7 +66,8 @@ def tree_norm(tree: Any) -> Float[Array, ""]:
     if not leaves:
         return jnp.zeros(())
     dtype = max((leaf.dtype for leaf in leaves), key=lambda dtype: jnp.finfo(dtype).bits)
-    return scaled_norm(jnp.stack([scaled_norm(leaf.astype(dtype)) for leaf in leaves]))
+    norms = [scaled_norm(leaf.astype(dtype)) for leaf in leaves]
+    return norms[0] if len(norms) == 1 else scaled_norm(jnp.stack(norms))
 
 
 def host_norm(x: Any, axis: int | None = None, *, keepdims: bool = False) -> np.ndarray:

@@ -18,6 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from softntk._norms import binary_scale, scaled_norm
+from softntk._products import product
 from softntk._records import record
 from softntk._validation import as_dtype
 from softntk.curvature import _matrices as matrices
@@ -26,7 +27,6 @@ from softntk.solution import Result
 if TYPE_CHECKING:
     from softntk.curvature.structured import StructuredOperator
 
-_product = matrices.product
 MAX_RESIDUAL = 1e-2
 """What ‖Hx − g‖/‖g‖ may be for x to count as a solution: more is left where H is singular in this precision."""
 _REFINEMENTS = 2
@@ -86,34 +86,38 @@ class Factorisation:
 
 def _times(factored: Factorisation, x: Float[Array, "d *s"]) -> Float[Array, "d *s"]:
     """Return (H/s) x."""
-    low_rank = _product(factored.columns, _product(factored.core, _product(factored.columns.T, x)))
-    return _product(factored.regular, x) + low_rank
+    low_rank = product(factored.columns, product(factored.core, product(factored.columns.T, x)))
+    return product(factored.regular, x) + low_rank
 
 
 def _solve_once(factored: Factorisation, right: Float[Array, "d *s"]) -> Float[Array, "d *s"]:
     """Return L⁻ᵀ ((I − QQᵀ) + Q K⁻¹ Qᵀ) L⁻¹ g."""
     L, Q = factored.cholesky, factored.basis
     outside = jax.scipy.linalg.solve_triangular(L, right, lower=True)
-    inside = _product(Q.T, outside)
-    outside = outside - _product(Q, inside)
-    again = _product(Q.T, outside)  # what rounding left of the span in the complement
-    outside = outside - _product(Q, again)
+    inside = product(Q.T, outside)
+    outside = outside - product(Q, inside)
+    again = product(Q.T, outside)  # what rounding left of the span in the complement
+    outside = outside - product(Q, again)
     if Q.shape[1]:
         inside = jnp.linalg.solve(factored.capacitance, inside + again)
-    return jax.scipy.linalg.solve_triangular(L.T, outside + _product(Q, inside), lower=False)
+    return jax.scipy.linalg.solve_triangular(L.T, outside + product(Q, inside), lower=False)
 
 
 def _refined(factored: Factorisation, right: Float[Array, "d *s"]) -> Float[Array, "d *s"]:
-    """Return the solution of the smallest residual, column by column."""
-    solution = _solve_once(factored, right)
-    residual = right - _times(factored, solution)
-    for _ in range(_REFINEMENTS):
+    """Return the solution of the smallest residual, column by column.
+
+    A loop, whose first step is the solution itself: the solve stands in the program once.
+    """
+
+    def refine(step: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        solution, residual = carry
         refined = solution + _solve_once(factored, residual)
         residual_refined = right - _times(factored, refined)
         better = scaled_norm(residual_refined, axis=0) < scaled_norm(residual, axis=0)
-        solution = jnp.where(better, refined, solution)
-        residual = jnp.where(better, residual_refined, residual)
-    return solution
+        better |= step == 0
+        return jnp.where(better, refined, solution), jnp.where(better, residual_refined, residual)
+
+    return lax.fori_loop(0, 1 + _REFINEMENTS, refine, (jnp.zeros_like(right), right))[0]
 
 
 @jax.jit
@@ -136,9 +140,9 @@ def _log_determinant(factored: Factorisation) -> tuple[Float[Array, ""], Float[A
     low_rank = jnp.sum(jnp.log(jnp.abs(jnp.where(successful, factored.inner, 1))))
     # The same, det(I + M VᵀR⁻¹V), for its derivatives: those of Q and T do not exist for columns of zeros.
     V = factored.columns
-    W = _product(V.T, jax.scipy.linalg.cho_solve((factored.cholesky, True), V))
+    W = product(V.T, jax.scipy.linalg.cho_solve((factored.cholesky, True), V))
     small = jnp.where(
-        successful, jnp.eye(V.shape[1], dtype=V.dtype) + _product(factored.core, W), jnp.eye(V.shape[1], dtype=V.dtype)
+        successful, jnp.eye(V.shape[1], dtype=V.dtype) + product(factored.core, W), jnp.eye(V.shape[1], dtype=V.dtype)
     )
     differentiable = jnp.linalg.slogdet(small)[1] if V.shape[1] else jnp.zeros((), V.dtype)
     low_rank = lax.stop_gradient(low_rank) + differentiable - lax.stop_gradient(differentiable)
@@ -164,7 +168,7 @@ def factorise(op: "StructuredOperator") -> Factorisation:
     # No derivative goes through Q, T and K: solutions and determinants have their own.
     columns, core = (jnp.where(finite, part, 0) for part in lax.stop_gradient((V, M)))
     Q, T = jnp.linalg.qr(jax.scipy.linalg.solve_triangular(lax.stop_gradient(cholesky), columns, lower=True))
-    small = _product(T, _product(core, T.T))
+    small = product(T, product(core, T.T))
     small = 0.5 * (small + small.T)
     capacitance = jnp.eye(len(T), dtype=dtype) + small
     inner = jnp.linalg.eigvalsh(capacitance)
@@ -186,7 +190,7 @@ def factorise(op: "StructuredOperator") -> Factorisation:
     probe = jnp.cos(jnp.arange(1, d + 1, dtype=dtype) ** 2) * jnp.sqrt(jnp.abs(jnp.diagonal(R)))
     solution = _refined(lax.stop_gradient(factored), lax.stop_gradient(probe))
     z = matrices.times(A, solution)
-    z = D * z + _product(op.factors, _product(M, _product(op.factors.T, z)))
+    z = D * z + product(op.factors, product(M, product(op.factors.T, z)))
     residual = probe - matrices.adjoint(A, z) - ridge * solution
     stagnated = (factored.result == Result.SUCCESSFUL) & ~(scaled_norm(residual) <= 0.5 * MAX_RESIDUAL * scaled_norm(probe))
     return dataclasses.replace(factored, result=jnp.where(stagnated, Result.STAGNATED, factored.result).astype(jnp.int32))

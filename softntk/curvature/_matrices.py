@@ -16,7 +16,6 @@ Every routine of :mod:`softntk.curvature` and :mod:`softntk.regression` asks for
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -27,12 +26,12 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from softntk._norms import binary_scale, scaled_norm
+from softntk._products import product
 from softntk._validation import as_rows, check_finite, is_concrete
 
 Matrix = Any
 """[n, d]: an array, a ``jax.experimental.sparse.BCOO``, or a lineax operator from [d] to [n]."""
 
-product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 _BLOCK = 4096  # rows whose weighted copy stays in the cache
 _TILE = 256  # columns of a tile of the symmetric half
 _COLUMNS = 8  # at a time, in products of a sparse matrix with many
@@ -98,27 +97,37 @@ def checked(name: str, A: Matrix, *, half: bool = True) -> Matrix:
     if isinstance(A, lx.MatrixLinearOperator):
         A = A.matrix
     if isinstance(A, lx.AbstractLinearOperator):
-        structures = (A.in_structure(), A.out_structure())
-        if any(not isinstance(s, jax.ShapeDtypeStruct) or len(s.shape) != 1 or s.shape == (0,) for s in structures):
-            raise ValueError(f"{name} must be an operator from vectors [d] to vectors [n], n, d ≥ 1, got {structures}.")
-        if not jnp.issubdtype(structures[1].dtype, jnp.floating):
-            raise ValueError(f"{name} must be a floating-point operator, got {structures}.")
-        A = implicit(A)
+        A = _checked_operator(name, A)
     elif is_sparse(A):
         A = _checked_sparse(name, A)
     elif not isinstance(A, Implicit):
-        if type(A).__module__.startswith(("scipy.sparse", "jax.experimental.sparse")):
-            raise ValueError(
-                f"{name} must be an array, a jax.experimental.sparse.BCOO or a lineax operator, got {type(A).__name__}. "
-                "Of SciPy's matrices BCOO.from_scipy_sparse makes one."
-            )
-        A = as_rows(name, A)
+        A = _checked_array(name, A)
     if not half and jnp.finfo(dtype(A)).bits < 32:
         raise ValueError(
             f"{name} must be float32 or float64, got {dtype(A)}: factorisations do not exist for it. Convert it, e.g. "
             f"{name}.astype('float32')."
         )
     return A
+
+
+def _checked_operator(name: str, A: lx.AbstractLinearOperator) -> Matrix:
+    """Return an operator from [d] to [n] as :class:`Implicit`."""
+    structures = (A.in_structure(), A.out_structure())
+    if not all(isinstance(one, jax.ShapeDtypeStruct) and len(one.shape) == 1 and one.shape != (0,) for one in structures):
+        raise ValueError(f"{name} must be an operator from vectors [d] to vectors [n], n, d ≥ 1, got {structures}.")
+    if not jnp.issubdtype(structures[1].dtype, jnp.floating):
+        raise ValueError(f"{name} must be a floating-point operator, got {structures}.")
+    return implicit(A)
+
+
+def _checked_array(name: str, A: Any) -> Float[Array, "n d"]:
+    """Return rows of numbers; of the sparse formats only BCOO is known here."""
+    if type(A).__module__.startswith(("scipy.sparse", "jax.experimental.sparse")):
+        raise ValueError(
+            f"{name} must be an array, a jax.experimental.sparse.BCOO or a lineax operator, got {type(A).__name__}. "
+            "Of SciPy's matrices BCOO.from_scipy_sparse makes one."
+        )
+    return as_rows(name, A)
 
 
 def _checked_sparse(name: str, A: Any) -> Any:
@@ -180,7 +189,9 @@ def adjoint(A: Matrix, V: Float[Array, "n *r"]) -> Float[Array, "d *r"]:
 
 def dense(A: Matrix) -> Float[Array, "n d"]:
     """A as an array."""
-    return A.operator.as_matrix() if is_operator(A) else A.todense() if is_sparse(A) else A
+    if is_operator(A):
+        return A.operator.as_matrix()
+    return A.todense() if is_sparse(A) else A
 
 
 @jax.jit

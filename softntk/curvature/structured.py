@@ -35,6 +35,7 @@ import lineax as lx
 from jaxtyping import Array, Float
 
 from softntk._operators import answer
+from softntk._products import product
 from softntk._validation import as_dtype, check_flag, check_number
 from softntk.curvature import _factorisation
 from softntk.curvature import _matrices as matrices
@@ -42,8 +43,6 @@ from softntk.curvature._factorisation import Factorisation as Factorisation
 
 if TYPE_CHECKING:
     from softntk.ntk.spectrum import Extremes
-
-_product = matrices.product
 
 
 class StructuredOperator(lx.AbstractLinearOperator):
@@ -236,8 +235,8 @@ def positive_part(op: StructuredOperator) -> StructuredOperator:
 @jax.jit
 def _positive_factors(U: Float[Array, "n r"], M: Float[Array, "r r"]) -> tuple[Float[Array, "n q"], Float[Array, "q q"]]:
     Q, T = jnp.linalg.qr(U)
-    values, vectors = jnp.linalg.eigh(_product(T, _product(M, T.T)))
-    return _product(Q, vectors), jnp.diag(jnp.maximum(values, 0))
+    values, vectors = jnp.linalg.eigh(product(T, product(M, T.T)))
+    return product(Q, vectors), jnp.diag(jnp.maximum(values, 0))
 
 
 def weighted_sum(operators: Sequence[StructuredOperator], weights: Sequence[float] | Float[Array, " k"]) -> StructuredOperator:
@@ -268,7 +267,7 @@ def weighted_sum(operators: Sequence[StructuredOperator], weights: Sequence[floa
     """
     operators = _checked_operators(operators)
     scales = _checked_scales(weights, len(operators), operators[0].dtype)
-    positive = all(op.positive_semidefinite for op in operators) and all(isinstance(c, float) and c >= 0 for c in scales)
+    positive = _is_known_positive(operators, scales)
     core = jax.scipy.linalg.block_diag(*(c * op.core for c, op in zip(scales, operators, strict=True)))
     ridge = sum(c * op.ridge for c, op in zip(scales, operators, strict=True))
     diagonals = [c * op.logit_diagonal for c, op in zip(scales, operators, strict=True)]
@@ -279,6 +278,12 @@ def weighted_sum(operators: Sequence[StructuredOperator], weights: Sequence[floa
     stacked = matrices.stacked([op.matrix for op in operators])
     factors = jax.scipy.linalg.block_diag(*(op.factors for op in operators))
     return StructuredOperator(stacked, jnp.concatenate(diagonals), factors, core, ridge, positive)
+
+
+def _is_known_positive(operators: Sequence[StructuredOperator], scales: Sequence[float | Array]) -> bool:
+    """Return whether a weighted sum is known to be positive semidefinite."""
+    known = all(isinstance(scale, float) and scale >= 0 for scale in scales)
+    return known and all(op.positive_semidefinite for op in operators)
 
 
 def _checked_operators(operators: Any) -> list[StructuredOperator]:
@@ -310,15 +315,15 @@ def _checked_scales(weights: Any, count: int, dtype: jnp.dtype) -> list[float | 
 def _mm(op: StructuredOperator, V: Float[Array, "d *s"]) -> Float[Array, "d *s"]:
     Z = matrices.times(op.matrix, V)
     D = op.logit_diagonal if Z.ndim == 1 else op.logit_diagonal[:, None]
-    low_rank = _product(op.factors, _product(op.core, _product(op.factors.T, Z)))
-    product = matrices.adjoint(op.matrix, D * Z + low_rank) + op.ridge * V
-    return jnp.where(jnp.isnan(product), jnp.inf, product)
+    low_rank = product(op.factors, product(op.core, product(op.factors.T, Z)))
+    image = matrices.adjoint(op.matrix, D * Z + low_rank) + op.ridge * V
+    return jnp.where(jnp.isnan(image), jnp.inf, image)
 
 
 @jax.jit
 def _as_matrix(op: StructuredOperator) -> Float[Array, "d d"]:
     V = op.columns()
-    low_rank = _product(V, _product(op.core, V.T))
+    low_rank = product(V, product(op.core, V.T))
     regular = matrices.gram(op.matrix, op.logit_diagonal)
     matrix = regular + 0.5 * (low_rank + low_rank.T) + op.ridge * jnp.eye(len(V), dtype=op.dtype)
     return jnp.where(jnp.isnan(matrix), jnp.inf, matrix)
@@ -327,7 +332,7 @@ def _as_matrix(op: StructuredOperator) -> Float[Array, "d d"]:
 @jax.jit
 def _diagonal(op: StructuredOperator) -> Float[Array, " d"]:
     V = op.columns()
-    return matrices.squares(op.matrix, op.logit_diagonal) + jnp.sum(_product(V, op.core) * V, axis=1) + op.ridge
+    return matrices.squares(op.matrix, op.logit_diagonal) + jnp.sum(product(V, op.core) * V, axis=1) + op.ridge
 
 
 answer(StructuredOperator, positive=lambda operator: operator.positive_semidefinite)

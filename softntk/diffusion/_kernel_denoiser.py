@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from softntk import networks
+from softntk._products import product
 from softntk._progress import Progress
 from softntk._records import function_record, static, static_record
 from softntk._validation import as_rows, check_choice, check_flag, check_key, check_number, check_positive_int
@@ -19,7 +20,6 @@ from softntk.diffusion._arguments import check_known
 from softntk.diffusion.denoiser import Denoiser, Frame, frame_of
 from softntk.diffusion.mixture import Points
 from softntk.diffusion.sde import VPSDE
-from softntk.ntk._contractions import product
 from softntk.solution import Result
 from softntk.theory import early_stopping_time, least_risk_time
 
@@ -150,26 +150,8 @@ def kernel_denoiser(
     enough = max(draws, _SAMPLES // len(x0))
     plan = _Plan(TangentKernel(family, train_readout), landmarks, stopping, filter, len(x0))
     sigmas = _SIGMAS[family] if sigma is None else (sigma,)
-    shown, fits = Progress(progress, "kernel denoiser"), []
-    try:
-        for j, log_snr in enumerate(frame.knots):
-            shown.show(f"noise level {j + 1} of {len(frame.knots)}")
-            noisy = partial(_noisy, sde, frame, x0, sde.time(log_snr), parts)
-            data = noisy(draws, _samples.noise_key(key, j))
-            fresh = enough > draws and len(parts) > 1
-            judged = noisy(enough, _samples.noise_key(key, len(frame.knots) + j)) if fresh else data
-            fits.append(_fit(plan, jax.random.fold_in(of_landmarks, j), sigmas, data, judged))
-    finally:
-        shown.close()
-    levels = [fit.stats for fit in fits]
-    predictor = KernelPredictor(
-        landmarks=jnp.stack([fit.landmarks for fit in fits]),
-        weights=jnp.stack([fit.weights for fit in fits]),
-        sigmas=jnp.asarray([fit.stats["sigma"] for fit in fits], x0.dtype),
-        kernel_of=plan.kernel_of,
-    )
-    stats = {name: np.array([level[name] for level in levels]) for name in levels[0]}
-    return Denoiser(sde, frame, predictor, jnp.int32(Result.SUCCESSFUL), stats | {"log_snr": np.asarray(frame.knots)})
+    levels = _Levels(plan, sde, frame, x0, parts, sigmas, draws, enough)
+    return _assembled(levels, levels.fits(key, of_landmarks, progress))
 
 
 class _Plan(NamedTuple):
@@ -180,6 +162,48 @@ class _Plan(NamedTuple):
     stopping: str | float
     filter: str
     data_points: int
+
+
+class _Levels(NamedTuple):
+    """All noise levels: the data, their folds, and how many draws of each are fitted and judged by."""
+
+    plan: _Plan
+    sde: VPSDE
+    frame: Frame
+    x0: Points
+    parts: list[np.ndarray]
+    sigmas: tuple[float, ...]
+    draws: int
+    enough: int
+
+    def fits(self, key: PRNGKeyArray, of_landmarks: PRNGKeyArray, progress: bool) -> list["_Fit"]:
+        """Return the fit of each level."""
+        knots, fits = self.frame.knots, []
+        shown = Progress(progress, "kernel denoiser")
+        fresh = self.enough > self.draws and len(self.parts) > 1
+        try:
+            for j, log_snr in enumerate(knots):
+                shown.show(f"noise level {j + 1} of {len(knots)}")
+                noisy = partial(_noisy, self.sde, self.frame, self.x0, self.sde.time(log_snr), self.parts)
+                data = noisy(self.draws, _samples.noise_key(key, j))
+                judged = noisy(self.enough, _samples.noise_key(key, len(knots) + j)) if fresh else data
+                fits.append(_fit(self.plan, jax.random.fold_in(of_landmarks, j), self.sigmas, data, judged))
+        finally:
+            shown.close()
+        return fits
+
+
+def _assembled(levels: _Levels, fits: list["_Fit"]) -> Denoiser:
+    """Return the fits of all levels as one denoiser."""
+    predictor = KernelPredictor(
+        landmarks=jnp.stack([fit.landmarks for fit in fits]),
+        weights=jnp.stack([fit.weights for fit in fits]),
+        sigmas=jnp.asarray([fit.stats["sigma"] for fit in fits], levels.x0.dtype),
+        kernel_of=levels.plan.kernel_of,
+    )
+    stats = {name: np.array([fit.stats[name] for fit in fits]) for name in fits[0].stats}
+    stats["log_snr"] = np.asarray(levels.frame.knots)
+    return Denoiser(levels.sde, levels.frame, predictor, jnp.int32(Result.SUCCESSFUL), stats)
 
 
 class _Data(NamedTuple):

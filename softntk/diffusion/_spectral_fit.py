@@ -23,7 +23,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from softntk.ntk._contractions import product
+from softntk._products import product
 from softntk.ntk._tiles import in_blocks
 from softntk.theory._spectral import cross_validated_ridge
 

@@ -26,8 +26,10 @@ Source: MATHEMATICS.md#diffusion; Efron (2011), JASA 106, 1602-1614, for Tweedie
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -130,17 +132,30 @@ class GaussianMixture:
         Raises:
             ValueError: t outside (0, T]; x of another dimension, no floating-point matrix or not finite.
         """
-        parts = self._parts(sde, t, x)
-        return jax.nn.logsumexp(parts.logits, axis=1) - parts.least[:, 0] * parts.unit[:, 0] * parts.unit[:, 0] / 2
+        return _in_one_program(GaussianMixture._log_density, self, sde, t, x)
 
     def score(self, sde: VPSDE, t: Times, x: Points) -> Float[Array, "n d"]:
         """Return ∇log p_t(x), [n, d]; arguments and errors as :meth:`log_density`."""
+        return _in_one_program(GaussianMixture._score, self, sde, t, x)
+
+    def denoise(self, sde: VPSDE, t: Times, x: Points) -> Float[Array, "n d"]:
+        """Return E[X_0 | X_t = x], [n, d]; arguments and errors as :meth:`log_density`."""
+        return _in_one_program(GaussianMixture._denoise, self, sde, t, x)
+
+    def __repr__(self) -> str:
+        modes, d = jnp.shape(self.means)
+        return f"GaussianMixture({modes} modes in {d} dimensions, {self.means.dtype})"
+
+    def _log_density(self, sde: VPSDE, t: Array, x: Array) -> Float[Array, " n"]:
+        parts = self._parts(sde, t, x)
+        return jax.nn.logsumexp(parts.logits, axis=1) - parts.least[:, 0] * parts.unit[:, 0] * parts.unit[:, 0] / 2
+
+    def _score(self, sde: VPSDE, t: Array, x: Array) -> Float[Array, "n d"]:
         parts = self._parts(sde, t, x)
         weights = jax.nn.softmax(parts.logits, axis=1)
         return -parts.unit * jnp.einsum("nc,cie,nce->ni", weights, parts.axes, parts.whitened)
 
-    def denoise(self, sde: VPSDE, t: Times, x: Points) -> Float[Array, "n d"]:
-        """Return E[X_0 | X_t = x], [n, d]; arguments and errors as :meth:`log_density`."""
+    def _denoise(self, sde: VPSDE, t: Array, x: Array) -> Float[Array, "n d"]:
         parts = self._parts(sde, t, x)
         spreads = self._spreads.astype(parts.whitened.dtype)
         shift = parts.alpha[:, :, None] * (spreads[None] * parts.whitened + self._beside(parts.whitened))
@@ -148,20 +163,15 @@ class GaussianMixture:
         mean = jnp.matmul(weights, self.means.astype(weights.dtype), precision="highest")
         return mean + parts.unit * jnp.einsum("nc,cie,nce->ni", weights, parts.axes, shift)
 
-    def __repr__(self) -> str:
-        modes, d = jnp.shape(self.means)
-        return f"GaussianMixture({modes} modes in {d} dimensions, {self.means.dtype})"
-
     def _beside(self, v: Array) -> Array | float:
         """Return R v of each mode, [n, c, d]."""
         return 0.0 if self._rest is None else jnp.einsum("cij,ncj->nci", self._rest.astype(v.dtype), v, precision="highest")
 
-    def _parts(self, sde: VPSDE, t: Times, x: Points) -> "_Parts":
+    def _parts(self, sde: VPSDE, t: Array, x: Array) -> "_Parts":
         """Return posterior weights and whitened points, in a unit in which squares of points far away do not overflow.
 
         What is left out of the logits is the same for all modes: least · unit²/2, of the mode that is nearest.
         """
-        t, x = as_points(check_sde(sde), t, x, self.means.shape[1])
         dtype = widest(x, self.means)
         x, means, spreads, axes = (each.astype(dtype) for each in (x, self.means, self._spreads, self._axes))
         time = columns_of_times(t, x)
@@ -267,26 +277,24 @@ class EmpiricalDistribution:
 
     def log_density(self, sde: VPSDE, t: Times, x: Points) -> Float[Array, " n"]:
         """Return the log-density log p_t(x), [n]; arguments and errors as :meth:`GaussianMixture.log_density`."""
-        return self._attend(sde, *self._as_points(sde, t, x))[0]
+        return _in_one_program(EmpiricalDistribution._attend, self, sde, t, x)[0]
 
     def denoise(self, sde: VPSDE, t: Times, x: Points) -> Float[Array, "n d"]:
         """Return E[X_0 | X_t = x], [n, d]; arguments and errors as :meth:`GaussianMixture.log_density`."""
-        return self._attend(sde, *self._as_points(sde, t, x))[1]
+        return _in_one_program(EmpiricalDistribution._attend, self, sde, t, x)[1]
 
     def score(self, sde: VPSDE, t: Times, x: Points) -> Float[Array, "n d"]:
         """Return ∇log p_t(x) = (αE[X_0 | x] − x)/h, [n, d]; arguments and errors as :meth:`GaussianMixture.log_density`."""
-        t, x = self._as_points(sde, t, x)
-        denoised = self._attend(sde, t, x)[1]
-        time = columns_of_times(t, x)
-        return (sde.alpha(time) * denoised - x) / sde.variance(time)
+        return _in_one_program(EmpiricalDistribution._score, self, sde, t, x)
 
-    def _as_points(self, sde: VPSDE, t: Times, x: Points) -> tuple[Array, Array]:
-        """Return times and points, in the wider dtype of points and data."""
-        t, x = as_points(check_sde(sde), t, x, self.points.shape[1])
-        return t, x.astype(widest(x, self.points))
+    def _score(self, sde: VPSDE, t: Array, x: Array) -> Float[Array, "n d"]:
+        denoised = self._attend(sde, t, x)[1]
+        time = columns_of_times(t, denoised)
+        return (sde.alpha(time) * denoised - x) / sde.variance(time)
 
     def _attend(self, sde: VPSDE, t: Array, x: Array) -> tuple[Array, Array]:
         """Return log-densities and denoised points; logits ⟨c_i, p⟩ − α|c_i|²/2 in units of the points and of the data."""
+        x = x.astype(widest(x, self.points))
         times = columns_of_times(t, x)[:, 0]
         centre = self._centre.astype(x.dtype)
         centred = self.points.astype(x.dtype) - centre[None]
@@ -313,6 +321,25 @@ class EmpiricalDistribution:
             return density, centre + jnp.matmul(jax.nn.softmax(behind), centred, precision="highest")
 
         return lax.map(attend_one, (times, x), batch_size=_QUERIES)
+
+
+def _dimension(distribution: Any) -> int:
+    points = distribution.means if isinstance(distribution, GaussianMixture) else distribution.points
+    return points.shape[1]
+
+
+def _in_one_program(method: Callable, distribution: Any, sde: VPSDE, t: Times, x: Points) -> Any:
+    """Return what a method of a distribution gives at checked times and points, compiled where its arguments are arrays."""
+    t, x = as_points(check_sde(sde), t, x, _dimension(distribution))
+    if all(map(eqx.is_array, jax.tree.leaves(sde))):
+        return _run(method, distribution, sde, t, x)
+    # A process of a user that is no pytree: no argument of a program.
+    return method(distribution, sde, t, x)
+
+
+@jax.jit(static_argnums=0)
+def _run(method: Callable, distribution: Any, sde: VPSDE, t: Array, x: Array) -> Any:
+    return method(distribution, sde, t, x)
 
 
 def _as_mixture(weights: Any, means: Any, covariances: Any) -> tuple[Array, Array, Array]:

@@ -298,10 +298,7 @@ def _check_moments(
     moments: tuple[ArrayLike, ArrayLike], method: str, rows: int, d: int, dtype: np.dtype
 ) -> tuple[Array, Array, Array]:
     """Return the mean, and eigenvalues and eigenvectors of the covariance."""
-    if isinstance(moments, str) or not hasattr(moments, "__len__") or len(moments) != 2:
-        many = f"{len(moments)} of them" if hasattr(moments, "__len__") else type(moments).__name__
-        raise ValueError(f"moments must be a pair, mean and covariance, got {many}.")
-    mean, covariance = (as_real("moments", each).astype(dtype) for each in moments)
+    mean, covariance = _check_pair(moments, dtype)
     if mean.shape != (d,) or covariance.shape != (d, d):
         raise ValueError(f"moments must be a mean [{d}] and a covariance [{d}, {d}], got {mean.shape} and {covariance.shape}.")
     if method != "sde":
@@ -314,6 +311,15 @@ def _check_moments(
     if is_concrete(spreads) and float(spreads[0]) < -1e-3 * float(jnp.max(jnp.abs(spreads))):
         raise ValueError(f"the covariance in moments must have no negative eigenvalue, got {float(spreads[0]):.3g}.")
     return mean, spreads, axes
+
+
+def _check_pair(moments: tuple[ArrayLike, ArrayLike], dtype: np.dtype) -> tuple[Array, Array]:
+    """Return two arrays of real numbers."""
+    if isinstance(moments, str) or not hasattr(moments, "__len__") or len(moments) != 2:
+        many = f"{len(moments)} of them" if hasattr(moments, "__len__") else type(moments).__name__
+        raise ValueError(f"moments must be a pair, mean and covariance, got {many}.")
+    mean, covariance = (as_real("moments", each).astype(dtype) for each in moments)
+    return mean, covariance
 
 
 def _check_options(

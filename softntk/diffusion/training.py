@@ -14,7 +14,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from softntk import networks
+from softntk import _checkpoint, networks
 from softntk._progress import Progress
 from softntk._records import function_record, record, static
 from softntk._validation import as_rows, check_choice, check_flag, check_key, check_number, check_positive_int
@@ -25,7 +25,6 @@ from softntk.diffusion.mixture import Points
 from softntk.diffusion.sde import VPSDE, WEIGHTINGS
 from softntk.networks import Network, Parameters
 from softntk.solution import NumericalError, Result
-from softntk.solvers import _checkpoint
 
 FAMILIES = ("softmax", "res_softmax", "exp", "relu")
 

@@ -31,10 +31,10 @@ from jaxtyping import Array, Float, Int
 
 from softntk import activations
 from softntk._operators import answer
+from softntk._products import product
 from softntk._records import function_record, static
 from softntk._validation import as_dtype, as_rows, as_weights
 from softntk.activations import Activation
-from softntk.curvature._matrices import product
 from softntk.regression._forms import Curvature, Local, as_activation, normalized
 from softntk.regression.implicit import ResidualProblem, nonnegative, structure_of
 from softntk.solution import Result

@@ -65,6 +65,18 @@ def split(name: str, params: Params) -> tuple[Params, Params]:
             functions; complex ones.
     """
     leaves = jax.tree.leaves(params)
+    _check_leaves(name, params, leaves)
+    moves = [trained and _is_moving(leaf) for leaf, trained in zip(leaves, trained_leaves(params), strict=True)]
+    structure = jax.tree.structure(params)
+    pairs = list(zip(leaves, moves, strict=True))
+    moving = jax.tree.unflatten(structure, [jnp.asarray(leaf) if moved else None for leaf, moved in pairs])
+    constants = jax.tree.unflatten(structure, [None if moved else leaf for leaf, moved in pairs])
+    _check_moving(name, leaves, moving)
+    return moving, constants
+
+
+def _check_leaves(name: str, params: Params, leaves: list) -> None:
+    """Refuse params without leaves, plain lists of numbers, and leaves that are no arrays or constants."""
     if not leaves:
         raise ValueError(f"{name} must hold at least one array, got an empty pytree.")
     if isinstance(params, list | tuple) and all(isinstance(leaf, int | float) for leaf in leaves):
@@ -74,11 +86,10 @@ def split(name: str, params: Params) -> tuple[Params, Params]:
         )
     for leaf in leaves:
         _check_leaf(name, leaf, alone=len(leaves) == 1)
-    moves = [trained and _is_moving(leaf) for leaf, trained in zip(leaves, trained_leaves(params), strict=True)]
-    structure = jax.tree.structure(params)
-    pairs = list(zip(leaves, moves, strict=True))
-    moving = jax.tree.unflatten(structure, [jnp.asarray(leaf) if moved else None for leaf, moved in pairs])
-    constants = jax.tree.unflatten(structure, [None if moved else leaf for leaf, moved in pairs])
+
+
+def _check_moving(name: str, leaves: list, moving: Params) -> None:
+    """Refuse params of which nothing can be minimised over, and empty arrays."""
     if not jax.tree.leaves(moving):
         first = next((leaf for leaf in leaves if hasattr(leaf, "dtype")), leaves[0])
         kind = f"dtype {first.dtype}" if hasattr(first, "dtype") else type(first).__name__
@@ -89,7 +100,6 @@ def split(name: str, params: Params) -> tuple[Params, Params]:
     for leaf in jax.tree.leaves(moving):
         if leaf.size == 0:
             raise ValueError(f"{name} must not hold empty arrays, got shape {leaf.shape}.")
-    return moving, constants
 
 
 def _is_moving(leaf: Any) -> bool:
@@ -109,13 +119,19 @@ def _check_leaf(name: str, leaf: Any, *, alone: bool) -> None:
         if jnp.issubdtype(dtype, jnp.floating):  # bfloat16 and its like
             return
         raise ValueError(f"{name} must hold arrays of numbers, got dtype {leaf.dtype}.")
-    constant = isinstance(leaf, bool | int | float | str) or callable(leaf)
-    if not (array or constant) or (alone and not array and not isinstance(leaf, float | int)):
+    if not (array or _is_constant(leaf, alone=alone)):
         raise ValueError(
             f"{name} must be an array, or a pytree of arrays, got a leaf of type "
             f"{type(leaf).__name__}. Of a model with other leaves pass the arrays: "
             "eqx.partition(model, eqx.is_inexact_array)."
         )
+
+
+def _is_constant(leaf: Any, *, alone: bool) -> bool:
+    """Return whether a leaf that is no array may stand in params; alone, only a number may."""
+    if alone:
+        return isinstance(leaf, float | int)
+    return isinstance(leaf, bool | int | float | str) or callable(leaf)
 
 
 def check_scalar(name: str, loss: Any) -> None:

@@ -18,7 +18,7 @@ import jax.scipy.linalg
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from softntk.curvature._matrices import product
+from softntk._products import product
 from softntk.solvers._damping import GOOD, Damping, search
 from softntk.solvers._trial import Outcome, Spectrum, Step, Trial, judge, outcome
 
@@ -124,21 +124,31 @@ def damped(
         model = spectrum(H, M, g, None if rounding is None else rounding())
         return search(damping, model, trial, level)
 
-    def in_both() -> Outcome:
-        assert metric is not None
-        first = search_in(metric(), level)
+    def in_both(metric: Callable[[], Matrix]) -> Outcome:
+        """Search in the metric, and where that promises little in the diagonal one: a loop, so that it stands here once."""
 
-        def better() -> Outcome:
-            other = search_in(diagonal(H), jnp.zeros_like(level))
+        def better(first: Outcome, other: Outcome) -> Outcome:
             wins = trial.after(other.step) < trial.after(first.step)
             # The metrics have a damping each: that of the other starts anew.
             chosen = jax.tree.map(lambda a, b: jnp.where(wins, a, b), other._replace(damping=level), first)
             return chosen._replace(evaluations=first.evaluations + other.evaluations + 2)
 
-        return lax.cond(first.predicted < _POOR * jnp.abs(trial.value), better, lambda: first)
+        def unfinished(carry: tuple[Array, Outcome]) -> Array:
+            count, best = carry
+            return (count == 0) | ((count == 1) & (best.predicted < _POOR * jnp.abs(trial.value)))
+
+        def search_next(carry: tuple[Array, Outcome]) -> tuple[Array, Outcome]:
+            count, best = carry
+            first = count == 0
+            M = lax.cond(first, metric, lambda: diagonal(H))
+            found = search_in(M, jnp.where(first, level, 0))
+            return count + 1, lax.cond(first, lambda: found, lambda: better(best, found))
+
+        nothing = outcome(jnp.zeros_like(g), level, Step.NONE)
+        return lax.while_loop(unfinished, search_next, (jnp.zeros((), jnp.int32), nothing))[1]
 
     def searched() -> Outcome:
-        found = search_in(diagonal(H), level) if metric is None else in_both()
+        found = search_in(diagonal(H), level) if metric is None else in_both(metric)
         return found._replace(evaluations=found.evaluations + tried)
 
     taken = lambda: outcome(step, damping.after_newton(level, predicted), Step.NEWTON, evaluations=tried)

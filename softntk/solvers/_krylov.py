@@ -21,7 +21,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from softntk._norms import scaled_norm
-from softntk.curvature._matrices import product
+from softntk._products import product
 from softntk.solvers._damping import GOOD, Damping, search
 from softntk.solvers._dense import Factor
 from softntk.solvers._trial import Outcome, Spectrum, Step, Trial, judge, outcome

@@ -38,6 +38,7 @@ from softntk.regression.problem import Problem
 from softntk.solution import Result, Solution
 from softntk.solvers import _implicit, _run, _units
 from softntk.solvers._bound import Bound, as_argument, check_scalar, split
+from softntk.solvers._chunks import in_chunks
 from softntk.solvers._contraction import with_contraction
 from softntk.solvers._programs import has_arrays
 from softntk.solvers.transforms import check_transform
@@ -125,34 +126,63 @@ def minimise(
     max_steps = check_integer("max_steps", max_steps, at_least=0)
     if theory and not isinstance(problem, Problem):
         raise ValueError(f"theory=True needs a problem of softntk.regression.problem, got {type(problem).__name__}.")
+    problem, x0, constants = _bound(problem, x0, args)
+    dtype = _check_loss(problem, x0)
+    options = _run.Options(*_check_tolerances(rtol, atol, step_tol, dtype), theory)
+    x0 = lax.stop_gradient(x0)
+    problem = _with_its_arrays(problem, x0)
+    fixed = jax.tree.map(lambda leaf: lax.stop_gradient(leaf) if eqx.is_array(leaf) else leaf, problem)
+    if _is_traced((fixed, x0)):
+        _check_untraced(progress, checkpoint, theory)
+        solution = _run.as_one_loop(fixed, tx, options, x0, max_steps)
+        value = _implicit.attach(problem, solution.value)
+        return dataclasses.replace(solution, value=_complete(value, constants))
+    solution = _run_on_host(fixed, tx, options, x0, max_steps, progress, checkpoint)
+    if throw and int(solution.result) != Result.INTERRUPTED:
+        solution.check()
+    value = _implicit.attach(problem, solution.value) if _is_traced(problem) else solution.value
+    return dataclasses.replace(solution, value=_complete(value, constants))
+
+
+def _bound(problem: Callable[[Params], Array], x0: Params, args: tuple) -> tuple[Callable[[Params], Array], Params, Params]:
+    """Return a loss of floating-point leaves alone, these leaves at the start, and the others, which are constants."""
     if isinstance(problem, Problem):
         x0 = as_floating("x0", x0, problem.shape[1:], finite=False)
     x0, constants = split("x0", x0)
     if args or jax.tree.leaves(constants):
         problem = Bound(problem, jax.tree.map(as_argument, args), constants)
-    dtype = _check_loss(problem, x0)
-    options = _run.Options(*_check_tolerances(rtol, atol, step_tol, dtype), theory)
-    x0 = lax.stop_gradient(x0)
+    return problem, x0, constants
+
+
+def _check_untraced(progress: bool, checkpoint: str | os.PathLike | None, theory: bool) -> None:
+    """Refuse what looks at the numbers of a run, which is traced."""
+    if progress or checkpoint is not None or theory:
+        raise ValueError("progress, checkpoint and theory need to know the numbers: they do not work under jit or vmap.")
+
+
+def _with_its_arrays(problem: Callable[[Params], Array], x0: Params) -> Callable[[Params], Array]:
+    """Return the problem as a pytree of what it may be differentiated by, where that is not known already."""
     plain = isinstance(problem, Bound) or not has_arrays(problem)
-    if plain and _closes_over_tracers(problem, x0):
-        problem = eqx.filter_closure_convert(problem, x0)  # a pytree of what it may be differentiated by
-    fixed = jax.tree.map(lambda leaf: lax.stop_gradient(leaf) if eqx.is_array(leaf) else leaf, problem)
-    if _is_traced((fixed, x0)):
-        if progress or checkpoint is not None or theory:
-            raise ValueError("progress, checkpoint and theory need to know the numbers: they do not work under jit or vmap.")
-        solution = _run.as_one_loop(fixed, tx, options, x0, max_steps)
-        moved = _implicit.attach(problem, solution.value)
-        return dataclasses.replace(solution, value=_complete(moved, constants))
-    unit = _units.unit_of(fixed) if tx is None else 1.0
-    problem_in_unit, tx_in_unit, options_in_unit, start_in_unit = _units.measured(unit, fixed, tx, options, x0)
-    solution = _run.in_chunks(problem_in_unit, tx_in_unit, options_in_unit, start_in_unit, max_steps, progress, checkpoint)
+    return eqx.filter_closure_convert(problem, x0) if plain and _closes_over_tracers(problem, x0) else problem
+
+
+def _run_on_host(
+    problem: Callable[[Params], Array],
+    tx: optax.GradientTransformation | None,
+    options: _run.Options,
+    x0: Params,
+    max_steps: int,
+    progress: bool,
+    checkpoint: str | os.PathLike | None,
+) -> Solution:
+    """Return the solution of a problem whose numbers are known, found in a unit in which squares of its data are numbers."""
+    unit = _units.unit_of(problem) if tx is None else 1.0
+    problem_in_unit, tx_in_unit, options_in_unit, start = _units.measured(unit, problem, tx, options, x0)
+    solution = in_chunks(problem_in_unit, tx_in_unit, options_in_unit, start, max_steps, progress, checkpoint)
     solution = _units.measured_back(unit, solution)
-    if isinstance(fixed, Problem) and theory:
-        solution = with_contraction(fixed, solution)
-    if throw and int(solution.result) != Result.INTERRUPTED:
-        solution.check()
-    value = _implicit.attach(problem, solution.value) if _is_traced(problem) else solution.value
-    return dataclasses.replace(solution, value=_complete(value, constants))
+    if isinstance(problem, Problem) and options.path:
+        return with_contraction(problem, solution)
+    return solution
 
 
 def _complete(value: Params, constants: Params) -> Params:
@@ -174,7 +204,8 @@ def _check_kinds(problem: Any, tx: Any, args: Any, checkpoint: Any) -> None:
 
 
 def _check_loss(problem: Any, x0: Params) -> jnp.dtype:
-    check_scalar("problem", jax.eval_shape(problem, x0))
+    # Not the problem itself: JAX prints a callable to name it, with all of its numbers.
+    check_scalar("problem", jax.eval_shape(lambda x: problem(x), x0))
     dtypes = [leaf.dtype for leaf in jax.tree.leaves(x0)]
     return min(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
 

@@ -50,10 +50,7 @@ def program(name: Any, tx: Any, problem: Any, function: Callable[..., Any], *exa
     """
     arrays, together = taken_apart(problem)
     arguments = (arrays, *example)
-    shapes = tuple(
-        (leaf.shape, str(leaf.dtype), getattr(leaf, "weak_type", False))
-        for leaf in map(jax.numpy.asarray, jax.tree.leaves(arguments))
-    )
+    shapes = tuple(map(_shape_and_dtype, jax.tree.leaves(arguments)))
     owner = _owner(tx, problem)
     leaves, structure = jax.tree.flatten(problem)
     leaves = tuple(None if leaf is owner or eqx.is_array(leaf) else leaf for leaf in leaves)  # it must not keep itself alive
@@ -66,6 +63,13 @@ def program(name: Any, tx: Any, problem: Any, function: Callable[..., Any], *exa
         known[key] = run, constants
     run, constants = known[key]
     return lambda *rest: run(constants, arrays, *rest)
+
+
+def _shape_and_dtype(leaf: Any) -> tuple:
+    """Return all that a program depends on of an argument."""
+    if not isinstance(leaf, jax.Array):
+        leaf = jax.numpy.asarray(leaf)
+    return leaf.shape, str(leaf.dtype), getattr(leaf, "weak_type", False)
 
 
 def without_derivatives(function: Callable[..., Any], *arguments: Any) -> Any:

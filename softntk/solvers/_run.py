@@ -1,7 +1,5 @@
-"""The loop under :func:`softntk.solvers.minimise`: as one ``lax.while_loop``, or in chunks with the host between them."""
+"""The loop under :func:`softntk.solvers.minimise`, one ``lax.while_loop``; :mod:`softntk.solvers._chunks` runs it in chunks."""
 
-import os
-import time
 from typing import Any, NamedTuple
 
 import jax
@@ -12,12 +10,10 @@ from jax import lax
 from jaxtyping import Array
 
 from softntk._norms import tree_norm
-from softntk._progress import Progress
 from softntk.solution import Result, Solution
-from softntk.solvers import _checkpoint
 from softntk.solvers._bound import Bound
 from softntk.solvers._default import default_transform
-from softntk.solvers._programs import program, without_derivatives
+from softntk.solvers._programs import without_derivatives
 from softntk.solvers._trial import Step
 
 Params = Any
@@ -29,9 +25,7 @@ _DOUBTS = 5  # steps at a small enough gradient after which what still speaks ag
 _FLAT = 0.9  # of the step before: steps towards a minimum shrink, on a plateau's slope they do not
 _FAR = 0.01  # of the way so far: a damped step of that length is no last one
 _UNLIKE = 0.1  # by which the loss falls more or less than Newton's model says, before a step is doubted
-_CAPACITY = 256  # steps of a chunk, at most
-_SECONDS = 0.3  # that a chunk should take
-_RUNNING = -1
+RUNNING = -1
 
 
 class Options(NamedTuple):
@@ -43,7 +37,7 @@ class Options(NamedTuple):
     path: bool
 
 
-class _Carry(NamedTuple):
+class Carry(NamedTuple):
     """Between two steps; with the history, what a checkpoint holds."""
 
     x: Params
@@ -68,7 +62,7 @@ class _Carry(NamedTuple):
     result: Array
 
 
-class _History(NamedTuple):
+class History(NamedTuple):
     """After each step."""
 
     loss: Any
@@ -108,7 +102,7 @@ def _value_and_gradient(problem: Any, x: Params) -> tuple[Array, Params]:
     return jnp.asarray(value), jax.tree.map(lambda leaf, part: part.astype(leaf.dtype), x, grad)
 
 
-def _rounding(carry: "_Carry") -> float:
+def _rounding(carry: Carry) -> float:
     """Return the rounding of the loss, relative: that of the coarser of loss and gradient."""
     return max(float(jnp.finfo(part.dtype).eps) for part in (carry.value, carry.norm))
 
@@ -117,17 +111,15 @@ def _transform(problem: Any, tx: optax.GradientTransformation | None) -> optax.G
     return optax.with_extra_args_support(default_transform(problem) if tx is None else tx)
 
 
-def _start(problem: Any, tx: optax.GradientTransformation | None, x0: Params) -> _Carry:
+def start_at(problem: Any, tx: optax.GradientTransformation | None, x0: Params, *, diagnosed: bool = True) -> Carry:
+    """Return the carry at x0; diagnosed, with the problem's own word for what is not finite there."""
     value, grad = _value_and_gradient(problem, x0)
     norm = tree_norm(grad)
     state = _transform(problem, tx).init(x0)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
     zero = jnp.zeros((), jnp.int32)
-    refused = jnp.asarray(Result.NONFINITE_INPUT, jnp.int32)
-    if hasattr(problem, "check"):
-        code = jnp.asarray(problem.check(x0)).astype(jnp.int32)
-        refused = jnp.where(code == Result.SUCCESSFUL, refused, code)
-    return _Carry(
+    refused = refusal(problem, x0) if diagnosed else jnp.asarray(Result.NONFINITE_INPUT, jnp.int32)
+    return Carry(
         x=x0,
         value=value,
         grad=grad,
@@ -147,11 +139,20 @@ def _start(problem: Any, tx: optax.GradientTransformation | None, x0: Params) ->
         step_norm=jnp.zeros_like(norm),
         path_length=jnp.zeros_like(norm),
         count=zero,
-        result=jnp.where(finite, _RUNNING, refused).astype(jnp.int32),
+        result=jnp.where(finite, RUNNING, refused).astype(jnp.int32),
     )
 
 
-def _tolerance(carry: _Carry, options: Options) -> Array:
+def refusal(problem: Any, x0: Params) -> Array:
+    """Return why a start is refused."""
+    refused = jnp.asarray(Result.NONFINITE_INPUT, jnp.int32)
+    if not hasattr(problem, "check"):
+        return refused
+    code = jnp.asarray(problem.check(x0)).astype(jnp.int32)
+    return jnp.where(code == Result.SUCCESSFUL, refused, code)
+
+
+def _tolerance(carry: Carry, options: Options) -> Array:
     """Return the norm of the gradient that is asked for."""
     eps = jnp.finfo(carry.norm.dtype).eps
     # A start that was stationary already is no measure.
@@ -159,11 +160,11 @@ def _tolerance(carry: _Carry, options: Options) -> Array:
     return jnp.maximum(options.atol, options.rtol * measure)
 
 
-def _is_there(carry: _Carry, options: Options) -> Array:
+def _is_there(carry: Carry, options: Options) -> Array:
     return (carry.norm <= _tolerance(carry, options)) & ~carry.uncertain
 
 
-def _is_plateau(carry: _Carry, options: Options, updates: Params, size: Array, value: Array, kind: Array) -> Array:
+def _is_plateau(carry: Carry, options: Options, updates: Params, size: Array, value: Array, kind: Array) -> Array:
     """Return whether a step of Newton's kind runs along a plateau instead of into a minimum.
 
     Towards a minimum steps shrink, however flat it is; where the loss flattens out exponentially, as
@@ -182,7 +183,7 @@ def _is_plateau(carry: _Carry, options: Options, updates: Params, size: Array, v
     return (size > length) & ~as_said & ~vanished
 
 
-def _step(problem: Any, tx: Any, options: Options, carry: _Carry) -> tuple[_Carry, _History]:
+def _step(problem: Any, tx: Any, options: Options, carry: Carry) -> tuple[Carry, History]:
     # A plain function of one argument: line searches look at its signature.
     value_fn = problem if isinstance(problem, Bound) else lambda x: problem(x)
     updates, state = tx.update(carry.grad, carry.state, carry.x, value=carry.value, grad=carry.grad, value_fn=value_fn)
@@ -214,14 +215,14 @@ def _step(problem: Any, tx: Any, options: Options, carry: _Carry) -> tuple[_Carr
     fell = value < carry.value - rounding
     doubted = good & small & uncertain & (plateau | ~fell)
     doubts = jnp.where(doubted, carry.doubts + 1, 0).astype(jnp.int32)
-    result = jnp.where(good, _RUNNING, Result.DIVERGED)
+    result = jnp.where(good, RUNNING, Result.DIVERGED)
     if told is not None:
         result = jnp.where(told.kind == Step.REJECTED, Result.NO_STEP, result)
         result = jnp.where(told.result != Result.SUCCESSFUL, told.result, result)
-        result = jnp.where((result == _RUNNING) & told.fits, Result.SUCCESSFUL, result)
-    result = jnp.where((result == _RUNNING) & (stalled >= patience), Result.STAGNATED, result)
+        result = jnp.where((result == RUNNING) & told.fits, Result.SUCCESSFUL, result)
+    result = jnp.where((result == RUNNING) & (stalled >= patience), Result.STAGNATED, result)
     result = _judge_doubts(result, doubts, small, plateau)
-    new = _Carry(
+    new = Carry(
         x=keep(x, carry.x),
         value=jnp.where(good, value, carry.value),
         grad=keep(grad, carry.grad),
@@ -247,10 +248,10 @@ def _step(problem: Any, tx: Any, options: Options, carry: _Carry) -> tuple[_Carr
         result=result.astype(jnp.int32),
     )
     short = (options.step_tol > 0) & (size <= options.step_tol * tree_norm(new.x)) & ~new.uncertain
-    new = new._replace(result=jnp.where((new.result == _RUNNING) & short, Result.SUCCESSFUL, new.result).astype(jnp.int32))
+    new = new._replace(result=jnp.where((new.result == RUNNING) & short, Result.SUCCESSFUL, new.result).astype(jnp.int32))
     zero = jnp.zeros_like(value)
     damping, distortion = (zero, zero) if told is None else (told.damping, told.distortion)
-    entry = _History(new.value, new.norm, size.astype(value.dtype), damping, distortion, new.x if options.path else None)
+    entry = History(new.value, new.norm, size.astype(value.dtype), damping, distortion, new.x if options.path else None)
     return new, entry
 
 
@@ -260,43 +261,49 @@ def _judge_doubts(result: Array, doubts: Array, small: Array, plateau: Array) ->
     Negative curvature along which nothing is won, or no step is found, is rounding.
     """
     ended = (result == Result.NO_STEP) | (result == Result.STAGNATED)
-    over = small & (((result == _RUNNING) & (doubts >= _DOUBTS)) | ended)
+    over = small & (((result == RUNNING) & (doubts >= _DOUBTS)) | ended)
     return jnp.where(over, jnp.where(plateau, Result.PLATEAU, Result.SUCCESSFUL), result)
 
 
-def _advance(
-    problem: Any, tx: Any, options: Options, carry: _Carry, limit: Array | int, capacity: int
-) -> tuple[_Carry, _History]:
+def advance(problem: Any, tx: Any, options: Options, carry: Carry, limit: Array | int, capacity: int) -> tuple[Carry, History]:
     """Steps until it is over or ``limit`` of them are made in all; at most ``capacity``, each of which is recorded."""
     transform, base = _transform(problem, tx), carry.count
     _, entry = jax.eval_shape(lambda carry: _step(problem, transform, options, carry), carry)
     history = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), entry)
 
-    def again(both: tuple[_Carry, _History]) -> Array:
+    def again(both: tuple[Carry, History]) -> Array:
         carry, _ = both
-        running = (carry.result == _RUNNING) & ~_is_there(carry, options)
+        running = (carry.result == RUNNING) & ~_is_there(carry, options)
         return running & (carry.count < limit) & (carry.count < base + capacity)
 
-    def step(both: tuple[_Carry, _History]) -> tuple[_Carry, _History]:
+    def step(both: tuple[Carry, History]) -> tuple[Carry, History]:
         carry, history = both
         new, entry = _step(problem, transform, options, carry)
         return new, jax.tree.map(lambda kept, leaf: kept.at[carry.count - base].set(leaf), history, entry)
 
     carry, history = lax.while_loop(again, step, (carry, history))
-    over = jnp.where(_is_there(carry, options), Result.SUCCESSFUL, _RUNNING)
-    return carry._replace(result=jnp.where(carry.result == _RUNNING, over, carry.result).astype(jnp.int32)), history
+    over = jnp.where(_is_there(carry, options), Result.SUCCESSFUL, RUNNING)
+    return carry._replace(result=jnp.where(carry.result == RUNNING, over, carry.result).astype(jnp.int32)), history
 
 
-def _solution(start: _Carry, carry: _Carry, history: _History) -> Solution:
-    result = jnp.where(carry.result == _RUNNING, Result.MAX_STEPS, carry.result).astype(jnp.int32)
-    successful = result == Result.SUCCESSFUL
+def solution_of(start: Carry, carry: Carry, history: History) -> Solution:
+    # Between chunks everything is known: decisions are made on the host, without a program each.
+    on_host = isinstance(history.loss, np.ndarray)
+    numpy = np if on_host else jnp
+    code, loss, norm = (numpy.asarray(part) for part in (carry.result, carry.value, carry.norm))
+    result = numpy.where(code == RUNNING, Result.MAX_STEPS, code).astype(np.int32)
     # Of points whose losses are equal but for rounding the one with the smaller gradient.
-    limit = carry.value + 8 * _rounding(carry) * jnp.abs(carry.value)
-    best_is_as_good = (carry.best_norm <= carry.norm) & (carry.best_value <= limit)
-    last = successful & ~best_is_as_good
-    value = jax.tree.map(lambda a, b: jnp.where(last, a, b), carry.x, carry.best)
-    numpy = jnp if isinstance(history.loss, jax.Array) else np
-    prepend = lambda first, rest: numpy.concatenate([numpy.asarray(first)[None], rest])
+    limit = loss + 8 * _rounding(carry) * numpy.abs(loss)
+    best_is_as_good = (numpy.asarray(carry.best_norm) <= norm) & (numpy.asarray(carry.best_value) <= limit)
+    last = (result == Result.SUCCESSFUL) & ~best_is_as_good
+    if on_host:
+        value = carry.x if last else carry.best
+    else:
+        value = jax.tree.map(lambda a, b: jnp.where(last, a, b), carry.x, carry.best)
+
+    def prepend(first: Array, rest: Any) -> Any:
+        return numpy.concatenate([numpy.asarray(first)[None], rest])
+
     stats = {
         "steps": carry.count,
         "loss": prepend(start.value, history.loss),
@@ -307,7 +314,7 @@ def _solution(start: _Carry, carry: _Carry, history: _History) -> Solution:
     }
     if history.path is not None:
         stats["path"] = jax.tree.map(prepend, start.x, history.path)
-    return Solution(value=value, result=result, stats=stats, state=carry.state)
+    return Solution(value=value, result=jnp.asarray(result), stats=stats, state=carry.state)
 
 
 def as_one_loop(
@@ -315,9 +322,9 @@ def as_one_loop(
 ) -> Solution:
     """For tracing; places of the history that were not reached repeat the last entry that was."""
 
-    def run(problem: Any, x0: Params) -> tuple[_Carry, _Carry, _History]:
-        start = _start(problem, tx, x0)
-        return start, *_advance(problem, tx, options, start, max_steps, max(max_steps, 1))
+    def run(problem: Any, x0: Params) -> tuple[Carry, Carry, History]:
+        start = start_at(problem, tx, x0)
+        return start, *advance(problem, tx, options, start, max_steps, max(max_steps, 1))
 
     start, carry, history = without_derivatives(run, problem, x0)
     index = jnp.minimum(jnp.arange(max_steps, dtype=jnp.int32), jnp.maximum(carry.count - 1, 0))
@@ -326,78 +333,4 @@ def as_one_loop(
     history = history._replace(
         loss=jnp.where(none, start.value, history.loss), gradient_norm=jnp.where(none, start.norm, history.gradient_norm)
     )
-    return _solution(start, carry, history)
-
-
-def in_chunks(
-    problem: Any,
-    tx: optax.GradientTransformation | None,
-    options: Options,
-    x0: Params,
-    max_steps: int,
-    progress: bool,
-    checkpoint: str | os.PathLike | None,
-) -> Solution:
-    """With the host between chunks: it shows how it goes, saves, and can be interrupted."""
-    begin = program("start", tx, problem, lambda problem, x0: _start(problem, tx, x0), x0)
-    start = carry = begin(x0)
-    advance = program(
-        ("advance", options),
-        tx,
-        problem,
-        lambda problem, carry, limit: _advance(problem, tx, options, carry, limit, _CAPACITY),
-        carry,
-        jnp.zeros((), jnp.int32),
-    )
-    none = np.zeros(0, start.value.dtype)
-    path = jax.tree.map(lambda leaf: np.zeros((0, *leaf.shape), leaf.dtype), start.x) if options.path else None
-    history = _History(none, none, none, none, none, path)
-    mark = ""
-    if checkpoint is not None:
-        mark = _checkpoint.fingerprint((start.x, start.value, start.grad, start.state))
-        carry, history = _checkpoint.load(checkpoint, (carry, history), mark) or (carry, history)
-        history = jax.tree.map(np.asarray, history)
-        if len(history.loss):
-            _, first = advance(start, jnp.ones((), jnp.int32))
-            same = lambda kept, made: np.array_equal(kept[0], np.asarray(made)[0])
-            if not all(jax.tree.leaves(jax.tree.map(same, history, first))):
-                raise ValueError(_checkpoint.foreign(checkpoint))
-        if int(carry.result) in (
-            Result.SUCCESSFUL,
-            Result.MAX_STEPS,
-            Result.INTERRUPTED,
-        ):  # whether it is over: now's tolerances
-            carry = carry._replace(result=jnp.asarray(_RUNNING, jnp.int32))
-    bar, ask, interrupted = Progress(progress, "minimising"), 1, False
-    try:
-        while int(carry.result) == _RUNNING and int(carry.count) < max_steps:
-            before, limit = int(carry.count), min(int(carry.count) + ask, max_steps)
-            began = time.perf_counter()
-            carry, made = jax.block_until_ready(advance(carry, jnp.asarray(limit, jnp.int32)))
-            took, count = time.perf_counter() - began, int(carry.count) - before
-            history = jax.tree.map(lambda old, new, count=count: np.concatenate([old, np.asarray(new)[:count]]), history, made)
-            if checkpoint is not None:
-                _checkpoint.save(checkpoint, (carry, history), mark)
-            bar.show(_line(start, history))
-            ask = min(2 * ask, _CAPACITY) if took < _SECONDS / 2 else max(ask // 2, 1) if took > 2 * _SECONDS else ask
-        if int(carry.result) == _RUNNING:  # no steps were asked for, or all were made before: only look
-            carry, _ = advance(carry, carry.count)
-    except KeyboardInterrupt:
-        interrupted = True
-    finally:
-        bar.close()
-    if interrupted:
-        carry = carry._replace(result=jnp.asarray(Result.INTERRUPTED, jnp.int32))
-    return _solution(start, carry, history)
-
-
-def _line(start: _Carry, history: _History) -> str:
-    if not len(history.loss):
-        return ""
-    norms = np.append(np.asarray(start.norm), history.gradient_norm).astype(np.float64)
-    rate = norms[-1] / norms[-2] if norms[-2] > 0 else 0.0
-    return (
-        f"step {len(history.loss)}, loss {history.loss[-1]:.8g}, "
-        f"gradient {norms[-1] / max(norms[0], 1e-300):.1e} of the first, "
-        f"step {history.step_norm[-1]:.1e}, damping {history.damping[-1]:.1e}, rate {rate:.2g}"
-    )
+    return solution_of(start, carry, history)

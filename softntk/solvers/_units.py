@@ -32,11 +32,16 @@ def unit_of(problem: Any) -> float:
     data = problem.A.data if matrices.is_sparse(problem.A) else problem.A
     if not is_concrete(data) or not data.size:
         return 1.0
-    largest = float(jnp.max(jnp.abs(data)))
+    largest = float(_largest(data))
     least = float(jnp.finfo(data.dtype).tiny) ** _ORDINARY
     if not np.isfinite(largest) or largest == 0 or least <= largest <= 1 / least:
         return 1.0
     return float(jnp.max(binary_scale(data)))
+
+
+@jax.jit
+def _largest(data: Float[Array, "..."]) -> Float[Array, ""]:
+    return jnp.max(jnp.abs(data))
 
 
 def measured(unit: float, problem: Any, tx: Any, options: Any, x0: Params) -> tuple:

@@ -32,16 +32,27 @@ class Data(NamedTuple):
     output_error: float  # of F as computed, against the true one
 
 
-def prepare(net: Network, params: Parameters, x: np.ndarray, y: np.ndarray) -> "Data | str":
-    """Return what the proof needs of x [n, d] and y [n, k] in float64, or why there is no proof."""
+def _double_weights(params: Parameters, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return points, hidden weights and readout in float64; a bias is the weight of a coordinate that is one."""
     W = np.asarray(params.hidden, np.float64)
-    a = np.asarray(params.readout, np.float64)
     if params.bias is not None:
         x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
         W = np.concatenate([W, np.asarray(params.bias, np.float64)[None]])
+    return x, W, np.asarray(params.readout, np.float64)
+
+
+def _are_twins(W: np.ndarray, a: np.ndarray) -> bool:
+    """Return whether the second half of the neurons has the weights of the first and the opposite readout."""
+    half, odd = divmod(W.shape[1], 2)
+    return not odd and np.array_equal(W[:, :half], W[:, half:]) and np.array_equal(a[:half], -a[half:])
+
+
+def prepare(net: Network, params: Parameters, x: np.ndarray, y: np.ndarray) -> "Data | str":
+    """Return what the proof needs of x [n, d] and y [n, k] in float64, or why there is no proof."""
+    x, W, a = _double_weights(params, x)
     d, m = W.shape
     half = m // 2
-    twins = m % 2 == 0 and np.array_equal(W[:, :half], W[:, half:]) and np.array_equal(a[:half], -a[half:])
+    twins = _are_twins(W, a)
     if twins:
         W, a = W[:, :half], a[:half]
     architecture = net.architecture

@@ -226,21 +226,41 @@ def _shrunk(statement: Statement, case: Case) -> tuple[Case, str]:
 
 def _smaller(case: Case, axes: Mapping[str, str], used: set[str]) -> Iterator[Case]:
     """Axes cut in half or by any one, then the numbers that count halved, then rounded."""
+    yield from _cases_of_shorter_axes(case, axes)
+    yield from _cases_of_half_the_numbers(case, used - {"seed"})
+    yield from _cases_of_round_numbers(case, used)
+
+
+def _cases_of_shorter_axes(case: Case, axes: Mapping[str, str]) -> Iterator[Case]:
     sizes = {letter: size for name, letters in axes.items() for letter, size in zip(letters, case[name].shape, strict=True)}
     for letter, size in sizes.items():
-        halves = [range(size // 2), range(size // 2, size)] if size > 1 else []
-        for kept in [*halves, *([i for i in range(size) if i != left] for left in range(size if 2 < size <= 8 else 0))]:
+        for indices in _shorter(size):
             yield {
-                name: _cut(value, axes[name], letter, list(kept)) if letter in axes.get(name, "") else value
+                name: _cut(value, axes[name], letter, indices) if letter in axes.get(name, "") else value
                 for name, value in case.items()
             }
+
+
+def _shorter(size: int) -> Iterator[list[int]]:
+    """Yield the indices of each half of an axis, then, where it is short, all but one."""
+    if size > 1:
+        yield list(range(size // 2))
+        yield list(range(size // 2, size))
+    for left in range(size if 2 < size <= 8 else 0):
+        yield [i for i in range(size) if i != left]
+
+
+def _cases_of_half_the_numbers(case: Case, used: set[str]) -> Iterator[Case]:
     for name, value in case.items():
-        if name not in used - {"seed"}:
+        if name not in used:
             continue
         if isinstance(value, int) and value > 1:
             yield {**case, name: value // 2}
         elif isinstance(value, float | np.ndarray) and np.size(value) and np.max(np.abs(value)) > _SMALL:
             yield {**case, name: value / 2}
+
+
+def _cases_of_round_numbers(case: Case, used: set[str]) -> Iterator[Case]:
     for name, value in case.items():
         if name in used and isinstance(value, float | np.ndarray) and np.size(value):
             rounded = _rounded(value)

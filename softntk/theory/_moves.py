@@ -13,9 +13,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from softntk import activations
 from softntk._norms import host_norm, scaled_norm
+from softntk._products import product
 from softntk.activations import Activation
 from softntk.networks import Architecture, Parameters, Points, row_factors
-from softntk.ntk._contractions import product, row_vectors
+from softntk.ntk._contractions import row_vectors
 
 Move = Float[Array, "c m"]
 Matrix = Float[Array | np.ndarray, "p p"]

@@ -189,13 +189,22 @@ def perturbation(
         bound = LocalBound(lab.architecture, lab.params, lab.x)
         ours = {R: bound(R) for R in set(radius.tolist())}
         worst = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(one.params for one in found))
+    paper = np.array([_paper(lab, R, failure, constants) for R in radius.tolist()])
+    return _collected(lab, found, paper, ours, worst, converted)
+
+
+def _collected(
+    lab: Laboratory, found: list[Found], paper: np.ndarray, ours: dict[float, tuple[float, float]], worst: Any, converted: bool
+) -> Perturbation:
+    """Return moves and bounds side by side."""
+    radius = np.array([one.radius for one in found])
     eigenvalues = np.linalg.eigvalsh(lab.kernel)
     return Perturbation(
         kind=tuple(one.kind for one in found),
         radius=radius,
         frobenius=np.array([one.frobenius for one in found]),
         spectral=np.array([one.spectral for one in found]),
-        paper=np.array([_paper(lab, R, failure, constants) for R in radius.tolist()]),
+        paper=paper,
         ours_frobenius=np.array([ours[R][0] for R in radius.tolist()]),
         ours_spectral=np.array([ours[R][1] for R in radius.tolist()]),
         worst=worst,
@@ -260,6 +269,20 @@ def _checked_kinds(kinds: Any, path: Any) -> tuple[str, ...]:
 def _steps(params: Parameters, path: Any) -> list[Parameters]:
     """Return the weights along the path, in float64."""
     check_known("path", path)
+    steps = []
+    for step in _listed(path):
+        if not isinstance(step, Parameters) or _shapes(step) != _shapes(params):
+            got = _shapes(step) if isinstance(step, Parameters) else type(step).__name__
+            raise ValueError(f"path must have weights of the shapes of params, {_shapes(params)}, got {got}.")
+        step = _float64(check_weights("path", step))
+        if not np.array_equal(np.asarray(step.readout), params.readout):
+            raise ValueError("path must keep the readout, got one that moves. Only hidden weights are bounded.")
+        steps.append(step)
+    return steps
+
+
+def _listed(path: Any) -> Sequence[Any]:
+    """Return a path as a list of weights, at least one."""
     if isinstance(path, Parameters):
         leaves = jax.tree.leaves(path)
         length = len(leaves[0]) if np.ndim(leaves[0]) else 0
@@ -270,16 +293,7 @@ def _steps(params: Parameters, path: Any) -> list[Parameters]:
         raise ValueError(f"path must be Parameters with a leading axis, or a list of them, got {type(path).__name__}.")
     if not path:
         raise ValueError("path must have at least one set of weights, got none.")
-    steps = []
-    for step in path:
-        if not isinstance(step, Parameters) or _shapes(step) != _shapes(params):
-            got = _shapes(step) if isinstance(step, Parameters) else type(step).__name__
-            raise ValueError(f"path must have weights of the shapes of params, {_shapes(params)}, got {got}.")
-        step = _float64(check_weights("path", step))
-        if not np.array_equal(np.asarray(step.readout), params.readout):
-            raise ValueError("path must keep the readout, got one that moves. Only hidden weights are bounded.")
-        steps.append(step)
-    return steps
+    return path
 
 
 def _shapes(params: Parameters) -> list[tuple[int, ...]]:

@@ -15,8 +15,9 @@ import pytest
 from tools import first
 
 import softntk as sn
+from softntk import _checkpoint
+from softntk._progress import Progress
 from softntk.solution import Result
-from softntk.solvers import _checkpoint, _run
 
 minimise = sn.solvers.minimise
 
@@ -157,7 +158,7 @@ def test_ctrl_c_returns_the_best_point_and_can_be_resumed(where, tmp_path, monke
             raise KeyboardInterrupt
         return original(*arguments)
 
-    owner, name = (_run.Progress, "show") if where == "show" else (_checkpoint.os, "replace")
+    owner, name = (Progress, "show") if where == "show" else (_checkpoint.os, "replace")
     original = getattr(owner, name)
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, interrupted)
