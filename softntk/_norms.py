@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 Axes = int | tuple[int, ...] | None
 
@@ -37,6 +37,22 @@ def binary_scale(x: Float[Array, "..."], axis: Axes = None) -> Float[Array, "...
     """
     bits, ordinary = _power_bits(x, axis)
     return jnp.where(ordinary, lax.bitcast_convert_type(bits, x.dtype), 1)
+
+
+def binary_exponent(x: Float[Array, "..."]) -> Int[Array, ""]:
+    """Return log₂ of :func:`binary_scale` of all entries, an integer."""
+    bits, ordinary = _power_bits(x, None)
+    limits = jnp.finfo(x.dtype)
+    exponent = (bits >> limits.nmant).astype(jnp.int32) - (limits.maxexp - 1)
+    return jnp.reshape(jnp.where(ordinary, exponent, 0), ())
+
+
+def power_of_two(exponent: Int[Array, "..."], dtype: Any) -> Float[Array, "..."]:
+    """Return 2^exponent, between the smallest and the largest power that are normal numbers."""
+    limits = jnp.finfo(dtype)
+    biased = jnp.clip(exponent, limits.minexp, limits.maxexp - 1) + (limits.maxexp - 1)
+    bits = biased.astype(jnp.dtype(f"uint{limits.bits}")) << limits.nmant
+    return lax.bitcast_convert_type(bits, dtype)
 
 
 def _inverse_scale(x: Float[Array, "..."], axis: Axes) -> Float[Array, "..."]:

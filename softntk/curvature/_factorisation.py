@@ -17,7 +17,7 @@ import jax.scipy.linalg
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from softntk._norms import binary_scale, scaled_norm
+from softntk._norms import binary_exponent, power_of_two, scaled_norm
 from softntk._products import product
 from softntk._records import record
 from softntk._validation import as_dtype
@@ -211,15 +211,12 @@ def _scaled_parts(op: "StructuredOperator") -> tuple[Array, Any, Array, Array, A
 
 def _exponent(x: Float[Array, "..."]) -> Int[Array, ""]:
     """Return ⌊log₂ max|x|⌋."""
-    x = lax.stop_gradient(x)
-    exponent = jnp.frexp(jnp.squeeze(binary_scale(x)))[1].astype(jnp.int32) - 1
-    return jnp.where(jnp.any(x != 0), exponent, _NO_EXPONENT)
+    return jnp.where(jnp.any(lax.stop_gradient(x) != 0), binary_exponent(x), _NO_EXPONENT)
 
 
 def _times_power(x: Float[Array, "..."], exponent: Int[Array, ""]) -> Float[Array, "..."]:
     """Return 2^exponent x; as four factors, because the power itself may be out of range where the product is not."""
     quarter = jnp.sign(exponent) * (jnp.abs(exponent) // 4)
-    one = jnp.ones((), x.dtype)
     for part in (quarter, quarter, quarter, exponent - 3 * quarter):
-        x = x * jnp.ldexp(one, part)
+        x = x * power_of_two(part, x.dtype)
     return x
