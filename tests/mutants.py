@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import queue
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -250,12 +251,19 @@ def make_map() -> None:
     (CACHE / "map.json").write_text(json.dumps({"seconds": seconds, "lines": lines}))
 
 
+def _tests_of_constant(mutant: Mutant, lines: dict[str, list[str]]) -> list[str]:
+    """Return the tests that run a line which reads what the fault's line defines, or any line of its file."""
+    source = (ROOT / mutant.path).read_text().splitlines()
+    name = re.match(r"\w+", source[mutant.line - 1])
+    reads = [lines.get(str(i + 1), []) for i, line in enumerate(source) if name and re.search(rf"\b{name[0]}\b", line)]
+    return sorted({test for tests in (reads if any(reads) else lines.values()) for test in tests})
+
+
 def tests_of(mutant: Mutant, known: dict) -> list[str]:
     """Return the tests that run the line of a fault, the cheapest first."""
     lines = known["lines"].get(mutant.path, {})
-    tests = lines.get(str(mutant.line)) or next(
-        (lines[str(n)] for n in range(mutant.line, mutant.line - 12, -1) if str(n) in lines), []
-    )
+    near = [str(number) for number in range(mutant.line, mutant.line - 12, -1)]
+    tests = next((lines[number] for number in near if number in lines), None) or _tests_of_constant(mutant, lines)
     ordered = sorted(tests, key=lambda test: known["seconds"].get(test, 0.01))
     chosen, total = [], 0.0
     for test in ordered[:MAX_TESTS]:
@@ -306,7 +314,9 @@ def _run_tests(folder: str, tests: list[str]) -> None:
     output = os.open(os.devnull, os.O_WRONLY)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    os._exit(pytest.main(["-q", "-x", "-n", "0", "-p", "no:cacheprovider", *tests]))
+    # What is imported already is not rewritten, says pytest.
+    quiet = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    os._exit(pytest.main(["-q", "-x", "-n", "0", "-p", "no:cacheprovider", *quiet, *tests]))
 
 
 def make_copy(job: int) -> Path:
@@ -334,6 +344,12 @@ def run(mutants: list[Mutant], seed: int, jobs: int, again: bool) -> None:
     folders: queue.SimpleQueue[Path] = queue.SimpleQueue()
     for job in range(jobs):
         folders.put(make_copy(job))
+    nothing = Mutant("softntk/__init__.py", 1, 0, 0, "", "no fault")
+    folder = folders.get()
+    verdict = judge(nothing, ["tests/test_norms.py"], 10.0, folder)
+    folders.put(folder)
+    if verdict != "survived":
+        raise RuntimeError(f"the tests fail without a fault: {verdict}")
 
     def task(mutant: Mutant) -> tuple[Mutant, str]:
         tests = tests_of(mutant, known)

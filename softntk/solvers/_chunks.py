@@ -12,8 +12,20 @@ import optax
 from softntk import _checkpoint
 from softntk._progress import Progress
 from softntk.solution import Result, Solution
+from softntk.solvers._plateaus import has_flattened_on_host
 from softntk.solvers._programs import program
-from softntk.solvers._run import RUNNING, Carry, History, Options, advance, refusal, solution_of, start_at
+from softntk.solvers._run import (
+    RUNNING,
+    Carry,
+    History,
+    Options,
+    advance,
+    is_doubtful,
+    refusal,
+    report,
+    solution_of,
+    start_at,
+)
 
 Params = Any
 Path = str | os.PathLike
@@ -67,6 +79,10 @@ def in_chunks(
         carry = carry._replace(result=jnp.asarray(Result.INTERRUPTED, jnp.int32))
     finally:
         bar.close()
+    if report(carry.state) is None and bool(is_doubtful(options, start, carry)):
+        gradient = lambda x: begin(x).grad
+        if has_flattened_on_host(gradient, start.x, carry.x, float(carry.path_length)):
+            carry = carry._replace(result=jnp.asarray(Result.PLATEAU, jnp.int32))
     return solution_of(start, carry, history)
 
 

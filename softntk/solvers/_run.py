@@ -9,10 +9,13 @@ import optax
 from jax import lax
 from jaxtyping import Array
 
+from softntk._meshes import vary_like
 from softntk._norms import tree_norm
 from softntk.solution import Result, Solution
+from softntk.solvers import _units
 from softntk.solvers._bound import Bound
 from softntk.solvers._default import default_transform
+from softntk.solvers._plateaus import has_flattened
 from softntk.solvers._programs import without_derivatives
 from softntk.solvers._trial import Step
 
@@ -84,8 +87,8 @@ class _Report(NamedTuple):
     fits: Any = False
 
 
-def _report(state: Any) -> _Report | None:
-    """Of the first state in a chain that has all of these; None for transforms without curvature."""
+def report(state: Any) -> _Report | None:
+    """Return what the first second-order transform of a chain says in its state; None for transforms without curvature."""
     says = lambda part: all(hasattr(part, field) for field in _Report._fields[:-1])
     found = [part for part in jax.tree.leaves(state, is_leaf=says) if says(part)]
     return _Report(*(getattr(found[0], field, False) for field in _Report._fields)) if found else None
@@ -133,7 +136,7 @@ def start_at(problem: Any, tx: optax.GradientTransformation | None, x0: Params, 
         smallest_norm=norm,
         stalled=zero,
         anchor=value,
-        uncertain=jnp.asarray(_report(state) is not None),
+        uncertain=jnp.asarray(report(state) is not None),
         doubts=zero,
         first_value=value,
         step_norm=jnp.zeros_like(norm),
@@ -194,7 +197,7 @@ def _step(problem: Any, tx: Any, options: Options, carry: Carry) -> tuple[Carry,
     size = tree_norm(updates).astype(norm.dtype)
     good = jnp.isfinite(value) & jnp.isfinite(norm)
     keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
-    told, rounding = _report(state), 8 * _rounding(carry) * jnp.abs(value)
+    told, rounding = report(state), 8 * _rounding(carry) * jnp.abs(value)
     # Of losses that differ by rounding alone the smaller gradient decides.
     equal = jnp.abs(value - carry.best_value) <= rounding
     better = good & jnp.where(equal, norm < carry.best_norm, value < carry.best_value)
@@ -233,9 +236,7 @@ def _step(problem: Any, tx: Any, options: Options, carry: Carry) -> tuple[Carry,
         norm=jnp.where(good, norm, carry.norm),
         first_norm=carry.first_norm,
         # A point above the start is an overshoot: its gradient measures nothing that is on the way down.
-        largest_norm=jnp.where(
-            good & (value <= carry.first_value), jnp.maximum(norm, carry.largest_norm), carry.largest_norm
-        ),
+        largest_norm=jnp.where(good & (value <= carry.first_value), jnp.maximum(norm, carry.largest_norm), carry.largest_norm),
         smallest_norm=jnp.where(good & smaller, norm, carry.smallest_norm),
         stalled=stalled.astype(jnp.int32),
         anchor=jnp.where(improved, jnp.minimum(value, carry.anchor), carry.anchor),
@@ -322,15 +323,37 @@ def as_one_loop(
 ) -> Solution:
     """For tracing; places of the history that were not reached repeat the last entry that was."""
 
-    def run(problem: Any, x0: Params) -> tuple[Carry, Carry, History]:
+    def run(problem: Any, x0: Params) -> tuple[Array | float, Carry, Carry, History]:
+        unit = _units.unit_of(problem) if tx is None else 1.0
+        problem, _, options_in_unit, x0 = _units.measured(unit, problem, tx, options, x0)
         start = start_at(problem, tx, x0)
-        return start, *advance(problem, tx, options, start, max_steps, max(max_steps, 1))
+        carry, history = advance(problem, tx, options_in_unit, start, max_steps, max(max_steps, 1))
+        if report(carry.state) is None:
+            carry = _with_plateau(problem, options, start, carry)
+        return unit, start, carry, history
 
-    start, carry, history = without_derivatives(run, problem, x0)
+    unit, start, carry, history = without_derivatives(run, problem, x0)
     index = jnp.minimum(jnp.arange(max_steps, dtype=jnp.int32), jnp.maximum(carry.count - 1, 0))
     history = jax.tree.map(lambda kept: kept[index], history)
     none = carry.count == 0
     history = history._replace(
         loss=jnp.where(none, start.value, history.loss), gradient_norm=jnp.where(none, start.norm, history.gradient_norm)
     )
-    return solution_of(start, carry, history)
+    return _units.measured_back(unit, solution_of(start, carry, history))
+
+
+def _with_plateau(problem: Any, options: Options, start: Carry, carry: Carry) -> Carry:
+    """Return the end of a run without curvature, whose success is none where the loss flattens out."""
+
+    def look() -> Array:
+        gradient = lambda x: _value_and_gradient(problem, x)[1]
+        return has_flattened(gradient, start.x, carry.x, carry.path_length)
+
+    flat = lax.cond(is_doubtful(options, start, carry), look, lambda: vary_like(jnp.asarray(False), carry.norm))
+    return carry._replace(result=jnp.where(flat, Result.PLATEAU, carry.result).astype(jnp.int32))
+
+
+def is_doubtful(options: Options, start: Carry, carry: Carry) -> Array:
+    """Return whether a run without curvature has found a small gradient and may have found no minimum."""
+    vanished = jnp.abs(carry.value) <= options.rtol * jnp.abs(start.value)
+    return (carry.result == Result.SUCCESSFUL) & (carry.count > 0) & ~vanished

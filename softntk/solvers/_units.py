@@ -25,18 +25,25 @@ Params = Any
 _ORDINARY = 0.3  # power of the smallest number from which to whose inverse squares are harmless
 
 
-def unit_of(problem: Any) -> float:
-    """Return c of a regression whose A is far from one, otherwise one."""
+def unit_of(problem: Any) -> float | Array:
+    """Return c of a regression whose A is far from one, otherwise one; an array where A is traced."""
     if not isinstance(problem, Problem) or matrices.is_operator(problem.A):
         return 1.0
     data = problem.A.data if matrices.is_sparse(problem.A) else problem.A
-    if not is_concrete(data) or not data.size:
+    if not data.size:
         return 1.0
-    largest = float(_largest(data))
     least = float(jnp.finfo(data.dtype).tiny) ** _ORDINARY
+    if not is_concrete(data):
+        scale = jnp.reshape(binary_scale(data), ())
+        return jnp.where((least <= scale) & (scale <= 1 / least), 1, scale)
+    largest = float(_largest(data))
     if not np.isfinite(largest) or largest == 0 or least <= largest <= 1 / least:
         return 1.0
     return float(jnp.max(binary_scale(data)))
+
+
+def _is_one(unit: float | Array) -> bool:
+    return not isinstance(unit, jax.Array) and unit == 1
 
 
 @jax.jit
@@ -44,9 +51,9 @@ def _largest(data: Float[Array, "..."]) -> Float[Array, ""]:
     return jnp.max(jnp.abs(data))
 
 
-def measured(unit: float, problem: Any, tx: Any, options: Any, x0: Params) -> tuple:
+def measured(unit: float | Array, problem: Any, tx: Any, options: Any, x0: Params) -> tuple:
     """Return problem, transform, options and start with A in the unit."""
-    if unit == 1:
+    if _is_one(unit):
         return problem, tx, options, x0
     A = problem.A
     if matrices.is_sparse(A):
@@ -58,9 +65,9 @@ def measured(unit: float, problem: Any, tx: Any, options: Any, x0: Params) -> tu
     return dataclasses.replace(problem, A=A), tx, options, x0 * unit
 
 
-def measured_back(unit: float, solution: Solution) -> Solution:
+def measured_back(unit: float | Array, solution: Solution) -> Solution:
     """Return the solution of the problem as it was given; ``state`` stays in the unit."""
-    if unit == 1:
+    if _is_one(unit):
         return solution
     stats = dict(solution.stats)
     stats["gradient_norm"] = stats["gradient_norm"] * unit
@@ -93,12 +100,11 @@ def in_own_units(tx: optax.GradientTransformationExtraArgs) -> optax.GradientTra
 
     def first_units(value: Array, grad: Params) -> tuple[Array, Array]:
         norm = tree_norm(grad)
-        least = float(jnp.finfo(norm.dtype).tiny) ** _ORDINARY
-        ordinary = ((norm >= least) & (norm <= 1 / least)) | ~(norm > 0) | ~jnp.isfinite(norm)
         size = jnp.where(value == 0, norm, jnp.abs(value).astype(norm.dtype))
         loss = jnp.reshape(binary_scale(size), ())
         length = jnp.reshape(binary_scale(loss / norm), ())
-        return jnp.where(ordinary, 1, loss), jnp.where(ordinary, 1, length)
+        known = (norm > 0) & jnp.isfinite(norm)
+        return jnp.where(known, loss, 1), jnp.where(known, length, 1)
 
     def update(
         updates: Params,
