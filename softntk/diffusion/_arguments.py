@@ -32,7 +32,7 @@ class Process(Protocol):
         ...
 
 
-def as_real(name: str, x: Any, *, finite: bool = True) -> Float[Array, "..."]:
+def as_real(name: str, x: object, *, finite: bool = True) -> Float[Array, "..."]:
     """Return x as a floating-point array; integers in JAX's default precision.
 
     Raises:
@@ -44,7 +44,7 @@ def as_real(name: str, x: Any, *, finite: bool = True) -> Float[Array, "..."]:
     return as_floating(name, array, finite=finite)
 
 
-def as_times(sde: Process, t: Any, name: str = "t") -> Float[Array, "..."]:
+def as_times(sde: Process, t: object, name: str = "t") -> Float[Array, "..."]:
     """Return times in (0, T] as an array.
 
     Raises:
@@ -83,7 +83,7 @@ def columns_of_times(t: ArrayLike, x: Array) -> Float[Array, "n 1"]:
     return jnp.broadcast_to(jnp.asarray(t, x.dtype), (n,))[:, None]
 
 
-def as_points(sde: Process, t: Any, x: Any, d: int | None = None) -> tuple[Array, Array]:
+def as_points(sde: Process, t: object, x: object, d: int | None = None) -> tuple[Array, Array]:
     """Return times in (0, T] and points [n, d] as arrays; points of any dimension if none is given.
 
     Raises:
@@ -96,7 +96,7 @@ def as_points(sde: Process, t: Any, x: Any, d: int | None = None) -> tuple[Array
     return times, points
 
 
-def check_min_time(sde: Process, min_time: Any, *, traced: bool = False) -> Any:
+def check_min_time(sde: Process, min_time: object, *, traced: bool = False) -> Any:
     """Return a first time in (0, horizon).
 
     Raises:
@@ -115,7 +115,7 @@ def check_min_time(sde: Process, min_time: Any, *, traced: bool = False) -> Any:
     return number if traced else check_known("min_time", number)
 
 
-def check_hyperparameter(name: str, value: Any, *, above: int | None = None) -> Any:
+def check_hyperparameter(name: str, value: object, *, above: int | None = None) -> Any:
     """Return a number that may be traced, and otherwise is one of JAX's default precision too.
 
     Raises:
@@ -134,7 +134,7 @@ def check_hyperparameter(name: str, value: Any, *, above: int | None = None) -> 
     return number
 
 
-def check_known(name: str, value: Any) -> Any:
+def check_known(name: str, value: object) -> Any:
     """Return a value that is known when a program is compiled, or on the host.
 
     Raises:
@@ -148,7 +148,7 @@ def check_known(name: str, value: Any) -> Any:
     return value
 
 
-def as_output(name: str, value: Any, x: Array) -> Array:
+def as_output(name: str, value: object, x: Array) -> Array:
     """Return what a function of (t, x) gave for x, in the dtype of x.
 
     Raises:

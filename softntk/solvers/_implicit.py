@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from softntk._norms import scaled_norm
 from softntk.solvers._programs import taken_apart
@@ -26,12 +26,12 @@ _ROUNDINGS = 16  # times d ε: eigenvalues below that part of the largest count 
 Vector = Float[Array, " d"]
 
 
-def gradient(problem: Any, x: Any) -> Any:
+def gradient(problem: Any, x: PyTree) -> Any:
     """In closed form where the problem has one."""
     return problem.gradient(x) if hasattr(problem, "gradient") else jax.grad(problem)(x)
 
 
-def hessian(problem: Any, x: Any) -> lx.AbstractLinearOperator:
+def hessian(problem: Any, x: PyTree) -> lx.AbstractLinearOperator:
     """As an operator on x."""
     if hasattr(problem, "hessian"):
         return problem.hessian(x)
@@ -40,7 +40,7 @@ def hessian(problem: Any, x: Any) -> lx.AbstractLinearOperator:
     return lx.FunctionLinearOperator(product, jax.eval_shape(lambda: x), lx.symmetric_tag)
 
 
-def attach(problem: Any, x: Any) -> Any:
+def attach(problem: Any, x: PyTree) -> Any:
     """X, a minimiser of the problem that was found without derivatives, with its derivative in the problem's arrays.
 
     The rule uses itself, so that it can be differentiated again.
@@ -50,7 +50,7 @@ def attach(problem: Any, x: Any) -> Any:
 
 
 @eqx.filter_custom_jvp
-def _attach(arrays: list, x: Any, together: Callable[[list], Any]) -> Any:
+def _attach(arrays: list, x: PyTree, together: Callable[[list], Any]) -> Any:
     return x
 
 
@@ -66,7 +66,7 @@ def _(primals: Any, tangents: Any) -> Any:
     return x, jax.tree.map(lambda leaf: -leaf, change)
 
 
-def _as_tangent(leaf: Any, part: Any) -> Any:
+def _as_tangent(leaf: PyTree, part: Any) -> Any:
     """Return the tangent of one leaf of the gradient: leaves that do not move have none at all, constants are no leaves."""
     if leaf is None:
         return None

@@ -31,21 +31,21 @@ def on_host() -> Iterator[None]:
         yield
 
 
-def check_network(name: str, net: Any) -> Network:
+def check_network(name: str, net: object) -> Network:
     """Return a network of :func:`softntk.networks.two_layer`."""
     if not isinstance(net, Network):
         raise ValueError(f"{name} must be a network of softntk.networks.two_layer, got {type(net).__name__}.")
     return net
 
 
-def check_parameters(name: str, params: Any, net: Network, *, finite: bool = True) -> Parameters:
+def check_parameters(name: str, params: object, net: Network, *, finite: bool = True) -> Parameters:
     """Return the weights of a network as JAX arrays, and refuse those of another one."""
     params = check_weights(name, params, finite=finite)
     check_two_layer_parameters(net.architecture, params)
     return params
 
 
-def check_weights(name: str, params: Any, *, finite: bool = True) -> Parameters:
+def check_weights(name: str, params: object, *, finite: bool = True) -> Parameters:
     """Return the weights of any two-layer network as JAX arrays, in the precision that they have."""
     if not isinstance(params, Parameters):
         raise ValueError(f"{name} must be the Parameters that net.init_fn makes, got {type(params).__name__}.")
@@ -58,25 +58,25 @@ def check_weights(name: str, params: Any, *, finite: bool = True) -> Parameters:
     return Parameters(hidden=hidden, readout=readout, bias=bias)
 
 
-def check_known(name: str, value: Any) -> None:
+def check_known(name: str, value: object) -> None:
     """Refuse what jit, vmap or grad traces, where the values must be looked at."""
     if not all(is_concrete(leaf) for leaf in jax.tree.leaves(value)):
         raise ValueError(f"{name} must be known, but is traced. Call this outside of jax.jit, jax.vmap and jax.grad.")
 
 
-def known_number(name: str, value: Any, **bounds: Any) -> float:
+def known_number(name: str, value: object, **bounds: Any) -> float:
     """Return a number of :func:`softntk._validation.check_number` that is not traced."""
     number = check_number(name, value, **bounds)
     check_known(name, number)
     return number
 
 
-def _in_double(given: Any, checked: Array) -> np.ndarray:
+def _in_double(given: object, checked: Array) -> np.ndarray:
     """Return what was given in float64: itself if it is NumPy's, of which JAX may hold a copy in another precision."""
     return np.asarray(given if isinstance(given, np.ndarray) else checked, np.float64)
 
 
-def as_double(name: str, x: Any, shape: Shape | None = None, *, integers: bool = False) -> np.ndarray:
+def as_double(name: str, x: object, shape: Shape | None = None, *, integers: bool = False) -> np.ndarray:
     """Return a finite array in float64 on the host, whatever its precision is and whether JAX has float64 here."""
     check_known(name, x)
     with on_host():
@@ -86,7 +86,7 @@ def as_double(name: str, x: Any, shape: Shape | None = None, *, integers: bool =
         return _in_double(x, as_floating(name, x, shape))
 
 
-def as_points(name: str, x: Any, params: Parameters) -> Float[Array, "n d"]:
+def as_points(name: str, x: object, params: Parameters) -> Float[Array, "n d"]:
     """Return points [n, d] that a network with these weights takes."""
     points = as_rows(name, x)
     features = params.hidden.shape[0]
@@ -95,14 +95,14 @@ def as_points(name: str, x: Any, params: Parameters) -> Float[Array, "n d"]:
     return points
 
 
-def as_host_points(name: str, x: Any, params: Parameters) -> np.ndarray:
+def as_host_points(name: str, x: object, params: Parameters) -> np.ndarray:
     """Return what :func:`as_points` does, in float64 on the host."""
     check_known(name, x)
     with on_host():
         return _in_double(x, as_points(name, x, params))
 
 
-def as_host_targets(name: str, y: Any, samples: int, outputs: int | None = None) -> np.ndarray:
+def as_host_targets(name: str, y: object, samples: int, outputs: int | None = None) -> np.ndarray:
     """Return targets [n, k] in float64 on the host; [n] is one output."""
     check_known(name, y)
     with on_host():
@@ -123,7 +123,7 @@ def as_targets(name: str, y: Any, samples: int, outputs: int | None = None) -> F
     return array
 
 
-def as_square(name: str, matrix: Any, size: int) -> np.ndarray:
+def as_square(name: str, matrix: object, size: int) -> np.ndarray:
     """Return a matrix [n, n] of a given size in float64 on the host."""
     array = as_double(name, matrix)
     check_shape(name, array, (size, size))
