@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,9 +23,11 @@ not met (weights outside the event of a lemma, say) there is none. Tightness is 
 exact, less than 1 a failure, {none} where all was negative or nothing was seen; definitions and formulas have the largest
 relative error instead. `softntk` computes the bounds.
 
-The papers' full text was not at hand: constants, exponents and conditions are as remembered, but for what abstracts print;
-"ours" are bounds of softntk, and steps of the papers' proofs with constants that were derived here. Where a proof
-needs a width or a number of steps that nobody can run, the statement says what was scaled. What Ω hides is 1.
+The papers' full text was not at hand. {printed} rows are "printed": an abstract, or another public page about the paper,
+shows them in this form. {remembered} are "as remembered": constants, exponents and conditions were written from memory.
+{ours} are "ours": bounds of softntk, and steps of the papers' proofs with constants that were derived here. What was found
+are the numbers beside them; a remembered row that fails may be a fault of memory and not of the paper. Where a proof needs
+a width or a number of steps that nobody can run, the statement says what was scaled. What Ω hides is 1.
 
 {failing} statements fail. Below the table are their counterexamples, the smallest that cutting axes, halving numbers and
 rounding found; "a > b" is what was seen against what is promised. Most come from u = e^z + z, whose α may be small or negative.
@@ -44,12 +47,16 @@ def cells(row: Row) -> tuple[str, ...]:
 def markdown(rows: Sequence[Row]) -> str:
     """LEDGER.md."""
     failing = [row for row in rows if row.counterexample is not None]
+    sources = Counter(row.source for row in rows)
     lines = [
         _INTRODUCTION.format(
             rows=len(rows),
             instances=f"{sum(row.instances for row in rows):,}",
             failing=len(failing),
             none="–",
+            printed=sources["printed"],
+            remembered=sources["as remembered"],
+            ours=sources["ours"],
         )
         + _line(_HEADINGS),
         _line(["---"] * len(_HEADINGS)),
