@@ -50,6 +50,11 @@ def test_a_traced_process_is_a_pytree_and_keeps_dtypes(x64):
     assert_close(each, [diffusion.vp_sde(0.1, b).alpha(0.5) for b in (5.0, 20.0)])
 
 
+def test_times_after_every_horizon_are_refused(untyped):
+    with pytest.raises(ValueError, match=r"t must lie in \(0, horizon\], got inf"):
+        jax.jit(lambda b: diffusion.vp_sde(0.1, 20.0, horizon=b).perturb(KEY, jnp.inf, jnp.ones((1, 2))))(1.0)
+
+
 def test_the_score_of_data_has_a_derivative_in_the_rate(x64):
     """Of N(0, 1) everything stands still; of a point at the origin s = −x/h, ds/dβ = x h'/h²."""
     normal = diffusion.GaussianMixture(jnp.ones(1), jnp.zeros((1, 2)), jnp.eye(2)[None])
