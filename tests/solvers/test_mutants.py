@@ -24,6 +24,14 @@ def test_products_end_soon_after_the_first_negative_curvature(values, products, 
     assert int(space.products) == products
 
 
+@pytest.mark.parametrize(("least", "negative"), [(-1e-3, True), (-1e-14, False), (1e-3, False)])
+def test_curvature_is_negative_beyond_the_rounding_of_the_largest(least, negative, x64):
+    """4 d ε ‖H‖ = 7e-14 · 4."""
+    values = jnp.asarray([least, 1.0, 2.0, 4.0])
+    space = _krylov.krylov(lambda v: values * v, None, jnp.ones(4), jnp.ones(()), 0.0, 4)
+    assert bool(space.model.negative) == negative
+
+
 def test_places_that_are_not_reached_repeat_the_last_entry(x64):
     def loss(x):
         return 3 + jnp.sum((x - 1) ** 2)
