@@ -7,7 +7,7 @@ import pytest
 from tools import assert_close
 
 from softntk import diffusion
-from softntk.diffusion import metrics
+from softntk.diffusion import _score_error, metrics
 
 KEY = jax.random.key(0)
 X = np.asarray(np.random.default_rng(0).normal(size=(5, 2)))
@@ -166,3 +166,10 @@ def test_ordinary_calls_meet_no_nan():
         metrics.energy_distance(SINGLE, SINGLE)
         metrics.sliced_wasserstein(KEY, SINGLE, SINGLE, projections=4)
         metrics.nearest_training_point(SINGLE, SINGLE)
+
+
+def test_the_error_of_a_score_of_zero_has_a_derivative():
+    """Where the truth is zero the relative error is +inf, and stays so."""
+    score = jnp.asarray(X, jnp.float32)
+    slope = jax.grad(lambda s: _score_error._compare(s, jnp.zeros_like(s))[1].upper)(score)
+    assert not np.asarray(slope).any()
