@@ -69,7 +69,7 @@ def has_flattened(gradient: Callable[[Params], Params], first: Params, last: Par
     length = _difference_length(scaled_norm(points[1]), path_length.astype(points.dtype), points.dtype)
 
     def estimate(point: Array, at_point: Array) -> Array:
-        def step(_: int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        def step(_: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             direction, largest = carry
             product = (slope(point + length * direction) - at_point) / length
             size = scaled_norm(product)
@@ -87,9 +87,8 @@ def has_flattened(gradient: Callable[[Params], Params], first: Params, last: Par
 
 def _difference_length(size: Any, path_length: Any, dtype: np.dtype) -> Any:
     """Return the length over which differences of gradients are taken."""
-    numpy = np if isinstance(size, np.ndarray | np.generic) else jnp
-    length = numpy.maximum(size, path_length) * float(jnp.finfo(dtype).eps) ** 0.5
-    return numpy.where(length > 0, length, 1)
+    limits = jnp.finfo(dtype)
+    return (size + path_length) * float(limits.eps) ** 0.5 + float(limits.tiny)
 
 
 def _mixed_direction(slope: Any, numpy: Any) -> Any:

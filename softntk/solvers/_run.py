@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from softntk._meshes import vary_like
 from softntk._norms import tree_norm
+from softntk.regression.problem import Problem
 from softntk.solution import Result, Solution
 from softntk.solvers import _units
 from softntk.solvers._bound import Bound
@@ -322,9 +323,10 @@ def as_one_loop(
     problem: Any, tx: optax.GradientTransformation | None, options: Options, x0: Params, max_steps: int
 ) -> Solution:
     """For tracing; places of the history that were not reached repeat the last entry that was."""
+    has_unit = tx is None and isinstance(problem, Problem)
 
     def run(problem: Any, x0: Params) -> tuple[Array | float, Carry, Carry, History]:
-        unit = _units.unit_of(problem) if tx is None else 1.0
+        unit = _units.unit_of(problem) if has_unit else 1.0
         problem, _, options_in_unit, x0 = _units.measured(unit, problem, tx, options, x0)
         start = start_at(problem, tx, x0)
         carry, history = advance(problem, tx, options_in_unit, start, max_steps, max(max_steps, 1))
@@ -339,7 +341,7 @@ def as_one_loop(
     history = history._replace(
         loss=jnp.where(none, start.value, history.loss), gradient_norm=jnp.where(none, start.norm, history.gradient_norm)
     )
-    return _units.measured_back(unit, solution_of(start, carry, history))
+    return _units.measured_back(unit if has_unit else 1.0, solution_of(start, carry, history))
 
 
 def _with_plateau(problem: Any, options: Options, start: Carry, carry: Carry) -> Carry:

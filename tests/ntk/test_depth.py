@@ -87,22 +87,36 @@ def test_relu_is_critical_at_two(dtype):
 
 
 @pytest.mark.parametrize(
-    ("activation", "weight", "bias", "exists", "variance"),
+    ("activation", "cases"),
     [
-        ("relu", 2.0, 0.5, False, np.inf),  # V(q) = q + ½
-        ("relu", 2.001, 0.0, False, np.inf),  # grows slowly; zero is a fixed point, but not a stable one
-        ("crrelu", 2.0, 0.0, False, np.inf),  # V(q) > q everywhere
-        ("relu", 1.0, 6000.0, True, 12000.0),
-        ("erf", 2e4, 0.0, True, None),  # bounded
-        ("exp", 0.16, 0.0, True, -0.5 * np.real(scipy.special.lambertw(-0.32))),  # q = 1 is outside of its basin
-        ("exp", 0.19, 0.0, False, np.inf),  # beyond 1/2e
+        (
+            "relu",
+            [
+                (2.0, 0.5, False, np.inf),  # V(q) = q + ½
+                (2.001, 0.0, False, np.inf),  # grows slowly; zero is a fixed point, but not a stable one
+                (1.0, 6000.0, True, 12000.0),
+            ],
+        ),
+        ("crrelu", [(2.0, 0.0, False, np.inf)]),  # V(q) > q everywhere
+        ("erf", [(2e4, 0.0, True, None)]),  # bounded
+        (
+            "exp",
+            [
+                (0.16, 0.0, True, -0.5 * np.real(scipy.special.lambertw(-0.32))),  # q = 1 is outside of its basin
+                (0.19, 0.0, False, np.inf),  # beyond 1/2e
+            ],
+        ),
     ],
 )
-def test_what_exists_is_a_root_and_what_does_not_grows(activation, weight, bias, exists, variance, x64):
-    found = sn.ntk.fixed_point(activation, normalized=False, weight_variance=weight, bias_variance=bias)
-    assert bool(found.exists) == exists
-    if variance is not None:
-        np.testing.assert_allclose(found.variance, variance, rtol=1e-8)
+def test_what_exists_is_a_root_and_what_does_not_grows(activation, cases, x64):
+    weights, biases, exist, variances = zip(*cases, strict=True)
+    found = sn.ntk.fixed_point(
+        activation, normalized=False, weight_variance=jnp.array(weights), bias_variance=jnp.array(biases)
+    )
+    assert found.exists.tolist() == list(exist)
+    for value, desired in zip(found.variance, variances, strict=True):
+        if desired is not None:
+            np.testing.assert_allclose(value, desired, rtol=1e-8)
 
 
 def test_a_network_that_forgets_everything(x64):

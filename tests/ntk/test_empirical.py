@@ -33,15 +33,13 @@ def test_equals_dense_jacobians(family, parameterization, train_readout, bias, k
     _, params = net.init_fn(jax.random.key(0), (-1, 4))
     params = cast(cast(params, "float32"), "float64")  # numbers that both precisions hold exactly
     x = points(1, 8, 4, "float32").astype("float64")
-    # Operation by operation, each compiled once for all tests: compiling is what they spend their time on.
-    with jax.disable_jit():
-        every = dense_kernels(net.apply_fn, params, x)
-        for dtype, outputs in itertools.product(("float64", "float32"), every):
-            desired, p, (x1, x2) = np.asarray(every[outputs]), cast(params, dtype), (x[:5].astype(dtype), x[5:].astype(dtype))
-            for other, block in ((None, desired[:5, :5]), (x2, desired[:5, 5:])):
-                ours = sn.ntk.empirical(net, p, x1, other, outputs)
-                assert ours.dtype == dtype
-                assert_close(ours, block, dtype)
+    every = dense_kernels(net.apply_fn, params, x)
+    for dtype, outputs in itertools.product(("float64", "float32"), every):
+        desired, p, (x1, x2) = np.asarray(every[outputs]), cast(params, dtype), (x[:5].astype(dtype), x[5:].astype(dtype))
+        for other, block in ((None, desired[:5, :5]), (x2, desired[:5, 5:])):
+            ours = sn.ntk.empirical(net, p, x1, other, outputs)
+            assert ours.dtype == dtype
+            assert_close(ours, block, dtype)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.optimize
 
@@ -162,3 +163,43 @@ def test_many_unknowns_are_solved_by_products(x64, monkeypatch):
     operator = lx.MatrixLinearOperator(jnp.asarray(H), lx.symmetric_tag)
     s = _implicit._least_norm_solution(operator, jnp.asarray(r))
     assert np.abs(s - np.linalg.pinv(H, rcond=1e-10) @ r).max() < 1e-8
+
+
+def saturating(x, rows, target):
+    """Return ‖softmax(Bx) − t‖², whose least value is zero and whose plateaus are not."""
+    return jnp.sum((jax.nn.softmax(rows @ x) - target) ** 2)
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+@pytest.mark.parametrize("traced", [False, True])
+def test_first_order_methods_see_plateaus_as_well(seed, traced, x64):
+    rng = np.random.default_rng(seed)
+    rows = jnp.asarray(3 * rng.normal(size=(12, 2)))
+    target = jax.nn.softmax(rows @ (0.7 * rng.normal(size=2)))
+
+    def run(rows):
+        return minimise(saturating, jnp.zeros(2), optax.sgd(1000.0), throw=False, max_steps=50, args=(rows, target))
+
+    sol = (jax.jit(run) if traced else run)(rows)
+    assert Result(int(sol.result)) is Result.PLATEAU
+
+
+@pytest.mark.parametrize("power", [2, 4])
+def test_flat_minima_are_no_plateaus(power):
+    sol = minimise(
+        lambda x: 1 + jnp.sum((x - 1) ** power * jnp.array([1.0, 3.0])), jnp.zeros(2), optax.sgd(0.05), max_steps=5000
+    )
+    assert Result(int(sol.result)) is Result.SUCCESSFUL
+
+
+@pytest.mark.parametrize("rate", [50.0, 1.0])
+def test_an_overshoot_is_no_success(rate):
+    """The gradients that Adam meets where a large rate has thrown it are no measure of those at a minimum."""
+
+    def rosenbrock(x):
+        return 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2
+
+    tx = optax.adam(optax.exponential_decay(rate, 20, 0.5))
+    sol = minimise(rosenbrock, jnp.array([-1.2, 1.0]), tx, throw=False, max_steps=500)
+    slope = np.linalg.norm(jax.grad(rosenbrock)(sol.value))
+    assert int(sol.result) != Result.SUCCESSFUL or slope < 1e-4 * 233

@@ -179,3 +179,30 @@ def test_nothing_trips_debug_nans(x64):
         quadratic = lx.DiagonalLinearOperator(jnp.ones(3))
         tx = sn.solvers.approx_newton(quadratic, cg_steps=2, damping="trust_region")
         minimise(lambda x: 0.5 * jnp.sum((x - 1) ** 2), jnp.zeros(3), tx)
+
+
+@pytest.mark.parametrize("unit", [1e-16, 1e-8, 1e8, 1e13])
+def test_plain_functions_may_have_any_unit(unit):
+    def loss(x, unit):
+        return jnp.sum((x / unit - 1) ** 2 * jnp.array([1.0, 30.0]))
+
+    sol = sn.solvers.minimise(loss, jnp.zeros(2), args=(unit,))
+    np.testing.assert_allclose(sol.value / unit, 1, atol=1e-4)
+    assert int(sol.stats["steps"]) < 12
+
+
+@pytest.mark.parametrize("unit", [1e-20, 1.0, 1e20])
+def test_regressions_inside_jit_may_have_any_unit(unit):
+    A = jax.random.normal(jax.random.key(0), (12, 2))
+    b = jax.nn.softmax(A @ jnp.array([1.0, -1.0]))
+
+    @jax.jit
+    def solve(A):
+        sol = sn.solvers.minimise(sn.regression.softmax(A, b), jnp.zeros(2), throw=False, max_steps=100)
+        return sol.value, sol.result, sol.stats["gradient_norm"][0]
+
+    value, result, slope = solve(unit * A)
+    assert int(result) == 0
+    np.testing.assert_allclose(value * unit, [1, -1], atol=1e-4)
+    first = jax.grad(lambda x: sn.regression.softmax(A, b)(x))(jnp.zeros(2))
+    np.testing.assert_allclose(slope / unit, np.linalg.norm(first), rtol=1e-4)
