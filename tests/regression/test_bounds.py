@@ -63,6 +63,29 @@ def test_bounds_hold(activation, form, x64):
         assert np.all(tightest > [0.9, 0.2, 0.1, 0.9])
 
 
+@pytest.mark.parametrize("name", ["exp", "cosh", "res_exp"])
+@pytest.mark.parametrize("centre", [None, 1.5])
+def test_normalisers_are_bounded_closely_from_below(name, centre):
+    """Against the least sum on a fine grid of the ball."""
+    A = np.array([[0.3], [0.5], [0.4]])
+    x = np.linspace(-0.2, 0.2, 4001) + (centre or 0.0)
+    u = {"exp": np.exp, "cosh": np.cosh, "res_exp": lambda z: np.exp(z) + z}[name]
+    p = sn.regression.problem(A, np.full(3, 1 / 3), name)
+    found = bounds.normaliser(p, 0.2, None if centre is None else np.array([centre]))
+    least = u(A * x).sum(axis=0).min()
+    assert 0.99 * least < found.ours <= least * (1 + 1e-6)
+
+
+def test_derivatives_of_the_rescaled_residual_are_bounded_closely(x64):
+    """Equal logits and targets of one negative sign, where ‖diag(u') − b u'ᵀ‖ is 1 + ‖b‖‖𝟏‖ times u'."""
+    p = sn.regression.problem(np.eye(4), np.full(4, -0.5), "exp", "rescaled")
+    slopes = np.linalg.norm(jax.jacfwd(p.residual)(jnp.zeros(4)), 2)
+    assert slopes == pytest.approx(3)
+    assert slopes <= bounds._residual_bounds(p, 1e-9, np.zeros(4), 0.0)[1] <= slopes * (1 + 1e-6)
+    curvature = np.linalg.norm(jax.hessian(p)(jnp.zeros(4)), 2)
+    assert curvature <= bounds.lipschitz(p, 1e-9).gradient.ours < 1.5 * curvature
+
+
 DERIVATIVES = {
     "exp": (np.exp,) * 4,
     "res_exp": (lambda z: np.exp(z) + z, lambda z: np.exp(z) + 1, np.exp, np.exp),
