@@ -167,6 +167,13 @@ def test_gauss_hermite_agrees_with_closed_forms(name, x64):
 
 
 @every
+def test_a_shift_divides_every_moment_by_its_exponential(name, x64):
+    moments, q = ACTIVATIONS[name].moments, [jnp.asarray(v) for v in (0.7, 0.3, 0.9)]
+    for moment, arguments in ((moments.mean, q[:1]), (moments.covariance, q), (moments.derivative, q)):
+        assert_close(moment(*arguments, 0.8), moment(*arguments, 0.0) * np.exp(-0.8), rtol=1e-12)
+
+
+@every
 def test_growth_cancels_and_keeps_huge_arguments_finite(name, dtype):
     moments = ACTIVATIONS[name].moments
     q11, q12, q22 = jnp.asarray(0.7), jnp.asarray(0.3), jnp.asarray(0.9)

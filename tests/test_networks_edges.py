@@ -6,9 +6,11 @@ import pickle
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import pandas as pd
 import pytest
+import sweep_moments
 from tools import assert_close, points
 
 import softntk as sn
@@ -41,6 +43,15 @@ def test_nearly_equal_and_nearly_opposite_points(bias):
         for other in (None, x[:count]):
             want = exact_relu(lift(x[:count]), lift(x[:count]))
             assert_close(net.kernel_fn(x[:count], other, "ntk"), want, rtol=2e-6)
+
+
+def test_crrelu_at_near_points():
+    """The slope is that of an angle of 2e-4, which products of float32 do not know."""
+    x = np.float32([0.6, 0.8, 0.1])
+    y = x + np.float32([1e-4, -2e-4, 1e-4])
+    q11, q12, q22 = (mpmath.fdot(a.tolist(), b.tolist()) for a, b in ((x, x), (x, y), (y, y)))
+    kernel = two_layer(activation="crrelu", width=2).kernel_fn(jnp.asarray(x[None]), jnp.asarray(y[None]), "ntk")
+    assert_close(kernel, [[q12 * sweep_moments.crrelu_moments(q11, q12, q22)[1].value]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("activation", ["relu", "threshold", "erf", "crrelu"])

@@ -55,7 +55,7 @@ def as_times(sde: Process, t: object, name: str = "t") -> Float[Array, "..."]:
         return times
     values = np.asarray(t, np.float64)  # what was given: under jit whatever JAX converts is traced
     horizon = float(sde.horizon) * (1 + 1e-6) if is_concrete(sde.horizon) else np.inf
-    if not ((values > 0) & (values <= horizon)).all():
+    if not ((values > 0) & (values < horizon)).all():
         upper = f"{sde.horizon:g}" if is_concrete(sde.horizon) else "horizon"
         raise ValueError(
             f"{name} must lie in (0, {upper}], got {values.min():g} … {values.max():g}. At 0 there is no noise, "

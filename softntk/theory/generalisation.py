@@ -64,11 +64,12 @@ def rkhs_norm(gram: Gram, y: Targets) -> RkhsNorm:
     r"""Return √(yᵀH⁻¹y), the least norm of a function of the kernel's space that takes the values y.
 
     The kernel that is decomposed differs from the exact one by at most δ = 2√n ε λ_max (rounding of its entries, ε of its
-    precision, and of LAPACK). With u = H⁻¹y, and (H+E)⁻¹y = (I + H⁻¹E)⁻¹u for ‖E‖ ≤ δ < λ_min,
+    precision, and of LAPACK). For ‖E‖ ≤ δ < λ_min/2 (H + δI)⁻¹ ≼ (H + E)⁻¹ ≼ (H − δI)⁻¹, so that with u = H⁻¹y
 
-        |yᵀ(H+E)⁻¹y − yᵀH⁻¹y| = |uᵀE(H+E)⁻¹y| ≤ δ‖u‖²/(1 − δ/λ_min),
+        −δ‖u‖² ≤ yᵀ(H+E)⁻¹y − yᵀH⁻¹y ≤ 2δ‖u‖²,
 
-    which is the error stated. Where λ_min ≤ 2δ the norm is not known: it is refused, +inf, with a reason.
+    and the root of it is within δ‖u‖²/√(yᵀH⁻¹y) of the norm, which is the error stated: √(s − e) ≥ √s − e/√s and
+    √(s + 2e) ≤ √s + e/√s. Where λ_min ≤ 2δ the norm is not known: it is refused, +inf, with a reason.
 
     Args:
         gram: H, [n, n] or [n, n, k, k].
@@ -105,11 +106,10 @@ def rkhs_norm(gram: Gram, y: Targets) -> RkhsNorm:
     components = (vectors.T @ (columns / unit)) ** 2
     shares = values[:, None] / largest
     squares = np.sum(components / shares, axis=0)
-    errors = delta / largest * np.sum(components / shares**2, axis=0) / (1 - delta / values[0])
+    errors = delta / largest * np.sum(components / shares**2, axis=0)
     unit = unit / math.sqrt(largest)
 
     def root_error(square: np.ndarray, error: np.ndarray) -> np.ndarray:
-        # √s is within e/√s of √(s ± e), as e ≤ s
         return error / np.sqrt(np.where(square > 0, square, 1))
 
     return RkhsNorm(

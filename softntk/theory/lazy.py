@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Bool, Float, Integer
 
 from softntk import ntk
 from softntk._norms import scaled_norm
@@ -155,10 +155,11 @@ def distances(
     losses = [0.5 * jnp.sum((out - y[None]) ** 2, axis=(1, 2)) for out in (f, line)]
     kernel_size = scaled_norm(kernel)
     changes = []
+    finite = jnp.all(jnp.isfinite(f), axis=(1, 2)) & _finite_parameters(path)
     for i in range(len(measured)):
-        later = jax.tree.map(lambda leaf, i=i: leaf[i], path)
+        # There is no kernel of parameters that are not finite: those at the start take their place.
+        later = jax.tree.map(lambda leaf, first, i=i: jnp.where(finite[i], leaf[i], first), path, params)
         changes.append(_ratio(scaled_norm(ntk.empirical(net, later, x) - kernel), kernel_size))
-    finite = jnp.all(jnp.isfinite(f), axis=(1, 2))
 
     def bounded(values: Array) -> Array:
         return jnp.where(finite & jnp.isfinite(values), values, jnp.inf)
@@ -174,6 +175,12 @@ def distances(
         linearised_loss=bounded(losses[1]),
         result=jnp.where(finite[-1], Result.SUCCESSFUL, Result.DIVERGED).astype(jnp.int32),
     )
+
+
+def _finite_parameters(path: Parameters) -> Bool[Array, " s"]:
+    """Return at which steps all of the parameters are finite."""
+    flags = [jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(path)]
+    return jnp.all(jnp.stack(flags), axis=0)
 
 
 def _finite_at_start(name: str, values: Array) -> Array:

@@ -1,5 +1,6 @@
 """The coordinates that all denoisers share, and the score they mean."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -11,7 +12,7 @@ from tools import assert_close, first, ring
 import softntk as sn
 from softntk import diffusion
 from softntk.diffusion._samples import bumps
-from softntk.diffusion.denoiser import frame_of
+from softntk.diffusion.denoiser import Denoiser, frame_of
 
 SDE = diffusion.vp_sde()
 
@@ -52,6 +53,20 @@ def test_directions_without_variance_do_not_count():
     x = SDE.perturb(jax.random.key(1), 0.3, x0)
     frame = frame_of(SDE, x0, 4, 1e-3)
     assert_close(lifted(frame, 0.3, x), lifted(frame, 0.3, x.at[:, 1].add(7.0)), rtol=1e-5)
+
+
+def test_data_that_the_noise_drowns_have_no_direction():
+    """All that is left of z is its last coordinate."""
+    frame = frame_of(SDE, data("float32"), 2, 1e-3)
+    drowned = dataclasses.replace(frame, spreads=jnp.zeros(3))
+    x = drowned.mean[None] + jnp.asarray([[0.0, 0.0, 0.0], [1.0, -2.0, 0.5]])
+    assert_close(drowned.lift(SDE, 0.5, x), [[0, 0, 0, 1]] * 2)
+
+
+def test_a_denoiser_says_what_it_is():
+    frame = frame_of(SDE, data("float32"), [0.02, 0.1, 0.3, 0.35], 1e-3)
+    f = Denoiser(predictor=jnp.tanh, frame=frame, sde=SDE, result=jnp.asarray(0), stats={})
+    assert "3 dimensions, 4 noise levels" in repr(f)
 
 
 def test_place_among_the_knots(dtype):

@@ -9,8 +9,11 @@ from tools import assert_close, first
 
 import softntk as sn
 from softntk import diffusion
+from softntk.diffusion._linearised_denoiser import LinearisedPredictor
+from softntk.diffusion._samples import embedded
 from softntk.diffusion.denoiser import frame_of
 from softntk.diffusion.training import full_batch, starting_network
+from softntk.networks import Parameters
 
 SDE = diffusion.vp_sde()
 
@@ -87,3 +90,20 @@ def test_coefficients_are_what_predictions_multiply(dtype):
         f = np.asarray(gram, np.float64) @ added
     assert_close(c, np.array(expected), rtol=1e-3 if dtype == "float32" else 1e-9)
     assert_close(cross @ c[2], sn.ntk.predict_gd(gram, y, 0.02, steps, cross=cross)[2], rtol=1e-3)
+
+
+@pytest.mark.parametrize("place", [0.0, 0.4, 2.0])
+def test_the_predictor_is_the_tangent_of_the_network(place, x64):
+    """At one time, whose weights are added up, and at many: against a difference of networks."""
+    net = sn.networks.two_layer("softmax", width=4, out_dim=2, sigma=1.0, train_readout=True)
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape))
+    start, move = (Parameters(hidden=draw(9, 4), readout=draw(4, 2)) for _ in range(2))
+    lifted = draw(5, 3)
+    at = lambda step: net.apply_fn(
+        jax.tree.map(lambda p, q: p + step * q, start, move), embedded(jnp.full(5, place), lifted, 3)
+    )
+    desired = at(0.0) + (at(1e-5) - at(-1e-5)) / 2e-5
+    predictor = LinearisedPredictor(params=start, move=move, net=net)
+    assert_close(predictor(jnp.full(1, place), lifted), desired, rtol=1e-7)
+    assert_close(predictor(jnp.full(5, place), lifted), desired, rtol=1e-7)

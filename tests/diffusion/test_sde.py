@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.integrate
+import scipy.optimize
 import scipy.stats
 from tools import assert_close, first
 
@@ -39,6 +40,23 @@ def test_variance_is_preserved(sde, dtype):
     assert_close(sde.alpha(t) ** 2 + sde.variance(t), np.ones(len(t)), dtype)
     assert float(sde.alpha(0.0)) == 1
     assert float(sde.variance(0.0)) == 0
+
+
+@pytest.mark.parametrize("offset", [0.008, 0.5])
+def test_the_cosine_schedule_is_that_of_its_paper(offset, x64):
+    """α(t) = f(t)/f(0) with f(t) = cos((π/2)(t + s)/(1 + s)), in a time that ends where α = 0.1."""
+    f = lambda t: np.cos(np.pi / 2 * (t + offset) / (1 + offset))
+    t = np.linspace(0.1, 0.9, 9)
+    end = scipy.optimize.brentq(lambda t: f(t) / f(0) - 0.1, 0, 1, xtol=1e-14)
+    assert_close(cosine_sde(offset, 0.1).alpha(t), f(t * end) / f(0))
+
+
+def test_noise_is_that_of_the_key(x64):
+    """X_t = α X_0 + √h ε: whoever knows the key knows ε."""
+    process, key, x0 = vp_sde(), jax.random.key(3), jnp.arange(6.0).reshape(3, 2)
+    noise = jax.random.normal(key, (3, 2), x0.dtype)
+    alpha = np.exp(-0.5 * (0.1 * 0.4 + 19.9 * 0.4**2 / 2))
+    assert_close(process.perturb(key, 0.4, x0), alpha * x0 + np.sqrt(1 - alpha**2) * noise)
 
 
 def test_the_integral_is_that_of_the_rate(sde, x64):

@@ -7,7 +7,7 @@ import pytest
 from tools import assert_close
 
 from softntk import diffusion
-from softntk.diffusion import metrics
+from softntk.diffusion import _score_error, metrics
 
 KEY = jax.random.key(0)
 X = np.asarray(np.random.default_rng(0).normal(size=(5, 2)))
@@ -48,6 +48,11 @@ def test_a_traced_process_is_a_pytree_and_keeps_dtypes(x64):
     assert_close(sde.alpha(t), diffusion.vp_sde().alpha(t), "float32")
     each = jax.vmap(lambda b: diffusion.vp_sde(0.1, b).alpha(0.5))(jnp.asarray([5.0, 20.0]))
     assert_close(each, [diffusion.vp_sde(0.1, b).alpha(0.5) for b in (5.0, 20.0)])
+
+
+def test_times_after_every_horizon_are_refused(untyped):
+    with pytest.raises(ValueError, match=r"t must lie in \(0, horizon\], got inf"):
+        jax.jit(lambda b: diffusion.vp_sde(0.1, 20.0, horizon=b).perturb(KEY, jnp.inf, jnp.ones((1, 2))))(1.0)
 
 
 def test_the_score_of_data_has_a_derivative_in_the_rate(x64):
@@ -161,3 +166,10 @@ def test_ordinary_calls_meet_no_nan():
         metrics.energy_distance(SINGLE, SINGLE)
         metrics.sliced_wasserstein(KEY, SINGLE, SINGLE, projections=4)
         metrics.nearest_training_point(SINGLE, SINGLE)
+
+
+def test_the_error_of_a_score_of_zero_has_a_derivative():
+    """Where the truth is zero the relative error is +inf, and stays so."""
+    score = jnp.asarray(X, jnp.float32)
+    slope = jax.grad(lambda s: _score_error._compare(s, jnp.zeros_like(s))[1].upper)(score)
+    assert not np.asarray(slope).any()

@@ -38,6 +38,16 @@ def test_where_one_explodes_the_iteration_starts_from_zero(x64):
     assert float(found.variance) == 0
 
 
+@pytest.mark.parametrize(("steps", "exists"), [(4, False), (5, True)])
+def test_steps_of_the_iteration_are_those_that_were_asked_for(steps, exists, x64):
+    """V(q) = 1000 √q: from 1 the k-th comes to within 1e6^(2^−k) of 1e6, and Newton's method goes on from half of it."""
+    own = with_variance(lambda q: 1000 * jnp.sqrt(q))
+    found = sn.ntk.fixed_point(own, normalized=False, weight_variance=1.0, max_steps=steps)
+    assert bool(found.exists) == exists
+    if exists:
+        assert_close(found.variance, 1e6, rtol=1e-12)
+
+
 @pytest.mark.parametrize("q", [(0.0, 0.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0)])
 def test_where_there_is_no_limit_it_stays_infinite(q, dtype):
     found = sn.ntk.propagate("relu", *q, 3, normalized=True, weight_variance=0.5)

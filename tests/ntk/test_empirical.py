@@ -12,6 +12,7 @@ from tools import assert_close, cast, dense_kernels, first, points
 import softntk as sn
 from softntk import nt
 from softntk.networks import FAMILIES, two_layer
+from softntk.ntk._tiles import rows_of_a_line
 
 # A reader's run takes some corners; the whole product is minutes of compilation.
 CORNERS = [("softmax", "paper", True, True, 3)]
@@ -125,6 +126,12 @@ def test_digits_are_kept_where_every_row_concentrates(outputs):
     assert_close(kernel(params), desired, rtol=1e-6 * (1 + logits))
     assert_close(jax.jit(kernel)(params), desired, rtol=1e-6 * (1 + logits))
     assert_close(jax.jvp(kernel, (params,), (params,))[0], desired, rtol=1e-6 * (1 + logits))
+
+
+@pytest.mark.parametrize(("numbers", "rows"), [(2**10, 128), (2**15, 64), (2**16, 32), (2**20, 16)])
+def test_lines_of_tiles_stay_in_the_caches_of_a_cpu(numbers, rows):
+    """2^21 numbers, 16 MB of float64, but for rows that are too long; 128 rows are enough."""
+    assert rows_of_a_line(5000, numbers, None) == rows
 
 
 def test_second_call_does_not_compile_again():

@@ -152,6 +152,7 @@ def test_bad_input(untyped):
         (lambda: ntk.extreme_eigenvalues(op, steps=0), "steps must be a positive integer, got 0"),
         (lambda: ntk.spectral_density(op, probes=0), "probes must be a positive integer, got 0"),
         (lambda: ntk.target_alignment(op, y[:9]), r"y must have shape \[n, k\]"),
+        (lambda: ntk.target_alignment(np.ones((10, 10, 2, 2)), np.ones((10, 3))), r"y must have shape \[n, k\]"),
         (lambda: ntk.target_alignment(op, y * np.nan), "y must be finite"),
         (lambda: ntk.target_alignment(op, y.astype(int)), "y must be a floating-point array"),
         (lambda: ntk.effective_dimension(op, -1.0), "ridge must not be negative, got -1.0"),

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import sparse
 from tools import first
 
 import softntk as sn
 from softntk.regression import bounds
+from softntk.regression._suprema import SUPREMA
 
 FORMS = [("exp", "normalized"), ("res_exp", "normalized"), ("cosh", "normalized"), ("exp", "plain"), ("sinh", "rescaled")]
 
@@ -59,6 +61,57 @@ def test_bounds_hold(activation, form, x64):
         )
     if (activation, form) == ("exp", "normalized"):
         assert np.all(tightest > [0.9, 0.2, 0.1, 0.9])
+
+
+@pytest.mark.parametrize("name", ["exp", "cosh", "res_exp"])
+@pytest.mark.parametrize("centre", [None, 1.5])
+def test_normalisers_are_bounded_closely_from_below(name, centre):
+    """Against the least sum on a fine grid of the ball."""
+    A = np.array([[0.3], [0.5], [0.4]])
+    x = np.linspace(-0.2, 0.2, 4001) + (centre or 0.0)
+    u = {"exp": np.exp, "cosh": np.cosh, "res_exp": lambda z: np.exp(z) + z}[name]
+    p = sn.regression.problem(A, np.full(3, 1 / 3), name)
+    found = bounds.normaliser(p, 0.2, None if centre is None else np.array([centre]))
+    least = u(A * x).sum(axis=0).min()
+    assert 0.99 * least < found.ours <= least * (1 + 1e-6)
+
+
+def test_derivatives_of_the_rescaled_residual_are_bounded_closely(x64):
+    """Equal logits and targets of one negative sign, where ‖diag(u') − b u'ᵀ‖ is 1 + ‖b‖‖𝟏‖ times u'."""
+    p = sn.regression.problem(np.eye(4), np.full(4, -0.5), "exp", "rescaled")
+    slopes = np.linalg.norm(jax.jacfwd(p.residual)(jnp.zeros(4)), 2)
+    assert slopes == pytest.approx(3)
+    assert slopes <= bounds._residual_bounds(p, 1e-9, np.zeros(4), 0.0)[1] <= slopes * (1 + 1e-6)
+    curvature = np.linalg.norm(jax.hessian(p)(jnp.zeros(4)), 2)
+    assert curvature <= bounds.lipschitz(p, 1e-9).gradient.ours < 1.5 * curvature
+
+
+DERIVATIVES = {
+    "exp": (np.exp,) * 4,
+    "res_exp": (lambda z: np.exp(z) + z, lambda z: np.exp(z) + 1, np.exp, np.exp),
+    "cosh": (np.cosh, np.sinh) * 2,
+    "sinh": (np.sinh, np.cosh) * 2,
+    "identity": (lambda z: z, np.ones_like, np.zeros_like, np.zeros_like),
+}
+
+
+@pytest.mark.parametrize("name", DERIVATIVES)
+def test_suprema_are_those_of_a_fine_grid(name):
+    """In units of e^shift."""
+    low, high, shift = np.array([-3.0, -0.5, 0.2]), np.array([-1.0, 2.0, 0.7]), 0.8
+    z = np.linspace(low, high, 10_001)
+    for found, derivative in zip(SUPREMA[name](low, high, shift), DERIVATIVES[name], strict=True):
+        np.testing.assert_allclose(found, np.exp(-shift) * np.abs(derivative(z)).max(axis=0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [jnp.asarray, sparse.BCOO.fromdense])
+def test_singular_values_are_bounded_closely_from_outside(kind, x64):
+    A = np.diag([3.0, 0.5, 0.01]) @ np.array([[1.0, 0.2, 0.0], [0.0, 1.0, -0.4], [0.3, 0.0, 1.0]])
+    A = np.concatenate([A, np.zeros((1, 3))])
+    values = np.linalg.svd(A, compute_uv=False)
+    largest, smallest = bounds._norms(sn.regression.problem(kind(A), np.full(4, 0.25)))
+    assert values[0] <= largest <= values[0] * (1 + 1e-12)
+    assert values[-1] * (1 - 1e-9) <= smallest <= values[-1]
 
 
 def test_softmax_needs_no_ball_and_others_do(x64):

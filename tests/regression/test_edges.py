@@ -138,6 +138,8 @@ def test_two_layers_and_leverage_say_what_they_compute():
     assert judge_plain(p, jnp.array([0.1, 0.2])) == Result.SUCCESSFUL
     assert judge_plain(p, jnp.array([40.0, 0.0])) == Result.SUCCESSFUL
     assert judge_plain(p, jnp.array([44.3, 0.0])) == Result.OVERFLOW
+    assert int(p.check(jnp.array([jnp.nan, 0.0]))) == Result.NONFINITE_INPUT
+    assert np.isposinf(p(jnp.array([jnp.nan, 0.0])))
     p = sn.regression.leverage(np.array([[1.0], [2.0]], "float32"), np.ones(2) / 2)
     assert judge_plain(p, jnp.zeros(2)) == Result.SUCCESSFUL
     assert judge_plain(p, jnp.full(2, 1e30)) == Result.OVERFLOW

@@ -9,8 +9,8 @@ import optax
 import pytest
 
 import softntk as sn
+from softntk.solvers import _damping, _dense, _krylov, _sampled
 from softntk.solvers import _default as default
-from softntk.solvers import _dense, _krylov, _sampled
 
 minimise = sn.solvers.minimise
 
@@ -22,6 +22,37 @@ def test_products_end_soon_after_the_first_negative_curvature(values, products, 
     g = jnp.asarray(np.random.default_rng(0).normal(size=20))
     space = _krylov.krylov(lambda v: H @ v, None, g, jnp.ones(()), 0.0, 20)
     assert int(space.products) == products
+
+
+@pytest.mark.parametrize(("least", "negative"), [(-1e-3, True), (-1e-14, False), (1e-3, False)])
+def test_curvature_is_negative_beyond_the_rounding_of_the_largest(least, negative, x64):
+    """4 d ε ‖H‖ = 7e-14 · 4."""
+    values = jnp.asarray([least, 1.0, 2.0, 4.0])
+    space = _krylov.krylov(lambda v: values * v, None, jnp.ones(4), jnp.ones(()), 0.0, 4)
+    assert bool(space.model.negative) == negative
+
+
+@pytest.mark.parametrize(
+    ("ratio", "size", "wanted"),
+    [
+        (0.9, 2.0, "longer"),  # the model is good, and the radius is what held the step back
+        (0.9, 1.0, "same"),
+        (0.5, 2.0, "same"),
+        (0.1, 2.0, "shorter"),
+    ],
+)
+def test_the_trust_radius_grows_only_where_it_held_a_good_step_back(ratio, size, wanted):
+    radius = float(_damping._next_radius(*map(jnp.asarray, (2.0, ratio, size, 1))))
+    assert {"longer": radius > 2, "same": radius == 2, "shorter": radius < size}[wanted]
+
+
+def test_the_measured_contraction_is_that_of_the_distances(x64):
+    """Of steps that halve the distance, all of them shorter than one."""
+    p = sn.regression.softmax(jnp.eye(2), jnp.full(2, 0.5), weights=1.0)
+    path = np.outer([0.8, 0.4, 0.2, 0.1, 0.0], [0.6, 0.8])
+    found = sn.solvers.contraction(p, path, np.zeros(4))
+    np.testing.assert_allclose(found.measured, [0.5, 0.5, 0.5, 0.0], rtol=1e-12)
+    np.testing.assert_allclose(found.distance, [0.8, 0.4, 0.2, 0.1, 0.0], rtol=1e-12)
 
 
 def test_places_that_are_not_reached_repeat_the_last_entry(x64):

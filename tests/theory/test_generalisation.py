@@ -9,6 +9,8 @@ from tools import assert_close
 
 import softntk as sn
 from softntk.solution import Result
+from softntk.theory._spectral import cross_validated_ridge
+from softntk.theory._stopping import least_risk_time
 from softntk.theory.generalisation import early_stopping_time, effective_rank, noise_level, rkhs_norm
 from softntk.theory.risk import risk_bound
 
@@ -70,6 +72,17 @@ def test_the_error_covers_the_worst_rounding_and_is_not_idle(sign):
     assert 0.3 * found.total_error < abs(found.total - truth) <= found.total_error
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_error_covers_the_worst_rounding_next_to_where_the_norm_is_refused(sign):
+    """λ_min just above 2δ, and all of y along it: the norm moves by √(λ/(λ ∓ δ)) − 1."""
+    delta = 2 * np.sqrt(2) * np.finfo(np.float32).eps
+    smallest = np.float32(2.02 * delta)
+    found = rkhs_norm(np.diag([1.0, smallest]).astype(np.float32), np.array([[0.0], [1.0]]))
+    truth = 1 / np.sqrt(float(smallest) + sign * delta)
+    assert 0.3 * found.total_error < abs(found.total - truth) <= found.total_error
+    assert_close(found.total_error * np.sqrt(smallest), delta / smallest, rtol=1e-5)
+
+
 def test_a_singular_kernel_is_refused_with_a_reason():
     x = circle(np.zeros(3))
     found = rkhs_norm(kernel(x, x), np.ones((3, 2)))
@@ -105,6 +118,12 @@ def test_the_parts_of_the_risk_bound():
         assert_close(found.bound, np.minimum(found.training + found.complexity + found.deviation, 1))
     j = np.abs(np.arange(-(10**5), 10**5 + 1.0))
     assert_close(np.sum(2 / 3 / ((j + 1) * (j + 2))), 1.0, rtol=1e-4)
+
+
+def test_a_risk_bound_fails_in_one_case_of_ten_unless_asked_otherwise():
+    """√(yᵀH⁻¹y) = 0.9, within the radius of j = 0: δ_0 = ⅔ · 0.1/2 for a single output."""
+    found = risk_bound(np.eye(50), np.full((50, 1), 0.9 * 50**-0.5))
+    assert_close(found.deviation, [3 * np.sqrt(np.log(2 * 30) / 100)])
 
 
 def test_the_complexity_bounds_the_supremum_over_random_signs():
@@ -238,6 +257,29 @@ def test_the_expected_error_is_below_what_is_promised(norm):
             expected = np.sum((left @ truth) ** 2) + noise**2 * np.sum((np.eye(N) - left) ** 2)
             ratios.append(expected / N / promised)
     assert 0.5 < max(ratios) <= 1
+
+
+def test_directions_that_are_not_seen_do_not_move_the_least_risk():
+    """Several minima: those of a grid that reaches to the time of an eigenvalue of zero are missed."""
+    values, noise = np.array([1.0, 0.46, 4.3e-4, 3e-5]), 0.045
+    time = least_risk_time(None, noise, eigenvalues=np.append(values, np.zeros(3))).time
+    t = np.geomspace(1e-2, 1e6, 200_001)[:, None]
+    risk = np.max(values * np.exp(-2 * values * t), axis=1) + noise**2 * np.sum(np.expm1(-values * t) ** 2, axis=1)
+    assert_close(time, t[np.argmin(risk), 0], rtol=1e-4)
+
+
+def test_the_ridge_of_least_cross_validation_may_be_far_above_the_spectrum():
+    """V = Σ w²c²/(Σ w)² of λ = 1 and ½, w = 1 − λ/(λ + ρ), by a search on its own."""
+    values, squares = np.array([1.0, 0.5]), np.array([1.02, 1.0])
+
+    def criterion(log_ridge):
+        w = 1 - values / (values + np.exp(log_ridge))
+        return np.sum(w**2 * squares) / np.sum(w) ** 2
+
+    best = scipy.optimize.minimize_scalar(criterion, bounds=(-10, 10), method="bounded", options={"xatol": 1e-8}).x
+    ridge, _ = cross_validated_ridge(values, np.sqrt(squares)[:, None], 1e-6)
+    assert ridge > 20
+    assert abs(np.log(ridge) - best) < 1e-3
 
 
 def test_stopping_pays_on_data_with_the_noise_estimated():

@@ -117,8 +117,20 @@ def test_divergence_is_infinite_and_says_so():
     x, y = points(1, 4, 3, "float32"), points(2, 4, 1, "float32")
     found = distances(net, params, x, y, learning_rate=1e3, steps=300, at=[0, 300])
     assert found.result == Result.DIVERGED
-    for name in ("train", "weights", "neuron", "loss"):
+    for name in ("train", "weights", "neuron", "kernel", "loss"):
         assert getattr(found, name)[0] < 1e3
+        assert np.isposinf(getattr(found, name)[1]), name
+
+
+def test_one_point_that_overflows_is_a_divergence():
+    """The parameters stay finite, and so does f at the origin."""
+    net = two_layer(activation="identity", width=2)
+    _, params = net.init_fn(jax.random.key(0), (-1, 2))
+    x = jnp.array([[1e3, 0.0], [0.0, 0.0]])
+    found = distances(net, params, x, jnp.ones((2, 1)), learning_rate=1e33, steps=1, at=[0, 1])
+    assert found.result == Result.DIVERGED
+    for name in ("train", "weights", "neuron", "kernel", "loss"):
+        assert getattr(found, name)[0] < 2
         assert np.isposinf(getattr(found, name)[1]), name
 
 

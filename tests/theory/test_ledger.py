@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from softntk import theory
-from softntk.theory import _ledger, _ledger_table
+from softntk.theory import _ledger, _ledger_table, _statements_newton, _statements_training
 from softntk.theory import _oracles as oracles
 from softntk.theory._ledger_statement import TOLERANCE, Instance, Statement, equal
 
@@ -129,6 +129,27 @@ def test_oracles_agree_with_finite_differences():
     move = rng.normal(size=W.shape)
     slope = (loss(W + h * move) - loss(W - h * move)) / (2 * h)
     assert np.sum(move * oracles.gradient(W, a, x, oracles.forward(W, a, x) - Y)) == pytest.approx(slope, rel=1e-6)
+
+
+def test_the_theorem_is_measured_by_the_sum_over_points_and_outputs(monkeypatch):
+    """Steps left out, the error is ‖F(W) − Y‖² of the start; the mean over two points would be half of it."""
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(_statements_training, "_train", lambda case, steps: case["W"])
+    cases = (_statements_training._start(rng) for _ in range(20))
+    case, instance = next((c, i) for c in cases if (i := _statements_training._theorem(c)) is not None)
+    powers = np.exp(case["x"] @ case["W"])
+    outputs = np.sqrt(len(case["a"])) * (powers / powers.sum(axis=1, keepdims=True)) @ case["a"]
+    assert case["Y"].size == 2
+    assert instance.value == pytest.approx(np.linalg.norm(outputs - case["Y"]) ** 2, rel=1e-9)
+    assert instance.bound == case["accuracy"]
+
+
+def test_errors_of_hessians_are_as_large_as_said():
+    """‖E‖ = 1, so that (1 − ε)H ≼ H̃ ≼ (1 + ε)H is as tight as it may be."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        error = _statements_newton._strong(rng)["E"]
+        assert np.abs(np.linalg.eigvalsh(error)) == pytest.approx(np.ones(len(error)))
 
 
 def table_shows_all(rows, capsys):

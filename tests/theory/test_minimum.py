@@ -9,6 +9,7 @@ import pytest
 from jax.experimental import sparse
 
 import softntk as sn
+from softntk.theory.minimum import _parts
 
 certify = sn.theory.certify_minimum
 KINDS = [("exp", "normalized"), ("res_exp", "normalized"), ("cosh", "normalized"), ("exp", "plain"), ("sinh", "rescaled")]
@@ -176,3 +177,18 @@ def test_reasons(x64):
 def test_bad_input(changed, message, untyped):
     with pytest.raises(ValueError, match=message):
         certify(**({"p": sn.regression.softmax(np.eye(2), np.ones(2)), "x0": np.zeros(2)} | changed))
+
+
+@pytest.mark.parametrize("size", [0.1, 3.0])
+def test_the_curvature_in_the_logits_is_no_larger_than_its_moduli(size, x64):
+    """Equal logits and targets of one negative sign reach the bound of the rescaled form."""
+    z, b = np.full(4, np.log(size)), np.full(4, -0.1)
+    p = sn.regression.problem(np.eye(4), b, "exp", "rescaled")
+    parts = _parts(p, z.astype(np.longdouble))
+    bound = float(np.max(parts.sizes_v**2 + np.abs(parts.bend) * parts.sizes_s)) + parts.factors
+
+    def loss(z):
+        return 0.5 * jnp.sum((jnp.exp(z) - jnp.sum(jnp.exp(z)) * b) ** 2)
+
+    largest = np.linalg.eigvalsh(jax.hessian(loss)(jnp.asarray(z)))[-1]
+    assert bound * (1 - 1e-9) <= largest <= bound * (1 + 1e-12)

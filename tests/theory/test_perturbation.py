@@ -322,6 +322,9 @@ def test_bad_weights(x64):
         measure(path=[params.replace(readout=2 * params.readout)])
     with pytest.raises(ValueError, match="path must have weights of the shapes"):
         measure(path=[start(width=26)[1]])
+    for wrong in (3, "weights"):
+        with pytest.raises(ValueError, match="path must be Parameters with a leading axis, or a list of them, got"):
+            measure(path=wrong)
     with pytest.raises(ValueError, match="path must have at least one"):
         measure(path=[])
     with pytest.raises(ValueError, match="path must have the same leading axis"):
