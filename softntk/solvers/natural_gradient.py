@@ -133,7 +133,9 @@ def natural_gradient(
     damped = check_flag("damped", damped)
     given_apply: Any = net[1] if isinstance(net, tuple) and len(net) > 1 else net
     check_callable("net", given_apply, "a network, or a function apply_fn(params, x)")
-    own = not isinstance(net, Network) or x.ndim != 2
+    own = not isinstance(net, Network)
+    if not own and x.ndim != 2:
+        raise ValueError(f"x must have shape [n, d], one row a point, for a network of two_layer, got shape {x.shape}.")
     rows = x.reshape(len(x), -1) if own else x
 
     def network_at(params: Params, value_fn: Any) -> tuple[Any, Params, Callable]:

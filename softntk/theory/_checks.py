@@ -123,8 +123,10 @@ def as_targets(name: str, y: Any, samples: int, outputs: int | None = None) -> F
     return array
 
 
-def as_square(name: str, matrix: object, size: int) -> np.ndarray:
+def as_square(name: str, matrix: object, size: int, *, symmetric: bool = False) -> np.ndarray:
     """Return a matrix [n, n] of a given size in float64 on the host."""
     array = as_double(name, matrix)
     check_shape(name, array, (size, size))
+    if symmetric and np.abs(array - array.T).max() > 1e-3 * np.abs(array).max():
+        raise ValueError(f"{name} must be symmetric, but differs from its transpose. Pass the train-train kernel.")
     return array

@@ -220,7 +220,7 @@ def corrupt(
     samples = len(y)
     size = check_number("size", size, at_least=0, at_most=1 if kind == "flips" else None)
     if gram is not None:
-        as_square("gram", gram, samples)
+        as_square("gram", gram, samples, symmetric=True)
     key = None if key is None else check_key("key", key)
     if kind == "adversarial":
         if gram is None:

@@ -96,7 +96,7 @@ def normalised(z: np.ndarray, name: str) -> np.ndarray:
 def gaussian_moments(name: str, q11: float, q12: float, q22: float, normalized: bool) -> tuple[float, float]:
     """Return (E[φφ'], E[φ̇φ̇']) in fifty digits, from closed forms of the activations."""
     with mpmath.workdps(50):
-        a, b, c = mpmath.mpf(float(q11)), mpmath.mpf(float(q12)), mpmath.mpf(float(q22))
+        a, b, c = (q if isinstance(q, mpmath.mpf) else mpmath.mpf(float(q)) for q in (q11, q12, q22))
         covariance, slope = _MOMENTS[name](a, b, c)
         if normalized:
             total = _mean(name, a) * _mean(name, c)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 
 import softntk as sn
@@ -247,7 +248,7 @@ def _apply(net: Any, params: Any, x: Any) -> Any:
     return net.apply_fn(params, x)
 
 
-@target("networks.Network.apply_fn", _apply, params="params", x="rows")
+@target("networks.Network.apply_fn", _apply, params="params through", x="rows")
 def apply_fn(draw: Draw) -> Call:
     net, params, family = network(draw)
     x = network_points(draw)
@@ -261,6 +262,11 @@ def apply_fn(draw: Draw) -> Call:
         return compare(result, outputs, 64 * draw.eps, draw, size=size)
 
     return Call({"net": net, "params": params, "x": draw.cast(x)}, check)
+
+
+def pairs_of(first: np.ndarray, second: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """Return the pairs whose inner products are q11, q12, q22."""
+    return (first, first), (first, second), (second, second)
 
 
 def _kernel(net: Any, x1: Any, x2: Any = None, get: Any = "ntk") -> Any:
@@ -280,13 +286,16 @@ def kernel_fn(draw: Draw) -> Call:
         for i, j in np.ndindex(*dots.shape):
             exponent = float(dots[i, j]) if normalized else float(dots[i, j] + (dots[i, i] + dots[j, j]) / 2)
             if name != "relu" and exponent > 600:
-                want[i, j] = np.inf * (np.sign(dots[i, j]) if get == "ntk" else 1)
+                sign = np.sign(dots[i, j]) if get == "ntk" else 1
+                want[i, j] = sign * np.inf if sign else 0
                 continue
-            pair = gaussian_moments(name, dots[i, i], dots[i, j], dots[j, j], normalized)
-            want[i, j] = np.longdouble(str(pair[0])) if get == "nngp" else dots[i, j] * np.longdouble(str(pair[1]))
+            with mpmath.workdps(60):  # of opposite points no digit may be lost
+                products = [mpmath.fdot(zip(map(float, p), map(float, q), strict=True)) for p, q in pairs_of(x[i], x[j])]
+                pair = gaussian_moments(name, *products, normalized)
+                want[i, j] = np.longdouble(str(pair[0] if get == "nngp" else products[1] * pair[1]))
         norms = np.sqrt(np.diag(dots))
-        products = norms[:, None] * norms[None]
-        size = (np.abs(want) + (products if get == "ntk" or name == "relu" else 0)) * (1 + (0 if name == "relu" else products))
+        sizes = norms[:, None] * norms[None]
+        size = (np.abs(want) + (sizes if get == "ntk" or name == "relu" else 0)) * (1 + (0 if name == "relu" else sizes))
         size = np.where(np.isfinite(size), size, 0)
         return compare(result, want, 256 * draw.eps, draw, size=size)
 

@@ -354,7 +354,7 @@ def _sample(draw: Draw) -> Any:
     return sn.curvature.sketch.Sample(indices=jnp.asarray([0, 2, 3]), scales=jnp.asarray(np.array([1.5, 2.0, 0.5]), draw.dtype))
 
 
-@target("curvature.sketch.Sample.gram", A="rows", weights="nonnegatives?")
+@target("curvature.sketch.Sample.gram", A="rows", weights="array?")
 def sample_gram(draw: Draw) -> Call:
     A, weights = _rows(draw)
     rows = long(A)[[0, 2, 3]]

@@ -239,7 +239,7 @@ def fit_denoiser(draw: Draw) -> Call:
     laws_only=True,
     draws="count?",
     landmarks="count",
-    stopping="choice",
+    stopping="rule",
     filter="choice",
     validation="fraction",
     progress="flag",

@@ -52,3 +52,8 @@ def params_options(value: Any, draw: Draw) -> list[Option]:
             ("Booleans", value.replace(hidden=hidden > 0), REFUSED),
         ]
     return options
+
+
+def params_through_options(value: Any, draw: Draw) -> list[Option]:
+    """Weights that are not finite make outputs of +inf, as they do inside of a program."""
+    return [option for option in params_options(value, draw) if option[0] != "NaN inside"]

@@ -10,7 +10,7 @@ A kind is one of the names below; "?" behind it means that None is the default.
     numbers             a number or an array of any shape; real, positive, nonnegative, fraction: one number
     time, above one     one positive number, perhaps infinite; one above one
     count, count0       one integer, ≥ 1 or ≥ 0; integer: of any sign
-    flag, choice, key, callable; names: one name or several; rate: a number or a schedule
+    flag, choice, key, callable; names: one name or several; rule: a name or a number; rate: a number or a schedule
     net, apply          a network of softntk; or any function with parameters as well
     params, activation, object                              things of softntk
     momentum            a number in [0, 1)
@@ -44,7 +44,7 @@ from fuzz.wrong_arrays import (
     through_options,
     weights_options,
 )
-from fuzz.wrong_networks import apply_options, net_options, params_options
+from fuzz.wrong_networks import apply_options, net_options, params_options, params_through_options
 from fuzz.wrong_structures import (
     keywords_options,
     moments_options,
@@ -209,6 +209,11 @@ def _choice(value: Any, draw: Draw) -> list[Option]:
     return options
 
 
+def _rule(value: Any, draw: Draw) -> list[Option]:
+    """A name, or a number."""
+    return [option for option in _choice(value, draw) if option[0] != "1"]
+
+
 def _names(value: Any, draw: Draw) -> list[Option]:
     return [option for option in _choice(value, draw) if not option[0].startswith("in a ")]
 
@@ -327,11 +332,13 @@ _OPTIONS: dict[str, Callable[[Any, Draw], list[Option]]] = {
     "flag": _flag,
     "choice": _choice,
     "names": _names,
+    "rule": _rule,
     "key": _key,
     "callable": _callable,
     "net": net_options,
     "apply": apply_options,
     "params": params_options,
+    "params through": params_through_options,
     "object": _object,
     "activation": _activation,
     "text": _text,

@@ -123,3 +123,9 @@ def test_the_step_of_the_paper():
     for bad in ((0.0, 1.0), (2.0, 1.0), (1.0, np.inf)):
         with pytest.raises(ValueError, match="smallest must|largest must"):
             step_sizes.fastest(*bad)
+
+
+def test_a_network_of_two_layer_takes_rows():
+    net = sn.networks.two_layer("softmax", width=8)
+    with pytest.raises(ValueError, match=r"x must have shape \[n, d\]"):
+        sn.solvers.natural_gradient(net, jnp.ones((4, 3, 2)), jnp.ones((4, 1)))

@@ -227,3 +227,9 @@ def test_bad_input(untyped):
     ]:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_a_kernel_that_is_not_symmetric_is_refused_even_where_it_is_not_used():
+    y, skew = jnp.ones((3, 1)), jnp.eye(3).at[0, 1].set(1.0)
+    with pytest.raises(ValueError, match="gram must be symmetric"):
+        fl.corrupt("gaussian", y, 0.1, key=jax.random.key(0), gram=skew)
