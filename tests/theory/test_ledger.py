@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from softntk import theory
-from softntk.theory import _ledger, _ledger_table, _statements_newton, _statements_training
+from softntk.theory import _ledger, _ledger_table, _statements_networks, _statements_newton, _statements_training
 from softntk.theory import _oracles as oracles
 from softntk.theory._ledger_statement import TOLERANCE, Instance, Statement, equal
 
@@ -144,6 +144,14 @@ def test_the_theorem_is_measured_by_the_sum_over_points_and_outputs(monkeypatch)
     assert instance.bound == case["accuracy"]
 
 
+def test_starts_are_antisymmetric_with_readouts_of_both_signs():
+    case = _statements_networks.draw(np.random.default_rng(0), (2, 3, 2, 32))
+    half = case["a"][:16]
+    assert np.array_equal(case["a"][16:], -half)
+    assert np.array_equal(case["W"][:, 16:], case["W"][:, :16])
+    assert all(set(column) == {-1, 1} for column in half.T)
+
+
 def test_errors_of_hessians_are_as_large_as_said():
     """‖E‖ = 1, so that (1 − ε)H ≼ H̃ ≼ (1 + ε)H is as tight as it may be."""
     rng = np.random.default_rng(0)
@@ -179,6 +187,7 @@ def test_written_ledger_is_that_of_these_statements():
     text = _ledger_table.PATH.read_text(encoding="utf-8")
     for statement in _ledger.STATEMENTS:
         assert f"| {statement.reference} |".replace("|", "\\|")[2:-2] in text
+        assert statement.statement.replace("|", "\\|") in text, statement.reference
     assert text.count("\n- **") == len(FAILING)
 
 
