@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental import sparse
 
 import softntk as sn
 from softntk.solvers import _chunks, _damping, _dense, _krylov, _sampled
@@ -60,6 +61,24 @@ def test_the_measured_contraction_is_that_of_the_distances(x64):
     found = sn.solvers.contraction(p, path, np.zeros(4))
     np.testing.assert_allclose(found.measured, [0.5, 0.5, 0.5, 0.0], rtol=1e-12)
     np.testing.assert_allclose(found.distance, [0.8, 0.4, 0.2, 0.1, 0.0], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "kind", "size"),
+    [
+        (120, 3, jnp.asarray, 30),
+        (119, 3, jnp.asarray, None),
+        (200, 2, jnp.asarray, None),
+        (40, 2, sparse.BCOO.fromdense, 20),
+        (39, 2, sparse.BCOO.fromdense, None),
+    ],
+)
+def test_long_regressions_are_sampled(rows, columns, kind, size, monkeypatch, untyped):
+    """Ten rows a column, where there are forty and enough columns, or twenty of a sparse matrix."""
+    monkeypatch.setattr(default, "_WORTH", 3)
+    monkeypatch.setattr(default, "approx_newton", lambda *_, **options: options)
+    problem = sn.regression.problem(kind(jnp.ones((rows, columns))), jnp.full(rows, 1 / rows))
+    assert default.default_transform(problem).get("sketch_size") == size
 
 
 def test_a_sample_of_all_rows_takes_each_once():

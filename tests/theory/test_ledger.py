@@ -114,6 +114,20 @@ def test_runner_counts_instances_and_skips_what_is_none():
         equal(np.ones(2), np.ones(3))
 
 
+def test_only_what_fails_by_a_finite_amount_has_an_excess():
+    cases = [(None, 0), (Instance(2.0, 1.0), 0), (Instance(2.0, 3.0), 0.5), (Instance(1.0, math.inf), 0)]
+    for instance, excess in cases:
+        assert _ledger._excess(instance) == excess
+
+
+def test_noised_mixtures_keep_the_variance_that_is_preserved():
+    """E X_t² = α² E X₀² + 1 − α², by sums over the grid."""
+    case = _statements_training._mixture(np.random.default_rng(0))
+    grid, square = _statements_training._Grid(case), np.mean(case["means"] ** 2 + case["deviations"] ** 2)
+    assert grid.marginal.sum() == pytest.approx(1, rel=1e-9)
+    assert grid.marginal @ grid.x**2 == pytest.approx(case["alpha"] ** 2 * (square - 1) + 1, rel=1e-9)
+
+
 def test_oracles_agree_with_finite_differences():
     rng = np.random.default_rng(0)
     z, b, h = rng.normal(size=5), rng.dirichlet(np.ones(5)), 1e-6
