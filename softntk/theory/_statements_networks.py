@@ -10,7 +10,7 @@ import numpy as np
 from softntk import networks, ntk
 from softntk.theory import _oracles as oracles
 from softntk.theory import bounds
-from softntk.theory._ledger_statement import Case, Instance, Statement, equal
+from softntk.theory._ledger_statement import TOLERANCE, Case, Instance, Statement, equal
 
 FAILURE = 0.1
 """δ."""
@@ -78,7 +78,7 @@ def _network(case: Case) -> Instance:
 
 def _double(case: Case) -> Instance:
     net, params = network(case, "paper")
-    return Instance(equal(0, 0).bound, float(np.abs(net.apply_fn(params, case["x"])).max()) / len(case["a"]))
+    return Instance(TOLERANCE, float(np.abs(net.apply_fn(params, case["x"])).max()) / len(case["a"]))
 
 
 def _softmax_slopes(case: Case) -> Instance:
@@ -115,7 +115,7 @@ def _definite(case: Case) -> Instance:
     net, params = network(case)
     H = np.asarray(ntk.empirical(net, params, case["x"])).transpose(0, 2, 1, 3).reshape(n * k, n * k)
     values = np.linalg.eigvalsh(H)
-    return Instance(equal(0, 0).bound, float(max(np.abs(H - H.T).max(), -values[0]) / values[-1]))
+    return Instance(TOLERANCE, float(max(np.abs(H - H.T).max(), -values[0]) / values[-1]))
 
 
 def _limit(case: Case) -> Instance:

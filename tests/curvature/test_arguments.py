@@ -11,7 +11,7 @@ from jax.experimental import sparse
 from tools import assert_close
 
 import softntk as sn
-from softntk.curvature import leverage, sketch
+from softntk.curvature import _matrices, leverage, sketch
 from softntk.curvature.structured import StructuredOperator, factorise, positive_part, weighted_sum
 
 A = np.arange(6.0).reshape(3, 2)
@@ -213,3 +213,14 @@ def test_numbers_that_may_be_traced(x64):
     assert_close(jax.jit(lambda c: weighted_sum([op, op], c).as_matrix())(weights[:2]), 3 * op.as_matrix())
     by_weights = jax.vmap(lambda w: sketch.probabilities("row_norm", A, w))(jnp.stack([weights, 0 * weights]))
     assert_close(by_weights[1], np.full(3, 1 / 3))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("half", [True, False])
+def test_half_precision_where_nothing_is_factorised(dtype, half):
+    matrix = jnp.ones((3, 2), dtype)
+    if half or dtype == "float32":
+        assert _matrices.checked("A", matrix, half=half).dtype == dtype
+    else:
+        with pytest.raises(ValueError, match="A must be float32 or float64"):
+            _matrices.checked("A", matrix, half=half)

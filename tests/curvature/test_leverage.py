@@ -36,6 +36,15 @@ KINDS = {
 }
 
 
+@pytest.mark.parametrize("sizes", [[1.0, 1.0, 1.0], [1e-6, 1.0, 1e4]])
+def test_the_right_factor_makes_an_orthonormal_basis(sizes, x64):
+    """M R⁺ = Q, whatever the units of the columns."""
+    M = np.random.default_rng(0).normal(size=(8, 3)) * np.array(sizes)
+    found = leverage._decomposed(jnp.asarray(M))
+    assert_close(M @ np.asarray(found.right), found.basis)
+    assert_close(np.asarray(found.basis).T @ found.basis, np.eye(3))
+
+
 @pytest.mark.parametrize("kind", first(KINDS, "sparse"))
 def test_exact_scores(kind, x64):
     A, D = coherent(60, 5), np.random.default_rng(1).random(60)

@@ -1,6 +1,7 @@
 """Kernel regression on noisy samples: the fit, its stopping time, and how near it comes to the truth."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import scipy.linalg
 from tools import assert_close, relative_score_error, ring
 
 from softntk import diffusion, networks
-from softntk.diffusion import _samples, _spectral_fit
+from softntk.diffusion import _kernel_denoiser, _samples, _spectral_fit
 from softntk.diffusion._kernel_denoiser import TangentKernel
 from softntk.diffusion.denoiser import frame_of
 
@@ -44,6 +45,39 @@ def test_kernel_takes_sigma_as_a_number():
     net = networks.two_layer("res_softmax", width=2, sigma=1.7, train_readout=True)
     z = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
     assert_close(TangentKernel("res_softmax", True)(1.7, z, None), net.kernel_fn(z, None, "ntk"), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("draws", "enough", "folds", "fresh"), [(1, 4, 2, True), (4, 4, 2, False), (1, 4, 1, False)])
+def test_fits_of_few_draws_are_judged_by_more(draws, enough, folds, fresh, monkeypatch):
+    """Samples of their own, where something is left out and more make the judgement surer."""
+    x0 = jnp.arange(16.0).reshape(8, 2)
+    levels = _kernel_denoiser._Levels(
+        None, SDE, frame_of(SDE, x0, [0.2, 0.3], 1e-3), x0, [np.arange(8)] * folds, (1.0,), draws, enough
+    )
+    monkeypatch.setattr(_kernel_denoiser, "_noisy", lambda *arguments: arguments[-2])
+    monkeypatch.setattr(_kernel_denoiser, "_fit", lambda plan, key, sigmas, data, judged: (data, judged))
+    fits = levels.fits(jax.random.key(1), jax.random.key(2), progress=False)
+    assert fits == [(draws, enough if fresh else draws)] * 2
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e3])
+def test_of_equal_kernels_the_smoothest_is_taken(size, monkeypatch, untyped):
+    """The first whose error on what is left out is within a thousandth of the least, in any unit."""
+    errors = {0.5: 1.5 * size, 1.0: 1.0005 * size, 2.0: 1.0 * size, 4.0: 1.2 * size}
+
+    class Sums:
+        def __init__(self, plan, sigma, *_):
+            self.sigma = sigma
+            self.all = SimpleNamespace(gram=jnp.full((1, 1), jnp.nan))
+
+        def held_out(self):
+            return 1.0, errors[self.sigma]
+
+    monkeypatch.setattr(_kernel_denoiser, "_Sums", Sums)
+    plan = SimpleNamespace(landmarks=2)
+    data = _kernel_denoiser._Data(SimpleNamespace(targets=jnp.ones((4, 1)), lifted=None), [np.arange(4)])
+    with pytest.raises(ValueError, match="got 1, of which entries"):
+        _kernel_denoiser._fit(plan, jax.random.key(0), tuple(errors), data, data)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 from tools import assert_close, first
 
-from softntk.diffusion import GaussianMixture, constant_sde, cosine_sde, log_likelihood, vp_sde
+from softntk.diffusion import GaussianMixture, constant_sde, cosine_sde, likelihood, log_likelihood, vp_sde
 from softntk.solution import NumericalError
 
 SDE = vp_sde()
@@ -162,3 +162,15 @@ def test_failures_are_told():
 def test_bad_input(change, message, untyped):
     with pytest.raises(ValueError, match=re.escape(message)):
         log_likelihood(**({"sde": SDE, "score_fn": narrow, "x": jnp.ones((2, 2))} | change))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_the_density_of_noise_is_that_of_its_score(rows, x64):
+    """A Gaussian in three dimensions, told by its score alone, a few rows at a time."""
+    rng = np.random.default_rng(0)
+    root, mean, x = rng.normal(size=(3, 3)), rng.normal(size=3), rng.normal(size=(rows, 3))
+    covariance = root @ root.T + np.eye(3)
+    precision = jnp.asarray(np.linalg.inv(covariance))
+    found = likelihood._log_density_of_noise(lambda t, x: (mean[None] - x) @ precision, jnp.asarray(1.0), jnp.asarray(x))
+    desired = scipy.stats.multivariate_normal(mean, covariance).logpdf(x)
+    assert_close(found, np.atleast_1d(desired))

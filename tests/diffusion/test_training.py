@@ -185,3 +185,18 @@ def test_precision(dtype):
 def test_bad_input(options, message):
     with pytest.raises(ValueError, match=message):
         fit(**{"steps": 5, **options})
+
+
+@pytest.mark.parametrize(("size", "times"), [(64, 16), (30, 15), (18, 9), (17, 1), (5, 5)])
+def test_a_minibatch_has_as_many_times_as_divide_it(size, times, monkeypatch, untyped):
+    """At most sixteen, of equally many rows each."""
+
+    class Drawn(Exception):
+        pass
+
+    def draw_times(key, sde, frame, n, *_, **__):
+        raise Drawn(n)
+
+    monkeypatch.setattr(training._samples, "draw_times", draw_times)
+    with pytest.raises(Drawn, match=rf"^{times}$"):
+        training._minibatch_loss(None, None, jax.random.key(0), SDE, None, X0, size, None, (0.0, 1.0))

@@ -269,3 +269,9 @@ def test_a_sigma_whose_kernel_is_no_number_is_named(sigma):
     x0 = points(0, 40, 2, "float32")
     with pytest.raises(ValueError, match="sigma must give a kernel that float32 can hold"):
         diffusion.kernel_denoiser(KEY, SDE, x0, times=[0.1], landmarks=10, draws=1, sigma=sigma)
+
+
+def test_of_two_points_each_the_upper_end_is_what_is_possible():
+    """Twice the largest distance of all, which only some of the points are ends of."""
+    estimate = metrics.energy_distance(jnp.array([[0.0], [1.0]]), jnp.array([[0.5], [20.0]]))
+    assert float(estimate.upper) == pytest.approx(40)

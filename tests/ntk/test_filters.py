@@ -185,3 +185,10 @@ def test_no_nan_is_made_on_the_way():
             assert np.isfinite(gradient).all()
             gradient = jax.grad(lambda k: jnp.sum(sn.ntk.predict_flow(k, y, jnp.array([0.0, 1.0, jnp.inf])) ** 2))(kernel)
             assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 3), (3, 2)])
+def test_starts_have_the_shape_of_the_kernel(shape, untyped):
+    kernel = np.einsum("ij,lm->ijlm", np.eye(4), np.eye(2))
+    with pytest.raises(ValueError, match="f0 must have shape .* with the n .and k. of the kernel"):
+        sn.ntk.predict_gd(kernel, np.ones((4, 2)), 0.1, [1], np.ones(shape))

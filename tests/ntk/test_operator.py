@@ -41,6 +41,16 @@ def test_network_operator_is_its_matrix(name, dtype):
         assert_close(ours.as_matrix(), matrix, dtype)
 
 
+def test_products_of_a_network_whose_readout_is_trained():
+    net = two_layer("exp", width=3, antisymmetric=False, train_readout=True)
+    _, params = net.init_fn(jax.random.key(0), (-1, 2))
+    x, v = points(1, 5, 2, "float32"), points(2, 5, 1, "float32")
+    jacobian = np.asarray(dense_jacobian(net.apply_fn, params, x), np.float64).reshape(5, -1)
+    op = sn.ntk.operator(net, params, x, block_size=4)
+    assert_close(op.mv(v), jacobian @ (jacobian.T @ np.asarray(v)), "float32")
+    assert_close(op.diagonal(), np.sum(jacobian**2, axis=1), "float32")
+
+
 @pytest.mark.slow
 def test_cross_operator_is_its_matrix(x64):
     net, params, x, op, _ = network_operator("res_softmax", "float64")

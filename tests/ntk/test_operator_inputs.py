@@ -9,6 +9,7 @@ from tools import assert_close, cast, dense_kernels, points
 import softntk as sn
 from softntk.networks import two_layer
 from softntk.ntk import _assembly
+from softntk.ntk._scales import scale_rows
 
 
 def cosine(a, b):
@@ -331,3 +332,13 @@ def test_operators_in_another_precision(x64):
         assert narrow.dtype == "float32"
         assert narrow.mv(vector).dtype == "float32"
         assert_close(narrow.mv(vector), operator.mv(vector), "float32")
+
+
+@pytest.mark.parametrize("exponent", range(-7, 8))
+def test_rows_are_split_into_even_powers(exponent):
+    """x̂ has its largest entry in [1, 4), and nothing is rounded."""
+    x = jnp.asarray([[1.5, -0.3]]) * 2.0**exponent
+    values, exponents = scale_rows(x)
+    assert int(exponents[0]) % 2 == 0
+    assert 1 <= float(jnp.max(jnp.abs(values))) < 4
+    assert np.array_equal(values * 2.0 ** float(exponents[0]), x)

@@ -44,6 +44,24 @@ def test_refined_solve_equals_the_dense_one_in_float64(kind):
     assert sol.stats["steps"] < 0.5 * plain.stats["steps"]
 
 
+@pytest.mark.parametrize("size", [1.0, 300.0])
+def test_steps_are_those_of_plain_conjugate_gradients(size, x64):
+    """Without a preconditioner, down to half of the tolerance relative to the right-hand side, whatever its size."""
+    A = np.asarray(points(0, 30, 30))
+    y = size * np.random.default_rng(1).normal(size=30)
+    K = A @ A.T + 0.1 * np.eye(30)
+    residual = direction = y
+    steps = 0
+    while np.linalg.norm(residual) > 0.5 * 0.03 * np.linalg.norm(y):
+        length = residual @ residual / (direction @ K @ direction)
+        later = residual - length * K @ direction
+        direction = later + later @ later / (residual @ residual) * direction
+        residual = later
+        steps += 1
+    sol = sn.ntk.solve(sn.ntk.kernel_operator(lambda a, b: a @ b.T, A), y, ridge=0.1, rtol=0.03, rank=0)
+    assert int(sol.stats["steps"]) == steps
+
+
 def test_empirical_kernel_and_one_right_hand_side(x64):
     net = two_layer("softmax", width=64, out_dim=2)
     _, params = net.init_fn(jax.random.key(0), (-1, 5))

@@ -4,12 +4,14 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import lineax as lx
 import numpy as np
 import pytest
 from tools import assert_close, first, points
 
 from softntk import ntk
 from softntk.networks import two_layer
+from softntk.ntk import _lanczos
 
 NET = two_layer("softmax", width=2)
 
@@ -268,3 +270,17 @@ def test_wrong_options_are_named(name, values, untyped):
         ntk.effective_dimension(ntk.spectral_density(GRAM), 1.0, steps=3)
     with pytest.raises(ValueError, match="function"):
         ntk.spectral_density(GRAM).mean(3)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_beyond_the_nodes_an_eigenvalue_is_where_the_polynomial_says(sign, x64):
+    """p(λ) ~ Π(λ − θ_i), with ‖p(K)v‖ = 1, is the inverse of the component at the end of what is possible."""
+    values = np.linspace(-1.0, 2.0, 30)
+    found = _lanczos.lanczos(lx.DiagonalLinearOperator(jnp.asarray(values)), jnp.ones(30), 5)
+    distance = float(_lanczos.distance_beyond(found, sign, np.log(30**-0.5)))
+    nodes = np.asarray(found.nodes)
+    outermost = nodes[-1] if sign > 0 else nodes[0]
+    at = lambda x: np.prod(np.abs(x - nodes[:, None]), axis=0)
+    p = at(outermost + sign * distance).item() / np.linalg.norm(at(values) * 30**-0.5)
+    assert p == pytest.approx(30**0.5, rel=1e-9)
+    assert sign * (outermost + sign * distance) >= sign * values[-1 if sign > 0 else 0]

@@ -83,6 +83,12 @@ def test_derivatives_of_the_rescaled_residual_are_bounded_closely(x64):
     assert slopes == pytest.approx(3)
     assert slopes <= bounds._residual_bounds(p, 1e-9, np.zeros(4), 0.0)[1] <= slopes * (1 + 1e-6)
     curvature = np.linalg.norm(jax.hessian(p)(jnp.zeros(4)), 2)
+    opposite = sn.regression.problem(np.eye(4), -0.5 * np.eye(4)[0], "exp", "rescaled")
+    later = jax.jacfwd(jax.jacfwd(opposite.residual))
+    for order, derivative in ((2, later), (3, jax.jacfwd(later))):
+        size = np.linalg.norm(np.asarray(derivative(jnp.zeros(4)))[(slice(None), *(0,) * order)])
+        assert size == pytest.approx(1.5)
+        assert size <= bounds._residual_bounds(opposite, 1e-9, np.zeros(4), 0.0)[order] <= size * (1 + 1e-6)
     assert curvature <= bounds.lipschitz(p, 1e-9).gradient.ours < 1.5 * curvature
 
 

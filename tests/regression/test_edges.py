@@ -124,6 +124,8 @@ def test_attention_says_what_it_computes(dtype):
     rng = np.random.default_rng(1)
     A1, A2, target, x = (jnp.asarray(rng.normal(size=shape), dtype) for shape in ((3, 2), (4, 2), (3, 4), (2, 2)))
     p = sn.regression.attention(A1, A2, target, weights=0.3)
+    powers = np.exp(np.asarray(A1 @ x @ A2.T, np.float64))
+    assert_close(p.residual(x), powers / powers.sum(axis=1, keepdims=True) - target, dtype)
     assert_close(p.hessian(x).mv(x), jax.jvp(jax.grad(p), (x,), (x,))[1], rtol=1e-3 if dtype == "float32" else 1e-9)
     assert_close(p.gauss_newton(x).as_matrix(), p.gauss_newton(x).as_matrix().T)
     codes = {judge(p, x), int(p.check(x * jnp.nan))}

@@ -212,6 +212,10 @@ def test_leverage_is_inverted(x64):
         (lambda: sn.regression.leverage(np.eye(3)[:, :2], np.ones(3) / 1.5), "no rows of zeros"),
         (lambda: sn.regression.leverage(np.array([[1.0], [2.0]]), np.ones(2)), "must sum to the rank"),
         (
+            lambda: sn.regression.leverage(np.array([[1.0], [2.0]]), np.array([0.0, 1.0])),
+            "target must lie between 0 and 1, got 0 … 1",
+        ),
+        (
             lambda: sn.regression.leverage(np.array([[1.0, 0], [0, 1], [1, 1]]), np.array([1.2, 0.4, 0.4])),
             "target must lie between 0 and 1",
         ),

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental import sparse
 
 import softntk as sn
-from softntk.solvers import _damping, _dense, _krylov, _sampled
+from softntk.solvers import _chunks, _damping, _dense, _krylov, _sampled
 from softntk.solvers import _default as default
+from softntk.solvers._trial import Spectrum
 
 minimise = sn.solvers.minimise
 
@@ -46,6 +48,12 @@ def test_the_trust_radius_grows_only_where_it_held_a_good_step_back(ratio, size,
     assert {"longer": radius > 2, "same": radius == 2, "shorter": radius < size}[wanted]
 
 
+def test_a_first_step_is_no_longer_than_the_residual(x64):
+    """|slope|/μ ≤ |slope| where the loss is zero: 0.15 is raised fourfold until μ ≥ 1."""
+    model = Spectrum(jnp.asarray([1e-12]), jnp.eye(1), jnp.asarray([3.0]), jnp.asarray(False))
+    assert float(_damping._first_mu(model, jnp.asarray(0.15), jnp.asarray(0.0))) == pytest.approx(2.4)
+
+
 def test_the_measured_contraction_is_that_of_the_distances(x64):
     """Of steps that halve the distance, all of them shorter than one."""
     p = sn.regression.softmax(jnp.eye(2), jnp.full(2, 0.5), weights=1.0)
@@ -53,6 +61,52 @@ def test_the_measured_contraction_is_that_of_the_distances(x64):
     found = sn.solvers.contraction(p, path, np.zeros(4))
     np.testing.assert_allclose(found.measured, [0.5, 0.5, 0.5, 0.0], rtol=1e-12)
     np.testing.assert_allclose(found.distance, [0.8, 0.4, 0.2, 0.1, 0.0], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "kind", "size"),
+    [
+        (120, 3, jnp.asarray, 30),
+        (119, 3, jnp.asarray, None),
+        (200, 2, jnp.asarray, None),
+        (40, 2, sparse.BCOO.fromdense, 20),
+        (39, 2, sparse.BCOO.fromdense, None),
+    ],
+)
+def test_long_regressions_are_sampled(rows, columns, kind, size, monkeypatch, untyped):
+    """Ten rows a column, where there are forty and enough columns, or twenty of a sparse matrix."""
+    monkeypatch.setattr(default, "_WORTH", 3)
+    monkeypatch.setattr(default, "approx_newton", lambda *_, **options: options)
+    problem = sn.regression.problem(kind(jnp.ones((rows, columns))), jnp.full(rows, 1 / rows))
+    assert default.default_transform(problem).get("sketch_size") == size
+
+
+def test_a_sample_of_all_rows_takes_each_once():
+    op = sn.regression.softmax(jnp.arange(1.0, 7.0)[:, None], jnp.full(6, 1 / 6), weights=1.0).hessian(jnp.zeros(1))
+    sampler = _sampled.start(op)
+    every = _sampled.draw(sampler, op, jax.random.key(0), 6)
+    assert every.indices.tolist() == list(range(6))
+    assert every.scales.tolist() == [1.0] * 6
+    some = _sampled.draw(sampler, op, jax.random.key(0), 3)
+    assert len(some.indices) == 3
+    assert (some.scales != 1).any()
+
+
+@pytest.mark.parametrize(
+    ("steps", "seconds", "wanted"),
+    [(10, 0.12, 20), (200, 0.12, 256), (10, 0.2, 10), (10, 0.5, 10), (10, 0.7, 5), (1, 0.7, 1)],
+)
+def test_chunks_take_about_a_third_of_a_second(steps, seconds, wanted):
+    assert _chunks._next_steps(steps, seconds) == wanted
+
+
+def test_an_undamped_step_has_a_least_curvature(x64):
+    """√ε of the largest, also where there is none."""
+    values, g = np.array([4.0, 0.0, -1.0]), np.array([1.0, 2.0, 3.0])
+    space = _krylov.krylov(lambda v: jnp.asarray(values) * v, None, jnp.asarray(g), jnp.ones(()), 0.0, 3)
+    step = _krylov.undamped(space).step
+    np.testing.assert_allclose(step[::2], [-1 / 4, -3], rtol=1e-6)
+    np.testing.assert_allclose(step[1], -2 / (4 * np.sqrt(np.finfo(float).eps)), rtol=1e-6)
 
 
 def test_places_that_are_not_reached_repeat_the_last_entry(x64):

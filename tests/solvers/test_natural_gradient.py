@@ -129,3 +129,19 @@ def test_a_network_of_two_layer_takes_rows():
     net = sn.networks.two_layer("softmax", width=8)
     with pytest.raises(ValueError, match=r"x must have shape \[n, d\]"):
         sn.solvers.natural_gradient(net, jnp.ones((4, 3, 2)), jnp.ones((4, 1)))
+
+
+def test_of_a_linear_model_the_prediction_is_right(x64):
+    """F(w) = w: with ρ = 9 a tenth of the residual goes, the loss falls by 1 − 0.9², and ρ is lowered."""
+    y = jnp.asarray([[1.0], [-2.0], [0.5]])
+    tx = sn.solvers.natural_gradient(lambda w, x: x @ w, jnp.eye(3), y, ridge=9.0)
+    w = jnp.zeros((3, 1))
+
+    def loss(w):
+        return 0.5 * jnp.sum((w - y) ** 2)
+
+    value, grad = jax.value_and_grad(loss)(w)
+    step, state = tx.update(grad, tx.init(w), w, value=value, grad=grad, value_fn=loss)
+    assert_close(step, 0.1 * y, rtol=1e-6)
+    assert float(state.damping) == pytest.approx(0.9)
+    assert int(state.evaluations) == 1

@@ -9,6 +9,7 @@ import scipy.optimize
 
 import softntk as sn
 from softntk.solution import Result
+from softntk.solvers import _implicit
 
 minimise = sn.solvers.minimise
 SLOPES = {"exp": (np.exp, np.exp), "res_exp": (lambda z: np.exp(z) + z, lambda z: np.exp(z) + 1)}
@@ -151,8 +152,6 @@ def test_derivatives_with_an_intercept_are_of_least_norm(x64):
 
 
 def test_many_unknowns_are_solved_by_products(x64, monkeypatch):
-    from softntk.solvers import _implicit
-
     monkeypatch.setattr(_implicit, "_DENSE", 1)
     rng = np.random.default_rng(0)
     B = rng.normal(size=(6, 4))
@@ -203,3 +202,12 @@ def test_an_overshoot_is_no_success(rate):
     sol = minimise(rosenbrock, jnp.array([-1.2, 1.0]), tx, throw=False, max_steps=500)
     slope = np.linalg.norm(jax.grad(rosenbrock)(sol.value))
     assert int(sol.result) != Result.SUCCESSFUL or slope < 1e-4 * 233
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1.0, 1e12])
+def test_products_of_any_unit_are_solved(unit, x64):
+    rng = np.random.default_rng(0)
+    B, r = rng.normal(size=(6, 6)), rng.normal(size=6)
+    H = unit * (B @ B.T + np.eye(6))
+    s = _implicit._conjugate_gradients(lambda v: jnp.asarray(H) @ v, jnp.asarray(r))
+    assert np.abs(unit * s - np.linalg.solve(H / unit, r)).max() < 1e-9

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from softntk import theory
-from softntk.theory import _ledger, _ledger_table, _statements_newton, _statements_training
+from softntk.theory import _ledger, _ledger_table, _statements_networks, _statements_newton, _statements_training
 from softntk.theory import _oracles as oracles
 from softntk.theory._ledger_statement import TOLERANCE, Instance, Statement, equal
 
@@ -114,6 +114,20 @@ def test_runner_counts_instances_and_skips_what_is_none():
         equal(np.ones(2), np.ones(3))
 
 
+def test_only_what_fails_by_a_finite_amount_has_an_excess():
+    cases = [(None, 0), (Instance(2.0, 1.0), 0), (Instance(2.0, 3.0), 0.5), (Instance(1.0, math.inf), 0)]
+    for instance, excess in cases:
+        assert _ledger._excess(instance) == excess
+
+
+def test_noised_mixtures_keep_the_variance_that_is_preserved():
+    """E X_t² = α² E X₀² + 1 − α², by sums over the grid."""
+    case = _statements_training._mixture(np.random.default_rng(0))
+    grid, square = _statements_training._Grid(case), np.mean(case["means"] ** 2 + case["deviations"] ** 2)
+    assert grid.marginal.sum() == pytest.approx(1, rel=1e-9)
+    assert grid.marginal @ grid.x**2 == pytest.approx(case["alpha"] ** 2 * (square - 1) + 1, rel=1e-9)
+
+
 def test_oracles_agree_with_finite_differences():
     rng = np.random.default_rng(0)
     z, b, h = rng.normal(size=5), rng.dirichlet(np.ones(5)), 1e-6
@@ -142,6 +156,14 @@ def test_the_theorem_is_measured_by_the_sum_over_points_and_outputs(monkeypatch)
     assert case["Y"].size == 2
     assert instance.value == pytest.approx(np.linalg.norm(outputs - case["Y"]) ** 2, rel=1e-9)
     assert instance.bound == case["accuracy"]
+
+
+def test_starts_are_antisymmetric_with_readouts_of_both_signs():
+    case = _statements_networks.draw(np.random.default_rng(0), (2, 3, 2, 32))
+    half = case["a"][:16]
+    assert np.array_equal(case["a"][16:], -half)
+    assert np.array_equal(case["W"][:, 16:], case["W"][:, :16])
+    assert all(set(column) == {-1, 1} for column in half.T)
 
 
 def test_errors_of_hessians_are_as_large_as_said():
@@ -179,6 +201,7 @@ def test_written_ledger_is_that_of_these_statements():
     text = _ledger_table.PATH.read_text(encoding="utf-8")
     for statement in _ledger.STATEMENTS:
         assert f"| {statement.reference} |".replace("|", "\\|")[2:-2] in text
+        assert statement.statement.replace("|", "\\|") in text, statement.reference
     assert text.count("\n- **") == len(FAILING)
 
 

@@ -192,3 +192,13 @@ def test_the_curvature_in_the_logits_is_no_larger_than_its_moduli(size, x64):
 
     largest = np.linalg.eigvalsh(jax.hessian(loss)(jnp.asarray(z)))[-1]
     assert bound * (1 - 1e-9) <= largest <= bound * (1 + 1e-12)
+
+
+def test_a_normaliser_that_cancels_costs_digits_twice():
+    """Of the terms of Σ e^z + z one part in eight is left, which both factors of f∘u'/α lose."""
+    p = sn.regression.problem(np.eye(2), np.full(2, 0.5), "res_exp")
+    whole, cancelled = (_parts(p, np.asarray(z, np.longdouble)).condition for z in ([3.0, 1.03], [-3.0, 1.03]))
+    z = np.array([-3.0, 1.03])
+    lost = np.sum(np.exp(z) + np.abs(z)) / np.sum(np.exp(z) + z)
+    assert lost > 7
+    assert cancelled / whole > 0.25 * lost**2
