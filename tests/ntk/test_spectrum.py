@@ -267,3 +267,13 @@ def test_wrong_options_are_named(name, values, untyped):
         ntk.effective_dimension(ntk.spectral_density(GRAM), 1.0, steps=3)
     with pytest.raises(ValueError, match="function"):
         ntk.spectral_density(GRAM).mean(3)
+
+
+@pytest.mark.parametrize("huge", [10**400, -(10**400), np.float64(1e39)])
+def test_levels_beyond_the_precision_are_named(huge, untyped):
+    measure = ntk.spectral_density(jnp.eye(2))
+    for function in (measure.cumulative, lambda levels: measure.density(levels, 0.1)):
+        with pytest.raises(ValueError, match="levels must be"):
+            function(huge)
+    with pytest.raises(ValueError, match="bandwidth must"):
+        measure.density(1.0, huge)
