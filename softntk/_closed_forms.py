@@ -16,6 +16,7 @@ from softntk._angles import angle_left, arc_cosine_1, cosine, half_root_determin
 
 Scalars = Float[Array, "..."]
 Jet = tuple[Scalars, Scalars, Scalars]
+Units = tuple[Scalars, Scalars]
 
 
 # --- shifts -------------------------------------------------------------------------------------------------------
@@ -195,22 +196,44 @@ def _crrelu_parts(q11: Scalars, q12: Scalars, q22: Scalars, sines: Scalars | Non
     return first, 2 * half_root_determinant(1.0, q11, q12, q22, sines)
 
 
+def _times_units(q11: Scalars, q12: Scalars, q22: Scalars, units: Units | None) -> tuple[Scalars, Scalars, Scalars]:
+    """Return the variances of b g, which may underflow where nothing but their sum with one counts."""
+    if units is None:
+        return q11, q12, q22
+    b1, b2 = units
+    return b1 * q11 * b1, b1 * q12 * b2, b2 * q22 * b2
+
+
 def crrelu_covariance(
-    epsilon: float | Scalars, q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None
+    epsilon: float | Scalars,
+    q11: Scalars,
+    q12: Scalars,
+    q22: Scalars,
+    s: Scalars | float,
+    sines: Scalars | None = None,
+    units: Units | None = None,
 ) -> Scalars:
+    # u(b z)/b = z₊ + ε z e^{-(bz)²/2}: units stand in the exponentials only.
     epsilon = jnp.asarray(epsilon, q12.dtype)
-    first, root_determinant = _crrelu_parts(q11, q12, q22, sines)
+    first, root_determinant = _crrelu_parts(*_times_units(q11, q12, q22, units), sines)
     bump = q12 * (epsilon * first + epsilon**2 * root_determinant**-3)
     return relu_covariance(q11, q12, q22, s, sines) + bump * unscale(q12, s)
 
 
 def crrelu_derivative(
-    epsilon: float | Scalars, q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None
+    epsilon: float | Scalars,
+    q11: Scalars,
+    q12: Scalars,
+    q22: Scalars,
+    s: Scalars | float,
+    sines: Scalars | None = None,
+    units: Units | None = None,
 ) -> Scalars:
     epsilon = jnp.asarray(epsilon, q12.dtype)
-    first, root_determinant = _crrelu_parts(q11, q12, q22, sines)
+    full = _times_units(q11, q12, q22, units)
+    first, root_determinant = _crrelu_parts(*full, sines)
     # q12 may be beyond √(q11 q22) where a kernel has exploded; squared over √D twice it still fits.
-    second = root_determinant**-3 + 3 * (q12 / root_determinant / root_determinant) ** 2 / root_determinant
+    second = root_determinant**-3 + 3 * (full[1] / root_determinant / root_determinant) ** 2 / root_determinant
     return relu_derivative(q11, q12, q22, s, sines) + (epsilon * first + epsilon**2 * second) * unscale(q12, s)
 
 
@@ -246,7 +269,7 @@ def identity_jet(z: Scalars, c: Scalars | float) -> Jet:
 def erf_jet(z: Scalars, c: Scalars | float) -> Jet:
     s = unscale(z, c)
     slope = (2 / math.sqrt(math.pi)) * jnp.exp(-(z**2)) * s
-    return erf(z) * s, slope, -2 * z * slope
+    return erf(z) * s, slope, -2 * jnp.clip(z, -1e3, 1e3) * slope  # beyond, the slope is zero
 
 
 @jax.custom_jvp

@@ -3,7 +3,8 @@
 Two things are done here that variances alone would not allow:
 
 - homogeneous activations (relu, identity, threshold) see every row in a unit of its own, a power of two: their kernels do not
-  depend on the unit of the points, and none is too large or too small to be squared;
+  depend on the unit of the points, and none is too large or too small to be squared. So does what is nearly so (crrelu), whose
+  moments are told the units;
 - where two points are nearly parallel, the angle between them comes from their difference.
 """
 
@@ -16,8 +17,10 @@ from jaxtyping import Array, Bool, Float
 
 from softntk._angles import between_rows
 from softntk._meshes import place_automatically
+from softntk._moments import infinite_limit
 from softntk._norms import binary_scale
 from softntk._two_layer import Architecture, product
+from softntk._validation import is_hashable
 from softntk.activations import Activation
 
 KERNELS = ("nngp", "ntk")
@@ -29,7 +32,7 @@ def infinite_kernels(
     """Return {"nngp", "ntk"} of infinite width: E[φφ'] and ⟨x, x'⟩ E[φ̇φ̇'] (+ E[φφ'] with a trained readout)."""
     activation = architecture.activation
     function: Any = _kernels
-    if activation.traced:  # a traced number must not stay behind in a program that is kept
+    if activation.traced or not is_hashable(activation):  # a traced number must not stay behind in a program that is kept
         function = function.__wrapped__
     settings = partial(
         function,
@@ -61,27 +64,24 @@ def _kernels(
 
         E[φφ']   = E[φφ'](x̃) (σ²bb')^p,   E[φ̇φ̇'] = E[φ̇φ̇'](x̃) (σ²bb')^(p−1),   with p = 0 if normalized.
     """
-    degree = activation.moments.degree
-    homogeneous = degree is not None
-    x1, units1, valid1 = _in_units(x1, sigma, bias, homogeneous)
-    x2_, units2, valid2 = (x1, units1, valid1) if x2 is None else _in_units(x2, sigma, bias, homogeneous)
+    moments = activation.moments
+    degree = 1 if moments.in_units else moments.degree
+    has_units = degree is not None
+    x1, units1, valid1 = _in_units(x1, sigma, bias, has_units)
+    x2_, units2, valid2 = (x1, units1, valid1) if x2 is None else _in_units(x2, sigma, bias, has_units)
     squares1, squares2 = (jnp.sum(x * x, axis=1) for x in (x1, x2_))
-    dots = product(x1, x2_.T)
-    if x2 is None:  # the diagonal to the last bit
-        dots = jnp.where(jnp.eye(x1.shape[0], dtype=bool), squares1[:, None], dots)
-    sines = None
-    if activation.moments.angular:
-        dots, sines = between_rows(x1, x2_, dots, same=x2 is None)
-    variance = jnp.ones_like(sigma) if homogeneous else sigma**2
-    nngp, slopes = activation.limit(
-        variance * squares1[:, None], variance * dots, variance * squares2[None, :], normalized, sines
-    )
+    dots = _inner_products(x1, x2_, squares1, same=x2 is None)
+    dots, sines = between_rows(x1, x2_, dots, same=x2 is None) if moments.angular else (dots, None)
+    variance = jnp.ones_like(sigma) if has_units else sigma**2
+    variances = (variance * squares1[:, None], variance * dots, variance * squares2[None, :])
+    units = _units_of_pairs(sigma * units1, sigma * units2) if moments.in_units else None
+    nngp, slopes = infinite_limit(activation.name, moments, normalized, *variances, sines, units)
     valid = valid1[:, None] & valid2[None, :]
     ntk = jnp.where(slopes == 0, 0, dots) * slopes  # dots or slopes may be infinite
-    if homogeneous and degree == 1 and not normalized:
+    if degree == 1 and not normalized:
         nngp = nngp * units1[:, None] * units2[None, :] * sigma**2
         ntk = ntk * units1[:, None] * units2[None, :]
-    elif homogeneous and normalized:
+    elif has_units and normalized:
         ntk = ntk / sigma**2
     nngp, ntk = scale * nngp, scale * ntk
     if trained:
@@ -89,13 +89,29 @@ def _kernels(
     return _saturate(nngp, valid), _saturate(ntk, valid)
 
 
+def _inner_products(
+    x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"], squares: Float[Array, " n1"], same: bool
+) -> Float[Array, "n1 n2"]:
+    """Return x1 x2ᵀ, if both are the same with the diagonal to the last bit."""
+    dots = product(x1, x2.T)
+    return jnp.where(jnp.eye(len(x1), dtype=bool), squares[:, None], dots) if same else dots
+
+
+def _units_of_pairs(
+    units1: Float[Array, " n1"], units2: Float[Array, " n2"]
+) -> tuple[Float[Array, "n1 1"], Float[Array, "1 n2"]]:
+    """Return the units of rows and columns, cut off where u is homogeneous to rounding, so that their squares fit."""
+    limit = float(jnp.finfo(units1.dtype).max) ** 0.25
+    return jnp.minimum(units1, limit)[:, None], jnp.minimum(units2, limit)[None, :]
+
+
 def _in_units(
-    x: Float[Array, "n d"], sigma: Float[Array, ""], bias: bool, homogeneous: bool
+    x: Float[Array, "n d"], sigma: Float[Array, ""], bias: bool, has_units: bool
 ) -> tuple[Float[Array, "n e"], Float[Array, " n"], Bool[Array, " n"]]:
     """Return the rows with the bias as a feature, divided by their units; the units; and which rows are inside the domain."""
     if bias:
         x = jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)
-    if homogeneous:
+    if has_units:
         units = binary_scale(x, 1)
         valid = jnp.all(jnp.isfinite(x), axis=1)
     else:

@@ -14,7 +14,15 @@ from jaxtyping import Array
 from softntk import _closed_forms as forms
 from softntk._angles import cosine, root
 from softntk._closed_forms import Jet, Scalars
-from softntk._validation import as_scalars, check_callable, check_positive_int
+from softntk._validation import (
+    as_dtype,
+    as_scalars,
+    check_callable,
+    check_count,
+    check_flag,
+    check_integer,
+    is_hashable,
+)
 
 
 @dataclass(frozen=True)
@@ -44,9 +52,18 @@ class Moments:
     """Covariance and derivative take the sine of the angle between g₁ and g₂ as a fifth argument; None: that of the q's."""
     degree: int | None = None
     """Where u(c z) = c^degree u(z) for c > 0: then kernels of networks do not depend on the unit of the points."""
+    in_units: bool = False
+    """Covariance and derivative take units (b₁, b₂) of g₁ and g₂ as a sixth argument, and are then those of u(b z)/b, of order
+    one for any b; E[u(b g)]/b is E[u(g)]. So points may be so small that their variances underflow."""
 
     def __post_init__(self) -> None:
         """Let the moments take Python numbers as well as arrays."""
+        for flag in ("positive_mean", "angular", "in_units"):
+            check_flag(flag, getattr(self, flag))
+        if self.ratios is not None:
+            check_callable("ratios", self.ratios)
+        if self.degree is not None:
+            check_integer("degree", self.degree)
         for field, names in _VARIANCES.items():
             moment = getattr(self, field)
             if not isinstance(moment, _Moment):
@@ -70,7 +87,62 @@ class _Moment:
 
     def __call__(self, *args: Any) -> Scalars:
         count = len(self.names)
-        return self.function(*as_scalars(**dict(zip(self.names, args[:count], strict=True))), *args[count:])
+        variances = as_scalars(**dict(zip(self.names, args, strict=False)))
+        # A variance that rounding left below zero is zero; not by a maximum, whose derivative at zero is halved.
+        given: list[Any] = [
+            q if name == "q12" else jnp.where(q < 0, 0, q) for name, q in zip(self.names, variances, strict=False)
+        ]
+        for name, value in zip(("s", "sines"), args[count:], strict=False):
+            unknown = name == "sines" and value is None
+            given.append(None if unknown else as_dtype(name, value, variances[0].dtype, finite=False))
+        return self.function(*given, *args[count + 2 :])
+
+
+def infinite_limit(
+    name: str,
+    moments: Moments,
+    normalized: bool,
+    q11: Scalars,
+    q12: Scalars,
+    q22: Scalars,
+    sines: Scalars | None = None,
+    units: tuple[Scalars, Scalars] | None = None,
+) -> tuple[Scalars, Scalars]:
+    """Return what :meth:`softntk.activations.Activation.limit` does, of arrays of one dtype; in units, if these are given."""
+    if normalized and not moments.positive_mean:
+        raise ValueError(
+            f"a normalized {name!r} layer has no infinite limit: E[u] = 0, so its normaliser does not "
+            "concentrate. Use an activation of positive mean, or do not normalize."
+        )
+    # Exploded variances saturate, they do not become NaN.
+    largest = 0.5 * float(jnp.finfo(q12.dtype).max)
+    q11, q22 = (jnp.where(q < 0, 0, jnp.minimum(q, largest)) for q in (q11, q22))
+    q12 = jnp.clip(q12, -largest, largest)
+    if normalized and moments.ratios is not None:
+        return _clip_both(moments.ratios(q11, q12, q22), largest)
+    shift1, shift2 = (moments.growth(q) if normalized else jnp.zeros_like(q) for q in (q11, q22))
+    further = (sines,) if moments.angular else ()
+    if moments.in_units:
+        further = (sines, units)
+    covariance = moments.covariance(q11, q12, q22, shift1 + shift2, *further)
+    derivative = moments.derivative(q11, q12, q22, shift1 + shift2, *further)
+    pair = _clip_both((covariance, derivative), largest)
+    if not normalized:
+        return pair
+    return _divide_by_means(pair, moments.mean(q11, shift1), moments.mean(q22, shift2))
+
+
+def _clip_both(pair: tuple[Scalars, Scalars], largest: float) -> tuple[Scalars, Scalars]:
+    return jnp.clip(pair[0], -largest, largest), jnp.clip(pair[1], -largest, largest)
+
+
+def _divide_by_means(pair: tuple[Scalars, Scalars], mean1: Scalars, mean2: Scalars) -> tuple[Scalars, Scalars]:
+    """Return both over the means, infinite where one of these is zero."""
+    vanishes = (mean1 == 0) | (mean2 == 0)
+    mean1, mean2 = (jnp.where(mean == 0, 1, mean) for mean in (mean1, mean2))
+    # One after the other: a product of two means may underflow.
+    ratio1, ratio2 = (jnp.where(vanishes, jnp.inf, moment / mean1 / mean2) for moment in pair)
+    return ratio1, ratio2
 
 
 # --- any other function: quadrature -------------------------------------------------------------------------------
@@ -93,9 +165,11 @@ def quadrature_moments(jet: Callable[[Scalars, Scalars | float], Jet], order: in
         The :class:`Moments`; arrays of any shape cost order² evaluations an entry, in memory order at a time.
 
     Raises:
-        ValueError: jet is no function, order no positive integer.
+        ValueError: jet is no function of that kind, order no positive integer.
     """
-    return _quadrature_moments(check_callable("jet", jet), check_positive_int("order", order))
+    check_callable("jet", jet, "a function (z, c) -> (u, u', u'')")
+    make = _quadrature_moments if is_hashable(jet) else _quadrature_moments.__wrapped__
+    return make(jet, check_count("order", order))
 
 
 @dataclass(frozen=True)
@@ -108,8 +182,23 @@ class _QuadratureMoments(Moments):
         return quadrature_moments, self.source
 
 
+def _check_jet(jet: Callable) -> None:
+    """Refuse a function that is no jet."""
+    wanted = "jet must return (u, u', u'') of the shape of z for (z, c), in floating-point numbers"
+    try:
+        out = jax.eval_shape(lambda z: jet(z, 0.0), jax.ShapeDtypeStruct((3,), float))
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{wanted}, but it fails: {reason}") from error
+    parts = out if isinstance(out, tuple | list) else ()
+    alike = [getattr(part, "shape", None) == (3,) and jnp.issubdtype(part.dtype, jnp.floating) for part in parts]
+    if alike != [True] * 3:
+        raise ValueError(f"{wanted}, got {out}.")
+
+
 @lru_cache  # equal functions have the same moments, so that nothing is compiled again
 def _quadrature_moments(jet: Callable[[Scalars, Scalars | float], Jet], order: int) -> Moments:
+    _check_jet(jet)
     nodes, weights = np.polynomial.hermite_e.hermegauss(order)
     weights = weights / math.sqrt(2 * math.pi)
 

@@ -32,7 +32,7 @@ from jaxtyping import Array, Bool
 
 from softntk import _closed_forms as forms
 from softntk._closed_forms import Jet, Scalars
-from softntk._moments import Moments, quadrature_moments
+from softntk._moments import Moments, infinite_limit, quadrature_moments
 from softntk._norms import binary_scale
 from softntk._validation import (
     as_floating,
@@ -41,6 +41,7 @@ from softntk._validation import (
     check_choice,
     check_flag,
     check_number,
+    check_shapes_broadcast,
     is_concrete,
     is_hashable,
 )
@@ -65,6 +66,15 @@ class Activation:
 
     traced: bool = False
     """Closes over a traced number: then it is no static argument of a compiled program."""
+
+    def __post_init__(self) -> None:
+        """Refuse what are no parts of an activation."""
+        if not isinstance(self.name, str):
+            raise ValueError(f"name must be a string, got {self.name!r}.")
+        check_callable("jet", self.jet, "a function (z, c) -> (u, u', u'')")
+        check_callable("log_scale", self.log_scale, "a function of the logits")
+        if not isinstance(self.moments, Moments):
+            raise ValueError(f"moments must be a softntk.activations.Moments, got {self.moments!r}.")
 
     def u(self, z: Scalars | float) -> Scalars:
         """Return the function's values, elementwise."""
@@ -102,7 +112,8 @@ class Activation:
             variance (relu at q = 0). What exceeds the precision saturates near its largest number.
 
         Raises:
-            ValueError: normalized, but E[u] = 0; a q that is no array of real numbers.
+            ValueError: normalized, but E[u] = 0; a q, or sines, that is no array of real numbers or does not broadcast with the
+                others.
 
         Example:
             >>> [round(float(v), 4) for v in get("exp").limit(0.5, 0.2, 0.7, normalized=True)]  # both e^{q12}
@@ -110,51 +121,16 @@ class Activation:
 
         Source: MATHEMATICS.md#gaussian-moments.
         """
-        if check_flag("normalized", normalized) and not self.moments.positive_mean:
-            raise ValueError(
-                f"a normalized {self.name!r} layer has no infinite limit: E[u] = 0, so its normaliser does not "
-                "concentrate. Use an activation of positive mean, or do not normalize."
-            )
-        variances = as_scalars(q11=q11, q12=q12, q22=q22)
-        evaluate = _limit if self.traced or not is_hashable(self) else _compiled_limit
-        return evaluate(self, bool(normalized), variances, sines)
+        normalized = check_flag("normalized", normalized)
+        given = {"q11": q11, "q12": q12, "q22": q22} | ({} if sines is None else {"sines": sines})
+        variances = as_scalars(**given)
+        check_shapes_broadcast(given, variances)
+        evaluate = infinite_limit if self.traced or not is_hashable(self) else _compiled_limit
+        q11, q12, q22 = variances[:3]
+        return evaluate(self.name, self.moments, normalized, q11, q12, q22, sines=None if sines is None else variances[3])
 
 
-def _limit(
-    activation: Activation, normalized: bool, variances: tuple[Scalars, ...], sines: Scalars | None
-) -> tuple[Scalars, Scalars]:
-    """Return what :meth:`Activation.limit` does, of arrays of one dtype."""
-    moments = activation.moments
-    # Exploded variances saturate, they do not become NaN; those that rounding left below 0 are 0.
-    largest = 0.5 * float(jnp.finfo(variances[1].dtype).max)
-    q11, q22 = (jnp.clip(q, 0, largest) for q in variances[::2])
-    q12 = jnp.clip(variances[1], -largest, largest)
-    if normalized and moments.ratios is not None:
-        return _clip_both(moments.ratios(q11, q12, q22), largest)
-    shift1, shift2 = (moments.growth(q) if normalized else jnp.zeros_like(q) for q in (q11, q22))
-    more = (sines,) if moments.angular else ()
-    covariance = moments.covariance(q11, q12, q22, shift1 + shift2, *more)
-    derivative = moments.derivative(q11, q12, q22, shift1 + shift2, *more)
-    pair = _clip_both((covariance, derivative), largest)
-    if not normalized:
-        return pair
-    return _divide_by_means(pair, moments.mean(q11, shift1), moments.mean(q22, shift2))
-
-
-_compiled_limit = jax.jit(_limit, static_argnums=(0, 1), inline=True)
-
-
-def _clip_both(pair: tuple[Scalars, Scalars], largest: float) -> tuple[Scalars, Scalars]:
-    return jnp.clip(pair[0], -largest, largest), jnp.clip(pair[1], -largest, largest)
-
-
-def _divide_by_means(pair: tuple[Scalars, Scalars], mean1: Scalars, mean2: Scalars) -> tuple[Scalars, Scalars]:
-    """Return both over the means, infinite where one of these is zero."""
-    vanishes = (mean1 == 0) | (mean2 == 0)
-    mean1, mean2 = (jnp.where(mean == 0, 1, mean) for mean in (mean1, mean2))
-    # One after the other: a product of two means may underflow.
-    ratio1, ratio2 = (jnp.where(vanishes, jnp.inf, moment / mean1 / mean2) for moment in pair)
-    return ratio1, ratio2
+_compiled_limit = jax.jit(infinite_limit, static_argnums=(0, 1, 2), inline=True)
 
 
 def _as_values(z: object) -> Scalars:
@@ -183,13 +159,13 @@ def normalize(activation: str | Activation, z: Scalars) -> Scalars:
 
     Args:
         activation: u, by name or itself.
-        z: logits [..., m]; ±1e4 are harmless.
+        z: logits [..., m]; ±1e4 are harmless. −∞ gets its share of zero where u vanishes there (exp).
 
     Returns:
-        [..., m], summing to one.
+        [..., m], summing to one; +inf also where a sum is infinite.
 
     Raises:
-        ValueError: an unknown name; z is no array of real numbers with an axis.
+        ValueError: an unknown name; z is no array of real numbers with an axis of units.
 
     Example:
         >>> import jax.numpy as jnp
@@ -200,12 +176,15 @@ def normalize(activation: str | Activation, z: Scalars) -> Scalars:
     """
     activation = get(activation)
     z = as_floating("z", z, ("…", "m"), finite=False, empty=True)
+    if z.shape[-1] == 0:
+        raise ValueError(f"z must have at least one unit along its last axis, got shape {z.shape}.")
     u = activation.jet(z, activation.log_scale(z))[0]
     u = u / binary_scale(u, -1)  # its derivative divides by the square of the sum, which would underflow
     total = jnp.sum(u, axis=-1, keepdims=True)
     kept = is_kept(u, total)
     shares = jnp.where(kept, u, 0) / jnp.where(kept, total, 1)
-    return jnp.where(jnp.isnan(total), total, jnp.where(kept, shares, jnp.inf))
+    missing = jnp.any(jnp.isnan(z), axis=-1, keepdims=True)
+    return jnp.where(missing, jnp.nan, jnp.where(kept, shares, jnp.inf))
 
 
 def is_kept(u: Scalars, total: Scalars) -> Bool[Array, "..."]:
@@ -254,7 +233,11 @@ def from_function(u: Callable[[Scalars], Scalars], name: str, moments: Moments |
         raise ValueError(f"name must be a string, got {name!r}.")
     if moments is not None and not isinstance(moments, Moments):
         raise ValueError(f"moments must be a softntk.activations.Moments, got {moments!r}.")
-    out = jax.eval_shape(u, jax.ShapeDtypeStruct((3,), float))
+    try:
+        out = jax.eval_shape(lambda z: u(z), jax.ShapeDtypeStruct((3,), float))
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"u must be an elementwise function of an array, of jax.numpy, but it fails: {reason}") from error
     if getattr(out, "shape", None) != (3,) or not jnp.issubdtype(out.dtype, jnp.floating):
         raise ValueError(f"u must be elementwise: of 3 floating-point numbers it must make 3, got {out}.")
     jet = _Derivatives(u)
@@ -286,7 +269,8 @@ def crrelu(epsilon: float | Array = 0.01) -> Activation:
 
 def _crrelu(epsilon: float | Array, bind: Callable) -> Activation:
     covariance = bind(forms.crrelu_covariance, epsilon)
-    moments = Moments(forms.relu_mean, covariance, bind(forms.crrelu_derivative, epsilon), angular=True)
+    derivative = bind(forms.crrelu_derivative, epsilon)
+    moments = Moments(forms.relu_mean, covariance, derivative, angular=True, in_units=True)
     traced = not is_concrete(epsilon)
     return Activation("crrelu", bind(forms.crrelu_jet, epsilon), moments, forms.no_scale, traced)
 

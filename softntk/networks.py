@@ -43,6 +43,7 @@ from softntk._validation import (
     check_flag,
     check_integer,
     check_key,
+    check_number,
     check_positive,
     check_positive_int,
 )
@@ -273,6 +274,7 @@ def two_layer(
             )
         activation, normalize = FAMILIES[family]
     width = check_positive_int("width", width)
+    check_number("width", width)  # a float holds it, as kernels of the "paper" parameterization must
     sigma = check_positive("sigma", sigma)
     if check_flag("antisymmetric", antisymmetric) and width % 2:
         raise ValueError(

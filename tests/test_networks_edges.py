@@ -328,3 +328,28 @@ def test_blocks_inside_of_shard_map(family):
     block = lambda x: net.kernel_fn(x, x[:2] * 1.0001, "ntk")
     spread = jax.jit(jax.shard_map(block, mesh=mesh, in_specs=spec, out_specs=spec))
     assert_close(spread(x), block(x), "float32")
+
+
+@pytest.mark.parametrize("activation", ["relu", "crrelu"])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize(
+    ("unit1", "unit2"), [(1e-25, 1e-25), (1e-19, 1e-19), (1e-25, 1.0), (1e25, 1e-20), (1e10, 1e10), (1e-3, 1e3)]
+)
+def test_kernels_in_float32_whatever_the_unit(activation, normalize, unit1, unit2, x64):
+    """As in float64, whose range is wide enough for the squares of the points; the exact point is zero nowhere."""
+    net = sn.networks.two_layer(activation=activation, width=2, normalize=normalize, sigma=1.5)
+    rng = np.random.default_rng(0)
+    x1, x2 = ((unit * rng.normal(size=(n, 4))).astype(np.float32) for unit, n in ((unit1, 4), (unit2, 3)))
+    limits = np.finfo(np.float32)
+    for kernel, want in zip(net.kernel_fn(x1, x2), net.kernel_fn(x1.astype(float), x2.astype(float)), strict=True):
+        want = np.clip(want, -limits.max, limits.max)
+        np.testing.assert_allclose(kernel, want, rtol=1e-5, atol=1e-6 * np.max(np.abs(want)) + 8 * limits.tiny)
+
+
+def test_near_zero_crrelu_is_relu_with_another_slope(x64):
+    """u(z) = max(0, z) + ε z + O(z³): the normalized limit of small points is that of a homogeneous function."""
+    near = lambda x: sn.networks.two_layer(activation=sn.activations.crrelu(0.3), width=2, normalize=True).kernel_fn(x, None)
+    points = np.random.default_rng(1).normal(size=(3, 2))
+    for unit in (1e-12, 1e-25, 1e-30):
+        for kernel, want in zip(near((unit * points).astype(np.float32)), near(1e-9 * points), strict=True):
+            np.testing.assert_allclose(kernel, want, rtol=2e-5, atol=1e-6)

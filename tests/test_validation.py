@@ -170,3 +170,42 @@ def test_flags_and_functions(untyped):
     assert validation.check_callable("loss", jnp.sin) is jnp.sin
     with pytest.raises(ValueError, match="loss must be a function, got 3"):
         validation.check_callable("loss", 3)
+
+
+MASKED = np.ma.masked_array([[1.0, 2.0]], [[True, False]])
+
+
+@pytest.mark.parametrize("masked", [MASKED, [MASKED, MASKED], [np.ma.masked, 1.0], MASKED[0, 0]])
+def test_what_is_behind_a_mask_is_refused(masked, untyped):
+    for convert in (
+        validation.as_floating,
+        validation.as_real_array,
+        lambda name, x: validation.as_dtype(name, x, jnp.float32),
+    ):
+        with pytest.raises(ValueError, match="^x must have no masked entries"):
+            convert("x", masked)
+    assert validation.as_floating("x", np.ma.masked_array([1.0, 2.0])).tolist() == [1, 2]
+
+
+def test_a_masked_number_is_none(untyped):
+    for check, value in ((validation.check_number, 1.0), (validation.check_integer, 1)):
+        with pytest.raises(ValueError, match="^x must be"):
+            check("x", np.ma.masked_array(value, True))
+        assert check("x", np.ma.masked_array(value, False)) == 1
+
+
+def test_infinity_passes_where_it_may_but_what_only_float64_holds_does_not():
+    assert np.isinf(validation.as_floating("x", [np.inf], finite=False)).all()
+    with pytest.raises(ValueError, match="x must be finite in float32, got 1 entries beyond its largest number"):
+        validation.as_floating("x", [np.inf, np.nan, 1e39], finite=False)
+    with jax.enable_x64(True):
+        assert validation.as_floating("x", [1e39], finite=False).tolist() == [1e39]
+
+
+def test_counts_fit_the_counters_of_programs(untyped):
+    assert validation.check_count("steps", 2**31 - 1) == 2**31 - 1
+    for value in (2**31, 10**400):
+        with pytest.raises(ValueError, match="^steps must be a positive integer of at most 2147483647, got"):
+            validation.check_count("steps", value)
+    with pytest.raises(ValueError, match="^steps must be a positive integer, got 0"):
+        validation.check_count("steps", 0)

@@ -14,6 +14,7 @@ What is known only at run time (values inside jit) is not checked; every functio
     as_dtype          real numbers, in the precision of what they belong to; as_weights: none of them negative
     check_number      one real number, within bounds
     check_positive, check_positive_int, check_integer
+    check_count       how often something is done in a compiled program
     check_flag        True or False
     check_choice      one name of several
     check_key         one random key
@@ -31,8 +32,10 @@ from softntk._validation.arrays import as_scalars as as_scalars
 from softntk._validation.arrays import as_weights as as_weights
 from softntk._validation.arrays import check_finite as check_finite
 from softntk._validation.arrays import check_shape as check_shape
+from softntk._validation.arrays import check_shapes_broadcast as check_shapes_broadcast
 from softntk._validation.scalars import check_callable as check_callable
 from softntk._validation.scalars import check_choice as check_choice
+from softntk._validation.scalars import check_count as check_count
 from softntk._validation.scalars import check_flag as check_flag
 from softntk._validation.scalars import check_integer as check_integer
 from softntk._validation.scalars import check_key as check_key
@@ -41,3 +44,4 @@ from softntk._validation.scalars import check_positive as check_positive
 from softntk._validation.scalars import check_positive_int as check_positive_int
 from softntk._validation.scalars import is_concrete as is_concrete
 from softntk._validation.scalars import is_hashable as is_hashable
+from softntk._validation.scalars import is_masked as is_masked

@@ -1,6 +1,6 @@
 """Arguments that are arrays: converted first, checked after."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from softntk._validation.scalars import check_number, is_concrete
+from softntk._validation.scalars import check_number, is_concrete, is_masked
 
 Shape = Sequence[int | str]
 """Of an array: integers for given lengths, names for free ones, and "…" first or last for any number of axes there."""
@@ -24,7 +24,8 @@ def as_floating(
         name: of the argument, for messages.
         x: an array of any library, a list of numbers, a pandas table, a number.
         shape: what it must have, or None for any.
-        finite: refuse NaN and infinity, where the values are known.
+        finite: refuse NaN and infinity, where the values are known. Numbers beyond the largest of the precision that JAX works
+            in are refused anyway.
         half: False refuses float16 and bfloat16, for what LAPACK has to do.
         empty: allow an axis of length zero.
 
@@ -44,6 +45,8 @@ def as_floating(
         raise ValueError(f"{name} must not be empty, got shape {array.shape}.")
     if finite:
         check_finite(name, array)
+    elif isinstance(array, np.ndarray):
+        _check_range(name, array, jax.dtypes.canonicalize_dtype(array.dtype))
     return as_jax_array(array)
 
 
@@ -78,6 +81,16 @@ def as_scalars(**values: object) -> tuple[Float[Array, "..."], ...]:
     rank = max(array.ndim for array in arrays)
     with np.errstate(over="ignore"):
         return tuple(jnp.asarray(_with_rank(array, rank)).astype(dtype) for array in arrays)
+
+
+def check_shapes_broadcast(given: Mapping[str, object], arrays: Sequence[jax.Array]) -> None:
+    """Refuse arrays, by the name of the argument, whose shapes do not broadcast."""
+    shapes = [array.shape for array in arrays]
+    try:
+        np.broadcast_shapes(*shapes)
+    except ValueError:
+        names = ", ".join(given)
+        raise ValueError(f"{names} must have shapes that broadcast, got {', '.join(map(str, shapes))}.") from None
 
 
 def _with_rank(array: jax.Array | np.ndarray, rank: int) -> jax.Array | np.ndarray:
@@ -162,11 +175,10 @@ def as_dtype(
         check_shape(name, array, shape)
     if finite and _is_floating(array.dtype):
         check_finite(name, array)
+    if is_concrete(array):
+        _check_range(name, np.asarray(array), dtype)
     with np.errstate(over="ignore"):
-        converted = jnp.asarray(array, dtype)
-    if array.dtype != dtype and is_concrete(converted):
-        _check_range(name, array, converted)
-    return converted
+        return jnp.asarray(array, dtype)
 
 
 def _as_same_dtype(name: str, x: jax.Array, shape: Shape | None, finite: bool) -> Float[Array, "..."]:
@@ -180,12 +192,15 @@ def _as_same_dtype(name: str, x: jax.Array, shape: Shape | None, finite: bool) -
     return jnp.asarray(x, x.dtype) if x.weak_type else as_jax_array(x)
 
 
-def _check_range(name: str, array: jax.Array | np.ndarray, converted: jax.Array) -> None:
-    """Refuse numbers that only the conversion has made infinite."""
-    beyond = ~np.isfinite(np.asarray(converted)) & np.isfinite(np.asarray(array))
+def _check_range(name: str, array: np.ndarray, dtype: jax.typing.DTypeLike) -> None:
+    """Refuse numbers that only the conversion to another precision would make infinite."""
+    if array.dtype == dtype:
+        return
+    with np.errstate(over="ignore"):
+        beyond = np.isinf(array.astype(dtype)) & np.isfinite(array)
     if beyond.any():
         raise ValueError(
-            f"{name} must be finite in {converted.dtype}, got {int(beyond.sum())} entries beyond "
+            f"{name} must be finite in {np.dtype(dtype)}, got {int(beyond.sum())} entries beyond "
             "its largest number. Change the unit, or use float64 for everything."
         )
 
@@ -221,8 +236,15 @@ def _convert(name: str, x: object) -> jax.Array | np.ndarray:
         )
     if x is None or isinstance(x, str | bytes | dict | set | type) or callable(x):
         raise ValueError(f"{name} must be an array of numbers, got {type(x).__name__}.")
+    leaves = jax.tree.leaves(x) if isinstance(x, list | tuple) else [x]
+    if any(map(is_masked, leaves)):
+        raise ValueError(
+            f"{name} must have no masked entries: what is behind a mask means nothing. Remove the rows that have some, or fill "
+            f"them, e.g. {name}.filled(0.0)."
+        )
+    holds_jax = any(isinstance(leaf, jax.Array) for leaf in leaves)
     try:
-        array = jnp.asarray(x) if _holds_jax(x) else np.asarray(x)
+        array = jnp.asarray(x) if holds_jax else np.asarray(x)
     except (TypeError, ValueError) as error:
         kind = type(x).__name__
         raise ValueError(f"{name} must be an array of numbers, got {kind}: {error}") from None
@@ -230,13 +252,6 @@ def _convert(name: str, x: object) -> jax.Array | np.ndarray:
         with np.errstate(over="ignore"):  # what overflows is refused as infinite
             array = array.astype(np.float64)
     return array
-
-
-def _holds_jax(x: object) -> bool:
-    """Return whether a list has arrays of JAX in it."""
-    if not isinstance(x, list | tuple):
-        return False
-    return any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(x))
 
 
 @lru_cache

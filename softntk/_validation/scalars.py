@@ -26,6 +26,11 @@ def is_hashable(value: object) -> bool:
     return True
 
 
+def is_masked(value: object) -> bool:
+    """Return whether a value is an array of numpy.ma that has masked entries."""
+    return isinstance(value, np.ma.MaskedArray) and bool(np.ma.is_masked(value))
+
+
 def check_number(
     name: str,
     value: Any,
@@ -70,7 +75,7 @@ FITS = {"above": operator.gt, "at least": operator.ge, "below": operator.lt, "at
 
 def _is_scalar(value: object) -> bool:
     """Return whether a value is one real number of Python, NumPy or JAX."""
-    if isinstance(value, bool):
+    if isinstance(value, bool) or is_masked(value):
         return False
     if isinstance(value, int | float):
         return True
@@ -102,7 +107,8 @@ def check_integer(name: str, value: Any, at_least: int | None = None, at_most: i
     wanted = f"an integer of at least {at_least}" if wanted is None else wanted
     wanted = wanted if at_most is None else f"{wanted} of at most {at_most}"
     try:
-        integer = None if isinstance(value, bool | np.bool_) or not is_concrete(value) else operator.index(value)
+        is_other = isinstance(value, bool | np.bool_) or is_masked(value) or not is_concrete(value)
+        integer = None if is_other else operator.index(value)  # pyright: ignore[reportArgumentType]
     except TypeError:
         integer = None
     if integer is None or (at_least is not None and integer < at_least) or (at_most is not None and integer > at_most):
@@ -113,6 +119,16 @@ def check_integer(name: str, value: Any, at_least: int | None = None, at_most: i
 def check_positive_int(name: str, value: object) -> int:
     """Return an integer of at least one."""
     return check_integer(name, value, at_least=1)
+
+
+LARGEST_COUNT = 2**31 - 1
+"""Of the counters of loops, which are int32 in compiled programs whatever the precision."""
+
+
+def check_count(name: str, value: object, at_least: int = 1) -> int:
+    """Return an integer that a compiled program can count to."""
+    count = check_integer(name, value, at_least=at_least)
+    return check_integer(name, count, at_least=at_least, at_most=LARGEST_COUNT)
 
 
 def check_flag(name: str, value: object) -> bool:

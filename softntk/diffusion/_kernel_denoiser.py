@@ -14,7 +14,7 @@ from softntk import networks
 from softntk._products import product
 from softntk._progress import Progress
 from softntk._records import function_record, static, static_record
-from softntk._validation import as_rows, check_choice, check_flag, check_key, check_number, check_positive_int
+from softntk._validation import as_rows, check_choice, check_count, check_flag, check_key, check_number
 from softntk.diffusion import _samples, _spectral_fit
 from softntk.diffusion._arguments import check_known
 from softntk.diffusion.denoiser import Denoiser, Frame, frame_of
@@ -136,11 +136,11 @@ def kernel_denoiser(
     if sigma is not None:
         sigma = check_known("sigma", check_number("sigma", sigma, above=0))
     train_readout = check_flag("train_readout", train_readout)
-    landmarks = check_positive_int("landmarks", landmarks)
+    landmarks = check_count("landmarks", landmarks)
     stopping = _check_stopping(stopping)
     filter = check_choice("filter", filter, _spectral_fit.FILTERS)
     progress = check_flag("progress", progress)
-    draws = None if draws is None else check_positive_int("draws", draws)
+    draws = None if draws is None else check_count("draws", draws)
     frame = frame_of(sde, x0, times, min_time)
     x0 = as_rows("x0", x0)
     draws = max(1, _SAMPLES // len(x0)) if draws is None else draws

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from softntk import ntk
 from softntk._records import function_record, static
-from softntk._validation import as_rows, check_key, check_number, check_positive_int
+from softntk._validation import as_rows, check_count, check_key, check_number
 from softntk.diffusion import _samples
 from softntk.diffusion._arguments import check_known
 from softntk.diffusion.denoiser import Denoiser, frame_of
@@ -106,8 +106,8 @@ def linearised_denoiser(
     Source: arXiv 2405.03251, the section on diffusion (the coupling of network, linearisation and kernel regression).
     """
     key = check_known("key", check_key("key", key))
-    draws = check_positive_int("draws", draws)
-    steps = check_positive_int("steps", steps)
+    draws = check_count("draws", draws)
+    steps = check_count("steps", steps)
     if learning_rate is not None:
         learning_rate = check_known("learning_rate", check_number("learning_rate", learning_rate, above=0))
     frame = frame_of(sde, x0, times, min_time)

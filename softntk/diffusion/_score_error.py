@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from softntk._norms import binary_scale
 from softntk._records import record
-from softntk._validation import as_floating, check_integer, check_key, is_concrete
+from softntk._validation import as_floating, check_count, check_key, is_concrete
 from softntk.diffusion._arguments import as_output, as_times
 from softntk.diffusion._estimates import Estimate, normal
 from softntk.diffusion.denoiser import check_score_fn
@@ -88,7 +88,7 @@ def score_error(
     check_sde(sde)
     check_score_fn(score_fn)
     _check_distribution(distribution)
-    n = check_integer("n", n, at_least=2)
+    n = check_count("n", n, at_least=2)
     t = as_floating("t", t, finite=False, empty=True)
     if t.ndim > 1 or t.size == 0:
         raise ValueError(f"t must be a scalar or of shape [k] with k > 0, got shape {t.shape}.")

@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Int
 
 from softntk._norms import binary_scale, scaled_norm
 from softntk._records import function_record, record
-from softntk._validation import as_rows, check_callable, check_positive_int, is_concrete
+from softntk._validation import as_rows, check_callable, check_count, is_concrete
 from softntk.diffusion._arguments import (
     as_output,
     as_points,
@@ -122,7 +122,7 @@ def frame_of(sde: VPSDE, x0: Points, times: int | Sequence[float], min_time: flo
         raise ValueError("x0 must hold at least two rows: nothing can be learnt from one sample.")
     mean, spreads, axes = _principal_axes(x0)
     if isinstance(times, int | np.integer):
-        count = check_positive_int("times", times)
+        count = check_count("times", times)
         min_time = check_min_time(sde, min_time)
         most = float(sde.log_snr(min_time))
         least = max(float(sde.log_snr(sde.horizon)), _LEAST_SNR - float(_log_spread(spreads)))

@@ -31,7 +31,7 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from softntk._records import static_record
-from softntk._validation import as_rows, check_choice, check_flag, check_key, check_positive_int
+from softntk._validation import as_rows, check_choice, check_count, check_flag, check_key
 from softntk.diffusion import _flow
 from softntk.diffusion._arguments import check_min_time
 from softntk.diffusion.denoiser import check_score_fn
@@ -112,8 +112,8 @@ def log_likelihood(
     trace = check_choice("trace", trace, TRACES)
     key = None if key is None else check_key("key", key)
     min_time = check_min_time(sde, min_time)
-    probes = check_positive_int("probes", probes)
-    max_steps = check_positive_int("max_steps", max_steps)
+    probes = check_count("probes", probes)
+    max_steps = check_count("max_steps", max_steps)
     throw = check_flag("throw", throw)
     tolerances = _flow.check_tolerances(rtol, atol, x.dtype)
     n, d = x.shape

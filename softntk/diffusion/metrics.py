@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from softntk._records import record
-from softntk._validation import check_flag, check_integer, check_key, check_number, is_concrete
+from softntk._validation import check_count, check_flag, check_integer, check_key, check_number, is_concrete
 from softntk.diffusion._estimates import Estimate as Estimate
 from softntk.diffusion._estimates import wilson
 from softntk.diffusion._pairs import as_samples, discrepancy, median, nearest
@@ -102,7 +102,7 @@ def sliced_wasserstein(
     """
     key = check_key("key", key)
     x, y = as_samples(1, x=x, y=y)
-    projections = check_integer("projections", projections, at_least=2)
+    projections = check_count("projections", projections, at_least=2)
     order = check_integer("order", order, at_least=1, at_most=2)
     return sliced(key, x, y, coupling(len(x), len(y)), projections, order)
 

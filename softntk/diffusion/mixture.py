@@ -37,7 +37,7 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from softntk._norms import binary_scale
-from softntk._validation import as_floating, as_rows, check_key, check_positive_int, is_concrete
+from softntk._validation import as_floating, as_rows, check_count, check_key, is_concrete
 from softntk.diffusion._arguments import as_points, columns_of_times, widest
 from softntk.diffusion.sde import VPSDE, check_sde
 
@@ -110,7 +110,7 @@ class GaussianMixture:
         Raises:
             ValueError: n not a positive integer.
         """
-        n = check_positive_int("n", n)
+        n = check_count("n", n)
         of_mode, of_noise = jax.random.split(check_key("key", key))
         mode = jax.random.choice(of_mode, len(self.weights), (n,), p=self.weights)
         normal = jax.random.normal(of_noise, (n, self.means.shape[1]), self.means.dtype)
@@ -268,7 +268,7 @@ class EmpiricalDistribution:
         Raises:
             ValueError: n not a positive integer.
         """
-        n = check_positive_int("n", n)
+        n = check_count("n", n)
         return jax.random.choice(check_key("key", key), self.points, (n,))
 
     def __repr__(self) -> str:

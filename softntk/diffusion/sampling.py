@@ -60,15 +60,7 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 from softntk._norms import scaled_norm
 from softntk._progress import Progress
 from softntk._records import static_record
-from softntk._validation import (
-    check_choice,
-    check_flag,
-    check_integer,
-    check_key,
-    check_number,
-    check_positive_int,
-    is_concrete,
-)
+from softntk._validation import check_choice, check_count, check_flag, check_key, check_number, check_positive_int, is_concrete
 from softntk.diffusion import _flow
 from softntk.diffusion._arguments import as_real, check_known, check_min_time
 from softntk.diffusion._estimates import root
@@ -290,7 +282,7 @@ def _localise(
 def _check_shape(shape: Sequence[int]) -> tuple[int, int]:
     if isinstance(shape, str) or not hasattr(shape, "__len__") or len(shape) != 2:
         raise ValueError(f"shape must be (n, d), n samples in d dimensions, got {shape!r}.")
-    n, d = (check_positive_int(f"shape[{axis}]", size) for axis, size in enumerate(shape))
+    n, d = (check_count(f"shape[{axis}]", size) for axis, size in enumerate(shape))
     return n, d
 
 
@@ -336,9 +328,9 @@ def _check_options(
     return _Options(
         method=check_choice("method", method, METHODS),
         min_time=check_min_time(sde, min_time),
-        steps=check_positive_int("steps", steps),
-        corrector_steps=check_integer("corrector_steps", corrector_steps, at_least=0),
+        steps=check_count("steps", steps),
+        corrector_steps=check_count("corrector_steps", corrector_steps, at_least=0),
         corrector_snr=check_known("corrector_snr", check_number("corrector_snr", corrector_snr, above=0)),
         tolerances=_flow.check_tolerances(*tolerances, dtype),
-        max_steps=check_positive_int("max_steps", max_steps),
+        max_steps=check_count("max_steps", max_steps),
     )

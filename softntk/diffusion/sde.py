@@ -26,7 +26,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from softntk._validation import as_rows, check_choice, check_key, check_number, check_positive_int, is_concrete
+from softntk._validation import as_rows, check_choice, check_count, check_key, check_number, is_concrete
 from softntk.diffusion._arguments import (
     Number,
     as_real,
@@ -78,13 +78,18 @@ class VPSDE:
 
     def log_snr(self, t: ArrayLike) -> Array:
         """Return λ(t) = log(α²/h), decreasing from +inf at t = 0."""
-        integral = self.integral(t)
-        return -integral - jnp.log(-jnp.expm1(-integral))
+        time = as_real("t", t, finite=False)
+        starts = time == 0
+        # There it falls like −log t. By the chain rule the derivative would be a sum of infinities of either sign.
+        integral = self.integral(jnp.where(starts, jnp.asarray(self.horizon, time.dtype), time))
+        later = -integral - jnp.log(-jnp.expm1(-integral))
+        return jnp.where(starts, -jnp.log(jnp.where(starts, time, 1)), later)
 
     def time(self, log_snr: ArrayLike) -> Array:
         """Return the t with λ(t) = log_snr, at most ``horizon``."""
         integral = jax.nn.softplus(-as_real("log_snr", log_snr, finite=False))
-        return jnp.minimum(self._time_of_integral(integral), self.horizon)
+        later = 2 * self.integral(jnp.asarray(self.horizon, integral.dtype))  # than the horizon, but not infinite
+        return jnp.minimum(self._time_of_integral(jnp.minimum(integral, later)), self.horizon)
 
     def check_times(self, t: ArrayLike, name: str = "t") -> None:
         """Refuse times outside (0, T], where they are known.
@@ -146,7 +151,7 @@ class VPSDE:
         Source: Karras et al. (2022), arXiv 2206.00364, table 1 (log-normal σ, mean −1.2, deviation 1.2, data variance ¼).
         """
         key = check_key("key", key)
-        n = check_positive_int("n", n)
+        n = check_count("n", n)
         spread = check_hyperparameter("spread", spread, above=0)
         min_time = check_min_time(self, min_time, traced=True)
         uniform = jax.random.uniform(key, (n,))

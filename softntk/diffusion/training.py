@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from softntk import _checkpoint, networks
 from softntk._progress import Progress
 from softntk._records import function_record, record, static
-from softntk._validation import as_rows, check_choice, check_flag, check_key, check_number, check_positive_int
+from softntk._validation import as_rows, check_choice, check_count, check_flag, check_key, check_number, check_positive_int
 from softntk.diffusion import _samples
 from softntk.diffusion._arguments import check_known
 from softntk.diffusion.denoiser import Denoiser, Frame, frame_of
@@ -170,8 +170,8 @@ def fit_denoiser(
     key = check_known("key", check_key("key", key))
     weighting = None if weighting is None else check_choice("weighting", weighting, WEIGHTINGS)
     levels = _check_levels(levels)
-    steps = check_positive_int("steps", steps)
-    draws = check_positive_int("draws", draws)
+    steps = check_count("steps", steps)
+    draws = check_count("draws", draws)
     batch_size = None if batch_size is None else check_positive_int("batch_size", batch_size)
     ema = _check_ema(ema)
     tx = _check_optimiser(tx)
@@ -233,7 +233,7 @@ def starting_network(
         ValueError: an unknown family, a width that is not even, σ not positive.
     """
     family = check_choice("family", family, FAMILIES)
-    width = check_positive_int("width", width)
+    width = check_count("width", width)
     train_readout = check_flag("train_readout", train_readout)
     d, knots = len(frame.mean), len(frame.knots)
     if sigma is None:

@@ -25,7 +25,7 @@ from softntk._validation import (
 from softntk.networks import Architecture, Network, Parameters
 from softntk.ntk._assembly import two_layer_kernel
 from softntk.ntk._contractions import Block, product
-from softntk.ntk._own_functions import OwnFunction, bind, check_rows_alone
+from softntk.ntk._own_functions import OwnFunction, bind, check_rows_alone, refuse_keywords
 
 OUTPUTS = ("full", "mean", "diagonal")
 
@@ -103,11 +103,10 @@ def empirical(
     if block_size is not None:
         block_size = check_positive_int("block_size", block_size)
     if vmap_axes is not None:
-        check_integer("vmap_axes", vmap_axes, at_least=0, at_most=0)
+        vmap_axes = check_integer("vmap_axes", vmap_axes, at_least=0, at_most=0)
     check_choice("outputs", outputs, OUTPUTS)
     if isinstance(net, Network):
-        if apply_kwargs:
-            raise ValueError(f"apply_kwargs must be None for a network of two_layer, got {sorted(apply_kwargs)}.")
+        refuse_keywords(apply_kwargs)
         architecture = net.architecture
         params = as_parameters(architecture, params)
         first, second = as_pair(x1, x2)

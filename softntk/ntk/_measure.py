@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from softntk._records import record
-from softntk._validation import as_floating, check_callable, is_concrete
+from softntk._validation import as_floating, check_callable, check_number, is_concrete
 from softntk.ntk._contractions import product
 from softntk.ntk._gram import Number, as_scalar
 
@@ -69,7 +69,8 @@ class SpectralMeasure:
 
 def _as_levels(levels: object, dtype: DTypeLike) -> Float[Array, "..."]:
     """Return levels as an array; infinite ones are as good as any."""
-    numbers = np.asarray(levels, float) if isinstance(levels, int | np.integer) and not isinstance(levels, bool) else levels
+    whole = isinstance(levels, int | np.integer) and not isinstance(levels, bool)
+    numbers = check_number("levels", levels) if whole else levels
     array = as_floating("levels", numbers, finite=False, empty=True).astype(dtype)
     if is_concrete(array) and np.isnan(np.asarray(array)).any():
         raise ValueError("levels must not be NaN.")

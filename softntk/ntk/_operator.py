@@ -15,7 +15,7 @@ from softntk._meshes import automatic
 from softntk._validation import as_rows, check_callable, check_choice, check_positive_int, is_concrete
 from softntk.networks import Network
 from softntk.ntk._empirical import as_inputs, as_parameters, same_precision
-from softntk.ntk._own_functions import bind, check_rows_alone
+from softntk.ntk._own_functions import bind, check_rows_alone, refuse_keywords
 from softntk.ntk._tiles import numbers_at_a_time
 from softntk.ntk.gram_operators import GramOperator
 from softntk.ntk.jacobian_operator import JacobianOperator
@@ -83,8 +83,7 @@ def operator(
     if block_size is not None:
         block_size = check_positive_int("block_size", block_size)
     if isinstance(net, Network):
-        if apply_kwargs:
-            raise ValueError(f"apply_kwargs must be None for a network of two_layer, got {sorted(apply_kwargs)}.")
+        refuse_keywords(apply_kwargs)
         architecture = net.architecture
         params = as_parameters(architecture, params)
         features, width = params.hidden.shape

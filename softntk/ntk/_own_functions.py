@@ -127,7 +127,7 @@ def bind(net: Any, params: Any, x: Float[Array, "n ..."], apply_kwargs: Any = No
             floating-point array [n] or [n, k].
     """
     apply_fn = _as_apply_fn(net)
-    apply_kwargs = _as_keywords(apply_kwargs)
+    apply_kwargs = as_keywords(apply_kwargs)
     weights, constants, entries = [], [], []
     for name, leaves in (("params", _label(params)), ("apply_kwargs", _label_all(apply_kwargs))):
         for kind, leaf in leaves:
@@ -171,7 +171,8 @@ def _as_apply_fn(net: Any) -> Callable:
     return net
 
 
-def _as_keywords(apply_kwargs: object) -> dict[str, Any]:
+def as_keywords(apply_kwargs: object) -> dict[str, Any]:
+    """Return further arguments of apply_fn as a dict; None stands for none."""
     if apply_kwargs is None:
         return {}
     if not isinstance(apply_kwargs, Mapping) or not all(isinstance(name, str) for name in apply_kwargs):
@@ -180,6 +181,13 @@ def _as_keywords(apply_kwargs: object) -> dict[str, Any]:
             f"{_describe(apply_kwargs)}."
         )
     return dict(apply_kwargs)
+
+
+def refuse_keywords(apply_kwargs: object) -> None:
+    """Refuse further arguments of the networks of two_layer, which take none."""
+    keywords = as_keywords(apply_kwargs)
+    if keywords:
+        raise ValueError(f"apply_kwargs must be None for a network of two_layer, got {sorted(keywords)}.")
 
 
 def _label_all(tree: object) -> list[tuple[str, Any]]:

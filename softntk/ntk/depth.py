@@ -23,7 +23,6 @@ Example:
 Source: Poole et al. (2016) and Schoenholz et al. (2017) for the method; MATHEMATICS.md#depth for the softmax recursion.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -31,8 +30,9 @@ from jaxtyping import Array, Bool, Float
 
 from softntk import activations
 from softntk._records import record
-from softntk._validation import as_scalars, check_flag, check_positive_int, is_concrete
+from softntk._validation import as_scalars, check_count, check_flag, is_concrete
 from softntk.activations import Activation
+from softntk.ntk._recursion import Recursion, correlation_at_rest, variance_at_rest
 
 Scalars = Float[Array, "..."]
 Values = float | np.floating | list[float] | Float[Array | np.ndarray, "..."]
@@ -122,7 +122,7 @@ def propagate(
     Source: MATHEMATICS.md#depth.
     """
     activation = activations.get(activation)
-    depth = check_positive_int("depth", depth)
+    depth = check_count("depth", depth)
     normalized = check_flag("normalized", normalized)
     q11, q12, q22, weight, bias = _arrays(
         q11=q11, q12=q12, q22=q22, weight_variance=weight_variance, bias_variance=bias_variance
@@ -164,7 +164,8 @@ def fixed_point(
         max_steps: of the iteration; what Newton's method then adds is exact but at criticality.
 
     Returns:
-        A :class:`FixedPoint` of arrays of the broadcast shape.
+        A :class:`FixedPoint` of arrays of the broadcast shape. What exists has derivatives in the variances, and in an ε of
+        crrelu: those of the equations that it solves. At criticality, where that of q* is infinite, it is a large number.
 
     Raises:
         ValueError: an unknown activation, max_steps not positive, normalized with E[u] = 0, a variance negative or not
@@ -178,70 +179,31 @@ def fixed_point(
     Source: see the module.
     """
     activation = activations.get(activation)
-    max_steps = check_positive_int("max_steps", max_steps)
+    max_steps = check_count("max_steps", max_steps)
     normalized = check_flag("normalized", normalized)
     weight, bias = _arrays(weight_variance=weight_variance, bias_variance=bias_variance)
 
-    def after(q: Scalars) -> Scalars:
-        return weight * activation.limit(q, q, q, normalized)[0] + bias
+    recursion = Recursion(activation, normalized, weight, bias)
+    q, exists = variance_at_rest(recursion, max_steps)
+    c = correlation_at_rest(recursion, q, exists, max_steps)
 
-    def gap(q: Scalars) -> Scalars:
-        """Relative; below a few units of rounding q is at rest."""
-        return jnp.abs(after(q) - q) / jnp.maximum(q, jnp.finfo(q.dtype).tiny)
+    def known(value: Scalars) -> Scalars:
+        return jnp.where(exists, value, jnp.inf)
 
-    noise, largest = 8 * jnp.finfo(weight.dtype).eps, 0.01 * float(jnp.finfo(weight.dtype).max) ** 0.5
-
-    def rest(start: float) -> tuple[Scalars, Bool[Array, "..."]]:
-        unrest = lambda state: (state[0] < max_steps) & jnp.any((gap(state[1]) > noise) & (state[1] < largest))
-        step = lambda state: (state[0] + 1, jnp.where(state[1] < largest, after(state[1]), state[1]))
-        iterated = q = lax.while_loop(unrest, step, (0, _like(weight, start)))[1]
-        for _ in range(30):  # Newton, where it helps; at criticality it halves the distance a step
-            value, slope = jax.jvp(after, (q,), (jnp.ones_like(q),))
-            new = q + jnp.where(slope < 1, (value - q) / jnp.where(slope < 1, 1 - slope, 1), 0)
-            near = (new >= 0.5 * iterated) & (new <= 2 * iterated) & (jnp.abs(after(new) - new) < jnp.abs(value - q))
-            q = jnp.where(near, new, q)
-        vanished = (after(jnp.zeros_like(q)) == 0) & (q < 1e-30)
-        q = jnp.where(vanished, 0, q)
-        return q, (q < largest) & (vanished | (gap(q) <= noise))
-
-    def positive(q: Scalars) -> Scalars:
-        return jnp.maximum(q, jnp.finfo(q.dtype).tiny ** 0.25)  # at zero relu has no slopes, next to it it has
-
-    def variance_slope_at(q: Scalars) -> Scalars:
-        return jax.jvp(after, (positive(q),), (jnp.ones_like(q),))[1]
-
-    (q, exists), (other, others) = rest(1.0), rest(0.0)
-    others &= variance_slope_at(other) <= 1  # from where it starts nothing moves: it is at rest only if that is stable
-    q = jnp.where(exists, q, jnp.where(others, other, 1))
-    exists |= others
-    variance_slope = variance_slope_at(q)
-
-    # Over the next variance, which is q itself at rest: then a variance that vanishes still has a correlation.
-    tiny = positive(q)
-    scale = after(tiny)
-    vanishes = scale == 0  # then all correlations are one
-    scale = jnp.where(vanishes, 1, scale)
-
-    def correlation(c: Scalars) -> tuple[Scalars, Scalars]:
-        value, slope = activation.limit(tiny, c * tiny, tiny, normalized)
-        value, slope = jnp.clip((weight * value + bias) / scale, -1, 1), weight * slope * tiny / scale
-        return jnp.where(vanishes, 1, value), jnp.where(vanishes, 0, slope)
-
-    c = lax.fori_loop(0, max_steps, lambda _, c: correlation(c)[0], _like(q, 0.5))
-    found = (q, variance_slope, weight * activation.limit(tiny, tiny, tiny, normalized)[1], c, correlation(c)[1])
-    names = ("variance", "variance_slope", "slope", "correlation", "correlation_slope")
-    return FixedPoint(exists=exists, **{n: jnp.where(exists, v, jnp.inf) for n, v in zip(names, found, strict=True)})
+    return FixedPoint(
+        exists=exists,
+        variance=known(q),
+        variance_slope=known(recursion.variance_slope(q)),
+        slope=known(recursion.slope(q)),
+        correlation=known(c),
+        correlation_slope=known(recursion.correlation(q, c)[1]),
+    )
 
 
 def _affine(value: Scalars, q: Scalars, weight: Scalars, bias: Scalars) -> Scalars:
     """Return σ_w² E[φφ'] + σ_b²; +inf where there was no E[φφ'], or no variance q before."""
     outside = jnp.isposinf(value) | jnp.isposinf(q)
     return jnp.where(outside, jnp.inf, weight * jnp.where(outside, 0, value) + bias)
-
-
-def _like(x: Scalars, number: float) -> Scalars:
-    """Return the number in the shape of x, and varying over a mesh as x does."""
-    return jnp.where(jnp.isnan(x), x, number)
 
 
 def _arrays(**values: Values) -> list[Array]:

@@ -27,6 +27,7 @@ from softntk._norms import binary_scale, scaled_norm
 from softntk._records import record
 from softntk._validation import (
     as_floating,
+    check_count,
     check_integer,
     check_key,
     check_number,
@@ -197,7 +198,7 @@ def spectral_density(
     Source: Ubaru, Chen and Saad (2017), SIAM J. Matrix Anal. Appl. 38(4), 1075-1099 (stochastic Lanczos quadrature).
     """
     check_positive_int("steps", steps)
-    check_positive_int("probes", probes)
+    check_count("probes", probes)
     check_integer("dense_size", dense_size, at_least=0)
     key = None if key is None else check_key("key", key)
     if isinstance(op, GramOperator):

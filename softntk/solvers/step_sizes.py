@@ -118,8 +118,8 @@ def paper(
         η; zero if it underflows.
 
     Raises:
-        ValueError: λ, B or the constant not positive, a negative exponent; n, k or width no positive
-            integers.
+        ValueError: λ, B or the constant not positive, a negative exponent; n, k or width no positive integers, or beyond the
+            largest float.
 
     Example:
         >>> paper(0.5, 10, 1, 100) < 1e-11
@@ -131,11 +131,14 @@ def paper(
     B = check_number("B", B, above=0)
     constant = check_number("constant", constant, above=0)
     exponent = check_number("exponent", exponent, at_least=0)
-    n = check_integer("n", n, at_least=1)
-    k = check_integer("k", k, at_least=1)
-    width = check_integer("width", width, at_least=1)
+    points, outputs, units = (_check_size(name, size) for name, size in (("n", n), ("k", k), ("width", width)))
     shrinkage: Any = math.exp(-exponent * B) if is_concrete(B * exponent) else jnp.exp(-exponent * B)
-    return constant * smallest / (width * n**2 * k**2) * shrinkage
+    return constant * smallest / (units * points * points * outputs * outputs) * shrinkage
+
+
+def _check_size(name: str, size: int) -> float:
+    """Return a positive integer as the float that formulas take."""
+    return check_number(name, check_integer(name, size, at_least=1))
 
 
 def _checked(smallest: float, largest: float) -> tuple[float, float]:

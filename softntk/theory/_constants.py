@@ -5,7 +5,7 @@ import math
 import sys
 from dataclasses import dataclass
 
-from softntk._validation import check_choice, check_positive_int
+from softntk._validation import check_choice, check_number, check_positive_int
 from softntk.networks import PARAMETERIZATIONS
 from softntk.theory._checks import known_number
 
@@ -121,5 +121,8 @@ def exponent(family: str, power: float) -> float:
 def kernel_scale(parameterization: str, width: int | None) -> int:
     """Return what the kernels of that parameterization are multiplied by."""
     check_choice("parameterization", parameterization, PARAMETERIZATIONS)
-    width = None if width is None and parameterization != "paper" else check_positive_int("width", width)
-    return 1 if width is None or parameterization != "paper" else width
+    if width is None and parameterization != "paper":
+        return 1
+    width = check_positive_int("width", width)
+    check_number("width", width)  # a float holds it
+    return width if parameterization == "paper" else 1

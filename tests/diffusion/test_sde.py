@@ -175,3 +175,24 @@ SDE = vp_sde()
 def test_bad_input(call, message, untyped):
     with pytest.raises(ValueError, match=re.escape(message)):
         call()
+
+
+def test_derivatives_at_the_start(sde, dtype):
+    """λ falls from +∞ with slope −∞ there; all others have their one-sided derivatives."""
+    start = jnp.zeros(())
+    for derivative in (jax.grad(sde.log_snr), jax.jacfwd(sde.log_snr)):
+        assert np.isneginf(derivative(start))
+        assert np.isneginf(jax.vmap(derivative)(jnp.array([0.0, 0.5]))[0])
+    slope = float(sde.rate(start))
+    for function, want in ((sde.integral, slope), (sde.alpha, -slope / 2), (sde.variance, slope)):
+        assert_close(jax.grad(function)(start), want, dtype)
+    h = 1e-3
+    middle = jnp.asarray(0.5)
+    assert_close(jax.grad(sde.log_snr)(middle), (sde.log_snr(0.5 + h) - sde.log_snr(0.5 - h)) / (2 * h), rtol=1e-3)
+
+
+def test_times_of_infinite_ratios(sde):
+    assert float(sde.time(jnp.inf)) == 0
+    for ratio in (-jnp.inf, -1e30):
+        assert_close(sde.time(ratio), sde.horizon, rtol=1e-6)
+        assert float(jax.grad(sde.time)(ratio)) == 0

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from jax.sharding import PartitionSpec as P
-from tools import assert_close
+from tools import assert_close, first
 
 import softntk as sn
 from softntk.activations import Moments
@@ -122,3 +123,75 @@ def test_grids_are_spread_by_shard_map():
 
     spread = jax.shard_map(both, mesh=mesh, in_specs=P("rows"), out_specs=P("rows"))
     assert_close(jax.jit(spread)(weights), both(weights), rtol=1e-4)
+
+
+FIELDS = ("variance", "variance_slope", "slope", "correlation", "correlation_slope")
+POINTS = {
+    "exp": ("exp", True, 0.3, 0.1),
+    "res_exp": ("res_exp", True, 0.1, 0.1),
+    "relu": ("relu", False, 1.5, 0.2),
+    "crrelu": ("crrelu", False, 1.0, 0.3),
+    "erf, chaotic": ("erf", False, 2.0, 0.05),
+    "threshold": ("threshold", False, 1.0, 0.1),
+}
+
+
+def all_fields(activation, normalized, weight, bias):
+    found = sn.ntk.fixed_point(activation, normalized=normalized, weight_variance=weight, bias_variance=bias, max_steps=500)
+    return jnp.stack([getattr(found, field) for field in FIELDS])
+
+
+@pytest.mark.parametrize("case", first(POINTS, "exp", "erf, chaotic"))
+def test_every_field_has_implicit_derivatives(case, x64):
+    """Backwards and forwards, against differences."""
+    activation, normalized, *point = POINTS[case]
+    fields = jax.jit(lambda v: all_fields(activation, normalized, v[0], v[1]))
+    at, h = jnp.array(point), 1e-5
+    differences = np.stack([(fields(at + h * e) - fields(at - h * e)) / (2 * h) for e in jnp.eye(2)], axis=1)
+    for jacobian in (jax.jacrev(fields)(at), jax.jacfwd(fields)(at)):
+        np.testing.assert_allclose(jacobian, differences, rtol=1e-5, atol=1e-6)
+
+
+def test_second_derivatives_of_the_lambert_function(x64):
+    """q* = −W(−w) for softmax without bias, so that q' = q/(w (1 − q)) and q'' follows."""
+    variance = lambda w: sn.ntk.fixed_point("exp", normalized=True, weight_variance=w, max_steps=500).variance
+    w = 0.3
+    q = -scipy.special.lambertw(-w).real
+    first = q / (w * (1 - q))
+    second = first / (w * (1 - q) ** 2) - first / w
+    assert_close(jax.grad(variance)(w), first, rtol=1e-9)
+    assert_close(jax.grad(jax.grad(variance))(w), second, rtol=1e-8)
+
+
+def test_derivatives_where_the_variance_vanishes(x64):
+    at_zero = jax.jacrev(lambda w: all_fields("relu", False, w, 0.0))(1.2)
+    np.testing.assert_allclose(at_zero[:3], [0.0, 0.5, 0.5], atol=1e-9)  # q* = 0, V' = χ = w/2
+
+
+@pytest.mark.slow
+def test_derivatives_in_a_bias_that_is_zero(x64):
+    in_bias = jax.jacrev(lambda b: all_fields("erf", False, 0.5, b))(0.0)
+    np.testing.assert_allclose(in_bias[0], 1 / (1 - 2 / np.pi), rtol=1e-8)
+    np.testing.assert_allclose(in_bias[1:3], [-7.0064, -3.5032], rtol=1e-3)  # one-sided differences
+    assert np.isfinite(in_bias).all()
+
+
+@pytest.mark.slow
+def test_derivatives_where_nothing_is_at_rest(x64):
+    np.testing.assert_array_equal(jax.jacrev(lambda w: all_fields("relu", False, w, 0.1))(2.0), 0)  # V = q + b
+    grid = jax.grad(lambda w: all_fields("exp", True, w, 0.0)[0, :2].sum())(jnp.array([0.2, 0.3, 0.5]))
+    assert np.isfinite(grid).all()
+
+
+@pytest.mark.slow
+def test_derivatives_in_epsilon(x64):
+    variance = lambda e: all_fields(sn.activations.crrelu(e), False, 1.0, 0.3)[0]
+    assert_close(jax.grad(variance)(0.3), (variance(0.3 + 1e-5) - variance(0.3 - 1e-5)) / 2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [2**31, 2**40, 10**400])
+def test_counts_beyond_those_of_a_program_are_named(count, untyped):
+    with pytest.raises(ValueError, match="max_steps must be a positive integer of at most"):
+        sn.ntk.fixed_point("exp", normalized=True, weight_variance=0.3, max_steps=count)
+    with pytest.raises(ValueError, match="depth must be a positive integer of at most"):
+        sn.ntk.propagate("exp", 1.0, 0.5, 1.0, count, normalized=True, weight_variance=0.3)

@@ -256,3 +256,20 @@ def test_variables_in_training_mode_say_what_to_return(untyped):
     apply_kwargs = {"mutable": ["batch_stats"], "rngs": {"dropout": jax.random.key(1)}}
     with pytest.raises(ValueError, match="apply_fn must return one array.*mutable"):
         sn.ntk.empirical(model.apply, variables, x, apply_kwargs=apply_kwargs)
+
+
+@pytest.mark.parametrize("keywords", [3, jnp.sin, object(), float("nan"), np.ones(2), [], (), "", 1j, True])
+@pytest.mark.parametrize("function", [sn.ntk.empirical, sn.ntk.operator])
+def test_keywords_that_are_none_are_named(function, keywords, untyped):
+    net = sn.networks.two_layer("softmax", width=4)
+    _, params = net.init_fn(jax.random.key(0), (-1, 3))
+    for arguments in ((net, params, jnp.eye(3)), (lambda w, x: x @ w, jnp.ones(3), jnp.eye(3))):
+        with pytest.raises(ValueError, match="^apply_kwargs must be a dict"):
+            function(*arguments, apply_kwargs=keywords)
+
+
+def test_vmap_axes_may_be_any_integer(untyped):
+    arguments = (lambda w, x: jnp.tanh(x @ w), jnp.ones(3), jnp.eye(3))
+    want = sn.ntk.empirical(*arguments, vmap_axes=0)
+    for zero in (jnp.array(0), np.int64(0), np.array(0)):
+        np.testing.assert_array_equal(sn.ntk.empirical(*arguments, vmap_axes=zero), want)

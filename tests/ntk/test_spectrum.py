@@ -284,3 +284,13 @@ def test_beyond_the_nodes_an_eigenvalue_is_where_the_polynomial_says(sign, x64):
     p = at(outermost + sign * distance).item() / np.linalg.norm(at(values) * 30**-0.5)
     assert p == pytest.approx(30**0.5, rel=1e-9)
     assert sign * (outermost + sign * distance) >= sign * values[-1 if sign > 0 else 0]
+
+
+@pytest.mark.parametrize("huge", [10**400, -(10**400), np.float64(1e39)])
+def test_levels_beyond_the_precision_are_named(huge, untyped):
+    measure = ntk.spectral_density(jnp.eye(2))
+    for function in (measure.cumulative, lambda levels: measure.density(levels, 0.1)):
+        with pytest.raises(ValueError, match="levels must be"):
+            function(huge)
+    with pytest.raises(ValueError, match="bandwidth must"):
+        measure.density(1.0, huge)

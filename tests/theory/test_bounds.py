@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tools import assert_close, cast, points
 
+import softntk as sn
 from softntk.networks import two_layer
 from softntk.solvers import step_sizes
 from softntk.theory import bounds
@@ -176,3 +177,17 @@ BAD = [
 def test_bad_input(call, message, untyped):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_integers_beyond_the_largest_float_are_named(untyped):
+    huge = 10**400
+    for given in ({"n": huge}, {"k": huge}, {"width": huge}):
+        with pytest.raises(ValueError, match=f"{next(iter(given))} must be"):
+            sn.solvers.step_sizes.paper(**{"smallest": 0.5, "n": 3, "k": 1, "width": 4} | given)
+        with pytest.raises(ValueError, match=f"{next(iter(given))} must be"):
+            bounds.learning_rate(**{"family": "relu", "n": 3, "smallest": 0.5, "parameterization": "paper", "width": 4} | given)
+    with pytest.raises(ValueError, match="width must be"):
+        bounds.descent_factor(0.5, 0.1, parameterization="paper", width=huge)
+    with pytest.raises(ValueError, match="width must be"):
+        sn.networks.two_layer("softmax", width=huge)
+    assert sn.solvers.step_sizes.paper(0.5, 10**200, 1, 1) == 0
