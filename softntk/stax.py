@@ -27,6 +27,7 @@ Example:
 Source: arXiv 2405.03251 (the scaling, two layers); MATHEMATICS.md#depth (the deep recursion).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -237,7 +238,6 @@ def _layer(
         return input_shape, ()
 
     def apply_fn(params: Any, inputs: Any, **kwargs: Any) -> Any:
-        inputs = as_floating("inputs", inputs, finite=False, empty=True)
         if not normalized:
             return activation.u(inputs)
         _check_channels(inputs, inputs.shape)
@@ -250,7 +250,7 @@ def _layer(
                 f"{name} normalizes over channel_axis {channel_axis}, which is no axis of channels of the shape {tuple(shape)}."
             )
         # neural_tangents traces both functions for the shapes of a kernel, whose layers may have any width, one for example.
-        if normalized and is_concrete(argument) and shape[channel_axis] == 1:
+        if normalized and is_concrete(argument) and shape[channel_axis] < 2:
             raise ValueError(
                 f"{name} needs at least two channels: over one it is the constant 1. Got the shape {tuple(shape)}."
             )
@@ -265,7 +265,16 @@ def _layer(
         return init_fn, apply_fn, requires(**requirements)(kernel_fn)
 
     kernel_fn.__name__ = kernel_fn.__qualname__ = make.__name__ = name  # in messages
-    return layer(supports_masking(remask_kernel=True)(make))()
+    initialise, apply_array, through = layer(supports_masking(remask_kernel=True)(make))()
+
+    @functools.wraps(apply_array)
+    def apply_converted(params: Any, inputs: Any, **kwargs: Any) -> Any:
+        # Before the masks of neural_tangents, which ask anything for its shape.
+        is_masked = isinstance(inputs, MaskedArray)
+        array: Any = inputs if is_masked else as_floating("inputs", inputs, finite=False, empty=True)
+        return apply_array(params, array, **kwargs)
+
+    return initialise, apply_converted, through
 
 
 def _check_kernel(name: str, kernel: Any, normalized: Activation | None) -> None:

@@ -112,6 +112,8 @@ def check_min_time(sde: Process, min_time: object, *, traced: bool = False) -> A
             f"min_time must lie between 0 and the horizon {upper}, got {min_time!r}: at 0 the score diverges. "
             "1e-3 is a usual choice."
         ) from None
+    if is_concrete(number):
+        as_times(sde, number, "min_time")  # there is some noise
     return number if traced else check_known("min_time", number)
 
 
