@@ -186,7 +186,7 @@ def _check_jet(jet: Callable) -> None:
     """Refuse a function that is no jet."""
     wanted = "jet must return (u, u', u'') of the shape of z for (z, c), in floating-point numbers"
     try:
-        out = jax.eval_shape(lambda z: jet(z, 0.0), jax.ShapeDtypeStruct((3,), float))
+        out = jax.eval_shape(lambda z: jet(z, 0.0), jax.ShapeDtypeStruct((3,), jax.dtypes.canonicalize_dtype(float)))
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"{wanted}, but it fails: {reason}") from error

@@ -234,7 +234,7 @@ def from_function(u: Callable[[Scalars], Scalars], name: str, moments: Moments |
     if moments is not None and not isinstance(moments, Moments):
         raise ValueError(f"moments must be a softntk.activations.Moments, got {moments!r}.")
     try:
-        out = jax.eval_shape(lambda z: u(z), jax.ShapeDtypeStruct((3,), float))
+        out = jax.eval_shape(lambda z: u(z), jax.ShapeDtypeStruct((3,), jax.dtypes.canonicalize_dtype(float)))
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"u must be an elementwise function of an array, of jax.numpy, but it fails: {reason}") from error
