@@ -1,6 +1,7 @@
 """Comparisons of all pairs of two samples, in blocks, by the differences of their coordinates."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -52,17 +53,15 @@ class _Rescaled(NamedTuple):
     unit: Array
     headroom: float
 
-    def distances(self, squares: Array) -> Array:
-        """Return distances, in units, of their rescaled squares."""
-        return root(squares) / self.headroom
-
 
 def _rescale(x: Array, y: Array) -> _Rescaled:
     largest = jnp.stack([jnp.max(jnp.abs(x)), jnp.max(jnp.abs(y))])
     unit = binary_scale(largest)[0]
     limit = float(jnp.finfo(x.dtype).max) / x.shape[1]
     headroom = 2.0 ** math.floor(math.log2(math.sqrt(limit)) - 4)
-    return _Rescaled(x / unit * headroom, y / unit * headroom, unit, headroom)
+    # A compiler that takes both factors together, for the derivative, would overflow.
+    x, y = lax.optimization_barrier((x / unit, y / unit))
+    return _Rescaled(x * headroom, y * headroom, unit, headroom)
 
 
 def _squared_distances(columns: Array, point: Array) -> Array:
@@ -71,8 +70,39 @@ def _squared_distances(columns: Array, point: Array) -> Array:
     return lax.fori_loop(0, len(point), add, jnp.zeros(columns.shape[1], point.dtype), unroll=min(4, len(point)))
 
 
+@jax.custom_jvp
+def _distances(columns: Array, point: Array) -> Array:
+    """Return |y_j − x| to all points, given as columns; with derivative zero where they coincide."""
+    return root(_squared_distances(columns, point))
+
+
+@_distances.defjvp
+def _distances_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    # By way of the squares a cotangent would be divided by the square of the headroom, and underflow.
+    (columns, point), (moves, move) = primals, tangents
+    distances = _distances(columns, point)
+    inverse = jnp.where(distances > 0, 1 / jnp.where(distances > 0, distances, 1), 0)
+    add = lambda k, total: total + (columns[k] - point[k]) * inverse * (moves[k] - move[k])
+    return distances, lax.fori_loop(0, len(point), add, jnp.zeros_like(distances), unroll=min(4, len(point)))
+
+
 def _rows_at_once(m: int) -> int:
     return max(1, min(_ROWS, _PAIRS // m))
+
+
+def _dissimilarity(scaled: _Rescaled, bandwidth: Array | None) -> Callable[[Array], Array]:
+    """Return ρ as a function of rescaled distances."""
+    if bandwidth is None:
+        return lambda distances: distances / scaled.headroom
+    width = lax.optimization_barrier(bandwidth / scaled.unit) * scaled.headroom
+    width = jnp.maximum(width, float(jnp.finfo(width.dtype).tiny))
+    unit = binary_scale(width)  # the derivative of a ratio has the square of what it is divided by
+
+    def one_minus_kernel(distances: Array) -> Array:
+        in_widths = jnp.minimum(distances / unit, 1e3) / (width / unit)
+        return -jnp.expm1(-0.5 * in_widths**2)
+
+    return one_minus_kernel
 
 
 @jax.jit
@@ -85,14 +115,13 @@ def discrepancy(x: Array, y: Array, bandwidth: Array | None) -> Estimate:
     scaled = _rescale(x, y)
     pooled = jnp.concatenate([scaled.x, scaled.y])
     columns = pooled.T
-    if bandwidth is not None:
-        width = jnp.maximum(bandwidth / scaled.unit * scaled.headroom, float(jnp.finfo(x.dtype).tiny))
+    dissimilarity = _dissimilarity(scaled, bandwidth)
 
     def row(item: tuple[Array, Array]) -> tuple[tuple[Array, Array], tuple[Array, Array], Array]:
         """Return mean and variance of ρ from one point to x and to y, itself left out, and its largest distance."""
         i, point = item
-        squares = _squared_distances(columns, point)
-        rho = scaled.distances(squares) if bandwidth is None else -jnp.expm1(-squares / width / (2 * width))
+        distances = _distances(columns, point)
+        rho = dissimilarity(distances)
 
         def moments(part: Array, itself: Array) -> tuple[Array, Array]:
             itself = itself.astype(part.dtype)
@@ -100,7 +129,7 @@ def discrepancy(x: Array, y: Array, bandwidth: Array | None) -> Estimate:
             mean = jnp.sum(part) / pairs
             return mean, (jnp.sum((part - mean) ** 2) - itself * mean**2) / pairs
 
-        return moments(rho[:n], i < n), moments(rho[n:], i >= n), jnp.max(squares)
+        return moments(rho[:n], i < n), moments(rho[n:], i >= n), jnp.max(distances)
 
     to_x, to_y, farthest = lax.map(row, (jnp.arange(n + m), pooled), batch_size=_rows_at_once(n + m))
     xx, yx, xy, yy = to_x[0][:n], to_x[0][n:], to_y[0][:n], to_y[0][n:]
@@ -120,7 +149,7 @@ def discrepancy(x: Array, y: Array, bandwidth: Array | None) -> Estimate:
     slope = jnp.minimum(jnp.maximum(of_biased, of_value), largest_slope)
     if bandwidth is not None:
         return score_interval(value, slope, second_order, 2.0)
-    most = 2 * scaled.distances(jnp.max(farthest))
+    most = 2 * jnp.max(farthest) / scaled.headroom
     return jax.tree.map(lambda end: end * scaled.unit, score_interval(value, slope, second_order, most))
 
 
@@ -140,8 +169,7 @@ def median(x: Array, y: Array) -> Array:
     scaled = _rescale(*(points[:: -(-len(points) // _SUBSAMPLE)] for points in (x, y)))
     pooled = jnp.concatenate([scaled.x, scaled.y])
     columns = pooled.T
-    squares = lax.map(lambda p: _squared_distances(columns, p), pooled, batch_size=_rows_at_once(len(pooled)))
-    distances = scaled.distances(squares)
+    distances = lax.map(lambda p: _distances(columns, p), pooled, batch_size=_rows_at_once(len(pooled))) / scaled.headroom
     middle = jnp.nanmedian(jnp.where(distances > 0, distances, jnp.nan))
     return jnp.where(jnp.isnan(middle), 1, middle * scaled.unit)
 

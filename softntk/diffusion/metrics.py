@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from softntk._norms import binary_scale
 from softntk._records import record
 from softntk._validation import check_count, check_flag, check_integer, check_key, check_number, is_concrete
 from softntk.diffusion._estimates import Estimate as Estimate
@@ -274,10 +275,11 @@ def memorisation(
     distance, held_out_distance = jnp.median(ours), jnp.median(theirs)
     if is_concrete(held_out_distance) and held_out_distance == 0:
         raise ValueError("held_out must be points that are not in train, got copies for half of it or more. Take other ones.")
+    unit = binary_scale(held_out_distance)  # the derivative of the ratio has the square of what it is divided by
     fraction = jnp.mean(ours <= jnp.quantile(theirs, quantile), dtype=ours.dtype)
     return Memorisation(
         distance=distance,
         held_out_distance=held_out_distance,
-        ratio=distance / held_out_distance,
+        ratio=(distance / unit) / (held_out_distance / unit),
         fraction=wilson(fraction, len(ours)),
     )

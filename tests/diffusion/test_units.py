@@ -275,3 +275,41 @@ def test_of_two_points_each_the_upper_end_is_what_is_possible():
     """Twice the largest distance of all, which only some of the points are ends of."""
     estimate = metrics.energy_distance(jnp.array([[0.0], [1.0]]), jnp.array([[0.5], [20.0]]))
     assert float(estimate.upper) == pytest.approx(40)
+
+
+COMPARISONS = {
+    "energy distance": lambda x, y, unit: metrics.energy_distance(x, y).value / unit,
+    "its upper end": lambda x, y, unit: metrics.energy_distance(x, y).upper / unit,
+    "mmd": lambda x, y, unit: metrics.mmd(x, y, unit).value,
+    "mmd at the median": lambda x, y, unit: metrics.mmd(x, y).value,
+    "median": lambda x, y, unit: metrics.median_bandwidth(x, y) / unit,
+    "nearest": lambda x, y, unit: jnp.sum(metrics.nearest_training_point(x, y).distance) / unit,
+    "memorisation": lambda x, y, unit: metrics.memorisation(x, y, x[::-1] + y[:1]).ratio,
+}
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_mmd_has_a_derivative_in_its_bandwidth(unit, x64):
+    rng = np.random.default_rng(0)
+    x, y = (np.float32(unit * rng.normal(size=(n, 2))) for n in (40, 30))
+    of_bandwidth = lambda x, y: lambda b: metrics.mmd(x, y, b).value
+    exact = of_bandwidth(jnp.asarray(x, float), jnp.asarray(y, float))
+    slope = (exact(unit * (1.2 + 1e-6)) - exact(unit * (1.2 - 1e-6))) / 2e-6
+    assert_close(unit * jax.grad(exact)(1.2 * unit), slope, rtol=1e-6)
+    assert_close(unit * float(jax.grad(of_bandwidth(x, y))(jnp.float32(1.2 * unit))), slope, rtol=1e-3)
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_gradients_of_comparisons_have_the_digits_of_float32(name, unit, x64):
+    """Backwards, float32 as float64 and float64 as differences: cotangents of squared distances would underflow."""
+    rng = np.random.default_rng(0)
+    x, y, move = (rng.normal(size=(n, 2)) for n in (300, 201, 300))
+    compare = lambda x, y: COMPARISONS[name](x, y, unit)
+    gradient = jax.grad(compare)
+    points, others = (np.float32(unit * values) for values in (x, y))
+    exact = unit * gradient(jnp.asarray(points, float), jnp.asarray(others, float))
+    assert_close(unit * np.asarray(gradient(points, others), float), exact, rtol=1e-4)
+    h = 1e-6 * unit
+    ends = [compare(points + sign * h * move, jnp.asarray(others, float)) for sign in (1, -1)]
+    assert_close(jnp.sum(exact * move), (ends[0] - ends[1]) / 2e-6, rtol=1e-4)
