@@ -19,7 +19,8 @@ from softntk._angles import between_rows
 from softntk._meshes import place_automatically
 from softntk._moments import infinite_limit
 from softntk._norms import binary_scale
-from softntk._two_layer import Architecture, product
+from softntk._products import product
+from softntk._two_layer import Architecture
 from softntk._validation import is_hashable
 from softntk.activations import Activation
 

@@ -39,12 +39,12 @@ def binary_scale(x: Float[Array, "..."], axis: Axes = None) -> Float[Array, "...
     return jnp.where(ordinary, lax.bitcast_convert_type(bits, x.dtype), 1)
 
 
-def binary_exponent(x: Float[Array, "..."]) -> Int[Array, ""]:
-    """Return log₂ of :func:`binary_scale` of all entries, an integer."""
-    bits, ordinary = _power_bits(x, None)
+def binary_exponent(x: Float[Array, "..."], axis: Axes = None) -> Int[Array, "..."]:
+    """Return log₂ of :func:`binary_scale`, an integer, along the axes, which stay with length one."""
+    bits, ordinary = _power_bits(x, axis)
     limits = jnp.finfo(x.dtype)
     exponent = (bits >> limits.nmant).astype(jnp.int32) - (limits.maxexp - 1)
-    return jnp.reshape(jnp.where(ordinary, exponent, 0), ())
+    return jnp.where(ordinary, exponent, 0)
 
 
 def power_of_two(exponent: Int[Array, "..."], dtype: Any) -> Float[Array, "..."]:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from softntk import activations
+from softntk._products import product
 from softntk._records import record
 from softntk._validation import is_concrete, is_hashable
 from softntk.activations import Activation
@@ -119,9 +120,6 @@ class RowFactors(NamedTuple):
     def means(self) -> Float[Array, "n k"]:
         """⟨a_ℓ, u⟩/α, [n, k] (normalized), or zero (plain)."""
         return self.centres + self.offsets
-
-
-product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
 def _log_largest(dtype: jnp.dtype) -> float:

@@ -211,7 +211,8 @@ def _scaled_parts(op: "StructuredOperator") -> tuple[Array, Any, Array, Array, A
 
 def _exponent(x: Float[Array, "..."]) -> Int[Array, ""]:
     """Return ⌊log₂ max|x|⌋."""
-    return jnp.where(jnp.any(lax.stop_gradient(x) != 0), binary_exponent(x), _NO_EXPONENT)
+    exponent = jnp.reshape(binary_exponent(x), ())
+    return jnp.where(jnp.any(lax.stop_gradient(x) != 0), exponent, _NO_EXPONENT)
 
 
 def _times_power(x: Float[Array, "..."], exponent: Int[Array, ""]) -> Float[Array, "..."]:

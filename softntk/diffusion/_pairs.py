@@ -79,10 +79,14 @@ def _distances(columns: Array, point: Array) -> Array:
 @_distances.defjvp
 def _distances_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     # By way of the squares a cotangent would be divided by the square of the headroom, and underflow.
-    (columns, point), (moves, move) = primals, tangents
+    columns, point = primals
+    column_moves, point_move = tangents
     distances = _distances(columns, point)
     inverse = jnp.where(distances > 0, 1 / jnp.where(distances > 0, distances, 1), 0)
-    add = lambda k, total: total + (columns[k] - point[k]) * inverse * (moves[k] - move[k])
+
+    def add(k: Array, total: Array) -> Array:
+        return total + (columns[k] - point[k]) * inverse * (column_moves[k] - point_move[k])
+
     return distances, lax.fori_loop(0, len(point), add, jnp.zeros_like(distances), unroll=min(4, len(point)))
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from softntk._meshes import call_automatic
 from softntk._norms import binary_scale, scaled_norm
+from softntk._products import product
 from softntk._validation import is_concrete
 from softntk.networks import Architecture, Parameters, RowFactors, row_factors
 from softntk.ntk._contractions import (
@@ -24,7 +25,6 @@ from softntk.ntk._contractions import (
     Readout,
     TwoProducts,
     keeps_digits,
-    product,
 )
 from softntk.ntk._scales import ScaledRows, saturate, scale_rows
 from softntk.ntk._sign_patterns import Plan, gather, plan, sign_patterns

@@ -18,7 +18,6 @@ tiles. The c stand in the middle so that one row of the whole is together in mem
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -26,13 +25,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from softntk._products import product
 from softntk.networks import RowFactors
 from softntk.ntk._scales import scale_rows
 
 Readout = Float[Array, "m k"]
 Block = Float[Array, "n1 n2"] | Float[Array, "n1 n2 k"] | Float[Array, "n1 n2 k k"]
-
-product: Callable[..., Array] = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
 @dataclass(frozen=True)

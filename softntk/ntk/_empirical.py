@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from softntk._meshes import call_automatic, vary_like
+from softntk._products import product
 from softntk._two_layer import check_parameters
 from softntk._validation import (
     as_floating,
@@ -24,7 +25,7 @@ from softntk._validation import (
 )
 from softntk.networks import Architecture, Network, Parameters
 from softntk.ntk._assembly import two_layer_kernel
-from softntk.ntk._contractions import Block, product
+from softntk.ntk._contractions import Block
 from softntk.ntk._own_functions import OwnFunction, bind, check_rows_alone, refuse_keywords
 
 OUTPUTS = ("full", "mean", "diagonal")

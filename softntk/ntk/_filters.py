@@ -26,7 +26,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Integer
 
 from softntk._norms import binary_scale
-from softntk.ntk._contractions import product
+from softntk._products import product
 from softntk.ntk._gram import rounding
 
 _SERIES_TERMS = 12  # x^12/14! at x = ½ is below the rounding of float64

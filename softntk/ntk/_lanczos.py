@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from softntk._norms import binary_scale, scaled_norm
-from softntk.ntk._contractions import product
+from softntk._products import product
 
 
 class Tridiagonal(NamedTuple):

@@ -9,8 +9,9 @@ result does. Powers of two round nothing: in the range the numbers are those of 
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Int
+
+from softntk._norms import binary_exponent, power_of_two
 
 
 class ScaledRows(NamedTuple):
@@ -30,30 +31,6 @@ class ScaledRows(NamedTuple):
         return power_of_two(self.exponents >> 1, self.values.dtype)
 
 
-def power_of_two(exponents: Int[Array, "..."], dtype: jnp.dtype) -> Float[Array, "..."]:
-    """Return 2^exponents, of exponents that normal numbers of the precision have."""
-    # From the bits: ldexp takes some thirty operations, and as long to compile.
-    limits = jnp.finfo(dtype)
-    bits = (exponents.astype(_bits_type(dtype)) + (1 - int(limits.minexp))) << int(limits.nmant)
-    return lax.bitcast_convert_type(bits, dtype)
-
-
-def largest_exponent(x: Float[Array, "..."], axis: int | tuple[int, ...] | None = None) -> Int[Array, "..."]:
-    """Return ⌊log₂ max|x|⌋ along the axes, which stay with length one: the exponent of ``binary_scale``."""
-    largest = jnp.max(jnp.abs(lax.stop_gradient(x)), axis=axis, keepdims=True, initial=0)
-    limits = jnp.finfo(x.dtype)
-    ordinary = (largest > 0) & jnp.isfinite(largest)
-    bounded = jnp.clip(largest, 8 * float(limits.tiny), float(limits.max) / 8)
-    bits = lax.bitcast_convert_type(bounded, _bits_type(x.dtype))
-    exponents = (bits >> int(limits.nmant)) - (1 - int(limits.minexp))
-    return jnp.where(ordinary, exponents, 0).astype(jnp.int32)
-
-
-def _bits_type(dtype: jnp.dtype) -> jnp.dtype:
-    """Return the integers of as many bits."""
-    return jnp.dtype(f"int{8 * jnp.dtype(dtype).itemsize}")
-
-
 def to_even(exponents: Int[Array, "..."]) -> Int[Array, "..."]:
     """Return the largest even numbers that are not above."""
     return (exponents >> 1) << 1
@@ -61,13 +38,13 @@ def to_even(exponents: Int[Array, "..."]) -> Int[Array, "..."]:
 
 def scale_rows(x: Float[Array, "n e"]) -> ScaledRows:
     """Return the rows of x as x̂ and e."""
-    exponents = to_even(largest_exponent(x, axis=1)[:, 0])
+    exponents = to_even(binary_exponent(x, axis=1)[:, 0])
     return ScaledRows(times_power_of_two(x, -exponents[:, None]), exponents)
 
 
 def scale_all(x: Float[Array, "..."]) -> tuple[Float[Array, "..."], Int[Array, ""]]:
     """Return x̂ and one even e for the whole array."""
-    exponent = to_even(largest_exponent(x).reshape(()))
+    exponent = to_even(binary_exponent(x).reshape(()))
     return times_power_of_two(x, -exponent), exponent
 
 

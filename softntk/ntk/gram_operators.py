@@ -29,9 +29,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from softntk._meshes import automatic, call_automatic
+from softntk._norms import binary_exponent, power_of_two
 from softntk._operators import answer
 from softntk._validation import as_floating, as_integers, check_shape, is_concrete
-from softntk.ntk._scales import largest_exponent, power_of_two, saturate
+from softntk.ntk._scales import saturate
 
 Vector = Float[Array | np.ndarray, "*shape"]
 Vectors = Float[Array, "*shape r"]
@@ -276,7 +277,7 @@ def _unscale(out: Array, scale: Array) -> Array:
 
 def _column_scale(vectors: Vectors) -> Float[Array, "..."]:
     """Return the power of two near the largest entry of each vector, at least one: sums of large ones overflow."""
-    exponents = largest_exponent(vectors, axis=tuple(range(vectors.ndim - 1)))
+    exponents = binary_exponent(vectors, axis=tuple(range(vectors.ndim - 1)))
     return power_of_two(jnp.maximum(exponents, 0), vectors.dtype)
 
 

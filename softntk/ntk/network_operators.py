@@ -7,10 +7,12 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from softntk._meshes import automatic, vary_like
+from softntk._norms import binary_exponent
+from softntk._products import product
 from softntk.networks import Architecture, Parameters, RowFactors, row_factors
 from softntk.ntk._assembly import network_inputs, two_layer_kernel
-from softntk.ntk._contractions import product, row_vectors
-from softntk.ntk._scales import largest_exponent, saturate, scale_all, scale_rows, times_power_of_two, to_even
+from softntk.ntk._contractions import row_vectors
+from softntk.ntk._scales import saturate, scale_all, scale_rows, times_power_of_two, to_even
 from softntk.ntk._tiles import in_blocks, out_of_blocks, rows_in_blocks
 from softntk.ntk.gram_operators import GramOperator, Vectors
 
@@ -66,7 +68,7 @@ class TwoLayerOperator(GramOperator):
     def _exponent(self) -> Int[Array, ""]:
         """Return e, even, of the largest entry of all rows; 1 is an entry of each row for biases."""
         finite = jnp.where(jnp.isfinite(self.x), self.x, 0)
-        exponent = to_even(largest_exponent(finite).reshape(()))
+        exponent = to_even(binary_exponent(finite).reshape(()))
         return exponent if self.params.bias is None else jnp.maximum(exponent, 0)
 
     def _mm(self, vectors: Vectors) -> Vectors:
