@@ -152,7 +152,7 @@ def _check_kernel(kernel_fn: Callable, x: Array) -> None:
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(
-            f"kernel_fn(x1, x2) fails for points of shape {few.shape} and {single}: {reason} "
+            f"kernel_fn(x1, x2) fails for the points x, of shapes {few.shape} and {single}: {reason} "
             "It must take any two sets of points."
         ) from error
     if not isinstance(out, jax.ShapeDtypeStruct):

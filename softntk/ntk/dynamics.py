@@ -220,7 +220,9 @@ def _by_matrix(adds_up: bool, clock: Clock, problem: Problem) -> Array:
     vectors = _moved(adds_up, clock, problem.matrix, problem.residual)
     if adds_up and problem.cross is not None:
         size = len(problem.matrix)
-        vectors = product(problem.cross, vectors.reshape(len(vectors), size, -1)).reshape(-1, *problem.start.shape)
+        vectors = product(problem.cross, vectors.reshape(len(vectors), size, problem.residual.size // size)).reshape(
+            -1, *problem.start.shape
+        )
     return _outputs(adds_up, vectors, problem)
 
 

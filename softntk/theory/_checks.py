@@ -14,7 +14,6 @@ from softntk._validation import (
     as_integers,
     as_rows,
     check_number,
-    check_shape,
     is_concrete,
 )
 from softntk._validation.arrays import Shape
@@ -123,10 +122,11 @@ def as_targets(name: str, y: Any, samples: int, outputs: int | None = None) -> F
     return array
 
 
-def as_square(name: str, matrix: object, size: int, *, symmetric: bool = False) -> np.ndarray:
-    """Return a matrix [n, n] of a given size in float64 on the host."""
+def as_kernel_of(y: Array, name: str, matrix: object) -> np.ndarray:
+    """Return a symmetric matrix of as many rows as y, in float64 on the host."""
     array = as_double(name, matrix)
-    check_shape(name, array, (size, size))
-    if symmetric and np.abs(array - array.T).max() > 1e-3 * np.abs(array).max():
+    if array.shape != 2 * (len(y),):
+        raise ValueError(f"{name} must have shape [n, n] with the n = {len(y)} rows of y, got shape {array.shape}.")
+    if np.abs(array - array.T).max() > 1e-3 * np.abs(array).max():
         raise ValueError(f"{name} must be symmetric, but differs from its transpose. Pass the train-train kernel.")
     return array

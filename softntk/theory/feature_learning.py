@@ -46,8 +46,8 @@ from softntk._validation import (
 from softntk.networks import Network, Parameters, Points, row_factors
 from softntk.theory._checks import (
     Targets,
+    as_kernel_of,
     as_points,
-    as_square,
     as_targets,
     check_known,
     check_network,
@@ -220,7 +220,7 @@ def corrupt(
     samples = len(y)
     size = check_number("size", size, at_least=0, at_most=1 if kind == "flips" else None)
     if gram is not None:
-        as_square("gram", gram, samples, symmetric=True)
+        as_kernel_of(y, "gram", gram)
     key = None if key is None else check_key("key", key)
     if kind == "adversarial":
         if gram is None:

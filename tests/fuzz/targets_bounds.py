@@ -139,7 +139,7 @@ def lipschitz(draw: Draw) -> Call:
     p="object",
     strength="positive",
     radius="positive?",
-    constant="positive",
+    constant="nonnegative",
 )
 def convexity_weight(draw: Draw) -> Call:
     regression, p, radius, points = _ball(draw)

@@ -92,13 +92,16 @@ def predict_gd(draw: Draw) -> Call:
     def power(tau: int) -> Any:
         return lambda value: (1 - mpmath.mpf(rate) * value) ** int(tau)
 
-    slow = rate * eigenvalues_of(matrix).max() < 1.99
+    values = eigenvalues_of(matrix)
+    slow = rate * values.max() < 1.99
     growth = 1 + np.minimum(steps, 20.0) if slow else _sensitivity(matrix, rate, steps)
+    if values.min() < 1e3 * draw.eps * values.max():  # in many steps the rounding of what should be zero shows
+        growth = growth + rate * float(values.max()) * steps
     check = _dynamics_check(draw, matrix, y, [power(tau) for tau in steps], growth)
     return Call(arguments, check)
 
 
-@target("ntk.predict_flow", **DYNAMICS, **TESTS, times="nonnegatives")
+@target("ntk.predict_flow", **DYNAMICS, **TESTS, times="times")
 def predict_flow(draw: Draw) -> Call:
     matrix, y, rate, _ = _problem(draw)
     times = draw.rounded(rate * np.array([0.0, 1.0, 30.0]))

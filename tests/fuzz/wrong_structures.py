@@ -49,7 +49,7 @@ def keywords_options(value: Any, draw: Draw) -> list[Option]:
 
 
 def zero_options(value: Any, draw: Draw) -> list[Option]:
-    wrong = (1, -1, "0", 0.0, True, (0,), [0], jnp.asarray(0))
+    wrong = (1, -1, "0", 0.0, True, (0,), [0])
     return [(repr(option), option, REFUSED) for option in wrong]
 
 

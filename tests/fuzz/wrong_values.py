@@ -2,7 +2,8 @@
 
 A kind is one of the names below; "?" behind it means that None is the default.
 
-    rows, array, gram   floating-point numbers of a certain shape; positives, nonnegatives: with such entries
+    rows, array, gram   floating-point numbers of a certain shape; positives, nonnegatives: with such entries;
+                        times: the last, or none at all
     weights             a number or a vector, not negative
     elements            what an elementwise function takes: any shape, NaN and infinity go through
     through             an array of a certain shape, of which NaN and infinity go through
@@ -70,7 +71,11 @@ def wrong_values(kind: str, value: Any, draw: Draw) -> list[Option]:
 
 
 def _is_fine(kind: str, junk: Any) -> bool:
-    return (kind in ("text", "path") and isinstance(junk, str)) or (kind == "tree" and isinstance(junk, dict))
+    return (
+        (kind in ("text", "path") and isinstance(junk, str))
+        or (kind == "tree" and isinstance(junk, dict))
+        or (kind == "keywords" and junk == {})
+    )
 
 
 # --- numbers ------------------------------------------------------------------------------------------------------
@@ -209,6 +214,11 @@ def _choice(value: Any, draw: Draw) -> list[Option]:
     return options
 
 
+def _times(value: Any, draw: Draw) -> list[Option]:
+    """Any number of them, none included."""
+    return [option for option in nonnegatives_options(value, draw) if option[0] != "empty"]
+
+
 def _rule(value: Any, draw: Draw) -> list[Option]:
     """A name, or a number."""
     return [option for option in _choice(value, draw) if option[0] != "1"]
@@ -315,6 +325,7 @@ _OPTIONS: dict[str, Callable[[Any, Draw], list[Option]]] = {
     "through": through_options,
     "positives": positives_options,
     "nonnegatives": nonnegatives_options,
+    "times": _times,
     "weights": weights_options,
     "integers": integers_options,
     "integers0": integers0_options,

@@ -401,3 +401,12 @@ def test_points_in_bfloat16_are_refused_by_name():
     ):
         with pytest.raises(ValueError, match="(op|gram) must be float32 or float64.*bfloat16"):
             call()
+
+
+@pytest.mark.parametrize("cross", [None, np.ones((3, 2))])
+def test_of_no_times_there_are_no_predictions(cross):
+    tests = {} if cross is None else {"cross": cross, "f0_test": np.zeros((3, 1))}
+    rows = 2 if cross is None else 3
+    gram, y = np.eye(2), np.ones((2, 1))
+    assert sn.ntk.predict_flow(gram, y, np.zeros(0), **tests).shape == (0, rows, 1)
+    assert sn.ntk.predict_gd(gram, y, 0.1, np.zeros(0, int), **tests).shape == (0, rows, 1)

@@ -222,7 +222,7 @@ def test_bad_input(untyped):
         (lambda: fl.corrupt("gaussian", y, -0.1, key=jax.random.key(0)), "size must be a finite number at least 0"),
         (lambda: fl.corrupt("gaussian", y, 0.1), "key is needed for gaussian noise"),
         (lambda: fl.corrupt("adversarial", y, 0.1), "gram is needed for adversarial noise"),
-        (lambda: fl.corrupt("adversarial", y, 0.1, gram=np.eye(3)), r"gram must have shape \[4, 4\]"),
+        (lambda: fl.corrupt("adversarial", y, 0.1, gram=np.eye(3)), r"gram must have shape \[n, n\] with the n = 4 rows of y"),
         (lambda: fl.corrupt("gaussian", y * np.nan, 0.1, key=jax.random.key(0)), "y must be finite"),
     ]:
         with pytest.raises(ValueError, match=message):
