@@ -211,3 +211,12 @@ def test_strict_promotion_and_nan_checks():
             assert np.isfinite(jax.grad(f)(q)).all()
         sn.ntk.propagate("relu", 1.0, 0.5, np.float32(1.0), 2, normalized=True, weight_variance=0.5)
         sn.ntk.fixed_point("exp", normalized=True, weight_variance=jnp.float32(0.3), max_steps=3)
+
+
+def test_a_normalized_limit_at_a_point_of_zeros_is_infinite_and_its_derivative_no_nan():
+    """E[u] = 0 at one of the two points is enough."""
+    relu = ACTIVATIONS["relu"]
+    for q11, q22 in ((0.0, 1.0), (1.0, 0.0)):
+        assert np.isposinf(relu.limit(q11, 0.0, q22, True)).all()
+    slope = jax.grad(lambda q22: jnp.where(q22 > 0, relu.limit(1.0, 0.0, q22, True)[0], 0.0))(0.0)
+    assert slope == 0
