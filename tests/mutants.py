@@ -18,19 +18,16 @@ import multiprocessing
 import os
 import queue
 import random
-import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from mutants_map import ROOT, CoverageMap, make_map
+
 CACHE = ROOT / "build" / "mutants"
 EQUIVALENT = Path(__file__).with_name("mutants_equivalent.txt")
-MAX_TEST_SECONDS = 60.0  # of the tests that one fault is run against, as they took alone
-MAX_TESTS = 40
 TIMEOUT_FACTOR = 5.0
 UNNUMERICAL = ("__init__.py", "__main__.py", "_progress.py", "nt.py", "solution.py")
 
@@ -220,60 +217,6 @@ def draw(count: int, seed: int, under: str = "") -> list[Mutant]:
     return chosen[:count]
 
 
-# --- which test runs which line -----------------------------------------------------------------------------------
-
-
-def make_map() -> None:
-    """Run the suite once under coverage, with the test as context, and keep lines × tests and their durations."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    data = CACHE / "coverage"
-    environment = {**os.environ, "COVERAGE_FILE": str(data)}
-    options = ["--cov=softntk", "--cov-context=test", "--cov-report=", "--durations=0", "--durations-min=0.005"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n", "2", *options],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    print(done.stdout[-2000:])
-    seconds: Counter[str] = Counter()
-    for line in done.stdout.splitlines():
-        words = line.split(maxsplit=2)
-        if len(words) == 3 and words[1] in ("call", "setup", "teardown") and words[0].endswith("s"):
-            seconds[words[2]] += float(words[0][:-1])
-    import coverage
-
-    measured = coverage.CoverageData(str(data))
-    measured.read()
-    lines = {}
-    for file in measured.measured_files():
-        contexts = measured.contexts_by_lineno(file)
-        by_line = {str(n): sorted({c.split("|")[0] for c in tests if c}) for n, tests in contexts.items()}
-        lines[str(Path(file).relative_to(ROOT))] = {n: tests for n, tests in by_line.items() if tests}
-    (CACHE / "map.json").write_text(json.dumps({"seconds": seconds, "lines": lines}))
-
-
-def _tests_of_constant(mutant: Mutant, lines: dict[str, list[str]]) -> list[str]:
-    """Return the tests that run a line which reads what the fault's line defines, or any line of its file."""
-    source = (ROOT / mutant.path).read_text().splitlines()
-    name = re.match(r"\w+", source[mutant.line - 1])
-    reads = [lines.get(str(i + 1), []) for i, line in enumerate(source) if name and re.search(rf"\b{name[0]}\b", line)]
-    return sorted({test for tests in (reads if any(reads) else lines.values()) for test in tests})
-
-
-def tests_of(mutant: Mutant, known: dict) -> list[str]:
-    """Return the tests that run the line of a fault, the cheapest first."""
-    lines = known["lines"].get(mutant.path, {})
-    near = [str(number) for number in range(mutant.line, mutant.line - 12, -1)]
-    tests = next((lines[number] for number in near if number in lines), None) or _tests_of_constant(mutant, lines)
-    ordered = sorted(tests, key=lambda test: known["seconds"].get(test, 0.01))
-    chosen, total = [], 0.0
-    for test in ordered[:MAX_TESTS]:
-        total += known["seconds"].get(test, 0.01)
-        if chosen and total > MAX_TEST_SECONDS:
-            break
-        chosen.append(test)
-    return chosen
-
-
 # --- running ------------------------------------------------------------------------------------------------------
 
 
@@ -316,7 +259,7 @@ def _run_tests(folder: str, tests: list[str]) -> None:
     os.dup2(output, 2)
     # What is imported already is not rewritten, says pytest.
     quiet = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-    os._exit(pytest.main(["-q", "-x", "-n", "0", "-p", "no:cacheprovider", *quiet, *tests]))
+    os._exit(pytest.main(["-q", "-x", "-n", "0", "-p", "no:cacheprovider", "-m", "slow or not slow", *quiet, *tests]))
 
 
 def make_copy(job: int) -> Path:
@@ -337,7 +280,7 @@ def read_verdicts(seed: int) -> tuple[Path, dict[str, str]]:
 
 def run(mutants: list[Mutant], seed: int, jobs: int, again: bool) -> None:
     """Judge the faults that were not judged before; each verdict is written at once."""
-    known = json.loads((CACHE / "map.json").read_text())
+    known = CoverageMap(CACHE)
     file, verdicts = read_verdicts(seed)
     done = {label for label, verdict in verdicts.items() if verdict == "killed" or not again}
     todo = [mutant for mutant in mutants if mutant.label not in done and mutant.label not in equivalent()]
@@ -352,10 +295,10 @@ def run(mutants: list[Mutant], seed: int, jobs: int, again: bool) -> None:
         raise RuntimeError(f"the tests fail without a fault: {verdict}")
 
     def task(mutant: Mutant) -> tuple[Mutant, str]:
-        tests = tests_of(mutant, known)
+        tests = known.tests_of(mutant.path, mutant.line)
         folder = folders.get()
         try:
-            return mutant, judge(mutant, tests, sum(known["seconds"].get(test, 0.01) for test in tests), folder)
+            return mutant, judge(mutant, tests, sum(map(known.seconds_of, tests)), folder)
         finally:
             folders.put(folder)
 
@@ -391,7 +334,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="judge again what survived, with what the map knows now")
     options = parser.parse_args()
     if options.command == "map":
-        make_map()
+        make_map(CACHE)
         return
     if options.at:
         mutants = [mutant for mutant in all_mutants() if f"{mutant.path}:{mutant.line}"[len("softntk/") :] in options.at]
