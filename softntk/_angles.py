@@ -22,7 +22,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float
 
-from softntk._meshes import vary_like
+from softntk._core.meshes import vary_like
 
 Scalars = Float[Array, "..."]
 

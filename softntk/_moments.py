@@ -14,7 +14,7 @@ from jaxtyping import Array
 from softntk import _closed_forms as forms
 from softntk._angles import cosine, root
 from softntk._closed_forms import Jet, Scalars
-from softntk._validation import (
+from softntk._core.validation import (
     as_dtype,
     as_scalars,
     check_callable,

@@ -13,9 +13,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from softntk import activations
+from softntk._core.records import record
+from softntk._core.validation import is_concrete, is_hashable
 from softntk._products import product
-from softntk._records import record
-from softntk._validation import is_concrete, is_hashable
 from softntk.activations import Activation
 
 Points = Float[Array | np.ndarray, "n d"]

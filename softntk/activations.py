@@ -32,9 +32,7 @@ from jaxtyping import Array, Bool
 
 from softntk import _closed_forms as forms
 from softntk._closed_forms import Jet, Scalars
-from softntk._moments import Moments, infinite_limit, quadrature_moments
-from softntk._norms import binary_scale
-from softntk._validation import (
+from softntk._core.validation import (
     as_floating,
     as_scalars,
     check_callable,
@@ -45,6 +43,8 @@ from softntk._validation import (
     is_concrete,
     is_hashable,
 )
+from softntk._moments import Moments, infinite_limit, quadrature_moments
+from softntk._norms import binary_scale
 
 
 @dataclass(frozen=True)

@@ -28,16 +28,8 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from softntk import activations
-from softntk._infinite_width import KERNELS, infinite_kernels
-from softntk._meshes import place_automatically
-from softntk._products import product
-from softntk._two_layer import Architecture as Architecture
-from softntk._two_layer import Parameters as Parameters
-from softntk._two_layer import Points as Points
-from softntk._two_layer import RowFactors as RowFactors
-from softntk._two_layer import check_parameters
-from softntk._two_layer import row_factors as row_factors
-from softntk._validation import (
+from softntk._core.meshes import place_automatically
+from softntk._core.validation import (
     as_pair,
     as_rows,
     check_choice,
@@ -48,6 +40,14 @@ from softntk._validation import (
     check_positive,
     check_positive_int,
 )
+from softntk._infinite_width import KERNELS, infinite_kernels
+from softntk._products import product
+from softntk._two_layer import Architecture as Architecture
+from softntk._two_layer import Parameters as Parameters
+from softntk._two_layer import Points as Points
+from softntk._two_layer import RowFactors as RowFactors
+from softntk._two_layer import check_parameters
+from softntk._two_layer import row_factors as row_factors
 from softntk.activations import Activation
 
 Points1 = Float[Array | np.ndarray, "n1 d"]

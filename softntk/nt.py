@@ -38,7 +38,7 @@ import numpy as np
 import scipy.linalg
 
 from softntk import _nt_structured
-from softntk._validation import is_concrete
+from softntk._core.validation import is_concrete
 
 VERSION = "0.6.5"
 """The release that the mends below were written for."""

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int
 
-from softntk._records import record
-from softntk._validation import is_concrete
+from softntk._core.records import record
+from softntk._core.validation import is_concrete
 
 
 class Result(enum.IntEnum):

@@ -36,7 +36,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from softntk import activations, nt
-from softntk._validation import as_floating, check_integer, check_number, is_concrete
+from softntk._core.validation import (
+    as_floating,
+    check_integer,
+    check_number,
+    is_concrete,
+)
 from softntk.activations import Activation
 
 # isort: split

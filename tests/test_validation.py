@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import scipy.sparse
 
-from softntk import _validation as validation
+from softntk._core import validation as validation
 
 TABLE = [[1.0, 2.0], [3.0, 4.0]]
 ROWS = {

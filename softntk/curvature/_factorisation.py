@@ -17,10 +17,10 @@ import jax.scipy.linalg
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from softntk._core.records import record
+from softntk._core.validation import as_dtype
 from softntk._norms import binary_exponent, power_of_two, scaled_norm
 from softntk._products import product
-from softntk._records import record
-from softntk._validation import as_dtype
 from softntk.curvature import _matrices as matrices
 from softntk.solution import Result
 

@@ -29,8 +29,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from softntk._core.validation import as_weights, check_key, check_positive_int
 from softntk._norms import binary_scale
-from softntk._validation import as_weights, check_key, check_positive_int
 from softntk.curvature import _matrices as matrices
 
 _ENTRIES = 4  # in each column of the sketch

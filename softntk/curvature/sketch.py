@@ -29,9 +29,16 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from softntk._core.records import record
+from softntk._core.validation import (
+    as_dtype,
+    as_floating,
+    check_choice,
+    check_key,
+    check_positive_int,
+    is_concrete,
+)
 from softntk._norms import binary_scale
-from softntk._records import record
-from softntk._validation import as_dtype, as_floating, check_choice, check_key, check_positive_int, is_concrete
 from softntk.curvature import _matrices as matrices
 from softntk.curvature import leverage
 from softntk.curvature.structured import StructuredOperator, check_operator

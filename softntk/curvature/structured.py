@@ -34,9 +34,9 @@ import jax.scipy.linalg
 import lineax as lx
 from jaxtyping import Array, Float
 
-from softntk._operators import answer
+from softntk._core.operator_tags import answer
+from softntk._core.validation import as_dtype, check_flag, check_number
 from softntk._products import product
-from softntk._validation import as_dtype, check_flag, check_number
 from softntk.curvature import _factorisation
 from softntk.curvature import _matrices as matrices
 from softntk.curvature._factorisation import Factorisation as Factorisation

@@ -1,6 +1,6 @@
 """Arguments that several functions of the package take: times, points, and what functions of users return.
 
-They are converted first and checked after, as in ``softntk._validation``, whose names and messages these follow.
+They are converted first and checked after, as in ``softntk._core.validation``, whose names and messages these follow.
 """
 
 from typing import Any, Protocol
@@ -11,7 +11,13 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from softntk._validation import as_floating, as_real_array, as_rows, check_number, is_concrete
+from softntk._core.validation import (
+    as_floating,
+    as_real_array,
+    as_rows,
+    check_number,
+    is_concrete,
+)
 
 Number = float | Float[Array, ""]
 """A hyperparameter: a Python number, or one that is traced."""

@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from softntk._records import record
+from softntk._core.records import record
 
 _Z = 1.959964  # the normal quantile
 

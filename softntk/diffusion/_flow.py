@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from softntk._validation import check_number, is_concrete
+from softntk._core.validation import check_number, is_concrete
 from softntk.diffusion._arguments import as_output, check_known
 from softntk.diffusion.sde import VPSDE
 from softntk.solution import Result

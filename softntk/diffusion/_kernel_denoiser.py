@@ -11,10 +11,17 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from softntk import networks
+from softntk._core.progress import Progress
+from softntk._core.records import function_record, static, static_record
+from softntk._core.validation import (
+    as_rows,
+    check_choice,
+    check_count,
+    check_flag,
+    check_key,
+    check_number,
+)
 from softntk._products import product
-from softntk._progress import Progress
-from softntk._records import function_record, static, static_record
-from softntk._validation import as_rows, check_choice, check_count, check_flag, check_key, check_number
 from softntk.diffusion import _samples, _spectral_fit
 from softntk.diffusion._arguments import check_known
 from softntk.diffusion.denoiser import Denoiser, Frame, frame_of

@@ -12,8 +12,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from softntk import ntk
-from softntk._records import function_record, static
-from softntk._validation import as_rows, check_count, check_key, check_number
+from softntk._core.records import function_record, static
+from softntk._core.validation import (
+    as_rows,
+    check_count,
+    check_key,
+    check_number,
+)
 from softntk.diffusion import _samples
 from softntk.diffusion._arguments import check_known
 from softntk.diffusion.denoiser import Denoiser, frame_of

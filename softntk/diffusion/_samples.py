@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from softntk._records import record
+from softntk._core.records import record
 from softntk.diffusion._truncated import truncated_normal_quantile
 from softntk.diffusion.denoiser import Frame
 from softntk.diffusion.sde import VPSDE

@@ -9,9 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from softntk._core.records import record
+from softntk._core.validation import (
+    as_floating,
+    check_count,
+    check_key,
+    is_concrete,
+)
 from softntk._norms import binary_scale
-from softntk._records import record
-from softntk._validation import as_floating, check_count, check_key, is_concrete
 from softntk.diffusion._arguments import as_output, as_times
 from softntk.diffusion._estimates import Estimate, normal
 from softntk.diffusion.denoiser import check_score_fn

@@ -28,9 +28,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from softntk._core.records import function_record, record
+from softntk._core.validation import (
+    as_rows,
+    check_callable,
+    check_count,
+    is_concrete,
+)
 from softntk._norms import binary_scale, scaled_norm
-from softntk._records import function_record, record
-from softntk._validation import as_rows, check_callable, check_count, is_concrete
 from softntk.diffusion._arguments import (
     as_output,
     as_points,

@@ -30,8 +30,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from softntk._records import static_record
-from softntk._validation import as_rows, check_choice, check_count, check_flag, check_key
+from softntk._core.records import static_record
+from softntk._core.validation import (
+    as_rows,
+    check_choice,
+    check_count,
+    check_flag,
+    check_key,
+)
 from softntk.diffusion import _flow
 from softntk.diffusion._arguments import check_min_time
 from softntk.diffusion.denoiser import check_score_fn

@@ -24,9 +24,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from softntk._core.records import record
+from softntk._core.validation import (
+    check_count,
+    check_flag,
+    check_integer,
+    check_key,
+    check_number,
+    is_concrete,
+)
 from softntk._norms import binary_scale
-from softntk._records import record
-from softntk._validation import check_count, check_flag, check_integer, check_key, check_number, is_concrete
 from softntk.diffusion._estimates import Estimate as Estimate
 from softntk.diffusion._estimates import wilson
 from softntk.diffusion._pairs import as_samples, discrepancy, median, nearest

@@ -36,8 +36,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from softntk._core.validation import (
+    as_floating,
+    as_rows,
+    check_count,
+    check_key,
+    is_concrete,
+)
 from softntk._norms import binary_scale
-from softntk._validation import as_floating, as_rows, check_count, check_key, is_concrete
 from softntk.diffusion._arguments import as_points, columns_of_times, widest
 from softntk.diffusion.sde import VPSDE, check_sde
 

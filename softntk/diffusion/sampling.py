@@ -57,10 +57,18 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
+from softntk._core.progress import Progress
+from softntk._core.records import static_record
+from softntk._core.validation import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_key,
+    check_number,
+    check_positive_int,
+    is_concrete,
+)
 from softntk._norms import scaled_norm
-from softntk._progress import Progress
-from softntk._records import static_record
-from softntk._validation import check_choice, check_count, check_flag, check_key, check_number, check_positive_int, is_concrete
 from softntk.diffusion import _flow
 from softntk.diffusion._arguments import as_real, check_known, check_min_time
 from softntk.diffusion._estimates import root

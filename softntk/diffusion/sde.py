@@ -26,7 +26,14 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from softntk._validation import as_rows, check_choice, check_count, check_key, check_number, is_concrete
+from softntk._core.validation import (
+    as_rows,
+    check_choice,
+    check_count,
+    check_key,
+    check_number,
+    is_concrete,
+)
 from softntk.diffusion._arguments import (
     Number,
     as_real,

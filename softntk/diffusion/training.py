@@ -14,10 +14,19 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from softntk import _checkpoint, networks
-from softntk._progress import Progress
-from softntk._records import function_record, record, static
-from softntk._validation import as_rows, check_choice, check_count, check_flag, check_key, check_number, check_positive_int
+from softntk import networks
+from softntk._core import checkpoint as checkpoints
+from softntk._core.progress import Progress
+from softntk._core.records import function_record, record, static
+from softntk._core.validation import (
+    as_rows,
+    check_choice,
+    check_count,
+    check_flag,
+    check_key,
+    check_number,
+    check_positive_int,
+)
 from softntk.diffusion import _samples
 from softntk.diffusion._arguments import check_known
 from softntk.diffusion.denoiser import Denoiser, Frame, frame_of
@@ -351,8 +360,8 @@ def _in_chunks(
     losses = np.zeros(steps, np.asarray(jax.tree.leaves(params)[0]).dtype)
     kept, mark = None, ""
     if checkpoint is not None:  # all that the fit depends on shows in what its first step does, to the last bit
-        mark = _checkpoint.fingerprint((data, carry, advance(data, carry, 1), run.key, np.asarray([steps, run.ema])))
-        kept = _checkpoint.load(checkpoint, (carry, jnp.asarray(losses)), mark)
+        mark = checkpoints.fingerprint((data, carry, advance(data, carry, 1), run.key, np.asarray([steps, run.ema])))
+        kept = checkpoints.load(checkpoint, (carry, jnp.asarray(losses)), mark)
     if kept is not None:
         carry, losses = kept[0], np.array(kept[1])
     hopeless = _HOPELESS * float(jax.jit(run.loss)(params, data, run.key))
@@ -370,7 +379,7 @@ def _in_chunks(
             done += some
             shown.show(f"step {done} of {steps}, loss {average:.4g}")
             if checkpoint is not None:
-                _checkpoint.save(checkpoint, (carry, jnp.asarray(losses)), mark)
+                checkpoints.save(checkpoint, (carry, jnp.asarray(losses)), mark)
     except KeyboardInterrupt:
         return carry.average, losses[:done], Result.INTERRUPTED
     finally:

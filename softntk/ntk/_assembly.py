@@ -11,10 +11,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Shaped
 
-from softntk._meshes import call_automatic
+from softntk._core.meshes import call_automatic
+from softntk._core.validation import is_concrete
 from softntk._norms import binary_scale, scaled_norm
 from softntk._products import product
-from softntk._validation import is_concrete
 from softntk.networks import Architecture, Parameters, RowFactors, row_factors
 from softntk.ntk._contractions import (
     Block,

@@ -10,10 +10,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from softntk._meshes import call_automatic, vary_like
-from softntk._products import product
-from softntk._two_layer import check_parameters
-from softntk._validation import (
+from softntk._core.meshes import call_automatic, vary_like
+from softntk._core.validation import (
     as_floating,
     as_jax_array,
     as_pair,
@@ -23,6 +21,8 @@ from softntk._validation import (
     check_positive_int,
     check_shape,
 )
+from softntk._products import product
+from softntk._two_layer import check_parameters
 from softntk.networks import Architecture, Network, Parameters
 from softntk.ntk._assembly import two_layer_kernel
 from softntk.ntk._contractions import Block

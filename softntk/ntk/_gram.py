@@ -8,7 +8,12 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from softntk._validation import as_floating, as_jax_array, check_number, is_concrete
+from softntk._core.validation import (
+    as_floating,
+    as_jax_array,
+    check_number,
+    is_concrete,
+)
 
 Number = float | int | np.number | Float[Array | np.ndarray, ""]
 Gram = Float[Array | np.ndarray, "n n"] | Float[Array | np.ndarray, "n n k k"]
@@ -70,7 +75,7 @@ def rounding(size: int, largest: Float[Array, ""]) -> Float[Array, ""]:
 
 
 def as_scalar(name: str, value: object, dtype: DTypeLike, **bounds: Any) -> Float[Array, ""]:
-    """Return a number as a scalar of this precision, within the bounds of :func:`~softntk._validation.check_number` in it too.
+    """Return a number as a scalar of this precision, within the bounds of :func:`~softntk._core.validation.check_number` in it too.
 
     Raises:
         ValueError: no number, or out of bounds.

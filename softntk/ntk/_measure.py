@@ -8,9 +8,14 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from softntk._core.records import record
+from softntk._core.validation import (
+    as_floating,
+    check_callable,
+    check_number,
+    is_concrete,
+)
 from softntk._products import product
-from softntk._records import record
-from softntk._validation import as_floating, check_callable, check_number, is_concrete
 from softntk.ntk._gram import Number, as_scalar
 
 

@@ -11,8 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from softntk._meshes import automatic
-from softntk._validation import as_rows, check_callable, check_choice, check_positive_int, is_concrete
+from softntk._core.meshes import automatic
+from softntk._core.validation import (
+    as_rows,
+    check_callable,
+    check_choice,
+    check_positive_int,
+    is_concrete,
+)
 from softntk.networks import Network
 from softntk.ntk._empirical import as_inputs, as_parameters, same_precision
 from softntk.ntk._own_functions import bind, check_rows_alone, refuse_keywords

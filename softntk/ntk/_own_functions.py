@@ -17,10 +17,10 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from softntk._meshes import automatic
+from softntk._core.meshes import automatic
+from softntk._core.trained_leaves import trained_leaves
+from softntk._core.validation import check_callable, is_concrete
 from softntk._norms import tree_norm
-from softntk._validation import check_callable, is_concrete
-from softntk._weights import trained_leaves
 
 MAX_ROWS_COMPARED = 8
 MAX_PROGRAMS_REMEMBERED = 256

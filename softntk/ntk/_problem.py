@@ -10,9 +10,9 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from softntk._core.validation import as_floating, is_concrete
 from softntk._norms import binary_scale
 from softntk._products import product
-from softntk._validation import as_floating, is_concrete
 from softntk.networks import row_factors
 from softntk.ntk._gram import Gram, as_cross_matrix, as_gram
 from softntk.ntk.gram_operators import CrossOperator, GramOperator

@@ -7,9 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from softntk._core.progress import Progress
+from softntk._core.validation import (
+    as_floating,
+    check_flag,
+    check_integer,
+    check_key,
+    check_number,
+    check_positive_int,
+    is_concrete,
+)
 from softntk._norms import host_norm
-from softntk._progress import Progress
-from softntk._validation import as_floating, check_flag, check_integer, check_key, check_number, check_positive_int, is_concrete
 from softntk.ntk._conjugate_gradients import (
     Inverse,
     State,

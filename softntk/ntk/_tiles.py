@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from softntk._meshes import vary_like
+from softntk._core.meshes import vary_like
 from softntk.ntk._contractions import Contraction, Readout
 
 

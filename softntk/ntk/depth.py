@@ -29,8 +29,13 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from softntk import activations
-from softntk._records import record
-from softntk._validation import as_scalars, check_count, check_flag, is_concrete
+from softntk._core.records import record
+from softntk._core.validation import (
+    as_scalars,
+    check_count,
+    check_flag,
+    is_concrete,
+)
 from softntk.activations import Activation
 from softntk.ntk._recursion import Recursion, correlation_at_rest, variance_at_rest
 

@@ -17,8 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
+from softntk._core.validation import (
+    as_floating,
+    as_integers,
+    check_number,
+    is_concrete,
+)
 from softntk._products import product
-from softntk._validation import as_floating, as_integers, check_number, is_concrete
 from softntk.ntk._filters import Clock, Descent, Flow, filtered
 from softntk.ntk._gram import Gram, Number, as_scalar
 from softntk.ntk._lanczos import Tridiagonal, lanczos

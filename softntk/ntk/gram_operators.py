@@ -28,10 +28,15 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from softntk._meshes import automatic, call_automatic
+from softntk._core.meshes import automatic, call_automatic
+from softntk._core.operator_tags import answer
+from softntk._core.validation import (
+    as_floating,
+    as_integers,
+    check_shape,
+    is_concrete,
+)
 from softntk._norms import binary_exponent, power_of_two
-from softntk._operators import answer
-from softntk._validation import as_floating, as_integers, check_shape, is_concrete
 from softntk.ntk._scales import saturate
 
 Vector = Float[Array | np.ndarray, "*shape"]

@@ -13,10 +13,15 @@ import jax.scipy.linalg
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from softntk._core.records import record
+from softntk._core.validation import (
+    as_floating,
+    check_flag,
+    check_number,
+    is_concrete,
+)
 from softntk._norms import binary_scale, scaled_norm
 from softntk._products import product
-from softntk._records import record
-from softntk._validation import as_floating, check_flag, check_number, is_concrete
 from softntk.ntk._gram import Gram, Number, as_scalar
 from softntk.ntk._problem import Cross, Problem, Targets, TestTargets, as_problem, saturated
 from softntk.ntk._solve import solve

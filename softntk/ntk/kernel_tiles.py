@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from softntk._meshes import vary_like
+from softntk._core.meshes import vary_like
 from softntk._products import product
 from softntk.ntk._tiles import in_blocks, out_of_blocks, rows_in_blocks
 from softntk.ntk.gram_operators import GramOperator, Vectors

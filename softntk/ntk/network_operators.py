@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from softntk._meshes import automatic, vary_like
+from softntk._core.meshes import automatic, vary_like
 from softntk._norms import binary_exponent
 from softntk._products import product
 from softntk.networks import Architecture, Parameters, RowFactors, row_factors

@@ -23,10 +23,8 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from softntk._norms import binary_scale, scaled_norm
-from softntk._products import product
-from softntk._records import record
-from softntk._validation import (
+from softntk._core.records import record
+from softntk._core.validation import (
     as_floating,
     check_count,
     check_integer,
@@ -35,6 +33,8 @@ from softntk._validation import (
     check_positive_int,
     is_concrete,
 )
+from softntk._norms import binary_scale, scaled_norm
+from softntk._products import product
 from softntk.ntk._gram import Gram, Number, as_matrix, rounding
 from softntk.ntk._lanczos import distance_beyond, lanczos
 from softntk.ntk._measure import SpectralMeasure

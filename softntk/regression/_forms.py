@@ -27,8 +27,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from softntk import activations
+from softntk._core.validation import check_choice
 from softntk._norms import binary_scale
-from softntk._validation import check_choice
 from softntk.activations import Activation, is_kept
 
 Vector = Float[Array, " n"]

@@ -30,10 +30,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from softntk import activations
-from softntk._operators import answer
+from softntk._core.operator_tags import answer
+from softntk._core.records import function_record, static
+from softntk._core.validation import as_dtype, as_rows, as_weights
 from softntk._products import product
-from softntk._records import function_record, static
-from softntk._validation import as_dtype, as_rows, as_weights
 from softntk.activations import Activation
 from softntk.regression._forms import Curvature, Local, as_activation, normalized
 from softntk.regression.implicit import ResidualProblem, nonnegative, structure_of

@@ -25,8 +25,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from softntk._core.validation import (
+    as_dtype,
+    check_number,
+    check_positive,
+    is_concrete,
+)
 from softntk._norms import binary_scale, host_norm
-from softntk._validation import as_dtype, check_number, check_positive, is_concrete
 from softntk.curvature import _matrices as matrices
 from softntk.regression._suprema import SUPREMA
 from softntk.regression.problem import Problem

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float, Int, PyTree
 
-from softntk._records import function_record, static
-from softntk._validation import as_dtype
+from softntk._core.records import function_record, static
+from softntk._core.validation import as_dtype
 from softntk.solution import Result
 
 Structure = tuple[tuple[jax.ShapeDtypeStruct, ...], Any]

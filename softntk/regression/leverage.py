@@ -36,10 +36,15 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
+from softntk._core.records import function_record
+from softntk._core.validation import (
+    as_dtype,
+    as_floating,
+    as_rows,
+    is_concrete,
+)
 from softntk._norms import binary_scale, scaled_norm
 from softntk._products import product
-from softntk._records import function_record
-from softntk._validation import as_dtype, as_floating, as_rows, is_concrete
 from softntk.curvature import _matrices as matrices
 from softntk.solution import Result
 

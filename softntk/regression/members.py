@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float
 
-from softntk._validation import check_choice
+from softntk._core.validation import check_choice
 from softntk.regression.problem import Problem, problem
 
 Target = Float[Array | np.ndarray, " n"]

@@ -30,8 +30,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from softntk._records import function_record, static
-from softntk._validation import as_dtype, as_floating, as_weights, check_choice
+from softntk._core.records import function_record, static
+from softntk._core.validation import (
+    as_dtype,
+    as_floating,
+    as_weights,
+    check_choice,
+)
 from softntk.activations import Activation
 from softntk.curvature import _matrices as matrices
 from softntk.curvature.structured import StructuredOperator

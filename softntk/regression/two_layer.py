@@ -20,8 +20,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from softntk import activations
+from softntk._core.validation import (
+    as_dtype,
+    as_floating,
+    as_rows,
+    as_weights,
+    check_choice,
+)
 from softntk._products import product
-from softntk._validation import as_dtype, as_floating, as_rows, as_weights, check_choice
 from softntk.activations import Activation
 from softntk.regression.implicit import ResidualProblem, nonnegative, structure_of
 

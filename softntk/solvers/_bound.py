@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softntk._validation import is_concrete
-from softntk._weights import trained_leaves
+from softntk._core.trained_leaves import trained_leaves
+from softntk._core.validation import is_concrete
 
 Params = Any
 
@@ -58,7 +58,7 @@ def as_argument(leaf: Any) -> Any:
 def split(name: str, params: Params) -> tuple[Params, Params]:
     """Return the floating-point arrays of params, and the rest of its leaves, which are constants.
 
-    So are the running averages of flax's models (:mod:`softntk._weights`).
+    So are the running averages of flax's models (:mod:`softntk._core.trained_leaves`).
 
     Raises:
         ValueError: there are no floating-point arrays, or leaves that are neither numbers nor

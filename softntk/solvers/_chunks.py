@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from softntk import _checkpoint
-from softntk._progress import Progress
+from softntk._core import checkpoint as checkpoints
+from softntk._core.closures import program
+from softntk._core.progress import Progress
 from softntk.solution import Result, Solution
 from softntk.solvers._plateaus import has_flattened_on_host
-from softntk.solvers._programs import program
 from softntk.solvers._run import (
     RUNNING,
     Carry,
@@ -58,7 +58,7 @@ def in_chunks(
     )
     carry, history, mark = start, _no_history(start, options), ""
     if checkpoint is not None:
-        mark = _checkpoint.fingerprint((start.x, start.value, start.grad, start.state))
+        mark = checkpoints.fingerprint((start.x, start.value, start.grad, start.state))
         carry, history = _resumed(run, start, history, checkpoint, mark)
     bar, ask = Progress(progress, "minimising"), 1
     try:
@@ -70,7 +70,7 @@ def in_chunks(
             seconds = time.perf_counter() - began
             history = _with_entries(history, entries, int(carry.count) - before)
             if checkpoint is not None:
-                _checkpoint.save(checkpoint, (carry, history), mark)
+                checkpoints.save(checkpoint, (carry, history), mark)
             bar.show(_line(start, history))
             ask = _next_steps(ask, seconds)
         if int(carry.result) == RUNNING:  # no steps were asked for, or all were made before: only look
@@ -103,13 +103,13 @@ def _resumed(run: Any, start: Carry, history: History, checkpoint: Path, mark: s
     Raises:
         ValueError: the first step is another one than the file knows.
     """
-    carry, history = _checkpoint.load(checkpoint, (start, history), mark) or (start, history)
+    carry, history = checkpoints.load(checkpoint, (start, history), mark) or (start, history)
     history = jax.tree.map(np.asarray, history)
     if len(history.loss):
         _, first = run(start, np.ones((), np.int32))
         same = jax.tree.map(lambda old, new: np.array_equal(old[0], np.asarray(new)[0]), history, first)
         if not all(jax.tree.leaves(same)):
-            raise ValueError(_checkpoint.foreign(checkpoint))
+            raise ValueError(checkpoints.foreign(checkpoint))
     # Whether it is over is for the tolerances of now to say.
     if int(carry.result) in (Result.SUCCESSFUL, Result.MAX_STEPS, Result.INTERRUPTED):
         carry = carry._replace(result=jnp.asarray(RUNNING, jnp.int32))

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from softntk._core.records import record
+from softntk._core.validation import as_floating
 from softntk._norms import host_norm
-from softntk._records import record
-from softntk._validation import as_floating
 from softntk.regression.bounds import lipschitz
 from softntk.regression.problem import Problem
 from softntk.solution import Solution

@@ -27,7 +27,8 @@ import optax
 from jax import lax
 from jaxtyping import Array
 
-from softntk._validation import (
+from softntk._core.closures import has_arrays
+from softntk._core.validation import (
     as_floating,
     check_flag,
     check_integer,
@@ -40,7 +41,6 @@ from softntk.solvers import _implicit, _run, _units
 from softntk.solvers._bound import Bound, as_argument, check_scalar, split
 from softntk.solvers._chunks import in_chunks
 from softntk.solvers._contraction import with_contraction
-from softntk.solvers._programs import has_arrays
 from softntk.solvers.transforms import check_transform
 
 Params = Any

@@ -9,7 +9,8 @@ import optax
 from jax import lax
 from jaxtyping import Array
 
-from softntk._meshes import vary_like
+from softntk._core.closures import without_derivatives
+from softntk._core.meshes import vary_like
 from softntk._norms import tree_norm
 from softntk.regression.problem import Problem
 from softntk.solution import Result, Solution
@@ -17,7 +18,6 @@ from softntk.solvers import _units
 from softntk.solvers._bound import Bound
 from softntk.solvers._default import default_transform
 from softntk.solvers._plateaus import has_flattened
-from softntk.solvers._programs import without_derivatives
 from softntk.solvers._trial import Step
 
 Params = Any

@@ -14,8 +14,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from softntk._core.validation import is_concrete
 from softntk._norms import binary_scale, tree_norm
-from softntk._validation import is_concrete
 from softntk.curvature import _matrices as matrices
 from softntk.regression.problem import Problem
 from softntk.solution import Solution

@@ -29,14 +29,14 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from softntk import ntk
-from softntk._norms import scaled_norm, tree_norm
-from softntk._validation import (
+from softntk._core.validation import (
     as_floating,
     check_callable,
     check_flag,
     check_integer,
     check_number,
 )
+from softntk._norms import scaled_norm, tree_norm
 from softntk.networks import Network
 from softntk.solution import Result
 from softntk.solvers._trial import Step

@@ -33,14 +33,14 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from softntk._norms import scaled_norm
-from softntk._validation import (
+from softntk._core.validation import (
     as_floating,
     check_choice,
     check_integer,
     check_key,
     check_number,
 )
+from softntk._norms import scaled_norm
 from softntk.solution import Result
 from softntk.solvers import _sampled
 from softntk.solvers._damping import DAMPINGS

@@ -23,7 +23,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from softntk._validation import check_integer, check_number, is_concrete
+from softntk._core.validation import check_integer, check_number, is_concrete
 
 
 def fastest(smallest: float, largest: float) -> float:

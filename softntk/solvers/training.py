@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from softntk._validation import check_callable, check_integer
+from softntk._core.validation import check_callable, check_integer
 from softntk.solution import Result, Solution
 from softntk.solvers._bound import Bound, as_argument, check_scalar, split
 from softntk.solvers.transforms import check_transform

@@ -4,7 +4,7 @@ from typing import Any
 
 import optax
 
-from softntk._validation import check_flag, check_number, is_concrete
+from softntk._core.validation import check_flag, check_number, is_concrete
 
 
 def check_transform(name: str, tx: Any) -> optax.GradientTransformationExtraArgs:

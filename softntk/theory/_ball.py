@@ -5,7 +5,7 @@ Public in :mod:`softntk.theory.bounds`.
 
 import math
 
-from softntk._validation import check_positive_int
+from softntk._core.validation import check_positive_int
 from softntk.theory._checks import known_number
 from softntk.theory._constants import AS_REMEMBERED, Constants, checked_growth, exp, exponent, kernel_scale
 

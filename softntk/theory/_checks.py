@@ -8,15 +8,15 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from softntk._two_layer import check_parameters as check_two_layer_parameters
-from softntk._validation import (
+from softntk._core.validation import (
     as_floating,
     as_integers,
     as_rows,
     check_number,
     is_concrete,
 )
-from softntk._validation.arrays import Shape
+from softntk._core.validation.arrays import Shape
+from softntk._two_layer import check_parameters as check_two_layer_parameters
 from softntk.networks import Network, Parameters
 
 Targets = Float[Array | np.ndarray, "n k"] | Float[Array | np.ndarray, " n"]
@@ -64,7 +64,7 @@ def check_known(name: str, value: object) -> None:
 
 
 def known_number(name: str, value: object, **bounds: Any) -> float:
-    """Return a number of :func:`softntk._validation.check_number` that is not traced."""
+    """Return a number of :func:`softntk._core.validation.check_number` that is not traced."""
     number = check_number(name, value, **bounds)
     check_known(name, number)
     return number

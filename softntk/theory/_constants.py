@@ -5,7 +5,7 @@ import math
 import sys
 from dataclasses import dataclass
 
-from softntk._validation import check_choice, check_number, check_positive_int
+from softntk._core.validation import check_choice, check_number, check_positive_int
 from softntk.networks import PARAMETERIZATIONS
 from softntk.theory._checks import known_number
 

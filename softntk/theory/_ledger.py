@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from softntk._progress import Progress
-from softntk._validation import check_flag, check_integer
+from softntk._core.progress import Progress
+from softntk._core.validation import check_flag, check_integer
 from softntk.theory._ledger_statement import Case, Instance, Statement
 from softntk.theory._statements_networks import STATEMENTS as _NETWORKS
 from softntk.theory._statements_newton import STATEMENTS as _NEWTON

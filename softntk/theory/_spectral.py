@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from softntk._core.validation import as_floating
 from softntk._norms import host_norm
-from softntk._validation import as_floating
 from softntk.ntk._gram import Gram, as_matrix
 from softntk.theory._checks import as_double, as_host_targets, check_known, on_host
 

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.optimize
 from jaxtyping import Array, Float
 
-from softntk._records import record
+from softntk._core.records import record
 from softntk.ntk._gram import Gram
 from softntk.theory._checks import as_double, known_number
 from softntk.theory._spectral import check_positive_part, decompose

@@ -12,8 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from softntk._core.validation import (
+    as_floating,
+    as_rows,
+    check_choice,
+    check_integer,
+    check_positive_int,
+    is_concrete,
+)
 from softntk._norms import binary_scale
-from softntk._validation import as_floating, as_rows, check_choice, check_integer, check_positive_int, is_concrete
 from softntk.networks import Points
 
 _HEADROOM = 16

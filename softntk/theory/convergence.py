@@ -43,8 +43,8 @@ import jax
 import numpy as np
 
 from softntk import activations
+from softntk._core.records import record
 from softntk._norms import host_norm
-from softntk._records import record
 from softntk.networks import Network, Parameters, Points
 from softntk.theory._boxes import INCREASING, Slopes
 from softntk.theory._checks import (

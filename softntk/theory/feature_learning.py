@@ -34,15 +34,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from softntk._norms import binary_scale, scaled_norm
-from softntk._records import record
-from softntk._validation import (
+from softntk._core.records import record
+from softntk._core.validation import (
     as_floating,
     as_rows,
     check_choice,
     check_key,
     check_number,
 )
+from softntk._norms import binary_scale, scaled_norm
 from softntk.networks import Network, Parameters, Points, row_factors
 from softntk.theory._checks import (
     Targets,

@@ -22,8 +22,8 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-from softntk._records import record
-from softntk._validation import check_integer
+from softntk._core.records import record
+from softntk._core.validation import check_integer
 from softntk.ntk._gram import Gram
 from softntk.solution import Result
 from softntk.theory._checks import Targets, known_number

@@ -35,9 +35,14 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Integer
 
 from softntk import ntk
+from softntk._core.records import record
+from softntk._core.validation import (
+    as_integers,
+    check_integer,
+    check_number,
+    is_concrete,
+)
 from softntk._norms import scaled_norm
-from softntk._records import record
-from softntk._validation import as_integers, check_integer, check_number, is_concrete
 from softntk.networks import Network, Parameters, Points
 from softntk.solution import Result
 from softntk.theory._checks import Targets, as_points, as_targets, check_known, check_network, check_parameters

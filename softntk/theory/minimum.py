@@ -20,8 +20,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from softntk import activations
+from softntk._core.records import record
 from softntk._norms import host_norm
-from softntk._records import record
 from softntk.curvature import _matrices as matrices
 from softntk.regression.bounds import lipschitz
 from softntk.regression.problem import Problem, problem

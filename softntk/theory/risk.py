@@ -16,8 +16,8 @@ import math
 import numpy as np
 from jaxtyping import Array, Float
 
+from softntk._core.records import record
 from softntk._norms import host_norm
-from softntk._records import record
 from softntk.theory._checks import Targets, known_number
 from softntk.theory._spectral import decompose, targets, unit_of
 

@@ -15,8 +15,8 @@ import pytest
 from tools import first
 
 import softntk as sn
-from softntk import _checkpoint
-from softntk._progress import Progress
+from softntk._core import checkpoint as checkpoints
+from softntk._core.progress import Progress
 from softntk.solution import Result
 
 minimise = sn.solvers.minimise
@@ -42,7 +42,7 @@ TRANSFORMS = {
 
 
 def numbers(sol):
-    return [_checkpoint._plain(jnp.asarray(leaf)) for leaf in jax.tree.leaves((sol.value, sol.stats, sol.state, sol.result))]
+    return [checkpoints._plain(jnp.asarray(leaf)) for leaf in jax.tree.leaves((sol.value, sol.stats, sol.state, sol.result))]
 
 
 def assert_same(one, other):
@@ -158,7 +158,7 @@ def test_ctrl_c_returns_the_best_point_and_can_be_resumed(where, tmp_path, monke
             raise KeyboardInterrupt
         return original(*arguments)
 
-    owner, name = (Progress, "show") if where == "show" else (_checkpoint.os, "replace")
+    owner, name = (Progress, "show") if where == "show" else (checkpoints.os, "replace")
     original = getattr(owner, name)
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, interrupted)

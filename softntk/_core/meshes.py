@@ -13,7 +13,7 @@ import jax
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from softntk._validation import is_concrete
+from softntk._core.validation import is_concrete
 
 
 def place_automatically(function: Callable, rows: jax.Array, *others: Any) -> Any:

@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.extend.core
 
-from softntk._validation import is_concrete
+from softntk._core.validation import is_concrete
 from softntk.solvers._bound import Bound
 
 _CACHE: "weakref.WeakKeyDictionary[Any, dict]" = weakref.WeakKeyDictionary()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from softntk._validation.scalars import check_number, is_concrete, is_masked
+from softntk._core.validation.scalars import check_number, is_concrete, is_masked
 
 Shape = Sequence[int | str]
 """Of an array: integers for given lengths, names for free ones, and "…" first or last for any number of axes there."""
