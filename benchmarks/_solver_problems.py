@@ -18,7 +18,7 @@ from jax.experimental import sparse
 from jaxtyping import Array, Float
 
 import softntk as sn
-from softntk.curvature import _matrices as matrices
+from softntk._linalg import design_matrix as matrices
 from softntk.regression import Problem
 
 LARGEST_LOGIT = 8.0  # behind the targets

@@ -26,7 +26,7 @@ from jax.experimental import sparse
 from timing import alternate
 
 import softntk as sn
-from softntk.curvature import _matrices as matrices
+from softntk._linalg import design_matrix as matrices
 from softntk.regression import Problem
 
 CASES = (

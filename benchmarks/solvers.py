@@ -33,7 +33,7 @@ from _solver_problems import ENDLESS, LEFT_OUT, QUICK, SPECS, Clock, Given, Over
 from timing import alternate
 
 import softntk as sn
-from softntk.curvature import _matrices as matrices
+from softntk._linalg import design_matrix as matrices
 
 LIMIT = 20.0  # times our time
 CHUNK = 32  # steps on the device, at most, before the host looks at the clock

@@ -18,9 +18,9 @@ from jaxtyping import Array, Bool, Float
 from softntk._angles import between_rows
 from softntk._core.meshes import place_automatically
 from softntk._core.validation import is_hashable
+from softntk._linalg.norms import binary_scale
+from softntk._linalg.products import product
 from softntk._moments import infinite_limit
-from softntk._norms import binary_scale
-from softntk._products import product
 from softntk._two_layer import Architecture
 from softntk.activations import Activation
 

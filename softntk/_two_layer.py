@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 from softntk import activations
 from softntk._core.records import record
 from softntk._core.validation import is_concrete, is_hashable
-from softntk._products import product
+from softntk._linalg.products import product
 from softntk.activations import Activation
 
 Points = Float[Array | np.ndarray, "n d"]

@@ -43,8 +43,8 @@ from softntk._core.validation import (
     is_concrete,
     is_hashable,
 )
+from softntk._linalg.norms import binary_scale
 from softntk._moments import Moments, infinite_limit, quadrature_moments
-from softntk._norms import binary_scale
 
 
 @dataclass(frozen=True)

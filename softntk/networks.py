@@ -41,7 +41,7 @@ from softntk._core.validation import (
     check_positive_int,
 )
 from softntk._infinite_width import KERNELS, infinite_kernels
-from softntk._products import product
+from softntk._linalg.products import product
 from softntk._two_layer import Architecture as Architecture
 from softntk._two_layer import Parameters as Parameters
 from softntk._two_layer import Points as Points

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from tools import assert_close
 
-from softntk._norms import binary_scale, host_norm, scaled_norm, tree_norm
+from softntk._linalg.norms import (
+    binary_scale,
+    host_norm,
+    scaled_norm,
+    tree_norm,
+)
 
 UNITS = {"float32": (1e-34, 1e-30, 1e-20, 1.0, 1e20, 1e30, 1e38), "float64": (1e-300, 1e-160, 1.0, 1e160, 1e307)}
 

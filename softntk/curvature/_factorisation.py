@@ -19,9 +19,9 @@ from jaxtyping import Array, Float, Int
 
 from softntk._core.records import record
 from softntk._core.validation import as_dtype
-from softntk._norms import binary_exponent, power_of_two, scaled_norm
-from softntk._products import product
-from softntk.curvature import _matrices as matrices
+from softntk._linalg import design_matrix as matrices
+from softntk._linalg.norms import binary_exponent, power_of_two, scaled_norm
+from softntk._linalg.products import product
 from softntk.solution import Result
 
 if TYPE_CHECKING:

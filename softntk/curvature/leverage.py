@@ -30,8 +30,8 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from softntk._core.validation import as_weights, check_key, check_positive_int
-from softntk._norms import binary_scale
-from softntk.curvature import _matrices as matrices
+from softntk._linalg import design_matrix as matrices
+from softntk._linalg.norms import binary_scale
 
 _ENTRIES = 4  # in each column of the sketch
 _OVERSAMPLING = 32  # rows of the sketch for each column of A: singular values are then right to about √(1/32)

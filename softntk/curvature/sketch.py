@@ -38,8 +38,8 @@ from softntk._core.validation import (
     check_positive_int,
     is_concrete,
 )
-from softntk._norms import binary_scale
-from softntk.curvature import _matrices as matrices
+from softntk._linalg import design_matrix as matrices
+from softntk._linalg.norms import binary_scale
 from softntk.curvature import leverage
 from softntk.curvature.structured import StructuredOperator, check_operator
 

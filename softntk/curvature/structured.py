@@ -36,9 +36,9 @@ from jaxtyping import Array, Float
 
 from softntk._core.operator_tags import answer
 from softntk._core.validation import as_dtype, check_flag, check_number
-from softntk._products import product
+from softntk._linalg import design_matrix as matrices
+from softntk._linalg.products import product
 from softntk.curvature import _factorisation
-from softntk.curvature import _matrices as matrices
 from softntk.curvature._factorisation import Factorisation as Factorisation
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from softntk._core.validation import (
     check_key,
     check_number,
 )
-from softntk._products import product
+from softntk._linalg.products import product
 from softntk.diffusion import _samples, _spectral_fit
 from softntk.diffusion._arguments import check_known
 from softntk.diffusion.denoiser import Denoiser, Frame, frame_of

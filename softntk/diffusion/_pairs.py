@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array
 
 from softntk._core.validation import as_rows
-from softntk._norms import binary_scale, scaled_norm
+from softntk._linalg.norms import binary_scale, scaled_norm
 from softntk.diffusion._estimates import Estimate, root, score_interval
 
 _ROWS = 32  # points compared with a whole sample at once, …

@@ -16,7 +16,7 @@ from softntk._core.validation import (
     check_key,
     is_concrete,
 )
-from softntk._norms import binary_scale
+from softntk._linalg.norms import binary_scale
 from softntk.diffusion._arguments import as_output, as_times
 from softntk.diffusion._estimates import Estimate, normal
 from softntk.diffusion.denoiser import check_score_fn

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from softntk._norms import binary_scale
+from softntk._linalg.norms import binary_scale
 from softntk.diffusion._estimates import Estimate, normal, root
 
 _DIRECTIONS = 16  # projected and sorted at once

@@ -23,9 +23,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from softntk._products import product
+from softntk._linalg.kernel_eigenbasis import cross_validated_ridge
+from softntk._linalg.products import product
 from softntk.ntk._tiles import in_blocks
-from softntk.theory._spectral import cross_validated_ridge
 
 FILTERS = ("flow", "ridge")
 _BLOCK = 2048

@@ -35,7 +35,7 @@ from softntk._core.validation import (
     check_count,
     is_concrete,
 )
-from softntk._norms import binary_scale, scaled_norm
+from softntk._linalg.norms import binary_scale, scaled_norm
 from softntk.diffusion._arguments import (
     as_output,
     as_points,

@@ -33,7 +33,7 @@ from softntk._core.validation import (
     check_number,
     is_concrete,
 )
-from softntk._norms import binary_scale
+from softntk._linalg.norms import binary_scale
 from softntk.diffusion._estimates import Estimate as Estimate
 from softntk.diffusion._estimates import wilson
 from softntk.diffusion._pairs import as_samples, discrepancy, median, nearest

@@ -43,7 +43,7 @@ from softntk._core.validation import (
     check_key,
     is_concrete,
 )
-from softntk._norms import binary_scale
+from softntk._linalg.norms import binary_scale
 from softntk.diffusion._arguments import as_points, columns_of_times, widest
 from softntk.diffusion.sde import VPSDE, check_sde
 

@@ -68,7 +68,7 @@ from softntk._core.validation import (
     check_positive_int,
     is_concrete,
 )
-from softntk._norms import scaled_norm
+from softntk._linalg.norms import scaled_norm
 from softntk.diffusion import _flow
 from softntk.diffusion._arguments import as_real, check_known, check_min_time
 from softntk.diffusion._estimates import root

@@ -13,8 +13,8 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from softntk._core.meshes import call_automatic
 from softntk._core.validation import is_concrete
-from softntk._norms import binary_scale, scaled_norm
-from softntk._products import product
+from softntk._linalg.norms import binary_scale, scaled_norm
+from softntk._linalg.products import product
 from softntk.networks import Architecture, Parameters, RowFactors, row_factors
 from softntk.ntk._contractions import (
     Block,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from softntk._norms import binary_scale, scaled_norm
+from softntk._linalg.norms import binary_scale, scaled_norm
 from softntk.ntk.gram_operators import GramOperator
 from softntk.ntk.preconditioner import CompletePreconditioner, Preconditioner
 from softntk.solution import Result

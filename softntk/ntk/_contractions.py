@@ -25,7 +25,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from softntk._products import product
+from softntk._linalg.products import product
 from softntk.networks import RowFactors
 from softntk.ntk._scales import scale_rows
 

@@ -21,7 +21,7 @@ from softntk._core.validation import (
     check_positive_int,
     check_shape,
 )
-from softntk._products import product
+from softntk._linalg.products import product
 from softntk._two_layer import check_parameters
 from softntk.networks import Architecture, Network, Parameters
 from softntk.ntk._assembly import two_layer_kernel

@@ -25,9 +25,9 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Integer
 
-from softntk._norms import binary_scale
-from softntk._products import product
-from softntk.ntk._gram import rounding
+from softntk._linalg.gram_arrays import rounding
+from softntk._linalg.norms import binary_scale
+from softntk._linalg.products import product
 
 _SERIES_TERMS = 12  # x^12/14! at x = ½ is below the rounding of float64
 _SERIES_SPREAD = 0.5

@@ -15,8 +15,8 @@ from softntk._core.validation import (
     check_number,
     is_concrete,
 )
-from softntk._products import product
-from softntk.ntk._gram import Number, as_scalar
+from softntk._linalg.gram_arrays import Number, as_scalar
+from softntk._linalg.products import product
 
 
 @record

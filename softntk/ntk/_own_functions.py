@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from softntk._core.meshes import automatic
 from softntk._core.trained_leaves import trained_leaves
 from softntk._core.validation import check_callable, is_concrete
-from softntk._norms import tree_norm
+from softntk._linalg.norms import tree_norm
 
 MAX_ROWS_COMPARED = 8
 MAX_PROGRAMS_REMEMBERED = 256

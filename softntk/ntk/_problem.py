@@ -11,10 +11,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from softntk._core.validation import as_floating, is_concrete
-from softntk._norms import binary_scale
-from softntk._products import product
+from softntk._linalg.gram_arrays import Gram, as_cross_matrix, as_gram
+from softntk._linalg.norms import binary_scale
+from softntk._linalg.products import product
 from softntk.networks import row_factors
-from softntk.ntk._gram import Gram, as_cross_matrix, as_gram
 from softntk.ntk.gram_operators import CrossOperator, GramOperator
 from softntk.ntk.network_operators import TwoLayerOperator
 

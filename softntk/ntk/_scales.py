@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from softntk._norms import binary_exponent, power_of_two
+from softntk._linalg.norms import binary_exponent, power_of_two
 
 
 class ScaledRows(NamedTuple):

@@ -25,7 +25,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from softntk._products import product
+from softntk._linalg.products import product
 from softntk.networks import RowFactors
 from softntk.ntk._contractions import FourTerms, four_terms, pairs
 from softntk.ntk._tiles import numbers_at_a_time

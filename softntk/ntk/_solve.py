@@ -17,7 +17,8 @@ from softntk._core.validation import (
     check_positive_int,
     is_concrete,
 )
-from softntk._norms import host_norm
+from softntk._linalg.gram_arrays import Number, as_scalar
+from softntk._linalg.norms import host_norm
 from softntk.ntk._conjugate_gradients import (
     Inverse,
     State,
@@ -28,7 +29,6 @@ from softntk.ntk._conjugate_gradients import (
     start,
     without_derivatives,
 )
-from softntk.ntk._gram import Number, as_scalar
 from softntk.ntk.gram_operators import GramOperator
 from softntk.ntk.preconditioner import precondition
 from softntk.solution import Result, Solution

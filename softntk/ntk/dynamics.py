@@ -23,10 +23,10 @@ from softntk._core.validation import (
     check_number,
     is_concrete,
 )
-from softntk._products import product
+from softntk._linalg.gram_arrays import Gram, Number, as_scalar
+from softntk._linalg.lanczos import Tridiagonal, lanczos
+from softntk._linalg.products import product
 from softntk.ntk._filters import Clock, Descent, Flow, filtered
-from softntk.ntk._gram import Gram, Number, as_scalar
-from softntk.ntk._lanczos import Tridiagonal, lanczos
 from softntk.ntk._problem import Cross, Problem, Targets, TestTargets, as_problem, saturated
 from softntk.ntk.gram_operators import CrossOperator, GramOperator
 from softntk.solution import NumericalError, Result

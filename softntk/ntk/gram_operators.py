@@ -36,7 +36,7 @@ from softntk._core.validation import (
     check_shape,
     is_concrete,
 )
-from softntk._norms import binary_exponent, power_of_two
+from softntk._linalg.norms import binary_exponent, power_of_two
 from softntk.ntk._scales import saturate
 
 Vector = Float[Array | np.ndarray, "*shape"]

@@ -20,9 +20,9 @@ from softntk._core.validation import (
     check_number,
     is_concrete,
 )
-from softntk._norms import binary_scale, scaled_norm
-from softntk._products import product
-from softntk.ntk._gram import Gram, Number, as_scalar
+from softntk._linalg.gram_arrays import Gram, Number, as_scalar
+from softntk._linalg.norms import binary_scale, scaled_norm
+from softntk._linalg.products import product
 from softntk.ntk._problem import Cross, Problem, Targets, TestTargets, as_problem, saturated
 from softntk.ntk._solve import solve
 from softntk.ntk.gram_operators import CrossOperator, GramOperator

@@ -7,8 +7,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from softntk._core.meshes import automatic, vary_like
-from softntk._norms import binary_exponent
-from softntk._products import product
+from softntk._linalg.norms import binary_exponent
+from softntk._linalg.products import product
 from softntk.networks import Architecture, Parameters, RowFactors, row_factors
 from softntk.ntk._assembly import network_inputs, two_layer_kernel
 from softntk.ntk._contractions import row_vectors

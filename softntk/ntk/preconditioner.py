@@ -16,7 +16,7 @@ import jax.scipy.linalg
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from softntk._products import product
+from softntk._linalg.products import product
 from softntk.ntk.gram_operators import GramOperator
 
 

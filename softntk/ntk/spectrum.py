@@ -33,10 +33,15 @@ from softntk._core.validation import (
     check_positive_int,
     is_concrete,
 )
-from softntk._norms import binary_scale, scaled_norm
-from softntk._products import product
-from softntk.ntk._gram import Gram, Number, as_matrix, rounding
-from softntk.ntk._lanczos import distance_beyond, lanczos
+from softntk._linalg.gram_arrays import (
+    Gram,
+    Number,
+    as_matrix,
+    rounding,
+)
+from softntk._linalg.lanczos import distance_beyond, lanczos
+from softntk._linalg.norms import binary_scale, scaled_norm
+from softntk._linalg.products import product
 from softntk.ntk._measure import SpectralMeasure
 from softntk.ntk._problem import Targets, as_outputs
 from softntk.ntk.gram_operators import GramOperator

@@ -28,7 +28,7 @@ from jaxtyping import Array, Bool, Float
 
 from softntk import activations
 from softntk._core.validation import check_choice
-from softntk._norms import binary_scale
+from softntk._linalg.norms import binary_scale
 from softntk.activations import Activation, is_kept
 
 Vector = Float[Array, " n"]

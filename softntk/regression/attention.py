@@ -33,7 +33,7 @@ from softntk import activations
 from softntk._core.operator_tags import answer
 from softntk._core.records import function_record, static
 from softntk._core.validation import as_dtype, as_rows, as_weights
-from softntk._products import product
+from softntk._linalg.products import product
 from softntk.activations import Activation
 from softntk.regression._forms import Curvature, Local, as_activation, normalized
 from softntk.regression.implicit import ResidualProblem, nonnegative, structure_of

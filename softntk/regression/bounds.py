@@ -31,8 +31,8 @@ from softntk._core.validation import (
     check_positive,
     is_concrete,
 )
-from softntk._norms import binary_scale, host_norm
-from softntk.curvature import _matrices as matrices
+from softntk._linalg import design_matrix as matrices
+from softntk._linalg.norms import binary_scale, host_norm
 from softntk.regression._suprema import SUPREMA
 from softntk.regression.problem import Problem
 

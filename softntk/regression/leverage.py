@@ -43,9 +43,9 @@ from softntk._core.validation import (
     as_rows,
     is_concrete,
 )
-from softntk._norms import binary_scale, scaled_norm
-from softntk._products import product
-from softntk.curvature import _matrices as matrices
+from softntk._linalg import design_matrix as matrices
+from softntk._linalg.norms import binary_scale, scaled_norm
+from softntk._linalg.products import product
 from softntk.solution import Result
 
 

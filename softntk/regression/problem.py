@@ -37,8 +37,8 @@ from softntk._core.validation import (
     as_weights,
     check_choice,
 )
+from softntk._linalg import design_matrix as matrices
 from softntk.activations import Activation
-from softntk.curvature import _matrices as matrices
 from softntk.curvature.structured import StructuredOperator
 from softntk.regression._forms import FORMS, Curvature, Local, as_activation
 from softntk.solution import Result

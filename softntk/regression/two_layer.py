@@ -27,7 +27,7 @@ from softntk._core.validation import (
     as_weights,
     check_choice,
 )
-from softntk._products import product
+from softntk._linalg.products import product
 from softntk.activations import Activation
 from softntk.regression.implicit import ResidualProblem, nonnegative, structure_of
 

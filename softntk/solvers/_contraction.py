@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from softntk._core.records import record
 from softntk._core.validation import as_floating
-from softntk._norms import host_norm
+from softntk._linalg.norms import host_norm
 from softntk.regression.bounds import lipschitz
 from softntk.regression.problem import Problem
 from softntk.solution import Solution

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from softntk._norms import scaled_norm
+from softntk._linalg.norms import scaled_norm
 from softntk.solvers._trial import Outcome, Spectrum, Step, Trial, judge, outcome
 
 GOOD = 0.25  # of the predicted decrease: Newton's step is taken, a region is kept

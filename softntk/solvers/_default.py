@@ -4,7 +4,7 @@ from typing import Any
 
 import optax
 
-from softntk.curvature import _matrices as matrices
+from softntk._linalg import design_matrix as matrices
 from softntk.regression.problem import Problem
 from softntk.solvers._units import in_own_units
 from softntk.solvers.newton import approx_newton

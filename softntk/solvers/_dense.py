@@ -18,7 +18,7 @@ import jax.scipy.linalg
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from softntk._products import product
+from softntk._linalg.products import product
 from softntk.solvers._damping import GOOD, Damping, search
 from softntk.solvers._trial import Outcome, Spectrum, Step, Trial, judge, outcome
 

@@ -18,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from softntk._core.closures import taken_apart
-from softntk._norms import scaled_norm
+from softntk._linalg.norms import scaled_norm
 
 _DENSE = 4096  # unknowns up to which the Hessian is factorised as a matrix
 _ROUNDINGS = 16  # times d ε: eigenvalues below that part of the largest count as zero

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from softntk._norms import scaled_norm
-from softntk._products import product
+from softntk._linalg.norms import scaled_norm
+from softntk._linalg.products import product
 from softntk.solvers._damping import GOOD, Damping, search
 from softntk.solvers._dense import Factor
 from softntk.solvers._trial import Outcome, Spectrum, Step, Trial, judge, outcome

@@ -11,9 +11,9 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from softntk._norms import scaled_norm
-from softntk._products import product
-from softntk.curvature import _matrices as matrices
+from softntk._linalg import design_matrix as matrices
+from softntk._linalg.norms import scaled_norm
+from softntk._linalg.products import product
 from softntk.curvature.structured import StructuredOperator
 from softntk.solvers import _dense, _krylov, _sampled
 from softntk.solvers._damping import DAMPINGS

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from softntk._norms import host_norm, scaled_norm
+from softntk._linalg.norms import host_norm, scaled_norm
 
 Params = Any
 

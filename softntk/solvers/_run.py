@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from softntk._core.closures import without_derivatives
 from softntk._core.meshes import vary_like
-from softntk._norms import tree_norm
+from softntk._linalg.norms import tree_norm
 from softntk.regression.problem import Problem
 from softntk.solution import Result, Solution
 from softntk.solvers import _units

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from softntk.curvature import _matrices as matrices
+from softntk._linalg import design_matrix as matrices
 from softntk.curvature import sketch
 from softntk.curvature.sketch import Sample
 from softntk.curvature.structured import StructuredOperator

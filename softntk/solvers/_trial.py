@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from softntk._products import product
+from softntk._linalg.products import product
 
 
 class Trial(NamedTuple):

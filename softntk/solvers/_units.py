@@ -15,8 +15,8 @@ import optax
 from jaxtyping import Array, Float
 
 from softntk._core.validation import is_concrete
-from softntk._norms import binary_scale, tree_norm
-from softntk.curvature import _matrices as matrices
+from softntk._linalg import design_matrix as matrices
+from softntk._linalg.norms import binary_scale, tree_norm
 from softntk.regression.problem import Problem
 from softntk.solution import Solution
 

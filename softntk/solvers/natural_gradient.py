@@ -36,7 +36,7 @@ from softntk._core.validation import (
     check_integer,
     check_number,
 )
-from softntk._norms import scaled_norm, tree_norm
+from softntk._linalg.norms import scaled_norm, tree_norm
 from softntk.networks import Network
 from softntk.solution import Result
 from softntk.solvers._trial import Step

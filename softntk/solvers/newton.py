@@ -40,7 +40,7 @@ from softntk._core.validation import (
     check_key,
     check_number,
 )
-from softntk._norms import scaled_norm
+from softntk._linalg.norms import scaled_norm
 from softntk.solution import Result
 from softntk.solvers import _sampled
 from softntk.solvers._damping import DAMPINGS

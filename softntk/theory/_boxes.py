@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from softntk.theory._rounding import EPS, slack
+from softntk._linalg.rigorous import EPS, slack
 
 Matrix = Float[np.ndarray, "n m"]
 

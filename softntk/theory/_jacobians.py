@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from softntk._norms import host_norm
+from softntk._linalg.norms import host_norm
+from softntk._linalg.rigorous import perron_norm, slack, smallest_eigenvalue
 from softntk.networks import Network, Parameters
 from softntk.theory._boxes import Box, Slopes
-from softntk.theory._rounding import perron_norm, slack, smallest_eigenvalue
 
 _BLOCK = 20_000_000  # numbers of a block of units
 

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from softntk import activations
-from softntk._norms import host_norm, scaled_norm
-from softntk._products import product
+from softntk._linalg.norms import host_norm, scaled_norm
+from softntk._linalg.products import product
 from softntk.activations import Activation
 from softntk.networks import Architecture, Parameters, Points, row_factors
 from softntk.ntk._contractions import row_vectors

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from softntk._core.validation import check_choice, check_key, check_positive_int
-from softntk._norms import host_norm
+from softntk._linalg.norms import host_norm
 from softntk.networks import FAMILIES, Network, Parameters, Points
 from softntk.theory._checks import (
     as_double,

@@ -6,9 +6,9 @@ The proof is in the docstring of :func:`softntk.theory.perturbation` (there f is
 import numpy as np
 from jaxtyping import Float
 
-from softntk._norms import host_norm
+from softntk._linalg.norms import host_norm
+from softntk._linalg.rigorous import perron_norm
 from softntk.networks import Architecture, Parameters
-from softntk.theory._rounding import perron_norm
 
 _ROUNDING = 1e-12  # of the sums that Q is the difference of
 

@@ -10,9 +10,9 @@ import scipy.optimize
 from jaxtyping import Array, Float
 
 from softntk._core.records import record
-from softntk.ntk._gram import Gram
+from softntk._linalg.gram_arrays import Gram
+from softntk._linalg.kernel_eigenbasis import check_positive_part, decompose
 from softntk.theory._checks import as_double, known_number
-from softntk.theory._spectral import check_positive_part, decompose
 
 Eigenvalues = Float[Array | np.ndarray, " p"]
 

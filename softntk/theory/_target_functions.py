@@ -20,7 +20,7 @@ from softntk._core.validation import (
     check_positive_int,
     is_concrete,
 )
-from softntk._norms import binary_scale
+from softntk._linalg.norms import binary_scale
 from softntk.networks import Points
 
 _HEADROOM = 16

@@ -44,7 +44,8 @@ import numpy as np
 
 from softntk import activations
 from softntk._core.records import record
-from softntk._norms import host_norm
+from softntk._linalg.norms import host_norm
+from softntk._linalg.rigorous import slack
 from softntk.networks import Network, Parameters, Points
 from softntk.theory._boxes import INCREASING, Slopes
 from softntk.theory._checks import (
@@ -57,7 +58,6 @@ from softntk.theory._checks import (
     on_host,
 )
 from softntk.theory._jacobians import Data, curvature, kernel, largest_change, prepare, speed
-from softntk.theory._rounding import slack
 
 _PIECES = 40  # of the mass that would do if s did not shrink
 _SHARE = 0.05  # θ

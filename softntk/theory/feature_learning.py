@@ -42,7 +42,8 @@ from softntk._core.validation import (
     check_key,
     check_number,
 )
-from softntk._norms import binary_scale, scaled_norm
+from softntk._linalg.kernel_eigenbasis import cross_validated_ridge, decompose, unit_of
+from softntk._linalg.norms import binary_scale, scaled_norm
 from softntk.networks import Network, Parameters, Points, row_factors
 from softntk.theory._checks import (
     Targets,
@@ -55,7 +56,6 @@ from softntk.theory._checks import (
     check_weights,
     known_number,
 )
-from softntk.theory._spectral import cross_validated_ridge, decompose, unit_of
 from softntk.theory._target_functions import TARGETS as TARGETS
 from softntk.theory._target_functions import Directions, orthonormal
 from softntk.theory._target_functions import hermite as hermite

@@ -42,7 +42,7 @@ from softntk._core.validation import (
     check_number,
     is_concrete,
 )
-from softntk._norms import scaled_norm
+from softntk._linalg.norms import scaled_norm
 from softntk.networks import Network, Parameters, Points
 from softntk.solution import Result
 from softntk.theory._checks import Targets, as_points, as_targets, check_known, check_network, check_parameters

@@ -11,7 +11,8 @@ from jax.experimental import sparse
 from tools import assert_close
 
 import softntk as sn
-from softntk.curvature import _matrices, leverage, sketch
+from softntk._linalg import design_matrix
+from softntk.curvature import leverage, sketch
 from softntk.curvature.structured import StructuredOperator, factorise, positive_part, weighted_sum
 
 A = np.arange(6.0).reshape(3, 2)
@@ -220,7 +221,7 @@ def test_numbers_that_may_be_traced(x64):
 def test_half_precision_where_nothing_is_factorised(dtype, half):
     matrix = jnp.ones((3, 2), dtype)
     if half or dtype == "float32":
-        assert _matrices.checked("A", matrix, half=half).dtype == dtype
+        assert design_matrix.checked("A", matrix, half=half).dtype == dtype
     else:
         with pytest.raises(ValueError, match="A must be float32 or float64"):
-            _matrices.checked("A", matrix, half=half)
+            design_matrix.checked("A", matrix, half=half)

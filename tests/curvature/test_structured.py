@@ -11,7 +11,8 @@ from jax.experimental import sparse
 from tools import assert_close, first
 
 import softntk as sn
-from softntk.curvature import _matrices, sketch
+from softntk._linalg import design_matrix
+from softntk.curvature import sketch
 from softntk.curvature.structured import StructuredOperator, weighted_sum
 from softntk.solution import Result
 
@@ -47,7 +48,7 @@ def test_products_and_pieces(dtype):
 @pytest.mark.parametrize("kind", [jnp.asarray, sparse.BCOO.fromdense])
 def test_a_row_beyond_the_last_is_one_of_zeros(kind):
     A = np.arange(1.0, 7.0).reshape(3, 2)
-    assert_close(_matrices.take(kind(A), jnp.array([0, 2, 3])), [[1, 2], [5, 6], [0, 0]])
+    assert_close(design_matrix.take(kind(A), jnp.array([0, 2, 3])), [[1, 2], [5, 6], [0, 0]])
 
 
 @pytest.mark.parametrize("n", first([1, 700, 5000], 5000))

@@ -10,8 +10,8 @@ import pytest
 from tools import assert_close, first, points
 
 from softntk import ntk
+from softntk._linalg import lanczos
 from softntk.networks import two_layer
-from softntk.ntk import _lanczos
 
 NET = two_layer("softmax", width=2)
 
@@ -276,8 +276,8 @@ def test_wrong_options_are_named(name, values, untyped):
 def test_beyond_the_nodes_an_eigenvalue_is_where_the_polynomial_says(sign, x64):
     """p(λ) ~ Π(λ − θ_i), with ‖p(K)v‖ = 1, is the inverse of the component at the end of what is possible."""
     values = np.linspace(-1.0, 2.0, 30)
-    found = _lanczos.lanczos(lx.DiagonalLinearOperator(jnp.asarray(values)), jnp.ones(30), 5)
-    distance = float(_lanczos.distance_beyond(found, sign, np.log(30**-0.5)))
+    found = lanczos.lanczos(lx.DiagonalLinearOperator(jnp.asarray(values)), jnp.ones(30), 5)
+    distance = float(lanczos.distance_beyond(found, sign, np.log(30**-0.5)))
     nodes = np.asarray(found.nodes)
     outermost = nodes[-1] if sign > 0 else nodes[0]
     at = lambda x: np.prod(np.abs(x - nodes[:, None]), axis=0)

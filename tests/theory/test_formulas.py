@@ -11,8 +11,9 @@ import pytest
 from tools import assert_close
 
 import softntk as sn
+from softntk._linalg import rigorous
 from softntk.networks import Parameters
-from softntk.theory import _boxes, _rounding, bounds, convergence
+from softntk.theory import _boxes, bounds, convergence
 from softntk.theory import _statements_networks as networks
 from softntk.theory import _statements_newton as newton
 from softntk.theory import _statements_training as training
@@ -76,19 +77,19 @@ def test_every_constant_of_the_first_paper_enters():
 
 
 def test_slack_and_eigenvalues_from_below_are_as_close_as_stated():
-    assert _rounding.slack(10) == 4 * (10 + 64) * EPS
+    assert rigorous.slack(10) == 4 * (10 + 64) * EPS
     H = np.diag([1.0, 3.0])
     room = (2 + 2) * EPS * (4.0 + 2 * 3.0)
-    found = _rounding.smallest_eigenvalue(H, 0.25)
+    found = rigorous.smallest_eigenvalue(H, 0.25)
     assert_close((0.75 - found) / EPS, (2 * room + 4 * EPS * 3.0) / EPS, rtol=0.05)
-    assert _rounding.smallest_eigenvalue(np.array([[np.nan]]), 0.0) == -math.inf
-    assert _rounding.smallest_eigenvalue(np.eye(2), math.nan) == -math.inf
-    assert _rounding.perron_norm(np.zeros((2, 2))) == 0.0
-    assert _rounding.perron_norm(np.array([[1.0, math.inf], [math.inf, 1.0]])) == math.inf
+    assert rigorous.smallest_eigenvalue(np.array([[np.nan]]), 0.0) == -math.inf
+    assert rigorous.smallest_eigenvalue(np.eye(2), math.nan) == -math.inf
+    assert rigorous.perron_norm(np.zeros((2, 2))) == 0.0
+    assert rigorous.perron_norm(np.array([[1.0, math.inf], [math.inf, 1.0]])) == math.inf
     M = np.array([[1.0, 2.0, 0.5], [2.0, 1.0, 3.0], [0.5, 3.0, 2.0]])
     top = np.linalg.eigvalsh(M)[-1]
-    assert top <= _rounding.perron_norm(M) <= 1.003 * top
-    assert_close(_rounding.perron_norm(np.array([[2.0, 1.0], [1.0, 2.0]])), 3.0, rtol=1e-3)
+    assert top <= rigorous.perron_norm(M) <= 1.003 * top
+    assert_close(rigorous.perron_norm(np.array([[2.0, 1.0], [1.0, 2.0]])), 3.0, rtol=1e-3)
 
 
 # --- boxes and the expansion of softmax

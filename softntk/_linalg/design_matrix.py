@@ -26,8 +26,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from softntk._core.validation import as_rows, check_finite, is_concrete
-from softntk._norms import binary_scale, scaled_norm
-from softntk._products import product
+from softntk._linalg.norms import binary_scale, scaled_norm
+from softntk._linalg.products import product
 
 Matrix = Any
 """[n, d]: an array, a ``jax.experimental.sparse.BCOO``, or a lineax operator from [d] to [n]."""

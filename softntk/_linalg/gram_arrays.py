@@ -75,7 +75,7 @@ def rounding(size: int, largest: Float[Array, ""]) -> Float[Array, ""]:
 
 
 def as_scalar(name: str, value: object, dtype: DTypeLike, **bounds: Any) -> Float[Array, ""]:
-    """Return a number as a scalar of this precision, within the bounds of :func:`~softntk._core.validation.check_number` in it too.
+    """Return a number as a scalar of this precision, within the bounds of ``check_number`` in it too.
 
     Raises:
         ValueError: no number, or out of bounds.

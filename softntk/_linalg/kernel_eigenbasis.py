@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from softntk._core.validation import as_floating
-from softntk._norms import host_norm
-from softntk.ntk._gram import Gram, as_matrix
+from softntk._linalg.gram_arrays import Gram, as_matrix
+from softntk._linalg.norms import host_norm
 from softntk.theory._checks import as_double, as_host_targets, check_known, on_host
 
 _GRID = 60
@@ -30,7 +30,7 @@ def decompose(gram: Gram) -> Decomposition:
     The error is 2√n ε λ_max with ε of the kernel's own precision (its entries are rounded), plus half of its asymmetry.
 
     Raises:
-        ValueError: as :func:`softntk.ntk._gram.as_matrix`; a traced kernel.
+        ValueError: as :func:`softntk._linalg.gram_arrays.as_matrix`; a traced kernel.
     """
     check_known("gram", gram)
     with on_host():  # what is float64 stays so

@@ -16,8 +16,8 @@ import lineax as lx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from softntk._norms import binary_scale, scaled_norm
-from softntk._products import product
+from softntk._linalg.norms import binary_scale, scaled_norm
+from softntk._linalg.products import product
 
 
 class Tridiagonal(NamedTuple):
