@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from softntk._core.validation import as_floating
+from softntk._core.validation.on_host import as_double, as_host_targets, check_known, on_host
 from softntk._linalg.gram_arrays import Gram, as_matrix
 from softntk._linalg.norms import host_norm
-from softntk.theory._checks import as_double, as_host_targets, check_known, on_host
 
 _GRID = 60
 _ZOOMS = 4

@@ -42,7 +42,7 @@ from softntk.curvature import _factorisation
 from softntk.curvature._factorisation import Factorisation as Factorisation
 
 if TYPE_CHECKING:
-    from softntk.ntk.spectrum import Extremes
+    from softntk._linalg.extreme_eigenvalues import Extremes
 
 
 class StructuredOperator(lx.AbstractLinearOperator):
@@ -136,7 +136,7 @@ class StructuredOperator(lx.AbstractLinearOperator):
 
     def extreme_eigenvalues(self, **options: Any) -> "Extremes":
         """Return (smallest, largest) with error bounds, by :func:`softntk.ntk.extreme_eigenvalues`, whose options it takes."""
-        from softntk.ntk.spectrum import extreme_eigenvalues
+        from softntk._linalg.extreme_eigenvalues import extreme_eigenvalues
 
         return extreme_eigenvalues(self, **options)
 

@@ -23,9 +23,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from softntk._linalg.blocks import in_blocks
 from softntk._linalg.kernel_eigenbasis import cross_validated_ridge
 from softntk._linalg.products import product
-from softntk.ntk._tiles import in_blocks
 
 FILTERS = ("flow", "ridge")
 _BLOCK = 2048

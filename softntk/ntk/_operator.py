@@ -19,10 +19,10 @@ from softntk._core.validation import (
     check_positive_int,
     is_concrete,
 )
+from softntk._linalg.blocks import numbers_at_a_time
 from softntk.networks import Network
 from softntk.ntk._empirical import as_inputs, as_parameters, same_precision
 from softntk.ntk._own_functions import bind, check_rows_alone, refuse_keywords
-from softntk.ntk._tiles import numbers_at_a_time
 from softntk.ntk.gram_operators import GramOperator
 from softntk.ntk.jacobian_operator import JacobianOperator
 from softntk.ntk.kernel_tiles import KernelOperator

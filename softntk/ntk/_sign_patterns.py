@@ -25,10 +25,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from softntk._linalg.blocks import numbers_at_a_time
 from softntk._linalg.products import product
 from softntk.networks import RowFactors
 from softntk.ntk._contractions import FourTerms, four_terms, pairs
-from softntk.ntk._tiles import numbers_at_a_time
 
 # What a number of the result costs beside its multiplications, in multiplications: a product of few terms is not as fast as a
 # long one, and a signed sum waits for memory (measured on a CPU).

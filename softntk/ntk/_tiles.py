@@ -13,12 +13,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from softntk._core.meshes import vary_like
+from softntk._linalg.blocks import numbers_at_a_time
 from softntk.ntk._contractions import Contraction, Readout
-
-
-def numbers_at_a_time() -> int:
-    """How many numbers to work on: on a CPU what stays in its caches, on accelerators enough to keep them busy."""
-    return 2**21 if jax.default_backend() == "cpu" else 2**26
 
 
 def rows_of_a_line(n: int, numbers: int, block_size: int | None) -> int:
@@ -28,28 +24,6 @@ def rows_of_a_line(n: int, numbers: int, block_size: int | None) -> int:
     most = 128 if jax.default_backend() == "cpu" else n
     rows = min(max(numbers_at_a_time() // numbers, 16), max(n // 4, 16), most, n)
     return min(n, 2 ** (rows.bit_length() - 1))
-
-
-def in_blocks(array: Array, size: int) -> Array:
-    """[n, …] as [n/size, size, …], the last block filled up with zeros."""
-    short = -len(array) % size
-    return jnp.pad(array, [(0, short)] + [(0, 0)] * (array.ndim - 1)).reshape(-1, size, *array.shape[1:])
-
-
-def rows_in_blocks(rows: Array, size: int) -> Array:
-    """Return [n, …] as [n/size, size, …], the last block filled up with its last row.
-
-    A function of the user's need not be defined at a row of zeros.
-    """
-    short = -len(rows) % size
-    if short:
-        rows = jnp.concatenate([rows, jnp.broadcast_to(rows[-1:], (short, *rows.shape[1:]))])
-    return rows.reshape(-1, size, *rows.shape[1:])
-
-
-def out_of_blocks(blocks: Array, n: int) -> Array:
-    """The inverse of :func:`in_blocks`."""
-    return blocks.reshape(-1, *blocks.shape[2:])[:n]
 
 
 def _some(tree: Any, start: Array | int, size: int) -> Any:

@@ -9,8 +9,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from softntk._core.meshes import vary_like
+from softntk._linalg.blocks import in_blocks, out_of_blocks, rows_in_blocks
 from softntk.ntk._own_functions import OwnFunction
-from softntk.ntk._tiles import in_blocks, out_of_blocks, rows_in_blocks
 from softntk.ntk.gram_operators import GramOperator, Vectors
 
 

@@ -7,13 +7,13 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from softntk._core.meshes import automatic, vary_like
+from softntk._linalg.blocks import in_blocks, out_of_blocks, rows_in_blocks
 from softntk._linalg.norms import binary_exponent
 from softntk._linalg.products import product
 from softntk.networks import Architecture, Parameters, RowFactors, row_factors
 from softntk.ntk._assembly import network_inputs, two_layer_kernel
 from softntk.ntk._contractions import row_vectors
 from softntk.ntk._scales import saturate, scale_all, scale_rows, times_power_of_two, to_even
-from softntk.ntk._tiles import in_blocks, out_of_blocks, rows_in_blocks
 from softntk.ntk.gram_operators import GramOperator, Vectors
 
 

@@ -13,17 +13,13 @@ Example:
     (True, 1.0)
 """
 
-import math
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from softntk._core.records import record
 from softntk._core.validation import (
     as_floating,
     check_count,
@@ -33,138 +29,24 @@ from softntk._core.validation import (
     check_positive_int,
     is_concrete,
 )
+from softntk._linalg.extreme_eigenvalues import (
+    MAX_DENSE_SIZE,
+    check_operator_precision,
+    finite_eigenvalues,
+    finite_or_infinite,
+    key_or_default,
+)
 from softntk._linalg.gram_arrays import (
     Gram,
     Number,
     as_matrix,
-    rounding,
 )
-from softntk._linalg.lanczos import distance_beyond, lanczos
+from softntk._linalg.lanczos import lanczos
 from softntk._linalg.norms import binary_scale, scaled_norm
 from softntk._linalg.products import product
 from softntk.ntk._measure import SpectralMeasure
 from softntk.ntk._problem import Targets, as_outputs
 from softntk.ntk.gram_operators import GramOperator
-
-_DENSE = 1024  # a matrix of this size is decomposed faster than a hundred products with it are computed
-_FAILURE = 1e-6  # probability that a bound for an operator is wrong
-
-
-@record
-class Extremes:
-    """The ends of a spectrum; unpacks into (smallest, largest).
-
-    Attributes:
-        smallest: λ_min, never below the true one but for rounding.
-        largest: λ_max, never above the true one but for rounding.
-        smallest_error: the true λ_min is within this of ``smallest``.
-        largest_error: the true λ_max is within this of ``largest``.
-    """
-
-    smallest: Float[Array, ""]
-    largest: Float[Array, ""]
-    smallest_error: Float[Array, ""]
-    largest_error: Float[Array, ""]
-
-    @property
-    def resolved(self) -> Array:
-        """Whether λ_min is known to be positive: it exceeds its error bound."""
-        return self.smallest > self.smallest_error
-
-    def __iter__(self) -> Iterator[Array]:
-        return iter((self.smallest, self.largest))
-
-    def __len__(self) -> int:
-        return 2
-
-    def __getitem__(self, index: int) -> Array:
-        return (self.smallest, self.largest)[index]
-
-
-def extreme_eigenvalues(
-    op: Gram | lx.AbstractLinearOperator, *, steps: int = 100, key: PRNGKeyArray | None = None, dense_size: int = _DENSE
-) -> Extremes:
-    r"""The smallest and the largest eigenvalue of a kernel, or of another symmetric operator, each with a bound of its error.
-
-    Dense, or an operator of at most ``dense_size``: by a symmetric eigenvalue decomposition, whose eigenvalues are off by at
-    most 2√n ε λ_max (ε the rounding unit; what LAPACK states, with room).
-
-    A larger operator: by Lanczos from a random vector. Its outermost Ritz values lie inside the spectrum. How far outside of
-    them it can reach follows from the polynomial that Lanczos has built, which cannot be large where the start vector has a
-    component; and a random vector has a component of at least δ√(π/2n) along any eigenvector with probability 1 − δ,
-    δ = 10⁻⁶. The same rounding is added. So the bound is proven, up to that probability, where residuals would only be a
-    heuristic. Small gaps at the lower end of an ill-conditioned kernel make it large, and then ``resolved`` is False.
-
-    Args:
-        op: [n, n], or [n, n, k, k] for all outputs at once, or a symmetric lineax operator: a kernel, a Hessian.
-        steps: products with an operator; as many vectors are held.
-        key: of the start vector; ``jax.random.key(0)`` if None.
-        dense_size: operators up to this size (n·k) are formed and decomposed.
-
-    Returns:
-        :class:`Extremes`: ``smallest, largest = extreme_eigenvalues(op)``; with ``.smallest_error``, ``.largest_error`` and
-        ``.resolved``, False where λ_min is not told from zero. Scalars, +inf if a product is not finite.
-
-    Raises:
-        ValueError: not square, empty, integer, not finite or not symmetric (an operator: not tagged so); steps not positive.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from softntk import ntk
-        >>> ends = ntk.extreme_eigenvalues(jnp.array([[2.0, 1.0], [1.0, 2.0]]))
-        >>> [round(float(v), 5) for v in ends], bool(ends.resolved)
-        ([1.0, 3.0], True)
-
-    Source: λ_min of the kernel is the rate of arXiv 2405.03251, Theorem 3.7; λ_max bounds the step size, η < 2/λ_max.
-    The bound: Van Dorsselaer, Hochstenbach and van der Vorst (2000), SIAM J. Matrix Anal. Appl. 22(3), 837-852.
-    """
-    check_positive_int("steps", steps)
-    check_integer("dense_size", dense_size, at_least=0)
-    key = None if key is None else check_key("key", key)
-    if not isinstance(op, lx.AbstractLinearOperator):
-        return _dense_extremes(as_matrix(op, "op"))
-    structure = op.in_structure()
-    if not isinstance(structure, jax.ShapeDtypeStruct):
-        raise ValueError(f"op must act on one array, got an operator on {structure}.")
-    _check_precision(structure.dtype)
-    if not lx.is_symmetric(op):
-        raise ValueError("op must be tagged symmetric, as lineax.TaggedLinearOperator(op, lineax.symmetric_tag) is.")
-    if op.in_size() <= dense_size:
-        return _dense_extremes(op.as_matrix())
-    return _lanczos_extremes(op, _key(key), min(steps, op.in_size()))
-
-
-def _check_precision(dtype: jax.typing.DTypeLike) -> None:
-    if jnp.finfo(dtype).bits < 32:
-        raise ValueError(f"op must be float32 or float64, got an operator on {dtype}. Make it of arrays in float32.")
-
-
-@jax.jit
-def _dense_extremes(matrix: Float[Array, "p p"]) -> Extremes:
-    eigenvalues = _eigenvalues(matrix)
-    error = rounding(len(matrix), jnp.max(jnp.abs(eigenvalues)))
-    return Extremes(smallest=eigenvalues[0], largest=eigenvalues[-1], smallest_error=error, largest_error=error)
-
-
-def _lanczos_extremes_of(op: lx.AbstractLinearOperator, key: PRNGKeyArray, steps: int) -> Extremes:
-    size, structure = op.in_size(), op.in_structure()
-    found = lanczos(op, jax.random.normal(key, structure.shape, structure.dtype), steps)
-    component = math.log(_FAILURE * math.sqrt(math.pi / (2 * size)))
-    smallest = found.nodes[0]
-    largest = found.nodes[-1]
-    error = rounding(size, jnp.maximum(jnp.abs(smallest), jnp.abs(largest)))
-    # One that has found every eigenvalue there is (steps = size) has nothing beyond.
-    below = jnp.where(found.kept < size, distance_beyond(found, -1, component), 0)
-    above = jnp.where(found.kept < size, distance_beyond(found, 1, component), 0)
-    return Extremes(
-        smallest=_finite_or_infinite(smallest),
-        largest=_finite_or_infinite(largest),
-        smallest_error=_finite_or_infinite(below + error),
-        largest_error=_finite_or_infinite(above + error),
-    )
-
-
-_lanczos_extremes = jax.jit(_lanczos_extremes_of, static_argnums=2)
 
 
 def spectral_density(
@@ -173,7 +55,7 @@ def spectral_density(
     steps: int = 64,
     probes: int = 8,
     key: PRNGKeyArray | None = None,
-    dense_size: int = _DENSE,
+    dense_size: int = MAX_DENSE_SIZE,
 ) -> SpectralMeasure:
     r"""How the eigenvalues of a kernel are distributed, μ = 1/n Σ_i δ(λ − λ_i).
 
@@ -207,16 +89,18 @@ def spectral_density(
     check_integer("dense_size", dense_size, at_least=0)
     key = None if key is None else check_key("key", key)
     if isinstance(op, GramOperator):
-        _check_precision(op.dtype)
+        check_operator_precision(op.dtype)
         if op.in_size() > dense_size:
-            vectors = jax.random.rademacher(_key(key), (probes, *op.shape), op.dtype)
+            vectors = jax.random.rademacher(key_or_default(key), (probes, *op.shape), op.dtype)
             return _measure(op, vectors, min(steps, op.in_size()))
     matrix = op.as_matrix() if isinstance(op, GramOperator) else as_matrix(op, "op")
-    nodes = _eigenvalues(matrix)[None]
+    nodes = finite_eigenvalues(matrix)[None]
     return SpectralMeasure(nodes=nodes, weights=jnp.full_like(nodes, 1 / nodes.size), size=jnp.asarray(len(matrix)))
 
 
-def target_alignment(op: Gram | GramOperator, y: Targets, *, steps: int = 64, dense_size: int = _DENSE) -> SpectralMeasure:
+def target_alignment(
+    op: Gram | GramOperator, y: Targets, *, steps: int = 64, dense_size: int = MAX_DENSE_SIZE
+) -> SpectralMeasure:
     r"""Which eigenvalues of a kernel the targets see, Σ_i ⟨q_i, y⟩²/‖y‖² δ(λ − λ_i).
 
     Components along large eigenvalues are learnt first (rate ηλ), those along small ones late or never.
@@ -249,7 +133,7 @@ def target_alignment(op: Gram | GramOperator, y: Targets, *, steps: int = 64, de
         matrix = as_matrix(op, "op")
         targets = _as_directions(y, jnp.shape(op)[:1], jnp.shape(op)[3:])
         return _dense_alignment(matrix, targets)
-    _check_precision(op.dtype)
+    check_operator_precision(op.dtype)
     targets = _as_directions(y, op.shape[:1], op.shape[1:]).astype(op.dtype)
     if op.in_size() > dense_size:
         return _measure(op, targets.reshape(-1, *op.shape), min(steps, op.in_size()))
@@ -279,7 +163,7 @@ def _dense_alignment(matrix: Float[Array, "p p"], targets: Float[Array, "c p"]) 
     total = jnp.sum(squares, axis=1, keepdims=True)
     known = total > 0  # not of targets of zero, nor of a kernel that is not finite
     weights = jnp.where(known, squares / jnp.where(known, total, 1), 0)
-    nodes = jnp.broadcast_to(_finite_or_infinite(nodes)[None], weights.shape)
+    nodes = jnp.broadcast_to(finite_or_infinite(nodes)[None], weights.shape)
     return SpectralMeasure(nodes=nodes, weights=weights, size=jnp.asarray(len(matrix)))
 
 
@@ -328,25 +212,10 @@ def effective_dimension(
 def _measure_of(op: GramOperator, vectors: Float[Array, "p *shape"], steps: int) -> SpectralMeasure:
     def one(vector: Array) -> tuple[Array, Array]:
         found = lanczos(op, vector, steps)
-        return _finite_or_infinite(found.nodes), jnp.where(found.length > 0, found.weights, 0)
+        return finite_or_infinite(found.nodes), jnp.where(found.length > 0, found.weights, 0)
 
     nodes, weights = jax.vmap(one)(vectors)
     return SpectralMeasure(nodes=nodes, weights=weights, size=jnp.asarray(op.in_size()))
 
 
 _measure = jax.jit(_measure_of, static_argnums=2)
-
-
-def _eigenvalues(matrix: Float[Array, "p p"]) -> Float[Array, " p"]:
-    """Return the eigenvalues, taken in a unit in which LAPACK's sums do not overflow."""
-    unit = binary_scale(matrix)
-    return _finite_or_infinite(jnp.linalg.eigvalsh(matrix / unit) * unit[0])
-
-
-def _finite_or_infinite(values: Array) -> Array:
-    """Return +inf for NaN, as a product that overflowed gives."""
-    return jnp.where(jnp.isfinite(values), values, jnp.inf)
-
-
-def _key(key: PRNGKeyArray | None) -> PRNGKeyArray:
-    return jax.random.key(0) if key is None else key

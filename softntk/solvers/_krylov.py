@@ -22,8 +22,8 @@ from jaxtyping import Array, Float, Int
 
 from softntk._linalg.norms import scaled_norm
 from softntk._linalg.products import product
+from softntk._linalg.scaled_cholesky import Factor
 from softntk.solvers._damping import GOOD, Damping, search
-from softntk.solvers._dense import Factor
 from softntk.solvers._trial import Outcome, Spectrum, Step, Trial, judge, outcome
 
 _BEYOND = 8  # products after the first negative curvature, which learn how it goes on

@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from softntk._linalg import design_matrix as matrices
+from softntk._linalg import scaled_cholesky
 from softntk._linalg.norms import scaled_norm
 from softntk._linalg.products import product
 from softntk.curvature.structured import StructuredOperator
@@ -141,11 +142,11 @@ def _sketched(options: Options, model: Model, g: Array, trial: Trial, state: New
     before = before._replace(level=jnp.where(before.trusted, before.level, top))
     draws, directions = _keys(options, state)
 
-    def with_rows(size: int) -> tuple[Outcome, _dense.Factor]:
+    def with_rows(size: int) -> tuple[Outcome, scaled_cholesky.Factor]:
         sample = _sampled.draw(before, operator, draws, size)
         H = _sampled.matrix(operator, sample)
         metric = None if made is None else lambda made=made: _sampled.matrix(structured(made()), sample)
-        return _solved(options, H, metric, g, trial, state), _dense.factorise(H)
+        return _solved(options, H, metric, g, trial, state), scaled_cholesky.factorise(H)
 
     outcome, factor = lax.switch(before.level, [partial(with_rows, size) for size in sizes])
     space = _krylov.krylov(model.product, factor, g, trial.value, 0.0, _MEASURED)
@@ -187,7 +188,7 @@ def _preconditioned(options: Options, model: Model, g: Array, trial: Trial, stat
         levels = sizes if options.damping is None else sizes[:-1] or sizes  # the last is exact, if damped
         drawn = [partial(_sampled.draw, before, operator, draws, size) for size in levels]
         H = lax.switch(before.level, [lambda draw=draw: _sampled.matrix(operator, draw()) for draw in drawn])
-        factor = _dense.factorise(H)
+        factor = scaled_cholesky.factorise(H)
 
         def metric() -> Float[Array, "d d"]:
             assert made is not None

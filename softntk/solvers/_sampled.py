@@ -20,10 +20,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from softntk._linalg import design_matrix as matrices
+from softntk._linalg.scaled_cholesky import Factor, Matrix
 from softntk.curvature import sketch
 from softntk.curvature.sketch import Sample
 from softntk.curvature.structured import StructuredOperator
-from softntk.solvers._dense import Factor, Matrix
 
 _DIRECTIONS = 8  # of the estimate of scores: right to a factor of two
 _GROWTH = 4  # of a sample that is too poor, before it is all of A

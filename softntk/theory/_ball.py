@@ -6,7 +6,7 @@ Public in :mod:`softntk.theory.bounds`.
 import math
 
 from softntk._core.validation import check_positive_int
-from softntk.theory._checks import known_number
+from softntk._core.validation.on_host import known_number
 from softntk.theory._constants import AS_REMEMBERED, Constants, checked_growth, exp, exponent, kernel_scale
 
 

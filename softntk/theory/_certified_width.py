@@ -7,8 +7,8 @@ from jaxtyping import PRNGKeyArray
 
 from softntk._core.records import record
 from softntk._core.validation import check_callable, check_key, check_positive_int
+from softntk._core.validation.on_host import Targets, as_double, as_host_targets, known_number
 from softntk.networks import Network, Points
-from softntk.theory._checks import Targets, as_double, as_host_targets, known_number
 from softntk.theory.convergence import ConvergenceCertificate, certify_convergence
 
 

@@ -6,8 +6,8 @@ import sys
 from dataclasses import dataclass
 
 from softntk._core.validation import check_choice, check_number, check_positive_int
+from softntk._core.validation.on_host import known_number
 from softntk.networks import PARAMETERIZATIONS
-from softntk.theory._checks import known_number
 
 FAMILIES = ("relu", "exp", "softmax")
 """What the paper's table compares."""

@@ -11,18 +11,10 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from softntk._core.validation import check_choice, check_key, check_positive_int
+from softntk._core.validation.on_host import as_double, check_known, known_number, on_host
 from softntk._linalg.norms import host_norm
 from softntk.networks import FAMILIES, Network, Parameters, Points
-from softntk.theory._checks import (
-    as_double,
-    as_host_points,
-    check_known,
-    check_network,
-    check_parameters,
-    check_weights,
-    known_number,
-    on_host,
-)
+from softntk.theory._checks import as_host_points, check_network, check_parameters, check_weights
 from softntk.theory._constants import check_constants
 from softntk.theory._local_bound import LocalBound
 from softntk.theory._moves import Found, Laboratory, search

@@ -10,9 +10,9 @@ import scipy.optimize
 from jaxtyping import Array, Float
 
 from softntk._core.records import record
+from softntk._core.validation.on_host import as_double, known_number
 from softntk._linalg.gram_arrays import Gram
 from softntk._linalg.kernel_eigenbasis import check_positive_part, decompose
-from softntk.theory._checks import as_double, known_number
 
 Eigenvalues = Float[Array | np.ndarray, " p"]
 

@@ -36,11 +36,11 @@ Source: arXiv 2405.03251, the main theorem, its lemmas, and its table; MATHEMATI
 import math
 from typing import NamedTuple
 
+from softntk._core.validation.on_host import known_number
 from softntk.solvers import step_sizes
 from softntk.theory._ball import perturbation_bound as perturbation_bound
 from softntk.theory._ball import radius as radius
 from softntk.theory._ball import smallest_eigenvalue as smallest_eigenvalue
-from softntk.theory._checks import known_number
 from softntk.theory._constants import AS_REMEMBERED as AS_REMEMBERED
 from softntk.theory._constants import FAMILIES as FAMILIES
 from softntk.theory._constants import Constants as Constants

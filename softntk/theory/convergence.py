@@ -44,19 +44,12 @@ import numpy as np
 
 from softntk import activations
 from softntk._core.records import record
+from softntk._core.validation.on_host import Targets, as_host_targets, check_known, on_host
 from softntk._linalg.norms import host_norm
 from softntk._linalg.rigorous import slack
 from softntk.networks import Network, Parameters, Points
 from softntk.theory._boxes import INCREASING, Slopes
-from softntk.theory._checks import (
-    Targets,
-    as_host_points,
-    as_host_targets,
-    check_known,
-    check_network,
-    check_parameters,
-    on_host,
-)
+from softntk.theory._checks import as_host_points, check_network, check_parameters
 from softntk.theory._jacobians import Data, curvature, kernel, largest_change, prepare, speed
 
 _PIECES = 40  # of the mass that would do if s did not shrink

@@ -24,6 +24,7 @@ from jaxtyping import Float
 
 from softntk._core.records import record
 from softntk._core.validation import check_integer
+from softntk._core.validation.on_host import Targets, known_number
 from softntk._linalg.gram_arrays import Gram
 from softntk._linalg.kernel_eigenbasis import (
     check_positive_part,
@@ -33,7 +34,6 @@ from softntk._linalg.kernel_eigenbasis import (
     unit_of,
 )
 from softntk.solution import Result
-from softntk.theory._checks import Targets, known_number
 from softntk.theory._stopping import EarlyStopping as EarlyStopping
 from softntk.theory._stopping import Eigenvalues, descending_eigenvalues
 from softntk.theory._stopping import early_stopping_time as early_stopping_time

@@ -42,10 +42,11 @@ from softntk._core.validation import (
     check_number,
     is_concrete,
 )
+from softntk._core.validation.on_host import Targets, as_targets, check_known
 from softntk._linalg.norms import scaled_norm
 from softntk.networks import Network, Parameters, Points
 from softntk.solution import Result
-from softntk.theory._checks import Targets, as_points, as_targets, check_known, check_network, check_parameters
+from softntk.theory._checks import as_points, check_network, check_parameters
 
 _MAX_STEPS = 2**31 - 1
 """So many fit the counter on the device."""

@@ -21,12 +21,12 @@ from jaxtyping import Array, Float
 
 from softntk import activations
 from softntk._core.records import record
+from softntk._core.validation.on_host import as_double, check_known, on_host
 from softntk._linalg import design_matrix as matrices
 from softntk._linalg.norms import host_norm
 from softntk._linalg.rigorous import slack, smallest_eigenvalue
 from softntk.regression.bounds import lipschitz
 from softntk.regression.problem import Problem, problem
-from softntk.theory._checks import as_double, check_known, on_host
 
 _MAX_REACH = 1e300
 """What a radius is at most, so that it is a number."""

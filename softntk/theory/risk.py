@@ -17,9 +17,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from softntk._core.records import record
+from softntk._core.validation.on_host import Targets, known_number
 from softntk._linalg.kernel_eigenbasis import decompose, targets, unit_of
 from softntk._linalg.norms import host_norm
-from softntk.theory._checks import Targets, known_number
 
 
 @record

@@ -10,6 +10,7 @@ import pytest
 from jax.experimental import sparse
 
 import softntk as sn
+from softntk._linalg import scaled_cholesky
 from softntk.solvers import _chunks, _damping, _dense, _krylov, _sampled
 from softntk.solvers import _default as default
 from softntk.solvers._trial import Spectrum
@@ -145,7 +146,7 @@ def test_levels_of_a_sample(learned, level, distortion, wanted, x64):
     p = sn.regression.softmax(A, jnp.full(40, 1 / 40), weights=1.0)
     op = p.hessian(jnp.zeros(3))
     sampler = _sampled.start(op)._replace(learned=jnp.asarray(learned), level=jnp.asarray(level, jnp.int32))
-    factor = _dense.factorise(op.as_matrix())
+    factor = scaled_cholesky.factorise(op.as_matrix())
     new = _sampled.learn(sampler, op, jax.random.key(0), factor, jnp.asarray(distortion), 1.0, 2)
     assert int(new.level) == wanted
     assert bool(new.learned) == (learned or distortion > 1)

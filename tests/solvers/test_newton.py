@@ -14,6 +14,7 @@ from jax import lax
 from tools import assert_close, first
 
 import softntk as sn
+from softntk._linalg import scaled_cholesky
 from softntk.curvature import sketch
 from softntk.solution import Result
 from softntk.solvers import _dense, _krylov
@@ -257,7 +258,7 @@ def test_krylov_of_full_length_is_dense(x64):
 
     @jax.jit
     def run(preconditioner):
-        factor = None if preconditioner is None else _dense.factorise(preconditioner)
+        factor = None if preconditioner is None else scaled_cholesky.factorise(preconditioner)
         space = _krylov.krylov(lambda v: jnp.asarray(H) @ v, factor, jnp.asarray(g), jnp.ones(()), 0.0, 5)
         damped = _krylov.damped(space, DAMPINGS["trust_region"], trial, jnp.zeros(()))
         return space, _krylov.undamped(space).step, damped.step

@@ -1,0 +1,160 @@
+"""The smallest and the largest eigenvalue of a symmetric matrix or operator, each with a bound of its error."""
+
+import math
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from softntk._core.records import record
+from softntk._core.validation import (
+    check_integer,
+    check_key,
+    check_positive_int,
+)
+from softntk._linalg.gram_arrays import (
+    Gram,
+    as_matrix,
+    rounding,
+)
+from softntk._linalg.lanczos import distance_beyond, lanczos
+from softntk._linalg.norms import binary_scale
+
+MAX_DENSE_SIZE = 1024  # a matrix of this size is decomposed faster than a hundred products with it are computed
+
+
+FAILURE_PROBABILITY = 1e-6  # probability that a bound for an operator is wrong
+
+
+@record
+class Extremes:
+    """The ends of a spectrum; unpacks into (smallest, largest).
+
+    Attributes:
+        smallest: λ_min, never below the true one but for rounding.
+        largest: λ_max, never above the true one but for rounding.
+        smallest_error: the true λ_min is within this of ``smallest``.
+        largest_error: the true λ_max is within this of ``largest``.
+    """
+
+    smallest: Float[Array, ""]
+    largest: Float[Array, ""]
+    smallest_error: Float[Array, ""]
+    largest_error: Float[Array, ""]
+
+    @property
+    def resolved(self) -> Array:
+        """Whether λ_min is known to be positive: it exceeds its error bound."""
+        return self.smallest > self.smallest_error
+
+    def __iter__(self) -> Iterator[Array]:
+        return iter((self.smallest, self.largest))
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Array:
+        return (self.smallest, self.largest)[index]
+
+
+def extreme_eigenvalues(
+    op: Gram | lx.AbstractLinearOperator, *, steps: int = 100, key: PRNGKeyArray | None = None, dense_size: int = MAX_DENSE_SIZE
+) -> Extremes:
+    r"""The smallest and the largest eigenvalue of a kernel, or of another symmetric operator, each with a bound of its error.
+
+    Dense, or an operator of at most ``dense_size``: by a symmetric eigenvalue decomposition, whose eigenvalues are off by at
+    most 2√n ε λ_max (ε the rounding unit; what LAPACK states, with room).
+
+    A larger operator: by Lanczos from a random vector. Its outermost Ritz values lie inside the spectrum. How far outside of
+    them it can reach follows from the polynomial that Lanczos has built, which cannot be large where the start vector has a
+    component; and a random vector has a component of at least δ√(π/2n) along any eigenvector with probability 1 − δ,
+    δ = 10⁻⁶. The same rounding is added. So the bound is proven, up to that probability, where residuals would only be a
+    heuristic. Small gaps at the lower end of an ill-conditioned kernel make it large, and then ``resolved`` is False.
+
+    Args:
+        op: [n, n], or [n, n, k, k] for all outputs at once, or a symmetric lineax operator: a kernel, a Hessian.
+        steps: products with an operator; as many vectors are held.
+        key: of the start vector; ``jax.random.key(0)`` if None.
+        dense_size: operators up to this size (n·k) are formed and decomposed.
+
+    Returns:
+        :class:`Extremes`: ``smallest, largest = extreme_eigenvalues(op)``; with ``.smallest_error``, ``.largest_error`` and
+        ``.resolved``, False where λ_min is not told from zero. Scalars, +inf if a product is not finite.
+
+    Raises:
+        ValueError: not square, empty, integer, not finite or not symmetric (an operator: not tagged so); steps not positive.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from softntk import ntk
+        >>> ends = ntk.extreme_eigenvalues(jnp.array([[2.0, 1.0], [1.0, 2.0]]))
+        >>> [round(float(v), 5) for v in ends], bool(ends.resolved)
+        ([1.0, 3.0], True)
+
+    Source: λ_min of the kernel is the rate of arXiv 2405.03251, Theorem 3.7; λ_max bounds the step size, η < 2/λ_max.
+    The bound: Van Dorsselaer, Hochstenbach and van der Vorst (2000), SIAM J. Matrix Anal. Appl. 22(3), 837-852.
+    """
+    check_positive_int("steps", steps)
+    check_integer("dense_size", dense_size, at_least=0)
+    key = None if key is None else check_key("key", key)
+    if not isinstance(op, lx.AbstractLinearOperator):
+        return _dense_extremes(as_matrix(op, "op"))
+    structure = op.in_structure()
+    if not isinstance(structure, jax.ShapeDtypeStruct):
+        raise ValueError(f"op must act on one array, got an operator on {structure}.")
+    check_operator_precision(structure.dtype)
+    if not lx.is_symmetric(op):
+        raise ValueError("op must be tagged symmetric, as lineax.TaggedLinearOperator(op, lineax.symmetric_tag) is.")
+    if op.in_size() <= dense_size:
+        return _dense_extremes(op.as_matrix())
+    return _lanczos_extremes(op, key_or_default(key), min(steps, op.in_size()))
+
+
+def check_operator_precision(dtype: jax.typing.DTypeLike) -> None:
+    if jnp.finfo(dtype).bits < 32:
+        raise ValueError(f"op must be float32 or float64, got an operator on {dtype}. Make it of arrays in float32.")
+
+
+@jax.jit
+def _dense_extremes(matrix: Float[Array, "p p"]) -> Extremes:
+    eigenvalues = finite_eigenvalues(matrix)
+    error = rounding(len(matrix), jnp.max(jnp.abs(eigenvalues)))
+    return Extremes(smallest=eigenvalues[0], largest=eigenvalues[-1], smallest_error=error, largest_error=error)
+
+
+def _lanczos_extremes_of(op: lx.AbstractLinearOperator, key: PRNGKeyArray, steps: int) -> Extremes:
+    size, structure = op.in_size(), op.in_structure()
+    found = lanczos(op, jax.random.normal(key, structure.shape, structure.dtype), steps)
+    component = math.log(FAILURE_PROBABILITY * math.sqrt(math.pi / (2 * size)))
+    smallest = found.nodes[0]
+    largest = found.nodes[-1]
+    error = rounding(size, jnp.maximum(jnp.abs(smallest), jnp.abs(largest)))
+    # One that has found every eigenvalue there is (steps = size) has nothing beyond.
+    below = jnp.where(found.kept < size, distance_beyond(found, -1, component), 0)
+    above = jnp.where(found.kept < size, distance_beyond(found, 1, component), 0)
+    return Extremes(
+        smallest=finite_or_infinite(smallest),
+        largest=finite_or_infinite(largest),
+        smallest_error=finite_or_infinite(below + error),
+        largest_error=finite_or_infinite(above + error),
+    )
+
+
+_lanczos_extremes = jax.jit(_lanczos_extremes_of, static_argnums=2)
+
+
+def finite_eigenvalues(matrix: Float[Array, "p p"]) -> Float[Array, " p"]:
+    """Return the eigenvalues, taken in a unit in which LAPACK's sums do not overflow."""
+    unit = binary_scale(matrix)
+    return finite_or_infinite(jnp.linalg.eigvalsh(matrix / unit) * unit[0])
+
+
+def finite_or_infinite(values: Array) -> Array:
+    """Return +inf for NaN, as a product that overflowed gives."""
+    return jnp.where(jnp.isfinite(values), values, jnp.inf)
+
+
+def key_or_default(key: PRNGKeyArray | None) -> PRNGKeyArray:
+    return jax.random.key(0) if key is None else key
