@@ -40,14 +40,14 @@ from softntk._core.validation import (
     check_positive,
     check_positive_int,
 )
-from softntk._infinite_width import KERNELS, infinite_kernels
 from softntk._linalg.products import product
-from softntk._two_layer import Architecture as Architecture
-from softntk._two_layer import Parameters as Parameters
-from softntk._two_layer import Points as Points
-from softntk._two_layer import RowFactors as RowFactors
-from softntk._two_layer import check_parameters
-from softntk._two_layer import row_factors as row_factors
+from softntk._two_layer.architecture import Architecture as Architecture
+from softntk._two_layer.architecture import Parameters as Parameters
+from softntk._two_layer.architecture import Points as Points
+from softntk._two_layer.architecture import RowFactors as RowFactors
+from softntk._two_layer.architecture import check_parameters
+from softntk._two_layer.architecture import row_factors as row_factors
+from softntk._two_layer.infinite_width import KERNELS, infinite_kernels
 from softntk.activations import Activation
 
 Points1 = Float[Array | np.ndarray, "n1 d"]

@@ -162,13 +162,13 @@ def test_traced_settings_in_networks(x64):
 
 
 def test_equal_networks_share_programs():
-    from softntk import _infinite_width
+    from softntk._two_layer import infinite_width
 
     x = points(0, 5, 7, "float32")
     two_layer("softmax", width=4, sigma=0.3).kernel_fn(x)
-    before = _infinite_width._kernels._cache_size()
+    before = infinite_width._kernels._cache_size()
     two_layer("softmax", width=8, sigma=0.7).kernel_fn(x)
-    assert _infinite_width._kernels._cache_size() == before
+    assert infinite_width._kernels._cache_size() == before
     assert two_layer("relu", width=4) == two_layer("relu", width=4) != two_layer("relu", width=4, sigma=2.0)
     assert hash(two_layer("relu", width=4)) == hash(two_layer("relu", width=4))
 

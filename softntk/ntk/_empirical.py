@@ -22,7 +22,7 @@ from softntk._core.validation import (
     check_shape,
 )
 from softntk._linalg.products import product
-from softntk._two_layer import check_parameters
+from softntk._two_layer.architecture import check_parameters
 from softntk.networks import Architecture, Network, Parameters
 from softntk.ntk._assembly import two_layer_kernel
 from softntk.ntk._contractions import Block

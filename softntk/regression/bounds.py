@@ -33,7 +33,7 @@ from softntk._core.validation import (
 )
 from softntk._linalg import design_matrix as matrices
 from softntk._linalg.norms import binary_scale, host_norm
-from softntk.regression._suprema import SUPREMA
+from softntk.activations._enclosures import SUPREMA
 from softntk.regression.problem import Problem
 
 _CANCELLED = 1e3  # units in the last place that a residual may be off by, relative to what it is a difference of

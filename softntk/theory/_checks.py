@@ -8,7 +8,7 @@ from softntk._core.validation import (
     as_rows,
 )
 from softntk._core.validation.on_host import check_known, in_double, on_host
-from softntk._two_layer import check_parameters as check_two_layer_parameters
+from softntk._two_layer.architecture import check_parameters as check_two_layer_parameters
 from softntk.networks import Network, Parameters
 
 

@@ -11,8 +11,8 @@ from jax.experimental import sparse
 from tools import first
 
 import softntk as sn
+from softntk.activations._enclosures import SUPREMA
 from softntk.regression import bounds
-from softntk.regression._suprema import SUPREMA
 
 FORMS = [("exp", "normalized"), ("res_exp", "normalized"), ("cosh", "normalized"), ("exp", "plain"), ("sinh", "rescaled")]
 

@@ -11,7 +11,7 @@ from jax.experimental import sparse
 
 import softntk as sn
 from softntk._linalg import scaled_cholesky
-from softntk.solvers import _chunks, _damping, _dense, _krylov, _sampled
+from softntk.solvers import _chunks, _damping, _krylov, _sampled
 from softntk.solvers import _default as default
 from softntk.solvers._trial import Spectrum
 

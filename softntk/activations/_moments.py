@@ -11,9 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from softntk import _closed_forms as forms
-from softntk._angles import cosine, root
-from softntk._closed_forms import Jet, Scalars
 from softntk._core.validation import (
     as_dtype,
     as_scalars,
@@ -23,6 +20,9 @@ from softntk._core.validation import (
     check_integer,
     is_hashable,
 )
+from softntk.activations import _closed_forms as forms
+from softntk.activations._angles import cosine, root
+from softntk.activations._closed_forms import Jet, Scalars
 
 
 @dataclass(frozen=True)
@@ -263,3 +263,20 @@ def _quadrature_moments(jet: Callable[[Scalars, Scalars | float], Jet], order: i
         positive_mean=positive,
         source=(jet, order),
     )
+
+
+def chain(ntk: Scalars, slope: Scalars) -> Scalars:
+    """Return Θ E[φ̇φ̇'] of a layer, from Θ before it.
+
+    It saturates far below infinity, where the next layer's sum would make NaN of it, and where the slope is infinite: there the
+    point is outside of the domain, whatever Θ.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(chain(jnp.asarray(jnp.inf), jnp.asarray(0.0)))
+        0.0
+    """
+    largest = 1e-6 * float(jnp.finfo(slope.dtype).max)
+    outside = jnp.isposinf(slope)
+    inside = jnp.where(outside | (slope == 0), 0, ntk) * jnp.where(outside, 0, slope)
+    return jnp.where(outside, largest, jnp.clip(inside, -largest, largest))

@@ -1,0 +1,1 @@
+"""Two-layer networks: architecture and weights, the rows of their Jacobian, their kernels of infinite width."""

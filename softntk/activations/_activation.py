@@ -1,0 +1,107 @@
+"""The record of an activation: values, two derivatives and Gaussian moments, safe against overflow."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+
+from softntk._core.validation import (
+    as_floating,
+    as_scalars,
+    check_callable,
+    check_flag,
+    check_shapes_broadcast,
+    is_hashable,
+)
+from softntk.activations._closed_forms import Jet, Scalars
+from softntk.activations._moments import Moments, infinite_limit
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation u with u' and u'', safe against overflow, and its Gaussian moments.
+
+    Attributes:
+        name: as it appears in the table and in messages.
+        jet: ``(z, c) -> e^{-c} (u(z), u'(z), u''(z))``, elementwise; c broadcasts against z.
+        log_scale: ``z [..., m] -> c [..., 1]``, the shift for which e^{-c} u(z) is of order one along the last axis.
+            Zero for functions that do not overflow. It carries no gradient: nothing depends on it but rounding.
+        moments: the :class:`Moments` of u.
+    """
+
+    name: str
+    jet: Callable[[Scalars, Scalars | float], Jet]
+    moments: Moments
+    log_scale: Callable[[Scalars], Scalars]
+
+    traced: bool = False
+    """Closes over a traced number: then it is no static argument of a compiled program."""
+
+    def __post_init__(self) -> None:
+        """Refuse what are no parts of an activation."""
+        if not isinstance(self.name, str):
+            raise ValueError(f"name must be a string, got {self.name!r}.")
+        check_callable("jet", self.jet, "a function (z, c) -> (u, u', u'')")
+        check_callable("log_scale", self.log_scale, "a function of the logits")
+        if not isinstance(self.moments, Moments):
+            raise ValueError(f"moments must be a softntk.activations.Moments, got {self.moments!r}.")
+
+    def u(self, z: Scalars | float) -> Scalars:
+        """Return the function's values, elementwise."""
+        return self.jet(_as_values(z), 0.0)[0]
+
+    def du(self, z: Scalars | float) -> Scalars:
+        """Return the first derivative u'(z), elementwise."""
+        return self.jet(_as_values(z), 0.0)[1]
+
+    def d2u(self, z: Scalars | float) -> Scalars:
+        """Return the second derivative u''(z), elementwise."""
+        return self.jet(_as_values(z), 0.0)[2]
+
+    def limit(
+        self,
+        q11: Scalars | float,
+        q12: Scalars | float,
+        q22: Scalars | float,
+        normalized: bool,
+        sines: Scalars | None = None,
+    ) -> tuple[Scalars, Scalars]:
+        r"""Return what a layer of infinitely many units makes of a Gaussian input: (E[φφ'], E[φ̇φ̇']).
+
+        φ = u, or u / E[u] normalized: the mean over the units, m⁻¹ Σ u, concentrates on E[u].
+
+        Args:
+            q11: variance of the input at the first point.
+            q12: covariance.
+            q22: variance at the second point; all three broadcast.
+            normalized: divide by the mean.
+            sines: sin θ = √(1 − q12²/(q11 q22)), if it is known to more digits than the q's give; carries no gradient.
+
+        Returns:
+            Both kernels; finite wherever the mathematics is, because the shift cancels. +inf where E[u] is zero at this
+            variance (relu at q = 0). What exceeds the precision saturates near its largest number.
+
+        Raises:
+            ValueError: normalized, but E[u] = 0; a q, or sines, that is no array of real numbers or does not broadcast with the
+                others.
+
+        Example:
+            >>> [round(float(v), 4) for v in get("exp").limit(0.5, 0.2, 0.7, normalized=True)]  # both e^{q12}
+            [1.2214, 1.2214]
+
+        Source: MATHEMATICS.md#gaussian-moments.
+        """
+        normalized = check_flag("normalized", normalized)
+        given = {"q11": q11, "q12": q12, "q22": q22} | ({} if sines is None else {"sines": sines})
+        variances = as_scalars(**given)
+        check_shapes_broadcast(given, variances)
+        evaluate = infinite_limit if self.traced or not is_hashable(self) else _compiled_limit
+        q11, q12, q22 = variances[:3]
+        return evaluate(self.name, self.moments, normalized, q11, q12, q22, sines=None if sines is None else variances[3])
+
+
+_compiled_limit = jax.jit(infinite_limit, static_argnums=(0, 1, 2), inline=True)
+
+
+def _as_values(z: object) -> Scalars:
+    return as_floating("z", z, finite=False, empty=True)

@@ -1,0 +1,50 @@
+"""Shares u / 1ᵀu along the last axis."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from softntk._core.validation import (
+    as_floating,
+)
+from softntk._linalg.norms import binary_scale
+from softntk.activations._activation import Activation
+from softntk.activations._closed_forms import Scalars
+from softntk.activations._table import get
+
+
+def normalize(activation: str | Activation, z: Scalars) -> Scalars:
+    """Return u(z) / 1ᵀu(z) along the last axis; +inf where 1ᵀu is lost against 1ᵀ|u| in rounding, NaN only if z is.
+
+    Args:
+        activation: u, by name or itself.
+        z: logits [..., m]; ±1e4 are harmless. −∞ gets its share of zero where u vanishes there (exp).
+
+    Returns:
+        [..., m], summing to one; +inf also where a sum is infinite.
+
+    Raises:
+        ValueError: an unknown name; z is no array of real numbers with an axis of units.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> normalize("exp", jnp.array([1e4, 1e4])).tolist()
+        [0.5, 0.5]
+
+    Source: MATHEMATICS.md#activations (the shift, and where the domain ends).
+    """
+    activation = get(activation)
+    z = as_floating("z", z, ("…", "m"), finite=False, empty=True)
+    if z.shape[-1] == 0:
+        raise ValueError(f"z must have at least one unit along its last axis, got shape {z.shape}.")
+    u = activation.jet(z, activation.log_scale(z))[0]
+    u = u / binary_scale(u, -1)  # its derivative divides by the square of the sum, which would underflow
+    total = jnp.sum(u, axis=-1, keepdims=True)
+    kept = is_kept(u, total)
+    shares = jnp.where(kept, u, 0) / jnp.where(kept, total, 1)
+    missing = jnp.any(jnp.isnan(z), axis=-1, keepdims=True)
+    return jnp.where(missing, jnp.nan, jnp.where(kept, shares, jnp.inf))
+
+
+def is_kept(u: Scalars, total: Scalars) -> Bool[Array, "..."]:
+    """Return whether the normaliser 1ᵀu along the last axis is more than what rounding of 1ᵀ|u| may leave."""
+    return jnp.abs(total) > 4 * jnp.finfo(u.dtype).eps * jnp.sum(jnp.abs(u), axis=-1, keepdims=True)
