@@ -1,7 +1,7 @@
 """Regressions and their curvature: gradient and Hessian against bare products with A, automatic differentiation and lineax.
 
 Prints one table a claim: dense problems, sparse ones over the number of nonzeros, attention, samples of rows, and how tight the
-bounds of ``softntk.regression.bounds`` are on random instances.
+bounds of ``softntk.regression._bounds`` are on random instances.
 """
 
 import argparse

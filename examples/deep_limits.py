@@ -23,7 +23,7 @@ from rich.table import Table
 
 import softntk as sn
 from softntk import nt, stax
-from softntk.ntk.depth import FixedPoint
+from softntk.ntk._depth import FixedPoint
 
 STACKS = {"softmax": ("exp", True, 0.5), "ReLU": ("relu", False, 3.0), "erf": ("erf", False, 3.0)}
 """Activation, normalized, and the largest weight variance shown."""

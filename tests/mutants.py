@@ -330,7 +330,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--under", default="", help="a folder or file of softntk/, all of it by default")
-    parser.add_argument("--at", nargs="*", help="every fault of these places, as in ntk/depth.py:210, in place of a sample")
+    parser.add_argument("--at", nargs="*", help="every fault of these places, as in ntk/_depth.py:210, in place of a sample")
     parser.add_argument("--again", action="store_true", help="judge again what survived, with what the map knows now")
     options = parser.parse_args()
     if options.command == "map":

@@ -12,8 +12,8 @@ import equinox as eqx
 import jax
 import jax.extend.core
 
+from softntk._core.bound_loss import Bound
 from softntk._core.validation import is_concrete
-from softntk.solvers._bound import Bound
 
 _CACHE: "weakref.WeakKeyDictionary[Any, dict]" = weakref.WeakKeyDictionary()
 

@@ -229,3 +229,8 @@ def check_parameters(architecture: Architecture, params: object) -> None:
                 f"params.{name} must have shape [{', '.join(map(str, shape))}], got {leaf.shape}: params are those of another "
                 "network. Take them from this one's init_fn."
             )
+
+
+def row_vectors(rows: RowFactors, a: Float[Array, "m k"]) -> Float[Array, "n k m"]:
+    """g; a − centres is taken first, so that nothing is lost where a row concentrates."""
+    return rows.slopes[:, None, :] * ((a.T[None, :, :] - rows.centres[:, :, None]) - rows.offsets[:, :, None])

@@ -17,12 +17,11 @@ from jaxtyping import Array, Bool, Float
 
 from softntk._core.meshes import place_automatically
 from softntk._core.validation import is_hashable
+from softntk._linalg.angles import between_rows
 from softntk._linalg.norms import binary_scale
 from softntk._linalg.products import product
 from softntk._two_layer.architecture import Architecture
-from softntk.activations import Activation
-from softntk.activations._angles import between_rows
-from softntk.activations._moments import infinite_limit
+from softntk.activations import Activation, infinite_limit
 
 KERNELS = ("nngp", "ntk")
 

@@ -21,8 +21,10 @@ Example:
 """
 
 from softntk.activations._activation import Activation as Activation
+from softntk.activations._enclosures import SUPREMA as SUPREMA
 from softntk.activations._moments import Moments as Moments
 from softntk.activations._moments import chain as chain
+from softntk.activations._moments import infinite_limit as infinite_limit
 from softntk.activations._moments import quadrature_moments as quadrature_moments
 from softntk.activations._normalize import is_kept as is_kept
 from softntk.activations._normalize import normalize as normalize

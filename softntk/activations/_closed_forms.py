@@ -2,7 +2,7 @@
 
 A jet is ``(z, c) -> e^{-c} (u, u', u'')``; a moment of (g₁, g₂) ~ N(0, [[q11, q12], [q12, q22]]) takes ``(q11, q12, q22, s)``
 and is multiplied by e^{-s}. E[u'(g₁) u'(g₂)] is the derivative of E[u(g₁) u(g₂)] in q12. What depends on the angle between
-g₁ and g₂ takes its sine as a fifth argument, for those who know more digits of it (:mod:`softntk.activations._angles`).
+g₁ and g₂ takes its sine as a fifth argument, for those who know more digits of it (:mod:`softntk._linalg.angles`).
 """
 
 import math
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.scipy.special import erf
 from jaxtyping import Array, Float
 
-from softntk.activations._angles import (
+from softntk._linalg.angles import (
     angle_left,
     arc_cosine_1,
     cosine,

@@ -20,8 +20,8 @@ from softntk._core.validation import (
     check_integer,
     is_hashable,
 )
+from softntk._linalg.angles import cosine, root
 from softntk.activations import _closed_forms as forms
-from softntk.activations._angles import cosine, root
 from softntk.activations._closed_forms import Jet, Scalars
 
 

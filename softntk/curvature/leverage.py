@@ -50,7 +50,7 @@ def scores(A: Any, weights: Float[Array | np.ndarray, " n"] | None = None) -> Fl
         D, also where D_i = 0, as far as the rank stays the same.
 
     Raises:
-        ValueError: as :func:`softntk.regression.problem` of A; half precision; weights of another shape, negative or not
+        ValueError: as :func:`softntk.regression._problem` of A; half precision; weights of another shape, negative or not
             finite.
 
     Example:

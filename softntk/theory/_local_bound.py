@@ -13,8 +13,8 @@ from jaxtyping import Float
 from softntk import activations
 from softntk._linalg.norms import host_norm
 from softntk._linalg.rigorous import perron_norm
+from softntk._two_layer.architecture import row_vectors
 from softntk.networks import Architecture, Parameters, row_factors
-from softntk.ntk._contractions import row_vectors
 from softntk.theory._softmax_bound import Expansion
 
 _ROUNDING = 1e-9  # relative, added to R

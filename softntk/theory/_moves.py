@@ -14,9 +14,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from softntk import activations
 from softntk._linalg.norms import host_norm, scaled_norm
 from softntk._linalg.products import product
+from softntk._two_layer.architecture import row_vectors
 from softntk.activations import Activation
 from softntk.networks import Architecture, Parameters, Points, row_factors
-from softntk.ntk._contractions import row_vectors
 
 Move = Float[Array, "c m"]
 Matrix = Float[Array | np.ndarray, "p p"]

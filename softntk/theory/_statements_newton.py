@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from softntk import regression
 from softntk.curvature import leverage, sketch
-from softntk.regression import bounds
 from softntk.theory import _oracles as oracles
 from softntk.theory._ledger_statement import TOLERANCE, Case, Instance, Statement, equal
 from softntk.theory._statements_regression import AXES, draw, problem, simplex
@@ -83,7 +83,7 @@ def _convex(name: str, which: str) -> Callable[[Case], Instance | None]:
         A, strength = case["A"], 0.1
         p = problem(case, name, weighted=False)
         radius = None if name == "exp" else float(np.linalg.norm(case["x"])) * (1 + 1e-9)
-        w = getattr(bounds.convexity_weight(p, strength, radius), which)
+        w = getattr(regression.convexity_weight(p, strength, radius), which)
         if not (math.isfinite(w) and simplex(case)):
             return None
         H = A.T @ (oracles.logit_hessian(name, A @ case["x"], case["b"]) + w**2 * np.eye(len(A))) @ A
@@ -206,7 +206,7 @@ def _from(case: Case, distance: float) -> tuple[np.ndarray, np.ndarray, float, f
     x = best + distance * case["start"] / np.linalg.norm(case["start"])
     strength = float(np.linalg.eigvalsh(_hessian(case, best))[0])
     reach = float(max(np.linalg.norm(best), np.linalg.norm(x)))
-    return best, x, strength, bounds.lipschitz(problem(case, "exp"), reach).hessian.ours
+    return best, x, strength, regression.lipschitz(problem(case, "exp"), reach).hessian.ours
 
 
 def _contraction(euclidean: bool) -> Callable[[Case], Instance | None]:

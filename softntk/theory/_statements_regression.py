@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from softntk import activations, regression
-from softntk.regression import bounds
 from softntk.theory import _oracles as oracles
 from softntk.theory._ledger_statement import Case, Instance, Statement, equal
 
@@ -147,7 +146,7 @@ def _alpha(name: str, which: str) -> Callable[[Case], Instance]:
 
     def check(case: Case) -> Instance:
         p = regression.problem(case["A"], np.zeros(len(case["A"])), name if which == "ours" else "exp")
-        beta = bounds.normaliser(p, float(np.linalg.norm(case["x"])) * (1 + 1e-9))
+        beta = regression.normaliser(p, float(np.linalg.norm(case["x"])) * (1 + 1e-9))
         return Instance(float(oracles.activation(name, case["A"] @ case["x"]).sum()), getattr(beta, which))
 
     return check
@@ -191,14 +190,14 @@ def _inverse_moves(name: str) -> Callable[[Case], Instance]:
 
     def check(case: Case) -> Instance:
         alphas = [float(u.sum()) for u in _ends(name, case)]
-        beta = bounds.normaliser(regression.problem(case["A"], np.zeros(len(case["A"])), "exp"), reach(case)).paper
+        beta = regression.normaliser(regression.problem(case["A"], np.zeros(len(case["A"])), "exp"), reach(case)).paper
         return Instance(beta**-2 * abs(alphas[0] - alphas[1]), abs(1 / alphas[0] - 1 / alphas[1]))
 
     return check
 
 
 def _moves(name: str, what: str, which: str) -> Callable[[Case], Instance | None]:
-    """Predictions, gradients or Hessians at two points of the ball, against a bound of softntk.regression.bounds."""
+    """Predictions, gradients or Hessians at two points of the ball, against a bound of softntk.regression."""
 
     def measured(case: Case, x: np.ndarray) -> np.ndarray:
         A, b, z = case["A"], case["b"], case["A"] @ x
@@ -209,7 +208,7 @@ def _moves(name: str, what: str, which: str) -> Callable[[Case], Instance | None
         return A.T @ oracles.logit_hessian(name, z, b) @ A
 
     def check(case: Case) -> Instance | None:
-        constant = getattr(getattr(bounds.lipschitz(problem(case, name, weighted=False), reach(case)), what), which)
+        constant = getattr(getattr(regression.lipschitz(problem(case, name, weighted=False), reach(case)), what), which)
         changed = measured(case, case["x"]) - measured(case, case["y"])
         value = float(np.linalg.norm(changed, 2) if changed.ndim == 2 else np.linalg.norm(changed))
         return Instance(constant * _step(case), value) if math.isfinite(constant) else None

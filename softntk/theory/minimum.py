@@ -25,8 +25,7 @@ from softntk._core.validation.on_host import as_double, check_known, on_host
 from softntk._linalg import design_matrix as matrices
 from softntk._linalg.norms import host_norm
 from softntk._linalg.rigorous import slack, smallest_eigenvalue
-from softntk.regression.bounds import lipschitz
-from softntk.regression.problem import Problem, problem
+from softntk.regression import Problem, lipschitz, problem
 
 _MAX_REACH = 1e300
 """What a radius is at most, so that it is a number."""
@@ -79,7 +78,7 @@ def certify_minimum(p: Problem, x0: Float[Array | np.ndarray, " d"]) -> MinimumC
     its rounding error.
 
     Args:
-        p: of :func:`softntk.regression.problem`, with u exp, res_exp, cosh, sinh or identity.
+        p: of :func:`softntk.regression._problem`, with u exp, res_exp, cosh, sinh or identity.
         x0: [d].
 
     Returns:
@@ -99,7 +98,7 @@ def certify_minimum(p: Problem, x0: Float[Array | np.ndarray, " d"]) -> MinimumC
     Source: Kantorovich (1948), in the form of Ortega and Rheinboldt (1970), 12.6; MATHEMATICS.md#newton-kantorovich.
     """
     if not isinstance(p, Problem):
-        raise ValueError(f"p must be a problem of softntk.regression.problem, got {type(p).__name__}.")
+        raise ValueError(f"p must be a problem of softntk.regression._problem, got {type(p).__name__}.")
     check_known("p", p)
     d = p.shape[1]
     x0 = as_double("x0", x0, (d,))

@@ -158,15 +158,15 @@ def test_a_singular_kernel_moves_what_it_can(dtype):
 
 @pytest.mark.slow
 def test_an_operator_needs_few_products_early_and_says_when_they_do_not_suffice(monkeypatch):
-    from softntk.ntk import dynamics
+    from softntk.ntk import _dynamics
 
     x = points(0, 600, 3, "float32")
     net = two_layer("softmax", width=2)
     op = sn.ntk.kernel_operator(net.kernel_fn, x)
     jax.clear_caches()  # the programs of all functions share one table, and a full one forgets
-    before = dynamics._krylov._cache_size()
+    before = _dynamics._krylov._cache_size()
     sn.ntk.predict_gd(op, x[:, :1], 1e-3, np.array([5]))
-    assert dynamics._krylov._cache_size() == before + 2  # 16 and 32 products
+    assert _dynamics._krylov._cache_size() == before + 2  # 16 and 32 products
     inside = jax.jit(lambda op: sn.ntk.predict_gd(op, x[:, :1], 1e-3, np.array([5])))(op)
     assert_close(inside, sn.ntk.predict_gd(op, x[:, :1], 1e-3, np.array([5])), rtol=1e-4)
     monkeypatch.setattr(dynamics, "_KRYLOV", 32)

@@ -12,7 +12,7 @@ from tools import assert_close, cast, dense_kernels, first, points
 import softntk as sn
 from softntk import nt
 from softntk.networks import FAMILIES, two_layer
-from softntk.ntk._tiles import rows_of_a_line
+from softntk.ntk._empirical.tiles import rows_of_a_line
 
 # A reader's run takes some corners; the whole product is minutes of compilation.
 CORNERS = [("softmax", "paper", True, True, 3)]
@@ -135,16 +135,16 @@ def test_lines_of_tiles_stay_in_the_caches_of_a_cpu(numbers, rows):
 
 
 def test_second_call_does_not_compile_again():
-    from softntk.ntk import _assembly
+    from softntk.ntk._empirical import assembly
 
     chex.clear_trace_counter()
     net = two_layer("softmax", width=26, out_dim=2)
     _, params = net.init_fn(jax.random.key(0), (-1, 4))
     jax.clear_caches()  # the programs of all functions share one table, and a full one forgets
-    before = _assembly._two_layer_kernel._cache_size()
+    before = assembly._two_layer_kernel._cache_size()
     for seed in (1, 2, 3):
         sn.ntk.empirical(net, params, points(seed, 6, 4, "float32"))
-    assert _assembly._two_layer_kernel._cache_size() == before + 1
+    assert assembly._two_layer_kernel._cache_size() == before + 1
 
 
 def test_outputs_are_checked(untyped):

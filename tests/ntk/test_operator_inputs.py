@@ -8,8 +8,8 @@ from tools import assert_close, cast, dense_kernels, points
 
 import softntk as sn
 from softntk.networks import two_layer
-from softntk.ntk import _assembly
-from softntk.ntk._scales import scale_rows
+from softntk.ntk._empirical import assembly
+from softntk.ntk._row_scales import scale_rows
 
 
 def cosine(a, b):
@@ -135,7 +135,7 @@ def test_relative_squares_in_any_unit():
     x = points(0, 6, 3, "float32") * jnp.array([[1.0], [10.0], [0.1], [1.0], [3.0], [100.0]])
     desired = np.sum(np.asarray(x, np.float64) ** 2, axis=1)
     for unit in (1e-30, 1.0, 1e30):
-        ours = np.asarray(_assembly._relative_squares(unit * x), np.float64)
+        ours = np.asarray(assembly._relative_squares(unit * x), np.float64)
         np.testing.assert_allclose(ours / ours.max(), desired / desired.max(), rtol=1e-5)
 
 

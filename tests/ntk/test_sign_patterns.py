@@ -10,7 +10,7 @@ from tools import assert_close, cast, dense_kernels, first, points
 
 import softntk as sn
 from softntk.networks import RowFactors, two_layer
-from softntk.ntk._sign_patterns import gather, plan, sign_patterns
+from softntk.ntk._empirical.sign_patterns import gather, plan, sign_patterns
 
 
 def factors(n: int, m: int, k: int, normalized: bool) -> RowFactors:

@@ -8,7 +8,7 @@ from tools import assert_close, points
 
 import softntk as sn
 from softntk.networks import two_layer
-from softntk.ntk.preconditioner import pivoted_cholesky
+from softntk.ntk._solve.preconditioner import pivoted_cholesky
 from softntk.solution import NumericalError, Result
 
 NET = two_layer("softmax", width=2)
@@ -104,9 +104,9 @@ def test_what_cannot_be_reached_says_so():
 
 def test_ends_when_no_step_is_made(monkeypatch):
     """A residual at its goal up to rounding: the loop on the device has ended, and the one around it must too."""
-    from softntk.ntk import _solve
+    from softntk.ntk._solve import driver
 
-    monkeypatch.setattr(_solve, "advance", lambda op, ridge, inverse, state, goals, steps: state)
+    monkeypatch.setattr(driver, "advance", lambda op, ridge, inverse, state, goals, steps: state)
     op = sn.ntk.kernel_operator(NET.kernel_fn, data("even", n=10))
     sol = sn.ntk.solve(op, np.ones(10, np.float32), ridge=0.1, throw=False)
     assert Result(int(sol.result)) is Result.STAGNATED
@@ -114,9 +114,9 @@ def test_ends_when_no_step_is_made(monkeypatch):
 
 
 def test_interrupt_returns_the_best_so_far(monkeypatch):
-    from softntk.ntk import _solve
+    from softntk.ntk._solve import driver
 
-    whole, calls = _solve.advance, []
+    whole, calls = driver.advance, []
 
     def interrupted(*args):
         calls.append(1)
@@ -124,7 +124,7 @@ def test_interrupt_returns_the_best_so_far(monkeypatch):
             raise KeyboardInterrupt
         return whole(*args)
 
-    monkeypatch.setattr(_solve, "advance", interrupted)
+    monkeypatch.setattr(driver, "advance", interrupted)
     x, y = data("clustered"), points(1, 200, 1, "float32")
     sol = sn.ntk.solve(sn.ntk.kernel_operator(NET.kernel_fn, x), y, ridge=1.0, rank=0, refine=True)
     assert Result(int(sol.result)) is Result.INTERRUPTED

@@ -10,8 +10,8 @@ from jax.experimental import sparse
 from tools import assert_close
 
 import softntk as sn
-from softntk.regression import bounds
-from softntk.regression.attention import AttentionParameters
+from softntk.regression import _bounds
+from softntk.regression._attention import AttentionParameters
 
 A, B, X = np.arange(6.0).reshape(3, 2) / 6, np.full(3, 1 / 3), np.array([0.5, -0.5])
 NO_NUMBERS = {
@@ -141,28 +141,28 @@ E2 = np.eye(2)
         (lambda: sn.regression.leverage(scipy.sparse.eye(2), np.ones(2)), "A must be a dense array"),
         (lambda: sn.regression.leverage(E2, np.ones((2, 1))), r"target must have shape \[2\]"),
         (lambda: sn.regression.leverage(E2, None), "target must be an array"),
-        (lambda: bounds.lipschitz(None, 1.0), "p must be a regression, .* got NoneType"),
-        (lambda: bounds.lipschitz(ATTENTION, 1.0), "p must be a regression, .* got Attention"),
-        (lambda: bounds.normaliser(1.0, PROBLEM), "p must be a regression, .* got float"),
-        (lambda: bounds.normaliser(PROBLEM, -1.0), "radius must be a positive"),
-        (lambda: bounds.normaliser(PROBLEM, True), "radius must be a positive"),
-        (lambda: bounds.normaliser(PROBLEM, 1.0, np.ones(3)), r"centre must have shape \[2\]"),
-        (lambda: bounds.normaliser(PROBLEM, 1.0, "0"), "centre must be an array"),
-        (lambda: bounds.lipschitz(PROBLEM, np.nan), "radius must be a positive"),
-        (lambda: bounds.lipschitz(PROBLEM, None), "radius must be a positive"),
-        (lambda: bounds.lipschitz(PROBLEM, 1.0, np.array([np.nan, 0.0])), "centre must be finite"),
-        (lambda: bounds.lipschitz(PROBLEM, 1.0, exponents=2.0), "exponents must be three numbers"),
-        (lambda: bounds.lipschitz(PROBLEM, 1.0, exponents=(1.0, 2.0)), "exponents must be three numbers"),
-        (lambda: bounds.lipschitz(PROBLEM, 1.0, exponents=(1.0, "x", 2.0)), r"exponents\[1\] must be"),
-        (lambda: bounds.convexity_weight(PROBLEM, "x"), "strength must be a positive"),
-        (lambda: bounds.convexity_weight(PROBLEM, -1.0), "strength must be a positive"),
-        (lambda: bounds.convexity_weight(PROBLEM, 1.0, radius=-1.0), "radius must be a positive"),
-        (lambda: bounds.convexity_weight(PROBLEM, 1.0, radius="x"), "radius must be a positive"),
-        (lambda: bounds.convexity_weight(PROBLEM, 1.0, constant=np.nan), "constant must be"),
-        (lambda: bounds.convexity_weight(PROBLEM, 1.0, constant=-1.0), "constant must be"),
-        (lambda: bounds.convexity_weight(softmax(A.astype("float16"), B), 1.0), "p must be float32 or float64"),
-        (lambda: jax.jit(lambda b: bounds.lipschitz(softmax(A, b), 1.0).predict.ours)(B), "p must not be traced"),
-        (lambda: jax.jit(lambda r: bounds.lipschitz(PROBLEM, r).predict.ours)(1.0), "radius must not be traced"),
+        (lambda: _bounds.lipschitz(None, 1.0), "p must be a regression, .* got NoneType"),
+        (lambda: _bounds.lipschitz(ATTENTION, 1.0), "p must be a regression, .* got Attention"),
+        (lambda: _bounds.normaliser(1.0, PROBLEM), "p must be a regression, .* got float"),
+        (lambda: _bounds.normaliser(PROBLEM, -1.0), "radius must be a positive"),
+        (lambda: _bounds.normaliser(PROBLEM, True), "radius must be a positive"),
+        (lambda: _bounds.normaliser(PROBLEM, 1.0, np.ones(3)), r"centre must have shape \[2\]"),
+        (lambda: _bounds.normaliser(PROBLEM, 1.0, "0"), "centre must be an array"),
+        (lambda: _bounds.lipschitz(PROBLEM, np.nan), "radius must be a positive"),
+        (lambda: _bounds.lipschitz(PROBLEM, None), "radius must be a positive"),
+        (lambda: _bounds.lipschitz(PROBLEM, 1.0, np.array([np.nan, 0.0])), "centre must be finite"),
+        (lambda: _bounds.lipschitz(PROBLEM, 1.0, exponents=2.0), "exponents must be three numbers"),
+        (lambda: _bounds.lipschitz(PROBLEM, 1.0, exponents=(1.0, 2.0)), "exponents must be three numbers"),
+        (lambda: _bounds.lipschitz(PROBLEM, 1.0, exponents=(1.0, "x", 2.0)), r"exponents\[1\] must be"),
+        (lambda: _bounds.convexity_weight(PROBLEM, "x"), "strength must be a positive"),
+        (lambda: _bounds.convexity_weight(PROBLEM, -1.0), "strength must be a positive"),
+        (lambda: _bounds.convexity_weight(PROBLEM, 1.0, radius=-1.0), "radius must be a positive"),
+        (lambda: _bounds.convexity_weight(PROBLEM, 1.0, radius="x"), "radius must be a positive"),
+        (lambda: _bounds.convexity_weight(PROBLEM, 1.0, constant=np.nan), "constant must be"),
+        (lambda: _bounds.convexity_weight(PROBLEM, 1.0, constant=-1.0), "constant must be"),
+        (lambda: _bounds.convexity_weight(softmax(A.astype("float16"), B), 1.0), "p must be float32 or float64"),
+        (lambda: jax.jit(lambda b: _bounds.lipschitz(softmax(A, b), 1.0).predict.ours)(B), "p must not be traced"),
+        (lambda: jax.jit(lambda r: _bounds.lipschitz(PROBLEM, r).predict.ours)(1.0), "radius must not be traced"),
     ],
 )
 def test_the_message_names_the_argument(call, message, untyped):

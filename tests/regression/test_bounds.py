@@ -12,7 +12,7 @@ from tools import first
 
 import softntk as sn
 from softntk.activations._enclosures import SUPREMA
-from softntk.regression import bounds
+from softntk.regression import _bounds
 
 FORMS = [("exp", "normalized"), ("res_exp", "normalized"), ("cosh", "normalized"), ("exp", "plain"), ("sinh", "rescaled")]
 
@@ -47,13 +47,13 @@ def test_bounds_hold(activation, form, x64):
     tightest = np.zeros(4)
     for p, ball, x, h in instances(activation, form, 1000):
         J, H, T, alpha = (np.asarray(part) for part in derivatives(p, x, h))
-        found, lower = bounds.lipschitz(p, *ball), bounds.normaliser(p, *ball)
+        found, lower = _bounds.lipschitz(p, *ball), _bounds.normaliser(p, *ball)
         sizes = [np.linalg.norm(J, 2), np.linalg.norm(H, 2), np.linalg.norm(T, 2)]
         for bound, size in zip(found, sizes, strict=True):
             assert size <= bound.ours
         assert alpha >= lower.ours * (1 - 1e-12) or lower.ours == 0
         assert lower.ours >= lower.paper
-        least = bounds.convexity_weight(p, 1.0, float(jnp.linalg.norm(x)) * (1 + 1e-9)).ours
+        least = _bounds.convexity_weight(p, 1.0, float(jnp.linalg.norm(x)) * (1 + 1e-9)).ours
         if math.isfinite(least):
             assert np.linalg.eigvalsh(H + least**2 * np.asarray(p.A.T @ p.A))[0] >= 1.0 - 1e-9
         tightest = np.maximum(
@@ -71,7 +71,7 @@ def test_normalisers_are_bounded_closely_from_below(name, centre):
     x = np.linspace(-0.2, 0.2, 4001) + (centre or 0.0)
     u = {"exp": np.exp, "cosh": np.cosh, "res_exp": lambda z: np.exp(z) + z}[name]
     p = sn.regression.problem(A, np.full(3, 1 / 3), name)
-    found = bounds.normaliser(p, 0.2, None if centre is None else np.array([centre]))
+    found = _bounds.normaliser(p, 0.2, None if centre is None else np.array([centre]))
     least = u(A * x).sum(axis=0).min()
     assert 0.99 * least < found.ours <= least * (1 + 1e-6)
 
@@ -81,15 +81,15 @@ def test_derivatives_of_the_rescaled_residual_are_bounded_closely(x64):
     p = sn.regression.problem(np.eye(4), np.full(4, -0.5), "exp", "rescaled")
     slopes = np.linalg.norm(jax.jacfwd(p.residual)(jnp.zeros(4)), 2)
     assert slopes == pytest.approx(3)
-    assert slopes <= bounds._residual_bounds(p, 1e-9, np.zeros(4), 0.0)[1] <= slopes * (1 + 1e-6)
+    assert slopes <= _bounds._residual_bounds(p, 1e-9, np.zeros(4), 0.0)[1] <= slopes * (1 + 1e-6)
     curvature = np.linalg.norm(jax.hessian(p)(jnp.zeros(4)), 2)
     opposite = sn.regression.problem(np.eye(4), -0.5 * np.eye(4)[0], "exp", "rescaled")
     later = jax.jacfwd(jax.jacfwd(opposite.residual))
     for order, derivative in ((2, later), (3, jax.jacfwd(later))):
         size = np.linalg.norm(np.asarray(derivative(jnp.zeros(4)))[(slice(None), *(0,) * order)])
         assert size == pytest.approx(1.5)
-        assert size <= bounds._residual_bounds(opposite, 1e-9, np.zeros(4), 0.0)[order] <= size * (1 + 1e-6)
-    assert curvature <= bounds.lipschitz(p, 1e-9).gradient.ours < 1.5 * curvature
+        assert size <= _bounds._residual_bounds(opposite, 1e-9, np.zeros(4), 0.0)[order] <= size * (1 + 1e-6)
+    assert curvature <= _bounds.lipschitz(p, 1e-9).gradient.ours < 1.5 * curvature
 
 
 DERIVATIVES = {
@@ -115,22 +115,22 @@ def test_singular_values_are_bounded_closely_from_outside(kind, x64):
     A = np.diag([3.0, 0.5, 0.01]) @ np.array([[1.0, 0.2, 0.0], [0.0, 1.0, -0.4], [0.3, 0.0, 1.0]])
     A = np.concatenate([A, np.zeros((1, 3))])
     values = np.linalg.svd(A, compute_uv=False)
-    largest, smallest = bounds._norms(sn.regression.problem(kind(A), np.full(4, 0.25)))
+    largest, smallest = _bounds._norms(sn.regression.problem(kind(A), np.full(4, 0.25)))
     assert values[0] <= largest <= values[0] * (1 + 1e-12)
     assert values[-1] * (1 - 1e-9) <= smallest <= values[-1]
 
 
 def test_softmax_needs_no_ball_and_others_do(x64):
     p = sn.regression.softmax(np.eye(2), np.array([0.5, 0.5]))
-    assert bounds.convexity_weight(p, 1.0).ours < bounds.convexity_weight(p, 1.0).paper
-    assert bounds.lipschitz(p, 10.0).hessian.ours == bounds.lipschitz(p, 1000.0).hessian.ours
-    assert bounds.lipschitz(p, 1.0).hessian.ours < 1e-10 * bounds.lipschitz(p, 1.0).hessian.paper
+    assert _bounds.convexity_weight(p, 1.0).ours < _bounds.convexity_weight(p, 1.0).paper
+    assert _bounds.lipschitz(p, 10.0).hessian.ours == _bounds.lipschitz(p, 1000.0).hessian.ours
+    assert _bounds.lipschitz(p, 1.0).hessian.ours < 1e-10 * _bounds.lipschitz(p, 1.0).hessian.paper
     with pytest.raises(ValueError, match="radius must be given for normalized res_exp"):
-        bounds.convexity_weight(sn.regression.resnet_softmax(np.eye(2), np.ones(2)), 1.0)
+        _bounds.convexity_weight(sn.regression.resnet_softmax(np.eye(2), np.ones(2)), 1.0)
     with pytest.raises(ValueError, match=r"there are bounds for the activations .*, got 'relu'"):
-        bounds.lipschitz(sn.regression.problem(np.eye(2), np.ones(2), "relu", "plain"), 1.0)
+        _bounds.lipschitz(sn.regression.problem(np.eye(2), np.ones(2), "relu", "plain"), 1.0)
     with pytest.raises(ValueError, match="strength must be a positive"):
-        bounds.convexity_weight(p, 0.0)
+        _bounds.convexity_weight(p, 0.0)
     wide = sn.regression.softmax(np.ones((1, 2)), np.ones(1))
-    assert bounds.convexity_weight(wide, 1.0) == (math.inf, math.inf)
-    assert bounds.lipschitz(sn.regression.problem(np.eye(2), np.ones(2), "sinh"), 1.0).predict.ours == math.inf
+    assert _bounds.convexity_weight(wide, 1.0) == (math.inf, math.inf)
+    assert _bounds.lipschitz(sn.regression.problem(np.eye(2), np.ones(2), "sinh"), 1.0).predict.ours == math.inf

@@ -9,7 +9,7 @@ import pytest
 from tools import assert_close, first
 
 import softntk as sn
-from softntk.regression import bounds
+from softntk.regression import _bounds
 from softntk.solution import Result
 
 A, B, X = np.random.default_rng(0).normal(size=(4, 2)), np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.8, -0.5])
@@ -192,7 +192,7 @@ def test_strict_promotion_and_float32_beside_float64(wide):
             for value in (q(x), q.gradient(x), q.predict(x), q.hessian(x).mv(x), jax.grad(q)(x)):
                 assert value.dtype == jnp.float32
             assert int(q.check(x)) == Result.SUCCESSFUL
-        assert np.isfinite(bounds.lipschitz(p, 1.0, jnp.asarray(X, "float32")).predict.ours)
+        assert np.isfinite(_bounds.lipschitz(p, 1.0, jnp.asarray(X, "float32")).predict.ours)
 
 
 # --- bounds -------------------------------------------------------------------------------------------------------
@@ -221,10 +221,10 @@ def test_general_bounds_are_those_of_the_quotient_of_majorants(x64):
     spectral = np.linalg.norm(rows, 2)
     residual = np.linalg.norm(1 / 3 - b) + f1 * spectral * radius
     c = min(F + np.linalg.norm(b), residual)
-    bound = bounds.lipschitz(p, radius)
+    bound = _bounds.lipschitz(p, radius)
     wanted = [f1 * spectral, (f1**2 + c * f2) * spectral**2, (c * f3 + 3 * f1 * f2) * spectral**3]
     assert_close([part.ours for part in bound], wanted, rtol=1e-4)
-    weight = bounds.convexity_weight(p, 0.5, radius).ours
+    weight = _bounds.convexity_weight(p, 0.5, radius).ours
     smallest = np.linalg.svd(rows, compute_uv=False)[-1]
     assert_close(weight**2, (F + np.linalg.norm(b)) * f2 + 0.5 / smallest**2, rtol=1e-4)
 
@@ -234,13 +234,13 @@ def test_bounds_around_a_centre_far_away(x64):
     rows, b = np.array([[1.0, 0.1], [0.9, -0.1], [0.8, 0.0]]), np.full(3, 1 / 3)
     far = np.array([1000.0, 0.0])
     for activation in ("exp", "res_exp"):
-        bound = bounds.lipschitz(sn.regression.problem(rows, b, activation), 0.01, far)
+        bound = _bounds.lipschitz(sn.regression.problem(rows, b, activation), 0.01, far)
         assert all(np.isfinite(part.ours) for part in bound)
     near, radius = np.array([2.0, 1.0]), 0.5
     tops = np.exp(rows @ near + radius * np.linalg.norm(rows, axis=1))
-    bound = bounds.lipschitz(sn.regression.exponential(rows, b), radius, near)
+    bound = _bounds.lipschitz(sn.regression.exponential(rows, b), radius, near)
     assert_close(bound.predict.ours, tops.max() * np.linalg.norm(rows, 2), rtol=1e-4)
-    assert bounds.normaliser(sn.regression.softmax(rows, b), 1e300, near).ours == 0.0
+    assert _bounds.normaliser(sn.regression.softmax(rows, b), 1e300, near).ours == 0.0
 
 
 @pytest.mark.parametrize("unit", [1e-25, 1e-10, 1e10, 1e25])
@@ -250,30 +250,30 @@ def test_bounds_are_homogeneous(unit):
     centre = np.array([0.3, -0.2])
     for activation, form in (("res_exp", "normalized"), ("cosh", "rescaled")):
         one, other = (sn.regression.problem((c * rows).astype("float32"), b, activation, form) for c in (1.0, unit))
-        first = bounds.lipschitz(one, 0.25, centre)
-        second = bounds.lipschitz(other, 0.25 / unit, (centre / unit).astype("float32"))
+        first = _bounds.lipschitz(one, 0.25, centre)
+        second = _bounds.lipschitz(other, 0.25 / unit, (centre / unit).astype("float32"))
         for power, (mine, its) in enumerate(zip(first, second, strict=True)):
             assert_close(its.ours / unit ** (power + 1), mine.ours, rtol=1e-3)
         assert_close(
-            bounds.normaliser(other, 0.25 / unit, (centre / unit).astype("float32")).ours,
-            bounds.normaliser(one, 0.25, centre).ours,
+            _bounds.normaliser(other, 0.25 / unit, (centre / unit).astype("float32")).ours,
+            _bounds.normaliser(one, 0.25, centre).ours,
             rtol=1e-3,
         )
     softmax = sn.regression.softmax((unit * rows).astype("float32"), b)
-    weight = bounds.convexity_weight(softmax, unit**2).ours
-    assert_close(weight, bounds.convexity_weight(sn.regression.softmax(rows.astype("float32"), b), 1.0).ours, rtol=1e-3)
+    weight = _bounds.convexity_weight(softmax, unit**2).ours
+    assert_close(weight, _bounds.convexity_weight(sn.regression.softmax(rows.astype("float32"), b), 1.0).ours, rtol=1e-3)
 
 
 def test_bounds_never_break_down():
     for A in (np.zeros((3, 2)), np.ones((1, 1)), np.full((3, 2), 1e30)):
         p = sn.regression.problem(A.astype("float32"), np.ones(len(A)), "res_exp")
         for radius in (1e-300, 1.0, 1e300):
-            found = [*bounds.lipschitz(p, radius), bounds.normaliser(p, radius), bounds.convexity_weight(p, 1.0, radius)]
+            found = [*_bounds.lipschitz(p, radius), _bounds.normaliser(p, radius), _bounds.convexity_weight(p, 1.0, radius)]
             assert not np.isnan(found).any()
     heavy = sn.regression.softmax(np.eye(2, dtype="float32"), np.ones(2), weights=1e30)
-    assert not np.isnan(bounds.lipschitz(heavy, 1.0)).any()
+    assert not np.isnan(_bounds.lipschitz(heavy, 1.0)).any()
     with jax.enable_x64(True):
         heavy = sn.regression.softmax(np.eye(2), np.ones(2), weights=1e200)
-        assert bounds.lipschitz(heavy, 1.0).gradient.ours == np.inf
+        assert _bounds.lipschitz(heavy, 1.0).gradient.ours == np.inf
         thin = sn.regression.softmax(1e-200 * np.eye(2), np.ones(2))
-        assert np.isposinf(bounds.convexity_weight(thin, 1e200).ours) or bounds.convexity_weight(thin, 1e200).ours > 1e299
+        assert np.isposinf(_bounds.convexity_weight(thin, 1e200).ours) or _bounds.convexity_weight(thin, 1e200).ours > 1e299

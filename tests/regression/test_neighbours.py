@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from tools import assert_close, first
 
 import softntk as sn
-from softntk.regression.attention import AttentionParameters
+from softntk.regression._attention import AttentionParameters
 from softntk.solution import Result
 
 

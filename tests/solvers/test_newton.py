@@ -17,9 +17,9 @@ import softntk as sn
 from softntk._linalg import scaled_cholesky
 from softntk.curvature import sketch
 from softntk.solution import Result
-from softntk.solvers import _dense, _krylov
-from softntk.solvers._damping import DAMPINGS
-from softntk.solvers._trial import Step, Trial
+from softntk.solvers._newton import dense_steps, krylov_steps
+from softntk.solvers._newton.globalisation import DAMPINGS
+from softntk.solvers._newton.model import Step, Trial
 
 scale_by, approx_newton = sn.solvers.scale_by_approx_newton, sn.solvers.approx_newton
 COMBINATIONS = list(itertools.product((None, 4), (None, 2), (None, "trust_region", "levenberg_marquardt")))
@@ -215,7 +215,7 @@ def test_the_trust_region_is_solved_exactly(turned, x64):
 
     @jax.jit
     def region(H, g):
-        model = _dense.spectrum(H, jnp.asarray(M), g)
+        model = dense_steps.spectrum(H, jnp.asarray(M), g)
         return model.step(DAMPINGS["trust_region"].solve(model, jnp.asarray(radius), jnp.zeros(())))
 
     for name, (values, slope) in REGIONS.items():
@@ -241,7 +241,7 @@ def test_levenberg_and_marquardt_solve_their_system(x64):
 
     @jax.jit
     def solve(H, mu):
-        model = _dense.spectrum(H, jnp.asarray(M), jnp.asarray(g))
+        model = dense_steps.spectrum(H, jnp.asarray(M), jnp.asarray(g))
         return model.step(DAMPINGS["levenberg_marquardt"].solve(model, mu, jnp.ones(())))
 
     for mu in (1e-3, 1.0, 100.0):
@@ -259,9 +259,9 @@ def test_krylov_of_full_length_is_dense(x64):
     @jax.jit
     def run(preconditioner):
         factor = None if preconditioner is None else scaled_cholesky.factorise(preconditioner)
-        space = _krylov.krylov(lambda v: jnp.asarray(H) @ v, factor, jnp.asarray(g), jnp.ones(()), 0.0, 5)
-        damped = _krylov.damped(space, DAMPINGS["trust_region"], trial, jnp.zeros(()))
-        return space, _krylov.undamped(space).step, damped.step
+        space = krylov_steps.krylov(lambda v: jnp.asarray(H) @ v, factor, jnp.asarray(g), jnp.ones(()), 0.0, 5)
+        damped = krylov_steps.damped(space, DAMPINGS["trust_region"], trial, jnp.zeros(()))
+        return space, krylov_steps.undamped(space).step, damped.step
 
     for preconditioner in (None, P):
         space, *steps = run(preconditioner)

@@ -9,7 +9,7 @@ import scipy.optimize
 
 import softntk as sn
 from softntk.solution import Result
-from softntk.solvers import _implicit
+from softntk.solvers._minimise import implicit_diff
 
 minimise = sn.solvers.minimise
 SLOPES = {"exp": (np.exp, np.exp), "res_exp": (lambda z: np.exp(z) + z, lambda z: np.exp(z) + 1)}
@@ -160,7 +160,7 @@ def test_many_unknowns_are_solved_by_products(x64, monkeypatch):
     import lineax as lx
 
     operator = lx.MatrixLinearOperator(jnp.asarray(H), lx.symmetric_tag)
-    s = _implicit._least_norm_solution(operator, jnp.asarray(r))
+    s = implicit_diff._least_norm_solution(operator, jnp.asarray(r))
     assert np.abs(s - np.linalg.pinv(H, rcond=1e-10) @ r).max() < 1e-8
 
 
@@ -209,5 +209,5 @@ def test_products_of_any_unit_are_solved(unit, x64):
     rng = np.random.default_rng(0)
     B, r = rng.normal(size=(6, 6)), rng.normal(size=6)
     H = unit * (B @ B.T + np.eye(6))
-    s = _implicit._conjugate_gradients(lambda v: jnp.asarray(H) @ v, jnp.asarray(r))
+    s = implicit_diff._conjugate_gradients(lambda v: jnp.asarray(H) @ v, jnp.asarray(r))
     assert np.abs(unit * s - np.linalg.solve(H / unit, r)).max() < 1e-9

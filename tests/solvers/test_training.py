@@ -73,13 +73,13 @@ def test_every_result_has_advice():
 
 
 def test_second_call_does_not_compile_again():
-    from softntk.solvers import training
+    from softntk.solvers import _training
 
     tx, f = sn.solvers.gradient_descent(0.1), lambda x: jnp.sum(x**2)
     sn.solvers.train(f, jnp.ones(3), tx, 4)
-    before = training._train._cache_size()
+    before = _training._train._cache_size()
     sn.solvers.train(f, 2 * jnp.ones(3), tx, 4)
-    assert training._train._cache_size() == before
+    assert _training._train._cache_size() == before
 
 
 @pytest.mark.parametrize(

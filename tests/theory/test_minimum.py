@@ -169,7 +169,7 @@ def test_reasons(x64):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"p": lambda x: x}, "p must be a problem of softntk.regression.problem, got function"),
+        ({"p": lambda x: x}, "p must be a problem of softntk.regression._problem, got function"),
         ({"x0": np.zeros(3)}, r"x0 must have shape \[2\], got shape \(3,\)"),
         ({"x0": np.array([0.0, np.nan])}, "x0 must be finite"),
     ],

@@ -1,0 +1,1 @@
+"""The empirical kernel as an array."""

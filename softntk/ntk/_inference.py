@@ -1,0 +1,243 @@
+r"""Regression with a kernel: ridge regression, and the Gaussian process whose posterior mean it is.
+
+With K on the training points and k_* between test and training points,
+
+    mean = F_test(0) + k_* (K + ridge I)⁻¹ (Y − F(0)),     variance = k_** − k_* (K + ridge I)⁻¹ k_*ᵀ.
+
+A matrix is factorised (Cholesky); an operator is solved with, by :func:`softntk.ntk.solve`.
+"""
+
+import jax
+import jax.numpy as jnp
+import jax.scipy.linalg
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from softntk._core.records import record
+from softntk._core.validation import (
+    as_floating,
+    check_flag,
+    check_number,
+    is_concrete,
+)
+from softntk._linalg.gram_arrays import Gram, Number, as_scalar
+from softntk._linalg.norms import binary_scale, scaled_norm
+from softntk._linalg.products import product
+from softntk.ntk._arguments import (
+    Cross,
+    Problem,
+    Targets,
+    TestTargets,
+    as_problem,
+    saturated,
+)
+from softntk.ntk._operators.base import CrossOperator, GramOperator
+from softntk.ntk._solve.driver import solve
+from softntk.solution import NumericalError, Result, Solution
+
+_RTOL = {"float32": 1e-6, "float64": 1e-10}
+_LARGEST_RESIDUAL = 0.01  # relative, of a solve whose right-hand side is still met
+
+
+def kernel_regression(
+    gram: Gram | GramOperator,
+    y: Targets,
+    *,
+    ridge: Number,
+    cross: Cross,
+    f0: Targets | None = None,
+    f0_test: TestTargets | None = None,
+    rtol: float | None = None,
+    progress: bool = False,
+) -> Float[Array, "t k"]:
+    r"""Kernel ridge regression: predictions F_test(0) + k_* (K + ridge I)⁻¹ (Y − F(0)).
+
+    With ridge 0, what gradient descent converges to under a constant kernel (:func:`softntk.ntk.predict_flow` at infinity).
+
+    Args:
+        gram: K, [n, n] for each output by itself or [n, n, k, k], or an operator on [n] or [n, k].
+        y: targets, [n, k]; [n] is k = 1, also for f0 and f0_test.
+        ridge: ≥ 0, in the units of the kernel.
+        cross: kernel between test and training points, [t, n], [t, n, k, k], or ``op.cross(x_test)``.
+        f0: outputs at the start, [n, k]; zero if None, for a regression with a kernel has no network. Of one that is not
+            antisymmetric give what it says at the start.
+        f0_test: the same at the test points, [t, k]; zero if None.
+        rtol: relative residual of the solve with an operator (default 1e-6, 1e-10 in float64), refined in float64. Inside jit
+            and grad it is refined in the precision of the operator.
+        progress: show the solve.
+
+    Returns:
+        [t, k]; differentiable in all of gram, y, ridge, cross, f0, f0_test.
+
+    Raises:
+        ValueError: shapes that do not fit, integer, half precision or non-finite arrays, ridge negative.
+        NumericalError: K + ridge I is not positive definite in this precision, or the solve did not reach rtol. Inside jit,
+            vmap and grad nothing is raised: the result is +inf where the residual of the solve is above 1 %.
+
+    Example:
+        >>> import jax, softntk as sn
+        >>> net = sn.networks.two_layer("softmax", width=2)
+        >>> x = jax.random.normal(jax.random.key(0), (60, 3))
+        >>> op = sn.ntk.kernel_operator(net.kernel_fn, x[:50])
+        >>> sn.ntk.kernel_regression(op, x[:50, :1], ridge=0.1, cross=op.cross(x[50:])).shape
+        (10, 1)
+
+    Source: arXiv 2405.03251, section 4 (kernel regression with the NTK); Arora et al. (2019), arXiv 1904.11955, Theorem 3.2.
+    """
+    check_number("ridge", ridge, at_least=0)
+    rtol = None if rtol is None else check_number("rtol", rtol, above=0, below=1)
+    check_flag("progress", progress)
+    _require(cross)
+    problem = as_problem(gram, y, f0, cross, f0_test)
+    ridge = as_scalar("ridge", ridge, problem.y.dtype, at_least=0)
+    if isinstance(gram, GramOperator) and isinstance(problem.cross, CrossOperator):
+        weights = _solved(gram, -problem.residual, ridge, rtol, progress)
+        columns = weights if len(gram.shape) == 1 else weights[..., None]
+        fitted = problem.cross.mm(columns).reshape(problem.start.shape)
+    else:
+        assert isinstance(problem.cross, jax.Array)
+        weights, _, unit = _factorised(problem, -problem.residual, ridge)
+        fitted = _carried(problem.cross, unit, weights).reshape(problem.start.shape)
+    return _from_start(problem.scale, problem.start, fitted)
+
+
+@jax.jit
+def _carried(cross: Array, unit: Array, weights: Array) -> Array:
+    """Return the product of the cross kernel with coefficients that are in units of the kernel."""
+    return product(cross / unit, weights)
+
+
+@jax.jit
+def _from_start(scale: Array, start: Array, fitted: Array) -> Array:
+    """Return the start and what was fitted, as outputs."""
+    return saturated(scale * (start / scale + fitted))
+
+
+def _require(cross: object) -> None:
+    if cross is None:
+        raise ValueError("cross must be the kernel between test and training points, got None.")
+
+
+@record
+class Posterior:
+    """A Gaussian process after the data.
+
+    Attributes:
+        mean: [t, k].
+        variance: of the noise-free function at each test point, [t], the same for every output; or [t, k].
+    """
+
+    mean: Float[Array, "t k"]
+    variance: Float[Array, " t"] | Float[Array, "t k"]
+
+
+def gp_posterior(
+    gram: Gram | GramOperator,
+    y: Targets,
+    *,
+    noise: Number,
+    cross: Cross,
+    prior: Float[Array | np.ndarray, " t"] | Float[Array | np.ndarray, "t k"],
+    rtol: float | None = None,
+    progress: bool = False,
+) -> Posterior:
+    r"""Posterior mean and variance of the Gaussian process that an infinitely wide network is at initialisation.
+
+    Args:
+        gram: NNGP kernel on the training points, [n, n] or [n, n, k, k], or an operator.
+        y: observations, [n, k]; [n] is k = 1.
+        noise: their variance, ≥ 0.
+        cross: kernel between test and training points, [t, n], [t, n, k, k], or ``op.cross(x_test)``.
+        prior: variance of the process at the test points, the diagonal of their own kernel: [t], or [t, k] for kernels with
+            outputs (``op.at(x_test).diagonal()``, reshaped).
+        rtol: of the solves with an operator.
+        progress: show them.
+
+    Returns:
+        :class:`Posterior`. Variances that rounding makes negative are zero.
+
+    Raises:
+        ValueError: shapes that do not fit, integer or non-finite arrays, noise negative.
+        NumericalError: as :func:`kernel_regression`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from softntk import ntk
+        >>> post = ntk.gp_posterior(jnp.eye(1), jnp.ones((1, 1)), noise=1.0, cross=jnp.ones((1, 1)), prior=jnp.ones(1))
+        >>> round(float(post.mean[0, 0]), 5), round(float(post.variance[0]), 5)
+        (0.5, 0.5)
+
+    Source: Lee et al. (2018), arXiv 1711.00165, equations (8) and (9); the kernels are those of MATHEMATICS.md#infinite-width.
+    """
+    check_number("noise", noise, at_least=0)
+    rtol = None if rtol is None else check_number("rtol", rtol, above=0, below=1)
+    check_flag("progress", progress)
+    _require(cross)
+    problem = as_problem(gram, y, None, cross, None)
+    noise = as_scalar("noise", noise, problem.y.dtype, at_least=0)
+    outputs = gram.shape[1:] if isinstance(gram, GramOperator) else jnp.shape(gram)[2:3]
+    prior = as_floating("prior", prior, empty=True)
+    if prior.shape != (len(problem.start), *outputs):
+        raise ValueError(f"prior must have shape {(len(problem.start), *outputs)}, got {prior.shape}.")
+    if is_concrete(prior) and np.any(np.asarray(prior) < 0):
+        raise ValueError(f"prior must not be negative, got a variance of {float(jnp.min(prior)):.3g}.")
+    if isinstance(gram, GramOperator) and isinstance(problem.cross, CrossOperator):
+        matrix = problem.cross.as_matrix()
+        right = -problem.residual.reshape(gram.in_size(), -1)
+        stacked = jnp.concatenate([right.astype(matrix.dtype), matrix.T], axis=1)
+        solved = _solved(gram, stacked.reshape(*gram.shape, -1), noise, rtol, progress).reshape(stacked.shape)
+        columns = right.shape[1]
+        mean = product(matrix, solved[:, :columns])
+        reduction = jnp.sum(matrix * solved[:, columns:].T, axis=1)
+    else:
+        assert isinstance(problem.cross, jax.Array)
+        weights, factor, unit = _factorised(problem, -problem.residual, noise)
+        matrix = problem.cross / unit
+        half = jax.scipy.linalg.solve_triangular(factor, matrix.T, lower=True)
+        mean = product(matrix, weights)
+        reduction = unit * jnp.sum(half * half, axis=0)
+    variance = saturated(prior.astype(reduction.dtype) - reduction.reshape(prior.shape))
+    mean = saturated(problem.scale * mean.reshape(problem.start.shape))
+    return Posterior(mean=mean, variance=jnp.maximum(variance, 0))
+
+
+def _factorised(problem: Problem, right: Array, ridge: Array) -> tuple[Array, Array, Array]:
+    """Return unit · (K + ridge I)⁻¹ right as columns, the Cholesky factor of (K + ridge I)/unit, and unit.
+
+    The solution is judged by its residual.
+
+    Raises:
+        NumericalError: there is none, or the residual is above 1 %. Inside jit the solution is NaN then.
+    """
+    assert problem.matrix is not None
+    weights, resolved, factor, unit = _cholesky_solve(problem.matrix, right, ridge)
+    if is_concrete(resolved) and not np.asarray(resolved).all():
+        raise NumericalError(f"{Result.NOT_DEFINITE.name}: {Result.NOT_DEFINITE.advice}")
+    return weights, factor, unit
+
+
+@jax.jit
+def _cholesky_solve(matrix: Array, right: Array, ridge: Array) -> tuple[Array, Bool[Array, " r"], Array, Array]:
+    """Return the solution, NaN where it is not resolved; whether it is; the factor; and the unit."""
+    size = len(matrix)
+    unit = jnp.maximum(binary_scale(matrix).reshape(()), binary_scale(ridge))
+    ridged = matrix / unit + ridge.astype(unit.dtype) / unit * jnp.eye(size, dtype=unit.dtype)
+    factor = jnp.linalg.cholesky(ridged)
+    columns = right.reshape(size, -1)
+    weights = jax.scipy.linalg.cho_solve((factor, True), columns)
+    error = scaled_norm(columns - product(ridged, weights), axis=0)
+    resolved = error <= _LARGEST_RESIDUAL * scaled_norm(columns, axis=0)
+    return jnp.where(resolved[None, :], weights, jnp.nan), resolved, factor, unit
+
+
+def _solved(op: GramOperator, right: Array, ridge: Array, rtol: float | None, progress: bool) -> Array:
+    """Return (K + ridge I)⁻¹ right; inside jit NaN where the residual is above 1 %."""
+    dtype = str(op.dtype)
+    refine = all(is_concrete(leaf) for leaf in jax.tree.leaves((op, right, ridge)))
+    rtol = _RTOL[dtype] if rtol is None and refine else rtol
+    solution: Solution = solve(
+        op, right.astype(op.dtype), ridge=ridge, rtol=rtol, refine=refine, progress=progress, throw=refine
+    )
+    if refine:
+        return solution.check().value.astype(op.dtype)
+    return jnp.where(solution.stats["residual"] <= _LARGEST_RESIDUAL, solution.value, jnp.nan)

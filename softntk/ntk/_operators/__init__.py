@@ -1,0 +1,1 @@
+"""Kernels as operators that are never formed."""

@@ -1,0 +1,74 @@
+"""The named members of the family, each from its paper."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from softntk._core.validation import check_choice
+from softntk.regression._problem import Problem, problem
+
+Target = Float[Array | np.ndarray, " n"]
+Weights = float | int | Float[Array | np.ndarray, ""] | Float[Array | np.ndarray, " n"]
+
+
+def softmax(A: Any, b: Target, weights: Weights = 0.0) -> Problem:
+    """Return softmax regression, ½‖⟨e^{Ax}, 1⟩⁻¹ e^{Ax} − b‖² + ½‖diag(w) A x‖².
+
+    Args, errors: as of :func:`softntk.regression._problem`, whose normalized exp this is.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> softmax(jnp.eye(2), jnp.array([0.25, 0.75])).predict(jnp.zeros(2)).tolist()
+        [0.5, 0.5]
+
+    Source: arXiv 2304.10411 (attention-inspired softmax regression).
+    """
+    return problem(A, b, "exp", "normalized", weights)
+
+
+def resnet_softmax(A: Any, b: Target, weights: Weights = 0.0) -> Problem:
+    """Return the unified scheme of ResNet and softmax, ½‖⟨e^{Ax} + Ax, 1⟩⁻¹ (e^{Ax} + Ax) − b‖² + ½‖diag(w) A x‖².
+
+    Args, errors: as of :func:`softntk.regression._problem`, whose normalized res_exp this is.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> resnet_softmax(jnp.eye(2), jnp.array([0.25, 0.75])).predict(jnp.zeros(2)).tolist()
+        [0.5, 0.5]
+
+    Source: arXiv 2309.13482, Definition 1.1.
+    """
+    return problem(A, b, "res_exp", "normalized", weights)
+
+
+def exponential(A: Any, b: Target, weights: Weights = 0.0) -> Problem:
+    """Return exponential regression, ½‖e^{Ax} − b‖² + ½‖diag(w) A x‖².
+
+    Args, errors: as of :func:`softntk.regression._problem`, whose plain exp this is.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(exponential(jnp.eye(2), jnp.array([2.0, 1.0]))(jnp.zeros(2)))
+        0.5
+
+    Source: arXiv 2303.15725 (regularized exp, cosh and sinh regression).
+    """
+    return problem(A, b, "exp", "plain", weights)
+
+
+def hyperbolic(A: Any, b: Target, kind: str = "cosh", form: str = "rescaled", weights: Weights = 0.0) -> Problem:
+    """Return hyperbolic regression, rescaled ½‖u − ⟨u, 1⟩b‖² + ½‖diag(w) A x‖² with u = cosh(Ax) or sinh(Ax).
+
+    Args, errors: as of :func:`softntk.regression._problem`; besides
+        kind: "cosh" or "sinh".
+        form: "rescaled"; "plain" is that of the paper before; "normalized" divides by ⟨u, 1⟩ instead.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(hyperbolic(jnp.eye(2), jnp.array([0.5, 0.5]))(jnp.zeros(2)))
+        0.0
+
+    Source: arXiv 2305.00660 (rescaled), arXiv 2303.15725 (plain).
+    """
+    return problem(A, b, check_choice("kind", kind, ("cosh", "sinh")), form, weights)

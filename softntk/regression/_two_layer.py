@@ -1,0 +1,99 @@
+r"""Two-layer regressions, ½‖h(A₂ g(A₁ x)) − b‖² + ½‖diag(w) A₁ x‖², with a softmax inside or outside.
+
+    outside    softmax(A₂ relu(A₁ x))        arXiv 2308.08358
+    inside     u(A₂ softmax(A₁ x))           arXiv 2311.15390
+
+Example:
+    >>> import jax, jax.numpy as jnp, softntk as sn
+    >>> A1, A2 = jax.random.normal(jax.random.key(0), (5, 3)), jax.random.normal(jax.random.key(1), (4, 5))
+    >>> p = sn.regression.two_layer(A1, A2, jnp.full(4, 0.25))
+    >>> round(float(p.predict(jnp.ones(3)).sum()), 5)
+    1.0
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from softntk import activations
+from softntk._core.validation import (
+    as_dtype,
+    as_floating,
+    as_rows,
+    as_weights,
+    check_choice,
+)
+from softntk._linalg.products import product
+from softntk.activations import Activation
+from softntk.regression._residual_problem import ResidualProblem, nonnegative, structure_of
+
+_NORMALIZED = {"softmax": "exp", "res_softmax": "res_exp"}
+
+
+def two_layer(
+    A1: Float[Array | np.ndarray, "m d"],
+    A2: Float[Array | np.ndarray, "n m"],
+    b: Float[Array | np.ndarray, " n"],
+    *,
+    inner: str | Activation = "relu",
+    outer: str | Activation = "softmax",
+    weights: float | Float[Array | np.ndarray, ""] | Float[Array | np.ndarray, " m"] = 0.0,
+) -> ResidualProblem:
+    r"""Return the problem min over x of ½‖h(A₂ g(A₁ x)) − b‖² + ½‖diag(w) A₁ x‖².
+
+    Args:
+        A1: [m, d].
+        A2: [n, m].
+        b: the target, [n].
+        inner: g: "softmax", "res_softmax", or an activation u, elementwise.
+        outer: h: the same.
+        weights: w ≥ 0, a scalar or [m].
+
+    Returns:
+        A problem p: ``p(x)``, ``predict``, ``residual``, ``gradient``, ``hessian``, ``gauss_newton`` (lineax operators on [d])
+        and ``check``. Where relu has a kink its derivative is zero.
+
+    Raises:
+        ValueError: shapes that do not fit, integers, NaN, negative weights, an unknown name.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> p = two_layer(jnp.eye(2), jnp.eye(2), jnp.array([0.5, 0.5]), inner="softmax", outer="identity")
+        >>> float(p(jnp.zeros(2))), p.gauss_newton(jnp.zeros(2)).mv(jnp.array([1.0, -1.0])).tolist()
+        (0.0, [0.25, -0.25])
+
+    Source: arXiv 2308.08358 (softmax outside), arXiv 2311.15390 (inside).
+    """
+    A1 = as_rows("A1", A1)
+    (m, d), dtype = A1.shape, A1.dtype
+    A2 = as_dtype("A2", as_rows("A2", A2, m), dtype)
+    target = as_dtype("b", as_floating("b", b, (len(A2),)), dtype, finite=False)
+    w = as_weights("weights", weights, dtype, (), (m,))
+    maps = _maps(_layer("inner", inner), _layer("outer", outer))
+    return ResidualProblem(data=(A1, A2, w), target=target, maps=maps, structure=structure_of(jnp.zeros(d, dtype)))
+
+
+def _layer(name: str, layer: str | Activation) -> tuple[Activation, bool]:
+    """Return an activation, and whether it is normalized."""
+    if isinstance(layer, Activation):
+        return layer, False
+    known = check_choice(name, layer, {**_NORMALIZED, **activations.ACTIVATIONS})
+    return activations.get(_NORMALIZED.get(known, known)), known in _NORMALIZED
+
+
+@lru_cache  # one function for each pair of layers, so that nothing is compiled again
+def _maps(inner: tuple[Activation, bool], outer: tuple[Activation, bool]) -> Callable[[tuple, Array], tuple[Array, Array]]:
+    def through(layer: tuple[Activation, bool], z: Array) -> Array:
+        activation, normalized = layer
+        return activations.normalize(activation, z) if normalized else activation.u(z)
+
+    def maps(data: tuple[Any, ...], x: Array) -> tuple[Array, Array]:
+        A1, A2, w = data
+        z = product(A1, x)
+        return through(outer, product(A2, through(inner, z))), nonnegative(w) * z
+
+    return maps

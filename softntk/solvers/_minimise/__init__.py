@@ -1,0 +1,1 @@
+"""The driver: one loop for every optax transform."""

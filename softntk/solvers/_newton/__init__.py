@@ -1,0 +1,1 @@
+"""Approximate Newton: curvature, its model, and steps that are globally safe."""
