@@ -13,8 +13,8 @@ import optax
 from timing import alternate
 
 from softntk import diffusion
-from softntk.diffusion import _samples
-from softntk.diffusion.denoiser import frame_of
+from softntk.diffusion._denoisers import noisy_samples
+from softntk.diffusion._denoisers.base import frame_of
 
 SDE = diffusion.vp_sde()
 BATCH, KNOTS = 512, 8
@@ -50,9 +50,9 @@ def plain(x0: jax.Array, width: int, steps: int, scanned: bool) -> Callable[[], 
 
     def loss(params: dict, key: jax.Array) -> jax.Array:
         of_rows, of_times, of_noise = jax.random.split(key, 3)
-        t = _samples.draw_times(of_times, SDE, frame, BATCH, (1.0, 2.4))
-        data = _samples.noised(of_noise, SDE, frame, x0[jax.random.randint(of_rows, (BATCH,), 0, len(x0))], t)
-        outputs = cast(jax.Array, net.apply(params, _samples.embedded(data.place, data.lifted, KNOTS)))
+        t = noisy_samples.draw_times(of_times, SDE, frame, BATCH, (1.0, 2.4))
+        data = noisy_samples.noised(of_noise, SDE, frame, x0[jax.random.randint(of_rows, (BATCH,), 0, len(x0))], t)
+        outputs = cast(jax.Array, net.apply(params, noisy_samples.embedded(data.place, data.lifted, KNOTS)))
         errors = outputs - data.targets
         return 0.5 * jnp.mean(jnp.sum(errors**2, axis=1))
 

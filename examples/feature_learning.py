@@ -26,7 +26,8 @@ from rich.table import Table
 
 import softntk as sn
 from softntk.theory import feature_learning as fl
-from softntk.theory import generalisation, lazy, risk
+from softntk.theory import generalisation, lazy
+from softntk.theory.generalisation import _risk
 
 FAMILIES = ("softmax", "relu")
 COLOURS = {"softmax": "#0072B2", "relu": "#D55E00"}  # Okabe and Ito
@@ -166,7 +167,7 @@ def promises(sizes: Sequence[int], noise: float) -> list[Curve]:
             norm = generalisation.rkhs_norm(gram, regression_target(x)).total
             estimated = float(generalisation.noise_level(gram, y)[0])
             stop = generalisation.early_stopping_time(gram, estimated, norm=norm)
-            bound = risk.risk_bound(gram, y, 0.1, time=stop.time)
+            bound = _risk.risk_bound(gram, y, 0.1, time=stop.time)
             errors.append(float(jnp.mean(jnp.minimum(jnp.abs(cross @ bound.coefficients - seen), 1))))
             bounds.append(float(bound.bound[0]))
             if n == sizes[-2]:

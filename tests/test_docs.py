@@ -14,21 +14,21 @@ import softntk
 # Five to fifteen seconds each: examples that train networks, and examples of thousands of points.
 HEAVY = {
     "softntk.curvature.sketch",
-    "softntk.diffusion._kernel_denoiser",
-    "softntk.diffusion._linearised_denoiser",
+    "softntk.diffusion._denoisers.kernel",
+    "softntk.diffusion._denoisers.linearised",
     "softntk.diffusion.metrics",
-    "softntk.diffusion.mixture",
-    "softntk.diffusion.training",
+    "softntk.diffusion._distributions",
+    "softntk.diffusion._denoisers.network",
     "softntk.ntk._depth",
     "softntk.solvers._minimise.contraction",
     "softntk.solvers._minimise.driver",
     "softntk.solvers._natural_gradient",
     "softntk.solvers._newton.transform",
-    "softntk.theory._perturbation",
+    "softntk.theory._perturbation.measure",
     "softntk.theory.feature_learning",
     "softntk.theory.lazy",
-    "softntk.theory.minimum",
-    "softntk.theory.risk",
+    "softntk.theory._certificates.minimum",
+    "softntk.theory.generalisation._risk",
 }
 MODULES = sorted(m.name for m in pkgutil.walk_packages(softntk.__path__, "softntk."))
 README = Path(__file__).parent.parent / "README.md"

@@ -2,8 +2,8 @@
 
 import argparse
 
-from softntk.theory import _ledger_table as table
-from softntk.theory._ledger import ledger
+from softntk.theory._ledger import table as table
+from softntk.theory._ledger.run import ledger
 
 
 def main(arguments: list[str] | None = None) -> None:

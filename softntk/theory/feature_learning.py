@@ -46,7 +46,12 @@ from softntk._core.validation.on_host import Targets, as_kernel_of, as_targets, 
 from softntk._linalg.kernel_eigenbasis import cross_validated_ridge, decompose, unit_of
 from softntk._linalg.norms import binary_scale, scaled_norm
 from softntk.networks import Network, Parameters, Points, row_factors
-from softntk.theory._checks import as_points, check_network, check_parameters, check_weights
+from softntk.theory._arguments import (
+    as_points,
+    check_network,
+    check_parameters,
+    check_weights,
+)
 from softntk.theory._target_functions import TARGETS as TARGETS
 from softntk.theory._target_functions import Directions, orthonormal
 from softntk.theory._target_functions import hermite as hermite

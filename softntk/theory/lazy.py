@@ -46,7 +46,7 @@ from softntk._core.validation.on_host import Targets, as_targets, check_known
 from softntk._linalg.norms import scaled_norm
 from softntk.networks import Network, Parameters, Points
 from softntk.solution import Result
-from softntk.theory._checks import as_points, check_network, check_parameters
+from softntk.theory._arguments import as_points, check_network, check_parameters
 
 _MAX_STEPS = 2**31 - 1
 """So many fit the counter on the device."""

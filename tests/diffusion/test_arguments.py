@@ -12,7 +12,8 @@ import scipy.sparse
 from tools import assert_close
 
 from softntk import diffusion
-from softntk.diffusion import _flow, metrics
+from softntk.diffusion import metrics
+from softntk.diffusion._sampling import probability_flow
 
 SDE = diffusion.vp_sde()
 KEY = jax.random.key(0)
@@ -318,8 +319,8 @@ def test_integers_are_times_and_moments(untyped):
 
 
 def test_tolerances_come_back_in_order():
-    assert _flow.check_tolerances(1e-3, 1e-5, jnp.float32) == (1e-3, 1e-5)
-    assert _flow.check_tolerances(np.float32(0.5), 7, jnp.float32) == (0.5, 7.0)
+    assert probability_flow.check_tolerances(1e-3, 1e-5, jnp.float32) == (1e-3, 1e-5)
+    assert probability_flow.check_tolerances(np.float32(0.5), 7, jnp.float32) == (0.5, 7.0)
 
 
 def test_half_precision_is_compared_in_float32():

@@ -11,8 +11,8 @@ from tools import assert_close, first, ring
 
 import softntk as sn
 from softntk import diffusion
-from softntk.diffusion._samples import bumps
-from softntk.diffusion.denoiser import Denoiser, frame_of
+from softntk.diffusion._denoisers.base import Denoiser, frame_of
+from softntk.diffusion._denoisers.noisy_samples import bumps
 
 SDE = diffusion.vp_sde()
 

@@ -11,9 +11,9 @@ import scipy.linalg
 from tools import assert_close, relative_score_error, ring
 
 from softntk import diffusion, networks
-from softntk.diffusion import _kernel_denoiser, _samples, _spectral_fit
-from softntk.diffusion._kernel_denoiser import TangentKernel
-from softntk.diffusion.denoiser import frame_of
+from softntk.diffusion._denoisers import kernel, noisy_samples, spectral_fit
+from softntk.diffusion._denoisers.base import frame_of
+from softntk.diffusion._denoisers.kernel import TangentKernel
 
 SDE = diffusion.vp_sde()
 
@@ -29,7 +29,7 @@ def test_with_all_points_as_landmarks_it_is_kernel_regression(kind, x64):
     key, sigma, tau, t = jax.random.key(3), 1.5, 40.0, 0.2
     f = diffusion.kernel_denoiser(key, SDE, x0, sigma=sigma, times=[t], draws=1, landmarks=80, stopping=tau, filter=kind)
     frame = frame_of(SDE, x0, [t], 1e-3)
-    data = _samples.noised(_samples.noise_key(key, 0), SDE, frame, x0, jnp.asarray(t))
+    data = noisy_samples.noised(noisy_samples.noise_key(key, 0), SDE, frame, x0, jnp.asarray(t))
     gram = softmax_kernel(sigma, data.lifted, data.lifted)
     if kind == "ridge":
         coefficients = np.linalg.solve(gram + 80 / tau * np.eye(80), data.targets)
@@ -51,11 +51,9 @@ def test_kernel_takes_sigma_as_a_number():
 def test_fits_of_few_draws_are_judged_by_more(draws, enough, folds, fresh, monkeypatch):
     """Samples of their own, where something is left out and more make the judgement surer."""
     x0 = jnp.arange(16.0).reshape(8, 2)
-    levels = _kernel_denoiser._Levels(
-        None, SDE, frame_of(SDE, x0, [0.2, 0.3], 1e-3), x0, [np.arange(8)] * folds, (1.0,), draws, enough
-    )
-    monkeypatch.setattr(_kernel_denoiser, "_noisy", lambda *arguments: arguments[-2])
-    monkeypatch.setattr(_kernel_denoiser, "_fit", lambda plan, key, sigmas, data, judged: (data, judged))
+    levels = kernel._Levels(None, SDE, frame_of(SDE, x0, [0.2, 0.3], 1e-3), x0, [np.arange(8)] * folds, (1.0,), draws, enough)
+    monkeypatch.setattr(kernel, "_noisy", lambda *arguments: arguments[-2])
+    monkeypatch.setattr(kernel, "_fit", lambda plan, key, sigmas, data, judged: (data, judged))
     fits = levels.fits(jax.random.key(1), jax.random.key(2), progress=False)
     assert fits == [(draws, enough if fresh else draws)] * 2
 
@@ -73,11 +71,11 @@ def test_of_equal_kernels_the_smoothest_is_taken(size, monkeypatch, untyped):
         def held_out(self):
             return 1.0, errors[self.sigma]
 
-    monkeypatch.setattr(_kernel_denoiser, "_Sums", Sums)
+    monkeypatch.setattr(kernel, "_Sums", Sums)
     plan = SimpleNamespace(landmarks=2)
-    data = _kernel_denoiser._Data(SimpleNamespace(targets=jnp.ones((4, 1)), lifted=None), [np.arange(4)])
+    data = kernel._Data(SimpleNamespace(targets=jnp.ones((4, 1)), lifted=None), [np.arange(4)])
     with pytest.raises(ValueError, match="got 1, of which entries"):
-        _kernel_denoiser._fit(plan, jax.random.key(0), tuple(errors), data, data)
+        kernel._fit(plan, jax.random.key(0), tuple(errors), data, data)
 
 
 @pytest.mark.slow
@@ -85,16 +83,16 @@ def test_errors_along_the_path_are_those_of_its_fits():
     rng = np.random.default_rng(0)
     z, y = (jnp.asarray(rng.normal(size=(300, k)), jnp.float32) for k in (3, 2))
     kernel_of = TangentKernel("softmax", False)
-    root = _spectral_fit.whitening(kernel_of, jnp.float32(1), z[:30])
+    root = spectral_fit.whitening(kernel_of, jnp.float32(1), z[:30])
     there = jnp.asarray(np.arange(200) < 100, jnp.float32)  # the second half is not
-    kept = _spectral_fit.moments(kernel_of, jnp.float32(1), z[:30], root, z[:200], y[:200], jnp.ones(200))
-    others = _spectral_fit.moments(kernel_of, jnp.float32(1), z[:30], root, z[100:][::-1], y[100:][::-1], there)
+    kept = spectral_fit.moments(kernel_of, jnp.float32(1), z[:30], root, z[:200], y[:200], jnp.ones(200))
+    others = spectral_fit.moments(kernel_of, jnp.float32(1), z[:30], root, z[100:][::-1], y[100:][::-1], there)
     assert others.count == 100
-    path = _spectral_fit.path(kept)
-    taus = _spectral_fit.grid(path)[::20]
+    path = spectral_fit.path(kept)
+    taus = spectral_fit.grid(path)[::20]
     features = np.asarray(kernel_of(jnp.float32(1), z, z[:30]) @ root, np.float64)
     for kind in ("flow", "ridge"):
-        errors = _spectral_fit.held_out_errors(path, others, taus, kind)
+        errors = spectral_fit.held_out_errors(path, others, taus, kind)
         direct = [np.sum((features[200:] @ np.asarray(path.weights(tau, kind)) - y[200:]) ** 2) / 100 for tau in taus]
         assert_close(errors, direct, rtol=1e-3)
 

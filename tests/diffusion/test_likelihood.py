@@ -10,7 +10,14 @@ import pytest
 import scipy.stats
 from tools import assert_close, first
 
-from softntk.diffusion import GaussianMixture, constant_sde, cosine_sde, likelihood, log_likelihood, vp_sde
+from softntk.diffusion import (
+    GaussianMixture,
+    constant_sde,
+    cosine_sde,
+    log_likelihood,
+    vp_sde,
+)
+from softntk.diffusion._sampling import likelihood
 from softntk.solution import NumericalError
 
 SDE = vp_sde()

@@ -9,10 +9,10 @@ from tools import assert_close, first
 
 import softntk as sn
 from softntk import diffusion
-from softntk.diffusion._linearised_denoiser import LinearisedPredictor
-from softntk.diffusion._samples import embedded
-from softntk.diffusion.denoiser import frame_of
-from softntk.diffusion.training import full_batch, starting_network
+from softntk.diffusion._denoisers.base import frame_of
+from softntk.diffusion._denoisers.linearised import LinearisedPredictor
+from softntk.diffusion._denoisers.network import full_batch, starting_network
+from softntk.diffusion._denoisers.noisy_samples import embedded
 from softntk.networks import Parameters
 
 SDE = diffusion.vp_sde()

@@ -13,7 +13,8 @@ import scipy.stats
 from tools import assert_close, points
 
 from softntk import diffusion
-from softntk.diffusion import _pairs, _score_error, metrics
+from softntk.diffusion import metrics
+from softntk.diffusion.metrics import _pairwise, _score_error
 
 SDE = diffusion.vp_sde()
 KEY = jax.random.key(0)
@@ -379,7 +380,7 @@ def test_nothing_compiles_twice():
     t = jnp.array([0.1, 0.2])
     once = lambda key, x, y: (everything(x, y), metrics.score_error(key, SDE, score, truth, t, n=10))
     once(KEY, x, y)
-    caches = _score_error._draw, _pairs.discrepancy, _pairs.nearest, _pairs.median, score
+    caches = _score_error._draw, _pairwise.discrepancy, _pairwise.nearest, _pairwise.median, score
     sizes = [f._cache_size() for f in caches]
     once(jax.random.key(1), x + 1, y + 1)
     assert [f._cache_size() for f in caches] == sizes
@@ -389,7 +390,7 @@ def test_nothing_compiles_twice():
 def test_ten_thousand_points_need_no_square_memory(bandwidth):
     many = jax.ShapeDtypeStruct((10_000, 16), jnp.float32)
     width = None if bandwidth is None else jax.ShapeDtypeStruct((), jnp.float32)
-    for program in (_pairs.discrepancy.lower(many, many, width), _pairs.nearest.lower(many, many, False)):
+    for program in (_pairwise.discrepancy.lower(many, many, width), _pairwise.nearest.lower(many, many, False)):
         assert program.compile().memory_analysis().temp_size_in_bytes < 40e6  # all distances are 400 MB
 
 

@@ -14,7 +14,7 @@ import scipy.stats
 from tools import assert_close, first
 
 from softntk.diffusion import GaussianMixture, constant_sde, cosine_sde, sample, vp_sde
-from softntk.diffusion import sampling as module
+from softntk.diffusion._sampling import sample as module
 from softntk.solution import NumericalError
 
 SDE = vp_sde()

@@ -7,9 +7,9 @@ import pytest
 import scipy.linalg
 from tools import assert_close
 
-from softntk.diffusion import _spectral_fit
-from softntk.diffusion._kernel_denoiser import KernelPredictor, _folds
-from softntk.diffusion.training import _check_levels
+from softntk.diffusion._denoisers import spectral_fit
+from softntk.diffusion._denoisers.kernel import KernelPredictor, _folds
+from softntk.diffusion._denoisers.network import _check_levels
 
 
 def linear(sigma, z1, z2=None):
@@ -22,9 +22,9 @@ LANDMARKS = RNG.normal(size=(3, 3))
 
 def sums(z, y, present=None):
     present = np.ones(len(z)) if present is None else present
-    root = _spectral_fit.whitening(linear, jnp.asarray(1.0), jnp.asarray(LANDMARKS))
+    root = spectral_fit.whitening(linear, jnp.asarray(1.0), jnp.asarray(LANDMARKS))
     arrays = (jnp.asarray(each) for each in (LANDMARKS, root, z, y, present))
-    return _spectral_fit.moments(linear, jnp.asarray(1.0), *arrays)
+    return spectral_fit.moments(linear, jnp.asarray(1.0), *arrays)
 
 
 @pytest.mark.parametrize("tau", [1e-9, 0.3, 40.0])
@@ -32,8 +32,8 @@ def test_filters(tau, x64):
     e = np.array([0.0, 1e-9, 0.5, 3.0])
     with np.errstate(invalid="ignore"):
         flow = np.where(tau * e > 1e-12, -np.expm1(-tau * e) / e, tau)
-    assert_close(_spectral_fit.filtered(jnp.asarray(e), jnp.asarray(tau), "flow"), flow, rtol=1e-6)
-    assert_close(_spectral_fit.filtered(jnp.asarray(e), jnp.asarray(tau), "ridge"), 1 / (e + 1 / tau), rtol=1e-12)
+    assert_close(spectral_fit.filtered(jnp.asarray(e), jnp.asarray(tau), "flow"), flow, rtol=1e-6)
+    assert_close(spectral_fit.filtered(jnp.asarray(e), jnp.asarray(tau), "ridge"), 1 / (e + 1 / tau), rtol=1e-12)
 
 
 def test_paths_and_their_errors(x64):
@@ -41,14 +41,14 @@ def test_paths_and_their_errors(x64):
     z, y = RNG.normal(size=(20, 3)), RNG.normal(size=(20, 2))
     others_z, others_y = RNG.normal(size=(8, 3)), RNG.normal(size=(8, 2))
     there = np.array([1.0, 1, 1, 1, 1, 0, 0, 0])
-    root = np.asarray(_spectral_fit.whitening(linear, jnp.asarray(1.0), jnp.asarray(LANDMARKS)))
+    root = np.asarray(spectral_fit.whitening(linear, jnp.asarray(1.0), jnp.asarray(LANDMARKS)))
     assert_close(root @ root.T @ (LANDMARKS @ LANDMARKS.T), np.eye(3), rtol=1e-8)
     features, others = z @ LANDMARKS.T @ root, others_z @ LANDMARKS.T @ root
     kept, held = sums(z, y), sums(others_z, others_y, there)
     assert float(held.count) == 5
     assert_close(held.squares, (others_y[:5] ** 2).sum(0))
     assert_close(kept.right, features.T @ y)
-    path = _spectral_fit.path(kept)
+    path = spectral_fit.path(kept)
     gram, right = features.T @ features / 20, features.T @ y / 20
     assert_close(path.eigenvalues, np.linalg.eigvalsh(gram))
     for kind in ("flow", "ridge"):
@@ -61,8 +61,8 @@ def test_paths_and_their_errors(x64):
         ]
         assert_close(path.weights(jnp.asarray(taus[1]), kind), weights[1], rtol=1e-9)
         direct = [np.sum((others[:5] @ w - others_y[:5]) ** 2) / 5 for w in weights]
-        assert_close(_spectral_fit.held_out_errors(path, held, jnp.asarray(taus), kind), direct, rtol=1e-9)
-    grid = np.asarray(_spectral_fit.grid(path)) * float(path.eigenvalues[-1])
+        assert_close(spectral_fit.held_out_errors(path, held, jnp.asarray(taus), kind), direct, rtol=1e-9)
+    grid = np.asarray(spectral_fit.grid(path)) * float(path.eigenvalues[-1])
     assert len(grid) == 81
     assert_close(grid[[0, 8, -1]] / [1e-2, 1e-1, 1e8], np.ones(3), rtol=1e-6)
 
@@ -72,14 +72,14 @@ def test_noise_and_norm_of_a_function_in_the_span(x64):
     truth = RNG.normal(size=(3, 2))  # ⟨w, z⟩ has norm |w| for a linear kernel
     y = z @ truth + 0.3 * RNG.normal(size=(4000, 2))
     moments = sums(z, y)
-    noise, norm = _spectral_fit.noise_and_norm(_spectral_fit.path(moments), moments)
+    noise, norm = spectral_fit.noise_and_norm(spectral_fit.path(moments), moments)
     assert noise == pytest.approx(0.3, rel=0.05)
     assert norm == pytest.approx(np.sqrt(np.sum(truth**2) / 2), rel=0.05)
 
 
 def test_landmarks_that_are_equal_count_once(x64):
     landmarks = np.concatenate([LANDMARKS[:2], LANDMARKS[:1]])
-    root = np.asarray(_spectral_fit.whitening(linear, jnp.asarray(1.0), jnp.asarray(landmarks)))
+    root = np.asarray(spectral_fit.whitening(linear, jnp.asarray(1.0), jnp.asarray(landmarks)))
     assert (np.abs(root).max(axis=0) == 0).sum() == 1
 
 

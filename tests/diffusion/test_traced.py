@@ -7,7 +7,8 @@ import pytest
 from tools import assert_close
 
 from softntk import diffusion
-from softntk.diffusion import _score_error, metrics
+from softntk.diffusion import metrics
+from softntk.diffusion.metrics import _score_error
 
 KEY = jax.random.key(0)
 X = np.asarray(np.random.default_rng(0).normal(size=(5, 2)))

@@ -10,8 +10,8 @@ import pytest
 from tools import assert_close, first, relative_score_error, ring
 
 from softntk import diffusion
-from softntk.diffusion import training
-from softntk.diffusion.denoiser import frame_of
+from softntk.diffusion._denoisers import network as network_module
+from softntk.diffusion._denoisers.base import frame_of
 from softntk.solution import NumericalError, Result
 
 SDE = diffusion.vp_sde()
@@ -38,7 +38,7 @@ def test_learns_a_ring():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", training.FAMILIES)
+@pytest.mark.parametrize("family", network_module.FAMILIES)
 def test_meets_its_claim_on_the_ring(family):
     """Relative score error at most 0.05 on average over t in [0.05, 1], of 4,096 points."""
     mixture = ring()
@@ -50,7 +50,7 @@ def test_meets_its_claim_on_the_ring(family):
 def test_full_batch_loss_is_what_it_says(weighting):
     f = fit(steps=1, batch_size=None, draws=2, tx=optax.sgd(0.0), ema=0.0, weighting=weighting)
     frame = frame_of(SDE, X0, 8, 1e-3)
-    batch = training.full_batch(jax.random.key(1), SDE, frame, X0, 2, weighting)
+    batch = network_module.full_batch(jax.random.key(1), SDE, frame, X0, 2, weighting)
     assert batch.inputs.shape == (600, 8 * 3)
     expected = 0.5 * np.mean(np.asarray(batch.weights) * np.sum(np.asarray(batch.targets) ** 2, 1))  # F = 0 at the start
     assert_close(f.stats["loss"][0], expected, rtol=1e-4)
@@ -58,8 +58,8 @@ def test_full_batch_loss_is_what_it_says(weighting):
 
 def test_weighting_gives_the_loss_on_the_data_themselves():
     frame, key = frame_of(SDE, X0, [0.3], 1e-3), jax.random.key(1)
-    batch = training.full_batch(key, SDE, frame, X0, 1, "denoising")
-    x = SDE.perturb(training._samples.noise_key(key, 0), float(SDE.time(frame.knots[0])), X0)
+    batch = network_module.full_batch(key, SDE, frame, X0, 1, "denoising")
+    x = SDE.perturb(network_module._samples.noise_key(key, 0), float(SDE.time(frame.knots[0])), X0)
     linear, _ = frame.linear(SDE, 0.3, x)
     direct = np.mean(np.sum((np.asarray(X0) - np.asarray(linear)) ** 2, 1))
     assert_close(jnp.mean(batch.weights * jnp.sum(batch.targets**2, axis=1)), direct, rtol=1e-3)
@@ -73,17 +73,17 @@ def test_runs_are_reproducible_and_differ_by_key():
 
 def test_resumed_runs_have_the_same_bits(tmp_path, monkeypatch):
     file, whole = tmp_path / "fit", fit()
-    save = training._checkpoint.save
+    save = network_module._checkpoint.save
 
     def save_once(*args):
         save(*args)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training._checkpoint, "save", save_once)
+    monkeypatch.setattr(network_module._checkpoint, "save", save_once)
     stopped = fit(checkpoint=file)
     assert stopped.result == Result.INTERRUPTED
     assert stopped.stats["steps"] == 100
-    monkeypatch.setattr(training._checkpoint, "save", save)
+    monkeypatch.setattr(network_module._checkpoint, "save", save)
     assert same(fit(checkpoint=file), whole)
 
 
@@ -146,14 +146,14 @@ def test_average_of_the_weights():
     tx = optax.sgd(1e-2)
     paths = [fit(steps=s, tx=tx, ema=0.0).predictor.params.hidden for s in (1, 2)]
     frame = frame_of(SDE, X0, 8, 1e-3)
-    start = training.starting_network(jax.random.key(1), frame, "softmax", 16, None, True)[1].hidden
+    start = network_module.starting_network(jax.random.key(1), frame, "softmax", 16, None, True)[1].hidden
     one = 0.1 * start + 0.9 * paths[0]
     assert_close(fit(steps=2, tx=tx).predictor.params.hidden, 2 / 11 * one + 9 / 11 * paths[1], rtol=1e-5)
 
 
 def test_the_readout_of_the_paper_stays():
     frame = frame_of(SDE, X0, 8, 1e-3)
-    start = training.starting_network(jax.random.key(1), frame, "relu", 16, None, False)[1]
+    start = network_module.starting_network(jax.random.key(1), frame, "relu", 16, None, False)[1]
     f = fit(steps=10, family="relu", train_readout=False)
     assert_close(f.predictor.params.readout, start.readout)
     assert not np.allclose(f.predictor.params.hidden, start.hidden)
@@ -197,6 +197,6 @@ def test_a_minibatch_has_as_many_times_as_divide_it(size, times, monkeypatch, un
     def draw_times(key, sde, frame, n, *_, **__):
         raise Drawn(n)
 
-    monkeypatch.setattr(training._samples, "draw_times", draw_times)
+    monkeypatch.setattr(network_module._samples, "draw_times", draw_times)
     with pytest.raises(Drawn, match=rf"^{times}$"):
-        training._minibatch_loss(None, None, jax.random.key(0), SDE, None, X0, size, None, (0.0, 1.0))
+        network_module._minibatch_loss(None, None, jax.random.key(0), SDE, None, X0, size, None, (0.0, 1.0))

@@ -7,9 +7,9 @@ import pytest
 import scipy.stats
 
 from softntk import diffusion
-from softntk.diffusion import _samples
-from softntk.diffusion._truncated import truncated_normal_quantile
-from softntk.diffusion.denoiser import frame_of
+from softntk.diffusion._denoisers import noisy_samples
+from softntk.diffusion._denoisers.base import frame_of
+from softntk.diffusion._truncated_normal import truncated_normal_quantile
 
 SDE = diffusion.vp_sde()
 QUANTILE = jax.jit(truncated_normal_quantile)
@@ -64,15 +64,15 @@ def test_times_of_a_fit_follow_the_log_snr_of_the_data(unit):
     frame = frame_of(SDE, x0, 4, 1e-3)
     if unit == 1e-8:  # drowned at every time: a single level is all there is
         assert len(frame.knots) == 1
-        assert float(_samples.draw_times(jax.random.key(1), SDE, frame, 5, (1.0, 2.4))) == pytest.approx(1e-3, rel=1e-3)
+        assert float(noisy_samples.draw_times(jax.random.key(1), SDE, frame, 5, (1.0, 2.4))) == pytest.approx(1e-3, rel=1e-3)
         return
     levels = (1.0, 2.4)
-    t = _samples.draw_times(jax.random.key(1), SDE, frame, 4000, levels)
+    t = noisy_samples.draw_times(jax.random.key(1), SDE, frame, 4000, levels)
     low, high = float(frame.knots[0]), float(frame.knots[-1])
     covariance = np.cov(np.asarray(x0, np.float64).T, bias=True)
     centre = 1.0 - np.log(np.trace(covariance @ covariance) / np.trace(covariance))
     law = scipy.stats.truncnorm((low - centre) / 2.4, (high - centre) / 2.4, centre, 2.4)
     assert scipy.stats.kstest(np.asarray(SDE.log_snr(t), np.float64), law.cdf).pvalue > 1e-3
-    strata = np.asarray(SDE.log_snr(_samples.draw_times(jax.random.key(2), SDE, frame, 8, levels, stratified=True)))
+    strata = np.asarray(SDE.log_snr(noisy_samples.draw_times(jax.random.key(2), SDE, frame, 8, levels, stratified=True)))
     shares = law.cdf(strata.astype(np.float64)) * 8
     assert (np.floor(np.clip(shares, 0, 7.999)) == np.arange(8)).all()

@@ -9,8 +9,8 @@ from tools import assert_close, points
 
 from softntk import diffusion
 from softntk.diffusion import metrics
-from softntk.diffusion._estimates import normal, score_interval
-from softntk.diffusion.denoiser import frame_of
+from softntk.diffusion._denoisers.base import frame_of
+from softntk.diffusion.metrics._intervals import normal, score_interval
 
 SDE = diffusion.vp_sde()
 KEY = jax.random.key(0)

@@ -169,7 +169,7 @@ def test_an_operator_needs_few_products_early_and_says_when_they_do_not_suffice(
     assert _dynamics._krylov._cache_size() == before + 2  # 16 and 32 products
     inside = jax.jit(lambda op: sn.ntk.predict_gd(op, x[:, :1], 1e-3, np.array([5])))(op)
     assert_close(inside, sn.ntk.predict_gd(op, x[:, :1], 1e-3, np.array([5])), rtol=1e-4)
-    monkeypatch.setattr(dynamics, "_KRYLOV", 32)
+    monkeypatch.setattr(_dynamics, "_KRYLOV", 32)
     with pytest.raises(NumericalError, match="MAX_STEPS: 32 products"):
         sn.ntk.predict_flow(op, jnp.sign(x[:, :1]), np.array([1e9], np.float32), cross=op.cross(x[:4] + 0.1))
 

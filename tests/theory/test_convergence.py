@@ -11,7 +11,7 @@ from tools import first
 
 import softntk as sn
 from softntk._linalg import rigorous
-from softntk.theory import _boxes
+from softntk.theory._certificates import logit_box
 
 certify = sn.theory.certify_convergence
 CASES = {
@@ -141,11 +141,11 @@ def test_singular_values_hold_on_the_path(case, x64):
         assert largest <= found.largest_singular_value
 
 
-@pytest.mark.parametrize(("activation", "normalized"), list(itertools.product(_boxes.INCREASING, (True, False))))
+@pytest.mark.parametrize(("activation", "normalized"), list(itertools.product(logit_box.INCREASING, (True, False))))
 def test_boxes_enclose(activation, normalized, x64):
     rng = np.random.default_rng(0)
     x, W = rng.normal(size=(4, 3)), rng.normal(size=(3, 30))
-    box = _boxes.Box(activation, normalized, x, W, 1)
+    box = logit_box.Box(activation, normalized, x, W, 1)
     delta = 0.3 * rng.random((4, 30))
     found, u = box.slopes(delta), sn.activations.get(activation)
     assert found is not None

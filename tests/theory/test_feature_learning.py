@@ -11,7 +11,7 @@ from tools import assert_close, cast, points
 
 from softntk.networks import two_layer
 from softntk.theory import feature_learning as fl
-from softntk.theory.generalisation import rkhs_norm
+from softntk.theory.generalisation._norms_and_ranks import rkhs_norm
 
 KINDS = sorted(fl.TARGETS)
 

@@ -13,12 +13,13 @@ from tools import assert_close
 import softntk as sn
 from softntk._linalg import rigorous
 from softntk.networks import Parameters
-from softntk.theory import _boxes, bounds, convergence
-from softntk.theory import _statements_networks as networks
-from softntk.theory import _statements_newton as newton
-from softntk.theory import _statements_training as training
+from softntk.theory import bounds
 from softntk.theory import feature_learning as fl
-from softntk.theory._softmax_bound import Expansion
+from softntk.theory._certificates import convergence, logit_box
+from softntk.theory._ledger.statements import networks as networks
+from softntk.theory._ledger.statements import newton as newton
+from softntk.theory._ledger.statements import training as training
+from softntk.theory._perturbation.softmax_bound import Expansion
 
 EPS = 2.0**-52
 N, K, M, LAMBDA, SIGMA, DELTA, R, ACCURACY = 7, 3, 64, 0.2, 0.5, 0.05, 1.7, 1e-3
@@ -100,7 +101,7 @@ def test_slack_and_eigenvalues_from_below_are_as_close_as_stated():
 def test_boxes_hold_slopes_and_totals(activation, normalized):
     x = np.array([[1.0, 0.5], [-0.2, 0.1]])
     W = np.array([[0.3, -0.1, 0.2], [-0.4, 0.2, 0.1]])
-    box = _boxes.Box(activation, normalized, x, W, 2)
+    box = logit_box.Box(activation, normalized, x, W, 2)
     z = x @ W
     linear = 1.0 if activation == "res_exp" else 0.0
 
@@ -131,9 +132,9 @@ def test_boxes_hold_slopes_and_totals(activation, normalized):
 def test_boxes_far_from_zero_neither_over_nor_underflow():
     """All logits of a softmax far below zero or above; a normaliser that vanishes has no box."""
     for offset in (-1000.0, 1000.0):
-        box = _boxes.Box("exp", True, np.array([[1.0]]), offset + np.array([[0.0, 1.0]]), 1)
+        box = logit_box.Box("exp", True, np.array([[1.0]]), offset + np.array([[0.0, 1.0]]), 1)
         assert_close(box.centre, np.exp([[0.0, 1.0]]) / np.sum(np.exp([0.0, 1.0])))
-    lost = _boxes.Box("res_exp", True, np.array([[1.0]]), np.array([[-1.0, -2.0]]), 1)
+    lost = logit_box.Box("res_exp", True, np.array([[1.0]]), np.array([[-1.0, -2.0]]), 1)
     assert lost.total[0, 0] < 0
     assert lost.slopes(np.full((1, 2), 1e-9)) is None
 

@@ -10,9 +10,14 @@ from tools import assert_close
 import softntk as sn
 from softntk._linalg.kernel_eigenbasis import cross_validated_ridge
 from softntk.solution import Result
-from softntk.theory._stopping import least_risk_time
-from softntk.theory.generalisation import early_stopping_time, effective_rank, noise_level, rkhs_norm
-from softntk.theory.risk import risk_bound
+from softntk.theory.generalisation._early_stopping import least_risk_time
+from softntk.theory.generalisation._norms_and_ranks import (
+    early_stopping_time,
+    effective_rank,
+    noise_level,
+    rkhs_norm,
+)
+from softntk.theory.generalisation._risk import risk_bound
 
 N = 60
 

@@ -10,9 +10,16 @@ import numpy as np
 import pytest
 
 from softntk import theory
-from softntk.theory import _ledger, _ledger_table, _statements_networks, _statements_newton, _statements_training
-from softntk.theory import _oracles as oracles
-from softntk.theory._ledger_statement import TOLERANCE, Instance, Statement, equal
+from softntk.theory._ledger import oracles as oracles
+from softntk.theory._ledger import run as run_module
+from softntk.theory._ledger import table
+from softntk.theory._ledger.statement import (
+    TOLERANCE,
+    Instance,
+    Statement,
+    equal,
+)
+from softntk.theory._ledger.statements import networks, newton, training
 
 # Every statement that is known to be false as remembered; the rest must hold on every instance.
 FAILING = {
@@ -37,7 +44,7 @@ def named(rows, reference):
 def every_statement_is_measured(rows):
     assert len(rows) >= 30
     assert len({row.reference for row in rows}) == len(rows)
-    by_reference = {statement.reference: statement for statement in _ledger.STATEMENTS}
+    by_reference = {statement.reference: statement for statement in run_module.STATEMENTS}
     for row in rows:
         assert row.instances == by_reference[row.reference].count
         assert row.source in ("printed", "as remembered", "ours")
@@ -57,7 +64,7 @@ def what_fails_is_known_and_the_rest_holds(rows):
 
 def counterexamples_fail_again(rows):
     for row in (named(rows, reference) for reference in FAILING):
-        instance = _ledger.replay(row)
+        instance = run_module.replay(row)
         assert instance is not None, row.reference
         assert not instance.holds, row.reference
         assert math.isfinite(instance.value), row.reference
@@ -79,13 +86,13 @@ def counterexamples_by_hand(rows):
 
 
 def test_a_broken_bound_is_noticed():
-    whole = next(s for s in _ledger.STATEMENTS if s.reference == "[D] lemma: ‖f‖ ≤ 1")
+    whole = next(s for s in run_module.STATEMENTS if s.reference == "[D] lemma: ‖f‖ ≤ 1")
 
     def divided(case):
         instance = whole.check(case)
         return instance._replace(bound=instance.bound / 2)
 
-    row = _ledger.ledger(statements=[dataclasses.replace(whole, check=divided)])[0]
+    row = run_module.ledger(statements=[dataclasses.replace(whole, check=divided)])[0]
     assert 0 < row.held < row.instances == whole.count
     assert row.tightness.worst < 1
     n, d = row.case["A"].shape
@@ -99,17 +106,17 @@ def test_runner_counts_instances_and_skips_what_is_none():
     )
     wrong = Statement("wrong", "", lambda rng: {"t": rng.normal(size=3)}, lambda c: equal(c["t"], 2 * c["t"]), equality=True)
     never = Statement("never", "", lambda rng: {}, lambda c: Instance(1.0, math.nan), count=2)
-    first, second, third = _ledger.ledger(statements=[even, wrong, never])
+    first, second, third = run_module.ledger(statements=[even, wrong, never])
     assert (first.instances, first.held, first.tightness) == (60, 60, (2.0, 2.0))
     assert (second.held, second.error) == (0, 0.5)
     assert (third.held, third.instances) == (0, 2)
-    assert _ledger.ledger(statements=[wrong])[0].counterexample == second.counterexample
+    assert run_module.ledger(statements=[wrong])[0].counterexample == second.counterexample
     with pytest.raises(ValueError, match="must have a reference each, got 'even' twice"):
-        _ledger.ledger(statements=[even, even])
+        run_module.ledger(statements=[even, even])
     with pytest.raises(ValueError, match="match must be part of a reference, .*, got 'odd'"):
-        _ledger.ledger(match="odd", statements=[even])
+        run_module.ledger(match="odd", statements=[even])
     with pytest.raises(ValueError, match="must have a counterexample, got 'even'"):
-        _ledger.replay(first)
+        run_module.replay(first)
     with pytest.raises(ValueError, match="must have the shape of desired"):
         equal(np.ones(2), np.ones(3))
 
@@ -117,13 +124,13 @@ def test_runner_counts_instances_and_skips_what_is_none():
 def test_only_what_fails_by_a_finite_amount_has_an_excess():
     cases = [(None, 0), (Instance(2.0, 1.0), 0), (Instance(2.0, 3.0), 0.5), (Instance(1.0, math.inf), 0)]
     for instance, excess in cases:
-        assert _ledger._excess(instance) == excess
+        assert run_module._excess(instance) == excess
 
 
 def test_noised_mixtures_keep_the_variance_that_is_preserved():
     """E X_t² = α² E X₀² + 1 − α², by sums over the grid."""
-    case = _statements_training._mixture(np.random.default_rng(0))
-    grid, square = _statements_training._Grid(case), np.mean(case["means"] ** 2 + case["deviations"] ** 2)
+    case = training._mixture(np.random.default_rng(0))
+    grid, square = training._Grid(case), np.mean(case["means"] ** 2 + case["deviations"] ** 2)
     assert grid.marginal.sum() == pytest.approx(1, rel=1e-9)
     assert grid.marginal @ grid.x**2 == pytest.approx(case["alpha"] ** 2 * (square - 1) + 1, rel=1e-9)
 
@@ -148,9 +155,9 @@ def test_oracles_agree_with_finite_differences():
 def test_the_theorem_is_measured_by_the_sum_over_points_and_outputs(monkeypatch):
     """Steps left out, the error is ‖F(W) − Y‖² of the start; the mean over two points would be half of it."""
     rng = np.random.default_rng(0)
-    monkeypatch.setattr(_statements_training, "_train", lambda case, steps: case["W"])
-    cases = (_statements_training._start(rng) for _ in range(20))
-    case, instance = next((c, i) for c in cases if (i := _statements_training._theorem(c)) is not None)
+    monkeypatch.setattr(training, "_train", lambda case, steps: case["W"])
+    cases = (training._start(rng) for _ in range(20))
+    case, instance = next((c, i) for c in cases if (i := training._theorem(c)) is not None)
     powers = np.exp(case["x"] @ case["W"])
     outputs = np.sqrt(len(case["a"])) * (powers / powers.sum(axis=1, keepdims=True)) @ case["a"]
     assert case["Y"].size == 2
@@ -159,7 +166,7 @@ def test_the_theorem_is_measured_by_the_sum_over_points_and_outputs(monkeypatch)
 
 
 def test_starts_are_antisymmetric_with_readouts_of_both_signs():
-    case = _statements_networks.draw(np.random.default_rng(0), (2, 3, 2, 32))
+    case = networks.draw(np.random.default_rng(0), (2, 3, 2, 32))
     half = case["a"][:16]
     assert np.array_equal(case["a"][16:], -half)
     assert np.array_equal(case["W"][:, 16:], case["W"][:, :16])
@@ -170,18 +177,18 @@ def test_errors_of_hessians_are_as_large_as_said():
     """‖E‖ = 1, so that (1 − ε)H ≼ H̃ ≼ (1 + ε)H is as tight as it may be."""
     rng = np.random.default_rng(0)
     for _ in range(20):
-        error = _statements_newton._strong(rng)["E"]
+        error = newton._strong(rng)["E"]
         assert np.abs(np.linalg.eigvalsh(error)) == pytest.approx(np.ones(len(error)))
 
 
 def table_shows_all(rows, capsys):
-    text = _ledger_table.markdown(rows)
+    text = table.markdown(rows)
     lines = text.splitlines()
     assert sum(line.startswith("| [") for line in lines) == len(rows)
     assert sum(line.startswith("- **") for line in lines) == len(FAILING)
     widths = {line.replace("\\|", "").count("|") for line in lines if line.startswith("|")}
     assert widths == {8}
-    _ledger_table.show(rows)
+    table.show(rows)
     out = capsys.readouterr().out
     assert all(row.reference in out for row in rows)
     assert f"{len(rows) - len(FAILING)} of {len(rows)} statements held" in out
@@ -198,8 +205,8 @@ def test_the_quick_run(capsys):
 
 
 def test_written_ledger_is_that_of_these_statements():
-    text = _ledger_table.PATH.read_text(encoding="utf-8")
-    for statement in _ledger.STATEMENTS:
+    text = table.PATH.read_text(encoding="utf-8")
+    for statement in run_module.STATEMENTS:
         assert f"| {statement.reference} |".replace("|", "\\|")[2:-2] in text
         assert statement.statement.replace("|", "\\|") in text, statement.reference
     assert text.count("\n- **") == len(FAILING)
@@ -208,7 +215,7 @@ def test_written_ledger_is_that_of_these_statements():
 @pytest.mark.slow
 def test_command_line():
     run = subprocess.run([sys.executable, "-m", "softntk.theory", "--quick"], capture_output=True, text=True, check=True)
-    assert f"of {len(_ledger.STATEMENTS)} statements held on every instance." in run.stdout
+    assert f"of {len(run_module.STATEMENTS)} statements held on every instance." in run.stdout
     refused = subprocess.run([sys.executable, "-m", "softntk.theory", "--quick", "--write"], capture_output=True, text=True)
     assert refused.returncode == 2
     assert "leave out --quick" in refused.stderr

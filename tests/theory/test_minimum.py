@@ -9,7 +9,7 @@ import pytest
 from jax.experimental import sparse
 
 import softntk as sn
-from softntk.theory.minimum import _parts
+from softntk.theory._certificates.minimum import _parts
 
 certify = sn.theory.certify_minimum
 KINDS = [("exp", "normalized"), ("res_exp", "normalized"), ("cosh", "normalized"), ("exp", "plain"), ("sinh", "rescaled")]

@@ -11,8 +11,15 @@ from tools import assert_close, cast, dense_kernels, first, points
 
 from softntk import activations, ntk, theory
 from softntk.networks import FAMILIES, two_layer
-from softntk.theory._local_bound import _SHAPES, Interval, LocalBound, _gram_change, _range, mean_range
-from softntk.theory._softmax_bound import Expansion
+from softntk.theory._perturbation.interval_bound import (
+    _SHAPES,
+    Interval,
+    LocalBound,
+    _gram_change,
+    _range,
+    mean_range,
+)
+from softntk.theory._perturbation.softmax_bound import Expansion
 
 RADII = (1e-3, 0.1, 1.0)
 # (family, outputs, bias, parameterization, trained readout)

@@ -1,0 +1,1 @@
+"""Denoisers: by networks, by their linearisation and by kernels."""

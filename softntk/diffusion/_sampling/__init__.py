@@ -1,0 +1,1 @@
+"""Samples and likelihoods from a score."""

@@ -1,0 +1,344 @@
+r"""``sample``: draws from a score, by the reverse stochastic equation or by the probability flow.
+
+The reverse equation dX = (−½ g X − g s) dt + √g dB̄, in Z = αX/h and in the signal-to-noise ratio ρ = α²/h as time, is
+
+    dZ = E[X_0 | X_t = x] dρ + dB_ρ,        E[X_0 | X_t = x] = (x + h s(t, x))/α,    x = hZ/α,
+
+stochastic localisation: the linear part and the schedule are gone and the noise is additive, so that a step is exact while the
+denoiser stands still (Euler's is the ancestral step of DDPM), and the shifted Euler method is of strong order one at the same
+one evaluation.
+
+The steps are uniform in log ρ. Error of the deviation within modes for the exact score of eight modes of deviation 0.15 on a
+circle of radius 2 in R⁸, ``vp_sde()``, at t = 1e-3 (2¹⁴ draws, ± 0.2 %):
+
+    ==================================================  ======  ======  ======
+    evaluations                                             50     100     200
+    ==================================================  ======  ======  ======
+    shifted Euler in ρ, uniform in log ρ                 1.3 %   0.5 %   0.2 %
+    the same, half of the evaluations Langevin steps     3.5 %   1.0 %   0.7 %
+    ShARK in ρ (order 1.5, two evaluations a step)      −3.4 %  −0.7 %  −0.6 %
+    Euler–Maruyama for X, uniform in t                   7.2 %   2.3 %   0.7 %
+    Euler–Maruyama for X, uniform in log ρ               5.4 %   2.6 %   1.1 %
+    Euler in ρ (ancestral), uniform in log ρ            −8.3 %  −4.5 %  −2.2 %
+    shifted Euler in ρ, uniform in t                      82 %    25 %     5 %
+    ==================================================  ======  ======  ======
+
+A score that is learnt from few data drifts: samples are points it was not fitted to, where it contracts a little too much at
+each step. But mean m and covariance S of the data are known well, and Z has mean ρm and covariance ρ²S + ρI whatever else the
+data are, so the batch can be held to them (``moments``). For 1,400 of scikit-learn's digits (softmax network of width 1024,
+6,000 steps) samples without have 78 % of the variance; with, the energy distance to other digits falls from 0.036 to 0.004.
+
+The probability flow is solved in the angle of :mod:`softntk.diffusion._sampling.probability_flow`, by Tsit5, all rows with the same steps: there the
+accuracy that is had at 1e-4 with 90 to 110 evaluations takes 110 to 150 in t or in log ρ. Steps are chosen for the most
+demanding row: a mean over rows saves a quarter of the evaluations, and the error of the worst row is up to six times as large;
+with steps of its own for each row, no fewer evaluations pass before the last is done.
+
+Example:
+    >>> import jax, jax.numpy as jnp
+    >>> from softntk import diffusion
+    >>> sde = diffusion.vp_sde()
+    >>> mixture = diffusion.GaussianMixture(jnp.ones(2) / 2, jnp.array([[-1.0], [1.0]]), jnp.full((2, 1, 1), 0.01))
+    >>> x = diffusion.sample(jax.random.key(0), sde, lambda t, x: mixture.score(sde, t, x), (1000, 1))
+    >>> x.shape, bool(abs(abs(x).mean() - 1) < 0.02), bool(abs((x > 0).mean() - 0.5) < 0.05)
+    ((1000, 1), True, True)
+
+Source: Song et al. (2021), arXiv 2011.13456; localisation: Montanari (2023), arXiv 2305.10690; the shifted Euler method:
+Foster, dos Reis and Strange (2023), arXiv 2210.17543, equation 5.8.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
+
+from softntk._core.progress import Progress
+from softntk._core.records import static_record
+from softntk._core.validation import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_key,
+    check_number,
+    check_positive_int,
+    is_concrete,
+)
+from softntk._linalg.norms import scaled_norm
+from softntk.diffusion._arguments import as_real, check_known, check_min_time
+from softntk.diffusion._denoisers.base import check_score_fn
+from softntk.diffusion._distributions import check_symmetric
+from softntk.diffusion._sampling import probability_flow
+from softntk.diffusion._sde import VPSDE, check_sde
+from softntk.diffusion.metrics._intervals import root
+from softntk.solution import Result, Solution
+
+METHODS = ("sde", "ode")
+_LEAST_ROWS = 100
+_NOISE = -32.0  # log-SNR below which X is noise to seven digits: a process that goes on spends no steps there, nor underflows
+
+
+@static_record
+class _Options:
+    method: str
+    min_time: float
+    steps: int
+    corrector_steps: int
+    corrector_snr: float
+    tolerances: tuple[float, float]
+    max_steps: int
+
+
+def sample(
+    key: PRNGKeyArray,
+    sde: VPSDE,
+    score_fn: probability_flow.ScoreFn,
+    shape: Sequence[int],
+    method: Literal["sde", "ode"] | str = "sde",
+    *,
+    min_time: float = 1e-3,
+    steps: int = 200,
+    corrector_steps: int = 0,
+    corrector_snr: float = 0.1,
+    moments: tuple[ArrayLike, ArrayLike] | None = None,
+    rtol: float = 1e-4,
+    atol: float = 1e-4,
+    max_steps: int = 1000,
+    batch_size: int | None = None,
+    progress: bool = False,
+    throw: bool = True,
+) -> Float[Array, "n d"]:
+    r"""Return samples of the distribution that has a given score, at time min_time: from N(0, I) at T back to there.
+
+    "sde" solves the reverse equation by the shifted Euler method in the signal-to-noise ratio, in steps uniform in its
+    logarithm; "ode" the probability flow by an adaptive Runge–Kutta method of order five, all rows of a batch with the same
+    steps, chosen for the most demanding of them. What is returned is distributed as X at min_time: noise of deviation
+    √h(min_time), 0.01 for ``vp_sde()``, is still in it. A denoiser takes it away, E[X_0 | x], and with it what data vary on
+    that scale.
+
+    The program is compiled once for a score function, shape and options. A function is traced once, as by ``jax.jit``: what it
+    reads from outside counts as it was when first used. A pytree that is called, or a method of one, may change its arrays.
+
+    Args:
+        key: randomness.
+        sde: the process.
+        score_fn: (t, x) → ∇log p_t(x), [n, d], for a scalar t and x [n, d]; row by row.
+        shape: (n, d).
+        method: "sde" or "ode".
+        min_time: T₀, between 0 and T.
+        steps: of "sde", each one evaluation and ``corrector_steps`` more.
+        corrector_steps: Langevin steps at fixed t after each step of "sde".
+        corrector_snr: r, which sets their size ε = 2a (r‖z‖/‖s‖)²; norms over the batch, a the factor α² before over after.
+        moments: mean [d] and covariance [d, d] of the data: after each step of "sde" the batch is moved to the mean and, along
+            each eigenvector, stretched to the variance that X_t has; why, see the module.
+        rtol: of "ode", of each step.
+        atol: of "ode", of each step.
+        max_steps: of "ode".
+        batch_size: rows at a time; all if None. Another size gives other samples.
+        progress: show how many are done (rich).
+        throw: raise if the score is not finite or max_steps is reached. If not, and always under jit and vmap: rows that could
+            not be computed are +inf.
+
+    Returns:
+        [n, d], in JAX's default precision. Ctrl-C between batches returns those that are done.
+
+    Raises:
+        ValueError: a shape that is not two positive integers, an unknown method, min_time outside (0, T), numbers that are not
+            positive, a score of another shape than x; progress under a transformation; moments of another shape, not finite,
+            not positive semidefinite, with "ode", or with batches of less than 100 rows, whose own moments are chance.
+        NumericalError: under ``throw``; the message is the advice.
+
+    Example:
+        >>> import jax
+        >>> from softntk.diffusion import vp_sde
+        >>> x = sample(jax.random.key(0), vp_sde(), lambda t, x: -x, (500, 2), "ode")  # the score of N(0, I), which stays
+        >>> bool(abs(x.std() - 1) < 0.05)
+        True
+
+    Source: Song et al. (2021), arXiv 2011.13456, equations 6 and 13, algorithm 5.
+    """
+    key = check_key("key", key)
+    check_sde(sde)
+    check_score_fn(score_fn)
+    n, d = _check_shape(shape)
+    dtype = jnp.result_type(float)
+    options = _check_options(sde, method, min_time, steps, corrector_steps, corrector_snr, (rtol, atol), max_steps, dtype)
+    progress = check_flag("progress", progress)
+    throw = check_flag("throw", throw)
+    rows = n if batch_size is None else min(check_positive_int("batch_size", batch_size), n)
+    targets = None if moments is None else _check_moments(moments, options.method, rows, d, dtype)
+    score_fn = probability_flow.as_pytree(score_fn, (rows, d), dtype)
+    keys = jax.random.split(key, -(-n // rows))
+    if probability_flow.is_traced((keys, score_fn, sde, targets)):  # under jit the keys are traced, even of a key that is not
+        if progress:
+            raise ValueError("progress needs to know when a batch is done: it does not work under jit or vmap.")
+        x, _ = lax.map(lambda one: _draw(score_fn, one, sde, (rows, d), options, targets), keys)
+        return x.reshape(-1, d)[:n]
+    done, code, bar = [], Result.SUCCESSFUL, Progress(progress, "sampling")
+    try:
+        for one in keys:
+            x, its_code = jax.block_until_ready(_draw(score_fn, one, sde, (rows, d), options, targets))
+            done.append(x)
+            code = max(code, int(its_code))
+            bar.show(f"{min(len(done) * rows, n)} of {n}")
+    except KeyboardInterrupt:
+        if not done:
+            raise
+    finally:
+        bar.close()
+    value = jnp.concatenate(done)[:n]
+    if throw:
+        Solution(value=value, result=jnp.asarray(int(code), jnp.int32), stats={}, state=None).check()
+    return value
+
+
+@eqx.filter_jit
+def _draw(
+    score_fn: probability_flow.ScoreFn,
+    key: PRNGKeyArray,
+    sde: VPSDE,
+    shape: tuple[int, int],
+    options: _Options,
+    moments: tuple[Array, Array, Array] | None,
+) -> tuple[Array, Array]:
+    """Return one batch, and its code."""
+    of_prior, of_path = jax.random.split(key)
+    x = jax.random.normal(of_prior, shape)
+    code = jnp.asarray(Result.SUCCESSFUL, jnp.int32)
+    if options.method == "sde":
+        x = _localise(score_fn, of_path, sde, x, options, moments)
+        bad = ~jnp.isfinite(x).all(axis=1)
+    else:
+
+        def field(theta: Array, x: Array) -> tuple[Array]:
+            return (-jnp.tan(theta) * (x + probability_flow.score_at(score_fn, probability_flow.time_of_angle(sde, theta), x)),)
+
+        ends = probability_flow.angles(sde, options.min_time, x.dtype)
+        (x,), bad, code = probability_flow.flow(field, (x,), ends, options.tolerances, options.max_steps)
+    lost = bad | (code != Result.SUCCESSFUL)
+    return jnp.where(lost[:, None], jnp.inf, x), probability_flow.code_of_rows(bad, code)
+
+
+def _localise(
+    score_fn: probability_flow.ScoreFn,
+    key: PRNGKeyArray,
+    sde: VPSDE,
+    x: Array,
+    options: _Options,
+    moments: tuple[Array, Array, Array] | None,
+) -> Array:
+    """Solve the reverse equation from x at T, in ρ: α² = ρ/(1 + ρ), h = 1/(1 + ρ)."""
+    first, last = (sde.log_snr(jnp.asarray(t, x.dtype)) for t in (sde.horizon, options.min_time))
+    ratios = jnp.exp(jnp.linspace(jnp.maximum(first, _NOISE), last, options.steps + 1))
+
+    def shrink(rho: Array) -> Array:
+        return 1 / jnp.sqrt(rho * (1 + rho))  # h/α
+
+    def score(rho: Array, x: Array) -> Array:
+        return probability_flow.score_at(score_fn, sde.time(jnp.log(rho)), x)
+
+    def denoised(rho: Array, z: Array) -> Array:
+        x = shrink(rho) * z
+        return (x + score(rho, x) / (1 + rho)) * jnp.sqrt((1 + rho) / rho)
+
+    def correct(x: Array, rho: Array, kept: Array, key: PRNGKeyArray) -> Array:
+        def step(x: Array, key: PRNGKeyArray) -> tuple[Array, None]:
+            noise, slope = jax.random.normal(key, x.shape, x.dtype), score(rho, x)
+            steepness = scaled_norm(jnp.where(jnp.isfinite(slope), slope, 0))
+            ratio = jnp.where(steepness > 0, scaled_norm(noise) / jnp.where(steepness > 0, steepness, 1), 0)
+            size = 2 * kept * (options.corrector_snr * ratio) ** 2
+            return x + size * slope + jnp.sqrt(2 * size) * noise, None
+
+        return lax.scan(step, x, jax.random.split(key, options.corrector_steps))[0]
+
+    def match(z: Array, rho: Array, mean: Array, spreads: Array, axes: Array) -> Array:
+        sound = jnp.where(jnp.isfinite(z).all(axis=1, keepdims=True), z, jnp.nan)  # a row that is lost is lost alone
+        along = (sound - jnp.nanmean(sound, axis=0)[None]) @ axes
+        stretch = jnp.sqrt((rho**2 * jnp.maximum(spreads, 0) + rho) / jnp.nanmean(along**2, axis=0))
+        return rho * mean[None] + (along * stretch[None]) @ axes.T
+
+    def noised(z: Array, width: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
+        """Move Z along the Brownian path; say where the denoiser is asked: half-way, beside the chord by the path's area."""
+        of_path, of_area = jax.random.split(key)
+        deviation = root(width)  # of zero after the last step, where a root has no derivative
+        moved = deviation * jax.random.normal(of_path, z.shape, z.dtype)
+        return z + moved, z + moved / 2 + deviation / math.sqrt(12) * jax.random.normal(of_area, z.shape, z.dtype)
+
+    # The noise is drawn at the end of the step before, so that it is an array once: XLA draws it anew for every use of a sum.
+    def step(carry: tuple[Array, Array], inputs: tuple[Array, Array, Array, PRNGKeyArray]) -> tuple[tuple[Array, Array], None]:
+        (moved, asked), (rho, after, following, key) = carry, inputs
+        of_noise, of_corrector = jax.random.split(key)
+        z = moved + (after - rho) * denoised(rho, asked)
+        if options.corrector_steps:
+            kept = rho * (1 + after) / (after * (1 + rho))  # α² before over α² after
+            z = correct(shrink(after) * z, after, kept, of_corrector) / shrink(after)
+        if moments is not None:
+            z = match(z, after, *moments)
+        return noised(z, following - after, of_noise), None
+
+    keys = jax.random.split(key, options.steps + 1)
+    following = jnp.append(ratios[2:], ratios[-1])  # after the last step there is none
+    start = noised(x / shrink(ratios[0]), ratios[1] - ratios[0], keys[0])
+    (z, _), _ = lax.scan(step, start, (ratios[:-1], ratios[1:], following, keys[1:]))
+    return shrink(ratios[-1]) * z
+
+
+def _check_shape(shape: Sequence[int]) -> tuple[int, int]:
+    if isinstance(shape, str) or not hasattr(shape, "__len__") or len(shape) != 2:
+        raise ValueError(f"shape must be (n, d), n samples in d dimensions, got {shape!r}.")
+    n, d = (check_count(f"shape[{axis}]", size) for axis, size in enumerate(shape))
+    return n, d
+
+
+def _check_moments(
+    moments: tuple[ArrayLike, ArrayLike], method: str, rows: int, d: int, dtype: np.dtype
+) -> tuple[Array, Array, Array]:
+    """Return the mean, and eigenvalues and eigenvectors of the covariance."""
+    mean, covariance = _check_pair(moments, dtype)
+    if mean.shape != (d,) or covariance.shape != (d, d):
+        raise ValueError(f"moments must be a mean [{d}] and a covariance [{d}, {d}], got {mean.shape} and {covariance.shape}.")
+    if method != "sde":
+        raise ValueError('moments are for method="sde": the flow takes all rows along without looking at the batch.')
+    if rows < _LEAST_ROWS:
+        raise ValueError(f"moments need batches of at least {_LEAST_ROWS} rows, got {rows}: their own moments are chance.")
+    if is_concrete(covariance):
+        check_symmetric("the covariance in moments", np.asarray(covariance, np.float64)[None])
+    spreads, axes = jnp.linalg.eigh(covariance)
+    if is_concrete(spreads) and float(spreads[0]) < -1e-3 * float(jnp.max(jnp.abs(spreads))):
+        raise ValueError(f"the covariance in moments must have no negative eigenvalue, got {float(spreads[0]):.3g}.")
+    return mean, spreads, axes
+
+
+def _check_pair(moments: tuple[ArrayLike, ArrayLike], dtype: np.dtype) -> tuple[Array, Array]:
+    """Return two arrays of real numbers."""
+    if isinstance(moments, str) or not hasattr(moments, "__len__") or len(moments) != 2:
+        many = f"{len(moments)} of them" if hasattr(moments, "__len__") else type(moments).__name__
+        raise ValueError(f"moments must be a pair, mean and covariance, got {many}.")
+    mean, covariance = (as_real("moments", each).astype(dtype) for each in moments)
+    return mean, covariance
+
+
+def _check_options(
+    sde: VPSDE,
+    method: str,
+    min_time: float,
+    steps: int,
+    corrector_steps: int,
+    corrector_snr: float,
+    tolerances: tuple[float, float],
+    max_steps: int,
+    dtype: np.dtype,
+) -> _Options:
+    return _Options(
+        method=check_choice("method", method, METHODS),
+        min_time=check_min_time(sde, min_time),
+        steps=check_count("steps", steps),
+        corrector_steps=check_count("corrector_steps", corrector_steps, at_least=0),
+        corrector_snr=check_known("corrector_snr", check_number("corrector_snr", corrector_snr, above=0)),
+        tolerances=probability_flow.check_tolerances(*tolerances, dtype),
+        max_steps=check_count("max_steps", max_steps),
+    )

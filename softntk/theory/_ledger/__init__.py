@@ -1,0 +1,1 @@
+"""The ledger: the statements of the papers, run."""

@@ -1,0 +1,1 @@
+"""How far a kernel moves when the weights do."""

@@ -1,0 +1,163 @@
+"""The first paper's ball around the initial weights: how far neurons move, and what that does to the kernel.
+
+Public in :mod:`softntk.theory.bounds`.
+"""
+
+import math
+
+from softntk._core.validation import check_positive_int
+from softntk._core.validation.on_host import known_number
+from softntk.theory.bounds._constants import (
+    AS_REMEMBERED,
+    Constants,
+    checked_growth,
+    exp,
+    exponent,
+    kernel_scale,
+)
+
+
+def radius(
+    family: str,
+    n: int,
+    smallest: float,
+    residual: float,
+    width: int,
+    *,
+    k: int = 1,
+    sigma: float = 1.0,
+    failure: float = 0.1,
+    parameterization: str = "ntk",
+    constants: Constants = AS_REMEMBERED,
+) -> float:
+    """How far a neuron moves at most, D = 4 m^{-1/2} λ⁻¹ e^{3B} √(nk) ‖Y − F(0)‖_F; m⁻¹ for "paper".
+
+    A neuron's gradient is at most e^{3B} √(nk) m^{-1/2} times the residual, which shrinks like (1 − ηλ/2)^{τ/2}: the sum of
+    η e^{3B} √(nk) m^{-1/2} (1 − ηλ/2)^{τ/2} over all steps is at most D. In the other scaling the gradient has no m^{-1/2}
+    and the rate is mηλ/2, so there is m⁻¹; for the same move of the weights its residual is √m times ours.
+
+    Args:
+        residual: ‖Y − F(0)‖_F, in the scaling of the parameterization.
+        width: m.
+        parameterization: "ntk" or "paper".
+        family: "softmax", "exp" or "relu".
+        n: points.
+        smallest: λ of the "ntk" kernel.
+        k: outputs.
+        sigma: σ.
+        failure: δ.
+        constants: see :class:`softntk.theory.bounds.Constants`.
+
+    Returns:
+        D; +inf beyond the largest float.
+
+    Raises:
+        ValueError: as :func:`softntk.theory.required_width`; residual not positive; width no positive integer; an unknown
+            parameterization.
+
+    Example:
+        >>> round(radius("relu", 4, 0.5, 2.0, 1024), 9)
+        1.0
+
+    Source: arXiv 2405.03251, the definition of D and the induction that no neuron leaves the ball.
+    """
+    residual = known_number("residual", residual, above=0)
+    width = check_positive_int("width", width)
+    B = checked_growth(family, n, smallest, k, sigma, failure, constants)
+    kernel_scale(parameterization, width)
+    power = 1.0 if parameterization == "paper" else 0.5
+    size = math.log(constants.radius) - power * math.log(width) - math.log(smallest) + math.log(residual)
+    return exp(size + exponent(family, constants.radius_exponent) * B + 0.5 * (math.log(n) + math.log(k)))
+
+
+def perturbation_bound(
+    R: float,
+    n: int,
+    *,
+    family: str = "softmax",
+    k: int = 1,
+    sigma: float = 1.0,
+    failure: float = 0.1,
+    parameterization: str = "ntk",
+    width: int | None = None,
+    constants: Constants = AS_REMEMBERED,
+) -> float:
+    """‖H(W̃) − H(W)‖_F ≤ R n k e^{10B} for every W̃ with ‖w̃_r − w_r‖ ≤ R; relu: 2 R n k/σ. Points within the unit ball.
+
+    :func:`softntk.theory.perturbation` measures it, and has a bound that is proven and far smaller.
+
+    Args:
+        R: the largest move of a neuron.
+        parameterization: "ntk" or "paper", whose kernel moves m times as far.
+        width: m; needed for "paper" alone.
+        family: "softmax", "exp" or "relu".
+        n: points.
+        k: outputs.
+        sigma: σ.
+        failure: δ.
+        constants: see :class:`softntk.theory.bounds.Constants`.
+
+    Returns:
+        The bound; +inf beyond the largest float.
+
+    Raises:
+        ValueError: as :func:`softntk.theory.required_width`; R not positive; an unknown parameterization; no width where one is
+            needed.
+
+    Example:
+        >>> f"{perturbation_bound(0.01, 100, sigma=0.3):.0f}"
+        '22026'
+
+    Source: arXiv 2405.03251, the lemma on perturbed weights; relu: Song and Yang, arXiv 1906.03593, Lemma 3.2, for σ = 1.
+    """
+    R = known_number("R", R, above=0)
+    B = checked_growth(family, n, 1.0, k, sigma, failure, constants)
+    size = math.log(R) + math.log(n) + math.log(k) + math.log(kernel_scale(parameterization, width))
+    if family == "relu":  # signs flip with a probability in proportion to R/σ
+        return exp(size + math.log(constants.relu_perturbation) - math.log(sigma))
+    return exp(size + constants.perturbation_exponent * B)
+
+
+def smallest_eigenvalue(
+    R: float,
+    n: int,
+    smallest: float,
+    *,
+    family: str = "softmax",
+    k: int = 1,
+    sigma: float = 1.0,
+    failure: float = 0.1,
+    parameterization: str = "ntk",
+    width: int | None = None,
+    constants: Constants = AS_REMEMBERED,
+) -> float:
+    """λ_min(H(W̃)) ≥ ¾λ − :func:`perturbation_bound`, at widths for which ‖H(0) − H*‖ ≤ λ/4.
+
+    Args:
+        R: the largest move of a neuron.
+        parameterization: "ntk" or "paper", whose eigenvalues are m times as large.
+        width: m; needed for "paper" alone.
+        family: "softmax", "exp" or "relu".
+        n: points.
+        smallest: λ of the "ntk" kernel.
+        k: outputs.
+        sigma: σ.
+        failure: δ.
+        constants: see :class:`softntk.theory.bounds.Constants`.
+
+    Returns:
+        The bound; not positive where it says nothing.
+
+    Raises:
+        ValueError: as :func:`perturbation_bound`; λ not positive.
+
+    Example:
+        >>> round(smallest_eigenvalue(1e-4, 10, 0.4, family="relu"), 3)
+        0.298
+
+    Source: arXiv 2405.03251, the lemma on perturbed weights.
+    """
+    smallest = known_number("smallest", smallest, above=0)
+    scaling = {"parameterization": parameterization, "width": width}
+    lost = perturbation_bound(R, n, family=family, k=k, sigma=sigma, failure=failure, constants=constants, **scaling)
+    return 0.75 * kernel_scale(parameterization, width) * smallest - lost
