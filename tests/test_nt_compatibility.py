@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tools import first
 
-from softntk import _nt_compatibility as table
+from softntk.nt import _self_check as table
 
 PARTS = {f"{part}, {case.partition(':')[0]}": (part, case, run) for part, case, run in table.parts()}
 

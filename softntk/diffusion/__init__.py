@@ -1,5 +1,6 @@
 """Score estimation: denoisers by networks, by their kernels and by the dynamics between them; sampling; how good it is."""
 
+from softntk._core.old_paths import keep_old_paths
 from softntk.diffusion import metrics as metrics
 from softntk.diffusion._denoisers.base import Denoiser as Denoiser
 from softntk.diffusion._denoisers.base import score as score
@@ -20,3 +21,15 @@ from softntk.diffusion.metrics import mmd as mmd
 from softntk.diffusion.metrics import nearest_training_point as nearest_training_point
 from softntk.diffusion.metrics import score_error as score_error
 from softntk.diffusion.metrics import sliced_wasserstein as sliced_wasserstein
+
+keep_old_paths(
+    __name__,
+    {
+        "sde": "_sde",
+        "mixture": "_distributions",
+        "denoiser": "_denoisers.base",
+        "training": "_denoisers.network",
+        "sampling": "_sampling.sample",
+        "likelihood": "_sampling.likelihood",
+    },
+)

@@ -1,5 +1,6 @@
 """Neural tangent kernels: empirical ones in closed form, their spectra, and the dynamics of training that they predict."""
 
+from softntk._core.old_paths import keep_old_paths
 from softntk._linalg.extreme_eigenvalues import extreme_eigenvalues as extreme_eigenvalues
 from softntk.ntk._depth import fixed_point as fixed_point
 from softntk.ntk._depth import propagate as propagate
@@ -9,9 +10,21 @@ from softntk.ntk._dynamics import predict_gd as predict_gd
 from softntk.ntk._empirical.kernel import empirical as empirical
 from softntk.ntk._inference import gp_posterior as gp_posterior
 from softntk.ntk._inference import kernel_regression as kernel_regression
+from softntk.ntk._operators.base import GramOperator as GramOperator
 from softntk.ntk._operators.factories import kernel_operator as kernel_operator
 from softntk.ntk._operators.factories import operator as operator
 from softntk.ntk._solve.driver import solve as solve
 from softntk.ntk._spectrum import effective_dimension as effective_dimension
 from softntk.ntk._spectrum import spectral_density as spectral_density
 from softntk.ntk._spectrum import target_alignment as target_alignment
+
+keep_old_paths(
+    __name__,
+    {
+        "spectrum": "_spectrum",
+        "dynamics": "_dynamics",
+        "inference": "_inference",
+        "depth": "_depth",
+        "gram_operators": "_operators.base",
+    },
+)

@@ -36,6 +36,7 @@ from softntk._linalg.extreme_eigenvalues import (
     finite_or_infinite,
     key_or_default,
 )
+from softntk._linalg.extreme_eigenvalues import extreme_eigenvalues as extreme_eigenvalues
 from softntk._linalg.gram_arrays import (
     Gram,
     Number,

@@ -1,5 +1,6 @@
 """Softmax-family regressions: losses with gradients and structured curvature in closed form."""
 
+from softntk._core.old_paths import keep_old_paths
 from softntk.regression._attention import Attention as Attention
 from softntk.regression._attention import attention as attention
 from softntk.regression._bounds import convexity_weight as convexity_weight
@@ -13,3 +14,16 @@ from softntk.regression._members import softmax as softmax
 from softntk.regression._problem import Problem as Problem
 from softntk.regression._problem import problem as problem
 from softntk.regression._two_layer import two_layer as two_layer
+
+keep_old_paths(
+    __name__,
+    {
+        "problem": "_problem",
+        "members": "_members",
+        "attention": "_attention",
+        "two_layer": "_two_layer",
+        "leverage": "_leverage_inversion",
+        "bounds": "_bounds",
+        "implicit": "_residual_problem",
+    },
+)

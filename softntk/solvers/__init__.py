@@ -1,5 +1,6 @@
 """Optimisers as optax transforms, and the loops that run them."""
 
+from softntk._core.old_paths import keep_old_paths
 from softntk.solvers import step_sizes as step_sizes
 from softntk.solvers._gradient_descent import gradient_descent as gradient_descent
 from softntk.solvers._minimise.contraction import Contraction as Contraction
@@ -12,3 +13,13 @@ from softntk.solvers._newton.transform import NewtonState as NewtonState
 from softntk.solvers._newton.transform import approx_newton as approx_newton
 from softntk.solvers._newton.transform import scale_by_approx_newton as scale_by_approx_newton
 from softntk.solvers._training import train as train
+
+keep_old_paths(
+    __name__,
+    {
+        "transforms": "_gradient_descent",
+        "natural_gradient": "_natural_gradient",
+        "training": "_training",
+        "newton": "_newton.transform",
+    },
+)

@@ -1,5 +1,6 @@
 """Every statement of the two papers as a function that can be run on your own network and data, with a verdict."""
 
+from softntk._core.old_paths import keep_old_paths
 from softntk.theory import bounds as bounds
 from softntk.theory import feature_learning as feature_learning
 from softntk.theory import generalisation as generalisation
@@ -19,5 +20,14 @@ from softntk.theory.generalisation import early_stopping_time as early_stopping_
 from softntk.theory.generalisation import effective_rank as effective_rank
 from softntk.theory.generalisation import least_risk_time as least_risk_time
 from softntk.theory.generalisation import noise_level as noise_level
-from softntk.theory.generalisation import risk_bound as risk_bound
 from softntk.theory.generalisation import rkhs_norm as rkhs_norm
+from softntk.theory.generalisation._risk import risk_bound as risk_bound
+
+keep_old_paths(
+    __name__,
+    {
+        "convergence": "_certificates.convergence",
+        "minimum": "_certificates.minimum",
+        "risk": "generalisation._risk",
+    },
+)

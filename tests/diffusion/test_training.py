@@ -59,7 +59,7 @@ def test_full_batch_loss_is_what_it_says(weighting):
 def test_weighting_gives_the_loss_on_the_data_themselves():
     frame, key = frame_of(SDE, X0, [0.3], 1e-3), jax.random.key(1)
     batch = network_module.full_batch(key, SDE, frame, X0, 1, "denoising")
-    x = SDE.perturb(network_module._samples.noise_key(key, 0), float(SDE.time(frame.knots[0])), X0)
+    x = SDE.perturb(network_module.noisy_samples.noise_key(key, 0), float(SDE.time(frame.knots[0])), X0)
     linear, _ = frame.linear(SDE, 0.3, x)
     direct = np.mean(np.sum((np.asarray(X0) - np.asarray(linear)) ** 2, 1))
     assert_close(jnp.mean(batch.weights * jnp.sum(batch.targets**2, axis=1)), direct, rtol=1e-3)
@@ -79,11 +79,11 @@ def test_resumed_runs_have_the_same_bits(tmp_path, monkeypatch):
         save(*args)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(network_module._checkpoint, "save", save_once)
+    monkeypatch.setattr(network_module.checkpoints, "save", save_once)
     stopped = fit(checkpoint=file)
     assert stopped.result == Result.INTERRUPTED
     assert stopped.stats["steps"] == 100
-    monkeypatch.setattr(network_module._checkpoint, "save", save)
+    monkeypatch.setattr(network_module.checkpoints, "save", save)
     assert same(fit(checkpoint=file), whole)
 
 
@@ -197,6 +197,6 @@ def test_a_minibatch_has_as_many_times_as_divide_it(size, times, monkeypatch, un
     def draw_times(key, sde, frame, n, *_, **__):
         raise Drawn(n)
 
-    monkeypatch.setattr(network_module._samples, "draw_times", draw_times)
+    monkeypatch.setattr(network_module.noisy_samples, "draw_times", draw_times)
     with pytest.raises(Drawn, match=rf"^{times}$"):
         network_module._minibatch_loss(None, None, jax.random.key(0), SDE, None, X0, size, None, (0.0, 1.0))

@@ -30,7 +30,7 @@ _INSIDE = "called inside of programs, with arrays that the functions around it h
 NEEDS_NONE = {
     "activations.Activation": "a table entry, written by developers of activations; its methods are targets",
     "activations.Moments": "functions of a table entry",
-    "activations.unknown": _HELPER,
+    "activations.infinite_limit": _INSIDE,
     "activations.chain": _INSIDE,
     "activations.is_kept": _INSIDE,
     "networks.row_factors": _INSIDE,

@@ -25,5 +25,3 @@ from softntk.theory.generalisation._norms_and_ranks import RkhsNorm as RkhsNorm
 from softntk.theory.generalisation._norms_and_ranks import effective_rank as effective_rank
 from softntk.theory.generalisation._norms_and_ranks import noise_level as noise_level
 from softntk.theory.generalisation._norms_and_ranks import rkhs_norm as rkhs_norm
-from softntk.theory.generalisation._risk import RiskBound as RiskBound
-from softntk.theory.generalisation._risk import risk_bound as risk_bound

@@ -18,11 +18,13 @@ import numpy as np
 from jax.extend.core import Literal
 from jax.interpreters.ad import UndefinedPrimal, Zero
 
+from softntk.nt._views import View
+
 INLINED = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2")
 """Calls whose body stands in the program instead of them: no structure rule sees through a call."""
 
 
-def mend(empirical: Any, view: Callable[..., types.ModuleType]) -> None:
+def repair(empirical: Any) -> None:
     """Give ``neural_tangents._src.empirical`` the steps that it took with JAX's internals."""
     empirical._get_primals_out_and_pullback = _primals_out_and_pullback(empirical)
     empirical._eqn_vjp_fn = _transpose_equation
@@ -30,7 +32,7 @@ def mend(empirical: Any, view: Callable[..., types.ModuleType]) -> None:
     empirical._read_primal = _read_primal
     empirical._get_flops = _flops
     # Names in profiles, and the checks of jax_enable_checks: neither changes a result.
-    empirical.ad = view(
+    empirical.ad = View(
         empirical.ad,
         source_info_util=types.SimpleNamespace(transform_name_stack=lambda _: contextlib.nullcontext()),
         config=types.SimpleNamespace(jax_enable_checks=False),

@@ -1,0 +1,81 @@
+"""neural_tangents 0.6.5, usable on current JAX and without TensorFlow: the one place that knows its quirks.
+
+``from softntk import nt`` is the real package: ``nt.stax``, ``nt.predict``, ``nt.batch``, ``nt.monte_carlo_kernel_fn``,
+``nt.empirical_ntk_fn``, … Afterwards ``import neural_tangents`` gives the same one.
+
+How. Its last release imports names that have left JAX. Its modules are executed with an ``__import__`` of their own that
+hands them *views* of ``jax`` and ``scipy``: the real modules with the missing names in front. Nothing that other code sees
+is touched (``_views``). What imports but then behaves differently from the release on the JAX it was written for is repaired,
+one function a quirk, each found by comparing with a direct computation (``_repairs``).
+
+All four implementations of the empirical NTK run. ``STRUCTURED_DERIVATIVES`` works on JAX's own programs, through
+internals that have changed the most: its repairs have a file to themselves, ``_structured_derivatives``. ``AUTO`` passes over an
+implementation that cannot run the network at hand. ``python -m softntk.nt`` prints which parts work on this Python and JAX.
+
+Example:
+    >>> import jax
+    >>> from softntk import nt
+    >>> _, _, kernel_fn = nt.stax.serial(nt.stax.Dense(64), nt.stax.Relu(), nt.stax.Dense(1))
+    >>> kernel_fn(jax.numpy.eye(3), None, "ntk").shape
+    (3, 3)
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from softntk.nt._repairs import fix_batch_flags, fix_eval_context, fix_pmap_placement, fix_size_and_dtype
+from softntk.nt._structured_derivatives import repair
+from softntk.nt._views import import_neural_tangents
+
+VERSION = "0.6.5"
+"""The release that the repairs were written for."""
+
+_package: Any = import_neural_tangents()
+_source = _package._src
+fix_eval_context(_source.predict)
+fix_pmap_placement(_source.batching)
+fix_batch_flags(_source.batching, _source.utils.utils)
+fix_size_and_dtype(_source.empirical)
+repair(_source.empirical)
+
+
+def diagonal_outer_products(kernel: Any, operation: Callable) -> tuple[Any, Any, Any]:
+    """``operation(variances of the first point, of the second)``, broadcasting against cov1, nngp and cov2 in turn.
+
+    Args:
+        kernel: a ``Kernel`` of any layout: cov1 of shape [n1] or [n1, n1], with spatial axes once or twice.
+        operation: of two arrays.
+
+    Example:
+        >>> kernel = stax.Dense(1)[2](jax.numpy.eye(2))
+        >>> [v.shape for v in diagonal_outer_products(kernel, lambda first, second: (first, second))[1]]
+        [(2, 1), (1, 2)]
+    """
+    outer = _source.stax.requirements.get_diagonal_outer_prods
+    return outer(kernel.cov1, kernel.cov2, kernel.diagonal_batch, kernel.diagonal_spatial, operation)
+
+
+def variances(kernel: Any) -> list[Any]:
+    """The diagonals [n, …] of cov1 and, if there is one, of cov2 of a ``Kernel`` of any layout.
+
+    Example:
+        >>> variances(stax.Dense(1)[2](jax.numpy.eye(2)))[0].tolist()
+        [0.5, 0.5]
+    """
+    diagonal = _source.stax.requirements.get_diagonal
+    both = (kernel.cov1, kernel.cov2)
+    return [diagonal(cov, kernel.diagonal_batch, kernel.diagonal_spatial) for cov in both if cov is not None]
+
+
+stax = _package.stax
+predict = _package.predict
+batch = _package.batch
+empirical_kernel_fn = _package.empirical_kernel_fn
+empirical_nngp_fn = _package.empirical_nngp_fn
+empirical_ntk_fn = _package.empirical_ntk_fn
+empirical_ntk_vp_fn = _package.empirical_ntk_vp_fn
+linearize = _package.linearize
+taylor_expand = _package.taylor_expand
+monte_carlo_kernel_fn = _package.monte_carlo_kernel_fn
+NtkImplementation = _package.NtkImplementation
+Kernel = _package.Kernel
