@@ -86,7 +86,9 @@ class Activation:
                 others.
 
         Example:
-            >>> [round(float(v), 4) for v in get("exp").limit(0.5, 0.2, 0.7, normalized=True)]  # both e^{q12}
+            >>> from softntk import activations
+            >>> exp = activations.get("exp")
+            >>> [round(float(v), 4) for v in exp.limit(0.5, 0.2, 0.7, normalized=True)]  # both e^{q12}
             [1.2214, 1.2214]
 
         Source: MATHEMATICS.md#gaussian-moments.

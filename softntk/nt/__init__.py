@@ -47,6 +47,7 @@ def diagonal_outer_products(kernel: Any, operation: Callable) -> tuple[Any, Any,
         operation: of two arrays.
 
     Example:
+        >>> import jax
         >>> kernel = stax.Dense(1)[2](jax.numpy.eye(2))
         >>> [v.shape for v in diagonal_outer_products(kernel, lambda first, second: (first, second))[1]]
         [(2, 1), (1, 2)]
@@ -59,6 +60,7 @@ def variances(kernel: Any) -> list[Any]:
     """The diagonals [n, …] of cov1 and, if there is one, of cov2 of a ``Kernel`` of any layout.
 
     Example:
+        >>> import jax
         >>> variances(stax.Dense(1)[2](jax.numpy.eye(2)))[0].tolist()
         [0.5, 0.5]
     """
