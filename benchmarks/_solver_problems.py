@@ -1,8 +1,9 @@
-"""The problems of ``solvers.py``, and what solvers are given of them: a fixed registry, each built when its turn comes.
+"""The problems of ``solvers.py``, and what solvers are given of them: a fixed registry, each built
+when its turn comes.
 
-They span activation, form, size, condition of A, heavy-tailed rows, regularisation, and sparse A. A name says it all:
-``exp-normalized-1e4x50-c1e6-heavy-tiny`` has n 1e4, d 50, singular values over six decades, rows scaled by Student's t with two
-degrees of freedom, and weights of 1e-6.
+They span activation, form, size, condition of A, heavy-tailed rows, regularisation, and sparse A. A
+name says it all: ``exp-normalized-1e4x50-c1e6-heavy-tiny`` has n 1e4, d 50, singular values over
+six decades, rows scaled by Student's t with two degrees of freedom, and weights of 1e-6.
 """
 
 import functools
@@ -40,7 +41,8 @@ class Spec:
         form: "normalized", "rescaled" or "plain".
         n: rows.
         d: columns.
-        condition: of A; its singular values (of a sparse A: the scales of its columns) are geometric.
+        condition: of A; its singular values (of a sparse A: the scales of its columns) are
+            geometric.
         weight: w; for the normalized form, whose residual is that small, divided by 3 √n.
         heavy: rows scaled by Student's t with two degrees of freedom.
         sparse: one entry in a hundred, as BCOO.
@@ -58,7 +60,12 @@ class Spec:
     @property
     def name(self) -> str:
         """All of it."""
-        parts = [self.activation, self.form, f"{_short(self.n)}x{self.d}", f"c{_short(self.condition)}"]
+        parts = [
+            self.activation,
+            self.form,
+            f"{_short(self.n)}x{self.d}",
+            f"c{_short(self.condition)}",
+        ]
         parts += ["heavy"] * self.heavy + ["sparse"] * self.sparse
         return "-".join([*parts, "strong" if self.weight >= 1 else "tiny"])
 
@@ -132,9 +139,13 @@ LEFT_OUT = {
 
 
 def _dense_matrix(rng: np.random.Generator, spec: Spec) -> np.ndarray:
-    """Gaussian rows with geometric singular values in a random basis; the root mean square of their lengths is 1 (if even)."""
+    """Gaussian rows with geometric singular values in a random basis; the root mean square of their
+    lengths is 1 (if even).
+    """
     rotation = np.linalg.qr(rng.normal(size=(spec.d, spec.d)))[0]
-    A = rng.normal(size=(spec.n, spec.d)) @ (np.geomspace(1, 1 / spec.condition, spec.d)[:, None] * rotation)
+    A = rng.normal(size=(spec.n, spec.d)) @ (
+        np.geomspace(1, 1 / spec.condition, spec.d)[:, None] * rotation
+    )
     A /= np.sqrt(np.sum(A * A) / spec.n)
     if spec.heavy:
         A *= _scales(rng, spec.n)[:, None]
@@ -149,28 +160,40 @@ def _sparse_matrix(rng: np.random.Generator, spec: Spec) -> sparse.BCOO:
     """Gaussian entries in random places; the scales of the columns are geometric."""
     nonzeros = int(DENSITY * spec.n * spec.d)
     rows, columns = np.unravel_index(
-        np.sort(rng.choice(spec.n * spec.d, nonzeros, replace=False, shuffle=False)), (spec.n, spec.d)
+        np.sort(rng.choice(spec.n * spec.d, nonzeros, replace=False, shuffle=False)),
+        (spec.n, spec.d),
     )
-    data = rng.normal(size=nonzeros) * rng.permutation(np.geomspace(1, 1 / spec.condition, spec.d))[columns]
+    data = (
+        rng.normal(size=nonzeros)
+        * rng.permutation(np.geomspace(1, 1 / spec.condition, spec.d))[columns]
+    )
     data /= np.sqrt(np.sum(data * data) / spec.n)
     if spec.heavy:
         data *= _scales(rng, spec.n)[rows]
     indices = jnp.asarray(np.stack([rows, columns], axis=1))
-    return sparse.BCOO((jnp.asarray(data), indices), shape=(spec.n, spec.d), indices_sorted=True, unique_indices=True)
+    return sparse.BCOO(
+        (jnp.asarray(data), indices),
+        shape=(spec.n, spec.d),
+        indices_sorted=True,
+        unique_indices=True,
+    )
 
 
 def build(spec: Spec) -> tuple[Problem, Float[Array, " d"]]:
     """The problem and its start.
 
-    The target is u at logits of standard deviation one, with multiplicative noise, so that the minimiser has a loss and lies
-    at logits of that order. The start is zero; for cosh, whose u'(0) = 0 makes zero stationary, a random point with logits of
-    standard deviation 0.1.
+    The target is u at logits of standard deviation one, with multiplicative noise, so that the
+    minimiser has a loss and lies at logits of that order. The start is zero; for cosh, whose u'(0)
+    = 0 makes zero stationary, a random point with logits of standard deviation 0.1.
     """
     rng = np.random.default_rng(0)
     A = _sparse_matrix(rng, spec) if spec.sparse else jnp.asarray(_dense_matrix(rng, spec))
     logits = np.asarray(A @ jnp.asarray(rng.normal(size=spec.d)))
     logits = np.clip(logits / np.std(logits), -LARGEST_LOGIT, LARGEST_LOGIT)
-    u, noise = np.asarray(sn.activations.get(spec.activation).u(jnp.asarray(logits))), rng.normal(size=spec.n)
+    u, noise = (
+        np.asarray(sn.activations.get(spec.activation).u(jnp.asarray(logits))),
+        rng.normal(size=spec.n),
+    )
     b = u * (np.exp(0.5 * noise) if spec.form == "normalized" else 1 + 0.3 * noise)
     if spec.form != "plain":
         b /= abs(np.sum(b))
@@ -187,8 +210,8 @@ class Given(NamedTuple):
 
     Attributes:
         problem: the regression.
-        scale: of the loss. n² for the normalized form, so that there too residuals are of order one: the others have
-            thresholds that are absolute.
+        scale: of the loss. n² for the normalized form, so that there too residuals are of order
+            one: the others have thresholds that are absolute.
         root: R [d, d] with RᵀR = AᵀA: of ½‖wAx‖² = ½‖wRx‖² the second has d residuals instead of n.
     """
 
@@ -196,7 +219,9 @@ class Given(NamedTuple):
     scale: Float[Array, ""]
     root: Float[Array, "d d"]
 
-    def value_and_gradient(self, x: Float[Array, " d"]) -> tuple[Float[Array, ""], Float[Array, " d"]]:
+    def value_and_gradient(
+        self, x: Float[Array, " d"]
+    ) -> tuple[Float[Array, ""], Float[Array, " d"]]:
         """In closed form."""
         value, gradient = self.problem.value_and_gradient(x)
         return self.scale * value, self.scale * gradient
@@ -281,7 +306,10 @@ class Task:
 
 
 class Clock:
-    """Stops a solver: at the tolerance, when its time is up, or after some steps. Remembers where it was."""
+    """Stops a solver: at the tolerance, when its time is up, or after some steps.
+
+    Remembers where it was.
+    """
 
     def __init__(self, task: Task, seconds: float, steps: int = ENDLESS) -> None:
         self.tolerance, self.seconds, self.steps = task.tolerance, seconds, steps
@@ -293,7 +321,9 @@ class Clock:
             raise Over
 
     def tick(self, x: Any, norm: Any, count: int = 1) -> None:
-        """Raise if the gradient at x, of this norm, will do, or if it was the last of what is allowed."""
+        """Raise if the gradient at x, of this norm, will do, or if it was the last of what is
+        allowed.
+        """
         self.x, self.count = x, self.count + count
         if float(norm) <= self.tolerance or self.count >= self.steps:
             raise Over

@@ -1,4 +1,6 @@
-"""Training a denoiser against the same network in flax and optax; sampling against a plain Euler loop."""
+"""Training a denoiser against the same network in flax and optax; sampling against a plain Euler
+loop.
+"""
 
 import argparse
 from collections.abc import Callable
@@ -25,7 +27,9 @@ def ring(d: int) -> diffusion.GaussianMixture:
     angles = 2 * np.pi * np.arange(8) / 8
     means = np.zeros((8, d), np.float32)
     means[:, :2] = 2 * np.stack([np.cos(angles), np.sin(angles)], 1)
-    return diffusion.GaussianMixture(jnp.full(8, 1 / 8), jnp.asarray(means), jnp.tile(0.15**2 * jnp.eye(d), (8, 1, 1)))
+    return diffusion.GaussianMixture(
+        jnp.full(8, 1 / 8), jnp.asarray(means), jnp.tile(0.15**2 * jnp.eye(d), (8, 1, 1))
+    )
 
 
 class TwoLayer(nn.Module):
@@ -37,22 +41,30 @@ class TwoLayer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, J(d + 1)] -> [N, d]."""
-        hidden = nn.softmax(nn.Dense(self.width, use_bias=False, kernel_init=nn.initializers.normal(1.0))(x))
+        hidden = nn.softmax(
+            nn.Dense(self.width, use_bias=False, kernel_init=nn.initializers.normal(1.0))(x)
+        )
         signs = lambda key, shape, dtype: jax.random.rademacher(key, shape).astype(dtype)
         readout = nn.Dense(self.outputs, use_bias=False, kernel_init=signs)
         return jnp.sqrt(self.width) * readout(hidden)
 
 
 def plain(x0: jax.Array, width: int, steps: int, scanned: bool) -> Callable[[], object]:
-    """Training as one writes it: each sample at a time of its own, the embedding as an input, a step at a time or scanned."""
+    """Training as one writes it: each sample at a time of its own, the embedding as an input, a
+    step at a time or scanned.
+    """
     frame, net = frame_of(SDE, x0, KNOTS, 1e-3), TwoLayer(width, x0.shape[1])
     tx = optax.adam(1e-2)
 
     def loss(params: dict, key: jax.Array) -> jax.Array:
         of_rows, of_times, of_noise = jax.random.split(key, 3)
         t = noisy_samples.draw_times(of_times, SDE, frame, BATCH, (1.0, 2.4))
-        data = noisy_samples.noised(of_noise, SDE, frame, x0[jax.random.randint(of_rows, (BATCH,), 0, len(x0))], t)
-        outputs = cast(jax.Array, net.apply(params, noisy_samples.embedded(data.place, data.lifted, KNOTS)))
+        data = noisy_samples.noised(
+            of_noise, SDE, frame, x0[jax.random.randint(of_rows, (BATCH,), 0, len(x0))], t
+        )
+        outputs = cast(
+            jax.Array, net.apply(params, noisy_samples.embedded(data.place, data.lifted, KNOTS))
+        )
         errors = outputs - data.targets
         return 0.5 * jnp.mean(jnp.sum(errors**2, axis=1))
 
@@ -78,15 +90,19 @@ def plain(x0: jax.Array, width: int, steps: int, scanned: bool) -> Callable[[], 
 
 
 def training(steps: int, repeats: int) -> None:
-    """Samples a second, steps after the first hundred only: ours compiles in every call, which varies by a second.
+    """Samples a second, steps after the first hundred only: ours compiles in every call, which
+    varies by a second.
 
-    So the steps of the small case, which takes a quarter of a second for 500, are sixteen times as many.
+    So the steps of the small case, which takes a quarter of a second for 500, are sixteen times as
+    many.
     """
     print(f"training, softmax, {BATCH} samples a step, {KNOTS} knots; median of {repeats}")
     for d, width, many in ((2, 512, 16 * steps), (64, 1024, 2 * steps)):
         x0 = ring(d).sample(jax.random.key(0), 4096)
         fit = lambda some, x0=x0, width=width: (
-            diffusion.fit_denoiser(jax.random.key(1), SDE, x0, width=width, times=KNOTS, steps=some).predictor.params
+            diffusion.fit_denoiser(
+                jax.random.key(1), SDE, x0, width=width, times=KNOTS, steps=some
+            ).predictor.params
         )
         contenders = {
             "long": lambda fit=fit, many=many: fit(100 + many),
@@ -113,7 +129,9 @@ def euler(mixture: diffusion.GaussianMixture, n: int, steps: int) -> Callable[[]
         drift = 0.5 * rate * x + rate * mixture.score(SDE, t, x)
         return x + width * drift + jnp.sqrt(rate * width) * jax.random.normal(key, x.shape)
 
-    pairs = list(zip(times[:-1], times[1:], jax.random.split(jax.random.key(1), steps), strict=True))
+    pairs = list(
+        zip(times[:-1], times[1:], jax.random.split(jax.random.key(1), steps), strict=True)
+    )
 
     def run() -> jax.Array:
         x = jax.random.normal(jax.random.key(0), (n, d))
@@ -136,9 +154,13 @@ def sampling(n: int, repeats: int) -> None:
     """The exact score of the ring in R⁸."""
     mixture = ring(8)
     score = lambda t, x: mixture.score(SDE, t, x)
-    print(f"sampling, the exact score of the ring in 8 dimensions, {n} samples; median of {repeats}")
+    print(
+        f"sampling, the exact score of the ring in 8 dimensions, {n} samples; median of {repeats}"
+    )
     for steps in (50, 100, 200, 400):
-        ours = lambda steps=steps: diffusion.sample(jax.random.key(2), SDE, score, (n, 8), steps=steps)
+        ours = lambda steps=steps: diffusion.sample(
+            jax.random.key(2), SDE, score, (n, 8), steps=steps
+        )
         loop = euler(mixture, n, steps)
         seconds = alternate({"ours": ours, "loop": loop}, repeats)
         errors = [100 * within(mixture, run()) for run in (ours, loop)]

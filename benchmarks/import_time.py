@@ -1,4 +1,6 @@
-"""What `import softntk` costs beside the import of jax, optax and lineax, each in a fresh process; median of several."""
+"""What `import softntk` costs beside the import of jax, optax and lineax, each in a fresh process;
+median of several.
+"""
 
 import argparse
 import subprocess
@@ -17,7 +19,11 @@ def main() -> None:
         subprocess.run([sys.executable, "-c", code], check=True)
 
     seconds = alternate(
-        {name: lambda name=name: process(f"import {name}") for name in ("jax, optax, lineax", "softntk")}, repeats
+        {
+            name: lambda name=name: process(f"import {name}")
+            for name in ("jax, optax, lineax", "softntk")
+        },
+        repeats,
     )
     for name, value in seconds.items():
         print(f"import {name:20} {value:.2f} s")

@@ -1,9 +1,11 @@
-"""The empirical kernel of a softmax network: ntk.empirical against neural_tangents and the plain einsum of row factors.
+"""The empirical kernel of a softmax network: ntk.empirical against neural_tangents and the plain
+einsum of row factors.
 
-The contenders here run in turn in one process. "rate" is the share of the machine's matrix-product rate (that of a product of
-two 2048 × 2048 matrices), counting only the multiplications that the symmetric form needs: (k² + k + 2)/4 products of n²m for
-all outputs, ½ for k = 1, 3/2 for the mean. With --theirs, neural_tangents too: on the same JAX, and where it is at its best, on
-jax 0.4.24, in a process of its own right after (ntk_gram_peer.py).
+The contenders here run in turn in one process. "rate" is the share of the machine's matrix-product
+rate (that of a product of two 2048 × 2048 matrices), counting only the multiplications that the
+symmetric form needs: (k² + k + 2)/4 products of n²m for all outputs, ½ for k = 1, 3/2 for the mean.
+With --theirs, neural_tangents too: on the same JAX, and where it is at its best, on jax 0.4.24, in
+a process of its own right after (ntk_gram_peer.py).
 """
 
 import argparse
@@ -47,9 +49,13 @@ def einsum(outputs: str, params: sn.networks.Parameters, x: jax.Array) -> jax.Ar
 
 def main() -> None:
     """Print one row a case."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--theirs", action="store_true", help="neural_tangents too: minutes, and gigabytes")
+    parser.add_argument(
+        "--theirs", action="store_true", help="neural_tangents too: minutes, and gigabytes"
+    )
     options = parser.parse_args()
     for name, (n, d, m, k, outputs) in CASES.items():
         net = sn.networks.two_layer("softmax", width=m, out_dim=k)
@@ -58,24 +64,39 @@ def main() -> None:
         square = jax.random.normal(jax.random.key(1), (2048, 2048))
         contenders = {
             "product": lambda s=square: square_product(s),
-            "softntk": lambda net=net, params=params, x=x, o=outputs: sn.ntk.empirical(net, params, x, outputs=o),  # pyright: ignore[reportArgumentType]
+            "softntk": lambda net=net, params=params, x=x, o=outputs: sn.ntk.empirical(
+                net, params, x, outputs=o
+            ),  # pyright: ignore[reportArgumentType]
             "einsum": lambda params=params, x=x, o=outputs: einsum(o, params, x),
         }
         seconds = alternate(contenders, options.repeats)
         ours = seconds["softntk"]
         needed = (1.5 if outputs == "mean" else 0.5 if k == 1 else (k * k + k + 2) / 4) * n * n * m
         rate = needed / ours / (2048**3 / seconds["product"])
-        print(f"{name}: {ours:.4f} s, rate {rate:.0%}; times slower: einsum {seconds['einsum'] / ours:.1f}", flush=True)
+        print(
+            f"{name}: {ours:.4f} s, rate {rate:.0%}; times slower: einsum {seconds['einsum'] / ours:.1f}",
+            flush=True,
+        )
         if options.theirs:
             compare(name, ours, net, params, x, outputs)
 
 
 def compare(
-    name: str, ours: float, net: sn.networks.Network, params: sn.networks.Parameters, x: jax.Array, outputs: str
+    name: str,
+    ours: float,
+    net: sn.networks.Network,
+    params: sn.networks.Parameters,
+    x: jax.Array,
+    outputs: str,
 ) -> None:
     """Print how many times slower neural_tangents is, here and on the JAX of its last release."""
-    for implementation in (sn.nt.NtkImplementation.STRUCTURED_DERIVATIVES, sn.nt.NtkImplementation.JACOBIAN_CONTRACTION):
-        kernel_fn = sn.nt.empirical_ntk_fn(net.apply_fn, vmap_axes=0, implementation=implementation, **AXES[outputs])
+    for implementation in (
+        sn.nt.NtkImplementation.STRUCTURED_DERIVATIVES,
+        sn.nt.NtkImplementation.JACOBIAN_CONTRACTION,
+    ):
+        kernel_fn = sn.nt.empirical_ntk_fn(
+            net.apply_fn, vmap_axes=0, implementation=implementation, **AXES[outputs]
+        )
         compiled = jax.jit(kernel_fn)
         theirs = alternate({"theirs": lambda f=compiled: f(x, None, params)}, 3)["theirs"]
         print(f"    {implementation.name} on this JAX: {theirs / ours:.1f}", flush=True)

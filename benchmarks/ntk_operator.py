@@ -1,8 +1,9 @@
-"""Products with Gram matrices that are never formed: time against the matrix products they consist of, and peak memory.
+"""Products with Gram matrices that are never formed: time against the matrix products they consist
+of, and peak memory.
 
-Each case runs in a process of its own, so that its peak resident memory is its own. "products": the four n·m·d matrix products
-of the network's operator in the same blocks of rows, nothing else; for the infinite width, the n²d/2 product and the n²/2
-exponentials.
+Each case runs in a process of its own, so that its peak resident memory is its own. "products": the
+four n·m·d matrix products of the network's operator in the same blocks of rows, nothing else; for
+the infinite width, the n²d/2 product and the n²/2 exponentials.
 """
 
 import argparse
@@ -48,7 +49,10 @@ def tiles(x: jax.Array, block_size: int) -> jax.Array:
     """The n²d/2 product and as many exponentials."""
     blocks = x[: len(x) // block_size * block_size].reshape(-1, block_size, D)
     pairs = jnp.asarray([(i, j) for i in range(len(blocks)) for j in range(i, len(blocks))])
-    body = lambda total, pair: (total + jnp.sum(jnp.exp(blocks[pair[0]] @ blocks[pair[1]].T), axis=1), None)
+    body = lambda total, pair: (
+        total + jnp.sum(jnp.exp(blocks[pair[0]] @ blocks[pair[1]].T), axis=1),
+        None,
+    )
     return lax.scan(body, jnp.zeros(block_size), pairs)[0]
 
 
@@ -69,12 +73,19 @@ def run(case: dict) -> dict:
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     repeats = 3 if n * (n if case["kind"] == "infinite" else 20 * m) > 1e9 else 7
     seconds = alternate({"ours": lambda: op.mv(v), "products": yardstick}, repeats)
-    return {**case, **seconds, "peak GB": after / 1e6, "of which the product": (after - before) / 1e6}
+    return {
+        **case,
+        **seconds,
+        "peak GB": after / 1e6,
+        "of which the product": (after - before) / 1e6,
+    }
 
 
 def main() -> None:
     """Print one row a case, and the slopes against n."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--case", help="one case as JSON, in this process")
     options = parser.parse_args()
     if options.case:
@@ -83,7 +94,9 @@ def main() -> None:
     rows = []
     for case in CASES:
         call = [sys.executable, __file__, "--case", json.dumps(case)]
-        rows.append(json.loads(subprocess.run(call, capture_output=True, text=True, check=True).stdout))
+        rows.append(
+            json.loads(subprocess.run(call, capture_output=True, text=True, check=True).stdout)
+        )
         r = rows[-1]
         print(
             f"{r['kind']}, n {r['n']}, m {r['m']}: {r['ours']:.4f} s, {r['ours'] / r['products']:.2f} times its products; "

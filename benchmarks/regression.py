@@ -1,7 +1,8 @@
-"""Regressions and their curvature: gradient and Hessian against bare products with A, automatic differentiation and lineax.
+"""Regressions and their curvature: gradient and Hessian against bare products with A, automatic
+differentiation and lineax.
 
-Prints one table a claim: dense problems, sparse ones over the number of nonzeros, attention, samples of rows, and how tight the
-bounds of ``softntk.regression._bounds`` are on random instances.
+Prints one table a claim: dense problems, sparse ones over the number of nonzeros, attention,
+samples of rows, and how tight the bounds of ``softntk.regression._bounds`` are on random instances.
 """
 
 import argparse
@@ -28,16 +29,28 @@ def temporaries(function: Any, *args: Any) -> int:
 
 
 def dense(n: int, d: int, repeats: int) -> None:
-    """Gradient, assembly and products at (n, d), in units of what they cannot do without; memory beside A."""
+    """Gradient, assembly and products at (n, d), in units of what they cannot do without; memory
+    beside A.
+    """
     A = jnp.asarray(np.random.default_rng(0).normal(size=(n, d)) / d**0.5)
     b, D, x = jnp.full(n, 1 / n), jnp.ones(n), jnp.full(d, 0.1)
-    for activation, form in (("exp", "normalized"), ("res_exp", "normalized"), ("cosh", "rescaled"), ("exp", "plain")):
+    for activation, form in (
+        ("exp", "normalized"),
+        ("res_exp", "normalized"),
+        ("cosh", "rescaled"),
+        ("exp", "plain"),
+    ):
         p = sn.regression.problem(A, b, activation, form, 0.1)
-        gradient, by_autodiff = jax.jit(lambda p, x: p.gradient(x)), jax.jit(jax.grad(lambda x, p: p(x)))
+        gradient, by_autodiff = (
+            jax.jit(lambda p, x: p.gradient(x)),
+            jax.jit(jax.grad(lambda x, p: p(x))),
+        )
         assembled = jax.jit(lambda p, x: p.hessian(x).as_matrix())
         # The products of others, linearised once, as ours is.
         linear = jax.jit(jax.linearize(jax.grad(p), x)[1])
-        jacobian = lx.JacobianLinearOperator(lambda x, _, p=p: jax.grad(p)(x), x, tags=lx.symmetric_tag)
+        jacobian = lx.JacobianLinearOperator(
+            lambda x, _, p=p: jax.grad(p)(x), x, tags=lx.symmetric_tag
+        )
         linearised = lx.linearise(jacobian)
         H, lineax_product = p.hessian(x), jax.jit(lambda v, op=linearised: op.mv(v))
         seconds = alternate(
@@ -68,9 +81,15 @@ def against_jax_hessian(n: int, d: int, repeats: int) -> None:
     """The whole matrix, where jax.hessian can still do it."""
     A = jnp.asarray(np.random.default_rng(0).normal(size=(n, d)) / d**0.5)
     p, x = sn.regression.resnet_softmax(A, jnp.full(n, 1 / n)), jnp.full(d, 0.1)
-    theirs, ours = jax.jit(jax.hessian(lambda x, p: p(x))), jax.jit(lambda x, p: p.hessian(x).as_matrix())
+    theirs, ours = (
+        jax.jit(jax.hessian(lambda x, p: p(x))),
+        jax.jit(lambda x, p: p.hessian(x).as_matrix()),
+    )
     seconds = alternate({"theirs": lambda: theirs(x, p), "ours": lambda: ours(x, p)}, repeats)
-    print(f"matrix at n {n}, d {d}: jax.hessian {seconds['theirs'] / seconds['ours']:.1f} times as long", flush=True)
+    print(
+        f"matrix at n {n}, d {d}: jax.hessian {seconds['theirs'] / seconds['ours']:.1f} times as long",
+        flush=True,
+    )
 
 
 def over_nonzeros(n: int, d: int, repeats: int) -> None:
@@ -83,15 +102,27 @@ def over_nonzeros(n: int, d: int, repeats: int) -> None:
         index = np.unravel_index(rng.choice(n * d, nonzeros, replace=False, shuffle=False), (n, d))
         order = np.lexsort(index[::-1])
         indices = jnp.asarray(np.stack(index, axis=1)[order])
-        data, known = jnp.asarray(rng.normal(size=nonzeros)), {"indices_sorted": True, "unique_indices": True}
+        data, known = (
+            jnp.asarray(rng.normal(size=nonzeros)),
+            {"indices_sorted": True, "unique_indices": True},
+        )
         A = sparse.BCOO((data, indices), shape=(n, d), **known)
         p, x = sn.regression.resnet_softmax(A, jnp.full(n, 1 / n)), jnp.full(d, 0.1)
-        seconds = alternate({"gradient": lambda p=p, x=x: p.gradient(x), "approximate scores": lambda A=A: scores(A)}, repeats)
+        seconds = alternate(
+            {
+                "gradient": lambda p=p, x=x: p.gradient(x),
+                "approximate scores": lambda A=A: scores(A),
+            },
+            repeats,
+        )
         for name, value in seconds.items():
             times[name].append(value)
     for name, values in times.items():
         slope = np.polyfit(np.log(densities), np.log(values), 1)[0]
-        print(f"sparse, n {n}, d {d}: {name} {values[0]:.3f} … {values[-1]:.3f} s, nonzeros^{slope:.2f}", flush=True)
+        print(
+            f"sparse, n {n}, d {d}: {name} {values[0]:.3f} … {values[-1]:.3f} s, nonzeros^{slope:.2f}",
+            flush=True,
+        )
 
 
 def attention(n: int, d: int, repeats: int) -> None:
@@ -118,14 +149,27 @@ def samples(n: int, d: int, draws: int) -> None:
     coherent[:, -1] = 0
     coherent[[3, n // 2], -1] = 1.0
     keys = jax.random.split(jax.random.key(0), draws)
-    for name, A in (("incoherent", jnp.asarray(rng.normal(size=(n, d)))), ("coherent", jnp.asarray(coherent))):
+    for name, A in (
+        ("incoherent", jnp.asarray(rng.normal(size=(n, d)))),
+        ("coherent", jnp.asarray(coherent)),
+    ):
         ratio = leverage.approximate_scores(jax.random.key(1), A) / leverage.scores(A)
         line = [f"scores within {max(float(ratio.max()), 1 / float(ratio.min())):.2f}"]
         for kind in ("uniform", "row_norm", "leverage", "approximate_leverage"):
             pi, gram = sketch.probabilities(kind, A), A.T @ A
-            found = jax.lax.map(lambda key, pi=pi, A=A, g=gram: sketch.distortion(sketch.draw(key, pi, size).gram(A), g), keys)
-            line.append(f"{kind} {float(jnp.median(found)):.2f} ({100 * float(jnp.mean(found <= 0.5)):.1f} % below ½)")
-        print(f"{size} of {n} {name} rows, d {d}: median ε {', '.join(line[1:])}; {line[0]}", flush=True)
+            found = jax.lax.map(
+                lambda key, pi=pi, A=A, g=gram: sketch.distortion(
+                    sketch.draw(key, pi, size).gram(A), g
+                ),
+                keys,
+            )
+            line.append(
+                f"{kind} {float(jnp.median(found)):.2f} ({100 * float(jnp.mean(found <= 0.5)):.1f} % below ½)"
+            )
+        print(
+            f"{size} of {n} {name} rows, d {d}: median ε {', '.join(line[1:])}; {line[0]}",
+            flush=True,
+        )
 
 
 def tightness(count: int) -> None:
@@ -139,7 +183,12 @@ def tightness(count: int) -> None:
             jnp.sum(p.activation.u(p.A @ x)),
         )
     )
-    for activation, form in (("exp", "normalized"), ("res_exp", "normalized"), ("cosh", "normalized"), ("exp", "plain")):
+    for activation, form in (
+        ("exp", "normalized"),
+        ("res_exp", "normalized"),
+        ("cosh", "normalized"),
+        ("exp", "plain"),
+    ):
         best = np.zeros(4)
         for i in range(count):
             n, d = sizes[i % len(sizes)]
@@ -151,12 +200,24 @@ def tightness(count: int) -> None:
             x, h = rng.normal(size=(2, d))
             x *= radius * rng.random() ** (1 / d) / np.linalg.norm(x)
             p = sn.regression.problem(A, b, activation, form)
-            J, H, T, alpha = (np.asarray(part) for part in derivatives(p, jnp.asarray(x), jnp.asarray(h / np.linalg.norm(h))))
-            bounds, lower = sn.regression.lipschitz(p, radius), sn.regression.normaliser(p, radius).ours
-            seen = [np.linalg.norm(part, 2) / bound.ours for part, bound in zip((J, H, T), bounds, strict=True)]
+            J, H, T, alpha = (
+                np.asarray(part)
+                for part in derivatives(p, jnp.asarray(x), jnp.asarray(h / np.linalg.norm(h)))
+            )
+            bounds, lower = (
+                sn.regression.lipschitz(p, radius),
+                sn.regression.normaliser(p, radius).ours,
+            )
+            seen = [
+                np.linalg.norm(part, 2) / bound.ours
+                for part, bound in zip((J, H, T), bounds, strict=True)
+            ]
             best = np.maximum(best, np.array([*seen, lower / float(alpha) if alpha > 0 else 0.0]))
         text = ", ".join(f"{1 / value:.1f}" for value in best)
-        print(f"bound / largest of {count}, {form} {activation}: predict, gradient, Hessian, normaliser {text}", flush=True)
+        print(
+            f"bound / largest of {count}, {form} {activation}: predict, gradient, Hessian, normaliser {text}",
+            flush=True,
+        )
 
 
 def main() -> None:

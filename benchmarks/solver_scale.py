@@ -1,17 +1,22 @@
-"""``minimise`` at size: a million rows in float32, the sampled method against the exact one, the price of a nonzero.
+"""``minimise`` at size: a million rows in float32, the sampled method against the exact one, the
+price of a nonzero.
 
     uv run benchmarks/solver_scale.py [million] [sampled] [sparse] [--quick]
 
-million: n 1e6, d 100, float32, to 1e-5 of the first gradient. Prints reads of A (one for A x, for v A and for a Gram product;
-an upper count: every evaluation of the loss counts as two, every step as six more), the time over the bound of
-``benchmarks/solvers.py`` (steps × (A x, v A and one Gram product)), and the peak memory of the process while it minimises.
-sampled: the default (a sample that preconditions conjugate gradients) and the exact method, n 2e5, d 1000, to 1e-9.
-sparse: 1 % of the entries, n from 25,000 to 400,000: seconds a step, and the slope over the nonzeros in logarithms.
+million: n 1e6, d 100, float32, to 1e-5 of the first gradient. Prints reads of A (one for A x, for v
+A and for a Gram product; an upper count: every evaluation of the loss counts as two, every step as
+six more), the time over the bound of ``benchmarks/solvers.py`` (steps × (A x, v A and one Gram
+product)), and the peak memory of the process while it minimises. sampled: the default (a sample
+that preconditions conjugate gradients) and the exact method, n 2e5, d 1000, to 1e-9. sparse: 1 % of
+the entries, n from 25,000 to 400,000: seconds a step, and the slope over the nonzeros in
+logarithms.
 """
 
 import os
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of LAPACK; on small matrices its threads cost more than they give
+os.environ.setdefault(
+    "OPENBLAS_NUM_THREADS", "1"
+)  # of LAPACK; on small matrices its threads cost more than they give
 
 import argparse
 import gc
@@ -41,8 +46,12 @@ CASES = (
 """Activation, form, condition of A, heavy-tailed rows, weight."""
 
 
-def gaussian(rng: np.random.Generator, n: int, d: int, condition: float, heavy: bool, dtype: str) -> np.ndarray:
-    """Rows of root mean square length 1, block by block so that nothing of the size of A lies beside it."""
+def gaussian(
+    rng: np.random.Generator, n: int, d: int, condition: float, heavy: bool, dtype: str
+) -> np.ndarray:
+    """Rows of root mean square length 1, block by block so that nothing of the size of A lies
+    beside it.
+    """
     rotation = np.linalg.qr(rng.normal(size=(d, d)))[0]
     root = np.geomspace(1, 1 / condition, d)[:, None] * rotation
     root /= np.linalg.norm(root)
@@ -55,8 +64,12 @@ def gaussian(rng: np.random.Generator, n: int, d: int, condition: float, heavy: 
     return A
 
 
-def regression(A: Any, activation: str, form: str, weight: float, seed: int = 0) -> tuple[Problem, jax.Array]:
-    """Targets u at logits of standard deviation one, with noise; the start is zero, for cosh (flat at zero) it is not."""
+def regression(
+    A: Any, activation: str, form: str, weight: float, seed: int = 0
+) -> tuple[Problem, jax.Array]:
+    """Targets u at logits of standard deviation one, with noise; the start is zero, for cosh (flat
+    at zero) it is not.
+    """
     rng = np.random.default_rng(seed)
     n, d = A.shape
     logits = np.asarray(matrices.times(A, jnp.asarray(rng.normal(size=d), A.dtype)))
@@ -68,10 +81,14 @@ def regression(A: Any, activation: str, form: str, weight: float, seed: int = 0)
     x0 = jnp.asarray(rng.normal(size=d), A.dtype) if activation == "cosh" else jnp.zeros(d, A.dtype)
     if activation == "cosh":
         x0 /= jnp.std(matrices.times(A, x0))
-    return sn.regression.problem(A, b, activation, form, weight / (3 * n**0.5) if form == "normalized" else weight), x0
+    return sn.regression.problem(
+        A, b, activation, form, weight / (3 * n**0.5) if form == "normalized" else weight
+    ), x0
 
 
-def timed(p: Problem, x0: jax.Array, rtol: float, tx: Any = None, repeats: int = 3) -> tuple[float, sn.solution.Solution, Any]:
+def timed(
+    p: Problem, x0: jax.Array, rtol: float, tx: Any = None, repeats: int = 3
+) -> tuple[float, sn.solution.Solution, Any]:
     """Median seconds, the solution, and the Newton state, compiled by two steps before."""
     run = lambda steps: sn.solvers.minimise(p, x0, tx, rtol=rtol, max_steps=steps, throw=False)
     seconds, solution = [], run(2)
@@ -80,7 +97,9 @@ def timed(p: Problem, x0: jax.Array, rtol: float, tx: Any = None, repeats: int =
         solution = run(500)
         seconds.append(time.perf_counter() - began)
     is_newton = lambda part: isinstance(part, sn.solvers.NewtonState)
-    state = next(leaf for leaf in jax.tree.leaves(solution.state, is_leaf=is_newton) if is_newton(leaf))
+    state = next(
+        leaf for leaf in jax.tree.leaves(solution.state, is_leaf=is_newton) if is_newton(leaf)
+    )
     return float(np.median(seconds)), solution, state
 
 
@@ -134,9 +153,15 @@ def sampled(quick: bool) -> None:
     n, d = (20_000, 300) if quick else (200_000, 1000)
     with jax.enable_x64(True):
         A = jnp.asarray(gaussian(np.random.default_rng(0), n, d, 1e3, False, "float64"))
-        for activation, form, weight in (("exp", "normalized", 1.0), ("res_exp", "normalized", 1e-5), ("erf", "plain", 1e-2)):
+        for activation, form, weight in (
+            ("exp", "normalized", 1.0),
+            ("res_exp", "normalized", 1e-5),
+            ("erf", "plain", 1e-2),
+        ):
             p, x0 = regression(A, activation, form, weight)
-            exact = sn.solvers.approx_newton(p.hessian, gauss_newton=p.gauss_newton, damping="levenberg_marquardt")
+            exact = sn.solvers.approx_newton(
+                p.hessian, gauss_newton=p.gauss_newton, damping="levenberg_marquardt"
+            )
             ours, found, state = timed(p, x0, 1e-9, repeats=1)
             slow, other, _ = timed(p, x0, 1e-9, exact, repeats=1)
             print(
@@ -153,7 +178,9 @@ def random_sparse(n: int, d: int, density: float) -> sparse.BCOO:
     rows, columns = np.divmod(places, d)
     data = rng.normal(size=len(places)) / (density * d) ** 0.5
     indices = jnp.asarray(np.stack([rows, columns], axis=1))
-    return sparse.BCOO((jnp.asarray(data), indices), shape=(n, d), indices_sorted=True, unique_indices=True)
+    return sparse.BCOO(
+        (jnp.asarray(data), indices), shape=(n, d), indices_sorted=True, unique_indices=True
+    )
 
 
 def sparse_rows(quick: bool) -> None:
@@ -182,7 +209,9 @@ CLAIMS = {"million": million, "sampled": sampled, "sparse": sparse_rows}
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("claims", nargs="*", choices=[[], *CLAIMS], default=[])
     parser.add_argument("--quick", action="store_true", help="small sizes")
     options = parser.parse_args()

@@ -1,18 +1,23 @@
-"""Minimisers of the regressions: ``minimise`` against SciPy, optax, jaxopt and optimistix, on a registry of problems.
+"""Minimisers of the regressions: ``minimise`` against SciPy, optax, jaxopt and optimistix, on a
+registry of problems.
 
     uv run --with jaxopt --with optimistix benchmarks/solvers.py [--quick] [--only NAME] [--json PATH | --from-json PATH]
 
-Every problem of ``_solver_problems.py`` is given to every solver; jaxopt and optimistix are left out where they are not
-installed. All stop at the same gradient, ‖∇L‖ ≤ 1e-9 ‖∇L(x0)‖, which is computed again at the point that they return, or are
-stopped at 20 times our time. They get what there is to give: values and gradients in closed form, products with the Hessian
-that remember what they need of x, a dense Jacobian, the penalty of a least-squares residual as d rows instead of n, losses of
-order one. Programs are compiled and run for a step or two before the clock starts. Prints a line a problem and a summary, and
-draws ``benchmarks/solvers.png``: which fraction of the problems is solved within which multiple of the time of the fastest.
+Every problem of ``_solver_problems.py`` is given to every solver; jaxopt and optimistix are left
+out where they are not installed. All stop at the same gradient, ‖∇L‖ ≤ 1e-9 ‖∇L(x0)‖, which is
+computed again at the point that they return, or are stopped at 20 times our time. They get what
+there is to give: values and gradients in closed form, products with the Hessian that remember what
+they need of x, a dense Jacobian, the penalty of a least-squares residual as d rows instead of n,
+losses of order one. Programs are compiled and run for a step or two before the clock starts. Prints
+a line a problem and a summary, and draws ``benchmarks/solvers.png``: which fraction of the problems
+is solved within which multiple of the time of the fastest.
 """
 
 import os
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of LAPACK; on small matrices its threads cost more than they give
+os.environ.setdefault(
+    "OPENBLAS_NUM_THREADS", "1"
+)  # of LAPACK; on small matrices its threads cost more than they give
 
 import argparse
 import importlib
@@ -29,7 +34,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import scipy.optimize
-from _solver_problems import ENDLESS, LEFT_OUT, QUICK, SPECS, Clock, Given, Over, Spec, Task, Watched, build
+from _solver_problems import (
+    ENDLESS,
+    LEFT_OUT,
+    QUICK,
+    SPECS,
+    Clock,
+    Given,
+    Over,
+    Spec,
+    Task,
+    Watched,
+    build,
+)
 from timing import alternate
 
 import softntk as sn
@@ -42,23 +59,33 @@ OURS, ASSEMBLED = "softntk", "SciPy trust-exact, our Hessian"
 
 
 class Contender(NamedTuple):
-    """A solver: ``run(task, clock)`` returns a point or raises Over; ``refuse(task)`` says why it should not even try."""
+    """A solver: ``run(task, clock)`` returns a point or raises Over; ``refuse(task)`` says why it
+    should not even try.
+    """
 
     run: Callable[[Task, Clock], Any]
     refuse: Callable[[Task], str | None] = lambda task: None
 
 
-# --- SciPy: functions on the host --------------------------------------------------------------------------------
+# --- SciPy: functions on the host
+# --------------------------------------------------------------------------------
 
 
-def scipy_minimise(method: str, curvature: dict[str, str], **options: Any) -> Callable[[Task, Clock], Any]:
+def scipy_minimise(
+    method: str, curvature: dict[str, str], **options: Any
+) -> Callable[[Task, Clock], Any]:
     """``scipy.optimize.minimize``, its own tests of convergence switched off."""
 
     def run(task: Task, clock: Clock) -> Any:
         watched = Watched(task, clock)
         second = {key: getattr(watched, name) for key, name in curvature.items()}
         return scipy.optimize.minimize(
-            watched.value_and_gradient, np.asarray(task.x0), jac=True, method=method, options=options, **second
+            watched.value_and_gradient,
+            np.asarray(task.x0),
+            jac=True,
+            method=method,
+            options=options,
+            **second,
         ).x
 
     return run
@@ -67,17 +94,28 @@ def scipy_minimise(method: str, curvature: dict[str, str], **options: Any) -> Ca
 def scipy_least_squares(task: Task, clock: Clock) -> Any:
     """``scipy.optimize.least_squares``."""
     watched = Watched(task, clock)
-    options: dict[str, Any] = {"ftol": None, "xtol": 1e-15, "gtol": None, "max_nfev": ENDLESS, "x_scale": "jac"}
+    options: dict[str, Any] = {
+        "ftol": None,
+        "xtol": 1e-15,
+        "gtol": None,
+        "max_nfev": ENDLESS,
+        "x_scale": "jac",
+    }
     jac: Any = watched.jacobian
     return scipy.optimize.least_squares(watched.residual, np.asarray(task.x0), jac, **options).x
 
 
-# --- JAX: loops on the device, some steps at a time --------------------------------------------------------------
+# --- JAX: loops on the device, some steps at a time
+# --------------------------------------------------------------
 
 
 @eqx.filter_jit
-def _advance(step: Any, look: Any, given: Given, carry: Any, tolerance: jax.Array, limit: jax.Array) -> Any:
-    """At most ``limit`` steps; returns the carry, the point, the norm of its gradient, and how many there were."""
+def _advance(
+    step: Any, look: Any, given: Given, carry: Any, tolerance: jax.Array, limit: jax.Array
+) -> Any:
+    """At most ``limit`` steps; returns the carry, the point, the norm of its gradient, and how many
+    there were.
+    """
     dynamic, static = eqx.partition(carry, eqx.is_array)
 
     def again(loop: tuple) -> jax.Array:
@@ -89,13 +127,17 @@ def _advance(step: Any, look: Any, given: Given, carry: Any, tolerance: jax.Arra
         new = eqx.filter(carry, eqx.is_array)
         return new, jnp.linalg.norm(look(given, carry)[1]), loop[2] + 1
 
-    dynamic, norm, count = jax.lax.while_loop(again, body, (dynamic, jnp.asarray(jnp.inf), jnp.zeros((), int)))
+    dynamic, norm, count = jax.lax.while_loop(
+        again, body, (dynamic, jnp.asarray(jnp.inf), jnp.zeros((), int))
+    )
     carry = eqx.combine(dynamic, static)
     return carry, look(given, carry)[0], norm, count
 
 
 def jitted(start: Any, step: Any, look: Any) -> Contender:
-    """``start(given, x0)`` makes what ``step(given, carry)`` carries; ``look(given, carry)`` tells (x, ∇L)."""
+    """``start(given, x0)`` makes what ``step(given, carry)`` carries; ``look(given, carry)`` tells
+    (x, ∇L).
+    """
     begin = eqx.filter_jit(start)
 
     def run(task: Task, clock: Clock) -> Any:
@@ -157,7 +199,9 @@ def optimistix_solver(solver: Any, least_squares: bool) -> Contender:
         return solver.step(function, carry[0], given, {}, carry[1], none)[:2]
 
     def look(given: Given, carry: tuple) -> tuple:
-        return carry[0], given.value_and_gradient(carry[0])[1] if least_squares else carry[1].f_info.grad
+        return carry[0], given.value_and_gradient(carry[0])[1] if least_squares else carry[
+            1
+        ].f_info.grad
 
     return jitted(start, step, look)
 
@@ -168,11 +212,15 @@ def contenders() -> dict[str, Contender]:
     trust = {"gtol": 0.0, **endless}
     products, theirs, ours = {"hessp": "product"}, {"hess": "jax_hessian"}, {"hess": "our_hessian"}
     found = {
-        "SciPy L-BFGS-B": Contender(scipy_minimise("L-BFGS-B", {}, ftol=0.0, gtol=0.0, maxfun=ENDLESS, **endless)),
+        "SciPy L-BFGS-B": Contender(
+            scipy_minimise("L-BFGS-B", {}, ftol=0.0, gtol=0.0, maxfun=ENDLESS, **endless)
+        ),
         "SciPy Newton-CG": Contender(scipy_minimise("Newton-CG", products, xtol=0.0, **endless)),
         "SciPy trust-ncg": Contender(scipy_minimise("trust-ncg", products, **trust)),
         "SciPy trust-krylov": Contender(scipy_minimise("trust-krylov", products, **trust)),
-        "SciPy trust-exact": Contender(scipy_minimise("trust-exact", theirs, **trust), Task.hessian_too_large),
+        "SciPy trust-exact": Contender(
+            scipy_minimise("trust-exact", theirs, **trust), Task.hessian_too_large
+        ),
         ASSEMBLED: Contender(scipy_minimise("trust-exact", ours, **trust)),
         "SciPy least_squares": Contender(scipy_least_squares, Task.jacobian_too_large),
         "optax L-BFGS": optax_lbfgs(),
@@ -180,14 +228,18 @@ def contenders() -> dict[str, Contender]:
     try:
         jaxopt = importlib.import_module("jaxopt")
         lbfgs = jaxopt.LBFGS(lambda x, given: given.value_and_gradient(x), value_and_grad=True)
-        lm = jaxopt.LevenbergMarquardt(lambda x, given: given.residual(x), solver="cholesky", materialize_jac=True)
+        lm = jaxopt.LevenbergMarquardt(
+            lambda x, given: given.residual(x), solver="cholesky", materialize_jac=True
+        )
         found["jaxopt L-BFGS"] = jaxopt_solver(lbfgs, "grad")
         found["jaxopt LM"] = jaxopt_solver(lm, "gradient")
     except Exception as error:
         print(f"without jaxopt: {type(error).__name__}: {error}")
     try:
         optimistix, lineax = (importlib.import_module(name) for name in ("optimistix", "lineax"))
-        normal = optimistix.LevenbergMarquardt(0.0, 0.0, linear_solver=lineax.Normal(lineax.Cholesky()))
+        normal = optimistix.LevenbergMarquardt(
+            0.0, 0.0, linear_solver=lineax.Normal(lineax.Cholesky())
+        )
         found["optimistix BFGS"] = optimistix_solver(optimistix.BFGS(0.0, 0.0), False)
         found["optimistix Dogleg"] = optimistix_solver(optimistix.Dogleg(0.0, 0.0), True)
         found["optimistix LM"] = optimistix_solver(optimistix.LevenbergMarquardt(0.0, 0.0), True)
@@ -197,7 +249,8 @@ def contenders() -> dict[str, Contender]:
     return found
 
 
-# --- measuring ---------------------------------------------------------------------------------------------------
+# --- measuring
+# ---------------------------------------------------------------------------------------------------
 
 
 def theirs(contender: Contender, task: Task, seconds: float) -> dict[str, Any]:
@@ -232,7 +285,9 @@ def ours(task: Task, repeats: int, tx: Any = None) -> tuple[dict[str, Any], sn.s
         began = time.perf_counter()
         solution = run(1000)
         seconds.append(time.perf_counter() - began)
-    state = jax.tree.leaves(solution.state, is_leaf=lambda part: isinstance(part, sn.solvers.NewtonState))[0]
+    state = jax.tree.leaves(
+        solution.state, is_leaf=lambda part: isinstance(part, sn.solvers.NewtonState)
+    )[0]
     found = {
         "seconds": float(np.median(seconds)),
         "steps": int(solution.stats["steps"]),
@@ -254,7 +309,11 @@ def variants(task: Task, sampled: bool) -> dict[str, Any]:
         return {f"{OURS}, exact": sn.solvers.approx_newton(p.hessian, **options)}
     if p.shape[1] < 300:
         return {}
-    return {f"{OURS}, sampled": sn.solvers.approx_newton(p.hessian, sketch_size=10 * p.shape[1], cg_steps=40, **options)}
+    return {
+        f"{OURS}, sampled": sn.solvers.approx_newton(
+            p.hessian, sketch_size=10 * p.shape[1], cg_steps=40, **options
+        )
+    }
 
 
 def measure(spec: Spec, found: dict[str, Contender]) -> dict[str, Any]:
@@ -273,7 +332,13 @@ def measure(spec: Spec, found: dict[str, Contender]) -> dict[str, Any]:
     eigenvalues = np.linalg.eigvalsh(np.asarray(p.hessian(solution.value).as_matrix()))
     mine["smallest"], mine["largest"] = float(eigenvalues[0]), float(eigenvalues[-1])
     mine["solved"] = bool(mine["solved"] and mine["smallest"] >= -1e-10 * mine["largest"])
-    record = {"n": spec.n, "d": spec.d, "bound": mine["steps"] * sum(times.values()), **times, "runs": {OURS: mine}}
+    record = {
+        "n": spec.n,
+        "d": spec.d,
+        "bound": mine["steps"] * sum(times.values()),
+        **times,
+        "runs": {OURS: mine},
+    }
     for name, tx in variants(task, mine["sampled"]).items():
         record["runs"][name] = ours(task, 1, tx)[0]
     for name, contender in found.items():
@@ -281,18 +346,26 @@ def measure(spec: Spec, found: dict[str, Contender]) -> dict[str, Any]:
     return record
 
 
-# --- telling -----------------------------------------------------------------------------------------------------
+# --- telling
+# -----------------------------------------------------------------------------------------------------
 
 
 def others(record: dict[str, Any], without: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
     """The runs that are not ours."""
-    return {name: run for name, run in record["runs"].items() if not name.startswith(OURS) and name not in without}
+    return {
+        name: run
+        for name, run in record["runs"].items()
+        if not name.startswith(OURS) and name not in without
+    }
 
 
 def advantage(record: dict[str, Any], without: tuple[str, ...] = ()) -> float:
     """Seconds of the best other over ours; the limit where none solved it, zero where we did not."""
     mine = record["runs"][OURS]
-    best = min((run["seconds"] for run in others(record, without).values() if run["solved"]), default=LIMIT * mine["seconds"])
+    best = min(
+        (run["seconds"] for run in others(record, without).values() if run["solved"]),
+        default=LIMIT * mine["seconds"],
+    )
     return best / mine["seconds"] if mine["solved"] else 0.0
 
 
@@ -300,13 +373,27 @@ def line(name: str, record: dict[str, Any]) -> str:
     """One problem."""
     mine, rivals = record["runs"][OURS], others(record)
     text = f"{name}: {mine['seconds']:.3g} s, {mine['steps']} steps, {mine['seconds'] / record['bound']:.1f} of the bound"
-    text += "" if mine["solved"] else f", NOT SOLVED ({mine['result']}, gradient {mine['gradient']:.0e})"
-    best = min((key for key in rivals if rivals[key]["solved"]), key=lambda key: rivals[key]["seconds"], default=None)
+    text += (
+        ""
+        if mine["solved"]
+        else f", NOT SOLVED ({mine['result']}, gradient {mine['gradient']:.0e})"
+    )
+    best = min(
+        (key for key in rivals if rivals[key]["solved"]),
+        key=lambda key: rivals[key]["seconds"],
+        default=None,
+    )
     if best is not None:
-        return f"{text}; {best} {rivals[best]['seconds']:.3g} s, {advantage(record):.2g} times as long"
+        return (
+            f"{text}; {best} {rivals[best]['seconds']:.3g} s, {advantage(record):.2g} times as long"
+        )
     tried = {key: run for key, run in rivals.items() if np.isfinite(run.get("gradient", np.inf))}
     closest = min(tried, key=lambda key: tried[key]["gradient"], default="nobody")
-    reached = f" reached a gradient of {tried[closest]['gradient']:.0e} in {tried[closest]['seconds']:.3g} s" if tried else ""
+    reached = (
+        f" reached a gradient of {tried[closest]['gradient']:.0e} in {tried[closest]['seconds']:.3g} s"
+        if tried
+        else ""
+    )
     return f"{text}; no other solved it, {closest}{reached}: at least {LIMIT:.0f} times as long"
 
 
@@ -316,12 +403,20 @@ def summary(records: dict[str, dict[str, Any]]) -> None:
     for name in names:
         runs = [record["runs"][name] for record in records.values() if name in record["runs"]]
         solved, refused = sum(run["solved"] for run in runs), sum("refused" in run for run in runs)
-        print(f"{name}: {solved} of {len(runs)} solved" + (f", {refused} not tried" if refused else ""))
+        print(
+            f"{name}: {solved} of {len(runs)} solved"
+            + (f", {refused} not tried" if refused else "")
+        )
     for what, without in (("all", ()), ("those without our Hessian matrix", (ASSEMBLED,))):
         ratios = [advantage(record, without) for record in records.values()]
-        print(f"best of {what} / ours: median {np.median(ratios):.3g}, 5th percentile {np.percentile(ratios, 5):.3g}")
+        print(
+            f"best of {what} / ours: median {np.median(ratios):.3g}, 5th percentile {np.percentile(ratios, 5):.3g}"
+        )
     bounds = [record["runs"][OURS]["seconds"] / record["bound"] for record in records.values()]
-    print(f"ours / bound: median {np.median(bounds):.2g}, 95th percentile {np.percentile(bounds, 95):.2g}", flush=True)
+    print(
+        f"ours / bound: median {np.median(bounds):.2g}, 95th percentile {np.percentile(bounds, 95):.2g}",
+        flush=True,
+    )
 
 
 def draw(records: dict[str, dict[str, Any]], path: Path) -> None:
@@ -332,36 +427,72 @@ def draw(records: dict[str, dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     fastest = [
-        min((run["seconds"] for run in record["runs"].values() if run["solved"]), default=np.inf) for record in records.values()
+        min((run["seconds"] for run in record["runs"].values() if run["solved"]), default=np.inf)
+        for record in records.values()
     ]
     factors = {}
-    for name in dict.fromkeys([OURS, *(name for record in records.values() for name in others(record))]):
+    for name in dict.fromkeys(
+        [OURS, *(name for record in records.values() for name in others(record))]
+    ):
         runs = [record["runs"].get(name, {"solved": False}) for record in records.values()]
-        found = [run["seconds"] / best for run, best in zip(runs, fastest, strict=True) if run["solved"]]
+        found = [
+            run["seconds"] / best for run, best in zip(runs, fastest, strict=True) if run["solved"]
+        ]
         factors[name] = np.sort(found)
-    colours, styles = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#7F7F7F"), ("-", "--", ":")
+    colours, styles = (
+        ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#7F7F7F"),
+        ("-", "--", ":"),
+    )
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
-    for i, (name, found) in enumerate(sorted(factors.items(), key=lambda item: (item[0] != OURS, -len(item[1])))):
+    for i, (name, found) in enumerate(
+        sorted(factors.items(), key=lambda item: (item[0] != OURS, -len(item[1])))
+    ):
         x, y = [0.9, *found, 1e3], np.append(np.arange(len(found) + 1), len(found)) / len(records)
-        style: dict[str, Any] = {"color": colours[(i - 1) % 7], "linewidth": 2, "linestyle": styles[(i - 1) // 7]}
-        style |= {"label": f"{name}: {100 * y[-1]:.0f} %"} | ({} if i else {"color": "black", "linewidth": 4, "linestyle": "-"})
+        style: dict[str, Any] = {
+            "color": colours[(i - 1) % 7],
+            "linewidth": 2,
+            "linestyle": styles[(i - 1) // 7],
+        }
+        style |= {"label": f"{name}: {100 * y[-1]:.0f} %"} | (
+            {} if i else {"color": "black", "linewidth": 4, "linestyle": "-"}
+        )
         axes.step(x, y, where="post", zorder=20 - i, **style)
-    axes.set(xscale="log", xlim=(0.95, 100), ylim=(-0.02, 1.03), xlabel="time, in times of the fastest solver of the problem")
     axes.set(
-        xticks=(ticks := (1, 2, 5, 10, 20, 50, 100)), xticklabels=map(str, ticks), ylabel="fraction of the problems solved"
+        xscale="log",
+        xlim=(0.95, 100),
+        ylim=(-0.02, 1.03),
+        xlabel="time, in times of the fastest solver of the problem",
+    )
+    axes.set(
+        xticks=(ticks := (1, 2, 5, 10, 20, 50, 100)),
+        xticklabels=map(str, ticks),
+        ylabel="fraction of the problems solved",
     )
     axes.set_title(f"{len(records)} regressions, to ‖∇L‖ ≤ 1e-9 ‖∇L(x0)‖")
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right center", fontsize=10, frameon=False, title=f"solved within\n{LIMIT:.0f} times our time")
+    figure.legend(
+        loc="outside right center",
+        fontsize=10,
+        frameon=False,
+        title=f"solved within\n{LIMIT:.0f} times our time",
+    )
     figure.savefig(path, dpi=200)
 
 
 def main() -> None:
     """Measure, print, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="ten small problems")
-    parser.add_argument("--only", default="", metavar="NAME", help="problems whose name contains this")
-    parser.add_argument("--json", type=Path, help="where raw results go as they come; what is there already is not run again")
+    parser.add_argument(
+        "--only", default="", metavar="NAME", help="problems whose name contains this"
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        help="where raw results go as they come; what is there already is not run again",
+    )
     parser.add_argument("--from-json", type=Path, help="only summary and picture, of these results")
     options = parser.parse_args()
     source = options.from_json or options.json

@@ -8,7 +8,9 @@ import numpy as np
 
 
 def alternate(contenders: Mapping[str, Callable[[], object]], repeats: int = 7) -> dict[str, float]:
-    """Median seconds of each contender; one round of all of them after the other, ``repeats`` times, after one to warm up."""
+    """Median seconds of each contender; one round of all of them after the other, ``repeats``
+    times, after one to warm up.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for round_ in range(repeats + 1):
         for name, run in contenders.items():

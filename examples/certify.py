@@ -1,9 +1,12 @@
-"""Certificates: how wide a network must be for convergence to be proved, and error bars for the minimum of a regression.
+"""Certificates: how wide a network must be for convergence to be proved, and error bars for the
+minimum of a regression.
 
-Twenty points on the unit sphere of R^16. For softmax, res_softmax and exp the smallest width at which ``certify_convergence``
-holds, for targets of norm 1 and √20; gradient descent is then run with the certified step and must obey rate and radius. The
-networks are compared at equal λ_min: the targets of each are scaled as σ_min of its Jacobian is, which is the same as scaling
-its output. Below, ``certify_minimum`` along Newton's method on a softmax regression: the certified error beside the true one.
+Twenty points on the unit sphere of R^16. For softmax, res_softmax and exp the smallest width at
+which ``certify_convergence`` holds, for targets of norm 1 and √20; gradient descent is then run
+with the certified step and must obey rate and radius. The networks are compared at equal λ_min: the
+targets of each are scaled as σ_min of its Jacobian is, which is the same as scaling its output.
+Below, ``certify_minimum`` along Newton's method on a softmax regression: the certified error beside
+the true one.
 """
 
 import argparse
@@ -27,7 +30,8 @@ import softntk as sn
 FAMILIES = ("softmax", "res_softmax", "exp")
 COLOURS = {"softmax": "#0072B2", "res_softmax": "#CC79A7", "exp": "#009E73"}  # Okabe and Ito
 STEPS = 60
-LARGEST = 2**18  # width; for targets of norm √20 the only one that is tried: 2**20 is not enough either
+# width; for targets of norm √20 the only one that is tried: 2**20 is not enough either
+LARGEST = 2**18
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,10 @@ class Proof:
     def obeyed(self) -> bool:
         """Whether gradient descent kept what the certificate says."""
         cert = self.found.certificate
-        return bool((self.squares[1:] <= cert.rate * self.squares[:-1]).all() and (self.moved <= cert.radius).all())
+        return bool(
+            (self.squares[1:] <= cert.rate * self.squares[:-1]).all()
+            and (self.moved <= cert.radius).all()
+        )
 
 
 @dataclass(frozen=True)
@@ -65,15 +72,26 @@ def sphere(n: int, d: int) -> np.ndarray:
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-def prove(family: str, x: np.ndarray, norm: float, reference: float, precision: float, smallest: int) -> Proof:
+def prove(
+    family: str, x: np.ndarray, norm: float, reference: float, precision: float, smallest: int
+) -> Proof:
     """The smallest width, and a run of gradient descent with what is certified there."""
     make = lambda m: sn.networks.two_layer(family, width=m)
-    singular = float(np.linalg.eigvalsh(np.asarray(make(2).kernel_fn(x, None, "ntk"), np.float64))[0]) ** 0.5
+    singular = (
+        float(np.linalg.eigvalsh(np.asarray(make(2).kernel_fn(x, None, "ntk"), np.float64))[0])
+        ** 0.5
+    )
     y = np.random.default_rng(1).normal(size=(len(x), 1))
     y *= norm * singular / reference / np.linalg.norm(y)
     key = jax.random.key(0)
     found = sn.theory.certified_width(
-        make, x, y, key=key, smallest=smallest if norm <= 1 else LARGEST, largest=LARGEST, precision=precision
+        make,
+        x,
+        y,
+        key=key,
+        smallest=smallest if norm <= 1 else LARGEST,
+        largest=LARGEST,
+        precision=precision,
     )
     if found.width is None:
         return Proof(family, norm, found, np.empty(0), np.empty(0))
@@ -89,7 +107,9 @@ def prove(family: str, x: np.ndarray, norm: float, reference: float, precision: 
         moved = jnp.linalg.norm(params.hidden - start.hidden)
         return (jax.tree.map(jnp.add, params, updates), state), (2 * value, moved)
 
-    _, (squares, moved) = jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), length=STEPS))(start)
+    _, (squares, moved) = jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), length=STEPS))(
+        start
+    )
     return Proof(family, norm, found, np.asarray(squares), np.asarray(moved))
 
 
@@ -104,22 +124,45 @@ def bars(n: int, d: int) -> list[Bar]:
         points.append(x)
         x = x - jnp.linalg.solve(p.hessian(x).as_matrix(), p.gradient(x))
     exact = sn.solvers.minimise(p, x, rtol=1e-14, throw=False).value
-    found = [(float(jnp.linalg.norm(point - exact)), sn.theory.certify_minimum(p, point)) for point in points]
+    found = [
+        (float(jnp.linalg.norm(point - exact)), sn.theory.certify_minimum(p, point))
+        for point in points
+    ]
     return [Bar(i, distance, ball) for i, (distance, ball) in enumerate(found)]
 
 
 def table(proofs: Sequence[Proof], n: int) -> Table:
     """One row a proof."""
     out = Table(title=f"Gradient descent, proved: {n} points of the unit sphere, equal λ_min")
-    for name in ("network", "‖y‖", "certified width", "η", "rate of ‖r‖²", "radius", "largest move seen", "obeyed"):
+    for name in (
+        "network",
+        "‖y‖",
+        "certified width",
+        "η",
+        "rate of ‖r‖²",
+        "radius",
+        "largest move seen",
+        "obeyed",
+    ):
         out.add_column(name, justify="left" if name == "network" else "right")
     for p in proofs:
         cert = p.found.certificate
         if p.found.width is None:
             width, _, progress = p.found.tried[-1]
-            out.add_row(p.family, f"{p.norm:.3g}", f"> {width} ({100 * progress:.0f} % of the way)", *["–"] * 5)
+            out.add_row(
+                p.family,
+                f"{p.norm:.3g}",
+                f"> {width} ({100 * progress:.0f} % of the way)",
+                *["–"] * 5,
+            )
             continue
-        cells = [f"{p.norm:.3g}", f"{p.found.width}", f"{cert.learning_rate:.3g}", f"{cert.rate:.4f}", f"{cert.radius:.3g}"]
+        cells = [
+            f"{p.norm:.3g}",
+            f"{p.found.width}",
+            f"{cert.learning_rate:.3g}",
+            f"{cert.rate:.4f}",
+            f"{cert.radius:.3g}",
+        ]
         out.add_row(p.family, *cells, f"{p.moved.max():.3g}", "yes" if p.obeyed else "NO")
     return out
 
@@ -132,8 +175,20 @@ def picture(proofs: Sequence[Proof], found: Sequence[Bar], path: Path) -> None:
     for p in proofs:
         widths, _, progress = zip(*p.found.tried, strict=True)
         style = "o-" if p.norm == norms[0] else "X"
-        left.plot(widths, 100 * np.array(progress), style, ms=5 if p.norm == norms[0] else 9, color=COLOURS[p.family], lw=2)
-    left.set(xscale="log", xlabel="width m", ylabel="part of ‖r₀‖ that the proof covers, %", ylim=(-3, 103))
+        left.plot(
+            widths,
+            100 * np.array(progress),
+            style,
+            ms=5 if p.norm == norms[0] else 9,
+            color=COLOURS[p.family],
+            lw=2,
+        )
+    left.set(
+        xscale="log",
+        xlabel="width m",
+        ylabel="part of ‖r₀‖ that the proof covers, %",
+        ylim=(-3, 103),
+    )
     left.set_title("how far the proof reaches")
     for p in proofs:
         if p.norm == norms[0] and len(p.squares):
@@ -143,10 +198,29 @@ def picture(proofs: Sequence[Proof], found: Sequence[Bar], path: Path) -> None:
     middle.set(yscale="log", xlabel="steps of gradient descent", ylabel="‖F − Y‖²")
     middle.set_title("seen (solid) and certified (dotted)")
     held = [b for b in found if b.ball.holds]
-    right.plot([b.step for b in found], [max(b.distance, 1e-17) for b in found], "o-", color="black", lw=2, label="true error")
-    right.plot([b.step for b in held], [b.ball.error for b in held], "v:", color="#D55E00", lw=2, label="certified error")
     right.plot(
-        [b.step for b in held], [b.ball.radius for b in held], "s--", color="#0072B2", lw=2, label="one minimiser within"
+        [b.step for b in found],
+        [max(b.distance, 1e-17) for b in found],
+        "o-",
+        color="black",
+        lw=2,
+        label="true error",
+    )
+    right.plot(
+        [b.step for b in held],
+        [b.ball.error for b in held],
+        "v:",
+        color="#D55E00",
+        lw=2,
+        label="certified error",
+    )
+    right.plot(
+        [b.step for b in held],
+        [b.ball.radius for b in held],
+        "s--",
+        color="#0072B2",
+        lw=2,
+        label="one minimiser within",
     )
     right.set(yscale="log", xlabel="Newton steps", ylabel="distance from the point")
     right.set_title("error bars of a softmax regression")
@@ -154,7 +228,17 @@ def picture(proofs: Sequence[Proof], found: Sequence[Bar], path: Path) -> None:
     lines = [Line2D([], [], color=COLOURS[name], lw=2.2, label=name) for name in FAMILIES]
     styles = zip(norms, ("o", "X"), ("-", ""), strict=False)
     for norm, marker, style in styles:
-        lines.append(Line2D([], [], color="grey", ls=style, marker=marker, lw=2.2, label=f"left: ‖y‖ = {norm:.3g}"))
+        lines.append(
+            Line2D(
+                [],
+                [],
+                color="grey",
+                ls=style,
+                marker=marker,
+                lw=2.2,
+                label=f"left: ‖y‖ = {norm:.3g}",
+            )
+        )
     figure.legend(handles=lines, frameon=False, loc="outside lower center", ncols=5)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -162,24 +246,38 @@ def picture(proofs: Sequence[Proof], found: Sequence[Bar], path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> tuple[list[Proof], list[Bar]]:
     """Certify, print, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--small", action="store_true", help="four points, one norm")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".png"))
     options = parser.parse_args(argv)
-    n, d, norms, precision, smallest = (4, 4, (0.3,), 0.3, 64) if options.small else (20, 16, (1.0, 20**0.5), 0.1, 8192)
+    n, d, norms, precision, smallest = (
+        (4, 4, (0.3,), 0.3, 64) if options.small else (20, 16, (1.0, 20**0.5), 0.1, 8192)
+    )
     with jax.enable_x64(True):
         x = sphere(n, d)
         kernel = sn.networks.two_layer("softmax", width=2).kernel_fn(x, None, "ntk")
         reference = float(np.linalg.eigvalsh(np.asarray(kernel))[0]) ** 0.5
-        proofs = [prove(name, x, norm, reference, precision, smallest) for norm in norms for name in FAMILIES]
+        proofs = [
+            prove(name, x, norm, reference, precision, smallest)
+            for norm in norms
+            for name in FAMILIES
+        ]
         found = bars(200, 5)
     console = Console(width=130)
     console.print(table(proofs, n))
     relu = sn.networks.two_layer("relu", width=1024)
-    reason = sn.theory.certify_convergence(relu, relu.init_fn(jax.random.key(0), (-1, d))[1], x, np.ones((n, 1))).reason
+    reason = sn.theory.certify_convergence(
+        relu, relu.init_fn(jax.random.key(0), (-1, d))[1], x, np.ones((n, 1))
+    ).reason
     console.print(f"relu: {reason}")
     for b in found:
-        bar = f"error ≤ {b.ball.error:.1e}, one minimiser within {b.ball.radius:.1e}" if b.ball.holds else b.ball.reason
+        bar = (
+            f"error ≤ {b.ball.error:.1e}, one minimiser within {b.ball.radius:.1e}"
+            if b.ball.holds
+            else b.ball.reason
+        )
         console.print(f"Newton step {b.step}: true error {b.distance:.1e}; {bar}")
     picture(proofs, found, options.output)
     return proofs, found

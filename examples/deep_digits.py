@@ -1,9 +1,11 @@
-"""Depth on handwritten digits: infinitely wide softmax and ReLU networks of depth 1 to 8, fully connected and convolutional.
+"""Depth on handwritten digits: infinitely wide softmax and ReLU networks of depth 1 to 8, fully
+connected and convolutional.
 
-Each is used twice, as a Gaussian process (GP, its NNGP kernel) and as what gradient descent would train it to (its NTK), with
-the same small ridge. Prints the test accuracy over random splits, and saves a picture: test errors against depth, and how much
-of each kernel is left to tell two digits apart, beside the depth scale that the fixed point promises. Deep softmax networks are
-ordered: that rest shrinks with every layer, so everything is computed in float64.
+Each is used twice, as a Gaussian process (GP, its NNGP kernel) and as what gradient descent would
+train it to (its NTK), with the same small ridge. Prints the test accuracy over random splits, and
+saves a picture: test errors against depth, and how much of each kernel is left to tell two digits
+apart, beside the depth scale that the fixed point promises. Deep softmax networks are ordered: that
+rest shrinks with every layer, so everything is computed in float64.
 """
 
 import argparse
@@ -32,13 +34,18 @@ NETWORKS = {
     "ReLU": (stax.Relu, 2.0, 0.01, "relu", False),
 }
 KERNELS = {"nngp": "GP", "ntk": "NTK"}
-COLOURS = {"softmax": "#0072B2", "ReLU": "#D55E00"}  # Okabe and Ito: told apart by colour-blind readers
+COLOURS = {
+    "softmax": "#0072B2",
+    "ReLU": "#D55E00",
+}  # Okabe and Ito: told apart by colour-blind readers
 STYLES = {"nngp": "--o", "ntk": "-s"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One kernel of one network: test accuracies over the splits, and the part of the kernel that differs between digits."""
+    """One kernel of one network: test accuracies over the splits, and the part of the kernel that
+    differs between digits.
+    """
 
     network: str
     convolutional: bool
@@ -68,31 +75,44 @@ def digits(n: int) -> tuple[jax.Array, np.ndarray]:
 
 
 def network(name: str, convolutional: bool, depth: int):
-    """The kernel function of a network of so many hidden layers, on images; convolutions see 3 × 3 pixels and keep the size."""
+    """The kernel function of a network of so many hidden layers, on images; convolutions see 3 × 3
+    pixels and keep the size.
+    """
     layer, weight, bias, *_ = NETWORKS[name]
     scale = (weight**0.5, bias**0.5)
-    affine = lambda: stax.Conv(1, (3, 3), (1, 1), "SAME", *scale) if convolutional else stax.Dense(1, *scale)
+    affine = lambda: (
+        stax.Conv(1, (3, 3), (1, 1), "SAME", *scale) if convolutional else stax.Dense(1, *scale)
+    )
     hidden = [part for _ in range(depth) for part in (affine(), layer())]
     ends = [stax.Flatten(), *hidden] if not convolutional else [*hidden, stax.Flatten()]
     return stax.serial(*ends, stax.Dense(1, *scale))[2]
 
 
-def accuracies(gram: jax.Array, labels: np.ndarray, train: int, splits: int, ridge: float) -> np.ndarray:
-    """Ridge regression onto the ten classes on random splits; the ridge is in units of the contrast of the kernel."""
+def accuracies(
+    gram: jax.Array, labels: np.ndarray, train: int, splits: int, ridge: float
+) -> np.ndarray:
+    """Ridge regression onto the ten classes on random splits; the ridge is in units of the contrast
+    of the kernel.
+    """
     y = jnp.eye(10)[labels] - 0.1
     out = []
     for split in range(splits):
         order = np.random.default_rng(split).permutation(len(labels))
         one, other = order[:train], order[train:]
         outputs = sn.ntk.kernel_regression(
-            gram[np.ix_(one, one)], y[one], ridge=ridge * contrast(gram)[1], cross=gram[np.ix_(other, one)]
+            gram[np.ix_(one, one)],
+            y[one],
+            ridge=ridge * contrast(gram)[1],
+            cross=gram[np.ix_(other, one)],
         )
         out.append(np.mean(np.argmax(np.asarray(outputs), axis=1) == labels[other]))
     return np.array(out)
 
 
 def contrast(gram: jax.Array) -> tuple[float, float]:
-    """Mean of the diagonal minus mean of all entries, ½E‖φ − φ'‖² over features of digits; over the diagonal, and itself."""
+    """Mean of the diagonal minus mean of all entries, ½E‖φ − φ'‖² over features of digits; over the
+    diagonal, and itself.
+    """
     diagonal = float(jnp.mean(jnp.diagonal(gram)))
     rest = diagonal - float(jnp.mean(gram))
     return rest / diagonal, rest
@@ -103,10 +123,16 @@ def investigate(options: argparse.Namespace, depths: Sequence[int]) -> list[Row]
     x, labels = digits(options.points)
     cases = [(name, conv, depth) for conv in (False, True) for name in NETWORKS for depth in depths]
     rows = []
-    for name, conv, depth in track(cases, "kernels and regressions", console=Console(stderr=True), transient=True):
-        kernel_fn = nt.batch(jax.jit(network(name, conv, depth), static_argnames="get"), batch_size=options.batch)
+    for name, conv, depth in track(
+        cases, "kernels and regressions", console=Console(stderr=True), transient=True
+    ):
+        kernel_fn = nt.batch(
+            jax.jit(network(name, conv, depth), static_argnames="get"), batch_size=options.batch
+        )
         for get, gram in kernel_fn(x, None, tuple(KERNELS))._asdict().items():
-            found = accuracies(jnp.asarray(gram), labels, options.train, options.splits, options.ridge)
+            found = accuracies(
+                jnp.asarray(gram), labels, options.train, options.splits, options.ridge
+            )
             rows.append(Row(name, conv, depth, get, found, contrast(jnp.asarray(gram))[0]))
     return rows
 
@@ -120,9 +146,7 @@ def table(rows: Sequence[Row], options: argparse.Namespace) -> Table:
     """One line a network and kernel, one column a depth."""
     depths = sorted({r.depth for r in rows})
     spread = 100 * np.mean([r.spread for r in rows])
-    title = (
-        f"test accuracy (%) by depth, {options.train} training digits, mean of {options.splits} splits (spread {spread:.1f})"
-    )
+    title = f"test accuracy (%) by depth, {options.train} training digits, mean of {options.splits} splits (spread {spread:.1f})"
     out = Table(title=title)
     out.add_column("network", no_wrap=True)
     for depth in depths:
@@ -131,7 +155,10 @@ def table(rows: Sequence[Row], options: argparse.Namespace) -> Table:
         out.add_row("convolutional" if conv else "fully connected", style="bold")
         for name in NETWORKS:
             for get, kernel in KERNELS.items():
-                out.add_row(f"{name}, {kernel}", *(f"{100 * r.accuracy:.1f}" for r in series(rows, name, conv, get)))
+                out.add_row(
+                    f"{name}, {kernel}",
+                    *(f"{100 * r.accuracy:.1f}" for r in series(rows, name, conv, get)),
+                )
         out.add_section()
     return out
 
@@ -139,7 +166,9 @@ def table(rows: Sequence[Row], options: argparse.Namespace) -> Table:
 def depth_scale(name: str) -> float:
     """ξ: two inputs' distance shrinks like e^{−depth/ξ}."""
     _, weight, bias, activation, normalized = NETWORKS[name]
-    found = sn.ntk.fixed_point(activation, normalized=normalized, weight_variance=weight, bias_variance=bias)
+    found = sn.ntk.fixed_point(
+        activation, normalized=normalized, weight_variance=weight, bias_variance=bias
+    )
     return float(found.depth_scale) if bool(found.exists) else np.inf
 
 
@@ -152,7 +181,10 @@ def picture(rows: Sequence[Row], path: Path) -> None:
         for name in NETWORKS:
             for get, kernel in KERNELS.items():
                 found = series(rows, name, conv, get)
-                mean, error = (100 * np.array([f(r) for r in found]) for f in (lambda r: 1 - r.accuracy, standard_error))
+                mean, error = (
+                    100 * np.array([f(r) for r in found])
+                    for f in (lambda r: 1 - r.accuracy, standard_error)
+                )
                 axes.errorbar(
                     depths,
                     mean,
@@ -184,8 +216,20 @@ def picture(rows: Sequence[Row], path: Path) -> None:
             )
     last = series(rows, "softmax", False, "nngp")[-1]
     decay = np.exp((depths[-1] - np.array(depths)) / depth_scale("softmax"))
-    panels[2].plot(depths, last.contrast * decay, ":", color="grey", lw=2, label="$e^{-\\mathrm{depth}/\\xi}$ of softmax")
-    panels[2].set(yscale="log", xlabel="depth (hidden layers)", ylabel="1 − mean / diagonal of the kernel", xticks=depths)
+    panels[2].plot(
+        depths,
+        last.contrast * decay,
+        ":",
+        color="grey",
+        lw=2,
+        label="$e^{-\\mathrm{depth}/\\xi}$ of softmax",
+    )
+    panels[2].set(
+        yscale="log",
+        xlabel="depth (hidden layers)",
+        ylabel="1 − mean / diagonal of the kernel",
+        xticks=depths,
+    )
     panels[2].set_title("What is left to tell digits apart", fontsize=12)
     panels[2].legend(frameon=False, fontsize=11, loc="lower left")
     figure.savefig(path, dpi=110)
@@ -199,18 +243,47 @@ def standard_error(row: Row) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> list[Row]:
     """Run it as the command line asks for it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--points", type=int, default=1750, help="digits in all, a multiple of the batch (default 1750)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--points",
+        type=int,
+        default=1750,
+        help="digits in all, a multiple of the batch (default 1750)",
+    )
     parser.add_argument("--train", type=int, default=500, help="of them to train on (default 500)")
-    parser.add_argument("--splits", type=int, default=20, help="random splits to average over (default 20)")
-    parser.add_argument("--batch", type=int, default=250, help="rows and columns of the kernel at a time (default 250)")
-    parser.add_argument("--ridge", type=float, default=1e-2, help="in units of the kernel's contrast (default 0.01)")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".png"), help="where the picture goes")
-    parser.add_argument("--small", action="store_true", help="a few seconds: 200 digits, depths 1 and 3")
+    parser.add_argument(
+        "--splits", type=int, default=20, help="random splits to average over (default 20)"
+    )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=250,
+        help="rows and columns of the kernel at a time (default 250)",
+    )
+    parser.add_argument(
+        "--ridge", type=float, default=1e-2, help="in units of the kernel's contrast (default 0.01)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path(__file__).with_suffix(".png"),
+        help="where the picture goes",
+    )
+    parser.add_argument(
+        "--small", action="store_true", help="a few seconds: 200 digits, depths 1 and 3"
+    )
     options = parser.parse_args(arguments)
     depths = range(1, 9)
     if options.small:
-        options.points, options.train, options.splits, options.batch, depths = 200, 100, 2, 100, (1, 3)
+        options.points, options.train, options.splits, options.batch, depths = (
+            200,
+            100,
+            2,
+            100,
+            (1, 3),
+        )
     with jax.enable_x64(True):
         rows = investigate(options, depths)
         console = Console()

@@ -1,8 +1,10 @@
-"""What depth does to softmax networks: the phase diagram of their infinite widths beside ReLU and erf, and finite widths.
+"""What depth does to softmax networks: the phase diagram of their infinite widths beside ReLU and
+erf, and finite widths.
 
-A grid of weight and bias variances: where the variance of a deep network comes to rest, whether near inputs grow together
-(ordered) or apart (chaotic), and how many layers until they cannot be told apart. Then, for finite softmax networks, the
-distance of the empirical NTK to its limit against width and depth. Prints both, and saves a picture.
+A grid of weight and bias variances: where the variance of a deep network comes to rest, whether
+near inputs grow together (ordered) or apart (chaotic), and how many layers until they cannot be
+told apart. Then, for finite softmax networks, the distance of the empirical NTK to its limit
+against width and depth. Prints both, and saves a picture.
 """
 
 import argparse
@@ -27,7 +29,12 @@ from softntk.ntk._depth import FixedPoint
 
 STACKS = {"softmax": ("exp", True, 0.5), "ReLU": ("relu", False, 3.0), "erf": ("erf", False, 3.0)}
 """Activation, normalized, and the largest weight variance shown."""
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito: told apart by colour-blind readers
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+)  # Okabe and Ito: told apart by colour-blind readers
 MARKERS = ("o", "s", "^", "D")
 
 
@@ -43,7 +50,9 @@ class Phases:
 
 @dataclass(frozen=True)
 class Distances:
-    """Relative Frobenius distances of finite softmax networks of one depth to the infinite width, against the width."""
+    """Relative Frobenius distances of finite softmax networks of one depth to the infinite width,
+    against the width.
+    """
 
     depth: int
     widths: list[int]
@@ -60,17 +69,25 @@ def phases(name: str, size: int) -> Phases:
         name,
         weight,
         bias,
-        sn.ntk.fixed_point(activation, normalized=normalized, weight_variance=grid[0], bias_variance=grid[1]),
+        sn.ntk.fixed_point(
+            activation, normalized=normalized, weight_variance=grid[0], bias_variance=grid[1]
+        ),
     )
 
 
 def distances(depth: int, widths: Sequence[int], draws: int) -> Distances:
-    """Of softmax networks inside of the ordered phase, σ_w² = 0.25 and σ_b² = 0.05, on eight points of a sphere."""
+    """Of softmax networks inside of the ordered phase, σ_w² = 0.25 and σ_b² = 0.05, on eight points
+    of a sphere.
+    """
     x = jax.random.normal(jax.random.key(0), (8, 16))
     x = x * (16**0.5 / jnp.linalg.norm(x, axis=1, keepdims=True))
     nngp, ntk = [], []
     for width in widths:
-        layers = [part for _ in range(depth) for part in (stax.Dense(width, 0.5, 0.05**0.5), stax.Softmax())]
+        layers = [
+            part
+            for _ in range(depth)
+            for part in (stax.Dense(width, 0.5, 0.05**0.5), stax.Softmax())
+        ]
         init_fn, apply_fn, kernel_fn = stax.serial(*layers, stax.Dense(1, 0.5, 0.05**0.5))
         _, features, _ = stax.serial(*layers)
         limit = [jnp.asarray(kernel_fn(x, None, get)) for get in ("nngp", "ntk")]
@@ -83,13 +100,17 @@ def distances(depth: int, widths: Sequence[int], draws: int) -> Distances:
 
         gaps = jax.lax.map(sample, jax.random.split(jax.random.key(1), draws))
         for out, gap, k in zip((nngp, ntk), gaps, limit, strict=True):
-            out.append(float(jnp.mean(jnp.linalg.norm(gap - k[None], axis=(1, 2))) / jnp.linalg.norm(k)))
+            out.append(
+                float(jnp.mean(jnp.linalg.norm(gap - k[None], axis=(1, 2))) / jnp.linalg.norm(k))
+            )
     return Distances(depth, list(widths), nngp, ntk)
 
 
 def table(found: Sequence[Distances]) -> Table:
     """One row a depth and width."""
-    out = Table(title="softmax networks, σ_w² = 0.25, σ_b² = 0.05: relative distance to the infinite width")
+    out = Table(
+        title="softmax networks, σ_w² = 0.25, σ_b² = 0.05: relative distance to the infinite width"
+    )
     for name in ("depth", "width", "NNGP", "NTK"):
         out.add_column(name, justify="right")
     for d in found:
@@ -101,22 +122,45 @@ def table(found: Sequence[Distances]) -> Table:
 
 def picture(diagrams: Sequence[Phases], found: Sequence[Distances], path: Path) -> None:
     """Three phase diagrams, and distances against width."""
-    plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False, "hatch.color": "#999999"})
+    plt.rcParams.update(
+        {
+            "font.size": 12,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "hatch.color": "#999999",
+        }
+    )
     figure, panels = plt.subplots(1, 4, figsize=(17, 4.4), layout="constrained")
     for axes, p in zip(panels, diagrams, strict=False):
         exists, scale = np.asarray(p.found.exists), np.asarray(p.found.depth_scale)
         shown = np.ma.masked_where(~exists, np.clip(scale, 0.3, 300))
         image = axes.pcolormesh(
-            p.weight, p.bias, shown, norm=LogNorm(0.3, 300), cmap="cividis", shading="nearest", rasterized=True
+            p.weight,
+            p.bias,
+            shown,
+            norm=LogNorm(0.3, 300),
+            cmap="cividis",
+            shading="nearest",
+            rasterized=True,
         )
         if not exists.all():
-            axes.contourf(p.weight, p.bias, ~exists, levels=[0.5, 1.5], colors="none", hatches=["//"])
+            axes.contourf(
+                p.weight, p.bias, ~exists, levels=[0.5, 1.5], colors="none", hatches=["//"]
+            )
         slope = np.where(exists, np.asarray(p.found.slope), np.nan)
         if np.nanmax(slope) > 1.001:
             axes.contour(p.weight, p.bias, slope, levels=[1.0], colors="white", linewidths=2)
-        axes.set(xlabel="weight variance $\\sigma_w^2$", ylabel="bias variance $\\sigma_b^2$" if p.name == "softmax" else "")
+        axes.set(
+            xlabel="weight variance $\\sigma_w^2$",
+            ylabel="bias variance $\\sigma_b^2$" if p.name == "softmax" else "",
+        )
         axes.set_title(p.name, fontsize=12)
-    style = {"ha": "center", "va": "center", "fontsize": 12, "bbox": {"fc": "white", "ec": "none", "alpha": 0.85, "pad": 2}}
+    style = {
+        "ha": "center",
+        "va": "center",
+        "fontsize": 12,
+        "bbox": {"fc": "white", "ec": "none", "alpha": 0.85, "pad": 2},
+    }
     panels[0].text(0.1, 0.15, "ordered", **style)
     panels[0].text(0.38, 0.6, "explodes", **style)
     panels[1].text(0.9, 0.5, "ordered", **style)
@@ -126,11 +170,25 @@ def picture(diagrams: Sequence[Phases], found: Sequence[Distances], path: Path) 
     figure.colorbar(image, ax=panels[2], label="depth scale ξ (layers)")
     for d, colour, marker in zip(found, COLOURS, MARKERS, strict=False):
         panels[3].plot(
-            d.widths, d.ntk, "-" + marker, color=colour, ms=6, mfc="white", mew=1.6, lw=1.6, label=f"depth {d.depth}"
+            d.widths,
+            d.ntk,
+            "-" + marker,
+            color=colour,
+            ms=6,
+            mfc="white",
+            mew=1.6,
+            lw=1.6,
+            label=f"depth {d.depth}",
         )
     guide = found[-1].ntk[0] * 1.3 * (np.array(found[-1].widths) / found[-1].widths[0]) ** -0.5
     panels[3].plot(found[-1].widths, guide, ":", color="grey", label="width$^{-1/2}$")
-    panels[3].set(xscale="log", yscale="log", xlabel="width", ylabel="relative distance of the NTK", ylim=(0.009, 0.3))
+    panels[3].set(
+        xscale="log",
+        yscale="log",
+        xlabel="width",
+        ylabel="relative distance of the NTK",
+        ylim=(0.009, 0.3),
+    )
     panels[3].set_xticks(found[-1].widths, [str(width) for width in found[-1].widths])
     panels[3].set_yticks([0.01, 0.02, 0.05, 0.1, 0.2], ["0.01", "0.02", "0.05", "0.1", "0.2"])
     panels[3].minorticks_off()
@@ -142,11 +200,24 @@ def picture(diagrams: Sequence[Phases], found: Sequence[Distances], path: Path) 
 
 def main(arguments: Sequence[str] | None = None) -> tuple[list[Phases], list[Distances]]:
     """Run it as the command line asks for it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=160, help="points of the grid along each axis (default 160)")
-    parser.add_argument("--draws", type=int, default=64, help="networks to average over (default 64)")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".png"), help="where the picture goes")
-    parser.add_argument("--small", action="store_true", help="a few seconds: a coarse grid, narrow networks")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--size", type=int, default=160, help="points of the grid along each axis (default 160)"
+    )
+    parser.add_argument(
+        "--draws", type=int, default=64, help="networks to average over (default 64)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path(__file__).with_suffix(".png"),
+        help="where the picture goes",
+    )
+    parser.add_argument(
+        "--small", action="store_true", help="a few seconds: a coarse grid, narrow networks"
+    )
     options = parser.parse_args(arguments)
     depths, widths = [1, 2, 4, 8], [32, 64, 128, 256, 512]
     if options.small:

@@ -1,10 +1,11 @@
 """Digits drawn by a two-layer softmax network that learnt the score of scikit-learn's 8 × 8 digits.
 
-The denoiser is fitted to 1,400 digits; its samples are compared with the other 397, beside those of a Gaussian with the same
-covariance and of a kernel density estimate whose bandwidth has the largest cross-validated likelihood. Prints the energy
-distance, how many a linear classifier (trained on real digits) is sure of, the median distance to the nearest training digit
-and how many lie as near to one as the nearest twentieth of the digits not seen: a sampler that copies scores well on the first
-two. Saves generated digits beside real ones and beside their nearest neighbours.
+The denoiser is fitted to 1,400 digits; its samples are compared with the other 397, beside those of
+a Gaussian with the same covariance and of a kernel density estimate whose bandwidth has the largest
+cross-validated likelihood. Prints the energy distance, how many a linear classifier (trained on
+real digits) is sure of, the median distance to the nearest training digit and how many lie as near
+to one as the nearest twentieth of the digits not seen: a sampler that copies scores well on the
+first two. Saves generated digits beside real ones and beside their nearest neighbours.
 """
 
 import argparse
@@ -60,13 +61,29 @@ class Report:
     """Share of the samples as near to one as the nearest twentieth of the digits not seen."""
 
 
-def report(name: str, samples: np.ndarray, train: np.ndarray, unseen: np.ndarray, classifier: LogisticRegression) -> Report:
+def report(
+    name: str,
+    samples: np.ndarray,
+    train: np.ndarray,
+    unseen: np.ndarray,
+    classifier: LogisticRegression,
+) -> Report:
     """Measure."""
-    energy = diffusion.metrics.energy_distance(jnp.asarray(samples), jnp.asarray(train if samples is unseen else unseen))
+    energy = diffusion.metrics.energy_distance(
+        jnp.asarray(samples), jnp.asarray(train if samples is unseen else unseen)
+    )
     sure = np.mean(classifier.predict_proba(samples).max(1) > SURE)
     copies = diffusion.memorisation(samples, train, unseen)
     interval = float(energy.upper - energy.lower) / 2
-    return Report(name, samples, float(energy), interval, float(sure), float(copies.distance), float(copies.fraction))
+    return Report(
+        name,
+        samples,
+        float(energy),
+        interval,
+        float(sure),
+        float(copies.distance),
+        float(copies.fraction),
+    )
 
 
 def show(reports: Sequence[Report]) -> Table:
@@ -81,14 +98,24 @@ def show(reports: Sequence[Report]) -> Table:
     ):
         out.add_column(name, justify="left" if name == "digits" else "right")
     for r in reports:
-        out.add_row(r.name, f"{r.energy:.4f} ± {r.error:.4f}", f"{r.sure:.1%}", f"{r.nearest:.2f}", f"{r.near:.1%}")
+        out.add_row(
+            r.name,
+            f"{r.energy:.4f} ± {r.error:.4f}",
+            f"{r.sure:.1%}",
+            f"{r.nearest:.2f}",
+            f"{r.near:.1%}",
+        )
     return out
 
 
 def grid(images: np.ndarray, columns: int) -> np.ndarray:
     """Images of 8 × 8 as one, with a line between."""
     rows = len(images) // columns
-    padded = np.pad(images.reshape(rows, columns, 8, 8), ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=np.nan)
+    padded = np.pad(
+        images.reshape(rows, columns, 8, 8),
+        ((0, 0), (0, 0), (0, 1), (0, 1)),
+        constant_values=np.nan,
+    )
     return padded.transpose(0, 2, 1, 3).reshape(rows * 9, columns * 9)[:-1, :-1]
 
 
@@ -101,7 +128,9 @@ def picture(reports: Sequence[Report], train: np.ndarray, path: Path) -> None:
     shown = {
         "real, not seen": by_name["real"][:64],
         "softmax network": drawn,
-        "their nearest training digits": train[np.asarray(diffusion.nearest_training_point(drawn, train).index)],
+        "their nearest training digits": train[
+            np.asarray(diffusion.nearest_training_point(drawn, train).index)
+        ],
         "Gaussian": by_name["Gaussian"][:64],
         "kernel density": by_name["kernel density"][:64],
     }
@@ -125,7 +154,13 @@ def main(arguments: Sequence[str] | None = None) -> list[Report]:
     x0, key = jnp.asarray(train), jax.random.key(1)
     start = time.perf_counter()
     denoiser = diffusion.fit_denoiser(
-        key, SDE, x0, width=64 if small else 1024, steps=300 if small else 30000, min_time=MIN_TIME, progress=not small
+        key,
+        SDE,
+        x0,
+        width=64 if small else 1024,
+        steps=300 if small else 30000,
+        min_time=MIN_TIME,
+        progress=not small,
     )
     fitted = time.perf_counter()
     draws = (200 if small else 1000, 64)
@@ -134,16 +169,28 @@ def main(arguments: Sequence[str] | None = None) -> list[Report]:
         jax.random.key(3), SDE, diffusion.score(SDE, denoiser), draws, min_time=MIN_TIME, moments=moments,
         steps=100, corrector_steps=2, corrector_snr=0.3,
     )  # fmt: skip
-    console.print(f"fit {fitted - start:.0f} s, {draws[0]} samples {time.perf_counter() - fitted:.1f} s, compiling included")
-    search = GridSearchCV(KernelDensity(), {"bandwidth": np.geomspace(0.1, 0.6, 13)}, cv=5).fit(train)
-    console.print(f"bandwidth of the kernel density estimate: {search.best_params_['bandwidth']:.2f}")
+    console.print(
+        f"fit {fitted - start:.0f} s, {draws[0]} samples {time.perf_counter() - fitted:.1f} s, compiling included"
+    )
+    search = GridSearchCV(KernelDensity(), {"bandwidth": np.geomspace(0.1, 0.6, 13)}, cv=5).fit(
+        train
+    )
+    console.print(
+        f"bandwidth of the kernel density estimate: {search.best_params_['bandwidth']:.2f}"
+    )
     sources = {
         "real": unseen,
         "softmax network": np.asarray(drawn),
-        "Gaussian": np.random.default_rng(1).multivariate_normal(train.mean(0), np.cov(train.T), draws[0]).astype(np.float32),
-        "kernel density": search.best_estimator_.sample(draws[0], random_state=1).astype(np.float32),
+        "Gaussian": np.random.default_rng(1)
+        .multivariate_normal(train.mean(0), np.cov(train.T), draws[0])
+        .astype(np.float32),
+        "kernel density": search.best_estimator_.sample(draws[0], random_state=1).astype(
+            np.float32
+        ),
     }
-    reports = [report(name, samples, train, unseen, classifier) for name, samples in sources.items()]
+    reports = [
+        report(name, samples, train, unseen, classifier) for name, samples in sources.items()
+    ]
     console.print(show(reports))
     picture(reports, train, options.output)
     return reports

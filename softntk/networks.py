@@ -1,6 +1,8 @@
-r"""Two-layer networks as pure ``(init_fn, apply_fn, kernel_fn)`` triples: softmax, res_softmax, relu, exp, any activation.
+r"""Two-layer networks as pure ``(init_fn, apply_fn, kernel_fn)`` triples: softmax, res_softmax,
+relu, exp, any activation.
 
-With logits ``z = xW``, readout a and width m (arXiv 2405.03251, section 3; arXiv 2309.13482 for e^z + z):
+With logits ``z = xW``, readout a and width m (arXiv 2405.03251, section 3; arXiv 2309.13482 for e^z
++ z):
 
 - plain:       F(x) = m^{-1/2} u(z) a
 - normalized:  F(x) = m^{-1/2} · m · (u(z) / 1ᵀu(z)) a,    so softmax is  F(x) = √m softmax(xW) a
@@ -67,16 +69,19 @@ PARAMETERIZATIONS = ("ntk", "paper")
 
 @jax.tree_util.register_static
 class Network(namedtuple("_Triple", ("init_fn", "apply_fn", "kernel_fn"))):
-    """A two-layer network: a triple of functions in the manner of ``neural_tangents.stax``, with its architecture behind it.
+    """A two-layer network: a triple of functions in the manner of ``neural_tangents.stax``, with
+    its architecture behind it.
 
-    It *is* the triple (``init_fn, apply_fn, kernel_fn = net`` works, and so does every function of neural_tangents). Networks
-    with equal settings are equal. To JAX it is a part of the program, like a function: a pytree without leaves.
+    It *is* the triple (``init_fn, apply_fn, kernel_fn = net`` works, and so does every function of
+    neural_tangents). Networks with equal settings are equal. To JAX it is a part of the program,
+    like a function: a pytree without leaves.
 
     Attributes:
-        init_fn: ``(key, input_shape) -> (output_shape, params)``; input_shape (n, d), -1 for an unknown number of rows.
+        init_fn: ``(key, input_shape) -> (output_shape, params)``; input_shape (n, d), -1 for an
+            unknown number of rows.
         apply_fn: ``(params, x [n, d]) -> F [n, k]``.
-        kernel_fn: ``(x1, x2=None, get=None) -> kernel [n1, n2]`` of infinite width; get is "ntk", "nngp", or a tuple of
-            them (None: both) for a named tuple.
+        kernel_fn: ``(x1, x2=None, get=None) -> kernel [n1, n2]`` of infinite width; get is "ntk",
+            "nngp", or a tuple of them (None: both) for a named tuple.
         architecture: the static description, :class:`Architecture`.
     """
 
@@ -100,8 +105,12 @@ class _Initialise:
 
     architecture: Architecture
 
-    def __call__(self, key: PRNGKeyArray, input_shape: Sequence[int]) -> tuple[tuple[int, ...], Parameters]:
-        """Draw the weights: ``(key, (n, d)) -> ((n, k), params)``, in the default floating-point precision."""
+    def __call__(
+        self, key: PRNGKeyArray, input_shape: Sequence[int]
+    ) -> tuple[tuple[int, ...], Parameters]:
+        """Draw the weights: ``(key, (n, d)) -> ((n, k), params)``, in the default floating-point
+        precision.
+        """
         architecture = self.architecture
         key = check_key("key", key)
         rows, features = _as_shape(input_shape)
@@ -124,7 +133,9 @@ def _as_shape(input_shape: object) -> tuple[int, int]:
     if not isinstance(input_shape, list | tuple) or len(input_shape) != 2:
         raise ValueError(message)
     try:
-        return check_integer("n", input_shape[0], at_least=-1), check_integer("d", input_shape[1], at_least=1)
+        return check_integer("n", input_shape[0], at_least=-1), check_integer(
+            "d", input_shape[1], at_least=1
+        )
     except ValueError:
         raise ValueError(message) from None
 
@@ -136,12 +147,17 @@ class _Apply:
     architecture: Architecture
 
     def __call__(self, params: Parameters, x: Points, *, rng: object = None) -> Float[Array, "n k"]:
-        """Return F(x), [n, k]. ``rng`` is what neural_tangents passes to every network; this one is deterministic."""
+        """Return F(x), [n, k].
+
+        ``rng`` is what neural_tangents passes to every network; this one is deterministic.
+        """
         del rng
         check_parameters(self.architecture, params)
         x = as_rows("x", x)
         if x.shape[1] != params.hidden.shape[0]:
-            raise ValueError(f"x must have the {params.hidden.shape[0]} features that params.hidden has, got shape {x.shape}.")
+            raise ValueError(
+                f"x must have the {params.hidden.shape[0]} features that params.hidden has, got shape {x.shape}."
+            )
         outputs = _compiled_outputs if self.architecture.is_static else _outputs
         return place_automatically(partial(outputs, self.architecture), x, params)
 
@@ -165,13 +181,20 @@ class _Kernel:
     architecture: Architecture
 
     def __call__(
-        self, x1: Points1, x2: Points2 | None = None, get: KernelName | tuple[KernelName, ...] | None = None
+        self,
+        x1: Points1,
+        x2: Points2 | None = None,
+        get: KernelName | tuple[KernelName, ...] | None = None,
     ) -> Float[Array, "n1 n2"] | tuple[Float[Array, "n1 n2"], ...]:
         """Return the kernel of the infinitely wide network, [n1, n2]: see :func:`two_layer`."""
         x1, x2 = as_pair(x1, x2)
         names = _names_of_kernels(get)
         kernels = infinite_kernels(self.architecture, x1, x2)
-        return kernels[names[0]] if isinstance(get, str) else namedtuple("Kernels", names)(*(kernels[n] for n in names))
+        return (
+            kernels[names[0]]
+            if isinstance(get, str)
+            else namedtuple("Kernels", names)(*(kernels[n] for n in names))
+        )
 
 
 def _names_of_kernels(get: object) -> tuple[str, ...]:
@@ -198,57 +221,67 @@ def two_layer(
 ) -> Network:
     r"""A two-layer network of width m as an ``(init_fn, apply_fn, kernel_fn)`` triple.
 
-    F(x) = s m^{-1/2} u(xW) a, or F(x) = s m^{1/2} (u(xW) / 1ᵀu(xW)) a when normalized; s = 1 for ``parameterization="ntk"``,
-    s = √m for ``"paper"`` (the scaling F = m⟨a, softmax⟩ of arXiv 2405.03251, whose step sizes are m times smaller: the
-    same dynamics to first order). W has N(0, σ²) entries and a is ±1.
+    F(x) = s m^{-1/2} u(xW) a, or F(x) = s m^{1/2} (u(xW) / 1ᵀu(xW)) a when normalized; s = 1 for
+    ``parameterization="ntk"``, s = √m for ``"paper"`` (the scaling F = m⟨a, softmax⟩ of arXiv
+    2405.03251, whose step sizes are m times smaller: the same dynamics to first order). W has N(0,
+    σ²) entries and a is ±1.
 
-    Infinite width, with q11 = σ²|x|², q12 = σ²⟨x, x'⟩, q22 = σ²|x'|² (1 is added to every inner product under ``bias``):
+    Infinite width, with q11 = σ²|x|², q12 = σ²⟨x, x'⟩, q22 = σ²|x'|² (1 is added to every inner
+    product under ``bias``):
 
-    ===========  ====================================  =============================================================
-    network      NNGP E[φφ']                           derivative kernel E[φ̇φ̇']
-    ===========  ====================================  =============================================================
-    softmax      exp(q12)                              exp(q12)
-    exp          exp((q11+q22)/2 + q12)                the same
-    res_softmax  e^{q12} + q12 r                       e^{q12} + r,  r = e^{-q11/2} + e^{-q22/2} + e^{-(q11+q22)/2}
-    relu         √(q11q22) (sin θ + (π−θ) cos θ) / 2π  (π−θ) / 2π
-    ===========  ====================================  =============================================================
+    ===========  ====================================
+    ============================================================= network      NNGP E[φφ']
+    derivative kernel E[φ̇φ̇'] ===========  ====================================
+    ============================================================= softmax      exp(q12)
+    exp(q12) exp          exp((q11+q22)/2 + q12)                the same res_softmax  e^{q12} + q12
+    r                       e^{q12} + r,  r = e^{-q11/2} + e^{-q22/2} + e^{-(q11+q22)/2} relu
+    √(q11q22) (sin θ + (π−θ) cos θ) / 2π  (π−θ) / 2π ===========
+    ====================================
+    =============================================================
 
-    NTK = ⟨x, x'⟩ × derivative kernel, plus the NNGP when the readout is trained too; zero between different outputs.
+    NTK = ⟨x, x'⟩ × derivative kernel, plus the NNGP when the readout is trained too; zero between
+    different outputs.
 
     To compare with neural_tangents (``nt.stax.serial(Dense(m), Relu(), Dense(k))``, [d] inputs):
 
-    =====================  =========================================================================================
-    here                   there
-    =====================  =========================================================================================
-    sigma                  W_std = σ√d in the first Dense (W_std = 1 in the second)
-    NTK                    NTK with the first-layer term ⟨x,x'⟩ E[φ̇φ̇'] times σ²: they differentiate by the unscaled weight
-    learning rate η        η n k: their mean squared loss is divided by n·k, ours is ½ΣΣ(F−Y)²
-    ``outputs="mean"``     ``trace_axes=(-1,)``: their trace is a mean
-    =====================  =========================================================================================
+    =====================
+    ========================================================================================= here
+    there =====================
+    ========================================================================================= sigma
+    W_std = σ√d in the first Dense (W_std = 1 in the second) NTK                    NTK with the
+    first-layer term ⟨x,x'⟩ E[φ̇φ̇'] times σ²: they differentiate by the unscaled weight learning
+    rate η        η n k: their mean squared loss is divided by n·k, ours is ½ΣΣ(F−Y)²
+    ``outputs="mean"``     ``trace_axes=(-1,)``: their trace is a mean =====================
+    =========================================================================================
 
     Args:
-        family: "softmax", "res_softmax", "relu" or "exp"; leave it out to name an activation instead.
+        family: "softmax", "res_softmax", "relu" or "exp"; leave it out to name an activation
+            instead.
         width: m, the number of hidden units; even if antisymmetric.
         out_dim: k, the number of outputs.
-        sigma: σ, the standard deviation of the hidden weights. It may be traced: kernels, and weights that are drawn, have
-            derivatives in it.
-        antisymmetric: m/2 hidden units, each twice, with readouts a and −a, so that F = 0 at the start ("double trick").
+        sigma: σ, the standard deviation of the hidden weights. It may be traced: kernels, and
+            weights that are drawn, have derivatives in it.
+        antisymmetric: m/2 hidden units, each twice, with readouts a and −a, so that F = 0 at the
+            start ("double trick").
         train_readout: let gradients reach a as well. Otherwise it stands behind a stop-gradient.
-        parameterization: "ntk" or "paper"; see above. ``kernel_fn`` and ``ntk.empirical`` are m times larger for "paper".
+        parameterization: "ntk" or "paper"; see above. ``kernel_fn`` and ``ntk.empirical`` are m
+            times larger for "paper".
         bias: add hidden biases drawn from N(0, σ²), the weights of an extra input that is always 1.
-        activation: an activation by name or an :class:`~softntk.activations.Activation`, instead of a family.
+        activation: an activation by name or an :class:`~softntk.activations.Activation`, instead of
+            a family.
         normalize: with ``activation``: divide by the sum over the hidden units (default False).
 
     Returns:
-        A :class:`Network`. ``apply_fn(params, x)`` is [n, k]. For rows outside the domain (a non-finite input, or a normaliser
-        1ᵀu lost against 1ᵀ|u| in rounding) known only at run time it is +inf, as ``kernel_fn`` is for non-finite rows;
-        never NaN. Logits of ±1e4 are inside; plain exponentials saturate near the largest number of the precision.
+        A :class:`Network`. ``apply_fn(params, x)`` is [n, k]. For rows outside the domain (a
+        non-finite input, or a normaliser 1ᵀu lost against 1ᵀ|u| in rounding) known only at run time
+        it is +inf, as ``kernel_fn`` is for non-finite rows; never NaN. Logits of ±1e4 are inside;
+        plain exponentials saturate near the largest number of the precision.
 
     Raises:
-        ValueError: an unknown name (the nearest known one is suggested), zero, negative or odd width where it must be
-            even, out_dim below 1, σ not positive, family and activation both or neither, a flag that is not True or False;
-            and from the functions returned: inputs of wrong rank, feature count or dtype, empty or not finite; parameters of
-            another network.
+        ValueError: an unknown name (the nearest known one is suggested), zero, negative or odd
+            width where it must be even, out_dim below 1, σ not positive, family and activation both
+            or neither, a flag that is not True or False; and from the functions returned: inputs of
+            wrong rank, feature count or dtype, empty or not finite; parameters of another network.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -260,8 +293,8 @@ def two_layer(
         [1.284, 0.0]
 
     Source: arXiv 2405.03251, Definitions 3.1-3.4 (network, initialisation, NTK); the limits are in
-    MATHEMATICS.md#infinite-width: the normaliser concentrates, m⁻¹1ᵀu → E[u], so softmax acts as the normalized
-    exponential e^{z − q/2}.
+    MATHEMATICS.md#infinite-width: the normaliser concentrates, m⁻¹1ᵀu → E[u], so softmax acts as
+    the normalized exponential e^{z − q/2}.
     """
     if (family is None) == (activation is None):
         raise ValueError(
@@ -275,7 +308,9 @@ def two_layer(
             )
         activation, normalize = FAMILIES[family]
     width = check_positive_int("width", width)
-    check_number("width", width)  # a float holds it, as kernels of the "paper" parameterization must
+    check_number(
+        "width", width
+    )  # a float holds it, as kernels of the "paper" parameterization must
     sigma = check_positive("sigma", sigma)
     if check_flag("antisymmetric", antisymmetric) and width % 2:
         raise ValueError(

@@ -1,4 +1,6 @@
-"""What every iterative routine of softntk returns: a value, how it went, and enough to go on from there."""
+"""What every iterative routine of softntk returns: a value, how it went, and enough to go on from
+there.
+"""
 
 import enum
 from collections.abc import Iterator
@@ -47,7 +49,9 @@ _ADVICE = {
         "(ntk.extreme_eigenvalues)."
     ),
     Result.NONFINITE_INPUT: "The loss is NaN or infinite at the starting point. Look for non-finite data or parameters.",
-    Result.MAX_STEPS: ("The steps ran out before the tolerance was reached. Allow more max_steps or a larger tolerance."),
+    Result.MAX_STEPS: (
+        "The steps ran out before the tolerance was reached. Allow more max_steps or a larger tolerance."
+    ),
     Result.STAGNATED: (
         "The true residual, or the gradient, no longer falls: the precision is exhausted. Use float64 or a larger rtol."
     ),
@@ -97,21 +101,27 @@ _ADVICE = {
 }
 
 
-# What a routine adds to the advice of a code; a routine is known by a quantity that it alone records.
+# What a routine adds to the advice of a code; a routine is known by a quantity that it alone
+# records.
 _RECORDED = {"gradient_norm": "minimise", "residual": "ntk.solve"}
 _ADDED = {
     (Result.MAX_STEPS, "minimise"): (
         "In minimise: max_steps=, rtol= (relative to the first gradient) or atol=; of a problem "
         "with a Hessian also the default transform, tx=None."
     ),
-    (Result.MAX_STEPS, "ntk.solve"): "In ntk.solve: max_steps=, rtol=, or a larger rank= or ridge=.",
+    (
+        Result.MAX_STEPS,
+        "ntk.solve",
+    ): "In ntk.solve: max_steps=, rtol=, or a larger rank= or ridge=.",
     (Result.STAGNATED, "minimise"): "In minimise: rtol= or atol=.",
     (Result.STAGNATED, "ntk.solve"): "In ntk.solve also refine=True, or a larger ridge=.",
 }
 
 
 class NumericalError(RuntimeError):
-    """A routine that was called with ``throw=True`` did not succeed; the message is the advice of its result."""
+    """A routine that was called with ``throw=True`` did not succeed; the message is the advice of
+    its result.
+    """
 
 
 @record
@@ -176,7 +186,9 @@ class Solution:
         leaves = jax.tree.leaves(self.value)
         shapes = [_describe(leaf) for leaf in leaves[:3]] + (["…"] if len(leaves) > 3 else [])
         steps = self.stats.get("steps") if isinstance(self.stats, dict) else None
-        array = steps if isinstance(steps, np.ndarray | np.number | jax.Array | int) else np.zeros(1)
+        array = (
+            steps if isinstance(steps, np.ndarray | np.number | jax.Array | int) else np.zeros(1)
+        )
         known = is_concrete(array) and np.ndim(array) == 0
         count = f", steps={int(np.asarray(array))}" if known else ""
         names = list(self.stats) if isinstance(self.stats, dict) else type(self.stats).__name__

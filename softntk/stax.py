@@ -1,20 +1,24 @@
-r"""Layers for deep infinite networks: softmax and its family beside every layer of ``neural_tangents.stax``.
+r"""Layers for deep infinite networks: softmax and its family beside every layer of
+``neural_tangents.stax``.
 
-``from softntk import stax`` serves as ``neural_tangents.stax`` does, with the layers that it lacks: :func:`Softmax`,
-:func:`ResSoftmax`, :func:`NormalizedActivation`, :func:`CRReLU`, :func:`Threshold`. Each is a triple
-``(init_fn, apply_fn, kernel_fn)`` that composes with all others, under masks, batching and ``nt.predict``.
+``from softntk import stax`` serves as ``neural_tangents.stax`` does, with the layers that it lacks:
+:func:`Softmax`, :func:`ResSoftmax`, :func:`NormalizedActivation`, :func:`CRReLU`,
+:func:`Threshold`. Each is a triple ``(init_fn, apply_fn, kernel_fn)`` that composes with all
+others, under masks, batching and ``nt.predict``.
 
-A softmax over m units tends to zero as m grows; m times it does not. Its normaliser m⁻¹ Σ e^z concentrates on E[e^z] = e^{q/2},
-so that the layer acts as e^{z − q/2}, and the kernels (Σ, Θ) of its Gaussian input become
+A softmax over m units tends to zero as m grows; m times it does not. Its normaliser m⁻¹ Σ e^z
+concentrates on E[e^z] = e^{q/2}, so that the layer acts as e^{z − q/2}, and the kernels (Σ, Θ) of
+its Gaussian input become
 
     Σ ↦ e^{q12},    Θ ↦ Θ e^{q12}.
 
-In general φ = u/E[u] gives E[φφ'] and Θ E[φ̇φ̇'] with the moments of :mod:`softntk.activations`. Two conventions differ from
-:func:`softntk.networks.two_layer`: ``Dense`` has W_std = σ√d for our σ, and differentiates by the unscaled weight, which
-multiplies the first layer's part of the NTK by σ².
+In general φ = u/E[u] gives E[φφ'] and Θ E[φ̇φ̇'] with the moments of :mod:`softntk.activations`.
+Two conventions differ from :func:`softntk.networks.two_layer`: ``Dense`` has W_std = σ√d for our σ,
+and differentiates by the unscaled weight, which multiplies the first layer's part of the NTK by σ².
 
-The fixed point of a deep stack, q = W_std² e^q + b_std², exists only for small weights (W_std² ≤ 1/e without bias): beyond it
-the kernels of deep softmax networks explode, and a finite width must be much larger than e^q.
+The fixed point of a deep stack, q = W_std² e^q + b_std², exists only for small weights (W_std² ≤
+1/e without bias): beyond it the kernels of deep softmax networks explode, and a finite width must
+be much larger than e^q.
 
 Example:
     >>> import jax
@@ -119,12 +123,13 @@ def Softmax(temperature: float | jax.Array = 1.0, channel_axis: int = -1) -> Lay
         channel_axis: the axis of the features, as of the layers before.
 
     Returns:
-        ``(init_fn, apply_fn, kernel_fn)``. The input must be Gaussian, that is follow ``Dense``, ``Conv`` or the like.
+        ``(init_fn, apply_fn, kernel_fn)``. The input must be Gaussian, that is follow ``Dense``,
+        ``Conv`` or the like.
 
     Raises:
-        ValueError: temperature not positive; from ``init_fn`` and ``apply_fn``, outside of jit: a single channel; from
-            ``kernel_fn``, whose channels are infinitely many: an input that is not Gaussian or has its channels elsewhere, a
-            variance that is negative or not finite.
+        ValueError: temperature not positive; from ``init_fn`` and ``apply_fn``, outside of jit: a
+            single channel; from ``kernel_fn``, whose channels are infinitely many: an input that is
+            not Gaussian or has its channels elsewhere, a variance that is negative or not finite.
 
     Example:
         >>> import jax
@@ -137,20 +142,27 @@ def Softmax(temperature: float | jax.Array = 1.0, channel_axis: int = -1) -> Lay
     Source: arXiv 2405.03251 for two layers; MATHEMATICS.md#depth for the recursion.
     """
     temperature = check_number("temperature", temperature, above=0)
-    return _layer("Softmax", activations.get("exp"), normalized=True, scale=1 / temperature, channel_axis=channel_axis)
+    return _layer(
+        "Softmax",
+        activations.get("exp"),
+        normalized=True,
+        scale=1 / temperature,
+        channel_axis=channel_axis,
+    )
 
 
 def ResSoftmax(channel_axis: int = -1) -> Layer:
     r"""Make the layer of both papers: C (e^z + z) / Σ (e^z + z) over the channels.
 
-    Infinitely many, with r = e^{−q11/2} + e^{−q22/2} + e^{−(q11+q22)/2}: Σ ↦ e^{q12} + q12 r, Θ ↦ Θ (e^{q12} + r).
+    Infinitely many, with r = e^{−q11/2} + e^{−q22/2} + e^{−(q11+q22)/2}: Σ ↦ e^{q12} + q12 r, Θ ↦ Θ
+    (e^{q12} + r).
 
     Args:
         channel_axis: the axis of the features.
 
     Returns:
-        ``(init_fn, apply_fn, kernel_fn)``; see :func:`Softmax`. The sum may vanish for a finite width: where it is lost in
-        rounding, the output is +inf, never NaN.
+        ``(init_fn, apply_fn, kernel_fn)``; see :func:`Softmax`. The sum may vanish for a finite
+        width: where it is lost in rounding, the output is +inf, never NaN.
 
     Raises:
         ValueError: as of :func:`Softmax`.
@@ -161,11 +173,14 @@ def ResSoftmax(channel_axis: int = -1) -> Layer:
 
     Source: arXiv 2309.13482 (e^z + z, normalized), 2405.03251 (over hidden units).
     """
-    return _layer("ResSoftmax", activations.get("res_exp"), normalized=True, channel_axis=channel_axis)
+    return _layer(
+        "ResSoftmax", activations.get("res_exp"), normalized=True, channel_axis=channel_axis
+    )
 
 
 def NormalizedActivation(activation: str | Activation, channel_axis: int = -1) -> Layer:
-    r"""Make C u(z) / Σ u(z) over the channels, for any activation of positive mean. Infinitely many: φ = u / E[u].
+    r"""Make C u(z) / Σ u(z) over the channels, for any activation of positive mean. Infinitely
+    many: φ = u / E[u].
 
     Args:
         activation: a name or an :class:`~softntk.activations.Activation`.
@@ -175,8 +190,8 @@ def NormalizedActivation(activation: str | Activation, channel_axis: int = -1) -
         ``(init_fn, apply_fn, kernel_fn)``; see :func:`ResSoftmax`.
 
     Raises:
-        ValueError: an unknown name; E[u] = 0 (erf, sinh, identity), where the sum does not concentrate; a variance of zero
-            where u(0) = 0 (relu); and as of :func:`Softmax`.
+        ValueError: an unknown name; E[u] = 0 (erf, sinh, identity), where the sum does not
+            concentrate; a variance of zero where u(0) = 0 (relu); and as of :func:`Softmax`.
 
     Example:
         >>> from softntk import stax
@@ -185,7 +200,12 @@ def NormalizedActivation(activation: str | Activation, channel_axis: int = -1) -
     Source: MATHEMATICS.md#gaussian-moments.
     """
     activation = activations.get(activation)
-    return _layer(f"NormalizedActivation({activation.name})", activation, normalized=True, channel_axis=channel_axis)
+    return _layer(
+        f"NormalizedActivation({activation.name})",
+        activation,
+        normalized=True,
+        channel_axis=channel_axis,
+    )
 
 
 def CRReLU(epsilon: float | jax.Array = 0.01) -> Layer:
@@ -195,10 +215,12 @@ def CRReLU(epsilon: float | jax.Array = 0.01) -> Layer:
         epsilon: ε.
 
     Returns:
-        ``(init_fn, apply_fn, kernel_fn)`` with closed forms: see :func:`softntk.activations.crrelu`.
+        ``(init_fn, apply_fn, kernel_fn)`` with closed forms: see
+        :func:`softntk.activations.crrelu`.
 
     Raises:
-        ValueError: ε not finite; from ``kernel_fn``: an input that is not Gaussian, a variance negative or not a number.
+        ValueError: ε not finite; from ``kernel_fn``: an input that is not Gaussian, a variance
+            negative or not a number.
 
     Example:
         >>> from softntk import stax
@@ -210,7 +232,8 @@ def CRReLU(epsilon: float | jax.Array = 0.01) -> Layer:
 
 
 def Threshold() -> Layer:
-    r"""Make the layer that is 1 where z > 0, else 0: Σ ↦ (π − θ) / 2π and Θ ↦ 0, so that only the layers behind it train.
+    r"""Make the layer that is 1 where z > 0, else 0: Σ ↦ (π − θ) / 2π and Θ ↦ 0, so that only the
+    layers behind it train.
 
     Returns:
         ``(init_fn, apply_fn, kernel_fn)``.
@@ -228,7 +251,12 @@ def Threshold() -> Layer:
 
 
 def _layer(
-    name: str, activation: Activation, *, normalized: bool, scale: float | jax.Array | None = None, channel_axis: int = -1
+    name: str,
+    activation: Activation,
+    *,
+    normalized: bool,
+    scale: float | jax.Array | None = None,
+    channel_axis: int = -1,
 ) -> Layer:
     """Make the layer of an activation of scale · z; over all channels if normalized."""
     if normalized:  # refuses what has no limit now, not at the first kernel
@@ -238,7 +266,9 @@ def _layer(
 
     def init_fn(rng: object, input_shape: Any) -> tuple[Any, tuple]:
         if not isinstance(input_shape, list | tuple):
-            raise ValueError(f"input_shape of {name} must be a tuple of integers, got {input_shape!r}.")
+            raise ValueError(
+                f"input_shape of {name} must be a tuple of integers, got {input_shape!r}."
+            )
         _check_channels(rng, tuple(input_shape))
         return input_shape, ()
 
@@ -254,17 +284,22 @@ def _layer(
             raise ValueError(
                 f"{name} normalizes over channel_axis {channel_axis}, which is no axis of channels of the shape {tuple(shape)}."
             )
-        # neural_tangents traces both functions for the shapes of a kernel, whose layers may have any width, one for example.
+        # neural_tangents traces both functions for the shapes of a kernel, whose layers may have
+        # any width, one for example.
         if normalized and is_concrete(argument) and shape[channel_axis] < 2:
             raise ValueError(
                 f"{name} needs at least two channels: over one it is the constant 1. Got the shape {tuple(shape)}."
             )
 
-    requirements = {"diagonal_spatial": Diagonal()} | ({"channel_axis": channel_axis} if normalized else {})
+    requirements = {"diagonal_spatial": Diagonal()} | (
+        {"channel_axis": channel_axis} if normalized else {}
+    )
 
     def kernel_fn(k: Any, **kwargs: Any) -> Any:
         _check_kernel(name, k, activation if normalized else None)
-        return _through(activation, normalized, k if scale is None else k * scale).replace(is_gaussian=False)
+        return _through(activation, normalized, k if scale is None else k * scale).replace(
+            is_gaussian=False
+        )
 
     def make() -> Layer:
         return init_fn, apply_fn, requires(**requirements)(kernel_fn)
@@ -276,7 +311,9 @@ def _layer(
     def apply_converted(params: Any, inputs: Any, **kwargs: Any) -> Any:
         # Before the masks of neural_tangents, which ask anything for its shape.
         is_masked = isinstance(inputs, MaskedArray)
-        array: Any = inputs if is_masked else as_floating("inputs", inputs, finite=False, empty=True)
+        array: Any = (
+            inputs if is_masked else as_floating("inputs", inputs, finite=False, empty=True)
+        )
         return apply_array(params, array, **kwargs)
 
     return initialise, apply_converted, through
@@ -284,16 +321,27 @@ def _layer(
 
 def _check_kernel(name: str, kernel: Any, normalized: Activation | None) -> None:
     if not kernel.is_gaussian:
-        raise ValueError(f"{name} needs a Gaussian input: put a random affine layer (Dense, Conv, …) before it.")
+        raise ValueError(
+            f"{name} needs a Gaussian input: put a random affine layer (Dense, Conv, …) before it."
+        )
     masked = kernel.mask1 is not None or kernel.mask2 is not None
     for variances in filter(is_concrete, nt.variances(kernel)):
         values = np.asarray(variances)
         if not np.isfinite(values).all():
-            raise ValueError(f"{name} got a kernel that is not finite: look at the inputs, or at what the layers before made.")
+            raise ValueError(
+                f"{name} got a kernel that is not finite: look at the inputs, or at what the layers before made."
+            )
         noise = 16 * float(jnp.finfo(values.dtype).eps) * max(1.0, float(np.abs(values).max()))
         if values.min() < -noise:
-            raise ValueError(f"{name} got a negative variance, {values.min():.3g}: the kernel is not positive semidefinite.")
-        if normalized is not None and not masked and values.min() <= 0 and _mean_at_zero(normalized) == 0:
+            raise ValueError(
+                f"{name} got a negative variance, {values.min():.3g}: the kernel is not positive semidefinite."
+            )
+        if (
+            normalized is not None
+            and not masked
+            and values.min() <= 0
+            and _mean_at_zero(normalized) == 0
+        ):
             raise ValueError(
                 f"{name} got a variance of zero, where all of u vanishes and cannot be normalized: a point of zeros, perhaps. "
                 "Give the layer before it a bias (b_std)."
@@ -308,7 +356,9 @@ def _mean_at_zero(activation: Activation) -> float:
 def _through(activation: Activation, normalized: bool, kernel: Any) -> Any:
     """Return the kernel behind the layer, whatever the layout of the one before it."""
     # Variances of the first and of the second point, broadcasting against the covariance.
-    around1, around, around2 = nt.diagonal_outer_products(kernel, lambda first, second: (first, second))
+    around1, around, around2 = nt.diagonal_outer_products(
+        kernel, lambda first, second: (first, second)
+    )
 
     def of(covariance: Any, variances: tuple) -> tuple[Any, Any]:
         return activation.limit(variances[0], covariance, variances[1], normalized)

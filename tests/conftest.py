@@ -8,7 +8,8 @@ import jaxtyping
 import pytest
 from jaxtyping import install_import_hook
 
-# Before the first import of softntk: from here on every annotated function checks shapes and dtypes as it is called.
+# Before the first import of softntk: from here on every annotated function checks shapes and dtypes
+# as it is called.
 with install_import_hook("softntk", "beartype.beartype"):
     import softntk  # noqa: F401
     from softntk import nt  # noqa: F401
@@ -22,7 +23,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 SLOW_CASES = frozenset((Path(__file__).parent / "slow_cases.txt").read_text().split("\n"))
-"""Single cases that take seconds, of tests whose other cases do not; whole tests carry the mark ``slow`` themselves."""
+"""Single cases that take seconds, of tests whose other cases do not; whole tests carry the mark
+``slow`` themselves.
+"""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -36,8 +39,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def _compile_quickly(request: pytest.FixtureRequest) -> None:
-    """Most tests are small programs that take longer to compile than to run; ``@pytest.mark.optimised`` is for the others."""
-    jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("optimised") is None)
+    """Most tests are small programs that take longer to compile than to run;
+    ``@pytest.mark.optimised`` is for the others.
+    """
+    jax.config.update(
+        "jax_disable_most_optimizations", request.node.get_closest_marker("optimised") is None
+    )
 
 
 _tests_run = 0
@@ -45,7 +52,9 @@ _tests_run = 0
 
 @pytest.fixture(autouse=True)
 def _forget_programs_in_time() -> Iterator[None]:
-    """Every compiled program holds memory maps, of which Linux gives a process 65,530: before they run out all are let go."""
+    """Every compiled program holds memory maps, of which Linux gives a process 65,530: before they
+    run out all are let go.
+    """
     global _tests_run
     yield
     _tests_run += 1

@@ -4,9 +4,10 @@
     uv run tests/mutants.py run --count 300 --seed 1 --jobs 2      # minutes to an hour; goes on where it was stopped
     uv run tests/mutants.py show --count 300 --seed 1              # the table, and the faults that nothing noticed
 
-A fault changes one operator, comparison, constant, sign, index or term of the code; docstrings, annotations, messages and the
-arguments of errors are left alone. It is *killed* if a test fails that runs its line (or takes five times its time), the
-cheapest of them first. Faults that change nothing that can be observed stand in mutants_equivalent.txt with their reason.
+A fault changes one operator, comparison, constant, sign, index or term of the code; docstrings,
+annotations, messages and the arguments of errors are left alone. It is *killed* if a test fails
+that runs its line (or takes five times its time), the cheapest of them first. Faults that change
+nothing that can be observed stand in mutants_equivalent.txt with their reason.
 """
 
 import argparse
@@ -53,7 +54,14 @@ OPERATOR_SYMBOLS = {
     ast.Mod: "%",
     ast.FloorDiv: "//",
 }
-SWAPPED_COMPARISONS = {"<": ("<=", ">"), "<=": ("<", ">="), ">": (">=", "<"), ">=": (">", "<="), "==": ("!=",), "!=": ("==",)}
+SWAPPED_COMPARISONS = {
+    "<": ("<=", ">"),
+    "<=": ("<", ">="),
+    ">": (">=", "<"),
+    ">=": (">", "<="),
+    "==": ("!=",),
+    "!=": ("==",),
+}
 SWAPPED_NAMES = {
     "max": "min",
     "min": "max",
@@ -76,7 +84,9 @@ SWAPPED_NAMES = {
 
 @dataclasses.dataclass(frozen=True)
 class Mutant:
-    """One fault: bytes ``start`` to ``end`` of a file become ``after``; ``label`` is the line before and after it."""
+    """One fault: bytes ``start`` to ``end`` of a file become ``after``; ``label`` is the line
+    before and after it.
+    """
 
     path: str
     line: int
@@ -103,11 +113,17 @@ class _Collector(ast.NodeVisitor):
         begin = self.source.rfind(b"\n", 0, start) + 1
         stop = (self.source + b"\n").find(b"\n", end)
         before = " ".join(self.source[begin:stop].decode().split())
-        changed = " ".join((self.source[begin:start] + after.encode() + self.source[end:stop]).decode().split())
+        changed = " ".join(
+            (self.source[begin:start] + after.encode() + self.source[end:stop]).decode().split()
+        )
         line = 1 + self.source.count(b"\n", 0, start)
-        self.mutants.append(Mutant(self.path, line, start, end, after, f"{self.path}: {before} → {changed}"))
+        self.mutants.append(
+            Mutant(self.path, line, start, end, after, f"{self.path}: {before} → {changed}")
+        )
 
-    def add_operator(self, node: ast.AST, left: ast.AST, right: ast.AST, symbol: str, others: tuple[str, ...]) -> None:
+    def add_operator(
+        self, node: ast.AST, left: ast.AST, right: ast.AST, symbol: str, others: tuple[str, ...]
+    ) -> None:
         start, end = self.span(left)[1], self.span(right)[0]
         place = self.source[start:end].decode().find(symbol)
         if place >= 0:
@@ -117,9 +133,13 @@ class _Collector(ast.NodeVisitor):
 
     def visit_BinOp(self, node: ast.BinOp) -> None:
         kind = type(node.op)
-        texts = any(isinstance(side, ast.JoinedStr) or _is_text(side) for side in (node.left, node.right))
+        texts = any(
+            isinstance(side, ast.JoinedStr) or _is_text(side) for side in (node.left, node.right)
+        )
         if kind in SWAPPED_OPERATORS and not texts:
-            self.add_operator(node, node.left, node.right, OPERATOR_SYMBOLS[kind], (SWAPPED_OPERATORS[kind],))
+            self.add_operator(
+                node, node.left, node.right, OPERATOR_SYMBOLS[kind], (SWAPPED_OPERATORS[kind],)
+            )
             if kind in (ast.Add, ast.Sub):  # a term is dropped
                 self.add(node, self.span(node.left)[1], self.span(node)[1], "")
         self.generic_visit(node)
@@ -131,7 +151,14 @@ class _Collector(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_Compare(self, node: ast.Compare) -> None:
-        symbols = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!="}
+        symbols = {
+            ast.Lt: "<",
+            ast.LtE: "<=",
+            ast.Gt: ">",
+            ast.GtE: ">=",
+            ast.Eq: "==",
+            ast.NotEq: "!=",
+        }
         sides = [node.left, *node.comparators]
         for left, op, right in zip(sides, node.ops, node.comparators, strict=False):
             symbol = symbols.get(type(op))
@@ -175,7 +202,11 @@ class _Collector(ast.NodeVisitor):
         """Leave annotations alone."""
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
-        for part in (*node.args.defaults, *(d for d in node.args.kw_defaults if d is not None), *node.body):
+        for part in (
+            *node.args.defaults,
+            *(d for d in node.args.kw_defaults if d is not None),
+            *node.body,
+        ):
             self.visit(part)
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
@@ -187,7 +218,9 @@ def _is_text(node: ast.AST) -> bool:
 
 
 def all_mutants() -> list[Mutant]:
-    """Return every fault of every file of the package, but for what only talks: messages, tables, command lines."""
+    """Return every fault of every file of the package, but for what only talks: messages, tables,
+    command lines.
+    """
     mutants = []
     for path in sorted((ROOT / "softntk").rglob("*.py")):
         if path.name in UNNUMERICAL or path.parent.name == "_validation":
@@ -206,7 +239,9 @@ def equivalent() -> dict[str, str]:
 
 
 def draw(count: int, seed: int, under: str = "") -> list[Mutant]:
-    """Return so many faults, of different lines, drawn evenly from all (or from those of one folder)."""
+    """Return so many faults, of different lines, drawn evenly from all (or from those of one
+    folder).
+    """
     pool = [mutant for mutant in all_mutants() if mutant.path.startswith(f"softntk/{under}")]
     random.Random(seed).shuffle(pool)
     chosen, lines = [], set()
@@ -217,11 +252,14 @@ def draw(count: int, seed: int, under: str = "") -> list[Mutant]:
     return chosen[:count]
 
 
-# --- running ------------------------------------------------------------------------------------------------------
+# --- running
+# ------------------------------------------------------------------------------------------------------
 
 
 def judge(mutant: Mutant, tests: list[str], seconds: float, folder: Path) -> str:
-    """Return "killed", "survived" or "untested", from a copy of the tree into which the fault is put for as long."""
+    """Return "killed", "survived" or "untested", from a copy of the tree into which the fault is
+    put for as long.
+    """
     if not tests:
         return "untested"
     target, original = folder / mutant.path, ROOT / mutant.path
@@ -240,11 +278,17 @@ def judge(mutant: Mutant, tests: list[str], seconds: float, folder: Path) -> str
     if process.exitcode == 0:
         return "survived"
     # A test failed, the package can no longer be imported, or the interpreter died.
-    return "killed" if process.exitcode in (1, 2) or process.exitcode < 0 else f"no verdict ({process.exitcode})"
+    return (
+        "killed"
+        if process.exitcode in (1, 2) or process.exitcode < 0
+        else f"no verdict ({process.exitcode})"
+    )
 
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["jax", "equinox", "lineax", "optax", "flax", "scipy.stats", "pytest", "jaxtyping", "beartype"])
+FORKS.set_forkserver_preload(
+    ["jax", "equinox", "lineax", "optax", "flax", "scipy.stats", "pytest", "jaxtyping", "beartype"]
+)
 """What every run imports, once for all."""
 
 
@@ -259,14 +303,31 @@ def _run_tests(folder: str, tests: list[str]) -> None:
     os.dup2(output, 2)
     # What is imported already is not rewritten, says pytest.
     quiet = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-    os._exit(pytest.main(["-q", "-x", "-n", "0", "-p", "no:cacheprovider", "-m", "slow or not slow", *quiet, *tests]))
+    os._exit(
+        pytest.main(
+            [
+                "-q",
+                "-x",
+                "-n",
+                "0",
+                "-p",
+                "no:cacheprovider",
+                "-m",
+                "slow or not slow",
+                *quiet,
+                *tests,
+            ]
+        )
+    )
 
 
 def make_copy(job: int) -> Path:
     """Return a copy of the tree, for the faults of one job."""
     folder = Path(tempfile.mkdtemp(prefix=f"mutants{job}_"))
     for name in ("softntk", "tests", "examples", "benchmarks"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.png"))
+        shutil.copytree(
+            ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.png")
+        )
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, folder)
     return folder
@@ -283,7 +344,11 @@ def run(mutants: list[Mutant], seed: int, jobs: int, again: bool) -> None:
     known = CoverageMap(CACHE)
     file, verdicts = read_verdicts(seed)
     done = {label for label, verdict in verdicts.items() if verdict == "killed" or not again}
-    todo = [mutant for mutant in mutants if mutant.label not in done and mutant.label not in equivalent()]
+    todo = [
+        mutant
+        for mutant in mutants
+        if mutant.label not in done and mutant.label not in equivalent()
+    ]
     folders: queue.SimpleQueue[Path] = queue.SimpleQueue()
     for job in range(jobs):
         folders.put(make_copy(job))
@@ -316,7 +381,10 @@ def show(mutants: list[Mutant], seed: int) -> None:
     verdicts |= dict.fromkeys(reasons, "equivalent")
     labels = [mutant.label for mutant in mutants if mutant.label in verdicts]
     counts = Counter(verdicts[label] for label in labels)
-    print(dict(counts), f"killed {counts['killed']} of {len(labels) - counts['equivalent']} that are not equivalent")
+    print(
+        dict(counts),
+        f"killed {counts['killed']} of {len(labels) - counts['equivalent']} that are not equivalent",
+    )
     for label in labels:
         if verdicts[label] != "killed":
             print(f"{verdicts[label]:9} {label}  {reasons.get(label, '')}")
@@ -324,20 +392,36 @@ def show(mutants: list[Mutant], seed: int) -> None:
 
 def main() -> None:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("command", choices=("map", "run", "show"))
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--under", default="", help="a folder or file of softntk/, all of it by default")
-    parser.add_argument("--at", nargs="*", help="every fault of these places, as in ntk/_depth.py:210, in place of a sample")
-    parser.add_argument("--again", action="store_true", help="judge again what survived, with what the map knows now")
+    parser.add_argument(
+        "--under", default="", help="a folder or file of softntk/, all of it by default"
+    )
+    parser.add_argument(
+        "--at",
+        nargs="*",
+        help="every fault of these places, as in ntk/_depth.py:210, in place of a sample",
+    )
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="judge again what survived, with what the map knows now",
+    )
     options = parser.parse_args()
     if options.command == "map":
         make_map(CACHE)
         return
     if options.at:
-        mutants = [mutant for mutant in all_mutants() if f"{mutant.path}:{mutant.line}"[len("softntk/") :] in options.at]
+        mutants = [
+            mutant
+            for mutant in all_mutants()
+            if f"{mutant.path}:{mutant.line}"[len("softntk/") :] in options.at
+        ]
     else:
         mutants = draw(options.count, options.seed, options.under)
     if options.command == "run":

@@ -1,4 +1,6 @@
-"""Which test runs which line, for :mod:`mutants`: measured once, and found again in files that have changed since."""
+"""Which test runs which line, for :mod:`mutants`: measured once, and found again in files that have
+changed since.
+"""
 
 import difflib
 import functools
@@ -17,11 +19,19 @@ MAX_TESTS = 40
 
 
 def make_map(folder: Path) -> None:
-    """Run the suite once under coverage, with the test as context, and keep lines × tests, durations and sources."""
+    """Run the suite once under coverage, with the test as context, and keep lines × tests,
+    durations and sources.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / "coverage"
     environment = {**os.environ, "COVERAGE_FILE": str(data)}
-    options = ["--cov=softntk", "--cov-context=test", "--cov-report=", "--durations=0", "--durations-min=0.005"]
+    options = [
+        "--cov=softntk",
+        "--cov-context=test",
+        "--cov-report=",
+        "--durations=0",
+        "--durations-min=0.005",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-n", "2", *options],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
@@ -39,11 +49,15 @@ def make_map(folder: Path) -> None:
     lines, sources = {}, {}
     for file in measured.measured_files():
         contexts = measured.contexts_by_lineno(file)
-        by_line = {str(n): sorted({c.split("|")[0] for c in tests if c}) for n, tests in contexts.items()}
+        by_line = {
+            str(n): sorted({c.split("|")[0] for c in tests if c}) for n, tests in contexts.items()
+        }
         name = str(Path(file).relative_to(ROOT))
         lines[name] = {n: tests for n, tests in by_line.items() if tests}
         sources[name] = Path(file).read_text()
-    (folder / "map.json").write_text(json.dumps({"seconds": seconds, "lines": lines, "sources": sources}))
+    (folder / "map.json").write_text(
+        json.dumps({"seconds": seconds, "lines": lines, "sources": sources})
+    )
 
 
 class CoverageMap:
@@ -63,7 +77,9 @@ class CoverageMap:
         path, line = self._place_then(path, line)
         lines = self.lines.get(path, {})
         near = [str(number) for number in range(line, line - 12, -1)]
-        tests = next((lines[number] for number in near if number in lines), None) or self._tests_of_constant(path, line)
+        tests = next(
+            (lines[number] for number in near if number in lines), None
+        ) or self._tests_of_constant(path, line)
         ordered = sorted(self.collected.intersection(tests), key=self.seconds_of)
         chosen, total = [], 0.0
         for test in ordered[:MAX_TESTS]:
@@ -74,7 +90,9 @@ class CoverageMap:
         return chosen
 
     def _place_then(self, path: str, line: int) -> tuple[str, int]:
-        """Return where a line of today stood when the map was made: in its file, or wherever its text has come from."""
+        """Return where a line of today stood when the map was made: in its file, or wherever its
+        text has come from.
+        """
         if path in self.sources:
             return path, self._lines_then(path)[line]
         text = (ROOT / path).read_text().splitlines()[line - 1].strip()
@@ -97,12 +115,20 @@ class CoverageMap:
         return numbers
 
     def _tests_of_constant(self, path: str, line: int) -> list[str]:
-        """Return the tests that run a line which reads what a line defines, or any line of its file."""
+        """Return the tests that run a line which reads what a line defines, or any line of its
+        file.
+        """
         source = self.sources.get(path, "").splitlines()
         lines = self.lines.get(path, {})
         name = re.match(r"\w+", source[line - 1]) if 0 < line <= len(source) else None
-        reads = [lines.get(str(i + 1), []) for i, text in enumerate(source) if name and re.search(rf"\b{name[0]}\b", text)]
-        return sorted({test for tests in (reads if any(reads) else lines.values()) for test in tests})
+        reads = [
+            lines.get(str(i + 1), [])
+            for i, text in enumerate(source)
+            if name and re.search(rf"\b{name[0]}\b", text)
+        ]
+        return sorted(
+            {test for tests in (reads if any(reads) else lines.values()) for test in tests}
+        )
 
 
 def _collect() -> frozenset[str]:

@@ -1,8 +1,8 @@
 """Networks as users bring them: of plain JAX, flax.linen, flax.nnx and equinox, as one table.
 
-Each entry of ``OWN_NETWORKS`` is a function ``dtype -> OwnNetwork``. The oracle is by hand: which of
-the parameters are weights, and how outputs come from them, is written out for each network in the
-manner of its library. Nothing of softntk is used.
+Each entry of ``OWN_NETWORKS`` is a function ``dtype -> OwnNetwork``. The oracle is by hand: which
+of the parameters are weights, and how outputs come from them, is written out for each network in
+the manner of its library. Nothing of softntk is used.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,9 @@ class OwnNetwork(NamedTuple):
         points = self.x if x is None else x
         leaves = jax.tree.leaves(jax.jit(jax.jacobian(self.outputs))(self.weights, points))
         shape = jax.eval_shape(self.outputs, self.weights, points).shape
-        return np.concatenate([np.asarray(leaf, np.float64).reshape(*shape, -1) for leaf in leaves], axis=-1)
+        return np.concatenate(
+            [np.asarray(leaf, np.float64).reshape(*shape, -1) for leaf in leaves], axis=-1
+        )
 
     def kernel(self, x1: jax.Array | None = None, x2: jax.Array | None = None) -> np.ndarray:
         """Return the empirical kernel, [n1, n2, k, k]."""
@@ -63,7 +65,8 @@ def cast(tree: Any, dtype: str) -> Any:
     return jax.tree.map(convert, tree)
 
 
-# --- plain JAX ------------------------------------------------------------------------------------------------------
+# --- plain JAX
+# ------------------------------------------------------------------------------------------------------
 
 
 def plain_dict(dtype: str) -> OwnNetwork:
@@ -108,7 +111,9 @@ def unit_inputs(dtype: str) -> OwnNetwork:
 
 
 def counters_and_keys(dtype: str) -> OwnNetwork:
-    """Return nested tuples with None, integers, Booleans, a key, a name and a function among the weights."""
+    """Return nested tuples with None, integers, Booleans, a key, a name and a function among the
+    weights.
+    """
     weights = draw(0, 3, 2, dtype=dtype)
     params = (
         weights,
@@ -123,7 +128,9 @@ def counters_and_keys(dtype: str) -> OwnNetwork:
         assert rest["name"] == "tanh"
         return scale.astype(x.dtype) * rest["activation"](x @ weights)
 
-    return OwnNetwork(apply_fn, params, draw(1, 5, 3, dtype=dtype), {}, weights, lambda w, x: 3 * jnp.tanh(x @ w))
+    return OwnNetwork(
+        apply_fn, params, draw(1, 5, 3, dtype=dtype), {}, weights, lambda w, x: 3 * jnp.tanh(x @ w)
+    )
 
 
 @jax.tree_util.register_dataclass
@@ -139,7 +146,9 @@ def dataclass_weights(dtype: str) -> OwnNetwork:
     """Return a dataclass with a scale and a flag as further arguments."""
     params = Layers(hidden=draw(0, 3, 4, dtype=dtype), readout=draw(1, 4, 2, dtype=dtype))
 
-    def apply_fn(params: Layers, x: jax.Array, scale: Any = 1.0, *, smooth: bool = False) -> jax.Array:
+    def apply_fn(
+        params: Layers, x: jax.Array, scale: Any = 1.0, *, smooth: bool = False
+    ) -> jax.Array:
         hidden = x @ params.hidden
         return scale * ((jnp.tanh(hidden) if smooth else jnp.maximum(hidden, 0)) @ params.readout)
 
@@ -165,7 +174,8 @@ def attention_over_tokens(dtype: str) -> OwnNetwork:
     return OwnNetwork(apply_fn, params, draw(2, 5, 4, 3, dtype=dtype), {}, params, apply_fn)
 
 
-# --- flax.linen -----------------------------------------------------------------------------------------------------
+# --- flax.linen
+# -----------------------------------------------------------------------------------------------------
 
 
 class LinenMLP(nn.Module):
@@ -208,7 +218,9 @@ def linen_mlp(dtype: str) -> OwnNetwork:
 
 
 def linen_convolution(dtype: str) -> OwnNetwork:
-    """Return images through batch normalisation and dropout, both at rest, with the arguments that flax needs."""
+    """Return images through batch normalisation and dropout, both at rest, with the arguments that
+    flax needs.
+    """
     model, x = LinenConvolution(), draw(0, 4, 3, 3, 1, dtype=dtype)
     variables = cast(model.init(jax.random.key(0), x, train=False), dtype)
     stats = jax.tree.map(lambda leaf: leaf + 0.25, variables["batch_stats"])
@@ -221,7 +233,8 @@ def linen_convolution(dtype: str) -> OwnNetwork:
     return OwnNetwork(model.apply, variables, x, apply_kwargs, variables["params"], outputs)
 
 
-# --- flax.nnx -------------------------------------------------------------------------------------------------------
+# --- flax.nnx
+# -------------------------------------------------------------------------------------------------------
 
 
 class NNXConvolution(nnx.Module):
@@ -293,7 +306,8 @@ def nnx_split(dtype: str) -> OwnNetwork:
     )
 
 
-# --- equinox --------------------------------------------------------------------------------------------------------
+# --- equinox
+# --------------------------------------------------------------------------------------------------------
 
 
 class EquinoxConvolution(eqx.Module):
@@ -309,7 +323,9 @@ class EquinoxConvolution(eqx.Module):
         self.dropout = eqx.nn.Dropout(0.5)
         self.readout = eqx.nn.Linear(8, 2, key=key)
 
-    def __call__(self, x: jax.Array, *, key: jax.Array | None = None, inference: bool = False) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, key: jax.Array | None = None, inference: bool = False
+    ) -> jax.Array:
         """Return the outputs."""
         x = jax.nn.leaky_relu(self.convolution(x), self.slope)
         return self.readout(self.dropout(x, key=key, inference=inference).reshape(-1))
@@ -348,14 +364,18 @@ def equinox_convolution(dtype: str) -> OwnNetwork:
     model = cast(EquinoxConvolution(jax.random.key(0)), dtype)
     weights, static = eqx.partition(model, eqx.is_inexact_array)
 
-    def apply_fn(model: EquinoxConvolution, x: jax.Array, key: jax.Array, inference: bool) -> jax.Array:
+    def apply_fn(
+        model: EquinoxConvolution, x: jax.Array, key: jax.Array, inference: bool
+    ) -> jax.Array:
         return jax.vmap(lambda image: model(image, key=key, inference=inference))(x)
 
     def outputs(weights: Any, x: jax.Array) -> jax.Array:
         return jax.vmap(lambda image: eqx.combine(weights, static)(image, inference=True))(x)
 
     apply_kwargs = {"key": jax.random.key(1), "inference": True}
-    return OwnNetwork(apply_fn, model, draw(0, 4, 1, 3, 3, dtype=dtype), apply_kwargs, weights, outputs)
+    return OwnNetwork(
+        apply_fn, model, draw(0, 4, 1, 3, 3, dtype=dtype), apply_kwargs, weights, outputs
+    )
 
 
 OWN_NETWORKS: dict[str, Callable[[str], OwnNetwork]] = {
@@ -380,11 +400,14 @@ OWN_NETWORKS: dict[str, Callable[[str], OwnNetwork]] = {
 """All of them by name."""
 
 
-# --- what rows do to each other -------------------------------------------------------------------------------------
+# --- what rows do to each other
+# -------------------------------------------------------------------------------------
 
 
 def interacting_rows(dtype: str) -> dict[str, OwnNetwork]:
-    """Return functions whose outputs at a row depend on the other rows: normalised by the batch, and with one key for all."""
+    """Return functions whose outputs at a row depend on the other rows: normalised by the batch,
+    and with one key for all.
+    """
     plain = plain_dict(dtype)
 
     def centred(params: dict, x: jax.Array) -> jax.Array:
@@ -406,6 +429,8 @@ def interacting_rows(dtype: str) -> dict[str, OwnNetwork]:
     key = jax.random.key(0)
     return {
         "centred": plain._replace(apply_fn=centred, outputs=centred),
-        "dropped": plain._replace(apply_fn=dropped, apply_kwargs={"key": key}, outputs=lambda p, x: dropped(p, x, key)),
+        "dropped": plain._replace(
+            apply_fn=dropped, apply_kwargs={"key": key}, outputs=lambda p, x: dropped(p, x, key)
+        ),
         "normalised": OwnNetwork(normalised, variables, x, {}, variables["params"], by_hand),
     }

@@ -1,10 +1,12 @@
-"""Every Gaussian moment, limit and step through a layer, over sixty orders of magnitude, against closed forms in 110 digits.
+"""Every Gaussian moment, limit and step through a layer, over sixty orders of magnitude, against
+closed forms in 110 digits.
 
-``python tests/sweep_moments.py`` sweeps the large grid and prints a table: the worst error of every activation
-in units of rounding. A unit is what rounding of the result, and of each q, is worth there:
-eps · (size of the terms) + Σ |f(q (1 + eps)) − f(q)|. The variances are taken as exact numbers, so the second part
-counts only where a moment is ill-conditioned (exponentials of large numbers, angles near zero). Values beyond the
-precision must saturate with the right sign; none may be NaN.
+``python tests/sweep_moments.py`` sweeps the large grid and prints a table: the worst error of every
+activation in units of rounding. A unit is what rounding of the result, and of each q, is worth
+there: eps · (size of the terms) + Σ |f(q (1 + eps)) − f(q)|. The variances are taken as exact
+numbers, so the second part counts only where a moment is ill-conditioned (exponentials of large
+numbers, angles near zero). Values beyond the precision must saturate with the right sign; none may
+be NaN.
 """
 
 import argparse
@@ -41,7 +43,8 @@ class Value(NamedTuple):
     size: Any
 
 
-# --- closed forms -------------------------------------------------------------------------------------------------
+# --- closed forms
+# -------------------------------------------------------------------------------------------------
 
 
 def _exponential(a: Any, c: Any, b: Any, sign: int = 1) -> Any:
@@ -117,11 +120,15 @@ def erf_moments(a: Any, c: Any, b: Any) -> tuple[Value, Value]:
     """Return those of erf: Williams."""
     product = (1 + 2 * a) * (1 + 2 * b)
     sine = 2 * c / mp.sqrt(product)
-    return _exact(2 / mp.pi * mp.asin(sine)), _exact(4 / mp.pi / mp.sqrt(product - 4 * min(c**2, a * b)))
+    return _exact(2 / mp.pi * mp.asin(sine)), _exact(
+        4 / mp.pi / mp.sqrt(product - 4 * min(c**2, a * b))
+    )
 
 
 MOMENTS: dict[str, Callable] = {
-    name.removesuffix("_moments"): function for name, function in list(globals().items()) if name.endswith("_moments")
+    name.removesuffix("_moments"): function
+    for name, function in list(globals().items())
+    if name.endswith("_moments")
 }
 MEANS: dict[str, Callable] = {
     "exp": lambda q: mp.exp(q / 2),
@@ -133,11 +140,14 @@ MEANS: dict[str, Callable] = {
 }
 
 
-# --- what is computed, and what it should be ----------------------------------------------------------------------
+# --- what is computed, and what it should be
+# ----------------------------------------------------------------------
 
 
 class Row(NamedTuple):
-    """The worst case of one quantity: its error in units of rounding, and relative to the size of its terms."""
+    """The worst case of one quantity: its error in units of rounding, and relative to the size of
+    its terms.
+    """
 
     name: str
     quantity: str
@@ -150,7 +160,9 @@ def grid(sizes: list[float], correlations: list[float], dtype: str) -> np.ndarra
     """Return (q11, q12, q22), [points, 3], rounded to the precision."""
     rows = [
         (a, rho * np.sqrt(a) * np.sqrt(b), b)
-        for (a, b), rho in itertools.product(itertools.combinations_with_replacement(sizes, 2), correlations)
+        for (a, b), rho in itertools.product(
+            itertools.combinations_with_replacement(sizes, 2), correlations
+        )
     ]
     return np.asarray(rows).astype(dtype)
 
@@ -160,7 +172,10 @@ def computed(name: str, points: np.ndarray) -> dict[str, np.ndarray]:
     activation, (a, c, b) = ACTIVATIONS[name], jnp.asarray(points).T
     moments, out = activation.moments, {}
     shift = moments.growth(a) + moments.growth(b)
-    out["covariance"], out["derivative"] = moments.covariance(a, c, b, 0.0), moments.derivative(a, c, b, 0.0)
+    out["covariance"], out["derivative"] = (
+        moments.covariance(a, c, b, 0.0),
+        moments.derivative(a, c, b, 0.0),
+    )
     if name in ("exp", "res_exp", "cosh", "sinh"):
         out["covariance, shifted"] = moments.covariance(a, c, b, shift)
         out["derivative, shifted"] = moments.derivative(a, c, b, shift)
@@ -168,7 +183,16 @@ def computed(name: str, points: np.ndarray) -> dict[str, np.ndarray]:
     for normalized in (False, True) if moments.positive_mean else (False,):
         suffix = ", normalized" if normalized else ""
         out[f"limit{suffix}"], out[f"slope{suffix}"] = activation.limit(a, c, b, normalized)
-        step = ntk.propagate(activation, a, c, b, 1, normalized=normalized, weight_variance=WEIGHT, bias_variance=BIAS)
+        step = ntk.propagate(
+            activation,
+            a,
+            c,
+            b,
+            1,
+            normalized=normalized,
+            weight_variance=WEIGHT,
+            bias_variance=BIAS,
+        )
         out[f"layer{suffix}"], out[f"NTK{suffix}"] = step.covariance[1], step.ntk[1]
         out[f"variance{suffix}"] = step.variance1[1]
     return {quantity: np.asarray(value) for quantity, value in out.items()}
@@ -190,7 +214,9 @@ def exact(name: str, quantity: str, point: tuple, shifts: tuple) -> Value:
         factor = mp.exp(-shifts[1])
     elif how == "normalized":
         factor = 1 / (MEANS[name](a) * MEANS[name](b))
-    covariance, derivative = (Value(v.value * factor, v.size * factor) for v in (covariance, derivative))
+    covariance, derivative = (
+        Value(v.value * factor, v.size * factor) for v in (covariance, derivative)
+    )
     layer = Value(WEIGHT * covariance.value + BIAS, WEIGHT * covariance.size + BIAS)
     if what in ("covariance", "limit"):
         return covariance
@@ -198,20 +224,29 @@ def exact(name: str, quantity: str, point: tuple, shifts: tuple) -> Value:
         return derivative
     if what in ("layer", "variance"):
         return layer
-    return Value(layer.value + WEIGHT * derivative.value * c, layer.size + WEIGHT * derivative.size * abs(c))
+    return Value(
+        layer.value + WEIGHT * derivative.value * c, layer.size + WEIGHT * derivative.size * abs(c)
+    )
 
 
-def judge(got: float, quantity: str, name: str, point: tuple, shifts: tuple, limits: Any) -> tuple[float, float]:
-    """Return the error in units of rounding and relative to the terms; infinite where it is NaN or saturates wrongly."""
+def judge(
+    got: float, quantity: str, name: str, point: tuple, shifts: tuple, limits: Any
+) -> tuple[float, float]:
+    """Return the error in units of rounding and relative to the terms; infinite where it is NaN or
+    saturates wrongly.
+    """
     if np.isnan(got):
         return np.inf, np.inf
     eps, largest = mp.mpf(float(limits.eps)), mp.mpf(float(limits.max))
     want = exact(name, quantity, point, shifts)
-    if want.size > 1e-8 * largest:  # where a term saturates, the sum may; chain() saturates at 1e-6 of the largest number
+    # where a term saturates, the sum may; chain() saturates at 1e-6 of the largest number
+    if want.size > 1e-8 * largest:
         # Of two terms that saturate, with signs of their own, the sum has the sign of either.
         signed = (got > 0) == (want.value > 0) or quantity.startswith("NTK")
         saturated = abs(got) > 1e-9 * float(largest) and signed
-        ordinary = want.size < largest and abs(mp.mpf(float(got)) - want.value) <= 100 * eps * want.size
+        ordinary = (
+            want.size < largest and abs(mp.mpf(float(got)) - want.value) <= 100 * eps * want.size
+        )
         wrong = not (saturated or ordinary or abs(want.value) < 1e-8 * want.size)
         return (np.inf, np.inf) if wrong and abs(want.value) > 1e-8 * largest else (0.0, 0.0)
     if np.isinf(got):
@@ -246,7 +281,9 @@ def sweep(name: str, dtype: str, sizes: list[float], correlations: list[float]) 
 
 def main() -> int:
     """Print the table of the large grid; 1 if anything is beyond 40 units."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--small", action="store_true", help="the grid of the tests")
     parser.add_argument("names", nargs="*", default=sorted(ACTIVATIONS))
     options = parser.parse_args()
@@ -260,7 +297,8 @@ def main() -> int:
         worst = max(rows, key=lambda row: row.units)
         relative = max(row.relative for row in rows)
         print(
-            f"{name:10} {dtype}: {worst.units:8.2g} units ({worst.quantity}), largest relative error {relative:.2g}", flush=True
+            f"{name:10} {dtype}: {worst.units:8.2g} units ({worst.quantity}), largest relative error {relative:.2g}",
+            flush=True,
         )
     return int(failures > 0)
 

@@ -1,4 +1,6 @@
-"""Every activation × every law: derivatives against autodiff, moments against quadrature, shifts that cancel, huge logits."""
+"""Every activation × every law: derivatives against autodiff, moments against quadrature, shifts
+that cancel, huge logits.
+"""
 
 import difflib
 import itertools
@@ -26,23 +28,38 @@ REFERENCE = {
     "erf": scipy.special.erf,
 }
 SMOOTH = sorted(set(ACTIVATIONS) - {"relu", "crrelu", "threshold"})
-COVARIANCES = [(0.7, 0.3, 0.9), (1.3, -0.6, 0.5), (0.2, 0.0, 1.5), (1.0, 1.0, 1.0), (0.8, -0.8, 0.8)]
+COVARIANCES = [
+    (0.7, 0.3, 0.9),
+    (1.3, -0.6, 0.5),
+    (0.2, 0.0, 1.5),
+    (1.0, 1.0, 1.0),
+    (0.8, -0.8, 0.8),
+]
 
 every = pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 
 
 def plane_quadrature(f, q11, q12, q22):
-    """E f(g₁, g₂) by the trapezoidal rule on a wide grid of independent normals: spectrally exact for smooth f."""
+    """E f(g₁, g₂) by the trapezoidal rule on a wide grid of independent normals: spectrally exact
+    for smooth f.
+    """
     t = np.linspace(-12, 12, 1201)
     w = np.exp(-(t**2) / 2)
     w /= w.sum()
     rho = q12 / np.sqrt(q11 * q22)
     s1, s2 = np.meshgrid(t, t, indexing="ij")
-    return np.einsum("a,b,ab", w, w, f(np.sqrt(q11) * s1, np.sqrt(q22) * (rho * s1 + np.sqrt(max(0, 1 - rho**2)) * s2)))
+    return np.einsum(
+        "a,b,ab",
+        w,
+        w,
+        f(np.sqrt(q11) * s1, np.sqrt(q22) * (rho * s1 + np.sqrt(max(0, 1 - rho**2)) * s2)),
+    )
 
 
 def ray_quadrature(power, q11, q12, q22):
-    """E[g₁₊^p g₂₊^p]: in polar coordinates the radius is elementary and the angle a smooth integral over the active sector."""
+    """E[g₁₊^p g₂₊^p]: in polar coordinates the radius is elementary and the angle a smooth integral
+    over the active sector.
+    """
     rho = q12 / np.sqrt(q11 * q22)
     angle = np.arccos(np.clip(rho, -1, 1))
     sector = (angle - np.pi / 2, np.pi / 2)
@@ -50,7 +67,12 @@ def ray_quadrature(power, q11, q12, q22):
         return 0.0
     integrand = lambda phi: (np.cos(phi) * np.cos(phi - angle)) ** power
     radius = 2.0 if power else 1.0  # ∫ r^{2p+1} e^{-r²/2} dr
-    return radius * np.sqrt(q11 * q22) ** power * scipy.integrate.quad(integrand, *sector, epsabs=1e-13)[0] / (2 * np.pi)
+    return (
+        radius
+        * np.sqrt(q11 * q22) ** power
+        * scipy.integrate.quad(integrand, *sector, epsabs=1e-13)[0]
+        / (2 * np.pi)
+    )
 
 
 def test_reference_covers_the_table():
@@ -73,7 +95,9 @@ def test_u_and_derivatives(name, dtype):
 def test_shift_divides_by_its_exponential(name, dtype):
     a, z, c = ACTIVATIONS[name], jnp.linspace(-3.0, 3.0, 7), jnp.asarray(1.5)
     for shifted, plain in zip(a.jet(z, c), a.jet(z, 0.0), strict=True):
-        np.testing.assert_allclose(shifted, plain * np.exp(-1.5), rtol=1e-5 if dtype == "float32" else 1e-13)
+        np.testing.assert_allclose(
+            shifted, plain * np.exp(-1.5), rtol=1e-5 if dtype == "float32" else 1e-13
+        )
 
 
 @every
@@ -93,7 +117,10 @@ def test_moments_of_smooth_activations(name, q, x64):
     a, f = ACTIVATIONS[name], REFERENCE[name]
     args = [jnp.asarray(v) for v in q]
     slope = lambda z: np.asarray(jax.vmap(jax.grad(a.u))(jnp.asarray(z).ravel())).reshape(z.shape)
-    exact = plane_quadrature(lambda x, y: f(x) * f(y), *q), plane_quadrature(lambda x, y: slope(x) * slope(y), *q)
+    exact = (
+        plane_quadrature(lambda x, y: f(x) * f(y), *q),
+        plane_quadrature(lambda x, y: slope(x) * slope(y), *q),
+    )
     got = a.moments.covariance(*args, 0.0), a.moments.derivative(*args, 0.0)
     np.testing.assert_allclose(got, exact, rtol=2e-12, atol=1e-14)  # some of them vanish
     mean = plane_quadrature(lambda x, _: f(x), q[0], 0.0, 1.0)
@@ -104,13 +131,20 @@ def test_moments_of_smooth_activations(name, q, x64):
 @pytest.mark.parametrize("q", COVARIANCES)
 def test_moments_of_relu(q, x64):
     moments, args = ACTIVATIONS["relu"].moments, [jnp.asarray(v) for v in q]
-    np.testing.assert_allclose(moments.covariance(*args, 0.0), ray_quadrature(1, *q), rtol=1e-10, atol=1e-14)
-    np.testing.assert_allclose(moments.derivative(*args, 0.0), ray_quadrature(0, *q), rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(
+        moments.covariance(*args, 0.0), ray_quadrature(1, *q), rtol=1e-10, atol=1e-14
+    )
+    np.testing.assert_allclose(
+        moments.derivative(*args, 0.0), ray_quadrature(0, *q), rtol=1e-10, atol=1e-14
+    )
     assert_close(
         moments.mean(args[0], 0.0),
-        scipy.integrate.quad(lambda t: np.sqrt(q[0]) * t * np.exp(-(t**2) / 2) / np.sqrt(2 * np.pi), 0, np.inf, epsabs=1e-13)[
-            0
-        ],
+        scipy.integrate.quad(
+            lambda t: np.sqrt(q[0]) * t * np.exp(-(t**2) / 2) / np.sqrt(2 * np.pi),
+            0,
+            np.inf,
+            epsabs=1e-13,
+        )[0],
     )
 
 
@@ -135,15 +169,22 @@ def test_moments_of_crrelu(q, x64):
     f = lambda z: np.maximum(z, 0) + epsilon * z * np.exp(-(z**2) / 2)
     slope = lambda z: (z > 0) + epsilon * (1 - z**2) * np.exp(-(z**2) / 2)
     got = a.moments.covariance(*args, 0.0), a.moments.derivative(*args, 0.0)
-    exact = quadrant_quadrature(lambda x, y: f(x) * f(y), *q), quadrant_quadrature(lambda x, y: slope(x) * slope(y), *q)
+    exact = (
+        quadrant_quadrature(lambda x, y: f(x) * f(y), *q),
+        quadrant_quadrature(lambda x, y: slope(x) * slope(y), *q),
+    )
     np.testing.assert_allclose(got, exact, rtol=1e-10)
-    assert_close(a.moments.mean(args[0], 0.0), ACTIVATIONS["relu"].moments.mean(args[0], 0.0))  # the rest is odd
+    assert_close(
+        a.moments.mean(args[0], 0.0), ACTIVATIONS["relu"].moments.mean(args[0], 0.0)
+    )  # the rest is odd
 
 
 @pytest.mark.parametrize("q", COVARIANCES)
 def test_moments_of_threshold(q, x64):
     moments, args = ACTIVATIONS["threshold"].moments, [jnp.asarray(v) for v in q]
-    np.testing.assert_allclose(moments.covariance(*args, 0.0), ray_quadrature(0, *q), rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(
+        moments.covariance(*args, 0.0), ray_quadrature(0, *q), rtol=1e-10, atol=1e-14
+    )
     assert (moments.derivative(*args, 0.0), moments.mean(args[0], 0.0)) == (0, 0.5)
     zero = jnp.zeros(())
     assert (moments.covariance(zero, zero, args[2], 0.0), moments.mean(zero, 0.0)) == (0, 0)
@@ -152,7 +193,9 @@ def test_moments_of_threshold(q, x64):
 def test_a_normalized_sum_is_one_or_lost(dtype):
     z = jnp.array([[1e4, 1e4, -1e4], [-1e4, -1e4, -1e4], [0.3, -0.2, 1.0]])
     for name in ("exp", "res_exp", "cosh"):
-        assert_close(jnp.sum(activations.normalize(ACTIVATIONS[name], z), axis=1), np.ones(3), dtype)
+        assert_close(
+            jnp.sum(activations.normalize(ACTIVATIONS[name], z), axis=1), np.ones(3), dtype
+        )
     assert np.isposinf(activations.normalize(ACTIVATIONS["sinh"], jnp.array([[1.0, -1.0]]))).all()
 
 
@@ -162,14 +205,20 @@ def test_gauss_hermite_agrees_with_closed_forms(name, x64):
     by_quadrature = activations.quadrature_moments(a.jet, order=64)
     q11, q12, q22 = (jnp.array(v) for v in zip(*COVARIANCES, strict=True))
     for which in ("covariance", "derivative"):
-        exact, approximate = (getattr(m, which)(q11, q12, q22, 0.0) for m in (a.moments, by_quadrature))
+        exact, approximate = (
+            getattr(m, which)(q11, q12, q22, 0.0) for m in (a.moments, by_quadrature)
+        )
         assert_close(approximate, exact, rtol=1e-10)
 
 
 @every
 def test_a_shift_divides_every_moment_by_its_exponential(name, x64):
     moments, q = ACTIVATIONS[name].moments, [jnp.asarray(v) for v in (0.7, 0.3, 0.9)]
-    for moment, arguments in ((moments.mean, q[:1]), (moments.covariance, q), (moments.derivative, q)):
+    for moment, arguments in (
+        (moments.mean, q[:1]),
+        (moments.covariance, q),
+        (moments.derivative, q),
+    ):
         assert_close(moment(*arguments, 0.8), moment(*arguments, 0.0) * np.exp(-0.8), rtol=1e-12)
 
 
@@ -193,7 +242,9 @@ def test_gradients_at_equal_points_are_finite(name, dtype):
     moments = ACTIVATIONS[name].moments
     for f in (moments.covariance, moments.derivative):
         for q12 in (1.0, -1.0):
-            grads = jax.grad(lambda a, b, c, f=f: f(a, b, c, 0.0), (0, 1, 2))(*(jnp.asarray(v) for v in (1.0, q12, 1.0)))
+            grads = jax.grad(lambda a, b, c, f=f: f(a, b, c, 0.0), (0, 1, 2))(
+                *(jnp.asarray(v) for v in (1.0, q12, 1.0))
+            )
             assert np.isfinite(grads).all()
 
 
@@ -218,7 +269,9 @@ def test_get():
     assert activations.get("exp") is ACTIVATIONS["exp"]
     assert activations.get(ACTIVATIONS["erf"]) is ACTIVATIONS["erf"]
     near = difflib.get_close_matches("rellu", ACTIVATIONS)[0]
-    with pytest.raises(ValueError, match=f"activation must be one of.*'cosh'.*Did you mean '{near}'"):
+    with pytest.raises(
+        ValueError, match=f"activation must be one of.*'cosh'.*Did you mean '{near}'"
+    ):
         activations.get("rellu")
 
 
@@ -229,7 +282,9 @@ def test_quadrature_order_is_checked():
 
 def test_infinite_logits_have_a_share_or_make_the_row_infinite(dtype):
     """NaN only where z is: softmax of −∞ is zero, a sum that is infinite is outside of the domain."""
-    z = jnp.array([[np.inf, 0.0], [-np.inf, 0.0], [np.inf, -np.inf], [-np.inf, -np.inf], [np.nan, 0.0]])
+    z = jnp.array(
+        [[np.inf, 0.0], [-np.inf, 0.0], [np.inf, -np.inf], [-np.inf, -np.inf], [np.nan, 0.0]]
+    )
     for name in ACTIVATIONS:
         shares = activations.normalize(name, z)
         assert np.isnan(shares[4]).all()
@@ -250,13 +305,27 @@ def test_what_has_no_units_or_does_not_fit_the_precision_is_refused(untyped):
     with pytest.raises(ValueError, match="z must have at least one unit"):
         activations.normalize("exp", jnp.zeros((2, 0)))
     assert activations.normalize("exp", jnp.zeros((0, 2))).shape == (0, 2)
-    for function in (ACTIVATIONS["exp"].u, ACTIVATIONS["erf"].d2u, lambda z: activations.normalize("exp", z)):
+    for function in (
+        ACTIVATIONS["exp"].u,
+        ACTIVATIONS["erf"].d2u,
+        lambda z: activations.normalize("exp", z),
+    ):
         with pytest.raises(ValueError, match="z must be finite in float32"):
             function(np.array([1e39, 0.0]))
 
 
 @pytest.mark.parametrize(
-    "u", [float, str, dict, np.tanh, lambda: 3, lambda z: 1 / 0, lambda z: z if z > 0 else 0, lambda z: z[0]]
+    "u",
+    [
+        float,
+        str,
+        dict,
+        np.tanh,
+        lambda: 3,
+        lambda z: 1 / 0,
+        lambda z: z if z > 0 else 0,
+        lambda z: z[0],
+    ],
 )
 def test_what_is_no_elementwise_function_is_named(u, untyped):
     with pytest.raises(ValueError, match="^u must be"):
@@ -265,7 +334,14 @@ def test_what_is_no_elementwise_function_is_named(u, untyped):
 
 @pytest.mark.parametrize(
     "jet",
-    [float, lambda z: z, lambda z, c: 3, lambda z, c: (z, z), lambda z, c: (z[:2], z, z), lambda z, c: (z > 0, z, 1j * z)],
+    [
+        float,
+        lambda z: z,
+        lambda z, c: 3,
+        lambda z, c: (z, z),
+        lambda z, c: (z[:2], z, z),
+        lambda z, c: (z > 0, z, 1j * z),
+    ],
 )
 def test_what_is_no_jet_is_named(jet, untyped):
     with pytest.raises(ValueError, match="^jet must"):
@@ -282,17 +358,29 @@ class Unhashable:
 
 
 def test_a_function_need_not_be_hashable():
-    own, same = activations.from_function(Unhashable(), "own"), activations.from_function(jnp.tanh, "own")
-    for values, want in zip(own.limit(1.0, 0.5, 1.0, False), same.limit(1.0, 0.5, 1.0, False), strict=True):
+    own, same = (
+        activations.from_function(Unhashable(), "own"),
+        activations.from_function(jnp.tanh, "own"),
+    )
+    for values, want in zip(
+        own.limit(1.0, 0.5, 1.0, False), same.limit(1.0, 0.5, 1.0, False), strict=True
+    ):
         assert_close(values, want, rtol=1e-6)
     x = jnp.eye(3)
-    kernels = [networks.two_layer(activation=a, width=2).kernel_fn(x, None, "ntk") for a in (own, same)]
+    kernels = [
+        networks.two_layer(activation=a, width=2).kernel_fn(x, None, "ntk") for a in (own, same)
+    ]
     assert_close(*kernels, rtol=1e-6)
 
 
 def test_parts_of_an_activation_and_of_moments_are_checked(untyped):
     moments = ACTIVATIONS["exp"].moments
-    good = {"name": "own", "jet": ACTIVATIONS["exp"].jet, "moments": moments, "log_scale": ACTIVATIONS["exp"].log_scale}
+    good = {
+        "name": "own",
+        "jet": ACTIVATIONS["exp"].jet,
+        "moments": moments,
+        "log_scale": ACTIVATIONS["exp"].log_scale,
+    }
     for part in good:
         with pytest.raises(ValueError, match=f"^{part} must be"):
             activations.Activation(**good | {part: 3})
@@ -319,11 +407,15 @@ def test_shifts_of_any_size_and_variances_below_zero():
     for name in ("exp", "relu"):
         moments = ACTIVATIONS[name].moments
         assert float(moments.mean(-1.5, 0.0)) == float(moments.mean(0.0, 0.0))
-        assert float(moments.covariance(-1.5, 0.0, 1.0, 0.0)) == float(moments.covariance(0.0, 0.0, 1.0, 0.0))
+        assert float(moments.covariance(-1.5, 0.0, 1.0, 0.0)) == float(
+            moments.covariance(0.0, 0.0, 1.0, 0.0)
+        )
 
 
 @every
-@pytest.mark.parametrize("sines", ["0.5", {}, 1j, True, object(), np.ma.masked_array([0.5], [True])])
+@pytest.mark.parametrize(
+    "sines", ["0.5", {}, 1j, True, object(), np.ma.masked_array([0.5], [True])]
+)
 def test_wrong_sines_are_named(name, sines, untyped):
     with pytest.raises(ValueError, match="^sines must"):
         ACTIVATIONS[name].limit(1.0, 0.5, 1.0, False, sines)
@@ -333,7 +425,9 @@ def test_wrong_sines_are_named(name, sines, untyped):
 def test_sines_are_converted(name, untyped):
     want = ACTIVATIONS[name].limit(1.0, 0.5, 1.0, False, jnp.array([0.5, 0.25]))
     for sines in ([0.5, 0.25], (0.5, 0.25), np.array([0.5, 0.25])):
-        for values, wanted in zip(ACTIVATIONS[name].limit(1.0, 0.5, 1.0, False, sines), want, strict=True):
+        for values, wanted in zip(
+            ACTIVATIONS[name].limit(1.0, 0.5, 1.0, False, sines), want, strict=True
+        ):
             np.testing.assert_array_equal(values, wanted)
 
 
@@ -343,9 +437,14 @@ def test_shapes_of_a_limit_broadcast(untyped):
 
 
 @pytest.mark.parametrize(
-    ("name", "want"), [("exp", (1.0, 1.0)), ("res_exp", (1.0, 2.0)), ("sinh", (0.0, 1.0)), ("erf", (0, -8 / np.pi))]
+    ("name", "want"),
+    [("exp", (1.0, 1.0)), ("res_exp", (1.0, 2.0)), ("sinh", (0.0, 1.0)), ("erf", (0, -8 / np.pi))],
 )
 def test_derivatives_at_variance_zero_are_not_halved(name, want):
     """Of the kernels at q11 = q22 = q, q12 = 0, in q: one-sided, as q is not negative."""
     for index, slope in enumerate(want):
-        assert_close(jax.grad(lambda q, i=index: ACTIVATIONS[name].limit(q, 0.0 * q, q, False)[i])(0.0), slope, rtol=1e-6)
+        assert_close(
+            jax.grad(lambda q, i=index: ACTIVATIONS[name].limit(q, 0.0 * q, q, False)[i])(0.0),
+            slope,
+            rtol=1e-6,
+        )

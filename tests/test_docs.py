@@ -34,14 +34,25 @@ MODULES = sorted(m.name for m in pkgutil.walk_packages(softntk.__path__, "softnt
 README = Path(__file__).parent.parent / "README.md"
 
 
-@pytest.mark.parametrize("name", first(["softntk", *MODULES], "softntk", *(m for m in MODULES if m not in HEAVY)))
+@pytest.mark.parametrize(
+    "name", first(["softntk", *MODULES], "softntk", *(m for m in MODULES if m not in HEAVY))
+)
 def test_docstrings(name):
-    result = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
+    result = doctest.testmod(
+        importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE
+    )
     assert result.failed == 0
 
 
 def test_the_examples_are_found():
-    assert sum(len(t.examples) for m in MODULES for t in doctest.DocTestFinder().find(importlib.import_module(m))) > 30
+    assert (
+        sum(
+            len(t.examples)
+            for m in MODULES
+            for t in doctest.DocTestFinder().find(importlib.import_module(m))
+        )
+        > 30
+    )
 
 
 @pytest.mark.optimised

@@ -1,4 +1,6 @@
-"""The documents: README is short and agrees with ledger, benchmarks and CI; links, anchors and paths lead somewhere."""
+"""The documents: README is short and agrees with ledger, benchmarks and CI; links, anchors and
+paths lead somewhere.
+"""
 
 import re
 from collections import Counter
@@ -8,7 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("benchmarks", "docs", "examples", "softntk", "tests", ".github")
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md"))])
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md"))]
+)
 README = ROOT / "README.md"
 GALLERY = ROOT / "examples/README.md"
 BENCHMARKS = ROOT / "benchmarks/README.md"
@@ -19,10 +23,14 @@ FIGURE = re.compile(r"\d+(?:[.,]\d+)*")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 SCHEME = re.compile(r"[a-z]+:")
-FILE = re.compile(r"(?<![\w./-])((?:[\w.-]+/)+[\w.-]+\.(?:py|md|png|toml|txt|yml|yaml)|\.ci/run)(?![\w/])")
+FILE = re.compile(
+    r"(?<![\w./-])((?:[\w.-]+/)+[\w.-]+\.(?:py|md|png|toml|txt|yml|yaml)|\.ci/run)(?![\w/])"
+)
 FOLDER = re.compile(r"(?<![\w./-])(?:softntk|tests|examples|benchmarks)/(?:[\w.-]+/)*(?=[\s`,])")
 
-every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+every_document = pytest.mark.parametrize(
+    "document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix()
+)
 
 
 def read(path: Path) -> str:
@@ -71,7 +79,10 @@ def test_a_link_that_leads_nowhere_is_noticed():
     for target in ("no_such_file.md", "CHANGELOG.md#no-such-section", "#no-such-section"):
         assert not resolves(target, README)
     assert resolves("#two-commands", README)
-    assert links("[a](b.md) ![c](d.png) [e](https://f.g)\n```text\n[h](i.md)\n```\n") == ["b.md", "d.png"]
+    assert links("[a](b.md) ![c](d.png) [e](https://f.g)\n```text\n[h](i.md)\n```\n") == [
+        "b.md",
+        "d.png",
+    ]
     assert FILE.findall("`uv run examples/a.py --small`, u/α, .ci/run, (tests/b_c.txt)") == [
         "examples/a.py",
         ".ci/run",
@@ -131,7 +142,9 @@ def test_figures_of_readme_stand_in_the_benchmarks():
     """With the command that gives them."""
     measured = read(BENCHMARKS)
     known_figures = set(FIGURE.findall(measured))
-    table = [line for line in section(read(README), "How fast").splitlines() if line.startswith("|")]
+    table = [
+        line for line in section(read(README), "How fast").splitlines() if line.startswith("|")
+    ]
     rows = [line.strip("| ").split(" | ") for line in table[2:]]
     assert len(rows) >= 3
     for _, ours, others, command in rows:

@@ -60,7 +60,8 @@ def test_kernel_regression(tmp_path, capsys):
     for r in reports:
         assert r.accuracies[-1] > r.accuracies[0]
         assert 0 < r.dimensions[-1] < 200
-        # Equal diagonals, so the traces are known: n e for softmax, n/2 for ReLU, n for the linear kernel.
+        # Equal diagonals, so the traces are known: n e for softmax, n/2 for ReLU, n for the linear
+        # kernel.
         trace = 200 * {"softmax": np.e, "relu": 0.5, "linear": 1.0}[r.name]
         np.testing.assert_allclose(r.spectrum.sum(), trace, rtol=1e-3)
         assert r.seen[-1] > 0.99
@@ -71,7 +72,9 @@ def test_kernel_regression(tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.optimised
 def test_deep_limits(tmp_path, capsys):
-    diagrams, found = load("deep_limits").main(["--small", "--output", str(tmp_path / "picture.png")])
+    diagrams, found = load("deep_limits").main(
+        ["--small", "--output", str(tmp_path / "picture.png")]
+    )
     softmax, relu, erf = (d.found for d in diagrams)
     assert np.all(softmax.slope[softmax.exists] <= 1)
     assert not softmax.exists.all()
@@ -90,8 +93,11 @@ def test_deep_digits(tmp_path, capsys):
     rows = load("deep_digits").main(["--small", "--output", str(tmp_path / "picture.png")])
     assert len(rows) == 2 * 2 * 2 * 2  # networks, layers, kernels, depths
     assert min(r.accuracy for r in rows) > 0.85
-    shallow, deep = (r for r in rows if (r.network, r.convolutional, r.kernel) == ("softmax", False, "nngp"))
-    # q = 0.25 e^q + 0.05 has its root at 0.4370: two more layers leave less than, but about (0.25 e^q)² of the contrast.
+    shallow, deep = (
+        r for r in rows if (r.network, r.convolutional, r.kernel) == ("softmax", False, "nngp")
+    )
+    # q = 0.25 e^q + 0.05 has its root at 0.4370: two more layers leave less than, but about (0.25
+    # e^q)² of the contrast.
     assert 0.6 * 0.387**2 < deep.contrast / shallow.contrast < 0.387**2
     assert (tmp_path / "picture.png").stat().st_size > 20_000
     assert "test accuracy" in capsys.readouterr().out
@@ -100,7 +106,9 @@ def test_deep_digits(tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.optimised
 def test_resnet_softmax(tmp_path, capsys):
-    found, convex = load("resnet_softmax").main(["--small", "--output", str(tmp_path / "picture.png")])
+    found, convex = load("resnet_softmax").main(
+        ["--small", "--output", str(tmp_path / "picture.png")]
+    )
     for f in found:
         assert np.all(np.diff(f.losses) <= 0)
         assert f.spectrum[0] > 0  # a minimum
@@ -178,7 +186,9 @@ def test_perturbation(tmp_path, capsys):
     at = {(r.family, r.sigma): r.adversarial for r in sweeps["sigma"]}
     for sigma in (0.1, 2.0):  # normalisation helps at both ends
         assert at["softmax", sigma] < 0.2 * at["exp", sigma]
-    softmax, relu = ([r.random for r in sweeps["radius"] if r.family == f] for f in ("softmax", "relu"))
+    softmax, relu = (
+        [r.random for r in sweeps["radius"] if r.family == f] for f in ("softmax", "relu")
+    )
     np.testing.assert_allclose(softmax[1] / softmax[0], 10, rtol=0.1)  # smooth
     assert relu[2] < 5 * relu[1]  # kinks: like √R
     assert (tmp_path / "picture.png").stat().st_size > 20_000
@@ -229,7 +239,9 @@ def test_width(tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.optimised
 def test_diffusion_mixture(tmp_path, capsys):
-    estimates, stopped, coupled, found = load("diffusion_mixture").main(["--small", "--output", str(tmp_path / "picture.png")])
+    estimates, stopped, coupled, found = load("diffusion_mixture").main(
+        ["--small", "--output", str(tmp_path / "picture.png")]
+    )
     network, kernel = estimates
     assert network.errors.mean() < 0.2
     assert kernel.errors.mean() < 0.05

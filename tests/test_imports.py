@@ -27,14 +27,19 @@ assert sys.meta_path and not any("softntk" in getattr(f, "__module__", "") for f
 
 
 def run(code: str) -> None:
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert not done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(
     "use",
-    first(["import softntk", "import softntk; softntk.nt.stax", "from softntk import nt"], "import softntk; softntk.nt.stax"),
+    first(
+        ["import softntk", "import softntk; softntk.nt.stax", "from softntk import nt"],
+        "import softntk; softntk.nt.stax",
+    ),
 )
 def test_jax_is_left_as_it_was(use):
     run(PRELUDE + use + CHECK)
@@ -65,11 +70,15 @@ sn.solvers.train(lambda p: net.apply_fn(p, x).sum(), params, sn.solvers.gradient
 
 
 def test_heavy_parts_load_on_first_use():
-    run("import sys, softntk; assert not {'neural_tangents', 'matfree', 'matplotlib', 'rich', 'sklearn'} & set(sys.modules)")
+    run(
+        "import sys, softntk; assert not {'neural_tangents', 'matfree', 'matplotlib', 'rich', 'sklearn'} & set(sys.modules)"
+    )
 
 
 def test_neural_tangents_is_the_same_package_afterwards():
-    run("from softntk import nt; import neural_tangents as theirs; assert theirs.stax is nt.stax and theirs.batch is nt.batch")
+    run(
+        "from softntk import nt; import neural_tangents as theirs; assert theirs.stax is nt.stax and theirs.batch is nt.batch"
+    )
 
 
 def test_recovers_from_a_failed_import_of_neural_tangents():

@@ -1,4 +1,6 @@
-"""MATHEMATICS.md ships with the package, has every anchor that is cited, and explains every letter code."""
+"""MATHEMATICS.md ships with the package, has every anchor that is cited, and explains every letter
+code.
+"""
 
 import ast
 import io
@@ -31,27 +33,43 @@ def anchors(text: str) -> list[str]:
 
 
 def prose(path: Path) -> str:
-    """The comments and the strings of a module, docstrings included: code such as ``bounds[R]`` names no paper."""
+    """The comments and the strings of a module, docstrings included: code such as ``bounds[R]``
+    names no paper.
+    """
     source = path.read_text(encoding="utf-8")
-    comments = [t.string for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT]
-    constants = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
+    comments = [
+        t.string
+        for t in tokenize.generate_tokens(io.StringIO(source).readline)
+        if t.type == tokenize.COMMENT
+    ]
+    constants = [
+        node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)
+    ]
     return "\n".join([*comments, *(value for value in constants if isinstance(value, str))])
 
 
 def test_every_citation_names_an_anchor(text):
     known = set(anchors(text))
-    cited = [(path, anchor) for path in SOURCES for anchor in CITATION.findall(path.read_text(encoding="utf-8"))]
+    cited = [
+        (path, anchor)
+        for path in SOURCES
+        for anchor in CITATION.findall(path.read_text(encoding="utf-8"))
+    ]
     assert len(cited) > 40, "the citations are not found"
     assert [(path.name, anchor) for path, anchor in cited if anchor not in known] == []
 
 
 def test_nothing_cites_the_notes_before_it():
-    assert [path.name for path in SOURCES if re.search(r"\bMATH\.md", path.read_text(encoding="utf-8"))] == []
+    assert [
+        path.name for path in SOURCES if re.search(r"\bMATH\.md", path.read_text(encoding="utf-8"))
+    ] == []
 
 
 def test_every_letter_code_is_explained(text):
     table = text.split('<a id="sources"></a>')[1].split('<a id="notation"></a>')[0]
-    explained = set(re.findall(r"^\| \[([A-Z])\] \| arXiv \d{4}\.\d{5} \|", table, flags=re.MULTILINE))
+    explained = set(
+        re.findall(r"^\| \[([A-Z])\] \| arXiv \d{4}\.\d{5} \|", table, flags=re.MULTILINE)
+    )
     used = {letter for path in SOURCES for letter in LETTER.findall(prose(path))}
     assert used >= {"G", "S", "D", "H"}, "the codes are not found"
     assert used - SHAPES - explained == set()

@@ -1,7 +1,9 @@
-"""Every kind of computation in each mode of JAX that teams switch on: x64, strict promotion, NaN and leak checks.
+"""Every kind of computation in each mode of JAX that teams switch on: x64, strict promotion, NaN
+and leak checks.
 
-The result must be that of the plain mode, in the precision of the arguments. CI runs float32 arguments under
-``jax_enable_x64`` with strict promotion, which finds most of what the modes find alone; the rest is ``-m slow``.
+The result must be that of the plain mode, in the precision of the arguments. CI runs float32
+arguments under ``jax_enable_x64`` with strict promotion, which finds most of what the modes find
+alone; the rest is ``-m slow``.
 """
 
 import contextlib
@@ -70,19 +72,27 @@ def kernel_operator() -> Any:
 
 @call
 def kernels_of_infinite_width():
-    return [network(name)[0].kernel_fn(jnp.asarray(X), None, "ntk") for name in ("softmax", "res_softmax", "relu", "exp")]
+    return [
+        network(name)[0].kernel_fn(jnp.asarray(X), None, "ntk")
+        for name in ("softmax", "res_softmax", "relu", "exp")
+    ]
 
 
 @call
 def network_values_and_gradients():
     net, params = network("res_softmax", train_readout=True)
-    return jax.value_and_grad(lambda params: jnp.sum(net.apply_fn(params, jnp.asarray(X)) ** 2))(params)
+    return jax.value_and_grad(lambda params: jnp.sum(net.apply_fn(params, jnp.asarray(X)) ** 2))(
+        params
+    )
 
 
 @call
 def empirical_kernels():
     net, params = network(out_dim=2)
-    return [sn.ntk.empirical(net, params, jnp.asarray(X), outputs=outputs) for outputs in ("full", "mean", "diagonal")]
+    return [
+        sn.ntk.empirical(net, params, jnp.asarray(X), outputs=outputs)
+        for outputs in ("full", "mean", "diagonal")
+    ]
 
 
 @call
@@ -95,7 +105,11 @@ def empirical_kernel_of_a_function():
 def products_with_operators():
     net, params = network()
     operator = sn.ntk.operator(net, params, jnp.asarray(X), block_size=2)
-    return operator.mv(jnp.asarray(Y)), kernel_operator().mv(jnp.asarray(Y[:, 0])), operator.diagonal()
+    return (
+        operator.mv(jnp.asarray(Y)),
+        kernel_operator().mv(jnp.asarray(Y[:, 0])),
+        operator.diagonal(),
+    )
 
 
 @call
@@ -108,8 +122,14 @@ def kernel_regression_and_posterior():
     net, _ = network()
     kernel = net.kernel_fn(jnp.asarray(X), None, "ntk")
     targets = jnp.asarray(Y)
-    posterior = sn.ntk.gp_posterior(kernel, targets, noise=0.1, cross=kernel, prior=jnp.diagonal(kernel))
-    return sn.ntk.kernel_regression(kernel, targets, ridge=0.1, cross=kernel), posterior.mean, posterior.variance
+    posterior = sn.ntk.gp_posterior(
+        kernel, targets, noise=0.1, cross=kernel, prior=jnp.diagonal(kernel)
+    )
+    return (
+        sn.ntk.kernel_regression(kernel, targets, ridge=0.1, cross=kernel),
+        posterior.mean,
+        posterior.variance,
+    )
 
 
 @call
@@ -137,7 +157,9 @@ def spectra():
 @call
 def limits_of_layers():
     variances = [jnp.asarray(q, jnp.float32) for q in (0.5, 0.2, 0.7)]
-    return [sn.activations.get(name).limit(*variances, False) for name in sn.activations.ACTIVATIONS]
+    return [
+        sn.activations.get(name).limit(*variances, False) for name in sn.activations.ACTIVATIONS
+    ]
 
 
 @call
@@ -176,7 +198,9 @@ def minimise_with_samples():
 
 @call
 def minimise_a_function():
-    return sn.solvers.minimise(lambda x: jnp.sum((x - 1) ** 2), jnp.zeros(3, jnp.float32), optax.sgd(0.4)).value
+    return sn.solvers.minimise(
+        lambda x: jnp.sum((x - 1) ** 2), jnp.zeros(3, jnp.float32), optax.sgd(0.4)
+    ).value
 
 
 @call
@@ -184,7 +208,9 @@ def train():
     net, params = network()
     x, y = jnp.asarray(X), jnp.asarray(Y)
     descent = sn.solvers.gradient_descent(0.1)
-    return sn.solvers.train(lambda params: jnp.sum((net.apply_fn(params, x) - y) ** 2) / 2, params, descent, 3).value
+    return sn.solvers.train(
+        lambda params: jnp.sum((net.apply_fn(params, x) - y) ** 2) / 2, params, descent, 3
+    ).value
 
 
 @call
@@ -193,14 +219,20 @@ def natural_gradient():
     x, y = jnp.asarray(X), jnp.asarray(Y)
     transform = sn.solvers.natural_gradient(net, x, y)
     return sn.solvers.minimise(
-        lambda params: jnp.sum((net.apply_fn(params, x) - y) ** 2) / 2, params, transform, max_steps=1, throw=False
+        lambda params: jnp.sum((net.apply_fn(params, x) - y) ** 2) / 2,
+        params,
+        transform,
+        max_steps=1,
+        throw=False,
     ).value
 
 
 @call
 def scores_of_a_mixture():
     mixture = sn.diffusion.GaussianMixture(
-        jnp.asarray([0.4, 0.6], jnp.float32), jnp.asarray(X[:2]), jnp.asarray(np.stack([np.eye(3, dtype=np.float32)] * 2))
+        jnp.asarray([0.4, 0.6], jnp.float32),
+        jnp.asarray(X[:2]),
+        jnp.asarray(np.stack([np.eye(3, dtype=np.float32)] * 2)),
     )
     sde = sn.diffusion.vp_sde()
     return mixture.score(sde, 0.3, jnp.asarray(X)), mixture.log_density(sde, 0.3, jnp.asarray(X))
@@ -219,7 +251,11 @@ def metrics():
 
 
 def floating(tree: Any) -> list[Any]:
-    return [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating)]
+    return [
+        leaf
+        for leaf in jax.tree.leaves(tree)
+        if jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating)
+    ]
 
 
 EXPECTED: dict[str, list[np.ndarray]] = {}
@@ -235,7 +271,9 @@ def expected(name: str) -> list[np.ndarray]:
 CASES = [(name, mode) for mode in MODES for name in CALLS]
 
 
-@pytest.mark.parametrize(("name", "mode"), first(CASES, *(case for case in CASES if case[1] == "strict and x64")))
+@pytest.mark.parametrize(
+    ("name", "mode"), first(CASES, *(case for case in CASES if case[1] == "strict and x64"))
+)
 def test_modes(name, mode):
     desired = expected(name)
     with MODES[mode]():

@@ -1,4 +1,6 @@
-"""Gaussian moments and limits where precision ends: over all magnitudes, near equal points, at zero; derivatives there."""
+"""Gaussian moments and limits where precision ends: over all magnitudes, near equal points, at
+zero; derivatives there.
+"""
 
 import pickle
 
@@ -19,8 +21,12 @@ every = pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 
 @every
 def test_every_moment_over_all_magnitudes(name, dtype):
-    """Forty units of rounding of the result and of the q's; saturation with the right sign; never NaN."""
-    for row in sweep_moments.sweep(name, dtype, [1e-30, 1.0, 80.0, 1e30], [-1.0, 0.3, 1 - 1e-7, 1.0]):
+    """Forty units of rounding of the result and of the q's; saturation with the right sign; never
+    NaN.
+    """
+    for row in sweep_moments.sweep(
+        name, dtype, [1e-30, 1.0, 80.0, 1e30], [-1.0, 0.3, 1 - 1e-7, 1.0]
+    ):
         assert row.units < 40, row
 
 
@@ -28,7 +34,9 @@ def test_the_sweep_sees_an_error():
     point, limits = (mp.mpf(1), mp.mpf(0.5), mp.mpf(2)), jnp.finfo("float64")
     right = float(sweep_moments.exact("relu", "covariance", point, ()).value)
     assert sweep_moments.judge(right, "covariance", "relu", point, (), limits)[0] < 2
-    assert sweep_moments.judge(right * (1 + 1e-12), "covariance", "relu", point, (), limits)[0] > 100
+    assert (
+        sweep_moments.judge(right * (1 + 1e-12), "covariance", "relu", point, (), limits)[0] > 100
+    )
 
 
 @pytest.mark.parametrize("name", ["crrelu", "erf", "relu", "res_exp"])
@@ -64,7 +72,9 @@ def test_relu_is_homogeneous_over_the_whole_precision(scale):
 
 @pytest.mark.parametrize("q11", [1e6, 1e7, 1e9, 1e30])
 def test_res_exp_between_a_large_and_a_small_point(q11):
-    slope = ACTIVATIONS["res_exp"].limit(jnp.float32(q11), jnp.float32(0.0), jnp.float32(0.5), True)[1]
+    slope = ACTIVATIONS["res_exp"].limit(
+        jnp.float32(q11), jnp.float32(0.0), jnp.float32(0.5), True
+    )[1]
     assert_close(slope, 1 + np.exp(-0.25), "float32")
 
 
@@ -72,7 +82,11 @@ def test_res_exp_between_a_large_and_a_small_point(q11):
 def test_erf_on_the_diagonal(q, dtype):
     value, slope = ACTIVATIONS["erf"].limit(q, q, q, False)
     assert_close(slope, 4 / np.pi / np.sqrt(1 + 4 * q), dtype)
-    assert_close(1 - value, 1 - 2 / np.pi * np.arctan2(2 * q, np.sqrt(1 + 4 * q)), rtol=0.2 if q < 1e8 else np.inf)
+    assert_close(
+        1 - value,
+        1 - 2 / np.pi * np.arctan2(2 * q, np.sqrt(1 + 4 * q)),
+        rtol=0.2 if q < 1e8 else np.inf,
+    )
 
 
 def test_derivatives_near_zero_are_finite_and_right(dtype):
@@ -81,21 +95,31 @@ def test_derivatives_near_zero_are_finite_and_right(dtype):
         gradient = jax.grad(lambda z, name=name: activations.normalize(name, z)[0])(z)
         assert_close(gradient, np.array([5.0, -1.0, -1.0]) / 36e-20, dtype)
     q = jnp.array([1e-20, 0.0, 1e-20])
-    relu, threshold = (jax.grad(lambda q, n=n: sum(ACTIVATIONS[n].limit(*q, False)))(q) for n in ("relu", "threshold"))
+    relu, threshold = (
+        jax.grad(lambda q, n=n: sum(ACTIVATIONS[n].limit(*q, False)))(q)
+        for n in ("relu", "threshold")
+    )
     slope = 1e20 / (2 * np.pi)
-    assert_close(relu, [1 / (4 * np.pi), slope, 1 / (4 * np.pi)], dtype)  # the slope's own derivative outweighs ¼
+    # the slope's own derivative outweighs ¼
+    assert_close(relu, [1 / (4 * np.pi), slope, 1 / (4 * np.pi)], dtype)
     assert_close(relu[0], 1 / (4 * np.pi), dtype)
     assert_close(threshold, [0, slope, 0], dtype)
 
 
 def test_cosh_is_right_next_to_zero(dtype):
-    """Its derivative is sinh: neither u' nor E[u'u'] may cancel, and E[u'u'] has the slope e^q cosh(0)."""
+    """Its derivative is sinh: neither u' nor E[u'u'] may cancel, and E[u'u'] has the slope e^q
+    cosh(0).
+    """
     cosh = ACTIVATIONS["cosh"]
     z = jnp.asarray([1e-12, 1e-6, 1e-3, 0.5, 0.999, 1.001, -1e-6])
-    np.testing.assert_allclose(cosh.du(z), np.sinh(np.asarray(z, np.float64)), rtol=1e-6 if dtype == "float32" else 1e-14)
+    np.testing.assert_allclose(
+        cosh.du(z), np.sinh(np.asarray(z, np.float64)), rtol=1e-6 if dtype == "float32" else 1e-14
+    )
     slopes = cosh.limit(0.5, z, 0.5, False)[1]
     np.testing.assert_allclose(
-        slopes, np.exp(0.5) * np.sinh(np.asarray(z, np.float64)), rtol=1e-6 if dtype == "float32" else 1e-14
+        slopes,
+        np.exp(0.5) * np.sinh(np.asarray(z, np.float64)),
+        rtol=1e-6 if dtype == "float32" else 1e-14,
     )
     for normalized, factor in ((False, np.exp(0.5)), (True, 1.0)):
         slope = jax.grad(lambda q12, n=normalized: cosh.limit(0.5, q12, 0.5, n)[1])
@@ -112,17 +136,26 @@ def test_gradients_are_those_of_float64_differences(name, x64):
         h = 1e-5
         differences = [(f(q.at[i].add(h)) - f(q.at[i].add(-h))) / (2 * h) for i in range(3)]
         np.testing.assert_allclose(jax.grad(f)(q), differences, rtol=1e-7, atol=1e-9)
-        second = [(jax.grad(f)(q.at[i].add(h)) - jax.grad(f)(q.at[i].add(-h))) / (2 * h) for i in range(3)]
+        second = [
+            (jax.grad(f)(q.at[i].add(h)) - jax.grad(f)(q.at[i].add(-h))) / (2 * h) for i in range(3)
+        ]
         np.testing.assert_allclose(jax.hessian(f)(q), second, rtol=1e-6, atol=1e-8)
 
 
 def test_a_normalized_limit_divides_by_both_means(x64):
-    """Moments of an activation without closed forms for ratios, of different means at the two points."""
+    """Moments of an activation without closed forms for ratios, of different means at the two
+    points.
+    """
     exp = ACTIVATIONS["exp"].moments
-    plain = activations.from_function(jnp.exp, "plain", Moments(exp.mean, exp.covariance, exp.derivative, exp.growth))
+    plain = activations.from_function(
+        jnp.exp, "plain", Moments(exp.mean, exp.covariance, exp.derivative, exp.growth)
+    )
     assert_close(plain.limit(0.5, 0.2, 1.7, True), [np.exp(0.2)] * 2)
     flat = Moments(lambda q, s: 2 + q, lambda a, c, b, s: c, lambda a, c, b, s: jnp.ones_like(c))
-    assert_close(activations.from_function(jnp.exp, "flat", flat).limit(1.0, 0.6, 2.0, True), [0.6 / 12, 1 / 12])
+    assert_close(
+        activations.from_function(jnp.exp, "flat", flat).limit(1.0, 0.6, 2.0, True),
+        [0.6 / 12, 1 / 12],
+    )
 
 
 def test_a_slope_without_limit_saturates():
@@ -134,7 +167,9 @@ def test_a_slope_without_limit_saturates():
 
 
 def test_epsilon_of_crrelu_is_traced(x64):
-    f = lambda e: sum(activations.crrelu(e).limit(0.7, 0.3, 0.9, False)) + activations.crrelu(e).u(-0.4)
+    f = lambda e: (
+        sum(activations.crrelu(e).limit(0.7, 0.3, 0.9, False)) + activations.crrelu(e).u(-0.4)
+    )
     assert_close(jax.grad(f)(0.3), (f(0.3 + 1e-6) - f(0.3 - 1e-6)) / 2e-6, rtol=1e-8)
     assert_close(jax.jit(f)(0.3), f(0.3))
 
@@ -164,7 +199,9 @@ def test_numbers_of_any_kind_are_taken(dtype, untyped):
     assert ACTIVATIONS["relu"].u([1.0, -1.0]).tolist() == [1, 0]
 
 
-@pytest.mark.parametrize("bad", ["1", None, 1j, {}, np.array([1j]), np.array(["1"]), np.array([True])])
+@pytest.mark.parametrize(
+    "bad", ["1", None, 1j, {}, np.array([1j]), np.array(["1"]), np.array([True])]
+)
 def test_wrong_numbers_are_named(bad, untyped):
     exp = ACTIVATIONS["exp"]
     calls = {
@@ -185,7 +222,10 @@ def test_wrong_numbers_are_named(bad, untyped):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: ACTIVATIONS["exp"].limit(1.0, 0.0, 1.0, "no"), "normalized must be True or False, got 'no'"),
+        (
+            lambda: ACTIVATIONS["exp"].limit(1.0, 0.0, 1.0, "no"),
+            "normalized must be True or False, got 'no'",
+        ),
         (lambda: activations.crrelu(float("nan")), "epsilon must be a finite number, got nan"),
         (lambda: activations.get([]), "activation must be one of"),
         (lambda: activations.get(None), "activation must be one of"),

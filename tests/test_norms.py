@@ -13,7 +13,10 @@ from softntk._linalg.norms import (
     tree_norm,
 )
 
-UNITS = {"float32": (1e-34, 1e-30, 1e-20, 1.0, 1e20, 1e30, 1e38), "float64": (1e-300, 1e-160, 1.0, 1e160, 1e307)}
+UNITS = {
+    "float32": (1e-34, 1e-30, 1e-20, 1.0, 1e20, 1e30, 1e38),
+    "float64": (1e-300, 1e-160, 1.0, 1e160, 1e307),
+}
 
 
 def long_norm(x, axis=None):
@@ -26,9 +29,18 @@ def test_norms_hold_in_every_unit(dtype, axis):
     for unit in UNITS[dtype]:
         scaled = jnp.asarray(x * unit, dtype)
         for norm in (scaled_norm, host_norm):
-            assert_close(np.asarray(norm(scaled, axis), np.float64) / unit, long_norm(scaled, axis) / unit, dtype, rtol=1e-6)
+            assert_close(
+                np.asarray(norm(scaled, axis), np.float64) / unit,
+                long_norm(scaled, axis) / unit,
+                dtype,
+                rtol=1e-6,
+            )
         assert scaled_norm(scaled, axis).dtype == dtype
-        assert_close(scaled_norm(scaled, axis, keepdims=True), host_norm(scaled, axis, keepdims=True), rtol=1e-6)
+        assert_close(
+            scaled_norm(scaled, axis, keepdims=True),
+            host_norm(scaled, axis, keepdims=True),
+            rtol=1e-6,
+        )
 
 
 def test_a_power_of_two_changes_no_bit(dtype):

@@ -9,7 +9,9 @@ from tools import first
 
 from softntk.nt import _self_check as table
 
-PARTS = {f"{part}, {case.partition(':')[0]}": (part, case, run) for part, case, run in table.parts()}
+PARTS = {
+    f"{part}, {case.partition(':')[0]}": (part, case, run) for part, case, run in table.parts()
+}
 
 
 @pytest.mark.parametrize("part", first(PARTS, next(iter(PARTS))))
@@ -30,5 +32,7 @@ def test_what_does_not_work_is_said():
 
 @pytest.mark.slow
 def test_the_command_prints_the_table():
-    run = subprocess.run([sys.executable, "-m", "softntk.nt"], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-m", "softntk.nt"], capture_output=True, text=True, check=True
+    )
     assert f"{len(table.parts())} of {len(table.parts())} parts work" in run.stdout

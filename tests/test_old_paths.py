@@ -39,14 +39,18 @@ PUBLIC = {
 
 @pytest.mark.parametrize("path", PUBLIC)
 def test_old_paths_of_public_names(path):
-    """In a process of its own: that the module is imported first must not matter, nor hide a function of its name."""
+    """In a process of its own: that the module is imported first must not matter, nor hide a
+    function of its name.
+    """
     package, module = path.split(".")
     names = PUBLIC[path].split()
     namespace: dict = {}
     exec(f"from softntk.{path} import {', '.join(names)}\nimport softntk.{path}", namespace)
     for name in names:
         public = getattr(sn, package)
-        assert namespace[name] is getattr(public, name, getattr(getattr(public, module), name, None))
+        assert namespace[name] is getattr(
+            public, name, getattr(getattr(public, module), name, None)
+        )
     assert callable(sn.regression.problem)
     assert callable(sn.regression.leverage)
     assert callable(sn.solvers.natural_gradient)
@@ -57,7 +61,9 @@ def test_an_old_path_can_be_the_first_import():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("path", ["solvers._run", "ntk._empirical_kernel", "_validation", "curvature._matrices"])
+@pytest.mark.parametrize(
+    "path", ["solvers._run", "ntk._empirical_kernel", "_validation", "curvature._matrices"]
+)
 def test_private_modules_are_gone(path):
     with pytest.raises(ModuleNotFoundError, match=path.split(".")[-1]):
         __import__(f"softntk.{path}")

@@ -8,7 +8,11 @@ from tools import assert_close
 def test_assert_close_heeds_its_tolerance():
     assert_close([1.0, 2.0], [1.0, 2.0 + 1e-11])
     assert_close([1.0, 2.0], [1.0, 2.1], rtol=0.1)
-    for actual, kwargs in [([1.0, 2.1], {"rtol": 0.01}), ([1.0, 2.0 + 1e-9], {}), ([1.0, 2.001], {"dtype": "float32"})]:
+    for actual, kwargs in [
+        ([1.0, 2.1], {"rtol": 0.01}),
+        ([1.0, 2.0 + 1e-9], {}),
+        ([1.0, 2.001], {"dtype": "float32"}),
+    ]:
         with pytest.raises(AssertionError, match="exceeds"):
             assert_close(actual, [1.0, 2.0], **kwargs)
 

@@ -56,7 +56,9 @@ def test_what_is_no_rows_is_named(kind, untyped):
 
 
 def test_what_fits_float64_only_is_refused_where_jax_has_float32():
-    with pytest.raises(ValueError, match=r"x must be finite in float32, got 1 entries .* first at x\[0, 1\]"):
+    with pytest.raises(
+        ValueError, match=r"x must be finite in float32, got 1 entries .* first at x\[0, 1\]"
+    ):
         validation.as_rows("x", np.array([[1.0, 1e39]]))
     with jax.enable_x64(True):
         assert validation.as_rows("x", np.array([[1.0, 1e39]])).dtype == jnp.float64
@@ -94,7 +96,10 @@ def test_integers_must_fit():
         validation.as_integers("steps", [1.5])
 
 
-@pytest.mark.parametrize("value", ["1", None, 1j, {}, [], True, np.nan, np.inf, np.ones(2), 10**400, np.array("1"), jnp.sin])
+@pytest.mark.parametrize(
+    "value",
+    ["1", None, 1j, {}, [], True, np.nan, np.inf, np.ones(2), 10**400, np.array("1"), jnp.sin],
+)
 def test_what_is_no_number_is_named(value, untyped):
     with pytest.raises(ValueError, match="^rate must be a positive finite number, got"):
         validation.check_number("rate", value, above=0)
@@ -145,7 +150,10 @@ def test_integers_are_python_integers_and_cannot_be_traced():
 
 def test_choices(untyped):
     assert validation.check_choice("form", "plain", ("plain", "rescaled")) == "plain"
-    with pytest.raises(ValueError, match=r"form must be one of \['plain', 'rescaled'\], got 'plan'. Did you mean 'plain'\?"):
+    with pytest.raises(
+        ValueError,
+        match=r"form must be one of \['plain', 'rescaled'\], got 'plan'. Did you mean 'plain'\?",
+    ):
         validation.check_choice("form", "plan", ("plain", "rescaled"))
     for value in (["plain"], None, {"plain"}, 3):
         with pytest.raises(ValueError, match="form must be one of"):
@@ -196,7 +204,9 @@ def test_a_masked_number_is_none(untyped):
 
 def test_infinity_passes_where_it_may_but_what_only_float64_holds_does_not():
     assert np.isinf(validation.as_floating("x", [np.inf], finite=False)).all()
-    with pytest.raises(ValueError, match="x must be finite in float32, got 1 entries beyond its largest number"):
+    with pytest.raises(
+        ValueError, match="x must be finite in float32, got 1 entries beyond its largest number"
+    ):
         validation.as_floating("x", [np.inf, np.nan, 1e39], finite=False)
     with jax.enable_x64(True):
         assert validation.as_floating("x", [1e39], finite=False).tolist() == [1e39]
@@ -205,7 +215,9 @@ def test_infinity_passes_where_it_may_but_what_only_float64_holds_does_not():
 def test_counts_fit_the_counters_of_programs(untyped):
     assert validation.check_count("steps", 2**31 - 1) == 2**31 - 1
     for value in (2**31, 10**400):
-        with pytest.raises(ValueError, match="^steps must be a positive integer of at most 2147483647, got"):
+        with pytest.raises(
+            ValueError, match="^steps must be a positive integer of at most 2147483647, got"
+        ):
             validation.check_count("steps", value)
     with pytest.raises(ValueError, match="^steps must be a positive integer, got 0"):
         validation.check_count("steps", 0)

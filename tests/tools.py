@@ -13,8 +13,12 @@ import softntk
 TOLERANCE = {"float32": 2e-5, "float64": 1e-10}
 
 
-def assert_close(actual: Any, desired: Any, dtype: str = "float64", *, rtol: float | None = None) -> None:
-    """|actual − desired| ≤ rtol · max|desired|, everything finite; rtol defaults to that of the precision."""
+def assert_close(
+    actual: Any, desired: Any, dtype: str = "float64", *, rtol: float | None = None
+) -> None:
+    """|actual − desired| ≤ rtol · max|desired|, everything finite; rtol defaults to that of the
+    precision.
+    """
     actual, desired = np.asarray(actual, np.float64), np.asarray(desired, np.float64)
     assert actual.shape == desired.shape, f"shapes {actual.shape} and {desired.shape}"
     assert np.isfinite(actual).all(), "the actual values are not finite"
@@ -27,12 +31,16 @@ def assert_close(actual: Any, desired: Any, dtype: str = "float64", *, rtol: flo
 
 
 def first(cases: Iterable[Any], *kept: Any) -> list[Any]:
-    """The cases of a parametrised test; those that are not ``kept`` are marked slow: they compile more than they test."""
+    """The cases of a parametrised test; those that are not ``kept`` are marked slow: they compile
+    more than they test.
+    """
     cases = list(cases)
     assert kept, "something is to be kept"
     assert all(case in cases for case in kept), f"not among the cases: {kept}"
     return [
-        case if case in kept else pytest.param(*case if isinstance(case, tuple) else (case,), marks=pytest.mark.slow)
+        case
+        if case in kept
+        else pytest.param(*case if isinstance(case, tuple) else (case,), marks=pytest.mark.slow)
         for case in cases
     ]
 
@@ -51,12 +59,20 @@ def dense_jacobian(apply_fn: Callable, params: Any, x: jax.Array) -> jax.Array:
     """The Jacobian of all outputs in all weights, [n, k, p], by automatic differentiation."""
     out = jax.eval_shape(apply_fn, params, x)
     return jnp.concatenate(
-        [leaf.reshape(*out.shape, -1) for leaf in jax.tree.leaves(jax.jacobian(apply_fn)(params, x))], axis=-1
+        [
+            leaf.reshape(*out.shape, -1)
+            for leaf in jax.tree.leaves(jax.jacobian(apply_fn)(params, x))
+        ],
+        axis=-1,
     )
 
 
-def dense_kernels(apply_fn: Callable, params: Any, x1: jax.Array, x2: jax.Array | None = None) -> dict[str, jax.Array]:
-    """The empirical NTK as the product of two dense Jacobians, by the name that ``ntk.empirical`` gives each form."""
+def dense_kernels(
+    apply_fn: Callable, params: Any, x1: jax.Array, x2: jax.Array | None = None
+) -> dict[str, jax.Array]:
+    """The empirical NTK as the product of two dense Jacobians, by the name that ``ntk.empirical``
+    gives each form.
+    """
     j1 = dense_jacobian(apply_fn, params, x1)
     j2 = j1 if x2 is None else dense_jacobian(apply_fn, params, x2)
     full = jnp.einsum("ilp,jmp->ijlm", j1, j2)
@@ -70,7 +86,9 @@ def ring(modes: int = 8, d: int = 2) -> Any:
     means = np.zeros((modes, d))
     means[:, :2] = 2 * np.stack([np.cos(angles), np.sin(angles)], 1)
     return softntk.diffusion.GaussianMixture(
-        jnp.full(modes, 1 / modes), jnp.asarray(means, jnp.float32), jnp.tile(0.15**2 * jnp.eye(d), (modes, 1, 1))
+        jnp.full(modes, 1 / modes),
+        jnp.asarray(means, jnp.float32),
+        jnp.tile(0.15**2 * jnp.eye(d), (modes, 1, 1)),
     )
 
 

@@ -66,17 +66,24 @@ def split(name: str, params: Params) -> tuple[Params, Params]:
     """
     leaves = jax.tree.leaves(params)
     _check_leaves(name, params, leaves)
-    moves = [trained and _is_moving(leaf) for leaf, trained in zip(leaves, trained_leaves(params), strict=True)]
+    moves = [
+        trained and _is_moving(leaf)
+        for leaf, trained in zip(leaves, trained_leaves(params), strict=True)
+    ]
     structure = jax.tree.structure(params)
     pairs = list(zip(leaves, moves, strict=True))
-    moving = jax.tree.unflatten(structure, [jnp.asarray(leaf) if moved else None for leaf, moved in pairs])
+    moving = jax.tree.unflatten(
+        structure, [jnp.asarray(leaf) if moved else None for leaf, moved in pairs]
+    )
     constants = jax.tree.unflatten(structure, [None if moved else leaf for leaf, moved in pairs])
     _check_moving(name, leaves, moving)
     return moving, constants
 
 
 def _check_leaves(name: str, params: Params, leaves: list) -> None:
-    """Refuse params without leaves, plain lists of numbers, and leaves that are no arrays or constants."""
+    """Refuse params without leaves, plain lists of numbers, and leaves that are no arrays or
+    constants.
+    """
     if not leaves:
         raise ValueError(f"{name} must hold at least one array, got an empty pytree.")
     if isinstance(params, list | tuple) and all(isinstance(leaf, int | float) for leaf in leaves):
@@ -112,7 +119,9 @@ def _check_leaf(name: str, leaf: Any, *, alone: bool) -> None:
     dtype = getattr(leaf, "dtype", np.dtype(object))
     array = isinstance(leaf, jax.Array | np.ndarray | np.generic)
     if isinstance(leaf, complex) or (array and jnp.issubdtype(dtype, jnp.complexfloating)):
-        raise ValueError(f"{name} must be real, got complex leaves. Minimise over real and imaginary parts.")
+        raise ValueError(
+            f"{name} must be real, got complex leaves. Minimise over real and imaginary parts."
+        )
     if array and not is_concrete(leaf):
         return
     if isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind not in "fiub":

@@ -1,7 +1,8 @@
-"""Checkpoints of a run as one npz file: written beside the old one and renamed, so that there is always a whole one.
+"""Checkpoints of a run as one npz file: written beside the old one and renamed, so that there is
+always a whole one.
 
-A file knows which run it belongs to by a fingerprint: the start, the loss and gradient there, and the first state of the
-transform, to the last bit.
+A file knows which run it belongs to by a fingerprint: the start, the loss and gradient there, and
+the first state of the transform, to the last bit.
 """
 
 import hashlib
@@ -20,7 +21,9 @@ _ADVICE = "It was left as it is; remove it, or name another file."
 
 def _plain(leaf: Any) -> np.ndarray:
     """A leaf as numbers; a key as what it is made of."""
-    return np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
+    return np.asarray(
+        jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+    )
 
 
 def _storable(leaf: Any) -> np.ndarray:
@@ -52,7 +55,9 @@ def foreign(path: str | os.PathLike) -> str:
 
 
 def save(path: str | os.PathLike, tree: Any, mark: str) -> None:
-    """Write the leaves of a tree; whoever is killed on the way leaves the file that was there before."""
+    """Write the leaves of a tree; whoever is killed on the way leaves the file that was there
+    before.
+    """
     path = Path(path)
     beside = path.with_name(path.name + ".writing")
     leaves = {f"leaf_{i}": _storable(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
@@ -67,12 +72,14 @@ def load(path: str | os.PathLike, tree: Any, mark: str) -> Any | None:
     """The tree that was saved, in the structure of ``tree``; None if there is no file.
 
     Raises:
-        ValueError: a file that is no checkpoint, is damaged, or belongs to another run. It is left as it is. A directory that
-            does not exist.
+        ValueError: a file that is no checkpoint, is damaged, or belongs to another run. It is left
+            as it is. A directory that does not exist.
     """
     path = Path(path)
     if not path.parent.is_dir():
-        raise ValueError(f"checkpoint {str(path)!r} cannot be written: there is no directory {str(path.parent)!r}.")
+        raise ValueError(
+            f"checkpoint {str(path)!r} cannot be written: there is no directory {str(path.parent)!r}."
+        )
     if not path.exists():
         return None
     leaves, structure = jax.tree.flatten(tree)
@@ -80,11 +87,19 @@ def load(path: str | os.PathLike, tree: Any, mark: str) -> Any | None:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             kept = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(f"checkpoint {str(path)!r} is damaged, or no checkpoint: {error}. {_ADVICE}") from error
+        raise ValueError(
+            f"checkpoint {str(path)!r} is damaged, or no checkpoint: {error}. {_ADVICE}"
+        ) from error
     if str(kept.get("format")) != _FORMAT:
-        raise ValueError(f"checkpoint {str(path)!r} is no checkpoint of this version of softntk. {_ADVICE}")
+        raise ValueError(
+            f"checkpoint {str(path)!r} is no checkpoint of this version of softntk. {_ADVICE}"
+        )
     fits = len(kept) == len(leaves) + 2 and str(kept["fingerprint"]) == mark
-    fits = fits and all(kept[f"leaf_{i}"].shape[1:] == _plain(leaf).shape[1:] for i, leaf in enumerate(leaves))
+    fits = fits and all(
+        kept[f"leaf_{i}"].shape[1:] == _plain(leaf).shape[1:] for i, leaf in enumerate(leaves)
+    )
     if not fits:
         raise ValueError(foreign(path))
-    return jax.tree.unflatten(structure, [_like(kept[f"leaf_{i}"], leaf) for i, leaf in enumerate(leaves)])
+    return jax.tree.unflatten(
+        structure, [_like(kept[f"leaf_{i}"], leaf) for i, leaf in enumerate(leaves)]
+    )

@@ -1,7 +1,9 @@
-"""Compiled once for each transform and problem: functions whose large constants are arguments of the program.
+"""Compiled once for each transform and problem: functions whose large constants are arguments of
+the program.
 
-A transform closes over its curvature, and that over A. Jitted as it is, A would be copied into the program, slowly and more
-than once. So the function is traced by itself first, and what it closed over is handed to the compiled one.
+A transform closes over its curvature, and that over A. Jitted as it is, A would be copied into the
+program, slowly and more than once. So the function is traced by itself first, and what it closed
+over is handed to the compiled one.
 """
 
 import weakref
@@ -19,13 +21,17 @@ _CACHE: "weakref.WeakKeyDictionary[Any, dict]" = weakref.WeakKeyDictionary()
 
 
 def taken_apart(tree: Any) -> tuple[list, Callable[[list], Any]]:
-    """The arrays of a pytree, None where a leaf is something else, and how to put it together again."""
+    """The arrays of a pytree, None where a leaf is something else, and how to put it together
+    again.
+    """
     leaves, structure = jax.tree.flatten(tree)
     others = [None if eqx.is_array(leaf) else leaf for leaf in leaves]
 
     def together(arrays: list) -> Any:
         pairs = zip(arrays, others, strict=True)
-        return jax.tree.unflatten(structure, [other if array is None else array for array, other in pairs])
+        return jax.tree.unflatten(
+            structure, [other if array is None else array for array, other in pairs]
+        )
 
     return [leaf if eqx.is_array(leaf) else None for leaf in leaves], together
 
@@ -35,13 +41,18 @@ def has_arrays(tree: Any) -> bool:
     return any(map(eqx.is_array, jax.tree.leaves(tree)))
 
 
-def program(name: Any, tx: Any, problem: Any, function: Callable[..., Any], *example: Any) -> Callable[..., Any]:
-    """``function(problem, *arguments)`` for arguments like the example, compiled; from the cache if it was there.
+def program(
+    name: Any, tx: Any, problem: Any, function: Callable[..., Any], *example: Any
+) -> Callable[..., Any]:
+    """``function(problem, *arguments)`` for arguments like the example, compiled; from the cache if
+    it was there.
 
     Args:
-        name: what the function is; with tx and the static part of the problem it must determine the function.
+        name: what the function is; with tx and the static part of the problem it must determine the
+            function.
         tx: a transform, or None.
-        problem: a callable; the arrays of a pytree are arguments of the program, what a function closes over its constants.
+        problem: a callable; the arrays of a pytree are arguments of the program, what a function
+            closes over its constants.
         function: to be compiled.
         example: arguments.
 
@@ -53,11 +64,21 @@ def program(name: Any, tx: Any, problem: Any, function: Callable[..., Any], *exa
     shapes = tuple(map(_shape_and_dtype, jax.tree.leaves(arguments)))
     owner = _owner(tx, problem)
     leaves, structure = jax.tree.flatten(problem)
-    leaves = tuple(None if leaf is owner or eqx.is_array(leaf) else leaf for leaf in leaves)  # it must not keep itself alive
-    key = (name, leaves, structure, jax.tree.structure(arguments), shapes, jax.config.jax_enable_x64)  # pyright: ignore
+    # it must not keep itself alive
+    leaves = tuple(None if leaf is owner or eqx.is_array(leaf) else leaf for leaf in leaves)
+    key = (
+        name,
+        leaves,
+        structure,
+        jax.tree.structure(arguments),
+        shapes,
+        jax.config.jax_enable_x64,
+    )  # pyright: ignore
     known = _CACHE.setdefault(owner, {})
     if key not in known:
-        run, constants = _compiled(lambda arrays, *rest: function(together(arrays), *rest), arguments)
+        run, constants = _compiled(
+            lambda arrays, *rest: function(together(arrays), *rest), arguments
+        )
         if not all(map(is_concrete, constants)):
             return lambda *rest: run(constants, arrays, *rest)
         known[key] = run, constants
@@ -73,14 +94,18 @@ def _shape_and_dtype(leaf: Any) -> tuple:
 
 
 def without_derivatives(function: Callable[..., Any], *arguments: Any) -> Any:
-    """``function(*arguments)``, whose result has no derivative by anything that the function closes over."""
+    """``function(*arguments)``, whose result has no derivative by anything that the function closes
+    over.
+    """
     arrays, together = taken_apart(arguments)
     run, constants = _compiled(lambda arrays: function(*together(arrays)), (arrays,))
     return run(constants, arrays)
 
 
 def _owner(tx: Any, problem: Any) -> Any:
-    """Whose life the compiled program shares: the transform's, the function's, or that of all problems of a kind."""
+    """Whose life the compiled program shares: the transform's, the function's, or that of all
+    problems of a kind.
+    """
     if tx is not None:
         return tx.update
     function = problem.function if isinstance(problem, Bound) else problem
@@ -94,6 +119,8 @@ def _compiled(function: Callable[..., Any], arguments: tuple) -> tuple[Callable[
     @jax.jit
     def run(constants: list, *arguments: Any) -> Any:
         filled = jax.extend.core.ClosedJaxpr(closed.jaxpr, constants)
-        return jax.tree.unflatten(structure, jax.extend.core.jaxpr_as_fun(filled)(*jax.tree.leaves(arguments)))
+        return jax.tree.unflatten(
+            structure, jax.extend.core.jaxpr_as_fun(filled)(*jax.tree.leaves(arguments))
+        )
 
     return run, [jax.lax.stop_gradient(constant) for constant in closed.consts]

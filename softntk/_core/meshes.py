@@ -1,8 +1,10 @@
-"""Computations over several devices: explicit mesh axes, and carries that vary over a mesh inside ``jax.shard_map``.
+"""Computations over several devices: explicit mesh axes, and carries that vary over a mesh inside
+``jax.shard_map``.
 
-A mesh of ``jax.make_mesh`` has explicit axes by default: every operation must know where its result lies, and a contraction of
-two matrices that are both spread over their rows is refused. :func:`place_automatically` and :func:`call_automatic` let the
-compiler decide; results are spread as the rows were.
+A mesh of ``jax.make_mesh`` has explicit axes by default: every operation must know where its result
+lies, and a contraction of two matrices that are both spread over their rows is refused.
+:func:`place_automatically` and :func:`call_automatic` let the compiler decide; results are spread
+as the rows were.
 """
 
 from collections.abc import Callable
@@ -17,15 +19,20 @@ from softntk._core.validation import is_concrete
 
 
 def place_automatically(function: Callable, rows: jax.Array, *others: Any) -> Any:
-    """Return ``function(rows, *others)``, whose outputs are matrices with the rows of ``rows``, on meshes of any kind."""
+    """Return ``function(rows, *others)``, whose outputs are matrices with the rows of ``rows``, on
+    meshes of any kind.
+    """
     if not any(map(_is_spread, jax.tree.leaves((rows, others)))):
         return function(rows, *others)
     spec = PartitionSpec(jax.typeof(rows).sharding.spec[0] if _is_spread(rows) else None, None)
     placed: Any = spec
-    if jax.sharding.get_abstract_mesh().empty:  # outside of jax.set_mesh the arrays know the devices
+    # outside of jax.set_mesh the arrays know the devices
+    if jax.sharding.get_abstract_mesh().empty:
         spread = next(leaf for leaf in jax.tree.leaves((rows, others)) if _is_spread(leaf))
         if not is_concrete(spread):
-            raise ValueError("arrays on a mesh with explicit axes need `with jax.set_mesh(mesh):` around jit, vmap or grad.")
+            raise ValueError(
+                "arrays on a mesh with explicit axes need `with jax.set_mesh(mesh):` around jit, vmap or grad."
+            )
         placed = NamedSharding(spread.sharding.mesh, spec)
     return jax.sharding.auto_axes(function, out_sharding=placed)(rows, *others)
 
@@ -42,8 +49,8 @@ def vary_like(tree: Any, *data: Any) -> Any:
     """Return the arrays of a tree as varying over every mesh axis that the data vary over.
 
     Inside ``jax.shard_map`` a loop that adds up rows of one device must begin with zeros that are
-    that device's own, and a derivative in weights that all devices share would be summed over all of
-    them. Anywhere else nothing changes.
+    that device's own, and a derivative in weights that all devices share would be summed over all
+    of them. Anywhere else nothing changes.
     """
     axes = frozenset().union(*map(_varying_axes, jax.tree.leaves(data)))
     if not axes:
@@ -57,17 +64,20 @@ def vary_like(tree: Any, *data: Any) -> Any:
 
 
 def _varying_axes(leaf: Any) -> frozenset[str]:
-    """Return the manual axes that an array varies over; its type says so, by a name that JAX has changed."""
+    """Return the manual axes that an array varies over; its type says so, by a name that JAX has
+    changed.
+    """
     kind = jax.typeof(leaf)
     return kind.mat.varying if hasattr(kind, "mat") else getattr(kind, "vma", frozenset())
 
 
 def call_automatic(function: Callable, rows: Any, *arguments: Any) -> Any:
-    """Return ``function(*arguments)``, computed with automatic axes where the arguments' are explicit.
+    """Return ``function(*arguments)``, computed with automatic axes where the arguments' are
+    explicit.
 
-    A mesh of ``jax.make_mesh`` has explicit axes, along which a product of two arrays that are split
-    over them is not defined. The compiler divides the work instead; the result is split along its
-    first axis as ``rows`` (None: not at all).
+    A mesh of ``jax.make_mesh`` has explicit axes, along which a product of two arrays that are
+    split over them is not defined. The compiler divides the work instead; the result is split along
+    its first axis as ``rows`` (None: not at all).
     """
     for leaf in jax.tree.leaves((rows, arguments)):
         mesh = jax.typeof(leaf).sharding.mesh
@@ -84,5 +94,7 @@ def _first_axis(rows: Any) -> PartitionSpec:
 
 
 def automatic(function: Callable) -> Callable:
-    """Return the function with its arguments' explicit axes as automatic and a result on every device."""
+    """Return the function with its arguments' explicit axes as automatic and a result on every
+    device.
+    """
     return partial(call_automatic, function, None)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 
 def keep_old_paths(package: str, modules: Mapping[str, str]) -> None:
-    """Let ``import package.old`` find the module that now holds the public names of ``package.old``.
+    """Let ``import package.old`` find the module that now holds the public names of
+    ``package.old``.
 
     For pickles and scripts of version 0.1. A name that the package itself uses, as the function
     ``regression.problem``, stays what it is.

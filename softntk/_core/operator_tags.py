@@ -21,7 +21,9 @@ def answer(
     symmetric: bool = True,
     positive: Callable[[Any], bool] = lambda operator: False,
 ) -> None:
-    """Register a kind of operator, real and linear: whether it is symmetric, and a function that tells if it is ≽ 0."""
+    """Register a kind of operator, real and linear: whether it is symmetric, and a function that
+    tells if it is ≽ 0.
+    """
     for question in _NO:
         question.register(kind, lambda operator: False)
     lx.is_symmetric.register(kind, lambda operator: symmetric)

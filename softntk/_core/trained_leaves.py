@@ -12,10 +12,11 @@ FLAX_CONSTANTS = ("batch_stats", "cache", "intermediates")
 
 
 def trained_leaves(params: Any) -> list[bool]:
-    """Return, for each leaf in order, whether it is trained if it is a floating-point number or array.
+    """Return, for each leaf in order, whether it is trained if it is a floating-point number or
+    array.
 
-    Of flax.linen's variables the collections of ``FLAX_CONSTANTS`` are not, of flax.nnx's nothing but
-    ``nnx.Param`` is, and of an equinox module Python's floats are not (rates, probabilities).
+    Of flax.linen's variables the collections of ``FLAX_CONSTANTS`` are not, of flax.nnx's nothing
+    but ``nnx.Param`` is, and of an equinox module Python's floats are not (rates, probabilities).
     """
     if isinstance(params, Mapping) and "params" in params:  # variables of flax.linen
         paths, _ = jax.tree_util.tree_flatten_with_path(params)
@@ -24,7 +25,9 @@ def trained_leaves(params: Any) -> list[bool]:
     variable = () if nnx is None else (nnx.Variable,)
     trained = () if nnx is None else (nnx.Param,)
     flags = []
-    for node in jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, (*variable, eqx.Module))):
+    for node in jax.tree.leaves(
+        params, is_leaf=lambda node: isinstance(node, (*variable, eqx.Module))
+    ):
         if isinstance(node, variable):
             flags += [isinstance(node, trained)] * len(jax.tree.leaves(node))
         elif isinstance(node, eqx.Module):

@@ -4,14 +4,16 @@ Symbols: (g₁, g₂) ~ N(0, [[q11, q12], [q12, q22]]), θ the angle between the
 
     cos θ = q12 / √(q11 q22),    sin θ = √(q11 q22 − q12²) / √(q11 q22).
 
-The cosine alone does not determine a small angle: arccos(1 − ε) = √(2ε). Two things do, and whoever has them passes sin θ on:
+The cosine alone does not determine a small angle: arccos(1 − ε) = √(2ε). Two things do, and whoever
+has them passes sin θ on:
 
-- the variances, taken as exact numbers: q11 q22 − q12² from products that are split so that nothing is rounded
-  (:func:`sine`);
-- the points: with unit vectors u, v the chord c = ‖u − v‖ is known to rounding, and sin θ = c √(1 − c²/4)
-  (:func:`between_rows`). That is θ = 2 atan2(‖u − v‖, ‖u + v‖).
+- the variances, taken as exact numbers: q11 q22 − q12² from products that are split so that nothing
+  is rounded (:func:`sine`);
+- the points: with unit vectors u, v the chord c = ‖u − v‖ is known to rounding, and sin θ = c √(1 −
+  c²/4) (:func:`between_rows`). That is θ = 2 atan2(‖u − v‖, ‖u + v‖).
 
-Variances are divided by powers of four before they are multiplied, so that nothing here over- or underflows.
+Variances are divided by powers of four before they are multiplied, so that nothing here over- or
+underflows.
 """
 
 from functools import partial
@@ -27,7 +29,9 @@ from softntk._core.meshes import vary_like
 Scalars = Float[Array, "..."]
 
 MAX_PAIRS_PER_ROW = 8
-"""Beyond this many near points a row (plus one for each feature), differences of all points cost less than of some."""
+"""Beyond this many near points a row (plus one for each feature), differences of all points cost
+less than of some.
+"""
 
 
 def root(q: Scalars) -> Scalars:
@@ -41,7 +45,9 @@ def inverse_root(q: Scalars) -> Scalars:
 
 
 def _once(small: Scalars, large: Scalars) -> Scalars:
-    """Return ``small``, computed once and not for every entry of the larger array that it is broadcast to."""
+    """Return ``small``, computed once and not for every entry of the larger array that it is
+    broadcast to.
+    """
     return lax.optimization_barrier(small) if small.size < large.size else small
 
 
@@ -49,17 +55,23 @@ def _order_one(q: Scalars) -> tuple[Scalars, Scalars]:
     """Return q 4^-k in [½, 2) and 2^-k; (1, 1) where q is not positive."""
     limits = jnp.finfo(q.dtype)
     positive = q > 0
-    _, exponent = jnp.frexp(jnp.where(positive, jnp.clip(q, float(limits.tiny), float(limits.max) / 2), 1))
+    _, exponent = jnp.frexp(
+        jnp.where(positive, jnp.clip(q, float(limits.tiny), float(limits.max) / 2), 1)
+    )
     scale = jnp.ldexp(jnp.ones_like(q), -(exponent // 2))
     return jnp.where(positive, q * scale * scale, 1), jnp.where(positive, scale, 1)
 
 
 def sine(q11: Scalars, q12: Scalars, q22: Scalars) -> Scalars:
-    """Return sin θ ≥ 0, exact for the numbers given, without gradient; one where a variance is zero."""
+    """Return sin θ ≥ 0, exact for the numbers given, without gradient; one where a variance is
+    zero.
+    """
     q11, q12, q22 = (jnp.asarray(lax.stop_gradient(q)) for q in (q11, q12, q22))
     limits = jnp.finfo(q12.dtype)
     # Products of halves of the digits are exact, and so are their differences where they cancel.
-    half = partial(lax.reduce_precision, exponent_bits=limits.nexp, mantissa_bits=(limits.nmant + 1) // 2 - 1)
+    half = partial(
+        lax.reduce_precision, exponent_bits=limits.nexp, mantissa_bits=(limits.nmant + 1) // 2 - 1
+    )
     (a, scale1), (b, scale2) = _order_one(q11), _order_one(q22)
     a1, b1 = (_once(half(v), q12) for v in (a, b))
     a2, b2 = (_once(v - v1, q12) for v, v1 in ((a, a1), (b, b1)))
@@ -83,14 +95,19 @@ def _cos_jvp(primals: tuple, tangents: tuple) -> tuple[Scalars, Scalars]:
     d11, d12, d22 = tangents
     cos = _cos(*primals)
     inverse1, inverse2 = inverse_root(q11), inverse_root(q22)
-    return cos, d12 * inverse1 * inverse2 - 0.5 * cos * (d11 * inverse1 * inverse1 + d22 * inverse2 * inverse2)
+    return cos, d12 * inverse1 * inverse2 - 0.5 * cos * (
+        d11 * inverse1 * inverse1 + d22 * inverse2 * inverse2
+    )
 
 
-def cosine(q11: Scalars, q12: Scalars, q22: Scalars, sines: Scalars | None = None) -> tuple[Scalars, Scalars, Scalars]:
+def cosine(
+    q11: Scalars, q12: Scalars, q22: Scalars, sines: Scalars | None = None
+) -> tuple[Scalars, Scalars, Scalars]:
     """Return (√(q11 q22), cos θ, sin θ); (0, 0, 1) where a variance is zero.
 
-    Variances that were computed, and not given, carry rounding: without ``sines`` an angle within a few units of it is *set* to
-    0 or π. So equal points get the exact kernel instead of one that is wrong by the root of the precision.
+    Variances that were computed, and not given, carry rounding: without ``sines`` an angle within a
+    few units of it is *set* to 0 or π. So equal points get the exact kernel instead of one that is
+    wrong by the root of the precision.
     """
     norms = _once(root(q11), q12) * _once(root(q22), q12)
     cos = _cos(q11, q12, q22)
@@ -99,7 +116,11 @@ def cosine(q11: Scalars, q12: Scalars, q22: Scalars, sines: Scalars | None = Non
     sines = sine(q11, q12, q22)
     equal = sines**2 < 16 * jnp.finfo(cos.dtype).eps
     # The value is set, the derivative is not: second derivatives at equal points need it.
-    return norms, cos + lax.stop_gradient(jnp.where(equal, jnp.sign(cos) - cos, 0)), jnp.where(equal, 0, sines)
+    return (
+        norms,
+        cos + lax.stop_gradient(jnp.where(equal, jnp.sign(cos) - cos, 0)),
+        jnp.where(equal, 0, sines),
+    )
 
 
 @jax.custom_jvp
@@ -110,7 +131,9 @@ def _sine_along(cos: Scalars, sines: Scalars) -> Scalars:
 
 
 @_sine_along.defjvp
-def _sine_along_jvp(primals: tuple[Scalars, Scalars], tangents: tuple[Scalars, Scalars]) -> tuple[Scalars, Scalars]:
+def _sine_along_jvp(
+    primals: tuple[Scalars, Scalars], tangents: tuple[Scalars, Scalars]
+) -> tuple[Scalars, Scalars]:
     cos, sines = primals
     inside = sines > 0
     slope = jnp.where(inside, -cos / jnp.where(inside, _sine_along(cos, sines), 1), 0)
@@ -124,7 +147,9 @@ def angle_left(cos: Scalars, sines: Scalars) -> Scalars:
 
 
 @angle_left.defjvp
-def _angle_left_jvp(primals: tuple[Scalars, Scalars], tangents: tuple[Scalars, Scalars]) -> tuple[Scalars, Scalars]:
+def _angle_left_jvp(
+    primals: tuple[Scalars, Scalars], tangents: tuple[Scalars, Scalars]
+) -> tuple[Scalars, Scalars]:
     cos, sines = primals
     inside = sines > 0
     slope = jnp.where(inside, 1 / jnp.where(inside, _sine_along(cos, sines), 1), 0)
@@ -133,12 +158,17 @@ def _angle_left_jvp(primals: tuple[Scalars, Scalars], tangents: tuple[Scalars, S
 
 @jax.custom_jvp
 def arc_cosine_1(cos: Scalars, sines: Scalars) -> Scalars:
-    """Return sin θ + (π − θ) cos θ. Its derivative in cos θ is π − θ; the chain rule would give ∞ − ∞ at θ = 0."""
+    """Return sin θ + (π − θ) cos θ.
+
+    Its derivative in cos θ is π − θ; the chain rule would give ∞ − ∞ at θ = 0.
+    """
     return sines + angle_left(cos, sines) * cos
 
 
 @arc_cosine_1.defjvp
-def _arc_cosine_1_jvp(primals: tuple[Scalars, Scalars], tangents: tuple[Scalars, Scalars]) -> tuple[Scalars, Scalars]:
+def _arc_cosine_1_jvp(
+    primals: tuple[Scalars, Scalars], tangents: tuple[Scalars, Scalars]
+) -> tuple[Scalars, Scalars]:
     return arc_cosine_1(*primals), angle_left(*primals) * tangents[0]
 
 
@@ -159,13 +189,18 @@ def _half_root_jvp(primals: tuple, tangents: tuple) -> tuple[Scalars, Scalars]:
     return half, (k / 8) * (around - 2 * k * (q12 / half) * d12)
 
 
-def half_root_determinant(k: float, q11: Scalars, q12: Scalars, q22: Scalars, sines: Scalars | None = None) -> Scalars:
-    """Return ½ √((1 + k q11)(1 + k q22) − k² q12²), as the root of 1 + k (q11 + q22) + k² q11 q22 sin² θ: nothing cancels."""
+def half_root_determinant(
+    k: float, q11: Scalars, q12: Scalars, q22: Scalars, sines: Scalars | None = None
+) -> Scalars:
+    """Return ½ √((1 + k q11)(1 + k q22) − k² q12²), as the root of 1 + k (q11 + q22) + k² q11 q22
+    sin² θ: nothing cancels.
+    """
     sines = sine(q11, q12, q22) if sines is None else sines
     return _half_root(jnp.asarray(k, q12.dtype), q11, q12, q22, sines)
 
 
-# --- points -------------------------------------------------------------------------------------------------------
+# --- points
+# -------------------------------------------------------------------------------------------------------
 
 
 def between_rows(
@@ -174,14 +209,17 @@ def between_rows(
     dots: Float[Array, "n1 n2"],
     same: bool = False,
 ) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"]]:
-    """Return (inner products, sin θ) of the rows of two matrices, also where they are parallel to rounding.
+    """Return (inner products, sin θ) of the rows of two matrices, also where they are parallel to
+    rounding.
 
     1. Where |cos θ| is far from one, both come from the inner products.
-    2. Where it is not, they come from the chord between the unit vectors. As long as a row has few such neighbours, these are
-       picked out one a row at a time; otherwise all differences are taken.
+    2. Where it is not, they come from the chord between the unit vectors. As long as a row has few
+       such neighbours, these are picked out one a row at a time; otherwise all differences are
+       taken.
 
-    A conditional hands over only the sines of 2, −1 elsewhere: what is computed inside of it runs on one core and is written to
-    memory, all else is one pass over the pairs with what is made of the angles.
+    A conditional hands over only the sines of 2, −1 elsewhere: what is computed inside of it runs
+    on one core and is written to memory, all else is one pass over the pairs with what is made of
+    the angles.
 
     Args:
         x1: of order one.
@@ -250,16 +288,23 @@ def _polar(x: Float[Array, "n d"]) -> tuple[Float[Array, "n d"], Float[Array, "n
 
 
 def _squares_of_some(
-    unit1: Float[Array, "n1 d"], unit2: Float[Array, "n2 d"], sign: Float[Array, "n1 n2"], near: Bool[Array, "n1 n2"]
+    unit1: Float[Array, "n1 d"],
+    unit2: Float[Array, "n2 d"],
+    sign: Float[Array, "n1 n2"],
+    near: Bool[Array, "n1 n2"],
 ) -> Float[Array, "n1 n2"]:
-    """Return ‖u − sign · v‖² of the near pairs, zero for the others: in each step the next one of every row."""
+    """Return ‖u − sign · v‖² of the near pairs, zero for the others: in each step the next one of
+    every row.
+    """
     rows = jnp.arange(unit1.shape[0])
 
     def step(state: tuple) -> tuple:
         remaining, squares = state
         column = jnp.argmax(remaining, axis=1)
         square = jnp.sum((unit1 - sign[rows, column][:, None] * unit2[column]) ** 2, axis=1)
-        squares = squares.at[rows, column].set(jnp.where(remaining[rows, column], square, squares[rows, column]))
+        squares = squares.at[rows, column].set(
+            jnp.where(remaining[rows, column], square, squares[rows, column])
+        )
         return remaining.at[rows, column].set(False), squares
 
     return lax.while_loop(lambda state: jnp.any(state[0]), step, (near, 0 * sign))[1]

@@ -6,14 +6,18 @@ from jaxtyping import Array
 
 
 def numbers_at_a_time() -> int:
-    """How many numbers to work on: on a CPU what stays in its caches, on accelerators enough to keep them busy."""
+    """How many numbers to work on: on a CPU what stays in its caches, on accelerators enough to
+    keep them busy.
+    """
     return 2**21 if jax.default_backend() == "cpu" else 2**26
 
 
 def in_blocks(array: Array, size: int) -> Array:
     """[n, …] as [n/size, size, …], the last block filled up with zeros."""
     short = -len(array) % size
-    return jnp.pad(array, [(0, short)] + [(0, 0)] * (array.ndim - 1)).reshape(-1, size, *array.shape[1:])
+    return jnp.pad(array, [(0, short)] + [(0, 0)] * (array.ndim - 1)).reshape(
+        -1, size, *array.shape[1:]
+    )
 
 
 def rows_in_blocks(rows: Array, size: int) -> Array:

@@ -1,6 +1,7 @@
 """The matrix A [n, d] of a regression, whatever it is made of: dense, BCOO, or a lineax operator.
 
-Every routine of :mod:`softntk.curvature` and :mod:`softntk.regression` asks for one of these few products and nothing else:
+Every routine of :mod:`softntk.curvature` and :mod:`softntk.regression` asks for one of these few
+products and nothing else:
 
     times(A, V)      A V           V [d] or [d, r]
     adjoint(A, V)    Aᵀ V          V [n] or [n, r]
@@ -44,7 +45,9 @@ def is_sparse(A: Matrix) -> bool:
 
 
 class Implicit(eqx.Module):
-    """A lineax operator whose functions are static, so that it is an argument of jitted functions like any other matrix."""
+    """A lineax operator whose functions are static, so that it is an argument of jitted functions
+    like any other matrix.
+    """
 
     arrays: Any
     static: Any = eqx.field(static=True)
@@ -57,7 +60,9 @@ class Implicit(eqx.Module):
 
 def implicit(A: Matrix) -> Matrix:
     """A lineax operator as :class:`Implicit`; any other matrix as it is."""
-    return Implicit(*eqx.partition(A, eqx.is_array)) if isinstance(A, lx.AbstractLinearOperator) else A
+    return (
+        Implicit(*eqx.partition(A, eqx.is_array)) if isinstance(A, lx.AbstractLinearOperator) else A
+    )
 
 
 def is_operator(A: Matrix) -> bool:
@@ -66,7 +71,9 @@ def is_operator(A: Matrix) -> bool:
 
 
 def operand(name: str, A: Matrix) -> Matrix:
-    """Return what a structured operator holds: arrays of JAX, BCOOs and operators as they are, others checked."""
+    """Return what a structured operator holds: arrays of JAX, BCOOs and operators as they are,
+    others checked.
+    """
     if isinstance(A, jax.Array) and A.ndim == 2 and jnp.issubdtype(A.dtype, jnp.floating):
         return A
     return A if isinstance(A, Implicit) or is_sparse(A) else checked(name, A)
@@ -91,8 +98,8 @@ def checked(name: str, A: Matrix, *, half: bool = True) -> Matrix:
         half: False refuses float16 and bfloat16, for what LAPACK has to do.
 
     Raises:
-        ValueError: another sparse format, integers, NaN or infinities, an empty matrix, indices out of bounds, an operator
-            that is not from [d] to [n].
+        ValueError: another sparse format, integers, NaN or infinities, an empty matrix, indices out
+            of bounds, an operator that is not from [d] to [n].
     """
     if isinstance(A, lx.MatrixLinearOperator):
         A = A.matrix
@@ -113,8 +120,13 @@ def checked(name: str, A: Matrix, *, half: bool = True) -> Matrix:
 def _checked_operator(name: str, A: lx.AbstractLinearOperator) -> Matrix:
     """Return an operator from [d] to [n] as :class:`Implicit`."""
     structures = (A.in_structure(), A.out_structure())
-    if not all(isinstance(one, jax.ShapeDtypeStruct) and len(one.shape) == 1 and one.shape != (0,) for one in structures):
-        raise ValueError(f"{name} must be an operator from vectors [d] to vectors [n], n, d ≥ 1, got {structures}.")
+    if not all(
+        isinstance(one, jax.ShapeDtypeStruct) and len(one.shape) == 1 and one.shape != (0,)
+        for one in structures
+    ):
+        raise ValueError(
+            f"{name} must be an operator from vectors [d] to vectors [n], n, d ≥ 1, got {structures}."
+        )
     if not jnp.issubdtype(structures[1].dtype, jnp.floating):
         raise ValueError(f"{name} must be a floating-point operator, got {structures}.")
     return implicit(A)
@@ -131,11 +143,17 @@ def _checked_array(name: str, A: Any) -> Float[Array, "n d"]:
 
 
 def _checked_sparse(name: str, A: Any) -> Any:
-    """Return a BCOO that is [n, d], finite, without duplicates, and whose indices are what its flags say."""
+    """Return a BCOO that is [n, d], finite, without duplicates, and whose indices are what its
+    flags say.
+    """
     if A.ndim != 2 or A.n_batch or A.n_dense or 0 in A.shape:
-        raise ValueError(f"{name} must be a BCOO of shape [n, d] without batch or dense dimensions and n, d ≥ 1, got {A!r}.")
+        raise ValueError(
+            f"{name} must be a BCOO of shape [n, d] without batch or dense dimensions and n, d ≥ 1, got {A!r}."
+        )
     if not jnp.issubdtype(A.dtype, jnp.floating):
-        raise ValueError(f"{name} must be a floating-point array, got dtype {A.dtype}. Convert it, e.g. before fromdense.")
+        raise ValueError(
+            f"{name} must be a floating-point array, got dtype {A.dtype}. Convert it, e.g. before fromdense."
+        )
     if not jnp.issubdtype(A.indices.dtype, jnp.integer):
         raise ValueError(f"{name}.indices must be integers, got dtype {A.indices.dtype}.")
     check_finite(f"{name}.data", A.data)
@@ -151,7 +169,9 @@ def _check_indices(name: str, A: Any) -> None:
     padding = (rows >= n) | (columns >= d)
     lost = padding & (A.data != 0) if is_concrete(A.data) else False
     if bool(jnp.any(lost | (rows < 0) | (columns < 0))):
-        raise ValueError(f"{name}.indices must lie in [0, {n}) and [0, {d}), got others, whose entries would be lost.")
+        raise ValueError(
+            f"{name}.indices must lie in [0, {n}) and [0, {d}), got others, whose entries would be lost."
+        )
     if A.indices_sorted:
         order = jnp.arange(len(rows))
     elif A.unique_indices:
@@ -162,9 +182,13 @@ def _check_indices(name: str, A: Any) -> None:
     steps, across = jnp.diff(rows), jnp.diff(columns)
     between = ~(padding[1:] | padding[:-1])
     if bool(jnp.any(between & ((steps < 0) | ((steps == 0) & (across < 0))))):
-        raise ValueError(f"{name}.indices must be sorted, as {name}.indices_sorted says, got others. Use sort_indices().")
+        raise ValueError(
+            f"{name}.indices must be sorted, as {name}.indices_sorted says, got others. Use sort_indices()."
+        )
     if A.unique_indices and bool(jnp.any(between & (steps == 0) & (across == 0))):
-        raise ValueError(f"{name}.indices must be unique, as {name}.unique_indices says, got others. Use sum_duplicates().")
+        raise ValueError(
+            f"{name}.indices must be unique, as {name}.unique_indices says, got others. Use sum_duplicates()."
+        )
 
 
 def times(A: Matrix, V: Float[Array, "d *r"]) -> Float[Array, "n *r"]:
@@ -200,7 +224,9 @@ def gram(A: Matrix, D: Float[Array, " n"]) -> Float[Array, "d d"]:
     if is_sparse(A):
         return _sparse_gram(A, D)
     A = dense(A)
-    return lax.platform_dependent(A, D, cpu=_blocked_gram, default=lambda A, D: _symmetric(product(A.T, D[:, None] * A)))
+    return lax.platform_dependent(
+        A, D, cpu=_blocked_gram, default=lambda A, D: _symmetric(product(A.T, D[:, None] * A))
+    )
 
 
 @jax.jit
@@ -211,7 +237,8 @@ def squares(A: Matrix, D: Float[Array, " n"]) -> Float[Array, " d"]:
         terms = A.data * (A.data * D.at[rows].get(mode="fill", fill_value=0))
         return jnp.zeros(A.shape[1], A.dtype).at[columns].add(terms, mode="drop")
     A = dense(A)
-    return jnp.sum(A * (A * D[:, None]), axis=0)  # in this order, as in the Gram matrix: A² alone may overflow
+    # in this order, as in the Gram matrix: A² alone may overflow
+    return jnp.sum(A * (A * D[:, None]), axis=0)
 
 
 def _symmetric(G: Float[Array, "d d"]) -> Float[Array, "d d"]:
@@ -219,7 +246,9 @@ def _symmetric(G: Float[Array, "d d"]) -> Float[Array, "d d"]:
 
 
 def _blocked_gram(A: Float[Array, "n d"], D: Float[Array, " n"]) -> Float[Array, "d d"]:
-    """By blocks of rows, whose weighted copy is in the cache when it is multiplied, and the tiles of the upper half only."""
+    """By blocks of rows, whose weighted copy is in the cache when it is multiplied, and the tiles
+    of the upper half only.
+    """
     n, d = A.shape
     size = min(_BLOCK, n)
     edges = range(0, d, _TILE)
@@ -228,14 +257,17 @@ def _blocked_gram(A: Float[Array, "n d"], D: Float[Array, " n"]) -> Float[Array,
         rows, weights = (lax.dynamic_slice_in_dim(part, start, size) for part in (A, D))
         weighted = weights[:, None] * rows
         return [
-            tile + product(rows[:, left : left + _TILE].T, weighted[:, left:]) for left, tile in zip(edges, tiles, strict=True)
+            tile + product(rows[:, left : left + _TILE].T, weighted[:, left:])
+            for left, tile in zip(edges, tiles, strict=True)
         ]
 
     tiles = [jnp.zeros((min(_TILE, d - left), d - left), A.dtype) for left in edges]
     tiles = lax.fori_loop(0, n // size, lambda i, tiles: add(i * size, size, tiles), tiles)
     if n % size:
         tiles = add(n - n % size, n % size, tiles)
-    upper = jnp.concatenate([jnp.pad(tile, ((0, 0), (left, 0))) for left, tile in zip(edges, tiles, strict=True)])
+    upper = jnp.concatenate(
+        [jnp.pad(tile, ((0, 0), (left, 0))) for left, tile in zip(edges, tiles, strict=True)]
+    )
     return jnp.triu(upper) + jnp.triu(upper, 1).T
 
 
@@ -258,7 +290,9 @@ def _over(data: Float[Array, " z"], V: Float[Array, "m *r"]) -> Float[Array, "z 
 
 
 def _sparse_gram(A: Any, D: Float[Array, " n"]) -> Float[Array, "d d"]:
-    """A block of columns at a time: 2 nnz d multiplications, and no more memory than a few products with A."""
+    """A block of columns at a time: 2 nnz d multiplications, and no more memory than a few products
+    with A.
+    """
     d, size = A.shape[1], min(A.shape[1], _COLUMNS)
     starts = jnp.minimum(jnp.arange(-(-d // size)) * size, d - size)
 
@@ -278,7 +312,11 @@ def row_squares(A: Matrix, right: Float[Array, "d k"] | None = None) -> Float[Ar
         return jnp.sum((dense(A) if right is None else times(A, right)) ** 2, axis=1)
     if right is None:
         return jnp.zeros(A.shape[0], A.dtype).at[A.indices[:, 0]].add(A.data**2, mode="drop")
-    blocks = jnp.pad(right, ((0, 0), (0, -right.shape[1] % _COLUMNS))).reshape(len(right), -1, _COLUMNS).transpose(1, 0, 2)
+    blocks = (
+        jnp.pad(right, ((0, 0), (0, -right.shape[1] % _COLUMNS)))
+        .reshape(len(right), -1, _COLUMNS)
+        .transpose(1, 0, 2)
+    )
 
     def add(total: Array, block: Array) -> tuple[Array, None]:
         return total + jnp.sum(_sparse_times(A, block) ** 2, axis=1), None
@@ -324,8 +362,12 @@ def take(A: Matrix, indices: Int[Array, " s"]) -> Float[Array, "s d"]:
     return dense(A).at[indices].get(mode="fill", fill_value=0)
 
 
-def embedded(A: Matrix, buckets: Int[Array, "z n"], signs: Float[Array, "z n"], size: int) -> Float[Array, "size d"]:
-    """S A for the sparse S [size, n] whose column i has the entry signs[k, i] in row buckets[k, i], for each k of z."""
+def embedded(
+    A: Matrix, buckets: Int[Array, "z n"], signs: Float[Array, "z n"], size: int
+) -> Float[Array, "size d"]:
+    """S A for the sparse S [size, n] whose column i has the entry signs[k, i] in row buckets[k, i],
+    for each k of z.
+    """
     d = shape(A)[1]
     if is_sparse(A):
         rows, columns = A.indices.T
@@ -350,7 +392,12 @@ def scaled_rows(A: Matrix, scale: Float[Array, " n"]) -> Matrix:
 
 
 def _with_data(A: Any, data: Float[Array, " z"]) -> Any:
-    return type(A)((data, A.indices), shape=A.shape, indices_sorted=A.indices_sorted, unique_indices=A.unique_indices)
+    return type(A)(
+        (data, A.indices),
+        shape=A.shape,
+        indices_sorted=A.indices_sorted,
+        unique_indices=A.unique_indices,
+    )
 
 
 def stacked(parts: Sequence[Matrix]) -> Matrix:
@@ -365,5 +412,7 @@ def stacked(parts: Sequence[Matrix]) -> Matrix:
 
         return bcoo_concatenate(parts, dimension=0)
     if any(sparse):
-        raise ValueError("operators must share one matrix, or all have sparse ones, or none; got a mixture.")
+        raise ValueError(
+            "operators must share one matrix, or all have sparse ones, or none; got a mixture."
+        )
     return jnp.concatenate([dense(part) for part in parts])

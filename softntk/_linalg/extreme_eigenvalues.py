@@ -1,4 +1,6 @@
-"""The smallest and the largest eigenvalue of a symmetric matrix or operator, each with a bound of its error."""
+"""The smallest and the largest eigenvalue of a symmetric matrix or operator, each with a bound of
+its error.
+"""
 
 import math
 from collections.abc import Iterator
@@ -22,7 +24,8 @@ from softntk._linalg.gram_arrays import (
 from softntk._linalg.lanczos import distance_beyond, lanczos
 from softntk._linalg.norms import binary_scale
 
-MAX_DENSE_SIZE = 1024  # a matrix of this size is decomposed faster than a hundred products with it are computed
+# a matrix of this size is decomposed faster than a hundred products with it are computed
+MAX_DENSE_SIZE = 1024
 
 
 FAILURE_PROBABILITY = 1e-6  # probability that a bound for an operator is wrong
@@ -60,31 +63,41 @@ class Extremes:
 
 
 def extreme_eigenvalues(
-    op: Gram | lx.AbstractLinearOperator, *, steps: int = 100, key: PRNGKeyArray | None = None, dense_size: int = MAX_DENSE_SIZE
+    op: Gram | lx.AbstractLinearOperator,
+    *,
+    steps: int = 100,
+    key: PRNGKeyArray | None = None,
+    dense_size: int = MAX_DENSE_SIZE,
 ) -> Extremes:
-    r"""The smallest and the largest eigenvalue of a kernel, or of another symmetric operator, each with a bound of its error.
+    r"""The smallest and the largest eigenvalue of a kernel, or of another symmetric operator, each
+    with a bound of its error.
 
-    Dense, or an operator of at most ``dense_size``: by a symmetric eigenvalue decomposition, whose eigenvalues are off by at
-    most 2√n ε λ_max (ε the rounding unit; what LAPACK states, with room).
+    Dense, or an operator of at most ``dense_size``: by a symmetric eigenvalue decomposition, whose
+    eigenvalues are off by at most 2√n ε λ_max (ε the rounding unit; what LAPACK states, with room).
 
-    A larger operator: by Lanczos from a random vector. Its outermost Ritz values lie inside the spectrum. How far outside of
-    them it can reach follows from the polynomial that Lanczos has built, which cannot be large where the start vector has a
-    component; and a random vector has a component of at least δ√(π/2n) along any eigenvector with probability 1 − δ,
-    δ = 10⁻⁶. The same rounding is added. So the bound is proven, up to that probability, where residuals would only be a
-    heuristic. Small gaps at the lower end of an ill-conditioned kernel make it large, and then ``resolved`` is False.
+    A larger operator: by Lanczos from a random vector. Its outermost Ritz values lie inside the
+    spectrum. How far outside of them it can reach follows from the polynomial that Lanczos has
+    built, which cannot be large where the start vector has a component; and a random vector has a
+    component of at least δ√(π/2n) along any eigenvector with probability 1 − δ, δ = 10⁻⁶. The same
+    rounding is added. So the bound is proven, up to that probability, where residuals would only be
+    a heuristic. Small gaps at the lower end of an ill-conditioned kernel make it large, and then
+    ``resolved`` is False.
 
     Args:
-        op: [n, n], or [n, n, k, k] for all outputs at once, or a symmetric lineax operator: a kernel, a Hessian.
+        op: [n, n], or [n, n, k, k] for all outputs at once, or a symmetric lineax operator: a
+            kernel, a Hessian.
         steps: products with an operator; as many vectors are held.
         key: of the start vector; ``jax.random.key(0)`` if None.
         dense_size: operators up to this size (n·k) are formed and decomposed.
 
     Returns:
-        :class:`Extremes`: ``smallest, largest = extreme_eigenvalues(op)``; with ``.smallest_error``, ``.largest_error`` and
-        ``.resolved``, False where λ_min is not told from zero. Scalars, +inf if a product is not finite.
+        :class:`Extremes`: ``smallest, largest = extreme_eigenvalues(op)``; with
+        ``.smallest_error``, ``.largest_error`` and ``.resolved``, False where λ_min is not told
+        from zero. Scalars, +inf if a product is not finite.
 
     Raises:
-        ValueError: not square, empty, integer, not finite or not symmetric (an operator: not tagged so); steps not positive.
+        ValueError: not square, empty, integer, not finite or not symmetric (an operator: not tagged
+            so); steps not positive.
 
     Example:
         >>> import jax.numpy as jnp
@@ -93,8 +106,9 @@ def extreme_eigenvalues(
         >>> [round(float(v), 5) for v in ends], bool(ends.resolved)
         ([1.0, 3.0], True)
 
-    Source: λ_min of the kernel is the rate of arXiv 2405.03251, Theorem 3.7; λ_max bounds the step size, η < 2/λ_max.
-    The bound: Van Dorsselaer, Hochstenbach and van der Vorst (2000), SIAM J. Matrix Anal. Appl. 22(3), 837-852.
+    Source: λ_min of the kernel is the rate of arXiv 2405.03251, Theorem 3.7; λ_max bounds the step
+    size, η < 2/λ_max. The bound: Van Dorsselaer, Hochstenbach and van der Vorst (2000), SIAM J.
+    Matrix Anal. Appl. 22(3), 837-852.
     """
     check_positive_int("steps", steps)
     check_integer("dense_size", dense_size, at_least=0)
@@ -106,7 +120,9 @@ def extreme_eigenvalues(
         raise ValueError(f"op must act on one array, got an operator on {structure}.")
     check_operator_precision(structure.dtype)
     if not lx.is_symmetric(op):
-        raise ValueError("op must be tagged symmetric, as lineax.TaggedLinearOperator(op, lineax.symmetric_tag) is.")
+        raise ValueError(
+            "op must be tagged symmetric, as lineax.TaggedLinearOperator(op, lineax.symmetric_tag) is."
+        )
     if op.in_size() <= dense_size:
         return _dense_extremes(op.as_matrix())
     return _lanczos_extremes(op, key_or_default(key), min(steps, op.in_size()))
@@ -114,14 +130,18 @@ def extreme_eigenvalues(
 
 def check_operator_precision(dtype: jax.typing.DTypeLike) -> None:
     if jnp.finfo(dtype).bits < 32:
-        raise ValueError(f"op must be float32 or float64, got an operator on {dtype}. Make it of arrays in float32.")
+        raise ValueError(
+            f"op must be float32 or float64, got an operator on {dtype}. Make it of arrays in float32."
+        )
 
 
 @jax.jit
 def _dense_extremes(matrix: Float[Array, "p p"]) -> Extremes:
     eigenvalues = finite_eigenvalues(matrix)
     error = rounding(len(matrix), jnp.max(jnp.abs(eigenvalues)))
-    return Extremes(smallest=eigenvalues[0], largest=eigenvalues[-1], smallest_error=error, largest_error=error)
+    return Extremes(
+        smallest=eigenvalues[0], largest=eigenvalues[-1], smallest_error=error, largest_error=error
+    )
 
 
 def _lanczos_extremes_of(op: lx.AbstractLinearOperator, key: PRNGKeyArray, steps: int) -> Extremes:

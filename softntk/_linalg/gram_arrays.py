@@ -20,10 +20,12 @@ Gram = Float[Array | np.ndarray, "n n"] | Float[Array | np.ndarray, "n n k k"]
 
 
 def as_gram(gram: object, name: str = "gram") -> Float[Array, "n n"] | Float[Array, "n n k k"]:
-    """Return a Gram array as it came, [n, n] or [n, n, k, k], as a JAX array in a precision that has factorisations.
+    """Return a Gram array as it came, [n, n] or [n, n, k, k], as a JAX array in a precision that
+    has factorisations.
 
     Raises:
-        ValueError: a function, not [n, n] or [n, n, k, k], integer, half precision, empty, not finite or not symmetric.
+        ValueError: a function, not [n, n] or [n, n, k, k], integer, half precision, empty, not
+            finite or not symmetric.
     """
     label = name if name == "gram" else f"{name} as gram"
     if callable(gram):
@@ -53,7 +55,8 @@ def _asymmetry(gram: Array) -> tuple[Float[Array, ""], Float[Array, ""]]:
 
 
 def as_matrix(gram: Gram, name: str = "gram") -> Float[Array, "p p"]:
-    """Return the symmetric matrix that a Gram array stands for: itself, or [n·k, n·k] with the output as the fast index.
+    """Return the symmetric matrix that a Gram array stands for: itself, or [n·k, n·k] with the
+    output as the fast index.
 
     Raises:
         ValueError: as :func:`as_gram`.
@@ -61,8 +64,12 @@ def as_matrix(gram: Gram, name: str = "gram") -> Float[Array, "p p"]:
     return as_cross_matrix(as_gram(gram, name))
 
 
-def as_cross_matrix(cross: Float[Array | np.ndarray, "t n"] | Float[Array | np.ndarray, "t n k k"]) -> Float[Array, "q p"]:
-    """Return the same for a kernel between t test points and n training points: itself, or [t·k, n·k]."""
+def as_cross_matrix(
+    cross: Float[Array | np.ndarray, "t n"] | Float[Array | np.ndarray, "t n k k"],
+) -> Float[Array, "q p"]:
+    """Return the same for a kernel between t test points and n training points: itself, or [t·k,
+    n·k].
+    """
     cross = as_jax_array(cross)
     if cross.ndim == 2:
         return cross
@@ -70,12 +77,15 @@ def as_cross_matrix(cross: Float[Array | np.ndarray, "t n"] | Float[Array | np.n
 
 
 def rounding(size: int, largest: Float[Array, ""]) -> Float[Array, ""]:
-    """Return below what eigenvalues of a matrix of this size are not known, 2√n ε λ_max: what LAPACK states, with room."""
+    """Return below what eigenvalues of a matrix of this size are not known, 2√n ε λ_max: what
+    LAPACK states, with room.
+    """
     return 2 * size**0.5 * float(jnp.finfo(largest.dtype).eps) * largest
 
 
 def as_scalar(name: str, value: object, dtype: DTypeLike, **bounds: Any) -> Float[Array, ""]:
-    """Return a number as a scalar of this precision, within the bounds of ``check_number`` in it too.
+    """Return a number as a scalar of this precision, within the bounds of ``check_number`` in it
+    too.
 
     Raises:
         ValueError: no number, or out of bounds.
@@ -87,5 +97,7 @@ def as_scalar(name: str, value: object, dtype: DTypeLike, **bounds: Any) -> Floa
         try:
             check_number(name, rounded, **bounds)
         except ValueError:
-            raise ValueError(f"{name} must lie in the range of {np.dtype(dtype)}, got {value!r}. Change the unit.") from None
+            raise ValueError(
+                f"{name} must lie in the range of {np.dtype(dtype)}, got {value!r}. Change the unit."
+            ) from None
     return jnp.asarray(number, dtype)

@@ -1,4 +1,6 @@
-"""Kernels decomposed in float64 on the host, and generalised cross-validation along their eigenvectors."""
+"""Kernels decomposed in float64 on the host, and generalised cross-validation along their
+eigenvectors.
+"""
 
 import math
 from typing import NamedTuple
@@ -17,7 +19,9 @@ _ZOOMS = 4
 
 
 class Decomposition(NamedTuple):
-    """Eigenvalues, ascending, eigenvectors, and how far the matrix they make is from the kernel, in operator norm."""
+    """Eigenvalues, ascending, eigenvectors, and how far the matrix they make is from the kernel, in
+    operator norm.
+    """
 
     values: np.ndarray
     vectors: np.ndarray
@@ -27,7 +31,8 @@ class Decomposition(NamedTuple):
 def decompose(gram: Gram) -> Decomposition:
     """Decompose the kernel, [n, n] or as [nk, nk], in float64.
 
-    The error is 2√n ε λ_max with ε of the kernel's own precision (its entries are rounded), plus half of its asymmetry.
+    The error is 2√n ε λ_max with ε of the kernel's own precision (its entries are rounded), plus
+    half of its asymmetry.
 
     Raises:
         ValueError: as :func:`softntk._linalg.gram_arrays.as_matrix`; a traced kernel.
@@ -44,11 +49,14 @@ def decompose(gram: Gram) -> Decomposition:
     asymmetry = 0.5 * float(host_norm(matrix - matrix.T))
     values, vectors = np.linalg.eigh(0.5 * matrix + 0.5 * matrix.T)
     eps = float(max(jnp.finfo(gram.dtype).eps, np.finfo(np.float64).eps))
-    return Decomposition(values, vectors, 2 * len(values) ** 0.5 * eps * float(np.abs(values).max()) + asymmetry)
+    return Decomposition(
+        values, vectors, 2 * len(values) ** 0.5 * eps * float(np.abs(values).max()) + asymmetry
+    )
 
 
 def targets(gram: Gram, y: Float[Array | np.ndarray, "..."]) -> np.ndarray:
-    """Return the targets in float64 as columns that the kernel acts on: [n, k], or [nk, 1] for a kernel of all outputs.
+    """Return the targets in float64 as columns that the kernel acts on: [n, k], or [nk, 1] for a
+    kernel of all outputs.
 
     Raises:
         ValueError: integer, not finite, or not of the shape of the kernel.
@@ -63,11 +71,15 @@ def check_positive_part(name: str, values: np.ndarray) -> None:
     """Refuse eigenvalues, ascending, of which none is positive."""
     if not values[-1] > 0:
         what = "have a positive eigenvalue" if name == "gram" else "have a positive one among them"
-        raise ValueError(f"{name} must {what}, but the largest is {values[-1]:.3g}. Is it a kernel?")
+        raise ValueError(
+            f"{name} must {what}, but the largest is {values[-1]:.3g}. Is it a kernel?"
+        )
 
 
 def unit_of(x: np.ndarray) -> float:
-    """Return a power of two near max|x|, one for zeros: dividing by it rounds nothing, and squares stay in range."""
+    """Return a power of two near max|x|, one for zeros: dividing by it rounds nothing, and squares
+    stay in range.
+    """
     largest = float(np.max(np.abs(x), initial=0.0))
     if not (largest > 0 and math.isfinite(largest)):
         return 1.0
@@ -75,18 +87,26 @@ def unit_of(x: np.ndarray) -> float:
 
 
 def cross_validated_ridge(
-    values: np.ndarray, components: np.ndarray, smallest: float, inflation: float = 1.0, outside: int = 0
+    values: np.ndarray,
+    components: np.ndarray,
+    smallest: float,
+    inflation: float = 1.0,
+    outside: int = 0,
 ) -> tuple[float, float]:
-    """Return the ridge of the least generalised cross-validation n‖(I−A)y‖²/tr(I−γA)², and the noise variance it leaves.
+    """Return the ridge of the least generalised cross-validation n‖(I−A)y‖²/tr(I−γA)², and the
+    noise variance it leaves.
 
-    With w = ρ/(λ+ρ), the eigenvalues of I − A: V(ρ) = n Σ w²c² / (Σ (1 − γ(1−w)))² and σ² = Σ w²c² / (k Σ w).
+    With w = ρ/(λ+ρ), the eigenvalues of I − A: V(ρ) = n Σ w²c² / (Σ (1 − γ(1−w)))² and σ² = Σ w²c²
+    / (k Σ w).
 
     Args:
         values: λ, [n], at least zero.
         components: of the targets along the eigenvectors, [n, k]; all of them share the ridge.
         smallest: of the ridges tried; below it the kernel is not known.
-        outside: directions besides these, of eigenvalue zero, along which the targets have no component.
-        inflation: γ, what a degree of freedom costs; above 1, no ridge is chosen that fits more than n/γ of them.
+        outside: directions besides these, of eigenvalue zero, along which the targets have no
+            component.
+        inflation: γ, what a degree of freedom costs; above 1, no ridge is chosen that fits more
+            than n/γ of them.
 
     Returns:
         (ρ, σ²).
@@ -96,10 +116,13 @@ def cross_validated_ridge(
     squares = np.sum((components / unit) ** 2, axis=1)
     freedom = components.shape[1] * (len(values) + outside)
     if not largest > 0:  # nothing is fitted, whatever the ridge
-        return max(smallest, float(np.finfo(float).tiny)), unit * unit * float(squares.sum() / freedom)
+        return max(smallest, float(np.finfo(float).tiny)), unit * unit * float(
+            squares.sum() / freedom
+        )
     low = np.log(smallest)
     high = np.log(largest) + np.log(1e3)
-    for _ in range(_ZOOMS):  # V may have several minima: the first grid is as fine as the spectrum needs
+    # V may have several minima: the first grid is as fine as the spectrum needs
+    for _ in range(_ZOOMS):
         grid = np.exp(np.linspace(low, high, _GRID))
         w = grid[:, None] / (values[None] + grid[:, None])
         left = np.sum(1 - inflation * (1 - w), axis=1) + outside
@@ -109,4 +132,6 @@ def cross_validated_ridge(
         high = np.log(grid[min(best + 1, _GRID - 1)])
     ridge = float(grid[best])
     w = ridge / (values + ridge)
-    return ridge, unit * unit * float(w**2 @ squares / (components.shape[1] * (np.sum(w) + outside)))
+    return ridge, unit * unit * float(
+        w**2 @ squares / (components.shape[1] * (np.sum(w) + outside))
+    )

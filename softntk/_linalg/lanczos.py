@@ -1,11 +1,12 @@
-r"""Lanczos with all the care that spectra need: breakdown, orthogonality, and what the polynomials prove about the rest.
+r"""Lanczos with all the care that spectra need: breakdown, orthogonality, and what the polynomials
+prove about the rest.
 
 From a start vector v, s products give orthonormal Q [s, size] and a tridiagonal T = Q K Qᵀ. Then
 
     f(K) v ≈ ‖v‖ Qᵀ f(T) e₁,        ⟨v, f(K) v⟩ ≈ ‖v‖² Σ_i w_i f(θ_i)        (θ_i eigenvalues of T, w_i = ⟨s_i, e₁⟩²),
 
-exact for polynomials of degree s − 1 and 2s − 1. All is done in a unit in which K v is about one, so that no norm over- or
-underflows whatever the unit of K.
+exact for polynomials of degree s − 1 and 2s − 1. All is done in a unit in which K v is about one,
+so that no norm over- or underflows whatever the unit of K.
 """
 
 from typing import NamedTuple
@@ -23,8 +24,9 @@ from softntk._linalg.products import product
 class Tridiagonal(NamedTuple):
     """What s steps of Lanczos have found, T and what depends on it in units of ``unit``.
 
-    If the Krylov space is exhausted after ``kept`` < s steps, the rest of T is decoupled (zero off the diagonal, its first
-    entry on it) and the rest of the basis is zero: neither f(T) e₁ nor the extreme eigenvalues notice.
+    If the Krylov space is exhausted after ``kept`` < s steps, the rest of T is decoupled (zero off
+    the diagonal, its first entry on it) and the rest of the basis is zero: neither f(T) e₁ nor the
+    extreme eigenvalues notice.
     """
 
     scaled_matrix: Float[Array, "s s"]  # T
@@ -32,7 +34,9 @@ class Tridiagonal(NamedTuple):
     vectors: Float[Array, "s s"]  # its eigenvectors, in columns
     basis: Float[Array, "s *shape"]  # Q
     first: Float[Array, ""]  # T[0, 0]
-    log_betas: Float[Array, ""]  # Σ log β_j over the kept steps, the last being the norm of the residual
+    log_betas: Float[
+        Array, ""
+    ]  # Σ log β_j over the kept steps, the last being the norm of the residual
     kept: Int[Array, ""]
     length: Float[Array, ""]  # ‖v‖
     unit: Float[Array, ""]  # a power of two
@@ -58,8 +62,12 @@ class Tridiagonal(NamedTuple):
         return self.length * flat.reshape(len(small), *self.basis.shape[1:])
 
 
-def lanczos(op: lx.AbstractLinearOperator, start: Float[Array, "*shape"], steps: int) -> Tridiagonal:
-    """Make ``steps`` products with op from ``start``, fully reorthogonalised; a zero start vector gives zero everywhere."""
+def lanczos(
+    op: lx.AbstractLinearOperator, start: Float[Array, "*shape"], steps: int
+) -> Tridiagonal:
+    """Make ``steps`` products with op from ``start``, fully reorthogonalised; a zero start vector
+    gives zero everywhere.
+    """
     from matfree import decomp
 
     length = scaled_norm(start)
@@ -71,7 +79,8 @@ def lanczos(op: lx.AbstractLinearOperator, start: Float[Array, "*shape"], steps:
     diagonal, offdiagonal = found.J_small
     basis = jnp.asarray(found.Q_tall)
     betas = jnp.append(offdiagonal, scaled_norm(found.residual))
-    # An exhausted Krylov space shows as a residual of rounding only; what comes behind it (NaN, perhaps) is cut off.
+    # An exhausted Krylov space shows as a residual of rounding only; what comes behind it (NaN,
+    # perhaps) is cut off.
     finite = jnp.isfinite(diagonal)
     size = jnp.max(jnp.where(finite, jnp.abs(diagonal), 0))
     noise = 10 * float(jnp.finfo(diagonal.dtype).eps) * size
@@ -84,20 +93,29 @@ def lanczos(op: lx.AbstractLinearOperator, start: Float[Array, "*shape"], steps:
     matrix = jnp.diag(diagonal) + jnp.diag(inner, 1) + jnp.diag(inner, -1)
     nodes, vectors = jnp.linalg.eigh(matrix)
     tiny = float(jnp.finfo(diagonal.dtype).tiny)  # of a matrix of zeros, whose betas are
-    log_betas = jnp.sum(jnp.where(alive, jnp.log(jnp.maximum(jnp.where(alive, betas, 1), jnp.maximum(noise, tiny))), 0))
-    return Tridiagonal(matrix, nodes, vectors, basis, first, log_betas, jnp.sum(alive), length, unit)
+    log_betas = jnp.sum(
+        jnp.where(
+            alive, jnp.log(jnp.maximum(jnp.where(alive, betas, 1), jnp.maximum(noise, tiny))), 0
+        )
+    )
+    return Tridiagonal(
+        matrix, nodes, vectors, basis, first, log_betas, jnp.sum(alive), length, unit
+    )
 
 
 def distance_beyond(found: Tridiagonal, sign: int, log_component: float) -> Float[Array, ""]:
-    r"""Return how far beyond the last node (sign 1) or the first (−1) an eigenvalue can lie, in the unit of K.
+    r"""Return how far beyond the last node (sign 1) or the first (−1) an eigenvalue can lie, in the
+    unit of K.
 
     It holds if v has at least a known component along the eigenvector.
 
-    The next Lanczos vector is p(K)v with ‖p(K)v‖ = 1 and p(λ) = Π(λ − θ_i)/Πβ_i. An eigenvector q gives
-    |p(λ)| |⟨q, v⟩| ≤ 1, and |p| grows without bound outside the nodes. So an eigenvalue beyond them is not beyond the λ with
-    log|p(λ)| = −log|⟨q, v⟩|, found by bisection.
+    The next Lanczos vector is p(K)v with ‖p(K)v‖ = 1 and p(λ) = Π(λ − θ_i)/Πβ_i. An eigenvector q
+    gives
+    |p(λ)| |⟨q, v⟩| ≤ 1, and |p| grows without bound outside the nodes. So an eigenvalue beyond them
+    is not beyond the λ with log|p(λ)| = −log|⟨q, v⟩|, found by bisection.
 
-    Source: Van Dorsselaer, Hochstenbach and van der Vorst (2000), SIAM J. Matrix Anal. Appl. 22(3), 837-852.
+    Source: Van Dorsselaer, Hochstenbach and van der Vorst (2000), SIAM J. Matrix Anal. Appl. 22(3),
+    837-852.
     """
     goal = found.log_betas - log_component
     nodes = found.scaled_nodes
@@ -116,6 +134,7 @@ def distance_beyond(found: Tridiagonal, sign: int, log_component: float) -> Floa
         inside = log_p(jnp.exp(middle)) < goal
         return jnp.where(inside, middle, low), jnp.where(inside, high, middle)
 
-    # All nodes are at least as far as the outermost one, so the distance is at most the mean of the logarithms.
+    # All nodes are at least as far as the outermost one, so the distance is at most the mean of the
+    # logarithms.
     high = goal / found.kept
     return found.unit * jnp.exp(lax.fori_loop(0, 60, halve, (high - 60.0, high))[1])

@@ -1,7 +1,9 @@
-"""Norms that neither over- nor underflow: x is divided by a power of two near its largest entry before it is squared.
+"""Norms that neither over- nor underflow: x is divided by a power of two near its largest entry
+before it is squared.
 
-‖x‖ = s ‖x/s‖,  s = 2^⌊log₂ max|x|⌋.  Dividing by a power of two rounds nothing, so the result is that of the plain formula
-wherever the plain formula is right, and ‖2^k x‖ = 2^k ‖x‖ to the last bit.
+‖x‖ = s ‖x/s‖,  s = 2^⌊log₂ max|x|⌋.  Dividing by a power of two rounds nothing, so the result is
+that of the plain formula wherever the plain formula is right, and ‖2^k x‖ = 2^k ‖x‖ to the last
+bit.
 """
 
 from typing import Any
@@ -16,7 +18,9 @@ Axes = int | tuple[int, ...] | None
 
 
 def _power_bits(x: Float[Array, "..."], axis: Axes) -> tuple[Array, Array]:
-    """Return the largest power of two below max|x| as bits, and whether max|x| is a positive number."""
+    """Return the largest power of two below max|x| as bits, and whether max|x| is a positive
+    number.
+    """
     largest = jnp.max(jnp.abs(lax.stop_gradient(x)), axis=axis, keepdims=True, initial=0)
     limits = jnp.finfo(x.dtype)
     # Not at the ends of the range, where the reciprocal of a power of two leaves it.
@@ -63,7 +67,9 @@ def _inverse_scale(x: Float[Array, "..."], axis: Axes) -> Float[Array, "..."]:
     return jnp.where(ordinary, lax.bitcast_convert_type(twice_bias - bits, x.dtype), 1)
 
 
-def scaled_norm(x: Float[Array, "..."], axis: Axes = None, *, keepdims: bool = False) -> Float[Array, "..."]:
+def scaled_norm(
+    x: Float[Array, "..."], axis: Axes = None, *, keepdims: bool = False
+) -> Float[Array, "..."]:
     """Return the Euclidean norm of x along the axes (None: of all entries), whatever the unit of x.
 
     Its derivative at x = 0 is zero. NaN and infinities go through.
@@ -71,14 +77,19 @@ def scaled_norm(x: Float[Array, "..."], axis: Axes = None, *, keepdims: bool = F
     inverse = _inverse_scale(x, axis)
     total = jnp.sum((x * inverse) ** 2, axis=axis, keepdims=True)
     root = jnp.where(total == 0, 0, jnp.sqrt(jnp.where(total == 0, 1, total)))
-    # A quotient, which XLA computes once; a product it would compute again for each use of the norm.
+    # A quotient, which XLA computes once; a product it would compute again for each use of the
+    # norm.
     norm = root / inverse
     return norm if keepdims else jnp.squeeze(norm, axis)
 
 
 def tree_norm(tree: Any) -> Float[Array, ""]:
     """Return the Euclidean norm of all floating-point leaves of a pytree together."""
-    leaves = [leaf for leaf in map(jnp.asarray, jax.tree.leaves(tree)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    leaves = [
+        leaf
+        for leaf in map(jnp.asarray, jax.tree.leaves(tree))
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
     if not leaves:
         return jnp.zeros(())
     dtype = max((leaf.dtype for leaf in leaves), key=lambda dtype: jnp.finfo(dtype).bits)
@@ -92,6 +103,10 @@ def host_norm(x: Any, axis: int | None = None, *, keepdims: bool = False) -> np.
     largest = np.max(np.abs(x), axis=axis, keepdims=True, initial=0)
     ordinary = (largest > 0) & np.isfinite(largest)
     _, exponent = np.frexp(np.where(ordinary, largest, 1))
-    scale = np.where(ordinary, np.ldexp(np.ones_like(largest), np.maximum(exponent - 1, np.finfo(x.dtype).minexp)), 1)
+    scale = np.where(
+        ordinary,
+        np.ldexp(np.ones_like(largest), np.maximum(exponent - 1, np.finfo(x.dtype).minexp)),
+        1,
+    )
     norm = scale * np.sqrt(np.sum((x / scale) ** 2, axis=axis, keepdims=True))
     return norm if keepdims else np.squeeze(norm, axis)

@@ -7,16 +7,20 @@ EPS = float(np.finfo(np.float64).eps)
 
 
 def slack(terms: int) -> float:
-    """Return what a sum of so many products may be off by, relative to that of their moduli, with room for what they are of."""
+    """Return what a sum of so many products may be off by, relative to that of their moduli, with
+    room for what they are of.
+    """
     return 4 * (terms + 64) * EPS
 
 
 def smallest_eigenvalue(H: Float[np.ndarray, "n n"], error: float) -> float:
-    """Return a lower bound of λ_min for every symmetric matrix within ``error`` of H (in spectral norm); may be negative.
+    """Return a lower bound of λ_min for every symmetric matrix within ``error`` of H (in spectral
+    norm); may be negative.
 
-    A Cholesky factorisation in floating point that runs to its end proves H − tI + c tr(H − tI) I ≻ 0, with
-    c = γ_{n+1}/(1 − γ_{n+1}) (Rump 2006, Verification of positive definiteness, Theorem 2.3; Demmel 1989). t is taken twice
-    as far below the computed λ_min as that theorem asks for, which leaves as much for the rounding of the eigenvalue.
+    A Cholesky factorisation in floating point that runs to its end proves H − tI + c tr(H − tI) I ≻
+    0, with c = γ_{n+1}/(1 − γ_{n+1}) (Rump 2006, Verification of positive definiteness, Theorem
+    2.3; Demmel 1989). t is taken twice as far below the computed λ_min as that theorem asks for,
+    which leaves as much for the rounding of the eigenvalue.
     """
     n = len(H)
     if not (np.isfinite(H).all() and np.isfinite(error)):
@@ -36,9 +40,11 @@ def smallest_eigenvalue(H: Float[np.ndarray, "n n"], error: float) -> float:
 
 
 def perron_norm(M: Float[np.ndarray, "n n"], start: Float[np.ndarray, " n"] | None = None) -> float:
-    """Return an upper bound of the spectral norm of every matrix that is bounded by the symmetric M ≥ 0, entry by entry.
+    """Return an upper bound of the spectral norm of every matrix that is bounded by the symmetric M
+    ≥ 0, entry by entry.
 
-    For any v > 0 it is at most max (Mv)_i/v_i (Collatz and Wielandt); v comes from a few rounds of the power method.
+    For any v > 0 it is at most max (Mv)_i/v_i (Collatz and Wielandt); v comes from a few rounds of
+    the power method.
     """
     if not M.any():
         return 0.0

@@ -42,6 +42,12 @@ def factorise(P: Matrix, floor: int = 0) -> Factor:
     diagonal = jnp.diagonal(P)
     scale = lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1))
     identity = jnp.eye(len(P), dtype=P.dtype)
-    lower = jnp.linalg.cholesky(P * (scale[:, None] * scale[None, :]) + floor * jnp.finfo(P.dtype).eps * identity)
-    definite = jnp.isfinite(lower).all() & jnp.all(jnp.diagonal(lower) > 0) & (jnp.all(diagonal > 0) | (floor > 0))
+    lower = jnp.linalg.cholesky(
+        P * (scale[:, None] * scale[None, :]) + floor * jnp.finfo(P.dtype).eps * identity
+    )
+    definite = (
+        jnp.isfinite(lower).all()
+        & jnp.all(jnp.diagonal(lower) > 0)
+        & (jnp.all(diagonal > 0) | (floor > 0))
+    )
     return Factor(jnp.where(definite, lower, identity), scale, definite)

@@ -1,1 +1,3 @@
-"""Two-layer networks: architecture and weights, the rows of their Jacobian, their kernels of infinite width."""
+"""Two-layer networks: architecture and weights, the rows of their Jacobian, their kernels of
+infinite width.
+"""

@@ -40,12 +40,16 @@ class Architecture:
 
     @property
     def kernel_scale(self) -> float:
-        """The factor of every kernel that the parameterization stands for: 1 for ``ntk``, the width for ``paper``."""
+        """The factor of every kernel that the parameterization stands for: 1 for ``ntk``, the width
+        for ``paper``.
+        """
         return float(self.width) if self.parameterization == "paper" else 1.0
 
     @cached_property
     def is_static(self) -> bool:
-        """Whether it may stay behind in a compiled program: nothing in it is traced, all of it can be hashed."""
+        """Whether it may stay behind in a compiled program: nothing in it is traced, all of it can
+        be hashed.
+        """
         if self.activation.traced or not is_concrete(self.sigma):
             return False
         return is_hashable(self)
@@ -82,7 +86,8 @@ class Parameters:
 
     Attributes:
         hidden: W, [d, m].
-        readout: a, [m, k]. Behind a stop-gradient unless the network was made with ``train_readout=True``.
+        readout: a, [m, k]. Behind a stop-gradient unless the network was made with
+            ``train_readout=True``.
         bias: [m], or None. It acts as the weight of an extra input that is always 1.
     """
 
@@ -94,11 +99,13 @@ class Parameters:
 class RowFactors(NamedTuple):
     """The derivative of a two-layer network at n points, as factors of each row.
 
-    ∂F_ℓ(x_i)/∂W = x_i ⊗ g_{iℓ}  with  g_{iℓ} = slopes_i ∘ (a_ℓ − centres_{iℓ} − offsets_{iℓ}),   ∂F_ℓ(x_i)/∂a_ℓ = features_i.
+    ∂F_ℓ(x_i)/∂W = x_i ⊗ g_{iℓ}  with  g_{iℓ} = slopes_i ∘ (a_ℓ − centres_{iℓ} − offsets_{iℓ}),
+    ∂F_ℓ(x_i)/∂a_ℓ = features_i.
 
-    Normalized, ⟨a_ℓ, u⟩/α is the sum of centres and offsets: the readout at the row's largest unit (their mean, if several
-    are equally large), and the rest. Where the row concentrates on that unit, a_ℓ − ⟨a_ℓ, u⟩/α would cancel to nothing
-    there; a_ℓ − centres is exactly zero instead, and the offsets keep all their digits.
+    Normalized, ⟨a_ℓ, u⟩/α is the sum of centres and offsets: the readout at the row's largest unit
+    (their mean, if several are equally large), and the rest. Where the row concentrates on that
+    unit, a_ℓ − ⟨a_ℓ, u⟩/α would cancel to nothing there; a_ℓ − centres is exactly zero instead, and
+    the offsets keep all their digits.
 
     Attributes:
         features: φ, [n, m], F = φ a.
@@ -127,11 +134,12 @@ def _log_largest(dtype: jnp.dtype) -> float:
 
 
 def row_factors(architecture: Architecture, params: Parameters, x: Points) -> RowFactors:
-    """Return features and derivative factors of every row, from one evaluation of the logits (MATHEMATICS.md#empirical-kernel).
+    """Return features and derivative factors of every row, from one evaluation of the logits
+    (MATHEMATICS.md#empirical-kernel).
 
-    Rows outside the domain (not finite, or with logits beyond the precision) are evaluated at zero and
-    marked in ``valid``. A plain network of an exponential activation saturates where the precision ends (u'
-    beyond the root of its largest number), so that products stay finite.
+    Rows outside the domain (not finite, or with logits beyond the precision) are evaluated at zero
+    and marked in ``valid``. A plain network of an exponential activation saturates where the
+    precision ends (u' beyond the root of its largest number), so that products stay finite.
 
     Args:
         architecture: of the network.
@@ -166,19 +174,26 @@ def row_factors(architecture: Architecture, params: Parameters, x: Points) -> Ro
     kept = activations.is_kept(u, alpha)
     inverse = jnp.where(kept, 1, 0) / jnp.where(kept, alpha, 1)
     weights = u * inverse
-    # With a tolerance, because u may be computed twice, differently rounded; and once for all that depends on it.
+    # With a tolerance, because u may be computed twice, differently rounded; and once for all that
+    # depends on it.
     near = 1 - 8 * jnp.finfo(z.dtype).eps
-    largest = lax.optimization_barrier(jnp.abs(u) >= near * jnp.max(jnp.abs(u), axis=1, keepdims=True))
+    largest = lax.optimization_barrier(
+        jnp.abs(u) >= near * jnp.max(jnp.abs(u), axis=1, keepdims=True)
+    )
     centres, offsets = _split_means(weights, a, largest)
     scale = outer * math.sqrt(m)
-    return RowFactors(scale * weights, scale * (du * inverse), largest, centres, offsets, finite & kept[:, 0])
+    return RowFactors(
+        scale * weights, scale * (du * inverse), largest, centres, offsets, finite & kept[:, 0]
+    )
 
 
 @jax.custom_jvp
 def _split_means(
     weights: Float[Array, "n m"], a: Float[Array, "m k"], largest: Bool[Array, "n m"]
 ) -> tuple[Float[Array, "n k"], Float[Array, "n k"]]:
-    """The means ``weights @ a`` as centres + offsets (see :class:`RowFactors`), for weights that sum to one."""
+    """The means ``weights @ a`` as centres + offsets (see :class:`RowFactors`), for weights that
+    sum to one.
+    """
     ones, rest = largest.astype(a.dtype), jnp.where(largest, 0, weights)
     centres = product(ones, a) / jnp.sum(ones, axis=1, keepdims=True)
     return centres, product(rest, a) - centres * jnp.sum(rest, axis=1, keepdims=True)
@@ -186,14 +201,20 @@ def _split_means(
 
 @_split_means.defjvp
 def _split_means_jvp(primals: tuple, tangents: tuple) -> tuple:
-    # The split is for rounding only: all of the derivative goes to the offsets, also that of units that are equally large now.
+    # The split is for rounding only: all of the derivative goes to the offsets, also that of units
+    # that are equally large now.
     (weights, a, largest), (dweights, da, _) = primals, tangents
     centres, offsets = _split_means(weights, a, largest)
-    return (centres, offsets), (jnp.zeros_like(centres), product(dweights, a) + product(weights, da))
+    return (centres, offsets), (
+        jnp.zeros_like(centres),
+        product(dweights, a) + product(weights, da),
+    )
 
 
 def _of_one_dtype(x: Points, params: Parameters) -> tuple[Points, Parameters]:
-    """Return points and weights in the wider precision of the two, also where nothing is promoted silently."""
+    """Return points and weights in the wider precision of the two, also where nothing is promoted
+    silently.
+    """
     dtypes = {jnp.dtype(leaf.dtype) for leaf in (x, *jax.tree.leaves(params))}
     if len(dtypes) == 1:
         return x, params
@@ -206,25 +227,33 @@ def check_parameters(architecture: Architecture, params: object) -> None:
     """Refuse what are no weights of this network.
 
     Raises:
-        ValueError: another type, another network's shapes, a bias missing or too many, no floating-point numbers.
+        ValueError: another type, another network's shapes, a bias missing or too many, no
+            floating-point numbers.
     """
     if not isinstance(params, Parameters):
         raise ValueError(
             f"params must be the Parameters of this network, got {type(params).__name__}. Take them from init_fn: "
             "_, params = net.init_fn(key, (-1, d)); apply_fn takes (params, x)."
         )
-    wanted = {"hidden": ("d", architecture.width), "readout": (architecture.width, architecture.out_dim)}
+    wanted = {
+        "hidden": ("d", architecture.width),
+        "readout": (architecture.width, architecture.out_dim),
+    }
     if architecture.bias:
         wanted["bias"] = (architecture.width,)
     elif params.bias is not None:
         raise ValueError("params.bias must be None: this network was made with bias=False.")
     for name, shape in wanted.items():
         leaf = getattr(params, name)
-        if not isinstance(leaf, jax.Array | np.ndarray) or not jnp.issubdtype(leaf.dtype, jnp.floating):
+        if not isinstance(leaf, jax.Array | np.ndarray) or not jnp.issubdtype(
+            leaf.dtype, jnp.floating
+        ):
             raise ValueError(
                 f"params.{name} must be a floating-point array, got {getattr(leaf, 'dtype', type(leaf).__name__)}."
             )
-        if len(leaf.shape) != len(shape) or any(w != n for w, n in zip(shape, leaf.shape, strict=True) if w != "d"):
+        if len(leaf.shape) != len(shape) or any(
+            w != n for w, n in zip(shape, leaf.shape, strict=True) if w != "d"
+        ):
             raise ValueError(
                 f"params.{name} must have shape [{', '.join(map(str, shape))}], got {leaf.shape}: params are those of another "
                 "network. Take them from this one's init_fn."
@@ -233,4 +262,6 @@ def check_parameters(architecture: Architecture, params: object) -> None:
 
 def row_vectors(rows: RowFactors, a: Float[Array, "m k"]) -> Float[Array, "n k m"]:
     """g; a − centres is taken first, so that nothing is lost where a row concentrates."""
-    return rows.slopes[:, None, :] * ((a.T[None, :, :] - rows.centres[:, :, None]) - rows.offsets[:, :, None])
+    return rows.slopes[:, None, :] * (
+        (a.T[None, :, :] - rows.centres[:, :, None]) - rows.offsets[:, :, None]
+    )

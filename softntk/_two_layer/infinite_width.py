@@ -2,9 +2,9 @@
 
 Two things are done here that variances alone would not allow:
 
-- homogeneous activations (relu, identity, threshold) see every row in a unit of its own, a power of two: their kernels do not
-  depend on the unit of the points, and none is too large or too small to be squared. So does what is nearly so (crrelu), whose
-  moments are told the units;
+- homogeneous activations (relu, identity, threshold) see every row in a unit of its own, a power of
+  two: their kernels do not depend on the unit of the points, and none is too large or too small to
+  be squared. So does what is nearly so (crrelu), whose moments are told the units;
 - where two points are nearly parallel, the angle between them comes from their difference.
 """
 
@@ -29,10 +29,13 @@ KERNELS = ("nngp", "ntk")
 def infinite_kernels(
     architecture: Architecture, x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"] | None
 ) -> dict[str, Float[Array, "n1 n2"]]:
-    """Return {"nngp", "ntk"} of infinite width: E[φφ'] and ⟨x, x'⟩ E[φ̇φ̇'] (+ E[φφ'] with a trained readout)."""
+    """Return {"nngp", "ntk"} of infinite width: E[φφ'] and ⟨x, x'⟩ E[φ̇φ̇'] (+ E[φφ'] with a
+    trained readout).
+    """
     activation = architecture.activation
     function: Any = _kernels
-    if activation.traced or not is_hashable(activation):  # a traced number must not stay behind in a program that is kept
+    # a traced number must not stay behind in a program that is kept
+    if activation.traced or not is_hashable(activation):
         function = function.__wrapped__
     settings = partial(
         function,
@@ -41,7 +44,9 @@ def infinite_kernels(
         bias=architecture.bias,
         trained=architecture.train_readout,
     )
-    sigma, scale = (jnp.asarray(number, x1.dtype) for number in (architecture.sigma, architecture.kernel_scale))
+    sigma, scale = (
+        jnp.asarray(number, x1.dtype) for number in (architecture.sigma, architecture.kernel_scale)
+    )
     others = (sigma, scale) if x2 is None else (sigma, scale, x2)
     return dict(zip(KERNELS, place_automatically(settings, x1, *others), strict=True))
 
@@ -60,7 +65,8 @@ def _kernels(
 ) -> tuple[Any, Any]:
     """Return (NNGP, NTK).
 
-    With x = b·x̃ for a unit b a row (one, unless u is homogeneous of degree p) and E the moments of x̃ at σ = 1 then:
+    With x = b·x̃ for a unit b a row (one, unless u is homogeneous of degree p) and E the moments of
+    x̃ at σ = 1 then:
 
         E[φφ']   = E[φφ'](x̃) (σ²bb')^p,   E[φ̇φ̇'] = E[φ̇φ̇'](x̃) (σ²bb')^(p−1),   with p = 0 if normalized.
     """
@@ -68,7 +74,9 @@ def _kernels(
     degree = 1 if moments.in_units else moments.degree
     has_units = degree is not None
     x1, units1, valid1 = _in_units(x1, sigma, bias, has_units)
-    x2_, units2, valid2 = (x1, units1, valid1) if x2 is None else _in_units(x2, sigma, bias, has_units)
+    x2_, units2, valid2 = (
+        (x1, units1, valid1) if x2 is None else _in_units(x2, sigma, bias, has_units)
+    )
     squares1, squares2 = (jnp.sum(x * x, axis=1) for x in (x1, x2_))
     dots = _inner_products(x1, x2_, squares1, same=x2 is None)
     dots, sines = between_rows(x1, x2_, dots, same=x2 is None) if moments.angular else (dots, None)
@@ -100,7 +108,9 @@ def _inner_products(
 def _units_of_pairs(
     units1: Float[Array, " n1"], units2: Float[Array, " n2"]
 ) -> tuple[Float[Array, "n1 1"], Float[Array, "1 n2"]]:
-    """Return the units of rows and columns, cut off where u is homogeneous to rounding, so that their squares fit."""
+    """Return the units of rows and columns, cut off where u is homogeneous to rounding, so that
+    their squares fit.
+    """
     limit = float(jnp.finfo(units1.dtype).max) ** 0.25
     return jnp.minimum(units1, limit)[:, None], jnp.minimum(units2, limit)[None, :]
 
@@ -108,7 +118,9 @@ def _units_of_pairs(
 def _in_units(
     x: Float[Array, "n d"], sigma: Float[Array, ""], bias: bool, has_units: bool
 ) -> tuple[Float[Array, "n e"], Float[Array, " n"], Bool[Array, " n"]]:
-    """Return the rows with the bias as a feature, divided by their units; the units; and which rows are inside the domain."""
+    """Return the rows with the bias as a feature, divided by their units; the units; and which rows
+    are inside the domain.
+    """
     if bias:
         x = jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)
     if has_units:
@@ -116,7 +128,9 @@ def _in_units(
         valid = jnp.all(jnp.isfinite(x), axis=1)
     else:
         units = jnp.ones_like(x[:, :1])
-        valid = jnp.isfinite(jnp.sum(x * x, axis=1)) & jnp.isfinite(sigma**2 * jnp.sum(x * x, axis=1))
+        valid = jnp.isfinite(jnp.sum(x * x, axis=1)) & jnp.isfinite(
+            sigma**2 * jnp.sum(x * x, axis=1)
+        )
     return jnp.where(valid[:, None], x / units, 0), units[:, 0], valid
 
 

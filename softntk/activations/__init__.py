@@ -1,13 +1,17 @@
-"""Scalar activations u with their derivatives and Gaussian moments: the object under every network and regression.
+"""Scalar activations u with their derivatives and Gaussian moments: the object under every network
+and regression.
 
 An :class:`Activation` answers two questions, both in a form that does not overflow:
 
-- ``jet(z, c)`` is ``e^{-c} (u, u', u'')`` at z, for a shift c that ``log_scale(z)`` proposes, one number a row.
-  In a normalized quantity such as ``u / 1ᵀu`` the shift cancels, so logits of ±1e4 are harmless.
-- ``moments`` are Gaussian expectations times ``e^{-s}``, for a shift s that ``growth(q)`` proposes: in the ratios that
-  the infinite limit of a normalized network consists of it cancels, and they stay finite.
+- ``jet(z, c)`` is ``e^{-c} (u, u', u'')`` at z, for a shift c that ``log_scale(z)`` proposes, one
+  number a row. In a normalized quantity such as ``u / 1ᵀu`` the shift cancels, so logits of ±1e4
+  are harmless.
+- ``moments`` are Gaussian expectations times ``e^{-s}``, for a shift s that ``growth(q)`` proposes:
+  in the ratios that the infinite limit of a normalized network consists of it cancels, and they
+  stay finite.
 
-``ACTIVATIONS`` is the table of them; a new activation is one entry, and everything in softntk works for it.
+``ACTIVATIONS`` is the table of them; a new activation is one entry, and everything in softntk works
+for it.
 
 Example:
     >>> import jax.numpy as jnp

@@ -24,8 +24,9 @@ class Activation:
     Attributes:
         name: as it appears in the table and in messages.
         jet: ``(z, c) -> e^{-c} (u(z), u'(z), u''(z))``, elementwise; c broadcasts against z.
-        log_scale: ``z [..., m] -> c [..., 1]``, the shift for which e^{-c} u(z) is of order one along the last axis.
-            Zero for functions that do not overflow. It carries no gradient: nothing depends on it but rounding.
+        log_scale: ``z [..., m] -> c [..., 1]``, the shift for which e^{-c} u(z) is of order one
+            along the last axis. Zero for functions that do not overflow. It carries no gradient:
+            nothing depends on it but rounding.
         moments: the :class:`Moments` of u.
     """
 
@@ -44,7 +45,9 @@ class Activation:
         check_callable("jet", self.jet, "a function (z, c) -> (u, u', u'')")
         check_callable("log_scale", self.log_scale, "a function of the logits")
         if not isinstance(self.moments, Moments):
-            raise ValueError(f"moments must be a softntk.activations.Moments, got {self.moments!r}.")
+            raise ValueError(
+                f"moments must be a softntk.activations.Moments, got {self.moments!r}."
+            )
 
     def u(self, z: Scalars | float) -> Scalars:
         """Return the function's values, elementwise."""
@@ -66,7 +69,8 @@ class Activation:
         normalized: bool,
         sines: Scalars | None = None,
     ) -> tuple[Scalars, Scalars]:
-        r"""Return what a layer of infinitely many units makes of a Gaussian input: (E[φφ'], E[φ̇φ̇']).
+        r"""Return what a layer of infinitely many units makes of a Gaussian input: (E[φφ'],
+        E[φ̇φ̇']).
 
         φ = u, or u / E[u] normalized: the mean over the units, m⁻¹ Σ u, concentrates on E[u].
 
@@ -75,15 +79,17 @@ class Activation:
             q12: covariance.
             q22: variance at the second point; all three broadcast.
             normalized: divide by the mean.
-            sines: sin θ = √(1 − q12²/(q11 q22)), if it is known to more digits than the q's give; carries no gradient.
+            sines: sin θ = √(1 − q12²/(q11 q22)), if it is known to more digits than the q's give;
+                carries no gradient.
 
         Returns:
-            Both kernels; finite wherever the mathematics is, because the shift cancels. +inf where E[u] is zero at this
-            variance (relu at q = 0). What exceeds the precision saturates near its largest number.
+            Both kernels; finite wherever the mathematics is, because the shift cancels. +inf where
+            E[u] is zero at this variance (relu at q = 0). What exceeds the precision saturates near
+            its largest number.
 
         Raises:
-            ValueError: normalized, but E[u] = 0; a q, or sines, that is no array of real numbers or does not broadcast with the
-                others.
+            ValueError: normalized, but E[u] = 0; a q, or sines, that is no array of real numbers or
+                does not broadcast with the others.
 
         Example:
             >>> from softntk import activations
@@ -99,7 +105,15 @@ class Activation:
         check_shapes_broadcast(given, variances)
         evaluate = infinite_limit if self.traced or not is_hashable(self) else _compiled_limit
         q11, q12, q22 = variances[:3]
-        return evaluate(self.name, self.moments, normalized, q11, q12, q22, sines=None if sines is None else variances[3])
+        return evaluate(
+            self.name,
+            self.moments,
+            normalized,
+            q11,
+            q12,
+            q22,
+            sines=None if sines is None else variances[3],
+        )
 
 
 _compiled_limit = jax.jit(infinite_limit, static_argnums=(0, 1, 2), inline=True)

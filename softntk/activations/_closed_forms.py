@@ -1,8 +1,10 @@
-"""The jets and the Gaussian moments that :mod:`softntk.activations` has in closed form, as plain functions.
+"""The jets and the Gaussian moments that :mod:`softntk.activations` has in closed form, as plain
+functions.
 
-A jet is ``(z, c) -> e^{-c} (u, u', u'')``; a moment of (g₁, g₂) ~ N(0, [[q11, q12], [q12, q22]]) takes ``(q11, q12, q22, s)``
-and is multiplied by e^{-s}. E[u'(g₁) u'(g₂)] is the derivative of E[u(g₁) u(g₂)] in q12. What depends on the angle between
-g₁ and g₂ takes its sine as a fifth argument, for those who know more digits of it (:mod:`softntk._linalg.angles`).
+A jet is ``(z, c) -> e^{-c} (u, u', u'')``; a moment of (g₁, g₂) ~ N(0, [[q11, q12], [q12, q22]])
+takes ``(q11, q12, q22, s)`` and is multiplied by e^{-s}. E[u'(g₁) u'(g₂)] is the derivative of
+E[u(g₁) u(g₂)] in q12. What depends on the angle between g₁ and g₂ takes its sine as a fifth
+argument, for those who know more digits of it (:mod:`softntk._linalg.angles`).
 """
 
 import math
@@ -26,7 +28,8 @@ Jet = tuple[Scalars, Scalars, Scalars]
 Units = tuple[Scalars, Scalars]
 
 
-# --- shifts -------------------------------------------------------------------------------------------------------
+# --- shifts
+# -------------------------------------------------------------------------------------------------------
 
 
 def unscale(z: Scalars, c: Scalars | float) -> Scalars:
@@ -49,7 +52,8 @@ def largest_modulus(z: Scalars) -> Scalars:
     return largest(jnp.abs(z))
 
 
-# --- the exponential family: exp, res_exp, cosh, sinh -------------------------------------------------------------
+# --- the exponential family: exp, res_exp, cosh, sinh
+# -------------------------------------------------------------
 
 
 def exp_jet(z: Scalars, c: Scalars | float) -> Jet:
@@ -85,7 +89,9 @@ def half(q: Scalars) -> Scalars:
 
 
 def exp(t: Scalars) -> Scalars:
-    """e^t, saturating just below the largest number (a sum of four still fits), so that 0 · e^t is 0 and not NaN."""
+    """e^t, saturating just below the largest number (a sum of four still fits), so that 0 · e^t is
+    0 and not NaN.
+    """
     return jnp.exp(jnp.minimum(t, math.log(float(jnp.finfo(t.dtype).max)) - 2))
 
 
@@ -94,7 +100,9 @@ def exp_mean(q: Scalars, s: Scalars | float) -> Scalars:
 
 
 def _exponent(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-    """Return (q11 + q22)/2 + q12 − s: what the first sum rounds off comes last, when the large terms have cancelled."""
+    """Return (q11 + q22)/2 + q12 − s: what the first sum rounds off comes last, when the large
+    terms have cancelled.
+    """
     a, b = 0.5 * q11, 0.5 * q22
     total = a + b
     part = total - a
@@ -113,17 +121,22 @@ def exp_ratios(q11: Scalars, q12: Scalars, q22: Scalars) -> tuple[Scalars, Scala
 
 
 def constants(q11: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-    """Return E[e^{g₁}] + E[e^{g₂}] + 1: with Stein's E[g₁ e^{g₂}] = q12 E[e^{g₂}], all that z adds to e^z."""
+    """Return E[e^{g₁}] + E[e^{g₂}] + 1: with Stein's E[g₁ e^{g₂}] = q12 E[e^{g₂}], all that z adds
+    to e^z.
+    """
     return exp(0.5 * q11 - s) + exp(0.5 * q22 - s) + exp(jnp.zeros_like(q11 + q22) - s)
 
 
 def res_exp_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
     plain = exp_covariance(q11, q12, q22, s) + q12 * constants(q11, q22, s)
-    # Where e^{(q11+q22)/2} saturates, two terms of opposite sign would both: there it multiplies their sum.
+    # Where e^{(q11+q22)/2} saturates, two terms of opposite sign would both: there it multiplies
+    # their sum.
     half_way = exp(0.5 * _exponent(q11, jnp.zeros_like(q12), q22, s))
     limit = exp(jnp.asarray(jnp.inf, q12.dtype))
     ratio = res_exp_ratios(q11, q12, q22)[0]
-    beyond = (half_way >= jnp.sqrt(limit)) & (jnp.abs(ratio) > float(jnp.finfo(q12.dtype).tiny) ** 0.5)
+    beyond = (half_way >= jnp.sqrt(limit)) & (
+        jnp.abs(ratio) > float(jnp.finfo(q12.dtype).tiny) ** 0.5
+    )
     return jnp.where(beyond, jnp.clip(ratio * half_way * half_way, -limit, limit), plain)
 
 
@@ -162,7 +175,8 @@ def cosh_ratios(q11: Scalars, q12: Scalars, q22: Scalars) -> tuple[Scalars, Scal
     return up + down, jnp.where(small, jnp.sinh(jnp.where(small, q12, 0)), up - down)
 
 
-# --- relu: the arc-cosine kernels of Cho and Saul (2009) ----------------------------------------------------------
+# --- relu: the arc-cosine kernels of Cho and Saul (2009)
+# ----------------------------------------------------------
 
 
 def relu_jet(z: Scalars, c: Scalars | float) -> Jet:
@@ -174,36 +188,49 @@ def relu_mean(q: Scalars, s: Scalars | float) -> Scalars:
     return root(q / (2 * jnp.pi)) * unscale(q, s)
 
 
-def relu_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None) -> Scalars:
+def relu_covariance(
+    q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None
+) -> Scalars:
     norms, cos, sines = cosine(q11, q12, q22, sines)
     return norms * (arc_cosine_1(cos, sines) / (2 * jnp.pi)) * unscale(q12, s)
 
 
-def relu_derivative(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None) -> Scalars:
+def relu_derivative(
+    q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None
+) -> Scalars:
     _, cos, sines = cosine(q11, q12, q22, sines)
     return angle_left(cos, sines) / (2 * jnp.pi) * unscale(q12, s)
 
 
-# --- CRReLU: max(0, z) + ε z e^{-z²/2} ------------------------------------------------------------------------------
+# --- CRReLU: max(0, z) + ε z e^{-z²/2}
+# ------------------------------------------------------------------------------
 
 
 def crrelu_jet(epsilon: float | Scalars, z: Scalars, c: Scalars | float) -> Jet:
     s, near = unscale(z, c), jnp.clip(z, -1e3, 1e3)  # beyond, the bump is zero
     bump = jnp.asarray(epsilon, z.dtype) * jnp.exp(-0.5 * near**2)
-    return (jax.nn.relu(z) + near * bump) * s, ((z > 0) + (1 - near**2) * bump) * s, near * (near**2 - 3) * bump * s
+    return (
+        (jax.nn.relu(z) + near * bump) * s,
+        ((z > 0) + (1 - near**2) * bump) * s,
+        near * (near**2 - 3) * bump * s,
+    )
 
 
-def _crrelu_parts(q11: Scalars, q12: Scalars, q22: Scalars, sines: Scalars | None) -> tuple[Scalars, Scalars]:
+def _crrelu_parts(
+    q11: Scalars, q12: Scalars, q22: Scalars, sines: Scalars | None
+) -> tuple[Scalars, Scalars]:
     """Return what ε has before it in E[u(g₁) u(g₂)], besides relu, over q12; and √D.
 
-    e^{-g²/2} tilts the Gaussian: with it, E[g₁₊ g₂ e^{-g₂²/2}] = q12 (1+q22)^{-3/2} / 2 by Stein, and
-    E[g₁ g₂ e^{-(g₁²+g₂²)/2}] = q12 D^{-3/2},  D = (1+q11)(1+q22) − q12².
+    e^{-g²/2} tilts the Gaussian: with it, E[g₁₊ g₂ e^{-g₂²/2}] = q12 (1+q22)^{-3/2} / 2 by Stein,
+    and E[g₁ g₂ e^{-(g₁²+g₂²)/2}] = q12 D^{-3/2},  D = (1+q11)(1+q22) − q12².
     """
     first = 0.5 * ((1 + q11) ** -1.5 + (1 + q22) ** -1.5)
     return first, 2 * half_root_determinant(1.0, q11, q12, q22, sines)
 
 
-def _times_units(q11: Scalars, q12: Scalars, q22: Scalars, units: Units | None) -> tuple[Scalars, Scalars, Scalars]:
+def _times_units(
+    q11: Scalars, q12: Scalars, q22: Scalars, units: Units | None
+) -> tuple[Scalars, Scalars, Scalars]:
     """Return the variances of b g, which may underflow where nothing but their sum with one counts."""
     if units is None:
         return q11, q12, q22
@@ -240,11 +267,17 @@ def crrelu_derivative(
     full = _times_units(q11, q12, q22, units)
     first, root_determinant = _crrelu_parts(*full, sines)
     # q12 may be beyond √(q11 q22) where a kernel has exploded; squared over √D twice it still fits.
-    second = root_determinant**-3 + 3 * (full[1] / root_determinant / root_determinant) ** 2 / root_determinant
-    return relu_derivative(q11, q12, q22, s, sines) + (epsilon * first + epsilon**2 * second) * unscale(q12, s)
+    second = (
+        root_determinant**-3
+        + 3 * (full[1] / root_determinant / root_determinant) ** 2 / root_determinant
+    )
+    return relu_derivative(q11, q12, q22, s, sines) + (
+        epsilon * first + epsilon**2 * second
+    ) * unscale(q12, s)
 
 
-# --- threshold: 1 for z > 0 ---------------------------------------------------------------------------------------
+# --- threshold: 1 for z > 0
+# ---------------------------------------------------------------------------------------
 
 
 def threshold_jet(z: Scalars, c: Scalars | float) -> Jet:
@@ -256,16 +289,21 @@ def threshold_mean(q: Scalars, s: Scalars | float) -> Scalars:
     return jnp.where(q > 0, 0.5, 0).astype(q.dtype) * unscale(q, s)
 
 
-def threshold_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None) -> Scalars:
+def threshold_covariance(
+    q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None
+) -> Scalars:
     # The slope of relu has these values too. Where a variance is zero, so is u.
     return jnp.where((q11 > 0) & (q22 > 0), relu_derivative(q11, q12, q22, s, sines), 0)
 
 
-def threshold_derivative(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None) -> Scalars:
+def threshold_derivative(
+    q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None
+) -> Scalars:
     return jnp.zeros_like(q11 + q12 + q22 - s)
 
 
-# --- identity and erf ---------------------------------------------------------------------------------------------
+# --- identity and erf
+# ---------------------------------------------------------------------------------------------
 
 
 def identity_jet(z: Scalars, c: Scalars | float) -> Jet:
@@ -281,7 +319,9 @@ def erf_jet(z: Scalars, c: Scalars | float) -> Jet:
 
 @jax.custom_jvp
 def _erf_covariance(q11: Scalars, q12: Scalars, q22: Scalars, sines: Scalars) -> Scalars:
-    """Return (2/π) arcsin(2 q12 / √((1 + 2 q11)(1 + 2 q22))) (Williams 1997), as an arctangent: nothing cancels."""
+    """Return (2/π) arcsin(2 q12 / √((1 + 2 q11)(1 + 2 q22))) (Williams 1997), as an arctangent:
+    nothing cancels.
+    """
     return (2 / jnp.pi) * jnp.arctan2(q12, half_root_determinant(2.0, q11, q12, q22, sines))
 
 
@@ -290,15 +330,21 @@ def _erf_covariance_jvp(primals: tuple, tangents: tuple) -> tuple[Scalars, Scala
     q11, q12, q22, _ = primals
     d11, d12, d22, _ = tangents
     around = q12 / (1 + 2 * q11) * d11 + q12 / (1 + 2 * q22) * d22
-    return _erf_covariance(*primals), (2 / jnp.pi) / half_root_determinant(2.0, *primals) * (d12 - around)
+    return _erf_covariance(*primals), (2 / jnp.pi) / half_root_determinant(2.0, *primals) * (
+        d12 - around
+    )
 
 
-def erf_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None) -> Scalars:
+def erf_covariance(
+    q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None
+) -> Scalars:
     sines = sine(q11, q12, q22) if sines is None else sines
     return _erf_covariance(q11, q12, q22, sines) * unscale(q12, s)
 
 
-def erf_derivative(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None) -> Scalars:
+def erf_derivative(
+    q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None
+) -> Scalars:
     return (2 / jnp.pi) / half_root_determinant(2.0, q11, q12, q22, sines) * unscale(q12, s)
 
 

@@ -1,4 +1,6 @@
-"""How large an activation and its derivatives are on intervals: what the bounds of a regression are made of."""
+"""How large an activation and its derivatives are on intervals: what the bounds of a regression are
+made of.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -21,7 +23,12 @@ def _exponential(low: np.ndarray, high: np.ndarray, shift: float) -> Suprema:
 
 def _residual_exponential(low: np.ndarray, high: np.ndarray, shift: float) -> Suprema:
     one, top = np.exp(-shift), np.exp(high - shift)
-    return Suprema(np.maximum(np.abs(np.exp(low - shift) + one * low), np.abs(top + one * high)), top + one, top, top)
+    return Suprema(
+        np.maximum(np.abs(np.exp(low - shift) + one * low), np.abs(top + one * high)),
+        top + one,
+        top,
+        top,
+    )
 
 
 def _hyperbolic(low: np.ndarray, high: np.ndarray, shift: float) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,6 @@
-"""Gaussian moments of an activation: the record of them, and quadrature for functions that have no closed forms."""
+"""Gaussian moments of an activation: the record of them, and quadrature for functions that have no
+closed forms.
+"""
 
 import math
 from collections.abc import Callable
@@ -35,9 +37,9 @@ class Moments:
     - ``covariance(q11, q12, q22, s)``    = e^{-s} E[u(g₁) u(g₂)]
     - ``derivative(q11, q12, q22, s)``    = e^{-s} E[u'(g₁) u'(g₂)]
 
-    Arguments broadcast. ``growth(q)`` is the shift for which ``mean`` is of order one: q/2 for the exponential family,
-    zero for everything of polynomial growth; ``growth(q11) + growth(q22)`` serves the other two.
-    What does not fit the precision even so saturates near its largest number.
+    Arguments broadcast. ``growth(q)`` is the shift for which ``mean`` is of order one: q/2 for the
+    exponential family, zero for everything of polynomial growth; ``growth(q11) + growth(q22)``
+    serves the other two. What does not fit the precision even so saturates near its largest number.
     """
 
     mean: Callable[[Scalars, Scalars | float], Scalars]
@@ -45,16 +47,25 @@ class Moments:
     derivative: Callable[[Scalars, Scalars, Scalars, Scalars | float], Scalars]
     growth: Callable[[Scalars], Scalars] = jnp.zeros_like
     positive_mean: bool = True
-    """False where E[u] = 0 for every q (odd functions): then a normalized layer has no infinite limit."""
+    """False where E[u] = 0 for every q (odd functions): then a normalized layer has no infinite
+    limit.
+    """
     ratios: Callable[[Scalars, Scalars, Scalars], tuple[Scalars, Scalars]] | None = None
-    """``(q11, q12, q22)`` -> covariance and derivative over E[u(g₁)] E[u(g₂)], where a closed form is better than dividing."""
+    """``(q11, q12, q22)`` -> covariance and derivative over E[u(g₁)] E[u(g₂)], where a closed form
+    is better than dividing.
+    """
     angular: bool = False
-    """Covariance and derivative take the sine of the angle between g₁ and g₂ as a fifth argument; None: that of the q's."""
+    """Covariance and derivative take the sine of the angle between g₁ and g₂ as a fifth argument;
+    None: that of the q's.
+    """
     degree: int | None = None
-    """Where u(c z) = c^degree u(z) for c > 0: then kernels of networks do not depend on the unit of the points."""
+    """Where u(c z) = c^degree u(z) for c > 0: then kernels of networks do not depend on the unit of
+    the points.
+    """
     in_units: bool = False
-    """Covariance and derivative take units (b₁, b₂) of g₁ and g₂ as a sixth argument, and are then those of u(b z)/b, of order
-    one for any b; E[u(b g)]/b is E[u(g)]. So points may be so small that their variances underflow."""
+    """Covariance and derivative take units (b₁, b₂) of g₁ and g₂ as a sixth argument, and are then
+    those of u(b z)/b, of order one for any b; E[u(b g)]/b is E[u(g)]. So points may be so small
+    that their variances underflow."""
 
     def __post_init__(self) -> None:
         """Let the moments take Python numbers as well as arrays."""
@@ -80,7 +91,9 @@ _VARIANCES = {
 
 @dataclass(frozen=True)
 class _Moment:
-    """A function of variances, which are converted to arrays of one dtype; equal for equal functions."""
+    """A function of variances, which are converted to arrays of one dtype; equal for equal
+    functions.
+    """
 
     function: Callable
     names: tuple[str, ...]
@@ -88,13 +101,17 @@ class _Moment:
     def __call__(self, *args: Any) -> Scalars:
         count = len(self.names)
         variances = as_scalars(**dict(zip(self.names, args, strict=False)))
-        # A variance that rounding left below zero is zero; not by a maximum, whose derivative at zero is halved.
+        # A variance that rounding left below zero is zero; not by a maximum, whose derivative at
+        # zero is halved.
         given: list[Any] = [
-            q if name == "q12" else jnp.where(q < 0, 0, q) for name, q in zip(self.names, variances, strict=False)
+            q if name == "q12" else jnp.where(q < 0, 0, q)
+            for name, q in zip(self.names, variances, strict=False)
         ]
         for name, value in zip(("s", "sines"), args[count:], strict=False):
             unknown = name == "sines" and value is None
-            given.append(None if unknown else as_dtype(name, value, variances[0].dtype, finite=False))
+            given.append(
+                None if unknown else as_dtype(name, value, variances[0].dtype, finite=False)
+            )
         return self.function(*given, *args[count + 2 :])
 
 
@@ -108,7 +125,9 @@ def infinite_limit(
     sines: Scalars | None = None,
     units: tuple[Scalars, Scalars] | None = None,
 ) -> tuple[Scalars, Scalars]:
-    """Return what :meth:`softntk.activations.Activation.limit` does, of arrays of one dtype; in units, if these are given."""
+    """Return what :meth:`softntk.activations.Activation.limit` does, of arrays of one dtype; in
+    units, if these are given.
+    """
     if normalized and not moments.positive_mean:
         raise ValueError(
             f"a normalized {name!r} layer has no infinite limit: E[u] = 0, so its normaliser does not "
@@ -136,7 +155,9 @@ def _clip_both(pair: tuple[Scalars, Scalars], largest: float) -> tuple[Scalars, 
     return jnp.clip(pair[0], -largest, largest), jnp.clip(pair[1], -largest, largest)
 
 
-def _divide_by_means(pair: tuple[Scalars, Scalars], mean1: Scalars, mean2: Scalars) -> tuple[Scalars, Scalars]:
+def _divide_by_means(
+    pair: tuple[Scalars, Scalars], mean1: Scalars, mean2: Scalars
+) -> tuple[Scalars, Scalars]:
     """Return both over the means, infinite where one of these is zero."""
     vanishes = (mean1 == 0) | (mean2 == 0)
     mean1, mean2 = (jnp.where(mean == 0, 1, mean) for mean in (mean1, mean2))
@@ -145,7 +166,8 @@ def _divide_by_means(pair: tuple[Scalars, Scalars], mean1: Scalars, mean2: Scala
     return ratio1, ratio2
 
 
-# --- any other function: quadrature -------------------------------------------------------------------------------
+# --- any other function: quadrature
+# -------------------------------------------------------------------------------
 
 
 def _on_last_axis(nodes: np.ndarray, like: Scalars) -> Scalars:
@@ -153,16 +175,19 @@ def _on_last_axis(nodes: np.ndarray, like: Scalars) -> Scalars:
 
 
 def quadrature_moments(jet: Callable[[Scalars, Scalars | float], Jet], order: int = 48) -> Moments:
-    """Return Gaussian moments by Gauss–Hermite quadrature, for an activation without closed forms (growth zero).
+    """Return Gaussian moments by Gauss–Hermite quadrature, for an activation without closed forms
+    (growth zero).
 
     E[φ(g₁, g₂)] = Σ_ab ω_a ω_b φ(√q11 t_a, √q22 (ρ t_a + √(1−ρ²) t_b)),  ρ = q12/√(q11 q22).
 
     Args:
         jet: ``(z, c) -> e^{-c}(u, u', u'')``.
-        order: nodes a dimension. Analytic functions converge geometrically; a kink costs accuracy (about 1/order).
+        order: nodes a dimension. Analytic functions converge geometrically; a kink costs accuracy
+            (about 1/order).
 
     Returns:
-        The :class:`Moments`; arrays of any shape cost order² evaluations an entry, in memory order at a time.
+        The :class:`Moments`; arrays of any shape cost order² evaluations an entry, in memory order
+        at a time.
 
     Raises:
         ValueError: jet is no function of that kind, order no positive integer.
@@ -186,12 +211,17 @@ def _check_jet(jet: Callable) -> None:
     """Refuse a function that is no jet."""
     wanted = "jet must return (u, u', u'') of the shape of z for (z, c), in floating-point numbers"
     try:
-        out = jax.eval_shape(lambda z: jet(z, 0.0), jax.ShapeDtypeStruct((3,), jax.dtypes.canonicalize_dtype(float)))
+        out = jax.eval_shape(
+            lambda z: jet(z, 0.0), jax.ShapeDtypeStruct((3,), jax.dtypes.canonicalize_dtype(float))
+        )
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"{wanted}, but it fails: {reason}") from error
     parts = out if isinstance(out, tuple | list) else ()
-    alike = [getattr(part, "shape", None) == (3,) and jnp.issubdtype(part.dtype, jnp.floating) for part in parts]
+    alike = [
+        getattr(part, "shape", None) == (3,) and jnp.issubdtype(part.dtype, jnp.floating)
+        for part in parts
+    ]
     if alike != [True] * 3:
         raise ValueError(f"{wanted}, got {out}.")
 
@@ -202,7 +232,9 @@ def _quadrature_moments(jet: Callable[[Scalars, Scalars | float], Jet], order: i
     nodes, weights = np.polynomial.hermite_e.hermegauss(order)
     weights = weights / math.sqrt(2 * math.pi)
 
-    def expect(first: int, second: int, tilted: bool = False) -> Callable[[Scalars, Scalars, Scalars], Scalars]:
+    def expect(
+        first: int, second: int, tilted: bool = False
+    ) -> Callable[[Scalars, Scalars, Scalars], Scalars]:
         """E[u⁽ⁱ⁾(g₁) u⁽ʲ⁾(g₂)], tilted E[g₁ …]."""
 
         def moment(q11: Scalars, q12: Scalars, q22: Scalars) -> Scalars:
@@ -220,8 +252,9 @@ def _quadrature_moments(jet: Callable[[Scalars, Scalars | float], Jet], order: i
 
         return moment
 
-    # Derivatives by Price: ∂E[f g]/∂q12 = E[f'g'], ∂E[f g]/∂q11 = ½E[f''g]. The quadrature itself has none at equal points,
-    # where √(1−ρ²) vanishes. The third derivative of u is left out by Stein: E[g₁ u''u'] = q11 E[(u'')'u'] + q12 E[u''u''].
+    # Derivatives by Price: ∂E[f g]/∂q12 = E[f'g'], ∂E[f g]/∂q11 = ½E[f''g]. The quadrature itself
+    # has none at equal points, where √(1−ρ²) vanishes. The third derivative of u is left out by
+    # Stein: E[g₁ u''u'] = q11 E[(u'')'u'] + q12 E[u''u''].
     @jax.custom_jvp
     def covariance(q11: Scalars, q12: Scalars, q22: Scalars) -> Scalars:
         return expect(0, 0)(q11, q12, q22)
@@ -242,12 +275,22 @@ def _quadrature_moments(jet: Callable[[Scalars, Scalars | float], Jet], order: i
         second = expect(2, 2)(q11, q12, q22)
 
         def third(q: Scalars, other: Scalars) -> Scalars:
-            return jnp.where(q > 0, (expect(2, 1, True)(q, q12, other) - q12 * second) / jnp.where(q > 0, q, 1), 0)
+            return jnp.where(
+                q > 0,
+                (expect(2, 1, True)(q, q12, other) - q12 * second) / jnp.where(q > 0, q, 1),
+                0,
+            )
 
-        return derivative(q11, q12, q22), second * d12 + 0.5 * (third(q11, q22) * d11 + third(q22, q11) * d22)
+        return derivative(q11, q12, q22), second * d12 + 0.5 * (
+            third(q11, q22) * d11 + third(q22, q11) * d22
+        )
 
-    def shifted(moment: Callable) -> Callable[[Scalars, Scalars, Scalars, Scalars | float], Scalars]:
-        return lambda q11, q12, q22, s: moment(*jnp.broadcast_arrays(q11, q12, q22)) * forms.unscale(q12, s)
+    def shifted(
+        moment: Callable,
+    ) -> Callable[[Scalars, Scalars, Scalars, Scalars | float], Scalars]:
+        return lambda q11, q12, q22, s: (
+            moment(*jnp.broadcast_arrays(q11, q12, q22)) * forms.unscale(q12, s)
+        )
 
     def mean(q: Scalars, s: Scalars | float) -> Scalars:
         values = jet(root(q)[..., None] * _on_last_axis(nodes, q), 0.0)[0]
@@ -268,8 +311,8 @@ def _quadrature_moments(jet: Callable[[Scalars, Scalars | float], Jet], order: i
 def chain(ntk: Scalars, slope: Scalars) -> Scalars:
     """Return Θ E[φ̇φ̇'] of a layer, from Θ before it.
 
-    It saturates far below infinity, where the next layer's sum would make NaN of it, and where the slope is infinite: there the
-    point is outside of the domain, whatever Θ.
+    It saturates far below infinity, where the next layer's sum would make NaN of it, and where the
+    slope is infinite: there the point is outside of the domain, whatever Θ.
 
     Example:
         >>> import jax.numpy as jnp

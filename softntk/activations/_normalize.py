@@ -13,11 +13,13 @@ from softntk.activations._table import get
 
 
 def normalize(activation: str | Activation, z: Scalars) -> Scalars:
-    """Return u(z) / 1ᵀu(z) along the last axis; +inf where 1ᵀu is lost against 1ᵀ|u| in rounding, NaN only if z is.
+    """Return u(z) / 1ᵀu(z) along the last axis; +inf where 1ᵀu is lost against 1ᵀ|u| in rounding,
+    NaN only if z is.
 
     Args:
         activation: u, by name or itself.
-        z: logits [..., m]; ±1e4 are harmless. −∞ gets its share of zero where u vanishes there (exp).
+        z: logits [..., m]; ±1e4 are harmless. −∞ gets its share of zero where u vanishes there
+            (exp).
 
     Returns:
         [..., m], summing to one; +inf also where a sum is infinite.
@@ -37,7 +39,8 @@ def normalize(activation: str | Activation, z: Scalars) -> Scalars:
     if z.shape[-1] == 0:
         raise ValueError(f"z must have at least one unit along its last axis, got shape {z.shape}.")
     u = activation.jet(z, activation.log_scale(z))[0]
-    u = u / binary_scale(u, -1)  # its derivative divides by the square of the sum, which would underflow
+    # its derivative divides by the square of the sum, which would underflow
+    u = u / binary_scale(u, -1)
     total = jnp.sum(u, axis=-1, keepdims=True)
     kept = is_kept(u, total)
     shares = jnp.where(kept, u, 0) / jnp.where(kept, total, 1)
@@ -46,5 +49,7 @@ def normalize(activation: str | Activation, z: Scalars) -> Scalars:
 
 
 def is_kept(u: Scalars, total: Scalars) -> Bool[Array, "..."]:
-    """Return whether the normaliser 1ᵀu along the last axis is more than what rounding of 1ᵀ|u| may leave."""
+    """Return whether the normaliser 1ᵀu along the last axis is more than what rounding of 1ᵀ|u| may
+    leave.
+    """
     return jnp.abs(total) > 4 * jnp.finfo(u.dtype).eps * jnp.sum(jnp.abs(u), axis=-1, keepdims=True)

@@ -36,12 +36,16 @@ class _Derivatives:
         return self.function(z) * s, d1 * s, d2 * s
 
 
-def from_function(u: Callable[[Scalars], Scalars], name: str, moments: Moments | None = None) -> Activation:
-    """Make an :class:`Activation` of any elementwise function: u', u'' by forward-mode differentiation, moments by quadrature.
+def from_function(
+    u: Callable[[Scalars], Scalars], name: str, moments: Moments | None = None
+) -> Activation:
+    """Make an :class:`Activation` of any elementwise function: u', u'' by forward-mode
+    differentiation, moments by quadrature.
 
     Args:
-        u: elementwise, twice differentiable almost everywhere. It is evaluated as it is, so a function of exponential
-            growth that must survive huge logits deserves a jet of its own, like those in this file.
+        u: elementwise, twice differentiable almost everywhere. It is evaluated as it is, so a
+            function of exponential growth that must survive huge logits deserves a jet of its own,
+            like those in this file.
         name: for messages.
         moments: closed forms, where you have them; otherwise :func:`quadrature_moments`.
 
@@ -49,7 +53,8 @@ def from_function(u: Callable[[Scalars], Scalars], name: str, moments: Moments |
         The activation, ready for ``networks.two_layer(activation=…)``.
 
     Raises:
-        ValueError: u is no elementwise function of an array, name no string, moments no :class:`Moments`.
+        ValueError: u is no elementwise function of an array, name no string, moments no
+            :class:`Moments`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -63,18 +68,25 @@ def from_function(u: Callable[[Scalars], Scalars], name: str, moments: Moments |
     if moments is not None and not isinstance(moments, Moments):
         raise ValueError(f"moments must be a softntk.activations.Moments, got {moments!r}.")
     try:
-        out = jax.eval_shape(lambda z: u(z), jax.ShapeDtypeStruct((3,), jax.dtypes.canonicalize_dtype(float)))
+        out = jax.eval_shape(
+            lambda z: u(z), jax.ShapeDtypeStruct((3,), jax.dtypes.canonicalize_dtype(float))
+        )
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"u must be an elementwise function of an array, of jax.numpy, but it fails: {reason}") from error
+        raise ValueError(
+            f"u must be an elementwise function of an array, of jax.numpy, but it fails: {reason}"
+        ) from error
     if getattr(out, "shape", None) != (3,) or not jnp.issubdtype(out.dtype, jnp.floating):
-        raise ValueError(f"u must be elementwise: of 3 floating-point numbers it must make 3, got {out}.")
+        raise ValueError(
+            f"u must be elementwise: of 3 floating-point numbers it must make 3, got {out}."
+        )
     jet = _Derivatives(u)
     return Activation(name, jet, moments or quadrature_moments(jet), forms.no_scale)
 
 
 def crrelu(epsilon: float | Array = 0.01) -> Activation:
-    """Make CRReLU, max(0, z) + ε z e^{−z²/2}: relu with a corrected slope on the negative side; ε = 0.01 in the table.
+    """Make CRReLU, max(0, z) + ε z e^{−z²/2}: relu with a corrected slope on the negative side; ε =
+    0.01 in the table.
 
     Args:
         epsilon: ε; it may be traced.
@@ -90,7 +102,8 @@ def crrelu(epsilon: float | Array = 0.01) -> Activation:
         >>> round(float(crrelu(0.5).u(jnp.asarray(-1.0))), 4)  # −½ e^{−½}
         -0.3033
 
-    Source: the moments are derived in ``softntk/activations/_closed_forms.py``, by tilting the Gaussian with e^{−g²/2}.
+    Source: the moments are derived in ``softntk/activations/_closed_forms.py``, by tilting the
+    Gaussian with e^{−g²/2}.
     """
     epsilon = check_number("epsilon", epsilon)
     return _known_crrelu(float(epsilon)) if is_concrete(epsilon) else _crrelu(epsilon, partial)
@@ -106,7 +119,9 @@ def _crrelu(epsilon: float | Array, bind: Callable) -> Activation:
 
 @dataclass(frozen=True)
 class _WithNumber:
-    """A function with its first argument set: equal for equal numbers, as ``functools.partial`` is not."""
+    """A function with its first argument set: equal for equal numbers, as ``functools.partial`` is
+    not.
+    """
 
     function: Callable
     number: float
@@ -126,7 +141,13 @@ ACTIVATIONS: dict[str, Activation] = {
         Activation(
             "exp",
             forms.exp_jet,
-            Moments(forms.exp_mean, forms.exp_covariance, forms.exp_covariance, forms.half, ratios=forms.exp_ratios),
+            Moments(
+                forms.exp_mean,
+                forms.exp_covariance,
+                forms.exp_covariance,
+                forms.half,
+                ratios=forms.exp_ratios,
+            ),
             forms.largest,
         ),
         Activation(
@@ -144,13 +165,25 @@ ACTIVATIONS: dict[str, Activation] = {
         Activation(
             "cosh",
             forms.cosh_jet,
-            Moments(forms.exp_mean, forms.cosh_covariance, forms.sinh_covariance, forms.half, ratios=forms.cosh_ratios),
+            Moments(
+                forms.exp_mean,
+                forms.cosh_covariance,
+                forms.sinh_covariance,
+                forms.half,
+                ratios=forms.cosh_ratios,
+            ),
             forms.largest_modulus,
         ),
         Activation(
             "sinh",
             forms.sinh_jet,
-            Moments(forms.zero_mean, forms.sinh_covariance, forms.cosh_covariance, forms.half, positive_mean=False),
+            Moments(
+                forms.zero_mean,
+                forms.sinh_covariance,
+                forms.cosh_covariance,
+                forms.half,
+                positive_mean=False,
+            ),
             forms.largest_modulus,
         ),
         crrelu(),
@@ -169,31 +202,51 @@ ACTIVATIONS: dict[str, Activation] = {
         Activation(
             "relu",
             forms.relu_jet,
-            Moments(forms.relu_mean, forms.relu_covariance, forms.relu_derivative, angular=True, degree=1),
+            Moments(
+                forms.relu_mean,
+                forms.relu_covariance,
+                forms.relu_derivative,
+                angular=True,
+                degree=1,
+            ),
             forms.no_scale,
         ),
         Activation(
             "identity",
             forms.identity_jet,
-            Moments(forms.zero_mean, forms.identity_covariance, forms.identity_derivative, positive_mean=False, degree=1),
+            Moments(
+                forms.zero_mean,
+                forms.identity_covariance,
+                forms.identity_derivative,
+                positive_mean=False,
+                degree=1,
+            ),
             forms.no_scale,
         ),
         Activation(
             "erf",
             forms.erf_jet,
-            Moments(forms.zero_mean, forms.erf_covariance, forms.erf_derivative, positive_mean=False, angular=True),
+            Moments(
+                forms.zero_mean,
+                forms.erf_covariance,
+                forms.erf_derivative,
+                positive_mean=False,
+                angular=True,
+            ),
             forms.no_scale,
         ),
     )
 }
-"""Every named activation; ``ACTIVATIONS["mine"] = …`` makes a new one known to the whole library."""
+"""Every named activation; ``ACTIVATIONS["mine"] = …`` makes a new one known to the whole library.
+"""
 
 
 def get(activation: str | Activation) -> Activation:
     """Return the activation of that name, or the activation itself.
 
     Raises:
-        ValueError: the name is not in ``ACTIVATIONS``; the message lists the known ones and suggests the nearest.
+        ValueError: the name is not in ``ACTIVATIONS``; the message lists the known ones and
+            suggests the nearest.
     """
     if isinstance(activation, Activation):
         return activation

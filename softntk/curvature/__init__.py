@@ -1,4 +1,6 @@
-"""Structured curvature: diagonal plus rank two between a matrix and its transpose; leverage scores; row sampling."""
+"""Structured curvature: diagonal plus rank two between a matrix and its transpose; leverage scores;
+row sampling.
+"""
 
 from softntk.curvature import leverage as leverage
 from softntk.curvature import sketch as sketch

@@ -2,13 +2,13 @@ r"""Statistical leverage scores: how much each row matters to the column space o
 
     τ_i = ‖(Q)_i‖² = a_iᵀ (AᵀA)⁺ a_i,        A = QR,        0 ≤ τ_i ≤ 1,        Σ τ_i = rank A.
 
-Exactly by a QR decomposition, O(n d²). Approximately, by one of a sketch: with S A = Q'R, (1±ε)-spectrally as AᵀA, and G
-Gaussian [d, k] / √k,
+Exactly by a QR decomposition, O(n d²). Approximately, by one of a sketch: with S A = Q'R,
+(1±ε)-spectrally as AᵀA, and G Gaussian [d, k] / √k,
 
     τ̃_i = ‖(A R⁺ G)_i‖²        (G left out where d ≤ k),
 
-in O(nnz(A) (ζ + k) + d³ log) with ζ entries in each column of S and k = O(log n) directions. A common factor of A or of the
-weights changes nothing, and is taken out before anything is squared.
+in O(nnz(A) (ζ + k) + d³ log) with ζ entries in each column of S and k = O(log n) directions. A
+common factor of A or of the weights changes nothing, and is taken out before anything is squared.
 
 Example:
     >>> import jax, jax.numpy as jnp
@@ -17,8 +17,8 @@ Example:
     >>> [round(float(t), 3) for t in leverage.scores(A)]
     [0.5, 1.0, 1.0, 0.5]
 
-Source: Drineas, Magdon-Ismail, Mahoney and Woodruff (2012), JMLR 13, 3475-3506; Nelson and Nguyen (2013), FOCS (sparse S);
-arXiv 2309.13482 and 2304.10411 use them for the approximate Newton method.
+Source: Drineas, Magdon-Ismail, Mahoney and Woodruff (2012), JMLR 13, 3475-3506; Nelson and Nguyen
+(2013), FOCS (sparse S); arXiv 2309.13482 and 2304.10411 use them for the approximate Newton method.
 """
 
 import math
@@ -34,8 +34,11 @@ from softntk._linalg import design_matrix as matrices
 from softntk._linalg.norms import binary_scale
 
 _ENTRIES = 4  # in each column of the sketch
-_OVERSAMPLING = 32  # rows of the sketch for each column of A: singular values are then right to about √(1/32)
-_TAIL = 41.0  # directions for each log(100 n): all row norms are right to a factor of 1.4 but with probability 1/100
+# rows of the sketch for each column of A: singular values are then right to about √(1/32)
+_OVERSAMPLING = 32
+# directions for each log(100 n): all row norms are right to a factor of 1.4 but with probability
+# 1/100
+_TAIL = 41.0
 
 
 def scores(A: Any, weights: Float[Array | np.ndarray, " n"] | None = None) -> Float[Array, " n"]:
@@ -46,12 +49,12 @@ def scores(A: Any, weights: Float[Array | np.ndarray, " n"] | None = None) -> Fl
         weights: D ≥ 0, [n]; one if None.
 
     Returns:
-        [n], in [0, 1], summing to the rank. Singular values below 10 d ε of the largest count as zero. Differentiable in A and
-        D, also where D_i = 0, as far as the rank stays the same.
+        [n], in [0, 1], summing to the rank. Singular values below 10 d ε of the largest count as
+        zero. Differentiable in A and D, also where D_i = 0, as far as the rank stays the same.
 
     Raises:
-        ValueError: as :func:`softntk.regression._problem` of A; half precision; weights of another shape, negative or not
-            finite.
+        ValueError: as :func:`softntk.regression._problem` of A; half precision; weights of another
+            shape, negative or not finite.
 
     Example:
         >>> import jax.numpy as jnp
@@ -71,20 +74,24 @@ def approximate_scores(
     rows: int | None = None,
     directions: int | None = None,
 ) -> Float[Array, " n"]:
-    r"""Return the leverage scores of diag(√D) A within a factor of 2, in time proportional to the nonzero entries of A.
+    r"""Return the leverage scores of diag(√D) A within a factor of 2, in time proportional to the
+    nonzero entries of A.
 
     Args:
         key: of the sketch.
         A: [n, d], dense, BCOO or a lineax operator.
         weights: D ≥ 0, [n]; one if None.
         rows: of the sketch; 32 d, at least 512, if None. If n is no more, the scores are exact.
-        directions: k; 41 log(100 n) if None, enough for all n rows with probability 0.99. No effect where d is no more.
+        directions: k; 41 log(100 n) if None, enough for all n rows with probability 0.99. No effect
+            where d is no more.
 
     Returns:
-        [n], in [0, 1]. Singular values of the sketch below 10 d ε of the largest count as zero, as in :func:`scores`.
+        [n], in [0, 1]. Singular values of the sketch below 10 d ε of the largest count as zero, as
+        in :func:`scores`.
 
     Raises:
-        ValueError: as :func:`scores`; no key; rows or directions not positive, or fewer rows than d.
+        ValueError: as :func:`scores`; no key; rows or directions not positive, or fewer rows than
+            d.
 
     Example:
         >>> import jax
@@ -113,14 +120,18 @@ def approximate_scores(
 def arguments(A: Any, weights: Any, *, half: bool = False) -> tuple[Any, Float[Array, " n"] | None]:
     """Return A and the weights, checked."""
     A = matrices.checked("A", A, half=half)
-    return A, None if weights is None else as_weights("weights", weights, matrices.dtype(A), (matrices.shape(A)[0],))
+    return A, None if weights is None else as_weights(
+        "weights", weights, matrices.dtype(A), (matrices.shape(A)[0],)
+    )
 
 
 @jax.jit
 def weighted(A: Any, weights: Float[Array, " n"] | None) -> Any:
     """Return diag(√D) A up to a factor: both are brought to entries of order one."""
     A = matrices.unit_scaled(A)
-    return A if weights is None else matrices.scaled_rows(A, jnp.sqrt(weights / binary_scale(weights)))
+    return (
+        A if weights is None else matrices.scaled_rows(A, jnp.sqrt(weights / binary_scale(weights)))
+    )
 
 
 class _Decomposition(NamedTuple):
@@ -133,7 +144,8 @@ class _Decomposition(NamedTuple):
 
 
 def _decomposed(M: Float[Array, "n d"]) -> _Decomposition:
-    # Rows of very different scales: QR is accurate row by row only if each column of R is; the scale of columns drops out.
+    # Rows of very different scales: QR is accurate row by row only if each column of R is; the
+    # scale of columns drops out.
     size = _column_size(M)
     Q, R = jnp.linalg.qr(M / size[None])
     inverse, rotation = _pseudoinverse(R)
@@ -168,7 +180,8 @@ def _scores(A: Float[Array, "n d"], weights: Float[Array, " n"]) -> Float[Array,
 
 @_scores.defjvp
 def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    """τ_i = D_i a_iᵀG⁺a_i with G = AᵀDA, so that no square root and no singular vector is differentiated.
+    """τ_i = D_i a_iᵀG⁺a_i with G = AᵀDA, so that no square root and no singular vector is
+    differentiated.
 
     With G⁺ = BBᵀ and Y = AB,  dτ_i = dD_i ‖y_i‖² + 2 D_i ⟨y_i, Bᵀda_i⟩ − D_i y_iᵀ (BᵀdG B) y_i.
     """
@@ -183,7 +196,9 @@ def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
 
 
 @jax.jit(static_argnums=(2, 3))
-def _approximate(key: PRNGKeyArray, A: Any, rows: int, directions: int | None) -> Float[Array, " n"]:
+def _approximate(
+    key: PRNGKeyArray, A: Any, rows: int, directions: int | None
+) -> Float[Array, " n"]:
     n, d = matrices.shape(A)
     dtype = matrices.dtype(A)
     sketch_key, directions_key = jax.random.split(key)
@@ -191,12 +206,16 @@ def _approximate(key: PRNGKeyArray, A: Any, rows: int, directions: int | None) -
     entries = min(_ENTRIES, rows)
     block = rows // entries
     bits = jax.random.bits(sketch_key, (entries, n), jnp.uint32)
-    buckets = ((bits >> 1) % block).astype(jnp.int32) + block * jnp.arange(entries, dtype=jnp.int32)[:, None]
+    buckets = ((bits >> 1) % block).astype(jnp.int32) + block * jnp.arange(
+        entries, dtype=jnp.int32
+    )[:, None]
     signs = (1 - 2 * (bits & 1).astype(jnp.int32)).astype(dtype) / math.sqrt(entries)
     R = jnp.linalg.qr(matrices.embedded(A, buckets, signs, rows), mode="r")
     # Columns of one scale, so that rank is not decided by units.
     size = _column_size(R)
     right = _pseudoinverse(R / size[None])[0] / size[:, None]
     if directions is not None:
-        right = matrices.product(right, jax.random.normal(directions_key, (d, directions), dtype) / math.sqrt(directions))
+        right = matrices.product(
+            right, jax.random.normal(directions_key, (d, directions), dtype) / math.sqrt(directions)
+        )
     return jnp.minimum(matrices.row_squares(A, right), 1)

@@ -1,11 +1,13 @@
 r"""Row sampling: Aᵀ diag(D) A from a few rows, and how well that went.
 
-A sample draws s rows with replacement, row i with probability π_i, and weighs it by count / (s π_i), so that
+A sample draws s rows with replacement, row i with probability π_i, and weighs it by count / (s
+π_i), so that
 
     Ã = Σ_drawn  count_i/(s π_i) · D_i a_i a_iᵀ,        E[Ã] = Aᵀ diag(D) A.
 
-With π proportional to the leverage scores of diag(√D) A and s = O(d log d / ε²), (1 − ε) AᵀDA ≼ Ã ≼ (1 + ε) AᵀDA. Row norms
-give that only up to the condition number, uniform sampling only for incoherent A: a row that alone spans a direction is missed.
+With π proportional to the leverage scores of diag(√D) A and s = O(d log d / ε²), (1 − ε) AᵀDA ≼ Ã ≼
+(1 + ε) AᵀDA. Row norms give that only up to the condition number, uniform sampling only for
+incoherent A: a row that alone spans a direction is missed.
 
 Example:
     >>> import jax, jax.numpy as jnp
@@ -16,8 +18,8 @@ Example:
     >>> bool(sketch.distortion(sample.gram(A), A.T @ A) < 0.5)
     True
 
-Source: arXiv 2304.10411 and 2309.13482 (the sparsifier of the approximate Newton method); Drineas and Mahoney (2018),
-Lectures on randomized numerical linear algebra.
+Source: arXiv 2304.10411 and 2309.13482 (the sparsifier of the approximate Newton method); Drineas
+and Mahoney (2018), Lectures on randomized numerical linear algebra.
 """
 
 from typing import Any
@@ -43,8 +45,10 @@ from softntk._linalg.norms import binary_scale
 from softntk.curvature import leverage
 from softntk.curvature.structured import StructuredOperator, check_operator
 
-_TOTAL_TOLERANCE = 1e-4  # by which given probabilities may miss a sum of one: rounding, of float32 at least
-_SYMMETRY_TOLERANCE = 1e-3  # by which a matrix may differ from its transpose, relative to its largest entry
+# by which given probabilities may miss a sum of one: rounding, of float32 at least
+_TOTAL_TOLERANCE = 1e-4
+# by which a matrix may differ from its transpose, relative to its largest entry
+_SYMMETRY_TOLERANCE = 1e-3
 
 _KINDS = ("uniform", "row_norm", "leverage", "approximate_leverage")
 
@@ -54,14 +58,17 @@ class Sample:
     """Rows that were drawn, each once.
 
     Attributes:
-        indices: ascending, [s]; n (no row) where rows were drawn repeatedly and places are left over.
+        indices: ascending, [s]; n (no row) where rows were drawn repeatedly and places are left
+            over.
         scales: count / (s π), [s]; zero there.
     """
 
     indices: Int[Array, " s"]
     scales: Float[Array, " s"]
 
-    def gram(self, A: Any, weights: Float[Array | np.ndarray, " n"] | None = None) -> Float[Array, "d d"]:
+    def gram(
+        self, A: Any, weights: Float[Array | np.ndarray, " n"] | None = None
+    ) -> Float[Array, "d d"]:
         """Return Ã for A [n, d] and D, [n] (one if None)."""
         A = matrices.checked("A", A)
         n, dtype = matrices.shape(A)[0], matrices.dtype(A)
@@ -79,12 +86,16 @@ class Sample:
 
 
 def probabilities(
-    kind: str, A: Any, weights: Float[Array | np.ndarray, " n"] | None = None, key: PRNGKeyArray | None = None
+    kind: str,
+    A: Any,
+    weights: Float[Array | np.ndarray, " n"] | None = None,
+    key: PRNGKeyArray | None = None,
 ) -> Float[Array, " n"]:
     r"""Return π, [n]: how likely a draw is each row of diag(√D) A, whatever the units of A and D.
 
     Args:
-        kind: "leverage" (exact scores, O(n d²)), "approximate_leverage" (in O(nnz)), "row_norm" (∝ D_i ‖a_i‖²) or "uniform".
+        kind: "leverage" (exact scores, O(n d²)), "approximate_leverage" (in O(nnz)), "row_norm" (∝
+            D_i ‖a_i‖²) or "uniform".
         A: [n, d], dense, BCOO or a lineax operator.
         weights: D ≥ 0, [n]; one if None.
         key: for approximate scores; ``jax.random.key(0)`` if None.
@@ -136,7 +147,8 @@ def draw(key: PRNGKeyArray, pi: Float[Array | np.ndarray, " n"], size: int) -> S
         A :class:`Sample`.
 
     Raises:
-        ValueError: no key; pi of another shape, negative, not finite or of another sum; size not positive.
+        ValueError: no key; pi of another shape, negative, not finite or of another sum; size not
+            positive.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -151,7 +163,9 @@ def draw(key: PRNGKeyArray, pi: Float[Array | np.ndarray, " n"], size: int) -> S
     if is_concrete(pi):
         given = np.asarray(pi, np.float64)
         if given.min() < 0:
-            raise ValueError(f"pi must not be negative, got {given.min():.3g}. Take sketch.probabilities.")
+            raise ValueError(
+                f"pi must not be negative, got {given.min():.3g}. Take sketch.probabilities."
+            )
         if abs(given.sum() - 1) > _TOTAL_TOLERANCE:
             raise ValueError(f"pi must sum to one, got {given.sum():.6g}. Divide it by its sum.")
     return _draw(key, pi, check_positive_int("size", size))
@@ -160,28 +174,32 @@ def draw(key: PRNGKeyArray, pi: Float[Array | np.ndarray, " n"], size: int) -> S
 @jax.jit(static_argnums=2)
 def _draw(key: PRNGKeyArray, pi: Float[Array, " n"], size: int) -> Sample:
     n = len(pi)
-    # By the inverse of the cumulative sum; a uniform number at its very end must not leave the rows that can be drawn.
+    # By the inverse of the cumulative sum; a uniform number at its very end must not leave the rows
+    # that can be drawn.
     cdf = jnp.cumsum(pi)
     uniform = jax.random.uniform(key, (size,), pi.dtype) * cdf[-1]
     last = jnp.searchsorted(cdf, cdf[-1])  # the first row that reaches the end
     drawn = jnp.minimum(jnp.searchsorted(cdf, uniform, side="right"), last)
     indices, counts = jnp.unique(drawn, size=size, fill_value=n, return_counts=True)
-    probability = pi.at[indices].get(mode="fill", fill_value=1) / jnp.where(cdf[-1] == 0, 1, cdf[-1])
+    probability = pi.at[indices].get(mode="fill", fill_value=1) / jnp.where(
+        cdf[-1] == 0, 1, cdf[-1]
+    )
     drawn_once = (indices < n) & (probability > 0)
     scales = counts.astype(pi.dtype) / (size * jnp.where(drawn_once, probability, 1))
     return Sample(indices=indices, scales=jnp.where(drawn_once, scales, 0))
 
 
 def sketched(op: StructuredOperator, sample: Sample) -> StructuredOperator:
-    r"""Return the operator with Aᵀ diag(D) A replaced by its sample; the low-rank part and the ridge stay exact.
+    r"""Return the operator with Aᵀ diag(D) A replaced by its sample; the low-rank part and the
+    ridge stay exact.
 
     Args:
         op: Aᵀ (diag(D) + U M Uᵀ) A + ρ I.
         sample: of the rows of diag(√|D|) A.
 
     Returns:
-        A structured operator on [s + r] rows: those drawn, and the columns of AᵀU. Never tagged positive semidefinite: a
-        sampled first term may be too small for a negative second one.
+        A structured operator on [s + r] rows: those drawn, and the columns of AᵀU. Never tagged
+        positive semidefinite: a sampled first term may be too small for a negative second one.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -200,7 +218,9 @@ def sketched(op: StructuredOperator, sample: Sample) -> StructuredOperator:
     r = columns.shape[1]
     return StructuredOperator(
         jnp.concatenate([rows, columns.T]),
-        jnp.concatenate([sample.scales.astype(op.dtype) * sample._of(op.logit_diagonal), jnp.zeros(r, op.dtype)]),
+        jnp.concatenate(
+            [sample.scales.astype(op.dtype) * sample._of(op.logit_diagonal), jnp.zeros(r, op.dtype)]
+        ),
         jnp.concatenate([jnp.zeros((len(rows), r), op.dtype), jnp.eye(r, dtype=op.dtype)]),
         op.core,
         op.ridge,
@@ -208,19 +228,24 @@ def sketched(op: StructuredOperator, sample: Sample) -> StructuredOperator:
 
 
 def distortion(
-    approximate: Float[Array, "d d"] | lx.AbstractLinearOperator, exact: Float[Array, "d d"] | lx.AbstractLinearOperator
+    approximate: Float[Array, "d d"] | lx.AbstractLinearOperator,
+    exact: Float[Array, "d d"] | lx.AbstractLinearOperator,
 ) -> Float[Array, ""]:
-    r"""Return the smallest ε with (1 − ε) H ≼ H̃ ≼ (1 + ε) H: max |λ − 1| over the generalized eigenvalues H̃v = λHv.
+    r"""Return the smallest ε with (1 − ε) H ≼ H̃ ≼ (1 + ε) H: max |λ − 1| over the generalized
+    eigenvalues H̃v = λHv.
 
     Args:
         approximate: H̃, [d, d], symmetric: a matrix or an operator.
-        exact: H, positive semidefinite. On its null space (eigenvalues below d ε of the largest) H̃ must vanish too.
+        exact: H, positive semidefinite. On its null space (eigenvalues below d ε of the largest) H̃
+            must vanish too.
 
     Returns:
-        A scalar; +inf where H has a negative eigenvalue, or H̃ is not zero where H is. A common factor of both drops out.
+        A scalar; +inf where H has a negative eigenvalue, or H̃ is not zero where H is. A common
+        factor of both drops out.
 
     Raises:
-        ValueError: no matrices or operators, of different sizes, not symmetric, not finite, or in half precision.
+        ValueError: no matrices or operators, of different sizes, not symmetric, not finite, or in
+            half precision.
 
     Example:
         >>> import jax.numpy as jnp
@@ -232,18 +257,27 @@ def distortion(
     approximate = _symmetric("approximate", approximate)
     exact = _symmetric("exact", exact)
     if approximate.shape != exact.shape:
-        raise ValueError(f"approximate must have the shape of exact, got {approximate.shape} and {exact.shape}.")
+        raise ValueError(
+            f"approximate must have the shape of exact, got {approximate.shape} and {exact.shape}."
+        )
     return _distortion(approximate.astype(exact.dtype), exact)
 
 
 def _symmetric(name: str, op: Any) -> Float[Array, "d d"]:
-    matrix = as_floating(name, op.as_matrix() if isinstance(op, lx.AbstractLinearOperator) else op, ("d", "d"), half=False)
+    matrix = as_floating(
+        name,
+        op.as_matrix() if isinstance(op, lx.AbstractLinearOperator) else op,
+        ("d", "d"),
+        half=False,
+    )
     if len(matrix) != matrix.shape[1]:
         raise ValueError(f"{name} must be square, got shape {matrix.shape}.")
     if is_concrete(matrix):
         given = np.asarray(matrix)
         if np.abs(given - given.T).max() > _SYMMETRY_TOLERANCE * np.abs(given).max():
-            raise ValueError(f"{name} must be symmetric. Take its symmetric part, 0.5 * ({name} + {name}.T).")
+            raise ValueError(
+                f"{name} must be symmetric. Take its symmetric part, 0.5 * ({name} + {name}.T)."
+            )
     return matrix
 
 
@@ -262,7 +296,16 @@ def _distortion(approximate: Float[Array, "d d"], exact: Float[Array, "d d"]) ->
     scaled = vectors / jnp.sqrt(jnp.where(kept, values, 1))[None, :]
     rotated = matrices.product(scaled.T, matrices.product(approximate, scaled))
     both = kept[:, None] & kept[None, :]
-    found = jnp.max(jnp.abs(jnp.linalg.eigvalsh(jnp.where(both, rotated, jnp.eye(len(values), dtype=values.dtype))) - 1))
-    outside = jnp.max(jnp.where(both, 0, jnp.abs(matrices.product(vectors.T, matrices.product(approximate, vectors)))))
+    found = jnp.max(
+        jnp.abs(
+            jnp.linalg.eigvalsh(jnp.where(both, rotated, jnp.eye(len(values), dtype=values.dtype)))
+            - 1
+        )
+    )
+    outside = jnp.max(
+        jnp.where(
+            both, 0, jnp.abs(matrices.product(vectors.T, matrices.product(approximate, vectors)))
+        )
+    )
     legal = (values[0] >= -noise) & (outside <= 1e3 * noise)
     return jnp.where(legal & jnp.isfinite(found), found, jnp.inf)

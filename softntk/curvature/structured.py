@@ -1,14 +1,16 @@
-r"""Hessians of regressions u(Ax), normalized or not: diagonal plus low rank between Aᵀ and A, as lineax operators.
+r"""Hessians of regressions u(Ax), normalized or not: diagonal plus low rank between Aᵀ and A, as
+lineax operators.
 
     H = Aᵀ (diag(D) + U M Uᵀ) A + ρ I,        A [n, d], D [n], U [n, r], M [r, r] symmetric, ρ ≥ 0.
 
-A product costs two with A, the matrix one symmetric Gram product. Solving splits H into the *regular* part
-R = Aᵀ diag(D) A + ρ I = LLᵀ, by Cholesky, and the r columns L⁻¹AᵀU = QT, by QR:
+A product costs two with A, the matrix one symmetric Gram product. Solving splits H into the
+*regular* part R = Aᵀ diag(D) A + ρ I = LLᵀ, by Cholesky, and the r columns L⁻¹AᵀU = QT, by QR:
 
     H = L ((I − QQᵀ) + Q K Qᵀ) Lᵀ,        K = I + T M Tᵀ,        det H = det R · det K.
 
-Nothing is inverted that may be singular: M is not, and for D with negative entries or A of rank below d the Cholesky factor of
-R fails, which the result says. Otherwise the eigenvalues of the r × r matrix K tell how many of H are negative (Sylvester).
+Nothing is inverted that may be singular: M is not, and for D with negative entries or A of rank
+below d the Cholesky factor of R fails, which the result says. Otherwise the eigenvalues of the r ×
+r matrix K tell how many of H are negative (Sylvester).
 
 Example:
     >>> import jax.numpy as jnp, lineax as lx
@@ -20,7 +22,8 @@ Example:
     >>> bool(jnp.allclose(H.mv(H.factorise().solve(jnp.ones(2))), 1.0)), lx.is_symmetric(H)
     (True, True)
 
-Source: arXiv 2309.13482 (the structure of the Hessian), arXiv 2304.10411; MATHEMATICS.md#regression-forms.
+Source: arXiv 2309.13482 (the structure of the Hessian), arXiv 2304.10411;
+MATHEMATICS.md#regression-forms.
 """
 
 import dataclasses
@@ -49,12 +52,14 @@ class StructuredOperator(lx.AbstractLinearOperator):
     """Aᵀ (diag(D) + U M Uᵀ) A + ρ I, symmetric, on vectors [d].
 
     Attributes:
-        matrix: A, [n, d]: dense, a ``jax.experimental.sparse.BCOO`` without duplicates, or a lineax operator.
+        matrix: A, [n, d]: dense, a ``jax.experimental.sparse.BCOO`` without duplicates, or a lineax
+            operator.
         logit_diagonal: D, [n], the weights of the regression included.
         factors: U, [n, r].
         core: M, [r, r], symmetric.
         ridge: ρ, a scalar.
-        positive_semidefinite: whether it is known to be, by construction; what ``lineax.is_positive_semidefinite`` answers.
+        positive_semidefinite: whether it is known to be, by construction; what
+            ``lineax.is_positive_semidefinite`` answers.
     """
 
     matrix: Any
@@ -73,7 +78,9 @@ class StructuredOperator(lx.AbstractLinearOperator):
         ridge: Any = 0.0,
         positive_semidefinite: bool = False,
     ) -> None:
-        """Convert everything to the precision of the matrix; shapes that do not fit are refused by name, values pass."""
+        """Convert everything to the precision of the matrix; shapes that do not fit are refused by
+        name, values pass.
+        """
         self.matrix = matrices.operand("matrix", matrices.implicit(matrix))
         (n, _), dtype = matrices.shape(self.matrix), matrices.dtype(self.matrix)
         self.logit_diagonal = as_dtype("logit_diagonal", logit_diagonal, dtype, (n,), finite=False)
@@ -95,7 +102,9 @@ class StructuredOperator(lx.AbstractLinearOperator):
         return (matrices.shape(self.matrix)[1],)
 
     def mv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
-        """Return the product with one vector: two products with A; infinite where it overflows, never NaN."""
+        """Return the product with one vector: two products with A; infinite where it overflows,
+        never NaN.
+        """
         return _mm(self, as_dtype("vector", vector, self.dtype, self.shape, finite=False))
 
     def mm(self, vectors: Float[Array, "d s"]) -> Float[Array, "d s"]:
@@ -103,7 +112,8 @@ class StructuredOperator(lx.AbstractLinearOperator):
         return _mm(self, as_dtype("vectors", vectors, self.dtype, (*self.shape, "s"), finite=False))
 
     def as_matrix(self) -> Float[Array, "d d"]:
-        """Return the matrix itself, exactly symmetric: one weighted Gram product, of which only half is computed.
+        """Return the matrix itself, exactly symmetric: one weighted Gram product, of which only
+        half is computed.
 
         Entries that exceed the largest number are infinite, never NaN.
         """
@@ -112,7 +122,9 @@ class StructuredOperator(lx.AbstractLinearOperator):
     def regular_part(self) -> "StructuredOperator":
         """Return R = Aᵀ diag(D) A + ρ I."""
         empty = jnp.zeros((len(self.logit_diagonal), 0), self.dtype)
-        return dataclasses.replace(self, factors=empty, core=jnp.zeros((0, 0), self.dtype), positive_semidefinite=False)
+        return dataclasses.replace(
+            self, factors=empty, core=jnp.zeros((0, 0), self.dtype), positive_semidefinite=False
+        )
 
     def columns(self) -> Float[Array, "d r"]:
         """Return V = AᵀU."""
@@ -131,17 +143,23 @@ class StructuredOperator(lx.AbstractLinearOperator):
         return factorise(self)
 
     def positive_part(self) -> "StructuredOperator":
-        """Return the same with max(D, 0) and (U M Uᵀ)₊: positive semidefinite, and at least as large as H."""
+        """Return the same with max(D, 0) and (U M Uᵀ)₊: positive semidefinite, and at least as
+        large as H.
+        """
         return positive_part(self)
 
     def extreme_eigenvalues(self, **options: Any) -> "Extremes":
-        """Return (smallest, largest) with error bounds, by :func:`softntk.ntk.extreme_eigenvalues`, whose options it takes."""
+        """Return (smallest, largest) with error bounds, by :func:`softntk.ntk.extreme_eigenvalues`,
+        whose options it takes.
+        """
         from softntk._linalg.extreme_eigenvalues import extreme_eigenvalues
 
         return extreme_eigenvalues(self, **options)
 
     def with_ridge(self, ridge: float | Float[Array, ""]) -> "StructuredOperator":
-        """Return the same plus ``ridge`` I; a negative one, or a traced one, loses the tag of being positive semidefinite."""
+        """Return the same plus ``ridge`` I; a negative one, or a traced one, loses the tag of being
+        positive semidefinite.
+        """
         ridge = check_number("ridge", ridge)
         positive = self.positive_semidefinite and isinstance(ridge, float) and ridge >= 0
         return dataclasses.replace(self, ridge=self.ridge + ridge, positive_semidefinite=positive)
@@ -160,7 +178,9 @@ class StructuredOperator(lx.AbstractLinearOperator):
 
 
 def _as_ridge(ridge: Any, dtype: jnp.dtype) -> float | Float[Array, ""]:
-    """Return a number that fits the precision; Python numbers stay what they are, which costs no transfer."""
+    """Return a number that fits the precision; Python numbers stay what they are, which costs no
+    transfer.
+    """
     ridge = check_number("ridge", ridge)
     if isinstance(ridge, float) and abs(ridge) <= float(jnp.finfo(dtype).max):
         return ridge
@@ -168,9 +188,13 @@ def _as_ridge(ridge: Any, dtype: jnp.dtype) -> float | Float[Array, ""]:
 
 
 def check_operator(name: str, op: Any, *, half: bool = True) -> StructuredOperator:
-    """Return a structured operator, and refuse anything else; half=False those that LAPACK has no factorisations for."""
+    """Return a structured operator, and refuse anything else; half=False those that LAPACK has no
+    factorisations for.
+    """
     if not isinstance(op, StructuredOperator):
-        raise ValueError(f"{name} must be a StructuredOperator, e.g. p.hessian(x) of a regression p, got {type(op).__name__}.")
+        raise ValueError(
+            f"{name} must be a StructuredOperator, e.g. p.hessian(x) of a regression p, got {type(op).__name__}."
+        )
     if not half and jnp.finfo(op.dtype).bits < 32:
         raise ValueError(
             f"{name} must be float32 or float64, got {op.dtype}: factorisations do not exist for it. Convert the matrix."
@@ -179,11 +203,12 @@ def check_operator(name: str, op: Any, *, half: bool = True) -> StructuredOperat
 
 
 def factorise(op: StructuredOperator) -> Factorisation:
-    """Factor H once, to solve many: Cholesky of the regular part and QR of the columns; see the module.
+    """Factor H once, to solve many: Cholesky of the regular part and QR of the columns; see the
+    module.
 
     Args:
-        op: the operator, [d, d]. Its regular part must be positive definite for the result to be SUCCESSFUL: positive D on
-            rows of full column rank, or a ridge.
+        op: the operator, [d, d]. Its regular part must be positive definite for the result to be
+            SUCCESSFUL: positive D on rows of full column rank, or a ridge.
 
     Returns:
         A :class:`Factorisation`, whose ``result`` is judged by the residual of a solve.
@@ -197,16 +222,19 @@ def factorise(op: StructuredOperator) -> Factorisation:
         >>> int(factorise(H).result), factorise(H.with_ridge(4.0)).solve(jnp.array([5.0, 1.0])).round(5).tolist()
         (7, [1.0, 1.0])
 
-    Source: see the module; Higham (2002), Accuracy and Stability of Numerical Algorithms, chapter 12 (refinement).
+    Source: see the module; Higham (2002), Accuracy and Stability of Numerical Algorithms, chapter
+    12 (refinement).
     """
     return _factorisation.factorise(check_operator("op", op, half=False))
 
 
 def positive_part(op: StructuredOperator) -> StructuredOperator:
-    """Return Aᵀ (max(D, 0) + (U M Uᵀ)₊) A + max(ρ, 0) I: positive semidefinite, and at least as large as H.
+    """Return Aᵀ (max(D, 0) + (U M Uᵀ)₊) A + max(ρ, 0) I: positive semidefinite, and at least as
+    large as H.
 
-    (U M Uᵀ)₊ keeps the eigenvectors of positive eigenvalues: with U = Q T, those of T M Tᵀ, r × r. Where H is positive
-    semidefinite already it may still differ: the negative part of one term may have been outweighed by the other.
+    (U M Uᵀ)₊ keeps the eigenvectors of positive eigenvalues: with U = Q T, those of T M Tᵀ, r × r.
+    Where H is positive semidefinite already it may still differ: the negative part of one term may
+    have been outweighed by the other.
 
     Args:
         op: the operator, [d, d].
@@ -233,28 +261,33 @@ def positive_part(op: StructuredOperator) -> StructuredOperator:
 
 
 @jax.jit
-def _positive_factors(U: Float[Array, "n r"], M: Float[Array, "r r"]) -> tuple[Float[Array, "n q"], Float[Array, "q q"]]:
+def _positive_factors(
+    U: Float[Array, "n r"], M: Float[Array, "r r"]
+) -> tuple[Float[Array, "n q"], Float[Array, "q q"]]:
     Q, T = jnp.linalg.qr(U)
     values, vectors = jnp.linalg.eigh(product(T, product(M, T.T)))
     return product(Q, vectors), jnp.diag(jnp.maximum(values, 0))
 
 
-def weighted_sum(operators: Sequence[StructuredOperator], weights: Sequence[float] | Float[Array, " k"]) -> StructuredOperator:
+def weighted_sum(
+    operators: Sequence[StructuredOperator], weights: Sequence[float] | Float[Array, " k"]
+) -> StructuredOperator:
     r"""Return Σ_k c_k H_k as one structured operator.
 
-    Operators that share one matrix A (the same object) share it in the sum: diagonals add, factors stand side by side.
-    Others are stacked by rows.
+    Operators that share one matrix A (the same object) share it in the sum: diagonals add, factors
+    stand side by side. Others are stacked by rows.
 
     Args:
         operators: at least one, all on [d].
         weights: c, one for each.
 
     Returns:
-        The sum; tagged positive semidefinite if all are and the weights are known not to be negative.
+        The sum; tagged positive semidefinite if all are and the weights are known not to be
+        negative.
 
     Raises:
-        ValueError: none given, other numbers of weights, other d or other dtypes, several matrices of which some are sparse
-            and some dense.
+        ValueError: none given, other numbers of weights, other d or other dtypes, several matrices
+            of which some are sparse and some dense.
 
     Example:
         >>> import jax.numpy as jnp
@@ -268,19 +301,25 @@ def weighted_sum(operators: Sequence[StructuredOperator], weights: Sequence[floa
     operators = _checked_operators(operators)
     scales = _checked_scales(weights, len(operators), operators[0].dtype)
     positive = _is_known_positive(operators, scales)
-    core = jax.scipy.linalg.block_diag(*(c * op.core for c, op in zip(scales, operators, strict=True)))
+    core = jax.scipy.linalg.block_diag(
+        *(c * op.core for c, op in zip(scales, operators, strict=True))
+    )
     ridge = sum(c * op.ridge for c, op in zip(scales, operators, strict=True))
     diagonals = [c * op.logit_diagonal for c, op in zip(scales, operators, strict=True)]
     matrix = operators[0].matrix
     if all(op.matrix is matrix for op in operators):
         factors = jnp.concatenate([op.factors for op in operators], axis=1)
-        return StructuredOperator(matrix, jnp.sum(jnp.stack(diagonals), axis=0), factors, core, ridge, positive)
+        return StructuredOperator(
+            matrix, jnp.sum(jnp.stack(diagonals), axis=0), factors, core, ridge, positive
+        )
     stacked = matrices.stacked([op.matrix for op in operators])
     factors = jax.scipy.linalg.block_diag(*(op.factors for op in operators))
     return StructuredOperator(stacked, jnp.concatenate(diagonals), factors, core, ridge, positive)
 
 
-def _is_known_positive(operators: Sequence[StructuredOperator], scales: Sequence[float | Array]) -> bool:
+def _is_known_positive(
+    operators: Sequence[StructuredOperator], scales: Sequence[float | Array]
+) -> bool:
     """Return whether a weighted sum is known to be positive semidefinite."""
     known = all(isinstance(scale, float) and scale >= 0 for scale in scales)
     return known and all(op.positive_semidefinite for op in operators)
@@ -288,14 +327,18 @@ def _is_known_positive(operators: Sequence[StructuredOperator], scales: Sequence
 
 def _checked_operators(operators: Any) -> list[StructuredOperator]:
     if not isinstance(operators, list | tuple) or not operators:
-        raise ValueError(f"operators must be a list of StructuredOperators, at least one, got {type(operators).__name__}.")
+        raise ValueError(
+            f"operators must be a list of StructuredOperators, at least one, got {type(operators).__name__}."
+        )
     for i, op in enumerate(operators):
         check_operator(f"operators[{i}]", op)
     sizes = [op.shape[0] for op in operators]
     if len(set(sizes)) > 1:
         raise ValueError(f"operators must all act on vectors of one size, got sizes {sizes}.")
     if len({op.dtype for op in operators}) > 1:
-        raise ValueError(f"operators must have one dtype, got {[str(op.dtype) for op in operators]}. Convert some.")
+        raise ValueError(
+            f"operators must have one dtype, got {[str(op.dtype) for op in operators]}. Convert some."
+        )
     return list(operators)
 
 
@@ -307,7 +350,9 @@ def _checked_scales(weights: Any, count: int, dtype: jnp.dtype) -> list[float | 
         array = as_dtype("weights", weights, dtype, ("k",))
         scales = [check_number(f"weights[{i}]", array[i]) for i in range(len(array))]
     if len(scales) != count:
-        raise ValueError(f"operators and weights must be as many, got {count} operators and {len(scales)} weights.")
+        raise ValueError(
+            f"operators and weights must be as many, got {count} operators and {len(scales)} weights."
+        )
     return [scale if isinstance(scale, float) else jnp.asarray(scale, dtype) for scale in scales]
 
 
@@ -332,7 +377,11 @@ def _as_matrix(op: StructuredOperator) -> Float[Array, "d d"]:
 @jax.jit
 def _diagonal(op: StructuredOperator) -> Float[Array, " d"]:
     V = op.columns()
-    return matrices.squares(op.matrix, op.logit_diagonal) + jnp.sum(product(V, op.core) * V, axis=1) + op.ridge
+    return (
+        matrices.squares(op.matrix, op.logit_diagonal)
+        + jnp.sum(product(V, op.core) * V, axis=1)
+        + op.ridge
+    )
 
 
 answer(StructuredOperator, positive=lambda operator: operator.positive_semidefinite)
@@ -341,5 +390,8 @@ lx.diagonal.register(StructuredOperator, lambda operator: operator.diagonal())
 
 @lx.materialise.register(StructuredOperator)
 def _(operator: StructuredOperator) -> lx.MatrixLinearOperator:
-    tags = [lx.symmetric_tag, *([lx.positive_semidefinite_tag] if operator.positive_semidefinite else [])]
+    tags = [
+        lx.symmetric_tag,
+        *([lx.positive_semidefinite_tag] if operator.positive_semidefinite else []),
+    ]
     return lx.MatrixLinearOperator(operator.as_matrix(), frozenset(tags))

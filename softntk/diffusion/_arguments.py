@@ -1,6 +1,8 @@
-"""Arguments that several functions of the package take: times, points, and what functions of users return.
+"""Arguments that several functions of the package take: times, points, and what functions of users
+return.
 
-They are converted first and checked after, as in ``softntk._core.validation``, whose names and messages these follow.
+They are converted first and checked after, as in ``softntk._core.validation``, whose names and
+messages these follow.
 """
 
 from typing import Any, Protocol
@@ -85,7 +87,9 @@ def columns_of_times(t: ArrayLike, x: Array) -> Float[Array, "n 1"]:
     """
     n = x.shape[0]
     if jnp.shape(t) not in ((), (n,)):
-        raise ValueError(f"t must be a scalar or of shape ({n},), one time a row of x, got shape {jnp.shape(t)}.")
+        raise ValueError(
+            f"t must be a scalar or of shape ({n},), one time a row of x, got shape {jnp.shape(t)}."
+        )
     return jnp.broadcast_to(jnp.asarray(t, x.dtype), (n,))[:, None]
 
 
@@ -98,7 +102,9 @@ def as_points(sde: Process, t: object, x: object, d: int | None = None) -> tuple
     points = as_rows("x", x)
     times = as_times(sde, t)
     if d is not None and points.shape[1] != d:
-        raise ValueError(f"x must have shape [n, {d}], the dimension of the distribution, got {points.shape}.")
+        raise ValueError(
+            f"x must have shape [n, {d}], the dimension of the distribution, got {points.shape}."
+        )
     return times, points
 
 
@@ -136,9 +142,13 @@ def check_hyperparameter(name: str, value: object, *, above: int | None = None) 
     with np.errstate(over="ignore", under="ignore"):
         rounded = dtype.type(number)  # on the host: under jit whatever JAX converts is traced
     if not np.isfinite(rounded):
-        raise ValueError(f"{name} must be finite in {dtype}, got {value!r}. Change the unit, or enable jax_enable_x64.")
+        raise ValueError(
+            f"{name} must be finite in {dtype}, got {value!r}. Change the unit, or enable jax_enable_x64."
+        )
     if number and not rounded:
-        raise ValueError(f"{name} must be a number of {dtype}, got {value!r}, which rounds to zero.")
+        raise ValueError(
+            f"{name} must be a number of {dtype}, got {value!r}, which rounds to zero."
+        )
     return number
 
 
@@ -164,10 +174,14 @@ def as_output(name: str, value: object, x: Array) -> Array:
     """
     array = value if isinstance(value, jax.Array | np.ndarray) else None
     if array is None:
-        raise ValueError(f"{name} must return an array of the shape of x, {x.shape}, got {type(value).__name__}.")
+        raise ValueError(
+            f"{name} must return an array of the shape of x, {x.shape}, got {type(value).__name__}."
+        )
     if array.shape != x.shape:
         raise ValueError(f"{name} must return the shape of x, {x.shape}, got {array.shape}.")
-    if not jnp.issubdtype(array.dtype, jnp.floating) and not jnp.issubdtype(array.dtype, jnp.integer):
+    if not jnp.issubdtype(array.dtype, jnp.floating) and not jnp.issubdtype(
+        array.dtype, jnp.integer
+    ):
         raise ValueError(f"{name} must return real numbers, got dtype {array.dtype}.")
     return jnp.asarray(array, x.dtype)
 

@@ -1,15 +1,18 @@
-r"""Distributions whose scores are known at every noise level: Gaussian mixtures, and a data set itself.
+r"""Distributions whose scores are known at every noise level: Gaussian mixtures, and a data set
+itself.
 
-X_0 ~ Σ_c w_c N(μ_c, Σ_c) is noised to X_t ~ Σ_c w_c N(αμ_c, C_c),  C_c = α²Σ_c + hI, so with the posterior weights
-π_c(x) ∝ w_c N(x; αμ_c, C_c),
+X_0 ~ Σ_c w_c N(μ_c, Σ_c) is noised to X_t ~ Σ_c w_c N(αμ_c, C_c),  C_c = α²Σ_c + hI, so with the
+posterior weights π_c(x) ∝ w_c N(x; αμ_c, C_c),
 
     ∇log p_t(x) = −Σ_c π_c C_c⁻¹(x − αμ_c),        E[X_0 | X_t = x] = Σ_c π_c (μ_c + αΣ_c C_c⁻¹(x − αμ_c)).
 
-π is a softmax of log-densities, so nothing under- or overflows far from all modes. Each Σ_c is decomposed once,
-C_c = U(α²Λ + h)Uᵀ: every t costs products only, and h > 0 is all that it takes for singular covariances.
+π is a softmax of log-densities, so nothing under- or overflows far from all modes. Each Σ_c is
+decomposed once, C_c = U(α²Λ + h)Uᵀ: every t costs products only, and h > 0 is all that it takes for
+singular covariances.
 
-Derivatives in Σ do not go through the decomposition, which has none where eigenvalues are equal. U and Λ count as constants,
-and R = UᵀΣU − Λ, zero but for its derivatives, enters to second order: with V = α²Λ + h and E = α²R,
+Derivatives in Σ do not go through the decomposition, which has none where eigenvalues are equal. U
+and Λ count as constants, and R = UᵀΣU − Λ, zero but for its derivatives, enters to second order:
+with V = α²Λ + h and E = α²R,
 
     C_c⁻¹ = U(V⁻¹ − V⁻¹EV⁻¹ + V⁻¹EV⁻¹EV⁻¹)Uᵀ,    log det C_c = log det V + tr(V⁻¹E) − ½ tr(V⁻¹EV⁻¹E).
 
@@ -55,7 +58,8 @@ _QUERIES = 256  # rows compared with a whole data set at once
 
 @jax.tree_util.register_pytree_node_class
 class GaussianMixture:
-    r"""Σ_c w_c N(μ_c, Σ_c) in d dimensions, with density, score and denoiser at every time of a process. A pytree.
+    r"""Σ_c w_c N(μ_c, Σ_c) in d dimensions, with density, score and denoiser at every time of a
+    process. A pytree.
 
     Density, score and denoiser may be differentiated twice in all arguments, in Σ too; draws once.
 
@@ -65,8 +69,8 @@ class GaussianMixture:
         covariances: Σ, [c, d, d], symmetric, positive semidefinite.
 
     Raises:
-        ValueError: shapes that do not fit, integers, NaN, weights that are no probabilities, covariances that are not
-            symmetric positive semidefinite.
+        ValueError: shapes that do not fit, integers, NaN, weights that are no probabilities,
+            covariances that are not symmetric positive semidefinite.
 
     Example:
         >>> import jax.numpy as jnp
@@ -90,11 +94,15 @@ class GaussianMixture:
         self._spreads = jnp.maximum(spreads, 0)
         self._rest = None  # R; where nothing is traced there is no derivative to be had
         if not is_concrete(covariances):
-            turned = jnp.einsum("cji,cjk,ckl->cil", self._axes, covariances, self._axes, precision="highest")
+            turned = jnp.einsum(
+                "cji,cjk,ckl->cil", self._axes, covariances, self._axes, precision="highest"
+            )
             self._rest = (turned + turned.swapaxes(1, 2)) / 2 - jax.vmap(jnp.diag)(self._spreads)
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], None]:
-        """Return weights, means, eigenvalues, eigenvectors, and what the covariances are beside these."""
+        """Return weights, means, eigenvalues, eigenvectors, and what the covariances are beside
+        these.
+        """
         return (self.weights, self.means, self._spreads, self._axes, self._rest), None
 
     @classmethod
@@ -124,7 +132,9 @@ class GaussianMixture:
         noise = roots[mode] * normal
         if self._rest is not None:  # the derivative of a root
             sums = roots[:, :, None] + roots[:, None, :]
-            noise = noise + jnp.einsum("nij,nj->ni", (self._rest / jnp.where(sums > 0, sums, jnp.inf))[mode], normal)
+            noise = noise + jnp.einsum(
+                "nij,nj->ni", (self._rest / jnp.where(sums > 0, sums, jnp.inf))[mode], normal
+            )
         return self.means[mode] + jnp.einsum("nie,ne->ni", self._axes[mode], noise)
 
     def log_density(self, sde: VPSDE, t: Times, x: Points) -> Float[Array, " n"]:
@@ -136,7 +146,8 @@ class GaussianMixture:
             x: [n, d].
 
         Raises:
-            ValueError: t outside (0, T]; x of another dimension, no floating-point matrix or not finite.
+            ValueError: t outside (0, T]; x of another dimension, no floating-point matrix or not
+                finite.
         """
         return _in_one_program(GaussianMixture._log_density, self, sde, t, x)
 
@@ -154,7 +165,10 @@ class GaussianMixture:
 
     def _log_density(self, sde: VPSDE, t: Array, x: Array) -> Float[Array, " n"]:
         parts = self._parts(sde, t, x)
-        return jax.nn.logsumexp(parts.logits, axis=1) - parts.least[:, 0] * parts.unit[:, 0] * parts.unit[:, 0] / 2
+        return (
+            jax.nn.logsumexp(parts.logits, axis=1)
+            - parts.least[:, 0] * parts.unit[:, 0] * parts.unit[:, 0] / 2
+        )
 
     def _score(self, sde: VPSDE, t: Array, x: Array) -> Float[Array, "n d"]:
         parts = self._parts(sde, t, x)
@@ -164,22 +178,32 @@ class GaussianMixture:
     def _denoise(self, sde: VPSDE, t: Array, x: Array) -> Float[Array, "n d"]:
         parts = self._parts(sde, t, x)
         spreads = self._spreads.astype(parts.whitened.dtype)
-        shift = parts.alpha[:, :, None] * (spreads[None] * parts.whitened + self._beside(parts.whitened))
+        shift = parts.alpha[:, :, None] * (
+            spreads[None] * parts.whitened + self._beside(parts.whitened)
+        )
         weights = jax.nn.softmax(parts.logits, axis=1)
         mean = jnp.matmul(weights, self.means.astype(weights.dtype), precision="highest")
         return mean + parts.unit * jnp.einsum("nc,cie,nce->ni", weights, parts.axes, shift)
 
     def _beside(self, v: Array) -> Array | float:
         """Return R v of each mode, [n, c, d]."""
-        return 0.0 if self._rest is None else jnp.einsum("cij,ncj->nci", self._rest.astype(v.dtype), v, precision="highest")
+        return (
+            0.0
+            if self._rest is None
+            else jnp.einsum("cij,ncj->nci", self._rest.astype(v.dtype), v, precision="highest")
+        )
 
     def _parts(self, sde: VPSDE, t: Array, x: Array) -> "_Parts":
-        """Return posterior weights and whitened points, in a unit in which squares of points far away do not overflow.
+        """Return posterior weights and whitened points, in a unit in which squares of points far
+        away do not overflow.
 
-        What is left out of the logits is the same for all modes: least · unit²/2, of the mode that is nearest.
+        What is left out of the logits is the same for all modes: least · unit²/2, of the mode that
+        is nearest.
         """
         dtype = widest(x, self.means)
-        x, means, spreads, axes = (each.astype(dtype) for each in (x, self.means, self._spreads, self._axes))
+        x, means, spreads, axes = (
+            each.astype(dtype) for each in (x, self.means, self._spreads, self._axes)
+        )
         time = columns_of_times(t, x)
         alpha = sde.alpha(time)
         h = sde.variance(time)
@@ -196,15 +220,21 @@ class GaussianMixture:
             whitened = whitened - once + scaled * self._beside(once)
             rest = self._rest.astype(dtype)
             log_volume = log_volume + jnp.einsum("cii,nci->nc", rest, scaled)
-            log_volume = log_volume - jnp.einsum("cij,cij,nci,ncj->nc", rest, rest, scaled, scaled) / 2
+            log_volume = (
+                log_volume - jnp.einsum("cij,cij,nci,ncj->nc", rest, rest, scaled, scaled) / 2
+            )
         unit = unit[:, :, 0]
         squares = jnp.sum(along * whitened, axis=2)
         least = lax.stop_gradient(jnp.min(squares, axis=1, keepdims=True))
-        # XLA may compute the squares again for this use, with other roundings: none may fall below the least.
+        # XLA may compute the squares again for this use, with other roundings: none may fall below
+        # the least.
         behind = squares - least
         behind = behind + lax.stop_gradient(jnp.maximum(-behind, 0))
         quadratic = behind * unit * unit + log_volume
-        logits = jnp.log(self.weights.astype(dtype))[None] - (quadratic + x.shape[1] * math.log(2 * math.pi)) / 2
+        logits = (
+            jnp.log(self.weights.astype(dtype))[None]
+            - (quadratic + x.shape[1] * math.log(2 * math.pi)) / 2
+        )
         return _Parts(logits, whitened, axes, alpha, least, unit)
 
 
@@ -212,7 +242,8 @@ class _Parts(NamedTuple):
     """A mixture at points x and times t.
 
     Attributes:
-        logits: joint log-densities of modes and points, but for the same number for all modes, [n, c].
+        logits: joint log-densities of modes and points, but for the same number for all modes, [n,
+            c].
         whitened: C_c⁻¹(x − αμ_c)/unit in the axes of each mode, [n, c, d].
         axes: U, [c, d, d].
         alpha: α, [n, 1].
@@ -232,8 +263,9 @@ class _Parts(NamedTuple):
 class EmpiricalDistribution:
     r"""The data set itself as a distribution: N points of weight 1/N.
 
-    Its exact denoiser is attention over the data: E[X_0 | X_t = x] = Σ_i softmax_i(−|x − αx_i|²/(2h)) x_i. Sampling with its
-    score gives the data back: the estimator that has no error on the training loss, and does not generalise.
+    Its exact denoiser is attention over the data: E[X_0 | X_t = x] = Σ_i softmax_i(−|x −
+    αx_i|²/(2h)) x_i. Sampling with its score gives the data back: the estimator that has no error
+    on the training loss, and does not generalise.
 
     Args:
         x0: [N, d].
@@ -282,15 +314,21 @@ class EmpiricalDistribution:
         return f"EmpiricalDistribution({rows} points in {d} dimensions, {self.points.dtype})"
 
     def log_density(self, sde: VPSDE, t: Times, x: Points) -> Float[Array, " n"]:
-        """Return the log-density log p_t(x), [n]; arguments and errors as :meth:`GaussianMixture.log_density`."""
+        """Return the log-density log p_t(x), [n]; arguments and errors as
+        :meth:`GaussianMixture.log_density`.
+        """
         return _in_one_program(EmpiricalDistribution._attend, self, sde, t, x)[0]
 
     def denoise(self, sde: VPSDE, t: Times, x: Points) -> Float[Array, "n d"]:
-        """Return E[X_0 | X_t = x], [n, d]; arguments and errors as :meth:`GaussianMixture.log_density`."""
+        """Return E[X_0 | X_t = x], [n, d]; arguments and errors as
+        :meth:`GaussianMixture.log_density`.
+        """
         return _in_one_program(EmpiricalDistribution._attend, self, sde, t, x)[1]
 
     def score(self, sde: VPSDE, t: Times, x: Points) -> Float[Array, "n d"]:
-        """Return ∇log p_t(x) = (αE[X_0 | x] − x)/h, [n, d]; arguments and errors as :meth:`GaussianMixture.log_density`."""
+        """Return ∇log p_t(x) = (αE[X_0 | x] − x)/h, [n, d]; arguments and errors as
+        :meth:`GaussianMixture.log_density`.
+        """
         return _in_one_program(EmpiricalDistribution._score, self, sde, t, x)
 
     def _score(self, sde: VPSDE, t: Array, x: Array) -> Float[Array, "n d"]:
@@ -299,7 +337,9 @@ class EmpiricalDistribution:
         return (sde.alpha(time) * denoised - x) / sde.variance(time)
 
     def _attend(self, sde: VPSDE, t: Array, x: Array) -> tuple[Array, Array]:
-        """Return log-densities and denoised points; logits ⟨c_i, p⟩ − α|c_i|²/2 in units of the points and of the data."""
+        """Return log-densities and denoised points; logits ⟨c_i, p⟩ − α|c_i|²/2 in units of the
+        points and of the data.
+        """
         x = x.astype(widest(x, self.points))
         times = columns_of_times(t, x)[:, 0]
         centre = self._centre.astype(x.dtype)
@@ -317,25 +357,32 @@ class EmpiricalDistribution:
             largest = jnp.maximum(unit, distance)
             dots = jnp.matmul(directions, point / distance, precision="highest")
             logits = (distance / largest) * dots - (unit / largest) * (alpha * squares / 2)
-            # XLA computes large logits again for each use, with other roundings: none may exceed the largest, which stays in.
+            # XLA computes large logits again for each use, with other roundings: none may exceed
+            # the largest, which stays in.
             nearest = jnp.argmax(logits)
             behind = (logits - logits[nearest]) * (alpha * unit) * largest / h
             behind = jnp.where((behind > 0) | (jnp.arange(len(centred)) == nearest), 0, behind)
             away = point - alpha * centred[nearest]
             density = jax.nn.logsumexp(behind) - jnp.sum(away**2) / (2 * h)
             density = density - math.log(len(centred)) - len(point) / 2 * jnp.log(2 * math.pi * h)
-            return density, centre + jnp.matmul(jax.nn.softmax(behind), centred, precision="highest")
+            return density, centre + jnp.matmul(
+                jax.nn.softmax(behind), centred, precision="highest"
+            )
 
         return lax.map(attend_one, (times, x), batch_size=_QUERIES)
 
 
 def _dimension(distribution: Any) -> int:
-    points = distribution.means if isinstance(distribution, GaussianMixture) else distribution.points
+    points = (
+        distribution.means if isinstance(distribution, GaussianMixture) else distribution.points
+    )
     return points.shape[1]
 
 
 def _in_one_program(method: Callable, distribution: Any, sde: VPSDE, t: Times, x: Points) -> Any:
-    """Return what a method of a distribution gives at checked times and points, compiled where its arguments are arrays."""
+    """Return what a method of a distribution gives at checked times and points, compiled where its
+    arguments are arrays.
+    """
     t, x = as_points(check_sde(sde), t, x, _dimension(distribution))
     if all(map(eqx.is_array, jax.tree.leaves(sde))):
         return _run(method, distribution, sde, t, x)
@@ -367,14 +414,18 @@ def _as_mixture(weights: Any, means: Any, covariances: Any) -> tuple[Array, Arra
     if all(map(is_concrete, jax.tree.leaves(given[0]))):
         values = np.asarray(given[0], np.float64)
         if not (values > 0).all() or abs(values.sum() - 1) > 1e-5:
-            raise ValueError(f"weights must be positive and sum to one, got {values} of sum {values.sum():.6g}.")
+            raise ValueError(
+                f"weights must be positive and sum to one, got {values} of sum {values.sum():.6g}."
+            )
     if all(map(is_concrete, jax.tree.leaves(given[1]))):
         values = np.asarray(given[1], np.float64)
         largest = np.abs(values).max(axis=(1, 2))
         check_symmetric("covariances", values)
         smallest = np.linalg.eigvalsh(values)[:, 0]
         if (smallest < -1e-5 * largest).any():
-            raise ValueError(f"covariances must be positive semidefinite, the smallest eigenvalues are {smallest}.")
+            raise ValueError(
+                f"covariances must be positive semidefinite, the smallest eigenvalues are {smallest}."
+            )
     dtype = widest(weights, means, covariances)
     return weights.astype(dtype), means.astype(dtype), covariances.astype(dtype)
 

@@ -1,4 +1,6 @@
-"""How noising processes are made: records of numbers that are static where they are known and leaves where they are traced."""
+"""How noising processes are made: records of numbers that are static where they are known and
+leaves where they are traced.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,9 +16,11 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True)
 def process_record(cls: type[T]) -> type[T]:
-    """Return a frozen dataclass whose numbers are part of its type, as in a static record, and traced ones leaves of a pytree.
+    """Return a frozen dataclass whose numbers are part of its type, as in a static record, and
+    traced ones leaves of a pytree.
 
-    So a process of plain numbers has no leaves, is hashed and compared; one of traced numbers has derivatives in them.
+    So a process of plain numbers has no leaves, is hashed and compared; one of traced numbers has
+    derivatives in them.
     """
     cls = dataclasses.dataclass(frozen=True)(cls)
     names = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
@@ -42,5 +46,7 @@ def in_dtype(value: Number, dtype: Any) -> Number:
 
 
 def apply_to_number(host: Callable, traced: Callable, value: Number) -> Any:
-    """Return a function of ``math`` of a Python number, in float64, and that of ``jax.numpy`` of a traced one."""
+    """Return a function of ``math`` of a Python number, in float64, and that of ``jax.numpy`` of a
+    traced one.
+    """
     return host(value) if isinstance(value, float) else traced(value)

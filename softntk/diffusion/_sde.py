@@ -4,8 +4,8 @@ With I(t) = ∫₀ᵗ g,
 
     X_t | X_0 ~ N(α(t) X_0, h(t) I),    α = e^{−I/2},    h = 1 − α² = −expm1(−I),    log-SNR λ = log(α²/h) = −log expm1(I).
 
-Everything follows from I and its inverse, so a schedule is three functions: g, I and I⁻¹. h is never taken as a difference:
-near t = 0 it keeps all of its digits.
+Everything follows from I and its inverse, so a schedule is three functions: g, I and I⁻¹. h is
+never taken as a difference: near t = 0 it keeps all of its digits.
 
 Example:
     >>> from softntk.diffusion import sde
@@ -13,8 +13,8 @@ Example:
     >>> [round(float(v), 4) for v in (noising.alpha(0.5), noising.variance(0.5), noising.log_snr(0.5))]
     [0.2812, 0.9209, -2.4551]
 
-Source: Song et al. (2021), arXiv 2011.13456, section 3.4 (VP); arXiv 2405.03251, the section on diffusion;
-MATHEMATICS.md#diffusion.
+Source: Song et al. (2021), arXiv 2011.13456, section 3.4 (VP); arXiv 2405.03251, the section on
+diffusion; MATHEMATICS.md#diffusion.
 """
 
 import math
@@ -53,10 +53,12 @@ _ABSTRACT = "VPSDE is what all schedules share. Take vp_sde(), constant_sde() or
 
 
 class VPSDE:
-    """What all schedules share; a schedule adds ``rate`` (g), ``integral`` (I) and ``_time_of_integral``.
+    """What all schedules share; a schedule adds ``rate`` (g), ``integral`` (I) and
+    ``_time_of_integral``.
 
-    The functions of t that make up the schedule take scalars or arrays of real numbers and are plain JAX; they do not look at
-    the numbers. Times outside (0, horizon] are for :meth:`check_times` to refuse, as every other function of the package does.
+    The functions of t that make up the schedule take scalars or arrays of real numbers and are
+    plain JAX; they do not look at the numbers. Times outside (0, horizon] are for
+    :meth:`check_times` to refuse, as every other function of the package does.
 
     Attributes:
         horizon: T > 0.
@@ -87,7 +89,8 @@ class VPSDE:
         """Return λ(t) = log(α²/h), decreasing from +inf at t = 0."""
         time = as_real("t", t, finite=False)
         starts = time == 0
-        # There it falls like −log t. By the chain rule the derivative would be a sum of infinities of either sign.
+        # There it falls like −log t. By the chain rule the derivative would be a sum of infinities
+        # of either sign.
         integral = self.integral(jnp.where(starts, jnp.asarray(self.horizon, time.dtype), time))
         later = -integral - jnp.log(-jnp.expm1(-integral))
         return jnp.where(starts, -jnp.log(jnp.where(starts, time, 1)), later)
@@ -95,7 +98,8 @@ class VPSDE:
     def time(self, log_snr: ArrayLike) -> Array:
         """Return the t with λ(t) = log_snr, at most ``horizon``."""
         integral = jax.nn.softplus(-as_real("log_snr", log_snr, finite=False))
-        later = 2 * self.integral(jnp.asarray(self.horizon, integral.dtype))  # than the horizon, but not infinite
+        # than the horizon, but not infinite
+        later = 2 * self.integral(jnp.asarray(self.horizon, integral.dtype))
         return jnp.minimum(self._time_of_integral(jnp.minimum(integral, later)), self.horizon)
 
     def check_times(self, t: ArrayLike, name: str = "t") -> None:
@@ -106,7 +110,9 @@ class VPSDE:
         """
         as_times(self, t, name)
 
-    def perturb(self, key: PRNGKeyArray, t: ArrayLike, x0: Float[Array | np.ndarray, "n d"]) -> Float[Array, "n d"]:
+    def perturb(
+        self, key: PRNGKeyArray, t: ArrayLike, x0: Float[Array | np.ndarray, "n d"]
+    ) -> Float[Array, "n d"]:
         """X_t given X_0: α(t) x0 + √h(t) ε.
 
         Args:
@@ -118,7 +124,8 @@ class VPSDE:
             [n, d].
 
         Raises:
-            ValueError: x0 no finite floating-point matrix; t outside (0, horizon] or of a shape that is neither () nor (n,).
+            ValueError: x0 no finite floating-point matrix; t outside (0, horizon] or of a shape
+                that is neither () nor (n,).
 
         Example:
             >>> import jax, jax.numpy as jnp
@@ -128,10 +135,18 @@ class VPSDE:
         key = check_key("key", key)
         x0 = as_rows("x0", x0)
         t = columns_of_times(as_times(self, t), x0)
-        return self.alpha(t) * x0 + jnp.sqrt(self.variance(t)) * jax.random.normal(key, x0.shape, x0.dtype)
+        return self.alpha(t) * x0 + jnp.sqrt(self.variance(t)) * jax.random.normal(
+            key, x0.shape, x0.dtype
+        )
 
     def sample_times(
-        self, key: PRNGKeyArray, n: int, min_time: Number = 1e-3, *, centre: Number | None = None, spread: Number = 2.4
+        self,
+        key: PRNGKeyArray,
+        n: int,
+        min_time: Number = 1e-3,
+        *,
+        centre: Number | None = None,
+        spread: Number = 2.4,
     ) -> Float[Array, " n"]:
         """Random times in [min_time, horizon], uniform, or normal in the log-SNR.
 
@@ -139,15 +154,17 @@ class VPSDE:
             key: randomness.
             n: how many.
             min_time: T₀ > 0.
-            centre: None for uniform t. Otherwise λ(t) is N(centre, spread²), cut to the interval: the levels at which there
-                is something to learn. For data of variance v a coordinate, 1 − log v is where Karras et al. put it.
+            centre: None for uniform t. Otherwise λ(t) is N(centre, spread²), cut to the interval:
+                the levels at which there is something to learn. For data of variance v a
+                coordinate, 1 − log v is where Karras et al. put it.
             spread: standard deviation of λ; theirs is 2.4.
 
         Returns:
             [n].
 
         Raises:
-            ValueError: n not a positive integer, min_time outside (0, horizon), centre not finite, spread not positive.
+            ValueError: n not a positive integer, min_time outside (0, horizon), centre not finite,
+                spread not positive.
 
         Example:
             >>> import jax
@@ -155,7 +172,8 @@ class VPSDE:
             >>> bool((t >= 0.01 * (1 - 1e-4)).all()), bool((t <= 1).all())
             (True, True)
 
-        Source: Karras et al. (2022), arXiv 2206.00364, table 1 (log-normal σ, mean −1.2, deviation 1.2, data variance ¼).
+        Source: Karras et al. (2022), arXiv 2206.00364, table 1 (log-normal σ, mean −1.2, deviation
+        1.2, data variance ¼).
         """
         key = check_key("key", key)
         n = check_count("n", n)
@@ -175,8 +193,9 @@ class VPSDE:
 
         Args:
             t: in (0, horizon], any shape.
-            kind: "denoising" 1; "noise" α²/h, the loss of a network that predicts the noise; "score" α²/h², that of the
-                score; "likelihood" g α²/h², whose integral bounds the likelihood of the sampler.
+            kind: "denoising" 1; "noise" α²/h, the loss of a network that predicts the noise;
+                "score" α²/h², that of the score; "likelihood" g α²/h², whose integral bounds the
+                likelihood of the sampler.
 
         Returns:
             The shape of t.
@@ -261,15 +280,26 @@ class CosineVPSDE(VPSDE):
         passed = as_real("t", t, finite=False)
         horizon = in_dtype(self.horizon, passed.dtype)
         passed = passed / horizon
-        return 2 * in_dtype(self.end - self.start, passed.dtype) / horizon * jnp.tan(self._angle(passed))
+        return (
+            2
+            * in_dtype(self.end - self.start, passed.dtype)
+            / horizon
+            * jnp.tan(self._angle(passed))
+        )
 
     def integral(self, t: ArrayLike) -> Array:
-        """Return −log(cos²θ/cos²θ_0): early by h, of the difference of squares as a product of sines, late by π/2 − θ."""
+        """Return −log(cos²θ/cos²θ_0): early by h, of the difference of squares as a product of
+        sines, late by π/2 − θ.
+        """
         passed = as_real("t", t, finite=False)
         passed = passed / in_dtype(self.horizon, passed.dtype)
         width = in_dtype(self.end - self.start, passed.dtype)
         cosine = in_dtype(apply_to_number(math.cos, jnp.cos, self.start), passed.dtype)
-        h = jnp.sin(width * passed) * jnp.sin(self._angle(passed) + in_dtype(self.start, passed.dtype)) / cosine**2
+        h = (
+            jnp.sin(width * passed)
+            * jnp.sin(self._angle(passed) + in_dtype(self.start, passed.dtype))
+            / cosine**2
+        )
         left = in_dtype(math.pi / 2 - self.end, passed.dtype) + width * (1 - passed)
         early = -jnp.log1p(-jnp.minimum(h, 0.5))
         return jnp.where(h < 0.5, early, -2 * jnp.log(jnp.sin(left) / cosine))
@@ -283,10 +313,16 @@ class CosineVPSDE(VPSDE):
         # sin(θ − θ_0) as (sin² θ − sin² θ_0)/sin(θ + θ_0): near t = 0 it keeps its digits
         rise = cosine**2 * h / (above * cosine + beside * sine)
         width = in_dtype(self.end - self.start, integral.dtype)
-        return jnp.arctan2(rise, beside * cosine + above * sine) / width * in_dtype(self.horizon, integral.dtype)
+        return (
+            jnp.arctan2(rise, beside * cosine + above * sine)
+            / width
+            * in_dtype(self.horizon, integral.dtype)
+        )
 
 
-def vp_sde(beta_min: Number = 0.1, beta_max: Number = 20.0, *, horizon: Number = 1.0) -> LinearVPSDE:
+def vp_sde(
+    beta_min: Number = 0.1, beta_max: Number = 20.0, *, horizon: Number = 1.0
+) -> LinearVPSDE:
     """The variance-preserving process whose rate rises linearly from beta_min to beta_max.
 
     g(t) = β_min + (β_max − β_min) t/T,   I(t) = β_min t + (β_max − β_min) t²/(2T).
@@ -342,10 +378,14 @@ def constant_sde(rate: Number = 10.0, *, horizon: Number = 1.0) -> LinearVPSDE:
     return vp_sde(rate, rate, horizon=horizon)
 
 
-def cosine_sde(offset: Number = 0.008, final_alpha: Number = 1e-3, *, horizon: Number = 1.0) -> CosineVPSDE:
-    """The cosine schedule, ended where a little of the signal is left, so that its rate stays finite.
+def cosine_sde(
+    offset: Number = 0.008, final_alpha: Number = 1e-3, *, horizon: Number = 1.0
+) -> CosineVPSDE:
+    """The cosine schedule, ended where a little of the signal is left, so that its rate stays
+    finite.
 
-    α(t) = cos θ(t)/cos θ(0), θ linear in t, from (π/2) s/(1 + s) to the angle at which α is final_alpha.
+    α(t) = cos θ(t)/cos θ(0), θ linear in t, from (π/2) s/(1 + s) to the angle at which α is
+    final_alpha.
 
     Args:
         offset: s > 0.
@@ -370,7 +410,9 @@ def cosine_sde(offset: Number = 0.008, final_alpha: Number = 1e-3, *, horizon: N
     if is_concrete(final_alpha) and final_alpha >= 1:
         raise ValueError(f"final_alpha must lie between 0 and 1, got {final_alpha!r}.")
     start = math.pi / 2 * offset / (1 + offset)
-    end = apply_to_number(math.acos, jnp.arccos, final_alpha * apply_to_number(math.cos, jnp.cos, start))
+    end = apply_to_number(
+        math.acos, jnp.arccos, final_alpha * apply_to_number(math.cos, jnp.cos, start)
+    )
     if is_concrete(end) and end - start < _LEAST_ANGLE:
         raise ValueError(
             f"offset and final_alpha must leave an angle to turn, got {offset!r} and {final_alpha!r}: "

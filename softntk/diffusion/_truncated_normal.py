@@ -1,12 +1,15 @@
-r"""Quantiles of a normal distribution cut to an interval, however far out in its tail the interval is.
+r"""Quantiles of a normal distribution cut to an interval, however far out in its tail the interval
+is.
 
-Near the centre the smaller of the two tails of the answer z, from logarithms of probabilities only, so that nothing cancels:
+Near the centre the smaller of the two tails of the answer z, from logarithms of probabilities only,
+so that nothing cancels:
 
     log Φ(−|z|) = log((1 − u) Φ(∓a) + u Φ(∓b)),   by Newton's method on log Φ, which is concave: from the left it does not
                                                   overshoot.
 
-Beyond ``_FAR`` deviations the tail is that of an exponential distribution in s = (z² − e²)/2, e the end next to the centre, but
-for a factor 1 + O(s/e²): there the distance from that end is what keeps its digits.
+Beyond ``_FAR`` deviations the tail is that of an exponential distribution in s = (z² − e²)/2, e the
+end next to the centre, but for a factor 1 + O(s/e²): there the distance from that end is what keeps
+its digits.
 """
 
 import math
@@ -23,9 +26,14 @@ _LARGEST_END = 1e15
 
 
 def truncated_normal_quantile(
-    uniform: Float[Array, "..."], lower: ArrayLike, upper: ArrayLike, centre: ArrayLike, deviation: ArrayLike
+    uniform: Float[Array, "..."],
+    lower: ArrayLike,
+    upper: ArrayLike,
+    centre: ArrayLike,
+    deviation: ArrayLike,
 ) -> Float[Array, "..."]:
-    """Return the quantiles of N(centre, deviation²) given that it lies between lower and upper, elementwise.
+    """Return the quantiles of N(centre, deviation²) given that it lies between lower and upper,
+    elementwise.
 
     Args:
         uniform: u in [0, 1); its dtype is that of the result.
@@ -34,7 +42,9 @@ def truncated_normal_quantile(
         centre: of the normal distribution.
         deviation: of the normal distribution.
     """
-    lower, upper, centre, deviation = (jnp.asarray(each, uniform.dtype) for each in (lower, upper, centre, deviation))
+    lower, upper, centre, deviation = (
+        jnp.asarray(each, uniform.dtype) for each in (lower, upper, centre, deviation)
+    )
     first = jnp.clip((lower - centre) / deviation, -_LARGEST_END, _LARGEST_END)
     last = jnp.clip((upper - centre) / deviation, -_LARGEST_END, _LARGEST_END)
     near = jnp.minimum(first, _FAR)

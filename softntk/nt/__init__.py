@@ -1,16 +1,20 @@
-"""neural_tangents 0.6.5, usable on current JAX and without TensorFlow: the one place that knows its quirks.
+"""neural_tangents 0.6.5, usable on current JAX and without TensorFlow: the one place that knows its
+quirks.
 
-``from softntk import nt`` is the real package: ``nt.stax``, ``nt.predict``, ``nt.batch``, ``nt.monte_carlo_kernel_fn``,
-``nt.empirical_ntk_fn``, … Afterwards ``import neural_tangents`` gives the same one.
+``from softntk import nt`` is the real package: ``nt.stax``, ``nt.predict``, ``nt.batch``,
+``nt.monte_carlo_kernel_fn``, ``nt.empirical_ntk_fn``, … Afterwards ``import neural_tangents`` gives
+the same one.
 
-How. Its last release imports names that have left JAX. Its modules are executed with an ``__import__`` of their own that
-hands them *views* of ``jax`` and ``scipy``: the real modules with the missing names in front. Nothing that other code sees
-is touched (``_views``). What imports but then behaves differently from the release on the JAX it was written for is repaired,
-one function a quirk, each found by comparing with a direct computation (``_repairs``).
+How. Its last release imports names that have left JAX. Its modules are executed with an
+``__import__`` of their own that hands them *views* of ``jax`` and ``scipy``: the real modules with
+the missing names in front. Nothing that other code sees is touched (``_views``). What imports but
+then behaves differently from the release on the JAX it was written for is repaired, one function a
+quirk, each found by comparing with a direct computation (``_repairs``).
 
-All four implementations of the empirical NTK run. ``STRUCTURED_DERIVATIVES`` works on JAX's own programs, through
-internals that have changed the most: its repairs have a file to themselves, ``_structured_derivatives``. ``AUTO`` passes over an
-implementation that cannot run the network at hand. ``python -m softntk.nt`` prints which parts work on this Python and JAX.
+All four implementations of the empirical NTK run. ``STRUCTURED_DERIVATIVES`` works on JAX's own
+programs, through internals that have changed the most: its repairs have a file to themselves,
+``_structured_derivatives``. ``AUTO`` passes over an implementation that cannot run the network at
+hand. ``python -m softntk.nt`` prints which parts work on this Python and JAX.
 
 Example:
     >>> import jax
@@ -23,7 +27,12 @@ Example:
 from collections.abc import Callable
 from typing import Any
 
-from softntk.nt._repairs import fix_batch_flags, fix_eval_context, fix_pmap_placement, fix_size_and_dtype
+from softntk.nt._repairs import (
+    fix_batch_flags,
+    fix_eval_context,
+    fix_pmap_placement,
+    fix_size_and_dtype,
+)
 from softntk.nt._structured_derivatives import repair
 from softntk.nt._views import import_neural_tangents
 
@@ -40,10 +49,12 @@ repair(_source.empirical)
 
 
 def diagonal_outer_products(kernel: Any, operation: Callable) -> tuple[Any, Any, Any]:
-    """``operation(variances of the first point, of the second)``, broadcasting against cov1, nngp and cov2 in turn.
+    """``operation(variances of the first point, of the second)``, broadcasting against cov1, nngp
+    and cov2 in turn.
 
     Args:
-        kernel: a ``Kernel`` of any layout: cov1 of shape [n1] or [n1, n1], with spatial axes once or twice.
+        kernel: a ``Kernel`` of any layout: cov1 of shape [n1] or [n1, n1], with spatial axes once
+            or twice.
         operation: of two arrays.
 
     Example:
@@ -53,7 +64,9 @@ def diagonal_outer_products(kernel: Any, operation: Callable) -> tuple[Any, Any,
         [(2, 1), (1, 2)]
     """
     outer = _source.stax.requirements.get_diagonal_outer_prods
-    return outer(kernel.cov1, kernel.cov2, kernel.diagonal_batch, kernel.diagonal_spatial, operation)
+    return outer(
+        kernel.cov1, kernel.cov2, kernel.diagonal_batch, kernel.diagonal_spatial, operation
+    )
 
 
 def variances(kernel: Any) -> list[Any]:
@@ -66,7 +79,11 @@ def variances(kernel: Any) -> list[Any]:
     """
     diagonal = _source.stax.requirements.get_diagonal
     both = (kernel.cov1, kernel.cov2)
-    return [diagonal(cov, kernel.diagonal_batch, kernel.diagonal_spatial) for cov in both if cov is not None]
+    return [
+        diagonal(cov, kernel.diagonal_batch, kernel.diagonal_spatial)
+        for cov in both
+        if cov is not None
+    ]
 
 
 stax = _package.stax

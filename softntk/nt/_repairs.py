@@ -14,12 +14,16 @@ from softntk.nt._views import View
 
 
 def fix_eval_context(predict: Any) -> None:
-    """``predict`` factorises the Gram matrix once, "outside" of jit and vmap, also when the matrix itself is traced.
+    """``predict`` factorises the Gram matrix once, "outside" of jit and vmap, also when the matrix
+    itself is traced.
 
-    ``jax.core.eval_context`` used to let traced arrays pass; now it raises on them. So: enter it if, and only if, all
-    that the factorisation takes is concrete: the matrix and the regularisation.
+    ``jax.core.eval_context`` used to let traced arrays pass; now it raises on them. So: enter it
+    if, and only if, all that the factorisation takes is concrete: the matrix and the
+    regularisation.
     """
-    predict.jax = View(predict.jax, core=View(predict.jax.core, eval_context=contextlib.nullcontext))
+    predict.jax = View(
+        predict.jax, core=View(predict.jax.core, eval_context=contextlib.nullcontext)
+    )
 
     def factorise_outside(fn: Callable) -> Callable:
         @functools.wraps(fn)
@@ -35,11 +39,12 @@ def fix_eval_context(predict: Any) -> None:
 
 
 def fix_batch_flags(batching: Any, utils: Any) -> None:
-    """A batched ``Kernel`` took ``x1_is_x2`` from its first block alone (on several devices: from unequal shapes).
+    """A batched ``Kernel`` took ``x1_is_x2`` from its first block alone (on several devices: from
+    unequal shapes).
 
-    That is True whenever the first rows of x2 are those of x1, which JAX's present random bits make common: one key now
-    gives arrays with equal beginnings. The flag of the whole is known beforehand: for arrays compare them, for a kernel
-    keep its own.
+    That is True whenever the first rows of x2 are those of x1, which JAX's present random bits make
+    common: one key now gives arrays with equal beginnings. The flag of the whole is known
+    beforehand: for arrays compare them, for a kernel keep its own.
     """
     Kernel = batching.Kernel
 
@@ -74,11 +79,13 @@ def fix_batch_flags(batching: Any, utils: Any) -> None:
 
 
 def fix_pmap_placement(batching: Any) -> None:
-    """``jax.pmap`` spread its inputs over the devices wherever they were, and could be nested where devices sufficed.
+    """``jax.pmap`` spread its inputs over the devices wherever they were, and could be nested where
+    devices sufficed.
 
-    Now it refuses what was committed elsewhere, for one all that it returned itself: batched kernels did not compose. What
-    is computed from its results stayed on all devices; it was on the first, to be combined with anything. Nothing nests;
-    but on a single device there is nothing to spread either.
+    Now it refuses what was committed elsewhere, for one all that it returned itself: batched
+    kernels did not compose. What is computed from its results stayed on all devices; it was on the
+    first, to be combined with anything. Nothing nests; but on a single device there is nothing to
+    spread either.
     """
 
     def pmap(fn: Callable) -> Callable:
@@ -98,7 +105,9 @@ def fix_pmap_placement(batching: Any) -> None:
             if not all(map(is_concrete, leaves)):
                 return mapped(*args, **kwargs)
             devices = jax.local_devices()[:count]
-            rows = jax.sharding.NamedSharding(jax.sharding.Mesh(devices, "rows"), jax.sharding.PartitionSpec("rows"))
+            rows = jax.sharding.NamedSharding(
+                jax.sharding.Mesh(devices, "rows"), jax.sharding.PartitionSpec("rows")
+            )
             args, kwargs = jax.device_put((args, kwargs), rows)
             return jax.device_put(mapped(*args, **kwargs), devices[0])
 
@@ -108,9 +117,11 @@ def fix_pmap_placement(batching: Any) -> None:
 
 
 def fix_size_and_dtype(empirical: Any) -> None:
-    """The empirical kernels take ``jnp.size`` of a shape without values and ``jnp.dtype`` of an array.
+    """The empirical kernels take ``jnp.size`` of a shape without values and ``jnp.dtype`` of an
+    array.
 
-    JAX deprecates both and is about to refuse. The size of a shape is the product of its axes; an array has a dtype.
+    JAX deprecates both and is about to refuse. The size of a shape is the product of its axes; an
+    array has a dtype.
     """
     dtype = lambda x: jax.numpy.dtype(getattr(x, "dtype", x))
     empirical.jnp = View(jax.numpy, size=lambda x: math.prod(jax.numpy.shape(x)), dtype=dtype)

@@ -1,4 +1,5 @@
-"""Which parts of neural_tangents work through softntk.nt on this Python and this JAX: ``python -m softntk.nt``.
+"""Which parts of neural_tangents work through softntk.nt on this Python and this JAX: ``python -m
+softntk.nt``.
 
 Each part runs a small real case and is compared with a direct computation, in float64.
 """
@@ -53,13 +54,22 @@ def _dense() -> tuple[Any, ...]:
 
 
 def _convolutional() -> tuple[Any, ...]:
-    return nt.stax.serial(nt.stax.Conv(4, (3, 3)), nt.stax.Relu(), nt.stax.AvgPool((2, 2)), nt.stax.Flatten(), nt.stax.Dense(2))
+    return nt.stax.serial(
+        nt.stax.Conv(4, (3, 3)),
+        nt.stax.Relu(),
+        nt.stax.AvgPool((2, 2)),
+        nt.stax.Flatten(),
+        nt.stax.Dense(2),
+    )
 
 
 def _jacobian_product(f: Callable, params: Any, x1: Any, x2: Any) -> np.ndarray:
     j1, j2 = (
         np.concatenate(
-            [np.asarray(leaf).reshape(len(x), 2, -1) for leaf in jax.tree.leaves(jax.jacobian(f)(params, jnp.asarray(x)))],
+            [
+                np.asarray(leaf).reshape(len(x), 2, -1)
+                for leaf in jax.tree.leaves(jax.jacobian(f)(params, jnp.asarray(x)))
+            ],
             axis=-1,
         )
         for x in (x1, x2)
@@ -81,13 +91,19 @@ def _limits() -> Iterator[Part]:
     def pooled() -> Pair:
         x = _points(2, 3, 3, 2)
         pixels = nt.stax.serial(nt.stax.Conv(1, (1, 1)), nt.stax.Relu())[2]
-        kernel_fn = nt.stax.serial(nt.stax.Conv(1, (1, 1)), nt.stax.Relu(), nt.stax.GlobalAvgPool())[2]
-        return kernel_fn(x, None, "nngp"), np.mean(pixels(x, None, "nngp", diagonal_spatial=False), axis=(2, 3, 4, 5))
+        kernel_fn = nt.stax.serial(
+            nt.stax.Conv(1, (1, 1)), nt.stax.Relu(), nt.stax.GlobalAvgPool()
+        )[2]
+        return kernel_fn(x, None, "nngp"), np.mean(
+            pixels(x, None, "nngp", diagonal_spatial=False), axis=(2, 3, 4, 5)
+        )
 
     def masked() -> Pair:
         x = _points(3, 5, 2)
         hidden = np.concatenate([x, np.full((3, 2, 2), 99.0)], axis=1)
-        kernel_fn = nt.stax.serial(nt.stax.Conv(1, (1,)), nt.stax.Relu(), nt.stax.GlobalAvgPool())[2]
+        kernel_fn = nt.stax.serial(nt.stax.Conv(1, (1,)), nt.stax.Relu(), nt.stax.GlobalAvgPool())[
+            2
+        ]
         return kernel_fn(hidden, None, "ntk", mask_constant=99.0), kernel_fn(x, None, "ntk")
 
     def batched() -> Pair:
@@ -105,7 +121,9 @@ def _empirical() -> Iterator[Part]:
         init_fn, apply_fn = build()[:2]
         params = init_fn(jax.random.key(0), x1.shape)[1]
         options = {"trace_axes": (), "vmap_axes": 0, "implementation": implementation}
-        return nt.empirical_ntk_fn(apply_fn, **options)(x1, x2, params), _jacobian_product(apply_fn, params, x1, x2)
+        return nt.empirical_ntk_fn(apply_fn, **options)(x1, x2, params), _jacobian_product(
+            apply_fn, params, x1, x2
+        )
 
     networks = {
         "fully connected": (_dense, _points(3, 4), _points(2, 4)),
@@ -116,7 +134,11 @@ def _empirical() -> Iterator[Part]:
     for implementation in nt.NtkImplementation:
         for name, arguments in networks.items():
             case = f"{name}: the product of Jacobians"
-            yield f"empirical_ntk_fn, {implementation.name}", case, lambda a=arguments, i=implementation: kernel(*a, i)
+            yield (
+                f"empirical_ntk_fn, {implementation.name}",
+                case,
+                lambda a=arguments, i=implementation: kernel(*a, i),
+            )
 
     def products() -> Pair:
         init_fn, apply_fn = _dense()[:2]
@@ -139,7 +161,10 @@ def _empirical() -> Iterator[Part]:
         moved = jax.tree.map(lambda leaf: 1.1 * leaf, params)
         f = lambda t: apply_fn(jax.tree.map(lambda leaf: (1 + t) * leaf, params), x)
         terms = [f(0.0), 0.1 * jax.jacfwd(f)(0.0), 0.005 * jax.jacfwd(jax.jacfwd(f))(0.0)]
-        ours = [nt.linearize(apply_fn, params)(moved, x), nt.taylor_expand(apply_fn, params, 2)(moved, x)]
+        ours = [
+            nt.linearize(apply_fn, params)(moved, x),
+            nt.taylor_expand(apply_fn, params, 2)(moved, x),
+        ]
         return np.stack(ours), np.stack([terms[0] + terms[1], sum(terms)])
 
     yield "empirical_ntk_vp_fn", "a product: with the product of Jacobians", products
@@ -153,7 +178,9 @@ def _flax() -> tuple[Any, Any]:
     class Perceptron(linen.Module):
         @linen.compact
         def __call__(self, x: Any) -> Any:
-            return linen.Dense(2, param_dtype=x.dtype)(jnp.tanh(linen.Dense(8, param_dtype=x.dtype)(x)))
+            return linen.Dense(2, param_dtype=x.dtype)(
+                jnp.tanh(linen.Dense(8, param_dtype=x.dtype)(x))
+            )
 
     network = Perceptron()
     return lambda key, shape: (None, network.init(key, jnp.zeros(shape))), network.apply
@@ -163,7 +190,14 @@ def _predictions() -> Iterator[Part]:
     def problem() -> tuple[Any, ...]:
         x, test, y = _points(6, 4), _points(3, 4), _points(6, 2)
         kernel_fn = _dense()[2]
-        return kernel_fn, x, test, y, np.asarray(kernel_fn(x, None, "ntk")), np.asarray(kernel_fn(test, x, "ntk"))
+        return (
+            kernel_fn,
+            x,
+            test,
+            y,
+            np.asarray(kernel_fn(x, None, "ntk")),
+            np.asarray(kernel_fn(test, x, "ntk")),
+        )
 
     def flow(gram: np.ndarray, cross: np.ndarray, y: np.ndarray, t: float) -> np.ndarray:
         return cross @ np.linalg.solve(gram, y - scipy.linalg.expm(-gram * t / y.size) @ y)
@@ -175,8 +209,12 @@ def _predictions() -> Iterator[Part]:
 
     def mse() -> Pair:
         _, _, _, y, gram, cross = problem()
-        out = nt.predict.gradient_descent_mse(gram, y)(5.0, np.zeros_like(y), np.zeros((3, 2)), cross)
-        return np.concatenate(out), np.concatenate([flow(gram, gram, y, 5.0), flow(gram, cross, y, 5.0)])
+        out = nt.predict.gradient_descent_mse(gram, y)(
+            5.0, np.zeros_like(y), np.zeros((3, 2)), cross
+        )
+        return np.concatenate(out), np.concatenate(
+            [flow(gram, gram, y, 5.0), flow(gram, cross, y, 5.0)]
+        )
 
     def ode() -> Pair:
         _, _, _, y, gram, _ = problem()
@@ -212,9 +250,16 @@ def check(part: Part) -> Row:
             actual, desired = (np.asarray(value, np.float64) for value in run())
         if actual.shape != desired.shape:
             return Row(name, case, float("nan"), f"shape {actual.shape} instead of {desired.shape}")
-        return Row(name, case, float(np.max(np.abs(actual - desired)) / np.max(np.abs(desired))), "")
+        return Row(
+            name, case, float(np.max(np.abs(actual - desired)) / np.max(np.abs(desired))), ""
+        )
     except Exception as error:
-        return Row(name, case, float("nan"), f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        return Row(
+            name,
+            case,
+            float("nan"),
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+        )
 
 
 def main() -> int:
@@ -227,6 +272,8 @@ def main() -> int:
         rows.append(row := check(part))
         verdict = "works" if row.works else f"FAILS {row.problem}"
         print(f"{row.part:42} {row.case:52} {row.error:8.1e}  {verdict}", flush=True)
-    print(f"{sum(row.works for row in rows)} of {len(rows)} parts work (error up to {TOLERANCE} of the largest entry);")
+    print(
+        f"{sum(row.works for row in rows)} of {len(rows)} parts work (error up to {TOLERANCE} of the largest entry);"
+    )
     print("neural_tangents.experimental is not available: it needs TensorFlow.")
     return int(not all(row.works for row in rows))

@@ -42,9 +42,13 @@ def _eigvalsh(a: Any, eigvals: tuple[int, int] | None = None, **kwargs: Any) -> 
 
 def _views() -> Mapping[str, types.ModuleType]:
     extend = jax.extend.core
-    core = View(jax.core, **{n: getattr(extend, n) for n in ("Jaxpr", "JaxprEqn", "Literal", "Primitive", "Var")})
+    core = View(
+        jax.core,
+        **{n: getattr(extend, n) for n in ("Jaxpr", "JaxprEqn", "Literal", "Primitive", "Var")},
+    )
     util = View(types.ModuleType("jax.util"), safe_map=_safe_map, safe_zip=_safe_zip)
-    # The primitive is gone, so no program contains it: it only has to be something that rules can be registered for.
+    # The primitive is gone, so no program contains it: it only has to be something that rules can
+    # be registered for.
     ad = View(jax.interpreters.ad, zeros_like_p=extend.Primitive("zeros_like"))
     interpreters = View(jax.interpreters, ad=ad)
     linalg = View(scipy.linalg, eigvalsh=_eigvalsh)
@@ -82,7 +86,9 @@ class _Finder:
     """Finds neural_tangents, and nothing else, through :class:`_Loader`."""
 
     @staticmethod
-    def find_spec(name: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None):
+    def find_spec(
+        name: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
+    ):
         if name.partition(".")[0] != "neural_tangents":
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
@@ -104,7 +110,8 @@ def import_neural_tangents() -> types.ModuleType:
     except ModuleNotFoundError as error:
         if error.name == "neural_tangents":
             raise ModuleNotFoundError(
-                "softntk.nt needs neural-tangents 0.6.5: pip install neural-tangents==0.6.5", name=error.name
+                "softntk.nt needs neural-tangents 0.6.5: pip install neural-tangents==0.6.5",
+                name=error.name,
             ) from None
         raise
     finally:

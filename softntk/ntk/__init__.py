@@ -1,4 +1,6 @@
-"""Neural tangent kernels: empirical ones in closed form, their spectra, and the dynamics of training that they predict."""
+"""Neural tangent kernels: empirical ones in closed form, their spectra, and the dynamics of
+training that they predict.
+"""
 
 from softntk._core.old_paths import keep_old_paths
 from softntk._linalg.extreme_eigenvalues import extreme_eigenvalues as extreme_eigenvalues

@@ -1,4 +1,6 @@
-"""What the dynamics and the regressions of a kernel are asked for, checked and converted: targets, starts, cross kernels."""
+"""What the dynamics and the regressions of a kernel are asked for, checked and converted: targets,
+starts, cross kernels.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -33,7 +35,8 @@ class Problem(NamedTuple):
         cross: the kernel between test and training points, [q, p], an operator, or None.
         y: Y, [n, k].
         residual: (F(0) − Y)/scale, [n, k].
-        scale: a power of two, such that products with what diverges do not overflow; one for ordinary targets.
+        scale: a power of two, such that products with what diverges do not overflow; one for
+            ordinary targets.
         start: F(0) of the test points, [t, k]; of the training points without any.
     """
 
@@ -62,10 +65,12 @@ def as_problem(
         f0: the same, or None.
         cross: of the kind of gram, or None.
         f0_test: [t, k], [t], or None.
-        own_start: f0 None stands for the outputs of the network whose operator this is; otherwise for zero.
+        own_start: f0 None stands for the outputs of the network whose operator this is; otherwise
+            for zero.
 
     Raises:
-        ValueError: shapes that do not fit, integer, complex or non-finite arrays, half precision, a cross of the wrong kind.
+        ValueError: shapes that do not fit, integer, complex or non-finite arrays, half precision, a
+            cross of the wrong kind.
     """
     # 1. Convert and check: the kernel, the targets, the test points.
     array, shape = _as_array(gram)
@@ -103,7 +108,9 @@ def _as_array(gram: Gram | GramOperator) -> tuple[Array | None, tuple[int, ...]]
         array = as_gram(gram)
         return array, array.shape
     if jnp.finfo(gram.dtype).bits < 32:
-        raise ValueError(f"gram must be float32 or float64, got an operator on {gram.dtype}. Make it of points in float32.")
+        raise ValueError(
+            f"gram must be float32 or float64, got an operator on {gram.dtype}. Make it of points in float32."
+        )
     return None, (gram.shape[0], *gram.shape)
 
 
@@ -117,12 +124,16 @@ def _as_start(f0: TargetsLike, y: Array, shape: tuple[int, ...]) -> Float[Array,
     return start
 
 
-def _as_test_start(f0_test: TargetsLike, cross: CrossLike, shape: tuple[int, int]) -> Float[Array, "t k"] | None:
+def _as_test_start(
+    f0_test: TargetsLike, cross: CrossLike, shape: tuple[int, int]
+) -> Float[Array, "t k"] | None:
     """Return F(0) of the test points as [t, k], or None."""
     if f0_test is None:
         return None
     if cross is None:
-        raise ValueError("f0_test goes with cross, the kernel between test and training points, which is missing.")
+        raise ValueError(
+            "f0_test goes with cross, the kernel between test and training points, which is missing."
+        )
     return as_outputs("f0_test", f0_test, shape)
 
 
@@ -161,7 +172,9 @@ def as_outputs(name: str, y: TargetsLike, expected: tuple[int, ...]) -> Float[Ar
     return outputs
 
 
-def _as_cross(gram: Gram | GramOperator, cross: CrossLike, shape: tuple[int, ...]) -> tuple[Array | CrossOperator | None, int]:
+def _as_cross(
+    gram: Gram | GramOperator, cross: CrossLike, shape: tuple[int, ...]
+) -> tuple[Array | CrossOperator | None, int]:
     """Return the cross kernel and the number of its test points."""
     if cross is None:
         return None, 0
@@ -171,11 +184,15 @@ def _as_cross(gram: Gram | GramOperator, cross: CrossLike, shape: tuple[int, ...
         )
     if isinstance(cross, CrossOperator) and isinstance(gram, GramOperator):
         if cross.gram.shape != gram.shape:
-            raise ValueError(f"cross must be made of this gram, of shape {gram.shape}, got one of {cross.gram.shape}.")
+            raise ValueError(
+                f"cross must be made of this gram, of shape {gram.shape}, got one of {cross.gram.shape}."
+            )
         return cross, len(cross.points)
     kernel = as_floating("cross", cross, empty=True)
     if kernel.shape[1:] != shape[1:] or 0 in kernel.shape:
-        raise ValueError(f"cross must have shape {('t', *shape[1:])} for a gram of shape {shape}, got {kernel.shape}.")
+        raise ValueError(
+            f"cross must have shape {('t', *shape[1:])} for a gram of shape {shape}, got {kernel.shape}."
+        )
     return kernel, len(kernel)
 
 
@@ -195,13 +212,20 @@ def _scaled_residual(y: Array, start: Array) -> tuple[Float[Array, ""], Float[Ar
 def _initial_outputs(op: GramOperator, points: Array, outputs: int) -> Float[Array, "t k"] | None:
     """Return what the network behind an operator says at these points: None where there is none.
 
-    Where a softntk network is zero but for rounding, as antisymmetric ones are at the start, it is zero.
+    Where a softntk network is zero but for rounding, as antisymmetric ones are at the start, it is
+    zero.
     """
     if not isinstance(op, TwoLayerOperator):
         network = _own_network(op)
-        return None if network is None else _in_parts(lambda x: network(x).reshape(len(x), outputs), points, op.block_size)
+        return (
+            None
+            if network is None
+            else _in_parts(lambda x: network(x).reshape(len(x), outputs), points, op.block_size)
+        )
 
-    readout = op.params.readout if op.architecture.train_readout else lax.stop_gradient(op.params.readout)
+    readout = (
+        op.params.readout if op.architecture.train_readout else lax.stop_gradient(op.params.readout)
+    )
 
     def evaluate(x: Array) -> tuple[Array, Array]:
         features = row_factors(op.architecture, op.params, x).features
@@ -222,7 +246,9 @@ def _own_network(op: GramOperator) -> Callable[[Array], Array] | None:
 
 
 def _in_parts(function: Callable[[Array], Any], points: Array, size: int) -> Any:
-    """Return function(points), so many rows at a time; no other rows are made up to fill the last part."""
+    """Return function(points), so many rows at a time; no other rows are made up to fill the last
+    part.
+    """
     whole = len(points) // size
     parts = []
     if whole:
@@ -234,6 +260,8 @@ def _in_parts(function: Callable[[Array], Any], points: Array, size: int) -> Any
 
 
 def saturated(values: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Return the values within the range of their precision; NaN, as a kernel that is not finite gives, becomes +inf."""
+    """Return the values within the range of their precision; NaN, as a kernel that is not finite
+    gives, becomes +inf.
+    """
     largest = float(jnp.finfo(values.dtype).max)
     return jnp.where(jnp.isnan(values), jnp.inf, jnp.clip(values, -largest, largest))

@@ -1,18 +1,22 @@
-r"""What depth does to kernels: the recursion through infinitely wide layers, its fixed points and their stability.
+r"""What depth does to kernels: the recursion through infinitely wide layers, its fixed points and
+their stability.
 
-A layer takes pre-activations of variances q11, q22 and covariance q12, and the kernel Θ of all layers before it, to
+A layer takes pre-activations of variances q11, q22 and covariance q12, and the kernel Θ of all
+layers before it, to
 
     q12 ↦ σ_w² E[φφ'] + σ_b²,    Θ ↦ q12(new) + σ_w² E[φ̇φ̇'] Θ,
 
-with φ = u, or u/E[u] normalized: ``Dense(W_std=σ_w, b_std=σ_b)`` behind an activation, in neural_tangents' parameterization.
+with φ = u, or u/E[u] normalized: ``Dense(W_std=σ_w, b_std=σ_b)`` behind an activation, in
+neural_tangents' parameterization.
 
-Two points of equal variance q* = V(q*) keep it, and their correlation moves by c ↦ C(c). Its slope at c = 1,
-χ = σ_w² E[φ̇²], decides: below one, near points grow together (ordered), above, apart (chaotic); the correlation comes to rest
-at c*, up to e^{−l/ξ} after l layers, ξ = −1/log C'(c*): depths far beyond ξ do not tell inputs apart and do not train.
+Two points of equal variance q* = V(q*) keep it, and their correlation moves by c ↦ C(c). Its slope
+at c = 1, χ = σ_w² E[φ̇²], decides: below one, near points grow together (ordered), above, apart
+(chaotic); the correlation comes to rest at c*, up to e^{−l/ξ} after l layers, ξ = −1/log C'(c*):
+depths far beyond ξ do not tell inputs apart and do not train.
 
-For softmax V(q) = σ_w² e^q + σ_b² has a fixed point if and only if σ_w² ≤ e^{−1−σ_b²}; it comes to rest at the lower one,
-q* = σ_b² − W(−σ_w² e^{σ_b²}) with Lambert's function, where χ = V'(q*) = q* − σ_b² ≤ 1: **a deep softmax network is never
-chaotic**. It is ordered or it explodes.
+For softmax V(q) = σ_w² e^q + σ_b² has a fixed point if and only if σ_w² ≤ e^{−1−σ_b²}; it comes to
+rest at the lower one, q* = σ_b² − W(−σ_w² e^{σ_b²}) with Lambert's function, where χ = V'(q*) = q*
+− σ_b² ≤ 1: **a deep softmax network is never chaotic**. It is ordered or it explodes.
 
 Example:
     >>> import softntk as sn
@@ -20,7 +24,8 @@ Example:
     >>> bool(found.exists), round(float(found.variance), 4), round(float(found.slope), 4)  # q* = χ, as σ_b = 0
     (True, 0.4894, 0.4894)
 
-Source: Poole et al. (2016) and Schoenholz et al. (2017) for the method; MATHEMATICS.md#depth for the softmax recursion.
+Source: Poole et al. (2016) and Schoenholz et al. (2017) for the method; MATHEMATICS.md#depth for
+the softmax recursion.
 """
 
 import jax.numpy as jnp
@@ -62,13 +67,15 @@ class Propagation:
 
 @record
 class FixedPoint:
-    """Where the variance of a deep stack comes to rest, and the correlation of two inputs. +inf where it does not.
+    """Where the variance of a deep stack comes to rest, and the correlation of two inputs. +inf
+    where it does not.
 
     Attributes:
         exists: whether it does, from 1 or, if that explodes, from 0.
         variance: q*.
         variance_slope: V'(q*).
-        slope: χ = σ_w² E[φ̇²], the factor by which a layer multiplies the squared distance of near points, and gradients.
+        slope: χ = σ_w² E[φ̇²], the factor by which a layer multiplies the squared distance of near
+            points, and gradients.
         correlation: c*, from c = ½.
         correlation_slope: C'(c*).
     """
@@ -82,10 +89,14 @@ class FixedPoint:
 
     @property
     def depth_scale(self) -> Scalars:
-        """ξ = −1/log C'(c*), in layers; +inf at criticality, zero where one layer is enough or there is no fixed point."""
+        """ξ = −1/log C'(c*), in layers; +inf at criticality, zero where one layer is enough or
+        there is no fixed point.
+        """
         slope = self.correlation_slope
         inside = (slope > 0) & (slope < 1)
-        return jnp.where(inside, -1 / jnp.log(jnp.where(inside, slope, 0.5)), jnp.where(slope == 1, jnp.inf, 0))
+        return jnp.where(
+            inside, -1 / jnp.log(jnp.where(inside, slope, 0.5)), jnp.where(slope == 1, jnp.inf, 0)
+        )
 
 
 def propagate(
@@ -103,7 +114,8 @@ def propagate(
 
     Args:
         activation: u, by name or itself.
-        q11: variance of the first pre-activation at the first point: σ_w²|x|²/d + σ_b² for neural_tangents.
+        q11: variance of the first pre-activation at the first point: σ_w²|x|²/d + σ_b² for
+            neural_tangents.
         q12: covariance.
         q22: variance at the second point; all three broadcast.
         depth: L.
@@ -112,12 +124,12 @@ def propagate(
         bias_variance: σ_b².
 
     Returns:
-        A :class:`Propagation`, [L + 1, …] each; Θ starts as q12. Kernels that explode saturate; where a layer has no limit
-        (normalized relu at q = 0) they are +inf from there on.
+        A :class:`Propagation`, [L + 1, …] each; Θ starts as q12. Kernels that explode saturate;
+        where a layer has no limit (normalized relu at q = 0) they are +inf from there on.
 
     Raises:
-        ValueError: an unknown activation, depth not positive, normalized with E[u] = 0, a variance negative or not finite, a
-            covariance beyond √(q11 q22).
+        ValueError: an unknown activation, depth not positive, normalized with E[u] = 0, a variance
+            negative or not finite, a covariance beyond √(q11 q22).
 
     Example:
         >>> found = propagate("exp", 1.0, 0.0, 1.0, 2, normalized=True, weight_variance=0.3)
@@ -137,14 +149,18 @@ def propagate(
     def layer(state: tuple, _: None) -> tuple[tuple, tuple]:
         q11, q12, q22, ntk = state
         value, slope = activation.limit(q11, q12, q22, normalized)
-        new1, new2 = (_affine(activation.limit(q, q, q, normalized)[0], q, weight, bias) for q in (q11, q22))
+        new1, new2 = (
+            _affine(activation.limit(q, q, q, normalized)[0], q, weight, bias) for q in (q11, q22)
+        )
         new = _affine(value, jnp.maximum(q11, q22), weight, bias)
         state = (new1, new, new2, new + weight * activations.chain(ntk, slope))
         return state, state
 
     start = (q11, q12, q22, q12)
     layers = lax.scan(layer, start, length=depth)[1]
-    found = [jnp.concatenate([first[None], rest]) for first, rest in zip(start, layers, strict=True)]
+    found = [
+        jnp.concatenate([first[None], rest]) for first, rest in zip(start, layers, strict=True)
+    ]
     return Propagation(variance1=found[0], covariance=found[1], variance2=found[2], ntk=found[3])
 
 
@@ -156,10 +172,12 @@ def fixed_point(
     bias_variance: Values = 0.0,
     max_steps: int = 5000,
 ) -> FixedPoint:
-    r"""Return where V, iterated from q = 1 or else from q = 0, comes to rest, and how stable it is there.
+    r"""Return where V, iterated from q = 1 or else from q = 0, comes to rest, and how stable it is
+    there.
 
-    Where V is increasing (exp, relu, erf, …) its iterates from 0 rise to the smallest fixed point there is. Close to
-    criticality they move like 1/steps, and c*, which is iterated only, is then not exact.
+    Where V is increasing (exp, relu, erf, …) its iterates from 0 rise to the smallest fixed point
+    there is. Close to criticality they move like 1/steps, and c*, which is iterated only, is then
+    not exact.
 
     Args:
         activation: u, by name or itself.
@@ -169,12 +187,14 @@ def fixed_point(
         max_steps: of the iteration; what Newton's method then adds is exact but at criticality.
 
     Returns:
-        A :class:`FixedPoint` of arrays of the broadcast shape. What exists has derivatives in the variances, and in an ε of
-        crrelu: those of the equations that it solves. At criticality, where that of q* is infinite, it is a large number.
+        A :class:`FixedPoint` of arrays of the broadcast shape. What exists has derivatives in the
+        variances, and in an ε of
+        crrelu: those of the equations that it solves. At criticality, where that of q* is infinite,
+            it is a large number.
 
     Raises:
-        ValueError: an unknown activation, max_steps not positive, normalized with E[u] = 0, a variance negative or not
-            finite.
+        ValueError: an unknown activation, max_steps not positive, normalized with E[u] = 0, a
+            variance negative or not finite.
 
     Example:
         >>> grid = fixed_point("exp", normalized=True, weight_variance=[0.2, 0.36, 0.38])  # 1/e = 0.3679
@@ -215,7 +235,11 @@ def _arrays(**values: Values) -> list[Array]:
     """Return the numbers, broadcast and of one floating-point dtype; all but q12 are variances."""
     arrays = as_scalars(**values)
     for (name, value), array in zip(values.items(), arrays, strict=True):
-        if name != "q12" and is_concrete(array) and not np.all((np.asarray(array) >= 0) & np.isfinite(np.asarray(array))):
+        if (
+            name != "q12"
+            and is_concrete(array)
+            and not np.all((np.asarray(array) >= 0) & np.isfinite(np.asarray(array)))
+        ):
             raise ValueError(f"{name} must be a finite variance, zero or positive, got {value}.")
     # All of them vary over a mesh if one does, as the carry of a loop must.
     missing = jnp.any(jnp.stack(jnp.broadcast_arrays(*map(jnp.isnan, arrays))), axis=0)
@@ -228,4 +252,6 @@ def _check_covariance(q11: Scalars, q12: Scalars, q22: Scalars) -> None:
     a, c, b = (np.asarray(q, np.float64) for q in (q11, q12, q22))
     largest = np.sqrt(a) * np.sqrt(b)
     if not np.all(np.abs(c) <= (1 + 1e-3) * largest + float(jnp.finfo(q12.dtype).tiny)):
-        raise ValueError("q12 must be a covariance, between −√(q11 q22) and √(q11 q22), got one beyond, or not a number.")
+        raise ValueError(
+            "q12 must be a covariance, between −√(q11 q22) and √(q11 q22), got one beyond, or not a number."
+        )

@@ -1,4 +1,5 @@
-"""The recursion of variances and correlations through equal layers, and where it comes to rest, with implicit derivatives.
+"""The recursion of variances and correlations through equal layers, and where it comes to rest,
+with implicit derivatives.
 
 | symbol | meaning |
 |---|---|
@@ -61,7 +62,9 @@ class Recursion:
         return self.weight * self.activation.limit(near, near, near, self.normalized)[1]
 
     def correlation(self, q: Scalars, c: Scalars) -> tuple[Scalars, Scalars]:
-        """Return C(c) and C'(c), over the next variance, which is q itself at rest: so a variance of zero has them too."""
+        """Return C(c) and C'(c), over the next variance, which is q itself at rest: so a variance
+        of zero has them too.
+        """
         near = positive(q)
         # A variance of zero has no bias. Its derivative in one would be that of a jump.
         bias = jnp.where(q == near, self.bias, lax.stop_gradient(self.bias))
@@ -70,7 +73,9 @@ class Recursion:
         scale = jnp.where(vanishes, 1, scale)
         value, slope = self.activation.limit(near, c * near, near, self.normalized)
         value = (self.weight * value + bias) / scale
-        return jnp.where(vanishes, 1, value), jnp.where(vanishes, 0, self.weight * slope * near / scale)
+        return jnp.where(vanishes, 1, value), jnp.where(
+            vanishes, 0, self.weight * slope * near / scale
+        )
 
 
 def positive(q: Scalars) -> Scalars:
@@ -84,9 +89,13 @@ def _live_positive(q: Scalars) -> Scalars:
 
 
 def variance_at_rest(recursion: Recursion, max_steps: int) -> tuple[Scalars, Bool[Array, "..."]]:
-    """Return q*, one where there is none, and whether it exists; q* has implicit derivatives of every order."""
+    """Return q*, one where there is none, and whether it exists; q* has implicit derivatives of
+    every order.
+    """
     # 1. The search, from 1 or else from 0, without derivatives.
-    search = _without_derivative(lambda start: _search_variance(recursion, max_steps, start), recursion.weight)
+    search = _without_derivative(
+        lambda start: _search_variance(recursion, max_steps, start), recursion.weight
+    )
     q, exists = search(_like(recursion.weight, 1.0))
     q_zero, exists_zero = search(_like(recursion.weight, 0.0))
     # From where it starts nothing moves: it is at rest only if that is stable.
@@ -98,23 +107,34 @@ def variance_at_rest(recursion: Recursion, max_steps: int) -> tuple[Scalars, Boo
     def gap(q: Scalars) -> Scalars:
         near = _live_positive(q)
         fixed = lax.stop_gradient(q)
-        return recursion.variance(near) + recursion.variance(fixed) - recursion.variance(lax.stop_gradient(near)) - q
+        return (
+            recursion.variance(near)
+            + recursion.variance(fixed)
+            - recursion.variance(lax.stop_gradient(near))
+            - q
+        )
 
     steep = 1 / (8 * float(jnp.finfo(q.dtype).eps))  # the derivative at criticality, for infinity
     return _with_implicit_derivative(gap, q, exists, -steep), exists
 
 
-def correlation_at_rest(recursion: Recursion, q: Scalars, exists: Bool[Array, "..."], max_steps: int) -> Scalars:
+def correlation_at_rest(
+    recursion: Recursion, q: Scalars, exists: Bool[Array, "..."], max_steps: int
+) -> Scalars:
     """Return c* from c = ½, with implicit derivatives."""
 
     def iterate(start: Scalars) -> Scalars:
-        return lax.fori_loop(0, max_steps, lambda _, c: jnp.clip(recursion.correlation(q, c)[0], -1, 1), start)
+        return lax.fori_loop(
+            0, max_steps, lambda _, c: jnp.clip(recursion.correlation(q, c)[0], -1, 1), start
+        )
 
     c = _without_derivative(iterate, q)(_like(q, 0.5))
     return _with_implicit_derivative(lambda c: recursion.correlation(q, c)[0] - c, c, exists, 0.0)
 
 
-def _search_variance(recursion: Recursion, max_steps: int, start: Scalars) -> tuple[Scalars, Bool[Array, "..."]]:
+def _search_variance(
+    recursion: Recursion, max_steps: int, start: Scalars
+) -> tuple[Scalars, Bool[Array, "..."]]:
     """Return where V, iterated from the start, comes to rest, and whether it does."""
     limits = jnp.finfo(start.dtype)
     noise = 8 * limits.eps
@@ -140,7 +160,11 @@ def _search_variance(recursion: Recursion, max_steps: int, start: Scalars) -> tu
     def improve(_: Array | int, q: Scalars) -> Scalars:
         value, slope = jax.jvp(after, (q,), (jnp.ones_like(q),))
         new = q + jnp.where(slope < 1, (value - q) / jnp.where(slope < 1, 1 - slope, 1), 0)
-        near = (new >= 0.5 * iterated) & (new <= 2 * iterated) & (jnp.abs(after(new) - new) < jnp.abs(value - q))
+        near = (
+            (new >= 0.5 * iterated)
+            & (new <= 2 * iterated)
+            & (jnp.abs(after(new) - new) < jnp.abs(value - q))
+        )
         return jnp.where(near, new, q)
 
     q = lax.fori_loop(0, NEWTON_STEPS, improve, iterated)
@@ -149,8 +173,12 @@ def _search_variance(recursion: Recursion, max_steps: int, start: Scalars) -> tu
     return q, (q < largest) & (vanished | (gap(q) <= noise))
 
 
-def _without_derivative(function: Callable[[Scalars], Any], like: Scalars) -> Callable[[Scalars], Any]:
-    """Return a function of an array of this shape whose result is a constant, also in what it closes over."""
+def _without_derivative(
+    function: Callable[[Scalars], Any], like: Scalars
+) -> Callable[[Scalars], Any]:
+    """Return a function of an array of this shape whose result is a constant, also in what it
+    closes over.
+    """
     converted, closed_over = jax.closure_convert(function, like)
     constants = [lax.stop_gradient(value) for value in closed_over]
     return lambda x: converted(x, *constants)
@@ -165,7 +193,8 @@ def _with_implicit_derivative(
         gap: the function.
         root: where it is zero.
         exists: where that is so.
-        critical: what stands for one over the slope of the function where that vanishes in rounding.
+        critical: what stands for one over the slope of the function where that vanishes in
+            rounding.
     """
 
     def divide(linear: Callable[[Scalars], Scalars], change: Scalars) -> Scalars:

@@ -1,12 +1,15 @@
-r"""Training dynamics that a kernel predicts: gradient descent and gradient flow, on training points and on any others.
+r"""Training dynamics that a kernel predicts: gradient descent and gradient flow, on training points
+and on any others.
 
-Both are functions of the kernel H applied to the residual r = F(0) − Y (:mod:`softntk.ntk._spectral_filters`),
+Both are functions of the kernel H applied to the residual r = F(0) − Y
+(:mod:`softntk.ntk._spectral_filters`),
 
     F(τ) = Y + d_τ(H) r,      F_test(τ) = F_test(0) − H_test c_τ(H) r,      c_τ(λ) = (1 − d_τ(λ))/λ,
 
-with d_τ(λ) = (1 − ηλ)^τ for descent and e^{−λτ} for flow. A matrix is decomposed once for all τ; with an operator they are
-taken from the Krylov space of r, which never asks for eigenvectors. Derivatives go through neither: they are those of a
-function of a matrix, whether eigenvalues are equal or not.
+with d_τ(λ) = (1 − ηλ)^τ for descent and e^{−λτ} for flow. A matrix is decomposed once for all τ;
+with an operator they are taken from the Krylov space of r, which never asks for eigenvectors.
+Derivatives go through neither: they are those of a function of a matrix, whether eigenvalues are
+equal or not.
 """
 
 from collections.abc import Sequence
@@ -60,35 +63,42 @@ def predict_gd(
     f0_test: TestTargets | None = None,
     rtol: float | None = None,
 ) -> Float[Array, "s rows k"]:
-    r"""Outputs of gradient descent on ½ΣΣ(F−Y)² after each number of steps, under a constant kernel.
+    r"""Outputs of gradient descent on ½ΣΣ(F−Y)² after each number of steps, under a constant
+    kernel.
 
-    F(τ) = Y + (I − ηH)^τ (F(0) − Y), for all τ at once. The powers are sign^τ exp(τ log|1 − ηλ|) with the logarithm taken of
-    ηλ, not of its difference from 1: exact to rounding for small ηλ and millions of steps.
+    F(τ) = Y + (I − ηH)^τ (F(0) − Y), for all τ at once. The powers are sign^τ exp(τ log|1 − ηλ|)
+    with the logarithm taken of ηλ, not of its difference from 1: exact to rounding for small ηλ and
+    millions of steps.
 
     Args:
-        gram: H on the training points: [n, n] (the same for every output, outputs independent) or [n, n, k, k]
-            (:func:`softntk.ntk.empirical` with ``outputs="full"``), symmetric; or an operator on [n] or [n, k], then by as
-            many products as the accuracy asks for (up to 512; about √(τηλ_max) of them for a few digits).
+        gram: H on the training points: [n, n] (the same for every output, outputs independent) or
+            [n, n, k, k] (:func:`softntk.ntk.empirical` with ``outputs="full"``), symmetric; or an
+            operator on [n] or [n, k], then by as many products as the accuracy asks for (up to 512;
+            about √(τηλ_max) of them for a few digits).
         y: targets, [n, k]; [n] is k = 1, also for f0 and f0_test.
         learning_rate: η > 0. neural_tangents' is n·k times this one: its loss is a mean.
         steps: non-negative integers [s], in any order.
-        f0: outputs at the start, [n, k]. None: those of the network, if gram is the :func:`~softntk.ntk.operator` of one, else
-            zero (antisymmetric initialisation).
-        cross: kernel between t test points and the training points, [t, n], [t, n, k, k], or ``op.cross(x_test)``. With it,
-            the outputs at the test points are returned.
-        f0_test: their outputs at the start, [t, k]. None: those of the network likewise, unless f0 is given as zeros.
-        rtol: of what is returned, against max|F(0) − Y|, with an operator (default 1e-5, 1e-9 in float64).
+        f0: outputs at the start, [n, k]. None: those of the network, if gram is the
+            :func:`~softntk.ntk.operator` of one, else zero (antisymmetric initialisation).
+        cross: kernel between t test points and the training points, [t, n], [t, n, k, k], or
+            ``op.cross(x_test)``. With it, the outputs at the test points are returned.
+        f0_test: their outputs at the start, [t, k]. None: those of the network likewise, unless f0
+            is given as zeros.
+        rtol: of what is returned, against max|F(0) − Y|, with an operator (default 1e-5, 1e-9 in
+            float64).
 
     Returns:
-        [s, n, k], or [s, t, k] with ``cross``. A divergent component (ηλ > 2) saturates at the root of the largest number
-        times that of the residual, and nothing exceeds the largest number. Differentiable in gram, y, f0, cross, f0_test and
-        learning_rate, in both modes, also where eigenvalues are equal; a second time where they are not.
+        [s, n, k], or [s, t, k] with ``cross``. A divergent component (ηλ > 2) saturates at the root
+        of the largest number times that of the residual, and nothing exceeds the largest number.
+        Differentiable in gram, y, f0, cross, f0_test and learning_rate, in both modes, also where
+        eigenvalues are equal; a second time where they are not.
 
     Raises:
-        ValueError: shapes that do not fit, integer, half precision or non-finite arrays, an asymmetric gram, η not positive,
-            steps negative, not integers or beyond the integers of JAX.
-        NumericalError: an operator whose Krylov space did not reach rtol. Inside jit, where that cannot be seen, 128 products
-            are made.
+        ValueError: shapes that do not fit, integer, half precision or non-finite arrays, an
+            asymmetric gram, η not positive, steps negative, not integers or beyond the integers of
+            JAX.
+        NumericalError: an operator whose Krylov space did not reach rtol. Inside jit, where that
+            cannot be seen, 128 products are made.
 
     Example:
         >>> import jax.numpy as jnp
@@ -96,7 +106,8 @@ def predict_gd(
         >>> ntk.predict_gd(jnp.diag(jnp.array([1.0, 0.5])), jnp.ones((2, 1)), 0.5, jnp.array([0, 1, 2]))[:, :, 0].tolist()
         [[0.0, 0.0], [0.5, 0.25], [0.75, 0.4375]]
 
-    Source: arXiv 2405.03251, Definition 3.8 and Lemma 3.9 (dynamics of the prediction); MATHEMATICS.md#training-dynamics.
+    Source: arXiv 2405.03251, Definition 3.8 and Lemma 3.9 (dynamics of the prediction);
+    MATHEMATICS.md#training-dynamics.
     """
     steps = _as_steps(steps)
     problem = as_problem(gram, y, f0, cross, f0_test, own_start=True)
@@ -112,11 +123,13 @@ def gd_coefficients(
     *,
     rtol: float | None = None,
 ) -> Float[Array, "s n k"]:
-    r"""What gradient descent has added up after each number of steps: c with F_test(τ) = F_test(0) + H_test c.
+    r"""What gradient descent has added up after each number of steps: c with F_test(τ) = F_test(0)
+    + H_test c.
 
-    c = H⁻¹(I − (I − ηH)^τ)(Y − F(0)) = η Σ_{s<τ} (Y − F(s)), which exists where H is singular. The weights of the linearised
-    network have moved by Jᵀc: with it, the network can be evaluated anywhere by one derivative along that direction, where
-    :func:`predict_gd` needs the kernel between training and test points.
+    c = H⁻¹(I − (I − ηH)^τ)(Y − F(0)) = η Σ_{s<τ} (Y − F(s)), which exists where H is singular. The
+    weights of the linearised network have moved by Jᵀc: with it, the network can be evaluated
+    anywhere by one derivative along that direction, where :func:`predict_gd` needs the kernel
+    between training and test points.
 
     Args:
         gram: H, as for :func:`predict_gd`.
@@ -147,8 +160,12 @@ def gd_coefficients(
 
 def _as_steps(steps: Steps) -> Integer[Array, " s"]:
     """Return numbers of steps, checked."""
-    if isinstance(steps, np.ndarray | jax.Array) and (steps.ndim != 1 or not jnp.issubdtype(steps.dtype, jnp.integer)):
-        raise ValueError(f"steps must be a vector of integers [s], got shape {steps.shape}, dtype {steps.dtype}.")
+    if isinstance(steps, np.ndarray | jax.Array) and (
+        steps.ndim != 1 or not jnp.issubdtype(steps.dtype, jnp.integer)
+    ):
+        raise ValueError(
+            f"steps must be a vector of integers [s], got shape {steps.shape}, dtype {steps.dtype}."
+        )
     counts = as_integers("steps", steps, ("s",))
     if is_concrete(counts) and np.any(np.asarray(counts) < 0):
         raise ValueError(f"steps must not be negative, got {int(np.min(counts))}.")
@@ -173,20 +190,23 @@ def predict_flow(
 ) -> Float[Array, "s rows k"]:
     r"""Outputs of gradient flow, dθ/dt = −∇ ½ΣΣ(F−Y)², at each time, under a constant kernel.
 
-    F(t) = Y + e^{−Ht} (F(0) − Y): the limit of gradient descent at t = ητ as η → 0. An eigenvalue that is negative by no more
-    than rounding counts as zero; along one that is clearly negative F grows, as descent does.
+    F(t) = Y + e^{−Ht} (F(0) − Y): the limit of gradient descent at t = ητ as η → 0. An eigenvalue
+    that is negative by no more than rounding counts as zero; along one that is clearly negative F
+    grows, as descent does.
 
     Args:
         gram: H on the training points, as for :func:`predict_gd`.
         y: targets, [n, k].
-        times: ≥ 0, [s], in units of learning rate × steps; infinity is allowed (what training converges to).
+        times: ≥ 0, [s], in units of learning rate × steps; infinity is allowed (what training
+            converges to).
         f0: outputs at the start, [n, k]; None as for :func:`predict_gd`.
         cross: kernel between test and training points, as for :func:`predict_gd`.
         f0_test: outputs at the test points at the start, [t, k]; None as for :func:`predict_gd`.
         rtol: as for :func:`predict_gd`.
 
     Returns:
-        [s, n, k], or [s, t, k] with ``cross``; differentiable as :func:`predict_gd` is, in times instead of learning_rate.
+        [s, n, k], or [s, t, k] with ``cross``; differentiable as :func:`predict_gd` is, in times
+        instead of learning_rate.
 
     Raises:
         ValueError: as :func:`predict_gd`; times negative or NaN.
@@ -199,7 +219,8 @@ def predict_flow(
         >>> [round(float(v), 4) for v in out[:, 0, 0]]  # 1 − e^{−t}
         [0.0, 0.6321, 1.0]
 
-    Source: MATHEMATICS.md#training-dynamics; Jacot, Gabriel and Hongler (2018), arXiv 1806.07572, section 5.
+    Source: MATHEMATICS.md#training-dynamics; Jacot, Gabriel and Hongler (2018), arXiv 1806.07572,
+    section 5.
     """
     moments = as_floating("times", times, ("s",), finite=False, empty=True)
     if is_concrete(moments) and not np.all(np.asarray(moments) >= 0):
@@ -209,7 +230,11 @@ def predict_flow(
 
 
 def _predict(
-    clock: Clock, gram: Gram | GramOperator, problem: Problem, coefficients: bool, rtol: float | None
+    clock: Clock,
+    gram: Gram | GramOperator,
+    problem: Problem,
+    coefficients: bool,
+    rtol: float | None,
 ) -> Float[Array, "s rows k"]:
     """Return F, or c(H) r if ``coefficients`` are asked for."""
     if rtol is not None:
@@ -220,13 +245,17 @@ def _predict(
     if gram.in_size() <= _DENSE:
         outputs = _by_formed_operator(adds_up, clock, gram, problem)
         if is_concrete(outputs) and np.isinf(np.asarray(outputs)).any():
-            raise NumericalError(f"{Result.NONFINITE_PRODUCT.name}: {Result.NONFINITE_PRODUCT.advice}")
+            raise NumericalError(
+                f"{Result.NONFINITE_PRODUCT.name}: {Result.NONFINITE_PRODUCT.advice}"
+            )
         return outputs
     return _by_krylov(adds_up, clock, gram, problem, rtol)
 
 
 def _moved(adds_up: bool, clock: Clock, matrix: Array, residual: Array) -> Float[Array, "s n k"]:
-    """Return f(H) r; [n, n] acts on each output alone, [n·k, n·k] on all of them at once, output fastest."""
+    """Return f(H) r; [n, n] acts on each output alone, [n·k, n·k] on all of them at once, output
+    fastest.
+    """
     vectors = filtered(adds_up, len(matrix), clock, matrix, residual.reshape(len(matrix), -1))
     return vectors.reshape(-1, *residual.shape)
 
@@ -237,16 +266,18 @@ def _by_matrix(adds_up: bool, clock: Clock, problem: Problem) -> Array:
     vectors = _moved(adds_up, clock, problem.matrix, problem.residual)
     if adds_up and problem.cross is not None:
         size = len(problem.matrix)
-        vectors = product(problem.cross, vectors.reshape(len(vectors), size, problem.residual.size // size)).reshape(
-            -1, *problem.start.shape
-        )
+        vectors = product(
+            problem.cross, vectors.reshape(len(vectors), size, problem.residual.size // size)
+        ).reshape(-1, *problem.start.shape)
     return _outputs(adds_up, vectors, problem)
 
 
 @partial(jax.jit, static_argnums=0)
 def _by_formed_operator(adds_up: bool, clock: Clock, op: GramOperator, problem: Problem) -> Array:
     matrix = op.as_matrix().astype(problem.y.dtype)
-    return _outputs(adds_up, _carried(_moved(adds_up, clock, matrix, problem.residual), problem), problem)
+    return _outputs(
+        adds_up, _carried(_moved(adds_up, clock, matrix, problem.residual), problem), problem
+    )
 
 
 def _outputs(adds_up: bool, vectors: Float[Array, "s rows k"], problem: Problem) -> Array:
@@ -269,7 +300,9 @@ def _carried(vectors: Float[Array, "s n k"], problem: Problem) -> Float[Array, "
     return jnp.moveaxis(carried, -1, 0).astype(vectors.dtype)
 
 
-def _by_krylov(adds_up: bool, clock: Clock, op: GramOperator, problem: Problem, rtol: float | None) -> Array:
+def _by_krylov(
+    adds_up: bool, clock: Clock, op: GramOperator, problem: Problem, rtol: float | None
+) -> Array:
     if rtol is None:
         rtol = 1e-5 if op.dtype == jnp.float32 else 1e-9
     residual = problem.residual.astype(op.dtype)
@@ -289,7 +322,9 @@ def _by_krylov(adds_up: bool, clock: Clock, op: GramOperator, problem: Problem, 
     coarse = moved(dimension)
     while dimension < size:
         if not np.isfinite(np.asarray(coarse)).all():
-            raise NumericalError(f"{Result.NONFINITE_PRODUCT.name}: {Result.NONFINITE_PRODUCT.advice}")
+            raise NumericalError(
+                f"{Result.NONFINITE_PRODUCT.name}: {Result.NONFINITE_PRODUCT.advice}"
+            )
         if dimension >= _KRYLOV:
             raise NumericalError(
                 f"{Result.MAX_STEPS.name}: {dimension} products with the operator do not give rtol={rtol:.1g}. Ask for fewer "
@@ -304,7 +339,9 @@ def _by_krylov(adds_up: bool, clock: Clock, op: GramOperator, problem: Problem, 
     return _outputs(adds_up, coarse, problem)
 
 
-def _functions(adds_up: bool, op: GramOperator, starts: Array, clock: Clock, dimension: int) -> Array:
+def _functions(
+    adds_up: bool, op: GramOperator, starts: Array, clock: Clock, dimension: int
+) -> Array:
     """Return f(H) r for every start vector r: [c, s, *shape]."""
     size = op.in_size()
 
@@ -316,4 +353,7 @@ def _functions(adds_up: bool, op: GramOperator, starts: Array, clock: Clock, dim
     return jax.vmap(one)(_krylov(op, starts, dimension))
 
 
-_krylov = jax.jit(lambda op, starts, dimension: jax.vmap(lambda v: lanczos(op, v, dimension))(starts), static_argnums=2)
+_krylov = jax.jit(
+    lambda op, starts, dimension: jax.vmap(lambda v: lanczos(op, v, dimension))(starts),
+    static_argnums=2,
+)

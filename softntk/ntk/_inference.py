@@ -52,27 +52,31 @@ def kernel_regression(
 ) -> Float[Array, "t k"]:
     r"""Kernel ridge regression: predictions F_test(0) + k_* (K + ridge I)⁻¹ (Y − F(0)).
 
-    With ridge 0, what gradient descent converges to under a constant kernel (:func:`softntk.ntk.predict_flow` at infinity).
+    With ridge 0, what gradient descent converges to under a constant kernel
+    (:func:`softntk.ntk.predict_flow` at infinity).
 
     Args:
         gram: K, [n, n] for each output by itself or [n, n, k, k], or an operator on [n] or [n, k].
         y: targets, [n, k]; [n] is k = 1, also for f0 and f0_test.
         ridge: ≥ 0, in the units of the kernel.
-        cross: kernel between test and training points, [t, n], [t, n, k, k], or ``op.cross(x_test)``.
-        f0: outputs at the start, [n, k]; zero if None, for a regression with a kernel has no network. Of one that is not
-            antisymmetric give what it says at the start.
+        cross: kernel between test and training points, [t, n], [t, n, k, k], or
+            ``op.cross(x_test)``.
+        f0: outputs at the start, [n, k]; zero if None, for a regression with a kernel has no
+            network. Of one that is not antisymmetric give what it says at the start.
         f0_test: the same at the test points, [t, k]; zero if None.
-        rtol: relative residual of the solve with an operator (default 1e-6, 1e-10 in float64), refined in float64. Inside jit
-            and grad it is refined in the precision of the operator.
+        rtol: relative residual of the solve with an operator (default 1e-6, 1e-10 in float64),
+            refined in float64. Inside jit and grad it is refined in the precision of the operator.
         progress: show the solve.
 
     Returns:
         [t, k]; differentiable in all of gram, y, ridge, cross, f0, f0_test.
 
     Raises:
-        ValueError: shapes that do not fit, integer, half precision or non-finite arrays, ridge negative.
-        NumericalError: K + ridge I is not positive definite in this precision, or the solve did not reach rtol. Inside jit,
-            vmap and grad nothing is raised: the result is +inf where the residual of the solve is above 1 %.
+        ValueError: shapes that do not fit, integer, half precision or non-finite arrays, ridge
+            negative.
+        NumericalError: K + ridge I is not positive definite in this precision, or the solve did not
+            reach rtol. Inside jit, vmap and grad nothing is raised: the result is +inf where the
+            residual of the solve is above 1 %.
 
     Example:
         >>> import jax, softntk as sn
@@ -82,7 +86,8 @@ def kernel_regression(
         >>> sn.ntk.kernel_regression(op, x[:50, :1], ridge=0.1, cross=op.cross(x[50:])).shape
         (10, 1)
 
-    Source: arXiv 2405.03251, section 4 (kernel regression with the NTK); Arora et al. (2019), arXiv 1904.11955, Theorem 3.2.
+    Source: arXiv 2405.03251, section 4 (kernel regression with the NTK); Arora et al. (2019), arXiv
+    1904.11955, Theorem 3.2.
     """
     check_number("ridge", ridge, at_least=0)
     rtol = None if rtol is None else check_number("rtol", rtol, above=0, below=1)
@@ -124,7 +129,8 @@ class Posterior:
 
     Attributes:
         mean: [t, k].
-        variance: of the noise-free function at each test point, [t], the same for every output; or [t, k].
+        variance: of the noise-free function at each test point, [t], the same for every output; or
+            [t, k].
     """
 
     mean: Float[Array, "t k"]
@@ -141,15 +147,17 @@ def gp_posterior(
     rtol: float | None = None,
     progress: bool = False,
 ) -> Posterior:
-    r"""Posterior mean and variance of the Gaussian process that an infinitely wide network is at initialisation.
+    r"""Posterior mean and variance of the Gaussian process that an infinitely wide network is at
+    initialisation.
 
     Args:
         gram: NNGP kernel on the training points, [n, n] or [n, n, k, k], or an operator.
         y: observations, [n, k]; [n] is k = 1.
         noise: their variance, ≥ 0.
-        cross: kernel between test and training points, [t, n], [t, n, k, k], or ``op.cross(x_test)``.
-        prior: variance of the process at the test points, the diagonal of their own kernel: [t], or [t, k] for kernels with
-            outputs (``op.at(x_test).diagonal()``, reshaped).
+        cross: kernel between test and training points, [t, n], [t, n, k, k], or
+            ``op.cross(x_test)``.
+        prior: variance of the process at the test points, the diagonal of their own kernel: [t], or
+            [t, k] for kernels with outputs (``op.at(x_test).diagonal()``, reshaped).
         rtol: of the solves with an operator.
         progress: show them.
 
@@ -167,7 +175,8 @@ def gp_posterior(
         >>> round(float(post.mean[0, 0]), 5), round(float(post.variance[0]), 5)
         (0.5, 0.5)
 
-    Source: Lee et al. (2018), arXiv 1711.00165, equations (8) and (9); the kernels are those of MATHEMATICS.md#infinite-width.
+    Source: Lee et al. (2018), arXiv 1711.00165, equations (8) and (9); the kernels are those of
+    MATHEMATICS.md#infinite-width.
     """
     check_number("noise", noise, at_least=0)
     rtol = None if rtol is None else check_number("rtol", rtol, above=0, below=1)
@@ -178,14 +187,20 @@ def gp_posterior(
     outputs = gram.shape[1:] if isinstance(gram, GramOperator) else jnp.shape(gram)[2:3]
     prior = as_floating("prior", prior, empty=True)
     if prior.shape != (len(problem.start), *outputs):
-        raise ValueError(f"prior must have shape {(len(problem.start), *outputs)}, got {prior.shape}.")
+        raise ValueError(
+            f"prior must have shape {(len(problem.start), *outputs)}, got {prior.shape}."
+        )
     if is_concrete(prior) and np.any(np.asarray(prior) < 0):
-        raise ValueError(f"prior must not be negative, got a variance of {float(jnp.min(prior)):.3g}.")
+        raise ValueError(
+            f"prior must not be negative, got a variance of {float(jnp.min(prior)):.3g}."
+        )
     if isinstance(gram, GramOperator) and isinstance(problem.cross, CrossOperator):
         matrix = problem.cross.as_matrix()
         right = -problem.residual.reshape(gram.in_size(), -1)
         stacked = jnp.concatenate([right.astype(matrix.dtype), matrix.T], axis=1)
-        solved = _solved(gram, stacked.reshape(*gram.shape, -1), noise, rtol, progress).reshape(stacked.shape)
+        solved = _solved(gram, stacked.reshape(*gram.shape, -1), noise, rtol, progress).reshape(
+            stacked.shape
+        )
         columns = right.shape[1]
         mean = product(matrix, solved[:, :columns])
         reduction = jnp.sum(matrix * solved[:, columns:].T, axis=1)
@@ -202,12 +217,14 @@ def gp_posterior(
 
 
 def _factorised(problem: Problem, right: Array, ridge: Array) -> tuple[Array, Array, Array]:
-    """Return unit · (K + ridge I)⁻¹ right as columns, the Cholesky factor of (K + ridge I)/unit, and unit.
+    """Return unit · (K + ridge I)⁻¹ right as columns, the Cholesky factor of (K + ridge I)/unit,
+    and unit.
 
     The solution is judged by its residual.
 
     Raises:
-        NumericalError: there is none, or the residual is above 1 %. Inside jit the solution is NaN then.
+        NumericalError: there is none, or the residual is above 1 %. Inside jit the solution is NaN
+            then.
     """
     assert problem.matrix is not None
     weights, resolved, factor, unit = _cholesky_solve(problem.matrix, right, ridge)
@@ -217,7 +234,9 @@ def _factorised(problem: Problem, right: Array, ridge: Array) -> tuple[Array, Ar
 
 
 @jax.jit
-def _cholesky_solve(matrix: Array, right: Array, ridge: Array) -> tuple[Array, Bool[Array, " r"], Array, Array]:
+def _cholesky_solve(
+    matrix: Array, right: Array, ridge: Array
+) -> tuple[Array, Bool[Array, " r"], Array, Array]:
     """Return the solution, NaN where it is not resolved; whether it is; the factor; and the unit."""
     size = len(matrix)
     unit = jnp.maximum(binary_scale(matrix).reshape(()), binary_scale(ridge))
@@ -230,13 +249,21 @@ def _cholesky_solve(matrix: Array, right: Array, ridge: Array) -> tuple[Array, B
     return jnp.where(resolved[None, :], weights, jnp.nan), resolved, factor, unit
 
 
-def _solved(op: GramOperator, right: Array, ridge: Array, rtol: float | None, progress: bool) -> Array:
+def _solved(
+    op: GramOperator, right: Array, ridge: Array, rtol: float | None, progress: bool
+) -> Array:
     """Return (K + ridge I)⁻¹ right; inside jit NaN where the residual is above 1 %."""
     dtype = str(op.dtype)
     refine = all(is_concrete(leaf) for leaf in jax.tree.leaves((op, right, ridge)))
     rtol = _RTOL[dtype] if rtol is None and refine else rtol
     solution: Solution = solve(
-        op, right.astype(op.dtype), ridge=ridge, rtol=rtol, refine=refine, progress=progress, throw=refine
+        op,
+        right.astype(op.dtype),
+        ridge=ridge,
+        rtol=rtol,
+        refine=refine,
+        progress=progress,
+        throw=refine,
     )
     if refine:
         return solution.check().value.astype(op.dtype)

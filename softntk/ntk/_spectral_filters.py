@@ -1,4 +1,5 @@
-r"""Functions of a symmetric matrix that gradient descent and gradient flow are made of, with their derivatives.
+r"""Functions of a symmetric matrix that gradient descent and gradient flow are made of, with their
+derivatives.
 
     decay        d(λ) = (1 − ηλ)^τ             e^{−λt}              what is left of a component of the residual
     mean         c(λ) = (1 − d(λ))/λ           the same             what has been added up along it
@@ -6,14 +7,16 @@ r"""Functions of a symmetric matrix that gradient descent and gradient flow are 
     filtered:  V f(Λ) Vᵀ R  for H = V Λ Vᵀ and f = d or c
 
 The derivative of f(H) in the direction E is V (f[λ_i, λ_j] ∘ VᵀEV) Vᵀ with the divided differences
-f[λ, μ] = (f(λ) − f(μ))/(λ − μ), f[λ, λ] = f'(λ) (Daleckii and Krein; Löwner): no 1/(λ_i − λ_j) appears, and equal eigenvalues,
-where eigenvectors have no derivative, are as good as any others. The divided differences are computed without cancellation:
+f[λ, μ] = (f(λ) − f(μ))/(λ − μ), f[λ, λ] = f'(λ) (Daleckii and Krein; Löwner): no 1/(λ_i − λ_j)
+appears, and equal eigenvalues, where eigenvectors have no derivative, are as good as any others.
+The divided differences are computed without cancellation:
 
     d[λ, μ] = −η a^{τ−1} ψ(1 − b/a),   a = 1 − ηλ, b = 1 − ημ, |a| ≥ |b|,   ψ(x) = (1 − (1 − x)^τ)/x   (descent)
     d[λ, μ] = −e^{−λt} (1 − e^{−δt})/δ,   δ = μ − λ ≥ 0                                                (flow)
     c[λ, μ] = −d[0, λ, μ],   by the largest gap of the three points, or by a series where they are close.
 
-Source: Higham (2008), Functions of Matrices, Theorem 3.11; Bhatia (1997), Matrix Analysis, section V.3.
+Source: Higham (2008), Functions of Matrices, Theorem 3.11; Bhatia (1997), Matrix Analysis, section
+V.3.
 """
 
 from functools import partial
@@ -32,7 +35,8 @@ from softntk._linalg.products import product
 _SERIES_TERMS = 12  # x^12/14! at x = ½ is below the rounding of float64
 _SERIES_SPREAD = 0.5
 
-# Symbols: lam, mu eigenvalues of H in units of its own scale; bound, 1/(what rounding leaves of a zero eigenvalue).
+# Symbols: lam, mu eigenvalues of H in units of its own scale; bound, 1/(what rounding leaves of a
+# zero eigenvalue).
 
 
 class Descent(NamedTuple):
@@ -85,7 +89,9 @@ class Descent(NamedTuple):
     def drift(self, lam: Array) -> Array:
         """Return ∂c/∂η = τ(1 − ηλ)^{τ−1}; that of d is −λ times it."""
         steps = self.steps
-        return steps.astype(lam.dtype) * _power(_bounded(self.rates * lam), jnp.maximum(steps - 1, 0))
+        return steps.astype(lam.dtype) * _power(
+            _bounded(self.rates * lam), jnp.maximum(steps - 1, 0)
+        )
 
 
 class Flow(NamedTuple):
@@ -141,11 +147,12 @@ Clock = Descent | Flow
 def _filtered(
     adds_up: bool, size: int, clock: Clock, matrix: Float[Array, "p p"], right: Float[Array, "p k"]
 ) -> Float[Array, "s p k"]:
-    """Return f(H) R at each of the s moments, f = c if it ``adds_up``, else d; differentiable in all but τ.
+    """Return f(H) R at each of the s moments, f = c if it ``adds_up``, else d; differentiable in
+    all but τ.
 
-    H is symmetrised. An eigenvalue that is negative by no more than rounding counts as zero, and 1/λ of one that rounding may
-    have made is not known: c stays below what the precision resolves, where descent does not diverge. What diverges saturates
-    at the root of the largest number.
+    H is symmetrised. An eigenvalue that is negative by no more than rounding counts as zero, and
+    1/λ of one that rounding may have made is not known: c stays below what the precision resolves,
+    where descent does not diverge. What diverges saturates at the root of the largest number.
 
     Args:
         adds_up: c or d.
@@ -156,7 +163,9 @@ def _filtered(
     """
     spectrum = _decompose(size, matrix)
     components = product(spectrum.vectors.T, right)
-    weights = jax.vmap(lambda moment: _weights(adds_up, spectrum, moment))(clock.in_unit(spectrum.unit))
+    weights = jax.vmap(lambda moment: _weights(adds_up, spectrum, moment))(
+        clock.in_unit(spectrum.unit)
+    )
     moved = product(spectrum.vectors, weights[:, :, None] * components[None])
     return moved / spectrum.unit if adds_up else moved
 
@@ -177,12 +186,16 @@ def _filtered_jvp(adds_up: bool, size: int, primals: tuple, tangents: tuple) -> 
     if _moves(clock_tangent):
         drifts = jax.vmap(lambda moment: moment.drift(spectrum.values))(moments)
         drifts = drifts if adds_up else -spectrum.values[None, :] * drifts
-        change = change + (spectrum.unit * clock_tangent)[:, None, None] * drifts[:, :, None] * components[None]
+        change = (
+            change
+            + (spectrum.unit * clock_tangent)[:, None, None] * drifts[:, :, None] * components[None]
+        )
     if _moves(matrix_tangent):
         direction = 0.5 * (matrix_tangent + matrix_tangent.T) / spectrum.unit
         direction = product(product(vectors.T, direction), vectors)
 
-        @jax.checkpoint  # reverse mode computes the [p, p] divided differences again instead of keeping s of them
+        # reverse mode computes the [p, p] divided differences again instead of keeping s of them
+        @jax.checkpoint
         def along(moment: Clock) -> Array:
             differences = _differences(adds_up, spectrum, moment)
             return product(differences * direction, components)
@@ -212,7 +225,8 @@ def _decompose(size: int, matrix: Array) -> _Spectrum:
     values, vectors = jnp.linalg.eigh(matrix / unit)
     noise = rounding(size, jnp.max(jnp.abs(lax.stop_gradient(values))))
     values = jnp.where((values < 0) & (values >= -noise), 0, values)
-    # Eigenvalues of a matrix of zeros are known exactly: there c is ητ, up to the root of the largest number.
+    # Eigenvalues of a matrix of zeros are known exactly: there c is ητ, up to the root of the
+    # largest number.
     root = 2.0 ** (jnp.finfo(matrix.dtype).maxexp // 2 - 1)
     bound = jnp.where(noise > 0, 1 / jnp.where(noise > 0, noise, 1), root)
     return _Spectrum(values, vectors, unit, bound)
@@ -236,12 +250,18 @@ def _differences(adds_up: bool, spectrum: _Spectrum, moment: Clock) -> Float[Arr
         return moment.slope(lam, mu, spectrum.bound)
     clipped = _clipped(moment.mean(spectrum.values), spectrum, moment)
     weights, gap = _weights(True, spectrum, moment), lam - mu
-    secant = jnp.where(gap == 0, 0, (weights[:, None] - weights[None, :]) / jnp.where(gap == 0, 1, gap))
-    return jnp.where(clipped[:, None] | clipped[None, :], secant, _curve(moment, lam, mu, spectrum.bound))
+    secant = jnp.where(
+        gap == 0, 0, (weights[:, None] - weights[None, :]) / jnp.where(gap == 0, 1, gap)
+    )
+    return jnp.where(
+        clipped[:, None] | clipped[None, :], secant, _curve(moment, lam, mu, spectrum.bound)
+    )
 
 
 def _curve(moment: Clock, lam: Array, mu: Array, bound: Array) -> Array:
-    """Return c[λ, μ] = −d[0, λ, μ]: by the largest gap, or by its series where the function hardly bends between the three."""
+    """Return c[λ, μ] = −d[0, λ, μ]: by the largest gap, or by its series where the function hardly
+    bends between the three.
+    """
     low, high = jnp.minimum(lam, mu), jnp.maximum(lam, mu)
     least, most = jnp.minimum(low, 0), jnp.maximum(high, 0)
     middle = jnp.clip(jnp.zeros_like(low), low, high)
@@ -249,7 +269,8 @@ def _curve(moment: Clock, lam: Array, mu: Array, bound: Array) -> Array:
     close = (most - least) * length < _SERIES_SPREAD
     spread = jnp.where(close, 1, most - least)
     secant = (moment.slope(least, middle, bound) - moment.slope(middle, most, bound)) / spread
-    # −(ητ)² Σ_k (−1)^k Π_{i ≤ k+1} (1 − i/τ)/(i + 1) h_k(ητλ, ητμ), h_k the complete homogeneous polynomials.
+    # −(ητ)² Σ_k (−1)^k Π_{i ≤ k+1} (1 − i/τ)/(i + 1) h_k(ητλ, ητμ), h_k the complete homogeneous
+    # polynomials.
     first, second = jnp.where(close, lam * length, 0), jnp.where(close, mu * length, 0)
     inverse = moment.inverse_count
     coefficient = 0.5 * (1 - inverse)
@@ -266,7 +287,9 @@ def _curve(moment: Clock, lam: Array, mu: Array, bound: Array) -> Array:
 
 def _power(t: Array, steps: Array) -> Array:
     """Return (1 − t)^τ without losing the digits of a small t, saturating where |1 − t| > 1."""
-    magnitude = jnp.where(t < 1, jnp.log1p(-jnp.where(t < 1, t, 0)), jnp.log(jnp.where(t > 1, t - 1, 1)))
+    magnitude = jnp.where(
+        t < 1, jnp.log1p(-jnp.where(t < 1, t, 0)), jnp.log(jnp.where(t > 1, t - 1, 1))
+    )
     power = jnp.exp(_below_root(steps.astype(t.dtype) * magnitude))
     power = jnp.where((steps % 2 == 1) & (t > 1), -power, power)
     return jnp.where(t == 1, (steps == 0).astype(t.dtype), power)
@@ -277,7 +300,11 @@ def _partial_sum(t: Array, steps: Array) -> Array:
     small = t < 0.5  # through expm1, where nothing is lost by it
     inner = jnp.where(small, t, 0)
     count = steps.astype(t.dtype)
-    learnt = jnp.where(small, -jnp.expm1(_below_root(count * jnp.log1p(-inner))), 1 - _power(jnp.where(small, 1, t), steps))
+    learnt = jnp.where(
+        small,
+        -jnp.expm1(_below_root(count * jnp.log1p(-inner))),
+        1 - _power(jnp.where(small, 1, t), steps),
+    )
     return jnp.where(t == 0, count, learnt / jnp.where(t == 0, 1, t))
 
 

@@ -21,11 +21,13 @@ from softntk._linalg.products import product
 
 @record
 class SpectralMeasure:
-    r"""A distribution over the eigenvalues of a kernel: p rows of s nodes θ with weights w that sum to one in each row.
+    r"""A distribution over the eigenvalues of a kernel: p rows of s nodes θ with weights w that sum
+    to one in each row.
 
-    For :func:`spectral_density` the rows are random probes, each an unbiased estimate of 1/n Σ δ(λ − λ_i); for
-    :func:`target_alignment` they are the targets, Σ ⟨q_i, y⟩²/‖y‖² δ(λ − λ_i). With a decomposed kernel, the nodes are its
-    eigenvalues. With an operator they are Gauss quadrature nodes, exact for polynomials of degree 2s − 1.
+    For :func:`spectral_density` the rows are random probes, each an unbiased estimate of 1/n Σ δ(λ
+    − λ_i); for :func:`target_alignment` they are the targets, Σ ⟨q_i, y⟩²/‖y‖² δ(λ − λ_i). With a
+    decomposed kernel, the nodes are its eigenvalues. With an operator they are Gauss quadrature
+    nodes, exact for polynomials of degree 2s − 1.
 
     Attributes:
         nodes: θ, [p, s], ascending in each row.
@@ -47,22 +49,34 @@ class SpectralMeasure:
         return jnp.mean(self.rows(function))
 
     def standard_error(self, function: Callable[[Array], Array]) -> Float[Array, ""]:
-        """Return that of :meth:`mean`, from the scatter of the rows; zero for one row, as a decomposed kernel has."""
+        """Return that of :meth:`mean`, from the scatter of the rows; zero for one row, as a
+        decomposed kernel has.
+        """
         rows = self.rows(function)
-        return jnp.std(rows, ddof=1) / math.sqrt(len(rows)) if len(rows) > 1 else jnp.zeros((), rows.dtype)
+        return (
+            jnp.std(rows, ddof=1) / math.sqrt(len(rows))
+            if len(rows) > 1
+            else jnp.zeros((), rows.dtype)
+        )
 
-    def cumulative(self, levels: Number | list | Float[Array | np.ndarray, "*l"]) -> Float[Array, "*l"]:
+    def cumulative(
+        self, levels: Number | list | Float[Array | np.ndarray, "*l"]
+    ) -> Float[Array, "*l"]:
         """Return the share of the spectrum at or below each level, the mean of the rows."""
         level = _as_levels(levels, self.nodes.dtype)
         below = self.nodes.reshape(-1, 1) <= level.reshape(1, -1)
         shares = jnp.sum(jnp.where(below, self.weights.reshape(-1, 1), 0), axis=0) / len(self.nodes)
         return shares.reshape(level.shape)
 
-    def density(self, levels: Number | list | Float[Array | np.ndarray, "*l"], bandwidth: Number) -> Float[Array, "*l"]:
-        """Return the density at each level, every node smeared into a Gaussian of standard deviation ``bandwidth``.
+    def density(
+        self, levels: Number | list | Float[Array | np.ndarray, "*l"], bandwidth: Number
+    ) -> Float[Array, "*l"]:
+        """Return the density at each level, every node smeared into a Gaussian of standard
+        deviation ``bandwidth``.
 
         Raises:
-            ValueError: bandwidth not a positive finite number (in the units of the eigenvalues), a level that is NaN.
+            ValueError: bandwidth not a positive finite number (in the units of the eigenvalues), a
+                level that is NaN.
         """
         level = _as_levels(levels, self.nodes.dtype)
         width = as_scalar("bandwidth", bandwidth, self.nodes.dtype, above=0)

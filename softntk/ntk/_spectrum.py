@@ -1,4 +1,5 @@
-r"""The spectrum of a kernel: its ends with error bounds, its density, its effective dimension, what the targets see of it.
+r"""The spectrum of a kernel: its ends with error bounds, its density, its effective dimension, what
+the targets see of it.
 
 A small kernel is decomposed; a large one, an operator that is never formed, is probed by Lanczos.
 
@@ -60,18 +61,21 @@ def spectral_density(
 ) -> SpectralMeasure:
     r"""How the eigenvalues of a kernel are distributed, μ = 1/n Σ_i δ(λ − λ_i).
 
-    Exactly for a matrix or a small operator; for a larger one by stochastic Lanczos quadrature: each of the random ±1
-    probes v gives the Gauss quadrature of ⟨v, f(K)v⟩/n, whose expectation is tr f(K)/n.
+    Exactly for a matrix or a small operator; for a larger one by stochastic Lanczos quadrature:
+    each of the random ±1 probes v gives the Gauss quadrature of ⟨v, f(K)v⟩/n, whose expectation is
+    tr f(K)/n.
 
     Args:
         op: [n, n], [n, n, k, k], or an operator.
         steps: products with an operator for each probe.
-        probes: number of random vectors; they are multiplied together, in one product with K a step.
+        probes: number of random vectors; they are multiplied together, in one product with K a
+            step.
         key: of the probes; ``jax.random.key(0)`` if None.
         dense_size: operators up to this size are formed and decomposed.
 
     Returns:
-        A :class:`SpectralMeasure`: ``mean(f)``, ``standard_error(f)``, ``cumulative(levels)``, ``density(levels, bandwidth)``.
+        A :class:`SpectralMeasure`: ``mean(f)``, ``standard_error(f)``, ``cumulative(levels)``,
+        ``density(levels, bandwidth)``.
 
     Raises:
         ValueError: as :func:`extreme_eigenvalues`; steps or probes not positive.
@@ -83,7 +87,8 @@ def spectral_density(
         >>> float(measure.cumulative(3.0)), float(measure.mean(lambda t: t))
         (0.5, 3.75)
 
-    Source: Ubaru, Chen and Saad (2017), SIAM J. Matrix Anal. Appl. 38(4), 1075-1099 (stochastic Lanczos quadrature).
+    Source: Ubaru, Chen and Saad (2017), SIAM J. Matrix Anal. Appl. 38(4), 1075-1099 (stochastic
+    Lanczos quadrature).
     """
     check_positive_int("steps", steps)
     check_count("probes", probes)
@@ -96,7 +101,9 @@ def spectral_density(
             return _measure(op, vectors, min(steps, op.in_size()))
     matrix = op.as_matrix() if isinstance(op, GramOperator) else as_matrix(op, "op")
     nodes = finite_eigenvalues(matrix)[None]
-    return SpectralMeasure(nodes=nodes, weights=jnp.full_like(nodes, 1 / nodes.size), size=jnp.asarray(len(matrix)))
+    return SpectralMeasure(
+        nodes=nodes, weights=jnp.full_like(nodes, 1 / nodes.size), size=jnp.asarray(len(matrix))
+    )
 
 
 def target_alignment(
@@ -104,12 +111,14 @@ def target_alignment(
 ) -> SpectralMeasure:
     r"""Which eigenvalues of a kernel the targets see, Σ_i ⟨q_i, y⟩²/‖y‖² δ(λ − λ_i).
 
-    Components along large eigenvalues are learnt first (rate ηλ), those along small ones late or never.
+    Components along large eigenvalues are learnt first (rate ηλ), those along small ones late or
+    never.
 
     Args:
-        op: [n, n] or an operator on [n], for each column of y by itself; or [n, n, k, k] or an operator on [n, k], for y as
-            one vector.
-        y: targets, [n, k]; [n] is k = 1. A column of zeros is aligned with nothing and gets weights of zero.
+        op: [n, n] or an operator on [n], for each column of y by itself; or [n, n, k, k] or an
+            operator on [n, k], for y as one vector.
+        y: targets, [n, k]; [n] is k = 1. A column of zeros is aligned with nothing and gets weights
+            of zero.
         steps: products with an operator, for each row of the result.
         dense_size: operators up to this size are formed and decomposed.
 
@@ -141,7 +150,9 @@ def target_alignment(
     return _dense_alignment(op.as_matrix(), targets)
 
 
-def _as_directions(y: Targets, points: tuple[int, ...], outputs: tuple[int, ...]) -> Float[Array, "c p"]:
+def _as_directions(
+    y: Targets, points: tuple[int, ...], outputs: tuple[int, ...]
+) -> Float[Array, "c p"]:
     """Return the columns of y, or all of it, as rows of unit length."""
     y = as_outputs("y", y, points + outputs)
     return _of_unit_length(y.reshape(1, -1) if outputs else y.T)
@@ -169,9 +180,12 @@ def _dense_alignment(matrix: Float[Array, "p p"], targets: Float[Array, "c p"]) 
 
 
 def effective_dimension(
-    op: Gram | GramOperator | SpectralMeasure, ridge: Float[Array | np.ndarray, "*r"] | Number | list, **options: Any
+    op: Gram | GramOperator | SpectralMeasure,
+    ridge: Float[Array | np.ndarray, "*r"] | Number | list,
+    **options: Any,
 ) -> Float[Array, "*r"]:
-    r"""How many directions a ridge regression with this kernel fits, tr K(K + ridge I)⁻¹ = Σ λ_i/(λ_i + ridge).
+    r"""How many directions a ridge regression with this kernel fits, tr K(K + ridge I)⁻¹ = Σ
+    λ_i/(λ_i + ridge).
 
     Args:
         op: a kernel, or its :func:`spectral_density` (to ask for many ridges at the price of one).
@@ -179,9 +193,10 @@ def effective_dimension(
         options: those of :func:`spectral_density`.
 
     Returns:
-        As many numbers as ridges. Estimated from random probes where the density is; the standard error is
-        ``n * measure.standard_error(lambda t: t / (t + ridge))``. Zero eigenvalues come out as rounding, about ε λ_max: a
-        ridge must be well above that (or the precision float64) for them not to count.
+        As many numbers as ridges. Estimated from random probes where the density is; the standard
+        error is ``n * measure.standard_error(lambda t: t / (t + ridge))``. Zero eigenvalues come
+        out as rounding, about ε λ_max: a ridge must be well above that (or the precision float64)
+        for them not to count.
 
     Raises:
         ValueError: ridge negative; and as :func:`spectral_density`.
@@ -194,12 +209,16 @@ def effective_dimension(
 
     Source: Zhang (2005), Neural Computation 17(9), 2077-2098; Caponnetto and De Vito (2007).
     """
-    ridges = ridge if isinstance(ridge, list | np.ndarray | jax.Array) else check_number("ridge", ridge)
+    ridges = (
+        ridge if isinstance(ridge, list | np.ndarray | jax.Array) else check_number("ridge", ridge)
+    )
     ridges = as_floating("ridge", ridges, empty=True)
     if is_concrete(ridges) and np.any(np.asarray(ridges) < 0):
         raise ValueError(f"ridge must not be negative, got {np.min(ridges)}.")
     if isinstance(op, SpectralMeasure) and options:
-        raise ValueError(f"options must be given to the spectral_density that op is, got {sorted(options)}.")
+        raise ValueError(
+            f"options must be given to the spectral_density that op is, got {sorted(options)}."
+        )
     measure = op if isinstance(op, SpectralMeasure) else spectral_density(op, **options)
     ridges = ridges.astype(measure.nodes.dtype)
     # 1/(1 + ridge/λ), which overflows nowhere; a negative λ is rounding.

@@ -1,9 +1,10 @@
-"""Functions of the user's, ``apply_fn(params, x, **apply_kwargs)``, as functions of weights and rows.
+"""Functions of the user's, ``apply_fn(params, x, **apply_kwargs)``, as functions of weights and
+rows.
 
-Libraries keep other things beside the weights: activations, flags, counters, keys, running averages.
-:func:`bind` takes them apart: what is differentiated by (weights), arrays that are constants, and the
-rest, which is part of the compiled program. What apply_fn returns is looked at once, without running
-it; that rows do not interact is tested where the values are known.
+Libraries keep other things beside the weights: activations, flags, counters, keys, running
+averages. :func:`bind` takes them apart: what is differentiated by (weights), arrays that are
+constants, and the rest, which is part of the compiled program. What apply_fn returns is looked at
+once, without running it; that rows do not interact is tested where the values are known.
 """
 
 import functools
@@ -88,7 +89,10 @@ class OwnFunction(eqx.Module):
     def evaluate(self, weights: tuple[Array, ...], x: Float[Array, "n ..."]) -> Any:
         """Return what apply_fn does."""
         remaining = {_WEIGHT: iter(weights), _CONSTANT: iter(self.constants)}
-        leaves = [next(remaining[kind]) if kind in remaining else value for kind, value in self.static.leaves]
+        leaves = [
+            next(remaining[kind]) if kind in remaining else value
+            for kind, value in self.static.leaves
+        ]
         params, apply_kwargs = jax.tree.unflatten(self.static.structure, leaves)
         return self.apply_fn(params, x, **apply_kwargs)
 
@@ -108,7 +112,8 @@ class OwnFunction(eqx.Module):
         return OwnFunction(weights, constants, self.apply_fn, self.static)
 
 
-# --- parameters ---------------------------------------------------------------------------------------
+# --- parameters
+# ---------------------------------------------------------------------------------------
 
 
 def bind(net: Any, params: Any, x: Float[Array, "n ..."], apply_kwargs: Any = None) -> OwnFunction:
@@ -148,7 +153,9 @@ def bind(net: Any, params: Any, x: Float[Array, "n ..."], apply_kwargs: Any = No
         )
     structure = jax.tree.structure((params, apply_kwargs))
     _check_hashable("params", structure)
-    function = OwnFunction(tuple(weights), tuple(constants), apply_fn, Static(structure, tuple(entries)))
+    function = OwnFunction(
+        tuple(weights), tuple(constants), apply_fn, Static(structure, tuple(entries))
+    )
     check_outputs(function, x)
     return function
 
@@ -161,7 +168,9 @@ def _as_apply_fn(net: Any) -> Callable:
                 f"apply_fn(params, x), got a tuple of {len(net)}."
             )
         net = net[1]
-    check_callable("net", net, "a network of two_layer, a triple of functions or an apply_fn(params, x)")
+    check_callable(
+        "net", net, "a network of two_layer, a triple of functions or an apply_fn(params, x)"
+    )
     if isinstance(net, type):
         raise ValueError(f"net must be an apply_fn(params, x), got the class {net.__name__}.")
     try:
@@ -175,7 +184,9 @@ def as_keywords(apply_kwargs: object) -> dict[str, Any]:
     """Return further arguments of apply_fn as a dict; None stands for none."""
     if apply_kwargs is None:
         return {}
-    if not isinstance(apply_kwargs, Mapping) or not all(isinstance(name, str) for name in apply_kwargs):
+    if not isinstance(apply_kwargs, Mapping) or not all(
+        isinstance(name, str) for name in apply_kwargs
+    ):
         raise ValueError(
             "apply_kwargs must be a dict of further arguments of apply_fn, e.g. {'train': False}, got "
             f"{_describe(apply_kwargs)}."
@@ -187,7 +198,9 @@ def refuse_keywords(apply_kwargs: object) -> None:
     """Refuse further arguments of the networks of two_layer, which take none."""
     keywords = as_keywords(apply_kwargs)
     if keywords:
-        raise ValueError(f"apply_kwargs must be None for a network of two_layer, got {sorted(keywords)}.")
+        raise ValueError(
+            f"apply_kwargs must be None for a network of two_layer, got {sorted(keywords)}."
+        )
 
 
 def _label_all(tree: object) -> list[tuple[str, Any]]:
@@ -236,7 +249,8 @@ def _describe(value: object) -> str:
     return f"{type(value).__name__}: {text if len(text) <= 60 else text[:60] + '…'}"
 
 
-# --- outputs ------------------------------------------------------------------------------------------
+# --- outputs
+# ------------------------------------------------------------------------------------------
 
 
 def check_outputs(function: OwnFunction, x: Float[Array, "n ..."]) -> None:
@@ -292,7 +306,8 @@ def _describe_outputs(out: object) -> str:
     return type(out).__name__
 
 
-# --- rows ---------------------------------------------------------------------------------------------
+# --- rows
+# ---------------------------------------------------------------------------------------------
 
 
 def check_rows_alone(function: OwnFunction, x: Float[Array, "n ..."], cure: str = "") -> None:
@@ -335,7 +350,9 @@ _PROGRAMS_OF_SINGLE_ROWS: set[Any] = set()
 
 
 def _program_without_flags(function: OwnFunction, x: Float[Array, "n ..."]) -> Any:
-    """Return what a function is compiled for, if nothing but weights and points is open: then one look is enough."""
+    """Return what a function is compiled for, if nothing but weights and points is open: then one
+    look is enough.
+    """
     if any(leaf.dtype == jnp.bool_ for leaf in function.constants):
         return None
     leaves, structure = jax.tree.flatten(function)
@@ -343,7 +360,9 @@ def _program_without_flags(function: OwnFunction, x: Float[Array, "n ..."]) -> A
 
 
 ROWS_TOLERANCE = 0.05
-"""Of a derivative, relative: above the rounding of half precision and TF32, below what interaction does."""
+"""Of a derivative, relative: above the rounding of half precision and TF32, below what interaction
+does.
+"""
 
 
 @jax.jit

@@ -1,10 +1,13 @@
-r"""Attention as regression: min over X of ½‖softmax_rows(A₁ X A₂ᵀ) − B‖², and with a value matrix over (X, Y).
+r"""Attention as regression: min over X of ½‖softmax_rows(A₁ X A₂ᵀ) − B‖², and with a value matrix
+over (X, Y).
 
-The rows of the logits Z = A₁ X A₂ᵀ are n coupled problems: with the row-wise structure of ``softntk/regression/_forms.py``,
+The rows of the logits Z = A₁ X A₂ᵀ are n coupled problems: with the row-wise structure of
+``softntk/regression/_forms.py``,
 
     ∇²L · V = A₁ᵀ [row i: (diag(D_i) + U_i M_i U_iᵀ) dz_i] A₂,        dZ = A₁ V A₂ᵀ,
 
-which costs two products with A₁ and A₂ each. The n₁n₂ × d₁d₂ Kronecker matrix A₁ ⊗ A₂ is never formed.
+which costs two products with A₁ and A₂ each. The n₁n₂ × d₁d₂ Kronecker matrix A₁ ⊗ A₂ is never
+formed.
 
 Example:
     >>> import jax, jax.numpy as jnp, softntk as sn
@@ -14,7 +17,8 @@ Example:
     >>> p.predict(X).shape, p.hessian(X).mv(X + 1).shape
     ((6, 6), (3, 3))
 
-Source: arXiv 2307.02419 (the tensor trick for many softmax regressions); MATHEMATICS.md#related-regressions.
+Source: arXiv 2307.02419 (the tensor trick for many softmax regressions);
+MATHEMATICS.md#related-regressions.
 """
 
 import dataclasses
@@ -43,7 +47,8 @@ Weights = float | Float[Array | np.ndarray, ""]
 
 
 class AttentionOperator(lx.AbstractLinearOperator):
-    """V ↦ A₁ᵀ [(diag(D_i) + U_i M_i U_iᵀ) dz_i]_i A₂ with dZ = A₁ V A₂ᵀ: symmetric, on matrices [d1, d2].
+    """V ↦ A₁ᵀ [(diag(D_i) + U_i M_i U_iᵀ) dz_i]_i A₂ with dZ = A₁ V A₂ᵀ: symmetric, on matrices
+    [d1, d2].
 
     Attributes:
         left: A₁, [n1, d1].
@@ -64,10 +69,14 @@ class AttentionOperator(lx.AbstractLinearOperator):
     def mv(self, vector: Float[Array, "d1 d2"]) -> Float[Array, "d1 d2"]:
         """Return the product with one matrix."""
         structure = self.in_structure()
-        return _product(self, as_dtype("vector", vector, structure.dtype, structure.shape, finite=False))
+        return _product(
+            self, as_dtype("vector", vector, structure.dtype, structure.shape, finite=False)
+        )
 
     def as_matrix(self) -> Float[Array, "p p"]:
-        """Return the matrix itself, [d1 d2, d1 d2], row-major; d1 d2 products, one row of A₁ at a time."""
+        """Return the matrix itself, [d1 d2, d1 d2], row-major; d1 d2 products, one row of A₁ at a
+        time.
+        """
         return _matrix(self)
 
     def transpose(self) -> "AttentionOperator":
@@ -85,7 +94,8 @@ class AttentionOperator(lx.AbstractLinearOperator):
 
 @function_record
 class Attention:
-    """½‖u/α by rows − B‖² + ½w²‖Z‖², Z = A₁ X A₂ᵀ; a frozen pytree with the interface of ``softntk.regression.Problem``.
+    """½‖u/α by rows − B‖² + ½w²‖Z‖², Z = A₁ X A₂ᵀ; a frozen pytree with the interface of
+    ``softntk.regression.Problem``.
 
     Attributes:
         A1: [n1, d1].
@@ -127,10 +137,14 @@ class Attention:
 
     def gauss_newton(self, x: Float[Array, "d1 d2"]) -> AttentionOperator:
         """Return JᵀJ, and the weights' part: positive semidefinite."""
-        return AttentionOperator(self.A1, self.A2, *_curvature(self, self._checked(x), True), positive_semidefinite=True)
+        return AttentionOperator(
+            self.A1, self.A2, *_curvature(self, self._checked(x), True), positive_semidefinite=True
+        )
 
     def check(self, x: Float[Array, "d1 d2"]) -> Int[Array, ""]:
-        """Return SUCCESSFUL, NONFINITE_INPUT, NEGATIVE_WEIGHTS, NORMALISER_LOST or OVERFLOW; works under jit."""
+        """Return SUCCESSFUL, NONFINITE_INPUT, NEGATIVE_WEIGHTS, NORMALISER_LOST or OVERFLOW; works
+        under jit.
+        """
         return _check(self, self._checked(x))
 
     def _checked(self, x: Any) -> Float[Array, "d1 d2"]:
@@ -146,11 +160,23 @@ class AttentionParameters(NamedTuple):
 
 @overload
 def attention(
-    A1: Any, A2: Any, B: Any, *, values: None = None, weights: Weights = ..., activation: str | Activation = ...
+    A1: Any,
+    A2: Any,
+    B: Any,
+    *,
+    values: None = None,
+    weights: Weights = ...,
+    activation: str | Activation = ...,
 ) -> Attention: ...
 @overload
 def attention(
-    A1: Any, A2: Any, B: Any, *, values: Any, weights: Weights = ..., activation: str | Activation = ...
+    A1: Any,
+    A2: Any,
+    B: Any,
+    *,
+    values: Any,
+    weights: Weights = ...,
+    activation: str | Activation = ...,
 ) -> ResidualProblem: ...
 def attention(
     A1: Float[Array | np.ndarray, "n1 d1"],
@@ -161,23 +187,26 @@ def attention(
     weights: Weights = 0.0,
     activation: str | Activation = "exp",
 ) -> Attention | ResidualProblem:
-    r"""Attention regression ½‖softmax_rows(A₁ X A₂ᵀ) − B‖² + ½w²‖A₁ X A₂ᵀ‖²; with values A₃, softmax_rows(A₁ X A₂ᵀ) A₃ Y − B.
+    r"""Attention regression ½‖softmax_rows(A₁ X A₂ᵀ) − B‖² + ½w²‖A₁ X A₂ᵀ‖²; with values A₃,
+    softmax_rows(A₁ X A₂ᵀ) A₃ Y − B.
 
     Args:
         A1: queries, [n1, d1].
         A2: keys, [n2, d2].
         B: the target, [n1, n2], or [n1, k] with values.
-        values: A₃, [n2, d3]; then the unknowns are ``AttentionParameters(x=X [d1, d2], y=Y [d3, k])``.
+        values: A₃, [n2, d3]; then the unknowns are ``AttentionParameters(x=X [d1, d2], y=Y [d3,
+            k])``.
         weights: w ≥ 0, a scalar.
         activation: u; rows are u/1ᵀu.
 
     Returns:
-        A problem p: ``p(X)``, ``predict``, ``residual``, ``gradient``, ``hessian``, ``gauss_newton`` (lineax operators on
+        A problem p: ``p(X)``, ``predict``, ``residual``, ``gradient``, ``hessian``,
+            ``gauss_newton`` (lineax operators on
         [d1, d2], or on the two together), ``check``.
 
     Raises:
-        ValueError: shapes that do not fit, integers, NaN or numbers beyond the precision, negative weights, an unknown
-            activation.
+        ValueError: shapes that do not fit, integers, NaN or numbers beyond the precision, negative
+            weights, an unknown activation.
 
     Example:
         >>> import jax.numpy as jnp
@@ -201,9 +230,12 @@ def attention(
         raise ValueError(f"values must have one row for each of A2's {n2}, got shape {A3.shape}.")
     target = as_dtype("B", as_rows("B", B), dtype, (n1, "k"))
     start = AttentionParameters(
-        x=jnp.zeros((A1.shape[1], A2.shape[1]), dtype), y=jnp.zeros((A3.shape[1], target.shape[1]), dtype)
+        x=jnp.zeros((A1.shape[1], A2.shape[1]), dtype),
+        y=jnp.zeros((A3.shape[1], target.shape[1]), dtype),
     )
-    return ResidualProblem(data=(A1, A2, A3, w), target=target, maps=_with_values(u), structure=structure_of(start))
+    return ResidualProblem(
+        data=(A1, A2, A3, w), target=target, maps=_with_values(u), structure=structure_of(start)
+    )
 
 
 @lru_cache  # one function for each activation, so that nothing is compiled again
@@ -224,7 +256,14 @@ def _inside(p: Attention, Z: Float[Array, "n1 n2"]) -> tuple[Local, Float[Array,
     """Return the rows' forms at Z, the loss there, and whether it is inside of the domain."""
     local = _rows(p, Z)
     loss = 0.5 * jnp.sum(local.residual**2) + 0.5 * jnp.sum((p.weights * Z) ** 2)
-    return local, loss, local.kept.all() & jnp.isfinite(loss) & jnp.isfinite(local.gradient).all() & (p.weights >= 0)
+    return (
+        local,
+        loss,
+        local.kept.all()
+        & jnp.isfinite(loss)
+        & jnp.isfinite(local.gradient).all()
+        & (p.weights >= 0),
+    )
 
 
 @jax.jit
@@ -244,8 +283,11 @@ def _predict(p: Attention, x: Float[Array, "d1 d2"]) -> Float[Array, "n1 n2"]:
 def _loss(p: Attention, x: Float[Array, "d1 d2"]) -> Float[Array, ""]:
     Z = _logits(p, x)
     inside = _inside(p, jax.lax.stop_gradient(Z))[2]
-    # Nothing depends on anything outside, so that automatic differentiation meets no infinity there.
-    Z, B, weights = (jnp.where(inside, part, jax.lax.stop_gradient(part)) for part in (Z, p.B, p.weights))
+    # Nothing depends on anything outside, so that automatic differentiation meets no infinity
+    # there.
+    Z, B, weights = (
+        jnp.where(inside, part, jax.lax.stop_gradient(part)) for part in (Z, p.B, p.weights)
+    )
     return jnp.where(inside, _inside(dataclasses.replace(p, B=B, weights=weights), Z)[1], jnp.inf)
 
 
@@ -278,7 +320,9 @@ def _is_finite(part: Curvature) -> Array:
 
 
 def _matrix_is_finite(p: Attention, part: Curvature) -> Array:
-    """Return whether the matrix is, by the diagonals of its two parts: no entry of either is larger."""
+    """Return whether the matrix is, by the diagonals of its two parts: no entry of either is
+    larger.
+    """
     squares = product(product((p.A1**2).T, jnp.abs(part.diagonal)), p.A2**2)
     columns = jnp.sum(jnp.einsum("ijr,jk->irk", part.factors, p.A2) ** 2, axis=(1, 2))
     sizes = jnp.sum(p.A1**2, axis=1) * columns * jnp.sum(jnp.abs(part.core), axis=(1, 2))
@@ -289,13 +333,18 @@ def _matrix_is_finite(p: Attention, part: Curvature) -> Array:
 def _check(p: Attention, x: Float[Array, "d1 d2"]) -> Int[Array, ""]:
     Z = _logits(p, x)
     local, loss, _ = _inside(p, Z)
-    finite = jnp.all(jnp.asarray([jnp.isfinite(part).all() for part in (x, p.A1, p.A2, p.B, p.weights)]))
+    finite = jnp.all(
+        jnp.asarray([jnp.isfinite(part).all() for part in (x, p.A1, p.A2, p.B, p.weights)])
+    )
     fits = jnp.isfinite(loss) & jnp.isfinite(Z).all() & jnp.isfinite(_gradient_at(p, Z)).all()
     for part in (local.hessian, local.gauss_newton):
         weighted = part._replace(diagonal=part.diagonal + p.weights**2)
         fits &= _is_finite(weighted) & _matrix_is_finite(p, weighted)
-    resolved = local.kept.all() | ~jnp.isfinite(Z).all()  # where the logits overflow it is not the normaliser
-    code = jnp.where(resolved, jnp.where(fits, Result.SUCCESSFUL, Result.OVERFLOW), Result.NORMALISER_LOST)
+    # where the logits overflow it is not the normaliser
+    resolved = local.kept.all() | ~jnp.isfinite(Z).all()
+    code = jnp.where(
+        resolved, jnp.where(fits, Result.SUCCESSFUL, Result.OVERFLOW), Result.NORMALISER_LOST
+    )
     code = jnp.where(p.weights < 0, Result.NEGATIVE_WEIGHTS, code)
     return jnp.where(finite, code, Result.NONFINITE_INPUT).astype(jnp.int32)
 
@@ -313,7 +362,9 @@ def _product(op: AttentionOperator, V: Float[Array, "d1 d2"]) -> Float[Array, "d
 def _matrix(op: AttentionOperator) -> Float[Array, "p p"]:
     d1, d2 = op.in_structure().shape
     units = jnp.eye(d1 * d2, dtype=op.left.dtype).reshape(d1, d2, d1, d2)
-    matrix = jax.lax.map(lambda row: jax.vmap(lambda v: _product(op, v))(row), units).reshape(d1 * d2, d1 * d2)
+    matrix = jax.lax.map(lambda row: jax.vmap(lambda v: _product(op, v))(row), units).reshape(
+        d1 * d2, d1 * d2
+    )
     matrix = 0.5 * (matrix + matrix.T)
     return jnp.where(jnp.isnan(matrix), jnp.inf, matrix)  # of infinities of both signs
 
@@ -325,5 +376,10 @@ lx.diagonal.register(AttentionOperator, lambda operator: jnp.diagonal(operator.a
 @lx.materialise.register(AttentionOperator)
 def _(operator: AttentionOperator) -> lx.PyTreeLinearOperator:
     structure = operator.out_structure()
-    tags = [lx.symmetric_tag, *([lx.positive_semidefinite_tag] if operator.positive_semidefinite else [])]
-    return lx.PyTreeLinearOperator(operator.as_matrix().reshape(*structure.shape, *structure.shape), structure, frozenset(tags))
+    tags = [
+        lx.symmetric_tag,
+        *([lx.positive_semidefinite_tag] if operator.positive_semidefinite else []),
+    ]
+    return lx.PyTreeLinearOperator(
+        operator.as_matrix().reshape(*structure.shape, *structure.shape), structure, frozenset(tags)
+    )

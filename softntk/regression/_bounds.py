@@ -1,8 +1,10 @@
-r"""How curved a regression can be on a ball ‖x − c‖ ≤ R, before any x is seen: normaliser, Lipschitz constants, convexity.
+r"""How curved a regression can be on a ball ‖x − c‖ ≤ R, before any x is seen: normaliser,
+Lipschitz constants, convexity.
 
-Each function returns the form of the papers and ours, which is proved in its docstring. [D] and [S] assume ‖A‖, ‖x‖ ≤ R with
-R ≥ 4 and state constants that carry e^{R²}; their full text was not at hand, and the exponents below are as remembered
-(arguments, not facts). Ours do not carry them for softmax: all derivatives of the softmax are bounded, whatever the logits.
+Each function returns the form of the papers and ours, which is proved in its docstring. [D] and [S]
+assume ‖A‖, ‖x‖ ≤ R with R ≥ 4 and state constants that carry e^{R²}; their full text was not at
+hand, and the exponents below are as remembered (arguments, not facts). Ours do not carry them for
+softmax: all derivatives of the softmax are bounded, whatever the logits.
 
 Example:
     >>> import jax, jax.numpy as jnp, softntk as sn
@@ -13,7 +15,8 @@ Example:
     >>> bool(sn.ntk.extreme_eigenvalues(strong.hessian(5 * jnp.ones(3))).smallest > 0.1)
     True
 
-Source: [S] arXiv 2309.13482, [D] arXiv 2304.10411; MATHEMATICS.md#regression-bounds; the proofs of ours are ours.
+Source: [S] arXiv 2309.13482, [D] arXiv 2304.10411; MATHEMATICS.md#regression-bounds; the proofs of
+ours are ours.
 """
 
 import math
@@ -36,12 +39,15 @@ from softntk._linalg.norms import binary_scale, host_norm
 from softntk.activations import SUPREMA
 from softntk.regression._problem import Problem
 
-_CANCELLED = 1e3  # units in the last place that a residual may be off by, relative to what it is a difference of
+# units in the last place that a residual may be off by, relative to what it is a difference of
+_CANCELLED = 1e3
 _ROUNDING = 1e-6  # what norms, computed in the precision of A, may be off by, relative
 
 
 class Bound(NamedTuple):
-    """The papers' form and ours; upper bounds are +inf, and lower ones zero, where nothing is known."""
+    """The papers' form and ours; upper bounds are +inf, and lower ones zero, where nothing is
+    known.
+    """
 
     paper: float
     ours: float
@@ -55,16 +61,20 @@ class LipschitzBounds(NamedTuple):
     hessian: Bound
 
 
-def normaliser(p: Problem, radius: float, centre: Float[Array | np.ndarray, " d"] | None = None) -> Bound:
+def normaliser(
+    p: Problem, radius: float, centre: Float[Array | np.ndarray, " d"] | None = None
+) -> Bound:
     r"""Return how small α = 1ᵀu(Ax) can be on the ball ‖x − c‖ ≤ R.
 
-    Papers: α ≥ n e^{−‖A‖R} for exp, from |z_i| ≤ ‖A‖R around c = 0. Ours: log Σe^{z_i} is convex, with the gradient Aᵀf,
-    f = softmax(Ac), so that Σe^{z_i} ≥ Σe^{⟨a_i, c⟩} e^{−t}, t = ‖Aᵀf‖R; Σz_i is linear, and cosh is convex and at least one:
+    Papers: α ≥ n e^{−‖A‖R} for exp, from |z_i| ≤ ‖A‖R around c = 0. Ours: log Σe^{z_i} is convex,
+    with the gradient Aᵀf, f = softmax(Ac), so that Σe^{z_i} ≥ Σe^{⟨a_i, c⟩} e^{−t}, t = ‖Aᵀf‖R;
+    Σz_i is linear, and cosh is convex and at least one:
 
         exp: α(c) e^{−t},        res_exp: Σe^{⟨a_i, c⟩} e^{−t} + Σ⟨a_i, c⟩ − ‖Aᵀ1‖R,
         cosh: max(n, α(c) − ‖Aᵀsinh(Ac)‖R).
 
-    Around zero, t = ‖ā‖R with ā the mean of the rows of A: rows that average to zero have t = 0, whatever their size.
+    Around zero, t = ‖ā‖R with ā the mean of the rows of A: rows that average to zero have t = 0,
+    whatever their size.
 
     Args:
         p: the problem.
@@ -72,10 +82,12 @@ def normaliser(p: Problem, radius: float, centre: Float[Array | np.ndarray, " d"
         centre: c, [d]; None: zero.
 
     Returns:
-        A :class:`Bound`, both clipped at zero; zero for sinh and the like, whose sum may vanish; +inf if it overflows.
+        A :class:`Bound`, both clipped at zero; zero for sinh and the like, whose sum may vanish;
+        +inf if it overflows.
 
     Raises:
-        ValueError: p no regression; radius not positive; centre not finite or of another shape than [d]; tracers.
+        ValueError: p no regression; radius not positive; centre not finite or of another shape than
+            [d]; tracers.
 
     Example:
         >>> import jax.numpy as jnp, softntk as sn
@@ -90,7 +102,9 @@ def normaliser(p: Problem, radius: float, centre: Float[Array | np.ndarray, " d"
     n, largest = p.shape[0], _norms(p)[0] * reach
     name = p.activation.name
     ours = _smallest_total(p, radius, z, reach - radius, 0.0)
-    paper = {"exp": math.exp(-largest), "cosh": 1.0, "res_exp": math.exp(-largest) - largest}.get(name, 0.0)
+    paper = {"exp": math.exp(-largest), "cosh": 1.0, "res_exp": math.exp(-largest) - largest}.get(
+        name, 0.0
+    )
     return Bound(float(n * max(paper, 0.0)), float(max(ours, 0.0)))
 
 
@@ -103,27 +117,31 @@ def lipschitz(
 ) -> LipschitzBounds:
     r"""Return Lipschitz constants of predict, gradient and Hessian on the ball ‖x − c‖ ≤ R.
 
-    **Ours, softmax** (any R). Along a direction h in the logits let y = h − E_f h, V = E_f y², r = max h − min h ≤ √2‖h‖ and
-    o = max c − min c ≤ 1 + max b − min b for the residual c = f − b. Then
+    **Ours, softmax** (any R). Along a direction h in the logits let y = h − E_f h, V = E_f y², r =
+    max h − min h ≤ √2‖h‖ and o = max c − min c ≤ 1 + max b − min b for the residual c = f − b. Then
 
-    - f' = f∘y and ‖f'‖² = Σf²y² ≤ ¼·‖h‖²: diag(f) − ffᵀ has the quadratic form V ≤ r²/4 ≤ ‖h‖²/2, so its norm is at most ½.
-    - L'' = ‖f'‖² + E_f[(c − E_f c)(y² − V)] = ‖f'‖² + E_f[(c − E_f c) y²], of modulus at most (¼ + o/2)‖h‖².
-    - L''' = E_f[(c − E_f c)(y³ − 3yV)] + 3Σ f²y(y² − V). By convexity E|y|³ and E|y| are largest on two points at distance r:
-      at most r³/8 and r/2. So the first term is at most o (1/8 + 3/8) r³. In the second, f_k|y_k| ≤ E|y|/2 ≤ r/4 (y has mean
-      zero) and E|y² − V| ≤ √(V(M² − V)) ≤ 0.279 r², M = max|y| (with V ≤ M(r − M), by Bhatia and Davis). Together at most
-      (√2 o + 0.592)‖h‖³, r³ ≤ 2√2‖h‖³; and a symmetric form is as large on the diagonal as anywhere (Banach).
+    - f' = f∘y and ‖f'‖² = Σf²y² ≤ ¼·‖h‖²: diag(f) − ffᵀ has the quadratic form V ≤ r²/4 ≤ ‖h‖²/2,
+      so its norm is at most ½.
+    - L'' = ‖f'‖² + E_f[(c − E_f c)(y² − V)] = ‖f'‖² + E_f[(c − E_f c) y²], of modulus at most (¼ +
+      o/2)‖h‖².
+    - L''' = E_f[(c − E_f c)(y³ − 3yV)] + 3Σ f²y(y² − V). By convexity E|y|³ and E|y| are largest on
+      two points at distance r: at most r³/8 and r/2. So the first term is at most o (1/8 + 3/8) r³.
+      In the second, f_k|y_k| ≤ E|y|/2 ≤ r/4 (y has mean zero) and E|y² − V| ≤ √(V(M² − V)) ≤ 0.279
+      r², M = max|y| (with V ≤ M(r − M), by Bhatia and Davis). Together at most (√2 o + 0.592)‖h‖³,
+      r³ ≤ 2√2‖h‖³; and a symmetric form is as large on the diagonal as anywhere (Banach).
 
-    **Ours, general** (softmax gets the smaller of the two): on |z_i − ⟨a_i, c⟩| ≤ ‖a_i‖R the suprema of |u|, …, |u'''| are
-    known, and α ≥ :func:`normaliser`. Write F, a for the norms of the vectors of suprema of u/α and u'/α, and m₁, m₂, m₃ for
-    the largest entries of those of u'/α, u''/α, u'''/α. Differentiating f = u/α along a unit vector, with |⟨v, h⟩| ≤ a and
+    **Ours, general** (softmax gets the smaller of the two): on |z_i − ⟨a_i, c⟩| ≤ ‖a_i‖R the
+    suprema of |u|, …, |u'''| are known, and α ≥ :func:`normaliser`. Write F, a for the norms of the
+    vectors of suprema of u/α and u'/α, and m₁, m₂, m₃ for the largest entries of those of u'/α,
+    u''/α, u'''/α. Differentiating f = u/α along a unit vector, with |⟨v, h⟩| ≤ a and
     |⟨v', h²⟩| ≤ m₂,
 
         ‖f'‖ ≤ m₁ + Fa,    ‖f''‖ ≤ m₂ + 2m₁a + F(m₂ + 2a²),
         ‖f'''‖ ≤ m₃ + 3m₂a + 3m₁m₂ + 6m₁a² + F(m₃ + 6am₂ + 6a³),
 
-    and ‖∇²L‖ ≤ ‖f'‖² + ‖r‖‖f''‖, ‖∇³L‖ ≤ ‖r‖‖f'''‖ + 3‖f'‖‖f''‖, with ‖r‖ ≤ F + ‖b‖ or, from the centre,
-    ‖r(c)‖ + ‖f'‖‖A‖R. Rescaled and plain forms are linear in u: ‖r'‖ ≤ m₁ + ‖b‖a, ‖r''‖ ≤ m₂(1 + ‖b‖),
-    ‖r'''‖ ≤ m₃(1 + ‖b‖), ‖r‖ ≤ F + ‖b‖ Σ|u| (plain: with no b in the first three).
+    and ‖∇²L‖ ≤ ‖f'‖² + ‖r‖‖f''‖, ‖∇³L‖ ≤ ‖r‖‖f'''‖ + 3‖f'‖‖f''‖, with ‖r‖ ≤ F + ‖b‖ or, from the
+    centre, ‖r(c)‖ + ‖f'‖‖A‖R. Rescaled and plain forms are linear in u: ‖r'‖ ≤ m₁ + ‖b‖a, ‖r''‖ ≤
+    m₂(1 + ‖b‖), ‖r'''‖ ≤ m₃(1 + ‖b‖), ‖r‖ ≤ F + ‖b‖ Σ|u| (plain: with no b in the first three).
 
     The weights add w² to the second; ‖A‖, ‖A‖² and ‖A‖³ turn logits into x.
 
@@ -139,8 +157,8 @@ def lipschitz(
         :class:`LipschitzBounds`.
 
     Raises:
-        ValueError: p no regression; radius not positive; another activation; centre not finite or of another shape than [d];
-            exponents that are not three numbers; tracers.
+        ValueError: p no regression; radius not positive; another activation; centre not finite or
+            of another shape than [d]; exponents that are not three numbers; tracers.
 
     Example:
         >>> import jax.numpy as jnp, softntk as sn
@@ -161,26 +179,32 @@ def lipschitz(
     largest_weight = float(np.max(np.asarray(p.weights, np.float64)))
     added = (0.0, largest_weight * largest_weight, 0.0)
     ours = [
-        _times(c + w, *[spectral] * (i + 1)) * (1 + _ROUNDING) for i, (c, w) in enumerate(zip(in_logits, added, strict=True))
+        _times(c + w, *[spectral] * (i + 1)) * (1 + _ROUNDING)
+        for i, (c, w) in enumerate(zip(in_logits, added, strict=True))
     ]
     n, size = p.shape[0], max(spectral, reach, 4.0)
     beta = normaliser(p, reach).paper / n
     scale = n**1.5 / beta / beta if beta > 0 else math.inf
     papers = [
-        _times(_exp(_times(c, size, size)), scale) + _times(w, spectral, spectral) for c, w in zip(powers, added, strict=True)
+        _times(_exp(_times(c, size, size)), scale) + _times(w, spectral, spectral)
+        for c, w in zip(powers, added, strict=True)
     ]
     return LipschitzBounds(*(Bound(paper, mine) for paper, mine in zip(papers, ours, strict=True)))
 
 
-def convexity_weight(p: Problem, strength: float, radius: float | None = None, *, constant: float = 20.0) -> Bound:
-    r"""Return how large w must be for ∇²L ≽ l I: w² ≥ C + l/σ_min(A)², where −C bounds the logits' Hessian from below.
+def convexity_weight(
+    p: Problem, strength: float, radius: float | None = None, *, constant: float = 20.0
+) -> Bound:
+    r"""Return how large w must be for ∇²L ≽ l I: w² ≥ C + l/σ_min(A)², where −C bounds the logits'
+    Hessian from below.
 
-    Papers: C = 20, for exp (for e^z + z it is false, see softntk/theory/LEDGER.md). Ours: from :func:`lipschitz`'s proof,
-    without JᵀJ ≽ 0, which helps:
+    Papers: C = 20, for exp (for e^z + z it is false, see softntk/theory/LEDGER.md). Ours: from
+    :func:`lipschitz`'s proof, without JᵀJ ≽ 0, which helps:
 
         softmax, everywhere: C = o/2 with o = 1 + max b − min b,        others, on ‖x‖ ≤ R: C = ‖c‖‖f''‖.
 
-    For softmax E_f[(c − E_f c) y²] ≥ −(max c − min c) V and V ≤ ‖h‖²/2. Then Aᵀ(∇²_z L + w²)A ≽ (w² − C) σ_min(A)² I.
+    For softmax E_f[(c − E_f c) y²] ≥ −(max c − min c) V and V ≤ ‖h‖²/2. Then Aᵀ(∇²_z L + w²)A ≽ (w²
+    − C) σ_min(A)² I.
 
     Args:
         p: the problem; its own weights are not counted.
@@ -192,7 +216,8 @@ def convexity_weight(p: Problem, strength: float, radius: float | None = None, *
         A :class:`Bound` on w itself (not squared); +inf for A of rank below d.
 
     Raises:
-        ValueError: p no regression; strength or radius not positive; constant negative; no radius where one is needed; tracers.
+        ValueError: p no regression; strength or radius not positive; constant negative; no radius
+            where one is needed; tracers.
 
     Example:
         >>> import jax.numpy as jnp, softntk as sn
@@ -213,23 +238,39 @@ def convexity_weight(p: Problem, strength: float, radius: float | None = None, *
     smallest = _norms(p)[1]
     if smallest == 0:
         return Bound(math.inf, math.inf)
-    added = math.sqrt(strength) / smallest  # not squared, which may leave the range where the weight does not
-    return Bound(*(math.hypot(math.sqrt(c), added) * (1 + _ROUNDING) for c in (constant, _negative_part(p, radius))))
+    # not squared, which may leave the range where the weight does not
+    added = math.sqrt(strength) / smallest
+    return Bound(
+        *(
+            math.hypot(math.sqrt(c), added) * (1 + _ROUNDING)
+            for c in (constant, _negative_part(p, radius))
+        )
+    )
 
 
 def _check_problem(p: Any) -> None:
-    """Refuse what is no regression, half precision, whose rounding is not bounded here, and tracers."""
+    """Refuse what is no regression, half precision, whose rounding is not bounded here, and
+    tracers.
+    """
     if not isinstance(p, Problem):
-        raise ValueError(f"p must be a regression, e.g. of softntk.regression._problem, got {type(p).__name__}.")
+        raise ValueError(
+            f"p must be a regression, e.g. of softntk.regression._problem, got {type(p).__name__}."
+        )
     if not all(map(is_concrete, jax.tree.leaves(p))):
-        raise ValueError("p must not be traced: bounds are numbers, computed outside of jit, vmap and grad.")
+        raise ValueError(
+            "p must not be traced: bounds are numbers, computed outside of jit, vmap and grad."
+        )
     if jnp.finfo(p.dtype).bits < 32:
-        raise ValueError(f"p must be float32 or float64, got {p.dtype}: its rounding is not in the bounds. Convert A.")
+        raise ValueError(
+            f"p must be float32 or float64, got {p.dtype}: its rounding is not in the bounds. Convert A."
+        )
 
 
 def _known(name: str, value: Any) -> float:
     if not is_concrete(value):
-        raise ValueError(f"{name} must not be traced: bounds are numbers, computed outside of jit, vmap and grad.")
+        raise ValueError(
+            f"{name} must not be traced: bounds are numbers, computed outside of jit, vmap and grad."
+        )
     return value
 
 
@@ -239,8 +280,13 @@ def _known_positive(name: str, value: Any) -> float:
 
 def _checked_exponents(exponents: Any) -> list[float]:
     if not isinstance(exponents, list | tuple) or len(exponents) != 3:
-        raise ValueError(f"exponents must be three numbers, for predict, gradient and Hessian, got {exponents!r}.")
-    return [_known(f"exponents[{i}]", check_number(f"exponents[{i}]", q, at_least=0)) for i, q in enumerate(exponents)]
+        raise ValueError(
+            f"exponents must be three numbers, for predict, gradient and Hessian, got {exponents!r}."
+        )
+    return [
+        _known(f"exponents[{i}]", check_number(f"exponents[{i}]", q, at_least=0))
+        for i, q in enumerate(exponents)
+    ]
 
 
 def _times(*factors: float) -> float:
@@ -291,15 +337,23 @@ def _around(p: Problem, radius: float, centre: Any) -> tuple[np.ndarray, float]:
         return np.zeros(n), radius
     centre = as_dtype("centre", centre, p.dtype, (d,))
     if not is_concrete(centre):
-        raise ValueError("centre must not be traced: bounds are numbers, computed outside of jit, vmap and grad.")
+        raise ValueError(
+            "centre must not be traced: bounds are numbers, computed outside of jit, vmap and grad."
+        )
     z = np.asarray(matrices.times(p.A, centre), np.float64)
     if not np.isfinite(z).all():
-        raise ValueError(f"centre must have logits that fit {p.dtype}, got overflowing ones. Take float64.")
+        raise ValueError(
+            f"centre must have logits that fit {p.dtype}, got overflowing ones. Take float64."
+        )
     return z, min(radius + float(host_norm(np.asarray(centre, np.float64))), sys.float_info.max)
 
 
-def _reached(p: Problem, radius: float, z: np.ndarray, offset: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return between what the logits stay, on the ball around a centre of norm ``offset`` with logits z."""
+def _reached(
+    p: Problem, radius: float, z: np.ndarray, offset: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return between what the logits stay, on the ball around a centre of norm ``offset`` with
+    logits z.
+    """
     rows = np.asarray(matrices.row_norms(p.A), np.float64) * (1 + _ROUNDING)
     with np.errstate(over="ignore", invalid="ignore"):
         width = rows * (radius + _ROUNDING * offset)  # z itself is rounded, relative to ‖a_i‖‖c‖
@@ -312,11 +366,19 @@ def _adjoint_norm(p: Problem, v: np.ndarray) -> float:
     size = float(np.abs(v).max())
     if size == 0:
         return 0.0
-    return _times(float(host_norm(np.asarray(matrices.adjoint(A, jnp.asarray(v / size, p.dtype)), np.float64))), size, scale)
+    return _times(
+        float(
+            host_norm(np.asarray(matrices.adjoint(A, jnp.asarray(v / size, p.dtype)), np.float64))
+        ),
+        size,
+        scale,
+    )
 
 
 def _smallest_total(p: Problem, radius: float, z: np.ndarray, offset: float, shift: float) -> float:
-    """Return e^{−shift} α, from below, on the ball around a centre with logits z; zero or less where nothing is known."""
+    """Return e^{−shift} α, from below, on the ball around a centre with logits z; zero or less
+    where nothing is known.
+    """
     name, reach = p.activation.name, radius * (1 + _ROUNDING)
     if name not in ("cosh", "exp", "res_exp"):
         return 0.0
@@ -328,7 +390,9 @@ def _smallest_total(p: Problem, radius: float, z: np.ndarray, offset: float, shi
             total = float((grown + shrunk).sum()) * (1 - _ROUNDING) * math.exp(-slack)
             if not math.isfinite(total):
                 return math.inf
-            inside = total - _times(_adjoint_norm(p, np.sign(z) * (grown - shrunk)), reach, math.exp(min(slack, 700.0)))
+            inside = total - _times(
+                _adjoint_norm(p, np.sign(z) * (grown - shrunk)), reach, math.exp(min(slack, 700.0))
+            )
             return max(p.shape[0] * math.exp(-shift), inside)
         top = float(z.max())
         powers = np.exp(z - top)
@@ -342,7 +406,9 @@ def _smallest_total(p: Problem, radius: float, z: np.ndarray, offset: float, shi
 
 
 def _residual_bounds(p: Problem, radius: float, z: np.ndarray, offset: float) -> list[float]:
-    """Return bounds of the norms of the residual and of its first three derivatives along a unit vector of logits."""
+    """Return bounds of the norms of the residual and of its first three derivatives along a unit
+    vector of logits.
+    """
     name = p.activation.name
     if name not in SUPREMA:
         raise ValueError(
@@ -353,12 +419,18 @@ def _residual_bounds(p: Problem, radius: float, z: np.ndarray, offset: float) ->
     return [math.inf if math.isnan(bound) else float(bound) for bound in bounds]
 
 
-def _unchecked_bounds(p: Problem, low: np.ndarray, high: np.ndarray, radius: float, z: np.ndarray, offset: float) -> tuple:
+def _unchecked_bounds(
+    p: Problem, low: np.ndarray, high: np.ndarray, radius: float, z: np.ndarray, offset: float
+) -> tuple:
     """Return the same, NaN where infinities meet."""
     name = p.activation.name
     shift = 0.0
     if p.form == "normalized":  # u/α is what counts
-        shift = float(z.max()) if name == "exp" else max(0.0, float(np.abs(z).max() if name != "res_exp" else z.max()))
+        shift = (
+            float(z.max())
+            if name == "exp"
+            else max(0.0, float(np.abs(z).max() if name != "res_exp" else z.max()))
+        )
     s = SUPREMA[name](low, high, shift)
     b = float(host_norm(np.asarray(p.b, np.float64)))
     if p.form != "normalized":
@@ -378,7 +450,9 @@ def _unchecked_bounds(p: Problem, low: np.ndarray, high: np.ndarray, radius: flo
     )
 
 
-def _general_derivatives(p: Problem, radius: float, z: np.ndarray, offset: float, centre: Any) -> tuple[float, float, float]:
+def _general_derivatives(
+    p: Problem, radius: float, z: np.ndarray, offset: float, centre: Any
+) -> tuple[float, float, float]:
     c, f1, f2, f3 = _residual_bounds(p, radius, z, offset)
     predict = f1
     if p.form != "normalized":  # predict is u itself
@@ -388,10 +462,14 @@ def _general_derivatives(p: Problem, radius: float, z: np.ndarray, offset: float
     if not np.isfinite([f1, f2, f3]).all():
         return predict, math.inf, math.inf
     # From the centre: the residual there, with what cancels in it, and how far it moves.
-    residual = p.residual(jnp.zeros(p.shape[1], p.dtype) if centre is None else jnp.asarray(centre, p.dtype))
+    residual = p.residual(
+        jnp.zeros(p.shape[1], p.dtype) if centre is None else jnp.asarray(centre, p.dtype)
+    )
     with np.errstate(over="ignore", invalid="ignore"):
         rounding = _CANCELLED * float(np.finfo(p.dtype).eps) * c
-        from_centre = float(host_norm(np.asarray(residual, np.float64))) * (1 + _ROUNDING) + rounding
+        from_centre = (
+            float(host_norm(np.asarray(residual, np.float64))) * (1 + _ROUNDING) + rounding
+        )
         c = min(c, from_centre + _times(f1, _norms(p)[0], radius))
         return predict, _times(f1, f1) + _times(c, f2), _times(c, f3) + 3 * _times(f1, f2)
 

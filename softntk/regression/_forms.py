@@ -1,4 +1,5 @@
-r"""The three forms of a regression, in the logits z = Ax: what is small, its gradient, and its curvature.
+r"""The three forms of a regression, in the logits z = Ax: what is small, its gradient, and its
+curvature.
 
 With f = u/α, v = u'/α, v' = u''/α and φ = ⟨c, f⟩,
 
@@ -8,16 +9,17 @@ With f = u/α, v = u'/α, v' = u''/α and φ = ⟨c, f⟩,
 | rescaled | r = u − αb | u'∘s, s = r − ⟨b, r⟩ | u'² + u''∘s | [u', u'∘b] | [[b·b, −1], [−1, 0]] |
 | plain | r = u − b | u'∘r | u'² + u''∘r | 0 | 0 |
 
-The loss is ½‖residual‖², its Hessian in z diag(D) + U M Uᵀ. Proof for the first row: ∂f_i/∂z_j = v_i δ_ij − f_i v_j, so that
-∇½‖c‖² = v∘c − v⟨f, c⟩ = v∘s. Differentiated once more, with ∂v_i/∂z_j = v'_i δ_ij − v_i v_j and
-∂φ/∂z_j = Σ_i (f_i + c_i) ∂f_i/∂z_j = v_j (f_j + s_j − f·f),
+The loss is ½‖residual‖², its Hessian in z diag(D) + U M Uᵀ. Proof for the first row: ∂f_i/∂z_j =
+v_i δ_ij − f_i v_j, so that ∇½‖c‖² = v∘c − v⟨f, c⟩ = v∘s. Differentiated once more, with ∂v_i/∂z_j =
+v'_i δ_ij − v_i v_j and ∂φ/∂z_j = Σ_i (f_i + c_i) ∂f_i/∂z_j = v_j (f_j + s_j − f·f),
 
     ∂²/∂z_i∂z_j = (v'_i s_i + v_i²) δ_ij − v_i v_j (s_i + f_i) − v_i v_j (f_j + s_j) + f·f v_i v_j.
 
-The other rows are linear in u, so that the product rule is enough. Gauss–Newton, JᵀJ, is what remains without u'' and, in the
-first row, without s in U.
+The other rows are linear in u, so that the product rule is enough. Gauss–Newton, JᵀJ, is what
+remains without u'' and, in the first row, without s in U.
 
-Source: MATHEMATICS.md#regression-forms; [S] arXiv 2309.13482, [D] arXiv 2304.10411, [H] arXiv 2305.00660.
+Source: MATHEMATICS.md#regression-forms; [S] arXiv 2309.13482, [D] arXiv 2304.10411, [H] arXiv
+2305.00660.
 """
 
 from collections.abc import Callable
@@ -74,14 +76,16 @@ def as_activation(name: str, activation: Any) -> Activation:
 def normalized(activation: Activation, z: Vector, b: Vector) -> Local:
     """Compare u/α with b."""
     jet = activation.jet(z, activation.log_scale(z))
-    # A power of two leaves the quotients as they are, and lets neither Σu nor its square, in derivatives, leave the range.
+    # A power of two leaves the quotients as they are, and lets neither Σu nor its square, in
+    # derivatives, leave the range.
     scale = binary_scale(jet[0])
     u, du, d2u = (part / scale for part in jet)
     total = jnp.sum(u)
     kept = is_kept(u, total[None])[0]
     f, v, dv = (part / jnp.where(kept, total, 1) for part in (u, du, d2u))
     c = f - b
-    # s = c − ⟨c, f⟩, which loses its digits where f is nearly all on one sample; as Σf = 1, any constant may be taken from c.
+    # s = c − ⟨c, f⟩, which loses its digits where f is nearly all on one sample; as Σf = 1, any
+    # constant may be taken from c.
     moved = c - c[jnp.argmax(jnp.abs(f))]
     s = moved - jnp.dot(moved, f)
     core = _core(jnp.dot(f, f))

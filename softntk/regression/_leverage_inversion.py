@@ -6,9 +6,10 @@ In t = −2 log s, σ is a gradient: with Ω = diag(e^t),
 
     φ(t) = log det(AᵀΩA),    ∇φ = σ,    ∇²φ = diag(σ) − P∘P ≽ 0,        P = Ω^½A (AᵀΩA)⁻¹ AᵀΩ^½,
 
-because ∂σ_i/∂t_j = σ_i δ_ij − P_ij² for the projection P (rows of P∘P sum to σ: P² = P). So what is to be solved is the
-minimisation of a **convex** function, φ(t) − ⟨τ, t⟩. It does not see a common factor of s (Σσ = d); the gauge Σ log s = 0 is
-fixed by adding (Σt)²/2n, which makes it strictly convex where A does not decompose into blocks.
+because ∂σ_i/∂t_j = σ_i δ_ij − P_ij² for the projection P (rows of P∘P sum to σ: P² = P). So what is
+to be solved is the minimisation of a **convex** function, φ(t) − ⟨τ, t⟩. It does not see a common
+factor of s (Σσ = d); the gauge Σ log s = 0 is fixed by adding (Σt)²/2n, which makes it strictly
+convex where A does not decompose into blocks.
 
 Example:
     >>> import jax, jax.numpy as jnp, softntk as sn
@@ -20,7 +21,8 @@ Example:
     >>> bool(jnp.abs(p.predict(t) - 0.5).max() < 1e-3), bool(jnp.abs(t.sum()) < 1e-4)
     (True, True)
 
-Source: arXiv 2404.13785 (inverting leverage scores); the convex form: Barthe (1998), Inventiones 134, 335-361.
+Source: arXiv 2404.13785 (inverting leverage scores); the convex form: Barthe (1998), Inventiones
+134, 335-361.
 """
 
 import math
@@ -62,7 +64,9 @@ class LeverageProblem:
     target: Float[Array, " n"]
 
     def __call__(self, t: Float[Array, " n"]) -> Float[Array, ""]:
-        """Return the function that is minimal where the scores are the target; +inf where AᵀΩA is singular numerically."""
+        """Return the function that is minimal where the scores are the target; +inf where AᵀΩA is
+        singular numerically.
+        """
         return _value(self, self._checked(t))
 
     def scalings(self, t: Float[Array, " n"]) -> Float[Array, " n"]:
@@ -82,19 +86,27 @@ class LeverageProblem:
         return self.residual(t) + jnp.mean(self._checked(t))
 
     def hessian(self, t: Float[Array, " n"]) -> lx.AbstractLinearOperator:
-        """Return diag(σ) − P∘P + 11ᵀ/n, positive semidefinite; a product takes O(n d²), and n² numbers are never held."""
+        """Return diag(σ) − P∘P + 11ᵀ/n, positive semidefinite; a product takes O(n d²), and n²
+        numbers are never held.
+        """
         t = self._checked(t)
         structure = jax.ShapeDtypeStruct(t.shape, t.dtype)
-        return lx.FunctionLinearOperator(_Product(_decomposed(self.A, t).basis), structure, lx.positive_semidefinite_tag)
+        return lx.FunctionLinearOperator(
+            _Product(_decomposed(self.A, t).basis), structure, lx.positive_semidefinite_tag
+        )
 
     def gauss_newton(self, t: Float[Array, " n"]) -> lx.AbstractLinearOperator:
         """Return the Hessian itself: the function is convex."""
         return self.hessian(t)
 
     def check(self, t: Float[Array, " n"]) -> Int[Array, ""]:
-        """Return SUCCESSFUL, NONFINITE_INPUT, NOT_DEFINITE where AᵀΩA is singular numerically, or OVERFLOW of the loss."""
+        """Return SUCCESSFUL, NONFINITE_INPUT, NOT_DEFINITE where AᵀΩA is singular numerically, or
+        OVERFLOW of the loss.
+        """
         t = self._checked(t)
-        finite = jnp.isfinite(t).all() & jnp.isfinite(self.A).all() & jnp.isfinite(self.target).all()
+        finite = (
+            jnp.isfinite(t).all() & jnp.isfinite(self.A).all() & jnp.isfinite(self.target).all()
+        )
         fits = jnp.isfinite(_value(self, t)) & jnp.isfinite(self.gradient(t)).all()
         lost = jnp.where(_decomposed(self.A, t).definite, Result.OVERFLOW, Result.NOT_DEFINITE)
         code = jnp.where(fits, Result.SUCCESSFUL, lost)
@@ -104,24 +116,29 @@ class LeverageProblem:
         return as_dtype("t", t, self.A.dtype, self.target.shape, finite=False)
 
 
-def leverage(A: Float[Array | np.ndarray, "n d"], target: Float[Array | np.ndarray, " n"]) -> LeverageProblem:
-    r"""Return the problem of finding s > 0 whose leverage scores diag(S⁻¹A (AᵀS⁻²A)⁻¹ AᵀS⁻¹) are the target.
+def leverage(
+    A: Float[Array | np.ndarray, "n d"], target: Float[Array | np.ndarray, " n"]
+) -> LeverageProblem:
+    r"""Return the problem of finding s > 0 whose leverage scores diag(S⁻¹A (AᵀS⁻²A)⁻¹ AᵀS⁻¹) are
+    the target.
 
-    A solution exists if and only if τ lies in the relative interior of the polytope of bases of A (Barthe): Σ_{i∈I} τ_i is less
-    than the rank of the rows I for every set I that A does not split off. For rows in general position that is 0 < τ_i < 1 and
-    Στ = d, which is checked; so is Στ on every class of parallel rows: one if they split off, less than
-    one otherwise. What else is infeasible shows as t without a bound.
+    A solution exists if and only if τ lies in the relative interior of the polytope of bases of A
+    (Barthe): Σ_{i∈I} τ_i is less than the rank of the rows I for every set I that A does not split
+    off. For rows in general position that is 0 < τ_i < 1 and Στ = d, which is checked; so is Στ on
+    every class of parallel rows: one if they split off, less than one otherwise. What else is
+    infeasible shows as t without a bound.
 
     Args:
         A: [n, d], of rank d, without rows of zeros.
         target: τ, [n].
 
     Returns:
-        A :class:`LeverageProblem` in t = −2 log s with Σt = 0 at the solution: minimise ``p(t)``, then ``p.scalings(t)``.
+        A :class:`LeverageProblem` in t = −2 log s with Σt = 0 at the solution: minimise ``p(t)``,
+        then ``p.scalings(t)``.
 
     Raises:
-        ValueError: shapes that do not fit, integers, NaN; rank below d; a target that is not feasible (outside of (0, 1), of
-            another sum than d, or wrong on parallel rows).
+        ValueError: shapes that do not fit, integers, NaN; rank below d; a target that is not
+            feasible (outside of (0, 1), of another sum than d, or wrong on parallel rows).
 
     Example:
         >>> import jax.numpy as jnp
@@ -132,7 +149,9 @@ def leverage(A: Float[Array | np.ndarray, "n d"], target: Float[Array | np.ndarr
     Source: arXiv 2404.13785; see the module.
     """
     if matrices.is_sparse(A) or isinstance(A, lx.AbstractLinearOperator):
-        raise ValueError(f"A must be a dense array, got {type(A).__name__}. Take its todense() or as_matrix().")
+        raise ValueError(
+            f"A must be a dense array, got {type(A).__name__}. Take its todense() or as_matrix()."
+        )
     A = as_rows("A", A, half=False)
     target = as_dtype("target", as_floating("target", target, (len(A),)), A.dtype, finite=False)
     if is_concrete(A) and is_concrete(target):
@@ -149,9 +168,13 @@ def _check_feasible(A: np.ndarray, target: np.ndarray) -> None:
             f"A must have full column rank {d} and no rows of zeros, got rank {rank}, {int((norms == 0).sum())} such rows."
         )
     if abs(target.sum() - d) > 1e-4 * d:
-        raise ValueError(f"target must sum to the rank of A, {d}, got {target.sum():.6g}: leverage scores always do.")
+        raise ValueError(
+            f"target must sum to the rank of A, {d}, got {target.sum():.6g}: leverage scores always do."
+        )
     if target.min() <= 0 or target.max() > 1:
-        raise ValueError(f"target must lie between 0 and 1, got {target.min():.3g} … {target.max():.3g}.")
+        raise ValueError(
+            f"target must lie between 0 and 1, got {target.min():.3g} … {target.max():.3g}."
+        )
     # Parallel rows have rank one; they share a sum of one if and only if they split off.
     unit = A / norms[:, None]
     first = np.argmax(np.abs(unit) > 1e-7, axis=1)
@@ -193,14 +216,24 @@ def _decomposed(A: Float[Array, "n d"], t: Float[Array, " n"]) -> _Decomposed:
     # Householder's QR is accurate row by row if the heavy rows come first and columns are pivoted.
     size = jax.lax.stop_gradient(scaled_norm(rows, axis=1))
     order = jnp.argsort(-size)
-    Q, R, _ = jax.scipy.linalg.qr(jax.lax.stop_gradient(rows)[order], mode="economic", pivoting=True)
+    Q, R, _ = jax.scipy.linalg.qr(
+        jax.lax.stop_gradient(rows)[order], mode="economic", pivoting=True
+    )
     diagonal = jnp.abs(jnp.diagonal(R))
     tiny = jnp.finfo(t.dtype).tiny
     log_det = 2 * jnp.sum(jnp.log(jnp.maximum(diagonal, tiny)))
-    # No determinant exceeds √(n over d) times the product of the d longest rows (Cauchy and Binet): what does is rounding.
+    # No determinant exceeds √(n over d) times the product of the d longest rows (Cauchy and Binet):
+    # what does is rounding.
     most = 2 * jnp.sum(jnp.log(jnp.maximum(size[order][:d], tiny))) + math.log(math.comb(n, d)) + 1
-    definite = jnp.isfinite(log_det) & (diagonal.min() > tiny) & (size[order][d - 1] > tiny) & (log_det <= most)
-    return _Decomposed(jnp.zeros_like(Q).at[order].set(Q), log_det + d * (c + 2 * jnp.log(unit)), definite)
+    definite = (
+        jnp.isfinite(log_det)
+        & (diagonal.min() > tiny)
+        & (size[order][d - 1] > tiny)
+        & (log_det <= most)
+    )
+    return _Decomposed(
+        jnp.zeros_like(Q).at[order].set(Q), log_det + d * (c + 2 * jnp.log(unit)), definite
+    )
 
 
 @jax.custom_jvp
@@ -229,7 +262,9 @@ def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
 
 def _in_t_only(dA: Any, t: Float[Array, " n"], dt: Any) -> Float[Array, " n"]:
     if not isinstance(dA, SymbolicZero):
-        raise NotImplementedError("leverage problems are differentiable in t and the target, not in A.")
+        raise NotImplementedError(
+            "leverage problems are differentiable in t and the target, not in A."
+        )
     return jnp.zeros_like(t) if isinstance(dt, SymbolicZero) else dt
 
 

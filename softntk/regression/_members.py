@@ -28,7 +28,8 @@ def softmax(A: Any, b: Target, weights: Weights = 0.0) -> Problem:
 
 
 def resnet_softmax(A: Any, b: Target, weights: Weights = 0.0) -> Problem:
-    """Return the unified scheme of ResNet and softmax, ½‖⟨e^{Ax} + Ax, 1⟩⁻¹ (e^{Ax} + Ax) − b‖² + ½‖diag(w) A x‖².
+    """Return the unified scheme of ResNet and softmax, ½‖⟨e^{Ax} + Ax, 1⟩⁻¹ (e^{Ax} + Ax) − b‖² +
+    ½‖diag(w) A x‖².
 
     Args, errors: as of :func:`softntk.regression._problem`, whose normalized res_exp this is.
 
@@ -57,8 +58,11 @@ def exponential(A: Any, b: Target, weights: Weights = 0.0) -> Problem:
     return problem(A, b, "exp", "plain", weights)
 
 
-def hyperbolic(A: Any, b: Target, kind: str = "cosh", form: str = "rescaled", weights: Weights = 0.0) -> Problem:
-    """Return hyperbolic regression, rescaled ½‖u − ⟨u, 1⟩b‖² + ½‖diag(w) A x‖² with u = cosh(Ax) or sinh(Ax).
+def hyperbolic(
+    A: Any, b: Target, kind: str = "cosh", form: str = "rescaled", weights: Weights = 0.0
+) -> Problem:
+    """Return hyperbolic regression, rescaled ½‖u − ⟨u, 1⟩b‖² + ½‖diag(w) A x‖² with u = cosh(Ax) or
+    sinh(Ax).
 
     Args, errors: as of :func:`softntk.regression._problem`; besides
         kind: "cosh" or "sinh".

@@ -1,7 +1,9 @@
-r"""Least-squares problems without a closed form: ½‖F(x) − B‖² + ½‖P(x)‖², for a prediction F and a penalty P of any pytree x.
+r"""Least-squares problems without a closed form: ½‖F(x) − B‖² + ½‖P(x)‖², for a prediction F and a
+penalty P of any pytree x.
 
-Gradient, Hessian and Gauss–Newton products come from automatic differentiation of F and P, a few evaluations each; nothing of
-the size of a Jacobian is formed. The interface is that of :class:`softntk.regression.Problem`.
+Gradient, Hessian and Gauss–Newton products come from automatic differentiation of F and P, a few
+evaluations each; nothing of the size of a Jacobian is formed. The interface is that of
+:class:`softntk.regression.Problem`.
 """
 
 from collections.abc import Callable
@@ -38,7 +40,8 @@ class ResidualProblem:
 
     Attributes:
         data: what F and P need, a pytree.
-        maps: ``(data, x) -> (F(x), P(x))``; differentiable, finite for finite x inside of the domain.
+        maps: ``(data, x) -> (F(x), P(x))``; differentiable, finite for finite x inside of the
+            domain.
         target: B, of the shape of F(x).
         structure: shapes and dtypes of x, by :func:`structure_of`.
     """
@@ -67,7 +70,9 @@ class ResidualProblem:
     def hessian(self, x: PyTree) -> lx.AbstractLinearOperator:
         """Return ∇²L: a product is a forward derivative of the gradient."""
         x = self._checked(x)
-        return lx.FunctionLinearOperator(partial(_hessian_product, self, x), self._structure(), lx.symmetric_tag)
+        return lx.FunctionLinearOperator(
+            partial(_hessian_product, self, x), self._structure(), lx.symmetric_tag
+        )
 
     def gauss_newton(self, x: PyTree) -> lx.AbstractLinearOperator:
         """Return JᵀJ, J the Jacobian of (F, P): positive semidefinite."""
@@ -77,7 +82,8 @@ class ResidualProblem:
         )
 
     def check(self, x: PyTree) -> Int[Array, ""]:
-        """Return SUCCESSFUL, NONFINITE_INPUT, or OVERFLOW (or a normaliser that is lost); works under jit.
+        """Return SUCCESSFUL, NONFINITE_INPUT, or OVERFLOW (or a normaliser that is lost); works
+        under jit.
 
         OVERFLOW is that of the loss, its gradient or a product of its curvature with ones.
         """
@@ -93,10 +99,15 @@ class ResidualProblem:
         wanted = jax.tree.structure(structure)
         if given != wanted:
             raise ValueError(f"x must have the structure {wanted}, got {given}.")
-        paths = [f"x{jax.tree_util.keystr(path)}" for path, _ in jax.tree_util.tree_leaves_with_path(structure)]
+        paths = [
+            f"x{jax.tree_util.keystr(path)}"
+            for path, _ in jax.tree_util.tree_leaves_with_path(structure)
+        ]
         leaves = [
             as_dtype(path, leaf, s.dtype, s.shape, finite=False)
-            for path, leaf, s in zip(paths, jax.tree.leaves(x), jax.tree.leaves(structure), strict=True)
+            for path, leaf, s in zip(
+                paths, jax.tree.leaves(x), jax.tree.leaves(structure), strict=True
+            )
         ]
         return jax.tree.unflatten(wanted, leaves)
 
@@ -111,9 +122,13 @@ def _select(inside: Array, tree: PyTree, otherwise: Any) -> Any:
 
 
 def _fixed_outside(p: ResidualProblem, x: PyTree) -> tuple[Array, ResidualProblem, Any]:
-    """Return whether x is inside of the domain, and p and x, on which nothing depends outside: derivatives are zero there."""
+    """Return whether x is inside of the domain, and p and x, on which nothing depends outside:
+    derivatives are zero there.
+    """
     inside = jnp.isfinite(_evaluated(p, jax.lax.stop_gradient(x)))
-    return inside, *jax.tree.map(lambda leaf: jnp.where(inside, leaf, jax.lax.stop_gradient(leaf)), (p, x))
+    return inside, *jax.tree.map(
+        lambda leaf: jnp.where(inside, leaf, jax.lax.stop_gradient(leaf)), (p, x)
+    )
 
 
 @jax.jit
@@ -173,8 +188,12 @@ def _gauss_newton_product(p: ResidualProblem, x: PyTree, v: PyTree) -> Any:
 
 @jax.jit
 def _check(p: ResidualProblem, x: PyTree) -> Int[Array, ""]:
-    numbers = [leaf for leaf in jax.tree.leaves((x, p.data, p.target)) if eqx.is_inexact_array(leaf)]
+    numbers = [
+        leaf for leaf in jax.tree.leaves((x, p.data, p.target)) if eqx.is_inexact_array(leaf)
+    ]
     ones = jax.tree.map(jnp.ones_like, x)
-    fits = _value_and_gradient(p, x)[2] & _all_finite((_hessian_times(p, x, ones), _gauss_newton_times(p, x, ones)))
+    fits = _value_and_gradient(p, x)[2] & _all_finite(
+        (_hessian_times(p, x, ones), _gauss_newton_times(p, x, ones))
+    )
     code = jnp.where(fits, Result.SUCCESSFUL, Result.OVERFLOW)
     return jnp.where(_all_finite(numbers), code, Result.NONFINITE_INPUT).astype(jnp.int32)

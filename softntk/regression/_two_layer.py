@@ -1,4 +1,5 @@
-r"""Two-layer regressions, ½‖h(A₂ g(A₁ x)) − b‖² + ½‖diag(w) A₁ x‖², with a softmax inside or outside.
+r"""Two-layer regressions, ½‖h(A₂ g(A₁ x)) − b‖² + ½‖diag(w) A₁ x‖², with a softmax inside or
+outside.
 
     outside    softmax(A₂ relu(A₁ x))        arXiv 2308.08358
     inside     u(A₂ softmax(A₁ x))           arXiv 2311.15390
@@ -54,7 +55,8 @@ def two_layer(
         weights: w ≥ 0, a scalar or [m].
 
     Returns:
-        A problem p: ``p(x)``, ``predict``, ``residual``, ``gradient``, ``hessian``, ``gauss_newton`` (lineax operators on [d])
+        A problem p: ``p(x)``, ``predict``, ``residual``, ``gradient``, ``hessian``,
+            ``gauss_newton`` (lineax operators on [d])
         and ``check``. Where relu has a kink its derivative is zero.
 
     Raises:
@@ -74,7 +76,9 @@ def two_layer(
     target = as_dtype("b", as_floating("b", b, (len(A2),)), dtype, finite=False)
     w = as_weights("weights", weights, dtype, (), (m,))
     maps = _maps(_layer("inner", inner), _layer("outer", outer))
-    return ResidualProblem(data=(A1, A2, w), target=target, maps=maps, structure=structure_of(jnp.zeros(d, dtype)))
+    return ResidualProblem(
+        data=(A1, A2, w), target=target, maps=maps, structure=structure_of(jnp.zeros(d, dtype))
+    )
 
 
 def _layer(name: str, layer: str | Activation) -> tuple[Activation, bool]:
@@ -86,7 +90,9 @@ def _layer(name: str, layer: str | Activation) -> tuple[Activation, bool]:
 
 
 @lru_cache  # one function for each pair of layers, so that nothing is compiled again
-def _maps(inner: tuple[Activation, bool], outer: tuple[Activation, bool]) -> Callable[[tuple, Array], tuple[Array, Array]]:
+def _maps(
+    inner: tuple[Activation, bool], outer: tuple[Activation, bool]
+) -> Callable[[tuple, Array], tuple[Array, Array]]:
     def through(layer: tuple[Activation, bool], z: Array) -> Array:
         activation, normalized = layer
         return activations.normalize(activation, z) if normalized else activation.u(z)

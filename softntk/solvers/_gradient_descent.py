@@ -1,4 +1,6 @@
-"""Optimisers as optax gradient transformations: they chain with everything in optax and run inside other people's loops."""
+"""Optimisers as optax gradient transformations: they chain with everything in optax and run inside
+other people's loops.
+"""
 
 from typing import Any
 
@@ -31,16 +33,18 @@ def gradient_descent(
     r"""Gradient descent, x ← x − η ∇L(x), optionally with momentum.
 
     Under a constant kernel H and the loss ½‖F − Y‖² the residual is multiplied by I − ηH a step
-    (:func:`softntk.ntk.predict_gd`): it converges for η < 2/λ_max(H), fastest for η = 2/(λ_max + λ_min).
+    (:func:`softntk.ntk.predict_gd`): it converges for η < 2/λ_max(H), fastest for η = 2/(λ_max +
+    λ_min).
 
     Args:
-        learning_rate: η, a positive number or an optax schedule of the step count; :mod:`softntk.solvers.step_sizes` has those
-            of the theory.
+        learning_rate: η, a positive number or an optax schedule of the step count;
+            :mod:`softntk.solvers.step_sizes` has those of the theory.
         momentum: decay of the velocity, in [0, 1); None for none.
         nesterov: use Nesterov's form of the momentum.
 
     Returns:
-        The transform. Its ``update`` accepts, and ignores, the extra arguments ``value``, ``grad`` and ``value_fn``.
+        The transform. Its ``update`` accepts, and ignores, the extra arguments ``value``, ``grad``
+        and ``value_fn``.
 
     Raises:
         ValueError: η not positive, momentum outside [0, 1), nesterov without momentum.
@@ -61,7 +65,9 @@ def gradient_descent(
     if momentum is not None:
         momentum = check_number("momentum", momentum)
     if momentum is None and nesterov:
-        raise ValueError("nesterov=True needs a momentum, got momentum=None. Use e.g. momentum=0.9.")
+        raise ValueError(
+            "nesterov=True needs a momentum, got momentum=None. Use e.g. momentum=0.9."
+        )
     if momentum is not None and is_concrete(momentum) and not 0 <= momentum < 1:
         raise ValueError(f"momentum must lie in [0, 1), got {momentum!r}.")
     return optax.with_extra_args_support(optax.sgd(learning_rate, momentum, nesterov))

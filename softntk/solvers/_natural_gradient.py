@@ -4,15 +4,18 @@ For the loss ½‖F(θ) − Y‖², with J the Jacobian of the n·k outputs and 
 
     (JᵀJ + ρI)⁻¹ Jᵀr  =  Jᵀ (JJᵀ + ρI)⁻¹ r,
 
-so that the system has as many unknowns as there are outputs, whatever the number of weights; and JJᵀ is the empirical neural
-tangent kernel, an operator that is never formed. Between different outputs that kernel is small where the network is wide, so
-that conjugate gradients preconditioned by I ⊗ K̄, K̄ its mean over outputs, [n, n], need few products.
+so that the system has as many unknowns as there are outputs, whatever the number of weights; and
+JJᵀ is the empirical neural tangent kernel, an operator that is never formed. Between different
+outputs that kernel is small where the network is wide, so that conjugate gradients preconditioned
+by I ⊗ K̄, K̄ its mean over outputs, [n, n], need few products.
 
-Under a constant kernel one step without ρ fits the training data exactly: where gradient descent needs thousands of steps, at
-a rate that the smallest eigenvalue decides, this one sees no eigenvalue at all.
+Under a constant kernel one step without ρ fits the training data exactly: where gradient descent
+needs thousands of steps, at a rate that the smallest eigenvalue decides, this one sees no
+eigenvalue at all.
 
-Source: Zhang, Martens and Grosse (2019), NeurIPS, Fast convergence of natural gradient descent for overparameterized neural
-networks; Cai et al. (2019), arXiv 1905.11675 (Gram–Gauss–Newton); MATHEMATICS.md#natural-gradient.
+Source: Zhang, Martens and Grosse (2019), NeurIPS, Fast convergence of natural gradient descent for
+overparameterized neural networks; Cai et al. (2019), arXiv 1905.11675 (Gram–Gauss–Newton);
+MATHEMATICS.md#natural-gradient.
 """
 
 from collections.abc import Callable
@@ -55,12 +58,14 @@ class NaturalGradientState(NamedTuple):
     Attributes:
         count: updates so far.
         damping: ρ relative to the mean of the kernel's diagonal.
-        kind: a :class:`softntk.solvers.Step`: GAUSS_NEWTON, or REJECTED where no ridge made the loss fall.
+        kind: a :class:`softntk.solvers.Step`: GAUSS_NEWTON, or REJECTED where no ridge made the
+            loss fall.
         negative_curvature: never.
         distortion: the relative residual of the last solve.
         conjugate_gradient_steps: in all.
         evaluations: of ``value_fn``, in all.
-        result: a :class:`softntk.solution.Result`; FOREIGN_LOSS if the gradient is not that of a multiple of ½‖F − Y‖².
+        result: a :class:`softntk.solution.Result`; FOREIGN_LOSS if the gradient is not that of a
+            multiple of ½‖F − Y‖².
         fits: whether F = Y up to rounding: there is nothing to do.
     """
 
@@ -88,26 +93,30 @@ def natural_gradient(
     r"""−Jᵀ(JJᵀ + ρI)⁻¹(F − Y): one Gauss–Newton step on ½‖F(θ) − Y‖², or on any multiple of it.
 
     Args:
-        net: a network of :func:`softntk.networks.two_layer`, another triple, or an ``apply_fn(params, x) -> [n, k]`` whose rows
-            do not interact; [n] counts as k = 1.
+        net: a network of :func:`softntk.networks.two_layer`, another triple, or an
+            ``apply_fn(params, x) -> [n, k]`` whose rows do not interact; [n] counts as k = 1.
         x: training points, [n, …].
         y: targets, [n, k], or [n] for one output.
-        ridge: the first ρ, relative to the mean of the kernel's diagonal. It stands for what the outputs move beyond the
-            linearisation.
-        rtol: relative residual of the conjugate gradients; steps inexact by that much lose no convergence but the last digits.
+        ridge: the first ρ, relative to the mean of the kernel's diagonal. It stands for what the
+            outputs move beyond the linearisation.
+        rtol: relative residual of the conjugate gradients; steps inexact by that much lose no
+            convergence but the last digits.
         max_cg_steps: products with the kernel in one solve, at most.
-        damped: look at ``value_fn`` after the step; while the loss does not fall ρ grows tenfold, and where it falls as the
-            linearisation says ρ shrinks tenfold, down to rounding. Not damped: ρ stays, for loops without ``value_fn``.
+        damped: look at ``value_fn`` after the step; while the loss does not fall ρ grows tenfold,
+            and where it falls as the linearisation says ρ shrinks tenfold, down to rounding. Not
+            damped: ρ stays, for loops without ``value_fn``.
 
     Returns:
-        The transform. It takes the residual from the params and not from the gradient that it is given, which must be that of
-        the loss all the same: if it is that of another one, nothing moves, and ``result`` of the state, a
+        The transform. It takes the residual from the params and not from the gradient that it is
+        given, which must be that of
+        the loss all the same: if it is that of another one, nothing moves, and ``result`` of the
+            state, a
         :class:`NaturalGradientState`, is FOREIGN_LOSS.
 
     Raises:
-        ValueError: a net that is none, y not [n, k] or [n] or not finite, x not [n, …]; ridge, rtol or max_cg_steps not
-            positive; at ``init`` or ``update`` params whose outputs are not of the shape of y; at ``update`` no params, or no
-            ``value_fn`` if damped.
+        ValueError: a net that is none, y not [n, k] or [n] or not finite, x not [n, …]; ridge, rtol
+            or max_cg_steps not positive; at ``init`` or ``update`` params whose outputs are not of
+            the shape of y; at ``update`` no params, or no ``value_fn`` if damped.
 
     Example:
         >>> import jax, jax.numpy as jnp, softntk as sn
@@ -125,7 +134,9 @@ def natural_gradient(
     x = as_floating("x", x)
     y = as_floating("y", y)
     if x.ndim == 0 or y.ndim not in (1, 2) or y.shape[0] != x.shape[0]:
-        raise ValueError(f"y must have shape [n, k] with as many rows as x, got shapes {y.shape} and {x.shape}.")
+        raise ValueError(
+            f"y must have shape [n, k] with as many rows as x, got shapes {y.shape} and {x.shape}."
+        )
     y = y.reshape(len(x), -1)
     ridge = check_number("ridge", ridge, above=0)
     rtol = check_number("rtol", rtol, above=0)
@@ -135,7 +146,9 @@ def natural_gradient(
     check_callable("net", given_apply, "a network, or a function apply_fn(params, x)")
     own = not isinstance(net, Network)
     if not own and x.ndim != 2:
-        raise ValueError(f"x must have shape [n, d], one row a point, for a network of two_layer, got shape {x.shape}.")
+        raise ValueError(
+            f"x must have shape [n, d], one row a point, for a network of two_layer, got shape {x.shape}."
+        )
     rows = x.reshape(len(x), -1) if own else x
 
     def network_at(params: Params, value_fn: Any) -> tuple[Any, Params, Callable]:
@@ -188,7 +201,9 @@ def natural_gradient(
         if params is None:
             raise ValueError("update needs params: the kernel is taken there.")
         if damped and (value is None or value_fn is None):
-            raise ValueError("damped=True needs value and value_fn at update, as optax' line searches do; or use damped=False.")
+            raise ValueError(
+                "damped=True needs value and value_fn at update, as optax' line searches do; or use damped=False."
+            )
         # 1. Outputs, residual, and whether there is anything to do, or another loss is descended.
         kernel_of, moving, outputs_at = network_at(params, value_fn)
         check_outputs(jax.eval_shape(outputs_at, moving))
@@ -220,24 +235,46 @@ def natural_gradient(
             dual, made, image = solve(level)
             step = step_of(dual)
             if not damped:
-                return count + 1, level, products + made, step, _relative(residual - image, residual), jnp.asarray(True)
+                return (
+                    count + 1,
+                    level,
+                    products + made,
+                    step,
+                    _relative(residual - image, residual),
+                    jnp.asarray(True),
+                )
             # The loss may be any multiple of ½‖r‖²: the prediction is in units of what it is now.
             assert value_fn is not None
             left = _relative(residual - operator.mv(dual), residual) ** 2
             predicted = jnp.asarray(value, y.dtype) * (1 - left)
             after = jnp.asarray(value_fn(optax.apply_updates(moving, step)), y.dtype)
-            ratio = jnp.where(predicted > 0, (value - after) / jnp.where(predicted > 0, predicted, 1), -1)
+            ratio = jnp.where(
+                predicted > 0, (value - after) / jnp.where(predicted > 0, predicted, 1), -1
+            )
             ratio = jnp.where(jnp.isfinite(ratio), ratio, -1)
             least = 4 * jnp.finfo(y.dtype).eps
             lowered = jnp.where(ratio > _GOOD, jnp.maximum(level / 10, least), level)
             level = jnp.where(ratio > _ENOUGH, lowered, 10 * level)
-            return count + 1, level, products + made, step, _relative(residual - image, residual), ratio > _ENOUGH
+            return (
+                count + 1,
+                level,
+                products + made,
+                step,
+                _relative(residual - image, residual),
+                ratio > _ENOUGH,
+            )
 
         none = jax.tree.map(jnp.zeros_like, moving)
         no = jnp.zeros((), jnp.int32)
         begun = (no, state.damping, no, none, jnp.zeros((), y.dtype), fits | foreign)
-        trials, level, products, step, error, taken = lax.while_loop(lambda c: (c[0] < _TRIALS) & ~c[-1], attempt, begun)
-        fine = taken & ~foreign & jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(step)]).all()
+        trials, level, products, step, error, taken = lax.while_loop(
+            lambda c: (c[0] < _TRIALS) & ~c[-1], attempt, begun
+        )
+        fine = (
+            taken
+            & ~foreign
+            & jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(step)]).all()
+        )
         new = NaturalGradientState(
             count=state.count + 1,
             damping=level,
@@ -257,7 +294,9 @@ def natural_gradient(
 
 
 def _rms(v: Array) -> Float[Array, ""]:
-    """Return the root mean square, the norm in which lineax' tolerance is relative to a unit right side."""
+    """Return the root mean square, the norm in which lineax' tolerance is relative to a unit right
+    side.
+    """
     return scaled_norm(v) / v.size**0.5
 
 
@@ -291,7 +330,9 @@ def _solve(
 ) -> tuple[Float[Array, "n k"], Int[Array, ""], Float[Array, "n k"]]:
     """(K + ρ)⁻¹r by conjugate gradients, the products, and (K + ρ) times what was found."""
     n, eps = len(mean), jnp.finfo(mean.dtype).eps
-    raised = mean + (ridge + 4 * n * eps * jnp.mean(jnp.diagonal(mean))) * jnp.eye(n, dtype=mean.dtype)
+    raised = mean + (ridge + 4 * n * eps * jnp.mean(jnp.diagonal(mean))) * jnp.eye(
+        n, dtype=mean.dtype
+    )
     factor = jnp.linalg.cholesky(raised)
     inverse = lambda v: jax.scipy.linalg.cho_solve((factor, True), v)
     structure = jax.eval_shape(lambda: right)
@@ -302,6 +343,8 @@ def _solve(
     size = _rms(right)
     scale = jnp.where(size > 0, size, 1)
     solver = lx.CG(rtol=0.0, atol=rtol, max_steps=max_steps, norm=_rms)
-    found = lx.linear_solve(system, right / scale, solver, options={"preconditioner": preconditioner}, throw=False)
+    found = lx.linear_solve(
+        system, right / scale, solver, options={"preconditioner": preconditioner}, throw=False
+    )
     value = scale * found.value
     return value, jnp.asarray(found.stats["num_steps"], jnp.int32), product(value)

@@ -35,26 +35,28 @@ def train(
     r"""Run ``steps`` full-batch steps of an optax transform on a loss, in one ``lax.scan``.
 
     Args:
-        loss: ``(params, *args) -> scalar``. Compiled once for each function object and shapes: define it outside of your
-            loops, and pass data through ``args``.
-        params: a pytree of arrays. Leaves that are no floating-point arrays (functions of an equinox module, counters)
-            are constants.
-        tx: any optax transform. It is given ``value``, ``grad`` and ``value_fn``, as line searches want.
+        loss: ``(params, *args) -> scalar``. Compiled once for each function object and shapes:
+            define it outside of your loops, and pass data through ``args``.
+        params: a pytree of arrays. Leaves that are no floating-point arrays (functions of an
+            equinox module, counters) are constants.
+        tx: any optax transform. It is given ``value``, ``grad`` and ``value_fn``, as line searches
+            want.
         steps: number of steps, positive.
         args: passed on to the loss.
-        snapshot_every: keep the parameters before step 0, s, 2s, … and after the last; must divide ``steps``.
-            This holds steps/s + 1 copies in memory.
+        snapshot_every: keep the parameters before step 0, s, 2s, … and after the last; must divide
+            ``steps``. This holds steps/s + 1 copies in memory.
 
     Returns:
-        A :class:`~softntk.solution.Solution`. ``value``: the final parameters. ``stats["loss"]``: [steps + 1], the loss before
-        each step and at the end. ``stats["snapshots"]`` (on request): a pytree like params with a leading axis of
-        steps/s + 1. ``state``: the state of the transform, to continue with.
-        If the loss becomes NaN or infinite the parameters stay at the last good ones, the remaining losses are +inf and
-        ``result`` says so (``.check()`` raises).
+        A :class:`~softntk.solution.Solution`. ``value``: the final parameters. ``stats["loss"]``:
+        [steps + 1], the loss before each step and at the end. ``stats["snapshots"]`` (on request):
+        a pytree like params with a leading axis of steps/s + 1. ``state``: the state of the
+        transform, to continue with. If the loss becomes NaN or infinite the parameters stay at the
+        last good ones, the remaining losses are +inf and ``result`` says so (``.check()`` raises).
 
     Raises:
-        ValueError: params without floating-point arrays, a tx that is no optax transform, a loss that is no scalar;
-            steps or snapshot_every not positive, or snapshot_every does not divide steps.
+        ValueError: params without floating-point arrays, a tx that is no optax transform, a loss
+            that is no scalar; steps or snapshot_every not positive, or snapshot_every does not
+            divide steps.
 
     Example:
         >>> import jax.numpy as jnp, softntk as sn
@@ -105,10 +107,13 @@ def _train(
         params, last_good, state, alive = carry
         value, grad = jax.value_and_grad(value_fn)(params)
         alive = alive & jnp.isfinite(value)
-        updates, new_state = tx.update(grad, state, params, value=value, grad=grad, value_fn=value_fn)
+        updates, new_state = tx.update(
+            grad, state, params, value=value, grad=grad, value_fn=value_fn
+        )
         new_params = optax.apply_updates(params, updates)
         keep = partial(jax.tree.map, partial(jnp.where, alive))
-        # A step is known to be bad only at the next evaluation: remember the last parameters whose loss was finite.
+        # A step is known to be bad only at the next evaluation: remember the last parameters whose
+        # loss was finite.
         carry = (keep(new_params, params), keep(params, last_good), keep(new_state, state), alive)
         return carry, jnp.where(alive, value, jnp.inf)
 
@@ -127,7 +132,13 @@ def _train(
     stats = {"loss": losses}
     if snapshot_every:
         stats["snapshots"] = jax.tree.map(
-            lambda all_but_last, last: jnp.append(all_but_last, last[None], axis=0), snapshots, value
+            lambda all_but_last, last: jnp.append(all_but_last, last[None], axis=0),
+            snapshots,
+            value,
         )
-    result = jnp.where(alive, Result.SUCCESSFUL, jnp.where(jnp.isfinite(losses[0]), Result.DIVERGED, Result.NONFINITE_INPUT))
+    result = jnp.where(
+        alive,
+        Result.SUCCESSFUL,
+        jnp.where(jnp.isfinite(losses[0]), Result.DIVERGED, Result.NONFINITE_INPUT),
+    )
     return Solution(value=value, result=result.astype(jnp.int32), stats=stats, state=state)

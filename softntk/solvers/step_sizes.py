@@ -1,6 +1,7 @@
 r"""The step sizes of the theory, for :func:`softntk.solvers.gradient_descent`.
 
-On a loss whose Hessian (or kernel) has its eigenvalues in [λ_min, λ_max], with κ = λ_max/λ_min, the error shrinks a step by
+On a loss whose Hessian (or kernel) has its eigenvalues in [λ_min, λ_max], with κ = λ_max/λ_min, the
+error shrinks a step by
 
 | | η | momentum | factor |
 |---|---|---|---|
@@ -15,7 +16,8 @@ Example:
     0.5
     >>> tx = sn.solvers.gradient_descent(*sn.solvers.step_sizes.heavy_ball(1.0, 9.0))
 
-Source: Polyak (1964); Nesterov (2004), Introductory Lectures on Convex Optimization, 2.2; arXiv 2405.03251 (the paper's η).
+Source: Polyak (1964); Nesterov (2004), Introductory Lectures on Convex Optimization, 2.2; arXiv
+2405.03251 (the paper's η).
 """
 
 import math
@@ -74,7 +76,8 @@ def heavy_ball(smallest: float, largest: float) -> tuple[float, float]:
 
 
 def nesterov(smallest: float, largest: float) -> tuple[float, float]:
-    """Nesterov's step and momentum for a strongly convex loss; for ``gradient_descent(…, nesterov=True)``.
+    """Nesterov's step and momentum for a strongly convex loss; for ``gradient_descent(…,
+    nesterov=True)``.
 
     Args:
         smallest: λ_min > 0.
@@ -98,12 +101,20 @@ def nesterov(smallest: float, largest: float) -> tuple[float, float]:
 
 
 def paper(
-    smallest: float, n: int, k: int, width: int, B: float = 1.0, *, constant: float = 0.1, exponent: float = 16.0
+    smallest: float,
+    n: int,
+    k: int,
+    width: int,
+    B: float = 1.0,
+    *,
+    constant: float = 0.1,
+    exponent: float = 16.0,
 ) -> float:
     """0.1 λ/(m n²k² e^{16B}), the step for which the paper proves convergence.
 
-    Constant and exponent are as remembered (arguments, not facts). It is for ``parameterization="paper"``, whose kernel is m
-    times the one of "ntk" (use width 1 there); proofs are content with steps that are far too short to be used.
+    Constant and exponent are as remembered (arguments, not facts). It is for
+    ``parameterization="paper"``, whose kernel is m times the one of "ntk" (use width 1 there);
+    proofs are content with steps that are far too short to be used.
 
     Args:
         smallest: λ, the smallest eigenvalue of the infinite-width kernel.
@@ -118,8 +129,8 @@ def paper(
         η; zero if it underflows.
 
     Raises:
-        ValueError: λ, B or the constant not positive, a negative exponent; n, k or width no positive integers, or beyond the
-            largest float.
+        ValueError: λ, B or the constant not positive, a negative exponent; n, k or width no
+            positive integers, or beyond the largest float.
 
     Example:
         >>> paper(0.5, 10, 1, 100) < 1e-11
@@ -131,8 +142,12 @@ def paper(
     B = check_number("B", B, above=0)
     constant = check_number("constant", constant, above=0)
     exponent = check_number("exponent", exponent, at_least=0)
-    points, outputs, units = (_check_size(name, size) for name, size in (("n", n), ("k", k), ("width", width)))
-    shrinkage: Any = math.exp(-exponent * B) if is_concrete(B * exponent) else jnp.exp(-exponent * B)
+    points, outputs, units = (
+        _check_size(name, size) for name, size in (("n", n), ("k", k), ("width", width))
+    )
+    shrinkage: Any = (
+        math.exp(-exponent * B) if is_concrete(B * exponent) else jnp.exp(-exponent * B)
+    )
     return constant * smallest / (units * points * points * outputs * outputs) * shrinkage
 
 

@@ -1,11 +1,15 @@
-"""Every statement of the two papers as a function that can be run on your own network and data, with a verdict."""
+"""Every statement of the two papers as a function that can be run on your own network and data,
+with a verdict.
+"""
 
 from softntk._core.old_paths import keep_old_paths
 from softntk.theory import bounds as bounds
 from softntk.theory import feature_learning as feature_learning
 from softntk.theory import generalisation as generalisation
 from softntk.theory import lazy as lazy
-from softntk.theory._certificates.convergence import ConvergenceCertificate as ConvergenceCertificate
+from softntk.theory._certificates.convergence import (
+    ConvergenceCertificate as ConvergenceCertificate,
+)
 from softntk.theory._certificates.convergence import certify_convergence as certify_convergence
 from softntk.theory._certificates.minimum import MinimumCertificate as MinimumCertificate
 from softntk.theory._certificates.minimum import certify_minimum as certify_minimum

@@ -1,4 +1,6 @@
-"""The ledger of the papers' statements: ``python -m softntk.theory [--quick | --write] [--match TEXT]``."""
+"""The ledger of the papers' statements: ``python -m softntk.theory [--quick | --write] [--match
+TEXT]``.
+"""
 
 import argparse
 
@@ -8,10 +10,17 @@ from softntk.theory._ledger.run import ledger
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the ledger and print it; ``--write`` puts it into LEDGER.md, from a full run."""
-    parser = argparse.ArgumentParser(prog="python -m softntk.theory", description="Every statement of the papers, measured.")
+    parser = argparse.ArgumentParser(
+        prog="python -m softntk.theory", description="Every statement of the papers, measured."
+    )
     parser.add_argument("--quick", action="store_true", help="half a minute instead of a few")
     parser.add_argument("--write", action="store_true", help="fill LEDGER.md; full runs only")
-    parser.add_argument("--match", default="", metavar="TEXT", help="only statements with this text in their reference")
+    parser.add_argument(
+        "--match",
+        default="",
+        metavar="TEXT",
+        help="only statements with this text in their reference",
+    )
     options = parser.parse_args(arguments)
     if options.write and (options.quick or options.match):
         parser.error("--write is for full runs: leave out --quick and --match")

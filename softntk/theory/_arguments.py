@@ -1,4 +1,6 @@
-"""Checks of arguments that the functions of this package share: networks, their weights, their data, what must be known."""
+"""Checks of arguments that the functions of this package share: networks, their weights, their
+data, what must be known.
+"""
 
 import numpy as np
 from jaxtyping import Array, Float
@@ -15,7 +17,9 @@ from softntk.networks import Network, Parameters
 def check_network(name: str, net: object) -> Network:
     """Return a network of :func:`softntk.networks.two_layer`."""
     if not isinstance(net, Network):
-        raise ValueError(f"{name} must be a network of softntk.networks.two_layer, got {type(net).__name__}.")
+        raise ValueError(
+            f"{name} must be a network of softntk.networks.two_layer, got {type(net).__name__}."
+        )
     return net
 
 
@@ -29,7 +33,9 @@ def check_parameters(name: str, params: object, net: Network, *, finite: bool = 
 def check_weights(name: str, params: object, *, finite: bool = True) -> Parameters:
     """Return the weights of any two-layer network as JAX arrays, in the precision that they have."""
     if not isinstance(params, Parameters):
-        raise ValueError(f"{name} must be the Parameters that net.init_fn makes, got {type(params).__name__}.")
+        raise ValueError(
+            f"{name} must be the Parameters that net.init_fn makes, got {type(params).__name__}."
+        )
     hidden = as_floating(f"{name}.hidden", params.hidden, ("d", "m"), finite=finite)
     width = hidden.shape[1]
     readout = as_floating(f"{name}.readout", params.readout, (width, "k"), finite=finite)
@@ -44,7 +50,9 @@ def as_points(name: str, x: object, params: Parameters) -> Float[Array, "n d"]:
     points = as_rows(name, x)
     features = params.hidden.shape[0]
     if points.shape[1] != features:
-        raise ValueError(f"{name} must have the {features} features that params.hidden has, got shape {points.shape}.")
+        raise ValueError(
+            f"{name} must have the {features} features that params.hidden has, got shape {points.shape}."
+        )
     return points
 
 

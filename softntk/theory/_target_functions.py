@@ -50,7 +50,8 @@ def orthonormal(direction: Directions, d: int | None = None) -> Float[Array, "d 
 
 
 def hermite(degree: int, z: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """Return He_k(z)/√k!, the Hermite polynomials that are orthonormal under N(0, 1), by √(k+1) h_{k+1} = z h_k − √k h_{k−1}.
+    """Return He_k(z)/√k!, the Hermite polynomials that are orthonormal under N(0, 1), by √(k+1)
+    h_{k+1} = z h_k − √k h_{k−1}.
 
     Args:
         degree: k ≥ 0.
@@ -79,7 +80,9 @@ def _polynomial(degree: int, z: Array) -> Array:
 
 @partial(jax.jit, static_argnums=0)
 def _hermite_and_sum(degree: int, z: Array) -> tuple[Array, Array]:
-    """Return h_k and h_1 + … + h_k, ±inf beyond the largest number: all terms share a power of two that is split off."""
+    """Return h_k and h_1 + … + h_k, ±inf beyond the largest number: all terms share a power of two
+    that is split off.
+    """
     one = jnp.ones_like(z)
     if degree <= 1:
         return (z, z) if degree else (one, jnp.zeros_like(z))
@@ -92,7 +95,9 @@ def _hermite_and_sum(degree: int, z: Array) -> tuple[Array, Array]:
         return _split_off((now, following, total + following), exponent), None
 
     start = _split_off((one, near, near), jnp.zeros(z.shape, jnp.int32))
-    roots = jnp.sqrt(jnp.stack([jnp.arange(1, degree), jnp.arange(2, degree + 1)], axis=1).astype(z.dtype))
+    roots = jnp.sqrt(
+        jnp.stack([jnp.arange(1, degree), jnp.arange(2, degree + 1)], axis=1).astype(z.dtype)
+    )
     ((_, now, total), exponent), _ = jax.lax.scan(step, start, roots)
     return _times_power(now, exponent), _times_power(total, exponent)
 
@@ -112,7 +117,9 @@ def _staircase(z: Array) -> Array:
 
 
 def _split_off(values: _Scaled, exponent: Array) -> tuple[_Scaled, Array]:
-    """Return the values over the power of two that puts the largest of them into [¼, ½), and the sum of the exponents."""
+    """Return the values over the power of two that puts the largest of them into [¼, ½), and the
+    sum of the exponents.
+    """
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(jnp.stack(values)), axis=0))
     limit = int(jnp.finfo(largest.dtype).maxexp) - 4
     _, power = jnp.frexp(largest)
@@ -122,7 +129,9 @@ def _split_off(values: _Scaled, exponent: Array) -> tuple[_Scaled, Array]:
 
 
 def _times_power(value: Array, exponent: Array) -> Array:
-    """Return value · 2^exponent in two steps, of which neither leaves the range where the result is in it."""
+    """Return value · 2^exponent in two steps, of which neither leaves the range where the result is
+    in it.
+    """
     limit = int(jnp.finfo(value.dtype).maxexp)
     exponent = jnp.clip(exponent, -2 * limit + 8, 2 * limit - 8)
     half = exponent // 2
@@ -152,26 +161,34 @@ TARGETS: dict[str, Callable[[int, Array], Array]] = {
     "staircase": _staircase_target,
     "composition": _composition_target,
 }
-"""Functions of the degree and of z = Uᵀx, [n, r] -> [n]; an entry of your own is known to :func:`target`."""
+"""Functions of the degree and of z = Uᵀx, [n, r] -> [n]; an entry of your own is known to
+:func:`target`.
+"""
 
 
-def target(kind: str, direction: Directions, degree: int = 2) -> Callable[[Points], Float[Array, "n 1"]]:
+def target(
+    kind: str, direction: Directions, degree: int = 2
+) -> Callable[[Points], Float[Array, "n 1"]]:
     r"""Return a target that depends on x through a few directions, z = Uᵀx with U orthonormal.
 
-    ===========  ========================  =====================================================================================
-    kind         f(x)                      for x ~ N(0, I)
-    ===========  ========================  =====================================================================================
-    hermite      He_k(z)/√k!               single index: the first gradient sees θ to order d^{(1−k)/2} only
-    polynomial   Σ_{1≤j≤k} He_j(z)/√(k j!) single index with every degree up to k: the linear part shows the way to the others
-    staircase    Σ_j z₁⋯z_j/√r             hierarchical: each of the r directions can be found once the ones before are known
-    composition  tanh of the polynomial    hierarchical, and bounded
-    ===========  ========================  =====================================================================================
+    ===========  ========================
+    ===================================================================================== kind
+    f(x)                      for x ~ N(0, I) ===========  ========================
+    ===================================================================================== hermite
+    He_k(z)/√k!               single index: the first gradient sees θ to order d^{(1−k)/2} only
+    polynomial   Σ_{1≤j≤k} He_j(z)/√(k j!) single index with every degree up to k: the linear part
+    shows the way to the others staircase    Σ_j z₁⋯z_j/√r             hierarchical: each of the r
+    directions can be found once the ones before are known composition  tanh of the polynomial
+    hierarchical, and bounded ===========  ========================
+    =====================================================================================
 
-    All have variance 1, but for the last, which is in [−1, 1]; ±inf beyond the largest number, never NaN.
+    All have variance 1, but for the last, which is in [−1, 1]; ±inf beyond the largest number,
+    never NaN.
 
     Args:
         kind: a name in ``TARGETS``.
-        direction: [d] or [d, r]; more than one is used by the staircase alone. Orthonormalised, signs kept.
+        direction: [d] or [d, r]; more than one is used by the staircase alone. Orthonormalised,
+            signs kept.
         degree: k ≥ 1; the staircase's is r.
 
     Returns:
@@ -185,7 +202,8 @@ def target(kind: str, direction: Directions, degree: int = 2) -> Callable[[Point
         >>> target("hermite", jnp.array([1.0, 0.0]), degree=2)(jnp.array([[3.0, 7.0]]))  # (9 − 1)/√2
         Array([[5.656854]], dtype=float32)
 
-    Source: Damian, Lee and Soltanolkotabi (2022), arXiv 2206.15144; Abbe, Boix-Adsera and Misiakiewicz, arXiv 2202.08658.
+    Source: Damian, Lee and Soltanolkotabi (2022), arXiv 2206.15144; Abbe, Boix-Adsera and
+    Misiakiewicz, arXiv 2202.08658.
     """
     function = TARGETS[check_choice("kind", kind, TARGETS)]
     degree = check_positive_int("degree", degree)

@@ -1,12 +1,15 @@
-r"""Feature learning in one step: a large gradient step on the hidden weights, then ridge regression on the readout.
+r"""Feature learning in one step: a large gradient step on the hidden weights, then ridge regression
+on the readout.
 
-With inputs x ~ N(0, I) and a target that depends on ⟨θ, x⟩ only, the first gradient of the hidden weights is nearly of rank one
-and points along θ as far as the target has a linear part; a step that is large enough turns features that see all directions
-alike into features that see θ. Ridge regression on new samples tells what that is worth, against random features (no step).
+With inputs x ~ N(0, I) and a target that depends on ⟨θ, x⟩ only, the first gradient of the hidden
+weights is nearly of rank one and points along θ as far as the target has a linear part; a step that
+is large enough turns features that see all directions alike into features that see θ. Ridge
+regression on new samples tells what that is worth, against random features (no step).
 
     W₁ = W₀ − η ∇_W ½ΣΣ(F−Y)²,      prediction = φ₁(x)ᵀ (Φ₁ᵀΦ₁ + ρ)⁻¹ Φ₁ᵀ Y,   F = φ a.
 
-Per neuron the gradient is of order n/√m, so η = s√m/n with s of order one moves every neuron by as much as it is long.
+Per neuron the gradient is of order n/√m, so η = s√m/n with s of order one moves every neuron by as
+much as it is long.
 
 Example:
     >>> import jax, jax.numpy as jnp
@@ -42,7 +45,13 @@ from softntk._core.validation import (
     check_key,
     check_number,
 )
-from softntk._core.validation.on_host import Targets, as_kernel_of, as_targets, check_known, known_number
+from softntk._core.validation.on_host import (
+    Targets,
+    as_kernel_of,
+    as_targets,
+    check_known,
+    known_number,
+)
 from softntk._linalg.kernel_eigenbasis import cross_validated_ridge, decompose, unit_of
 from softntk._linalg.norms import binary_scale, scaled_norm
 from softntk.networks import Network, Parameters, Points, row_factors
@@ -58,23 +67,29 @@ from softntk.theory._target_functions import hermite as hermite
 from softntk.theory._target_functions import target as target
 
 
-def one_step(net: Network, params: Parameters, x: Points, y: Targets, learning_rate: float) -> Parameters:
-    r"""Return the weights after one step of gradient descent on the hidden weights alone, W − η ∇_W ½ΣΣ(F−Y)².
+def one_step(
+    net: Network, params: Parameters, x: Points, y: Targets, learning_rate: float
+) -> Parameters:
+    r"""Return the weights after one step of gradient descent on the hidden weights alone, W − η ∇_W
+    ½ΣΣ(F−Y)².
 
     Args:
-        net: the network; antisymmetric initialisation makes F zero, so that the step sees the targets only.
+        net: the network; antisymmetric initialisation makes F zero, so that the step sees the
+            targets only.
         params: its weights.
         x: [n, d].
         y: [n, k], or [n] for one output.
-        learning_rate: η > 0, which may be traced; s√m/n with s of order one and more is a large step.
+        learning_rate: η > 0, which may be traced; s√m/n with s of order one and more is a large
+            step.
 
     Returns:
-        The new :class:`~softntk.networks.Parameters`; readout and bias as they were. Weights are infinite, never NaN, where
-        the gradient is beyond the largest number of the precision (a plain exponential far out).
+        The new :class:`~softntk.networks.Parameters`; readout and bias as they were. Weights are
+        infinite, never NaN, where the gradient is beyond the largest number of the precision (a
+        plain exponential far out).
 
     Raises:
-        ValueError: net no network, or params not of it; learning_rate not positive; x or y of wrong shape or dtype, or not
-            finite.
+        ValueError: net no network, or params not of it; learning_rate not positive; x or y of wrong
+            shape or dtype, or not finite.
 
     Example:
         >>> import jax, jax.numpy as jnp, softntk as sn
@@ -90,12 +105,16 @@ def one_step(net: Network, params: Parameters, x: Points, y: Targets, learning_r
     rate = check_number("learning_rate", learning_rate, above=0)
     x = as_points("x", x, params)
     y = as_targets("y", y, x.shape[0], params.readout.shape[1])
-    return replace(params, hidden=_stepped(net, params, x, y, jnp.asarray(rate, params.hidden.dtype)))
+    return replace(
+        params, hidden=_stepped(net, params, x, y, jnp.asarray(rate, params.hidden.dtype))
+    )
 
 
 @partial(jax.jit, static_argnums=0)
 def _stepped(net: Network, params: Parameters, x: Array, y: Array, rate: Array) -> Array:
-    outputs, pull_back = jax.vjp(lambda hidden: net.apply_fn(replace(params, hidden=hidden), x), params.hidden)
+    outputs, pull_back = jax.vjp(
+        lambda hidden: net.apply_fn(replace(params, hidden=hidden), x), params.hidden
+    )
     common = jnp.promote_types(outputs.dtype, y.dtype)
     residual = outputs.astype(common) - y.astype(common)
     # The gradient is linear in the residual, which is of order one in its own unit.
@@ -107,7 +126,8 @@ def _stepped(net: Network, params: Parameters, x: Array, y: Array, rate: Array) 
 
 @record
 class Alignment:
-    """How much of the hidden weights lies in the directions of the target, U with orthonormal columns; all in [0, 1].
+    """How much of the hidden weights lies in the directions of the target, U with orthonormal
+    columns; all in [0, 1].
 
     Attributes:
         before: ‖UᵀW₀‖_F/‖W₀‖_F; about √(r/d) for random weights.
@@ -123,7 +143,8 @@ class Alignment:
 
 
 def alignment(params: Parameters, params_after: Parameters, direction: Directions) -> Alignment:
-    r"""Return the alignment of the hidden weights, and of their change, with the direction (or directions) of the target.
+    r"""Return the alignment of the hidden weights, and of their change, with the direction (or
+    directions) of the target.
 
     Args:
         params: weights before.
@@ -164,7 +185,12 @@ def alignment(params: Parameters, params_after: Parameters, direction: Direction
     leading = jnp.linalg.svd(change / binary_scale(change), full_matrices=False)[0][:, :1]
     shares = [_share(basis, part) for part in (before, after, change)]
     still = jnp.all(change == 0)
-    return Alignment(before=shares[0], after=shares[1], change=shares[2], leading=jnp.where(still, 0, _share(basis, leading)))
+    return Alignment(
+        before=shares[0],
+        after=shares[1],
+        change=shares[2],
+        leading=jnp.where(still, 0, _share(basis, leading)),
+    )
 
 
 def _checked_hidden(name: str, params: Parameters) -> Float[Array, "d m"]:
@@ -180,14 +206,21 @@ def _share(basis: Float[Array, "d r"], matrix: Float[Array, "d m"]) -> Array:
 
 
 def corrupt(
-    kind: str, y: Targets, size: float, *, key: PRNGKeyArray | None = None, gram: Float[Array | np.ndarray, "n n"] | None = None
+    kind: str,
+    y: Targets,
+    size: float,
+    *,
+    key: PRNGKeyArray | None = None,
+    gram: Float[Array | np.ndarray, "n n"] | None = None,
 ) -> Float[Array, "n k"]:
-    r"""Return labels with noise: ``gaussian``, sign ``flips``, or the worst of its size for a kernel, ``adversarial``.
+    r"""Return labels with noise: ``gaussian``, sign ``flips``, or the worst of its size for a
+    kernel, ``adversarial``.
 
     - gaussian: y + size·N(0, 1).
     - flips: −y for a share ``size`` of the points, drawn without replacement.
-    - adversarial: y ± size √n q, q the eigenvector of the lowest eigenvalue of the kernel: of all noise e of that norm
-      the one that costs an interpolant most, √(eᵀH⁻¹e). The sign is that which makes (y + e)ᵀH⁻¹(y + e) the larger.
+    - adversarial: y ± size √n q, q the eigenvector of the lowest eigenvalue of the kernel: of all
+      noise e of that norm the one that costs an interpolant most, √(eᵀH⁻¹e). The sign is that which
+      makes (y + e)ᵀH⁻¹(y + e) the larger.
 
     Args:
         kind: of the noise.
@@ -200,14 +233,16 @@ def corrupt(
         [n, k].
 
     Raises:
-        ValueError: kind unknown, size negative or a share above 1, key or gram missing, y integer or not finite.
+        ValueError: kind unknown, size negative or a share above 1, key or gram missing, y integer
+            or not finite.
 
     Example:
         >>> import jax, jax.numpy as jnp
         >>> float(jnp.sum(corrupt("flips", jnp.ones((10, 1)), 0.3, key=jax.random.key(0))))
         4.0
 
-    Source: Zhang et al. (2017), arXiv 1611.03530 (random labels); Arora et al. (2019), arXiv 1901.08584, section 5 (yᵀH⁻¹y).
+    Source: Zhang et al. (2017), arXiv 1611.03530 (random labels); Arora et al. (2019), arXiv
+    1901.08584, section 5 (yᵀH⁻¹y).
     """
     kinds = {"gaussian": "key", "flips": "key", "adversarial": "gram"}
     check_choice("kind", kind, kinds)
@@ -220,7 +255,9 @@ def corrupt(
     key = None if key is None else check_key("key", key)
     if kind == "adversarial":
         if gram is None:
-            raise ValueError("gram is needed for adversarial noise, got None. Pass the kernel on the points of y, [n, n].")
+            raise ValueError(
+                "gram is needed for adversarial noise, got None. Pass the kernel on the points of y, [n, n]."
+            )
         check_known("y", y)
         q = decompose(gram).vectors[:, :1]
         signs = np.where(q.T @ np.asarray(y, np.float64) < 0, -1.0, 1.0)
@@ -270,13 +307,15 @@ def ridge_features(
     test: Float[Array | np.ndarray, "t m"],
     ridge: float | None = None,
 ) -> Float[Array, "t k"]:
-    r"""Return the ridge regression on features, φ_test (ΦᵀΦ + ρ I)⁻¹ Φᵀ Y, through the singular values of Φ in float64.
+    r"""Return the ridge regression on features, φ_test (ΦᵀΦ + ρ I)⁻¹ Φᵀ Y, through the singular
+    values of Φ in float64.
 
     Args:
         train: Φ, features of the training points, [n, m].
         y: targets, [n, k], or [n] for one output.
         test: features of the test points, [t, m].
-        ridge: ρ > 0; None for the one of generalised cross-validation on the training points, which uses no others.
+        ridge: ρ > 0; None for the one of generalised cross-validation on the training points, which
+            uses no others.
 
     Returns:
         Predictions, [t, k]; zero where all training features are.
@@ -290,29 +329,36 @@ def ridge_features(
         >>> ridge_features(phi, phi @ jnp.array([[2.0], [3.0]]), 2 * phi[2:], ridge=1e-3).round(1)
         Array([[10.]], dtype=float32)
 
-    Source: Hoerl and Kennard (1970), Technometrics 12(1), 55-67; Golub, Heath and Wahba (1979) for the choice of the ridge.
+    Source: Hoerl and Kennard (1970), Technometrics 12(1), 55-67; Golub, Heath and Wahba (1979) for
+    the choice of the ridge.
     """
     for name, values in (("train", train), ("y", y), ("test", test)):
         check_known(name, values)
     train = as_rows("train", train)
     test = as_rows("test", test)
     if test.shape[1] != train.shape[1]:
-        raise ValueError(f"test must have as many features as train, got shapes {train.shape} and {test.shape}.")
+        raise ValueError(
+            f"test must have as many features as train, got shapes {train.shape} and {test.shape}."
+        )
     targets = np.asarray(as_targets("y", y, train.shape[0]), np.float64)
     ridge = None if ridge is None else known_number("ridge", ridge, above=0)
-    # In units of the largest feature and the largest target; the ridge is in that of squared features.
+    # In units of the largest feature and the largest target; the ridge is in that of squared
+    # features.
     unit = unit_of(np.asarray(train, np.float64))
     scale = unit_of(targets)
     left, sizes, right = np.linalg.svd(np.asarray(train, np.float64) / unit, full_matrices=False)
     components = left.T @ (targets / scale)
     if ridge is None:
-        # Of what no feature reaches only the size matters: one more direction, and others without targets.
+        # Of what no feature reaches only the size matters: one more direction, and others without
+        # targets.
         beyond = np.zeros((len(targets) - len(sizes), targets.shape[1]))
         missed = np.sum((targets / scale) ** 2, axis=0) - np.sum(components**2, axis=0)
         beyond[:1] = np.sqrt(np.maximum(missed, 0))
         values = np.append(sizes**2, np.zeros(len(beyond)))
         error = 2 * len(values) ** 0.5 * float(jnp.finfo(train.dtype).eps) * sizes[0]
-        ridge, _ = cross_validated_ridge(values, np.concatenate([components, beyond]), max(error**2, 1e-300))
+        ridge, _ = cross_validated_ridge(
+            values, np.concatenate([components, beyond]), max(error**2, 1e-300)
+        )
     else:
         ridge = ridge / unit / unit
     denominators = sizes**2 + ridge

@@ -1,14 +1,17 @@
-r"""When does a network leave its linearisation? Distances of function, weights and kernel along gradient descent.
+r"""When does a network leave its linearisation? Distances of function, weights and kernel along
+gradient descent.
 
-With an output scale s the network is f = sF and the loss ½ΣΣ(f−Y)²/s², so that the linearised dynamics of f, with the kernel
-H of F, are the same for every s, and the weights move like 1/s: the larger, the lazier.
+With an output scale s the network is f = sF and the loss ½ΣΣ(f−Y)²/s², so that the linearised
+dynamics of f, with the kernel H of F, are the same for every s, and the weights move like 1/s: the
+larger, the lazier.
 
-With the width m, weights move like m^{-1/2} in units of their size, and what that does depends on the activation. The second
-order of a smooth network is a sum of terms with the random signs of the readout, without a mean (and exactly zero if the start
-is antisymmetric: F(w + δ, w − δ) is odd in δ): function and kernel depart like m^{-1}. Across the kink of ReLU a unit is
-switched on where that helps and off where it does not: the terms have a mean, and both depart like m^{-1/2}. In the scale s a
-smooth antisymmetric network departs like s^{-2} (s^{-1} without the antisymmetry), and ReLU like s^{-1}; its σ is an output
-scale too, as it is homogeneous.
+With the width m, weights move like m^{-1/2} in units of their size, and what that does depends on
+the activation. The second order of a smooth network is a sum of terms with the random signs of the
+readout, without a mean (and exactly zero if the start is antisymmetric: F(w + δ, w − δ) is odd in
+δ): function and kernel depart like m^{-1}. Across the kink of ReLU a unit is switched on where that
+helps and off where it does not: the terms have a mean, and both depart like m^{-1/2}. In the scale
+s a smooth antisymmetric network departs like s^{-2} (s^{-1} without the antisymmetry), and ReLU
+like s^{-1}; its σ is an output scale too, as it is homogeneous.
 
 Example:
     >>> import jax, jax.numpy as jnp, softntk as sn
@@ -20,7 +23,8 @@ Example:
     >>> bool(run(10.0).train[-1] < 0.1 * run(1.0).train[-1])
     True
 
-Source: Chizat, Oyallon and Bach (2019), arXiv 1812.07956 (output scale); the exponents in width and scale are ours.
+Source: Chizat, Oyallon and Bach (2019), arXiv 1812.07956 (output scale); the exponents in width and
+scale are ours.
 """
 
 import math
@@ -65,7 +69,8 @@ class Distances:
         kernel: ‖H − H(0)‖_F/‖H(0)‖_F on the training points.
         loss: ½ΣΣ(f−Y)², of the network; +inf beyond the largest number of the precision.
         linearised_loss: the same of its linearisation.
-        result: DIVERGED where f is not finite in the end (distances are +inf then), an int32 scalar.
+        result: DIVERGED where f is not finite in the end (distances are +inf then), an int32
+            scalar.
     """
 
     at: Integer[Array, " s"]
@@ -97,24 +102,25 @@ def distances(
     :func:`softntk.ntk.predict_gd`'s. H and f_lin do not depend on s if f(0) is zero.
 
     Args:
-        net: a network of :func:`softntk.networks.two_layer`. All of its trained parameters move; W is its hidden weights.
+        net: a network of :func:`softntk.networks.two_layer`. All of its trained parameters move; W
+            is its hidden weights.
         params: its weights at the start.
         x: training points, [n, d].
         y: targets, [n, k], or [n] for one output.
         learning_rate: η, below 2/λ_max(H) if descent is to converge.
         steps: number of steps.
         x_test: more points, [t, d].
-        at: steps at which to measure, ascending, in [0, steps]; about ten between 1 and ``steps`` if None. So many copies of
-            the weights, and one kernel [n, n, k, k], are held.
+        at: steps at which to measure, ascending, in [0, steps]; about ten between 1 and ``steps``
+            if None. So many copies of the weights, and one kernel [n, n, k, k], are held.
         scale: s > 0.
 
     Returns:
         :class:`Distances`.
 
     Raises:
-        ValueError: net no network, or params not of it; learning_rate, steps or scale not positive; ``at`` not ascending or
-            outside of [0, steps]; points or targets of wrong shape or dtype, empty or not finite; points so large that the
-            kernel at the start is not finite.
+        ValueError: net no network, or params not of it; learning_rate, steps or scale not positive;
+            ``at`` not ascending or outside of [0, steps]; points or targets of wrong shape or
+            dtype, empty or not finite; points so large that the kernel at the start is not finite.
 
     Example:
         >>> import jax, softntk as sn
@@ -141,7 +147,9 @@ def distances(
     f0 = _finite_at_start("x", scale * net.apply_fn(params, x))
     line = ntk.predict_gd(kernel, y, rate, known, f0)
     gaps = jnp.asarray(np.diff(measured, prepend=0))
-    path = _descend(net, params, x, y, gaps, jnp.asarray(rate, params.hidden.dtype), jnp.asarray(scale, y.dtype))
+    path = _descend(
+        net, params, x, y, gaps, jnp.asarray(rate, params.hidden.dtype), jnp.asarray(scale, y.dtype)
+    )
 
     def relative(f: Array, line: Array, start: Array) -> Array:
         return jnp.where(known == 0, 0, _relative(f, line, start))  # at 0 both are rounding
@@ -154,7 +162,11 @@ def distances(
     if x_test is not None:
         cross = _finite_at_start("x_test", ntk.empirical(net, params, x_test, x))
         start = _finite_at_start("x_test", scale * net.apply_fn(params, x_test))
-        test = relative(outputs(x_test), ntk.predict_gd(kernel, y, rate, known, f0, cross=cross, f0_test=start), start)
+        test = relative(
+            outputs(x_test),
+            ntk.predict_gd(kernel, y, rate, known, f0, cross=cross, f0_test=start),
+            start,
+        )
     moved = path.hidden - params.hidden[None]
     size = scaled_norm(params.hidden)
     neurons = jnp.max(scaled_norm(moved, axis=1), axis=1)
@@ -164,7 +176,9 @@ def distances(
     finite = jnp.all(jnp.isfinite(f), axis=(1, 2)) & _finite_parameters(path)
     for i in range(len(measured)):
         # There is no kernel of parameters that are not finite: those at the start take their place.
-        later = jax.tree.map(lambda leaf, first, i=i: jnp.where(finite[i], leaf[i], first), path, params)
+        later = jax.tree.map(
+            lambda leaf, first, i=i: jnp.where(finite[i], leaf[i], first), path, params
+        )
         changes.append(_ratio(scaled_norm(ntk.empirical(net, later, x) - kernel), kernel_size))
 
     def bounded(values: Array) -> Array:
@@ -185,7 +199,10 @@ def distances(
 
 def _finite_parameters(path: Parameters) -> Bool[Array, " s"]:
     """Return at which steps all of the parameters are finite."""
-    flags = [jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(path)]
+    flags = [
+        jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim)))
+        for leaf in jax.tree.leaves(path)
+    ]
     return jnp.all(jnp.stack(flags), axis=0)
 
 
@@ -208,14 +225,25 @@ def _measured_steps(steps: int, at: Any) -> np.ndarray:
         measured = np.asarray(as_integers("at", at, ("s",)))
     except ValueError as error:
         raise ValueError(f"{wanted}{at!r}: {error}") from None
-    if not measured.size or measured[0] < 0 or measured[-1] > steps or np.any(np.diff(measured) <= 0):
+    if (
+        not measured.size
+        or measured[0] < 0
+        or measured[-1] > steps
+        or np.any(np.diff(measured) <= 0)
+    ):
         raise ValueError(f"{wanted}{measured.tolist()}.")
     return measured.astype(np.int32)
 
 
 @partial(jax.jit, static_argnums=0)
 def _descend(
-    net: Network, params: Parameters, x: Array, y: Array, gaps: Integer[Array, " s"], learning_rate: Array, scale: Array
+    net: Network,
+    params: Parameters,
+    x: Array,
+    y: Array,
+    gaps: Integer[Array, " s"],
+    learning_rate: Array,
+    scale: Array,
 ) -> Parameters:
     """The parameters after each gap of steps, stacked."""
 
@@ -234,10 +262,14 @@ def _descend(
 
 def _ratio(part: Float[Array, "*s"], whole: Float[Array, ""]) -> Float[Array, "*s"]:
     """Return part/whole, zero for nothing and +inf for something of nothing."""
-    return jnp.where(part == 0, 0, jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1), jnp.inf))
+    return jnp.where(
+        part == 0, 0, jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1), jnp.inf)
+    )
 
 
-def _relative(f: Float[Array, "s n k"], line: Float[Array, "s n k"], start: Float[Array, "n k"]) -> Float[Array, " s"]:
+def _relative(
+    f: Float[Array, "s n k"], line: Float[Array, "s n k"], start: Float[Array, "n k"]
+) -> Float[Array, " s"]:
     """Return ‖f − line‖/‖line − start‖ of each step."""
     gap = scaled_norm(f - line, axis=(1, 2))
     moved = scaled_norm(line - start[None], axis=(1, 2))

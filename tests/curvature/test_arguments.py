@@ -47,7 +47,12 @@ BAD_WEIGHTS = {
 
 
 def operator(**changes):
-    parts = {"matrix": A, "logit_diagonal": np.ones(3), "factors": np.ones((3, 1)), "core": np.eye(1)}
+    parts = {
+        "matrix": A,
+        "logit_diagonal": np.ones(3),
+        "factors": np.ones((3, 1)),
+        "core": np.eye(1),
+    }
     return StructuredOperator(**(parts | changes))
 
 
@@ -85,10 +90,16 @@ HALF_OPERATOR = StructuredOperator(HALF, np.ones(3), np.ones((3, 1)), np.eye(1))
     [
         (lambda: leverage.scores(HALF), "A must be float32 or float64"),
         (lambda: leverage.approximate_scores(KEY, HALF), "A must be float32 or float64"),
-        (lambda: sketch.probabilities("leverage", HALF.astype("float16")), "A must be float32 or float64"),
+        (
+            lambda: sketch.probabilities("leverage", HALF.astype("float16")),
+            "A must be float32 or float64",
+        ),
         (lambda: factorise(HALF_OPERATOR), "op must be float32 or float64"),
         (lambda: HALF_OPERATOR.positive_part(), "op must be float32 or float64"),
-        (lambda: sketch.distortion(HALF[:2].T @ HALF[:2], jnp.eye(2)), "approximate must be float32 or float64"),
+        (
+            lambda: sketch.distortion(HALF[:2].T @ HALF[:2], jnp.eye(2)),
+            "approximate must be float32 or float64",
+        ),
         (lambda: sketch.draw(KEY, jnp.full(2, 0.5, "float16"), 3), "pi must be float32 or float64"),
         (lambda: leverage.approximate_scores(0, A), "key must be a random key"),
         (lambda: leverage.approximate_scores(KEY, A, rows=True), "rows must be"),
@@ -96,7 +107,10 @@ HALF_OPERATOR = StructuredOperator(HALF, np.ones(3), np.ones((3, 1)), np.eye(1))
         (lambda: leverage.approximate_scores(KEY, A, directions="many"), "directions must be"),
         (lambda: sketch.probabilities(["leverage"], A), "kind must be one of"),
         (lambda: sketch.probabilities(None, A), "kind must be one of"),
-        (lambda: sketch.probabilities("approximate_leverage", A, key=3), "key must be a random key"),
+        (
+            lambda: sketch.probabilities("approximate_leverage", A, key=3),
+            "key must be a random key",
+        ),
         (lambda: sketch.draw(0, np.ones(2) / 2, 3), "key must be a random key"),
         (lambda: sketch.draw(jax.random.split(KEY), np.ones(2) / 2, 3), "key must be one key"),
         (lambda: sketch.draw(KEY, np.array([1.5, -0.5]), 3), "pi must not be negative"),
@@ -113,9 +127,15 @@ HALF_OPERATOR = StructuredOperator(HALF, np.ones(3), np.ones((3, 1)), np.eye(1))
         (lambda: SAMPLE.gram(A[:1]), "A must have the rows"),
         (lambda: sketch.sketched(A, SAMPLE), "op must be a StructuredOperator"),
         (lambda: sketch.sketched(operator(), np.arange(3)), "sample must be"),
-        (lambda: sketch.distortion(np.eye(2), np.eye(3)), "approximate must have the shape of exact"),
+        (
+            lambda: sketch.distortion(np.eye(2), np.eye(3)),
+            "approximate must have the shape of exact",
+        ),
         (lambda: sketch.distortion(np.ones((2, 3)), np.eye(2)), "approximate must be square"),
-        (lambda: sketch.distortion(np.eye(2), np.array([[1.0, 1.0], [0.0, 1.0]])), "exact must be symmetric"),
+        (
+            lambda: sketch.distortion(np.eye(2), np.array([[1.0, 1.0], [0.0, 1.0]])),
+            "exact must be symmetric",
+        ),
         (lambda: sketch.distortion(None, np.eye(2)), "approximate must be an array"),
         (lambda: sketch.distortion(np.eye(2), np.eye(2) * np.nan), "exact must be finite"),
         (lambda: positive_part(3), "op must be a StructuredOperator, .* got int"),
@@ -142,7 +162,10 @@ HALF_OPERATOR = StructuredOperator(HALF, np.ones(3), np.ones((3, 1)), np.eye(1))
         (lambda: operator().factorise().solve("right"), "right must be an array"),
         (lambda: weighted_sum(operator(), [1.0]), "operators must be a list"),
         (lambda: weighted_sum([], []), "operators must be a list"),
-        (lambda: weighted_sum([operator(), 3], [1.0, 1.0]), r"operators\[1\] must be a StructuredOperator"),
+        (
+            lambda: weighted_sum([operator(), 3], [1.0, 1.0]),
+            r"operators\[1\] must be a StructuredOperator",
+        ),
         (lambda: weighted_sum([operator()], 1.0), "weights must have shape"),
         (lambda: weighted_sum([operator()], [np.nan]), r"weights\[0\] must be a finite number"),
         (lambda: weighted_sum([operator()], ["1"]), r"weights\[0\] must be a finite number"),
@@ -166,7 +189,10 @@ def bcoo(indices, **flags):
         (bcoo([[0, 0], [1, 5]]), "A.indices must lie in"),
         (bcoo([[1, 0], [0, 1]], indices_sorted=True), "A.indices must be sorted"),
         (bcoo([[0, 1], [0, 0]], indices_sorted=True), "A.indices must be sorted"),
-        (bcoo([[0, 1], [0, 1]], indices_sorted=True, unique_indices=True), "A.indices must be unique"),
+        (
+            bcoo([[0, 1], [0, 1]], indices_sorted=True, unique_indices=True),
+            "A.indices must be unique",
+        ),
         (bcoo([[0, 1], [2, 0], [0, 1]], unique_indices=True), "A.indices must be unique"),
     ],
 )
@@ -187,13 +213,22 @@ def test_sparse_matrices_with_padding_and_duplicates(x64):
 
 def test_what_is_converted(x64, untyped):
     wanted = leverage.scores(A, np.array([1.0, 2.0, 3.0]))
-    for matrix in (A.tolist(), pd.DataFrame(A, columns=["a", "b"]), jnp.asarray(A), lx.MatrixLinearOperator(jnp.asarray(A))):
+    for matrix in (
+        A.tolist(),
+        pd.DataFrame(A, columns=["a", "b"]),
+        jnp.asarray(A),
+        lx.MatrixLinearOperator(jnp.asarray(A)),
+    ):
         for weights in (np.array([1.0, 2.0, 3.0]), [1, 2, 3], pd.Series([1.0, 2.0, 3.0])):
             assert_close(leverage.scores(matrix, weights), wanted)
-    assert_close(sketch.draw(KEY, [0.5, 0.5], 4).scales, sketch.draw(KEY, jnp.array([0.5, 0.5]), 4).scales)
+    assert_close(
+        sketch.draw(KEY, [0.5, 0.5], 4).scales, sketch.draw(KEY, jnp.array([0.5, 0.5]), 4).scales
+    )
     same = operator(matrix=A.tolist(), logit_diagonal=[1, 1, 1], ridge=np.float32(0.5))
     assert_close(same.mv([1, 2]), operator(ridge=0.5).mv(jnp.array([1.0, 2.0])))
-    assert_close(same.factorise().solve([1, 2]), np.linalg.solve(operator(ridge=0.5).as_matrix(), [1.0, 2.0]))
+    assert_close(
+        same.factorise().solve([1, 2]), np.linalg.solve(operator(ridge=0.5).as_matrix(), [1.0, 2.0])
+    )
     assert_close(weighted_sum((same,), [np.float32(2)]).as_matrix(), 2 * same.as_matrix())
 
 
@@ -209,10 +244,18 @@ def test_numbers_that_may_be_traced(x64):
     right = jnp.ones(2)
     solve = lambda ridge: jnp.sum(op.with_ridge(ridge).factorise().solve(right))
     step = 1e-5
-    assert_close(jax.jit(jax.grad(solve))(0.3), (solve(0.3 + step) - solve(0.3 - step)) / (2 * step), rtol=1e-6)
+    assert_close(
+        jax.jit(jax.grad(solve))(0.3),
+        (solve(0.3 + step) - solve(0.3 - step)) / (2 * step),
+        rtol=1e-6,
+    )
     assert_close(jax.jit(lambda w: leverage.scores(A, w))(weights), leverage.scores(A, weights))
-    assert_close(jax.jit(lambda c: weighted_sum([op, op], c).as_matrix())(weights[:2]), 3 * op.as_matrix())
-    by_weights = jax.vmap(lambda w: sketch.probabilities("row_norm", A, w))(jnp.stack([weights, 0 * weights]))
+    assert_close(
+        jax.jit(lambda c: weighted_sum([op, op], c).as_matrix())(weights[:2]), 3 * op.as_matrix()
+    )
+    by_weights = jax.vmap(lambda w: sketch.probabilities("row_norm", A, w))(
+        jnp.stack([weights, 0 * weights])
+    )
     assert_close(by_weights[1], np.full(3, 1 / 3))
 
 

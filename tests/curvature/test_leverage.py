@@ -1,4 +1,6 @@
-"""Leverage scores and samples of rows against dense linear algebra; where each kind of sampling fails."""
+"""Leverage scores and samples of rows against dense linear algebra; where each kind of sampling
+fails.
+"""
 
 import itertools
 
@@ -25,14 +27,19 @@ def coherent(n=4000, d=12, seed=0):
 
 
 def exact(A, weights=None):
-    A = np.asarray(A, np.float64) * (1 if weights is None else np.sqrt(np.asarray(weights))[:, None])
+    A = np.asarray(A, np.float64) * (
+        1 if weights is None else np.sqrt(np.asarray(weights))[:, None]
+    )
     return np.einsum("ij,ji->i", A, np.linalg.pinv(A))
 
 
 KINDS = {
     "dense": lambda A: A,
     "sparse": sparse.BCOO.fromdense,
-    "operator": lambda A: lx.MatrixLinearOperator(A) @ lx.IdentityLinearOperator(jax.ShapeDtypeStruct((A.shape[1],), A.dtype)),
+    "operator": lambda A: (
+        lx.MatrixLinearOperator(A)
+        @ lx.IdentityLinearOperator(jax.ShapeDtypeStruct((A.shape[1],), A.dtype))
+    ),
 }
 
 
@@ -65,7 +72,9 @@ def test_scores_of_deficient_and_wide_matrices(x64):
 def test_approximate_scores_are_within_a_factor_of_two(kind, x64):
     A, D = coherent(), np.random.default_rng(1).random(4000)
     for seed, weights in itertools.product(range(3), (None, D)):
-        ratio = leverage.approximate_scores(jax.random.key(seed), KINDS[kind](A), weights) / leverage.scores(A, weights)
+        ratio = leverage.approximate_scores(
+            jax.random.key(seed), KINDS[kind](A), weights
+        ) / leverage.scores(A, weights)
         assert np.all((ratio > 0.5) & (ratio < 2))
 
 
@@ -77,7 +86,8 @@ def test_random_directions(x64):
     A = jnp.asarray(rng.normal(size=(3000, 400)) * rng.standard_t(2, size=(3000, 1)))
     found = leverage.approximate_scores(jax.random.key(0), A, rows=2400, directions=300)
     ratio = found / leverage.scores(A)
-    assert np.all((ratio > 0.4) & (ratio < 2.5))  # a sketch of 6 d rows only: its singular values are off by 40 %
+    # a sketch of 6 d rows only: its singular values are off by 40 %
+    assert np.all((ratio > 0.4) & (ratio < 2.5))
 
 
 @pytest.mark.optimised
@@ -97,13 +107,16 @@ def test_samples_by_leverage_keep_the_spectrum_and_uniform_ones_do_not(x64):
     assert share["row_norm"] < 0.9
     incoherent = jnp.asarray(np.random.default_rng(0).normal(size=(2000, 8)))
     measure = lambda key: sketch.distortion(
-        sketch.draw(key, sketch.probabilities("uniform", incoherent), size).gram(incoherent), incoherent.T @ incoherent
+        sketch.draw(key, sketch.probabilities("uniform", incoherent), size).gram(incoherent),
+        incoherent.T @ incoherent,
     )
     assert np.mean(np.asarray(jax.lax.map(measure, keys)) <= 0.5) >= 0.99
 
 
 def test_heavy_rows_in_float32():
-    """Three rows a million times as heavy, and a matrix of 200,000 rows and condition 100: no direction is lost."""
+    """Three rows a million times as heavy, and a matrix of 200,000 rows and condition 100: no
+    direction is lost.
+    """
     rng = np.random.default_rng(1)
     A = rng.normal(size=(3000, 6))
     A[:3] *= 1e6
@@ -112,7 +125,8 @@ def test_heavy_rows_in_float32():
     assert abs(float(leverage.scores(jnp.asarray(tall, "float32")).sum()) - 2) < 1e-3
     A[:, 4] = A[:, 0]
     ratio = leverage.approximate_scores(jax.random.key(0), jnp.asarray(A, "float32")) / exact(A)
-    assert np.all((ratio > 0.5) & (ratio < 2))  # a column that repeats another one costs nothing but the rank
+    # a column that repeats another one costs nothing but the rank
+    assert np.all((ratio > 0.5) & (ratio < 2))
 
 
 def test_draws_are_unbiased(x64):
@@ -138,7 +152,9 @@ def test_a_sketched_hessian_keeps_its_low_rank_part(kind, x64):
     kept = np.asarray(some.indices) < 50
     weights[np.asarray(some.indices)[kept]] = np.asarray(some.scales)[kept]
     dense = 0.1 * np.asarray(A)
-    wanted = dense.T @ (np.diag(weights * H.logit_diagonal) + H.factors @ H.core @ H.factors.T) @ dense
+    wanted = (
+        dense.T @ (np.diag(weights * H.logit_diagonal) + H.factors @ H.core @ H.factors.T) @ dense
+    )
     assert_close(sketch.sketched(H, some).as_matrix(), wanted)
     assert not lx.is_positive_semidefinite(sketch.sketched(p.gauss_newton(jnp.ones(4) / 10), some))
 
@@ -162,10 +178,22 @@ def test_distortion_is_a_generalized_eigenvalue(x64):
         (lambda: leverage.scores(np.eye(2, dtype=int)), "A must be a floating-point"),
         (lambda: leverage.scores(np.eye(2), np.ones(3)), "weights must have shape"),
         (lambda: leverage.scores(np.eye(2), -np.ones(2)), "weights must not be negative"),
-        (lambda: leverage.approximate_scores(jax.random.key(0), np.eye(3), rows=2), "rows must be at least the number"),
-        (lambda: leverage.approximate_scores(jax.random.key(0), np.eye(3), directions=0), "directions must be a positive"),
-        (lambda: sketch.probabilities("levrage", np.eye(3)), "kind must be one of .* Did you mean 'leverage'"),
-        (lambda: sketch.draw(jax.random.key(0), jnp.ones(2) / 2, 0), "size must be a positive integer"),
+        (
+            lambda: leverage.approximate_scores(jax.random.key(0), np.eye(3), rows=2),
+            "rows must be at least the number",
+        ),
+        (
+            lambda: leverage.approximate_scores(jax.random.key(0), np.eye(3), directions=0),
+            "directions must be a positive",
+        ),
+        (
+            lambda: sketch.probabilities("levrage", np.eye(3)),
+            "kind must be one of .* Did you mean 'leverage'",
+        ),
+        (
+            lambda: sketch.draw(jax.random.key(0), jnp.ones(2) / 2, 0),
+            "size must be a positive integer",
+        ),
     ],
 )
 def test_bad_input(call, message, untyped):

@@ -19,14 +19,21 @@ from softntk.solution import Result
 
 def operator(n=20, d=5, r=2, seed=0, negative=False, ridge=0.3, dtype="float64"):
     rng = np.random.default_rng(seed)
-    A, D, U, M = rng.normal(size=(n, d)), rng.random(n) + 0.1, rng.normal(size=(n, r)), rng.normal(size=(r, r))
+    A, D, U, M = (
+        rng.normal(size=(n, d)),
+        rng.random(n) + 0.1,
+        rng.normal(size=(n, r)),
+        rng.normal(size=(r, r)),
+    )
     D = D - 0.6 if negative else D
     parts = [jnp.asarray(part, dtype) for part in (A, D, U, M + M.T)]
     return StructuredOperator(*parts, ridge)
 
 
 def dense(op):
-    A, D, U, M = (np.asarray(part, np.float64) for part in (op.matrix, op.logit_diagonal, op.factors, op.core))
+    A, D, U, M = (
+        np.asarray(part, np.float64) for part in (op.matrix, op.logit_diagonal, op.factors, op.core)
+    )
     return A.T @ (np.diag(D) + U @ M @ U.T) @ A + float(op.ridge) * np.eye(A.shape[1])
 
 
@@ -63,21 +70,33 @@ def test_solves_and_determinants(case, dtype):
     H, right = dense(op), np.random.default_rng(1).normal(size=(op.shape[0], 2))
     found = op.factorise()
     assert int(found.result) == Result.SUCCESSFUL
-    assert_close(found.solve(jnp.asarray(right, dtype)), np.linalg.solve(H, right), rtol=2e-3 if dtype == "float32" else 1e-9)
     assert_close(
-        found.solve(jnp.asarray(right[:, 0], dtype)), np.linalg.solve(H, right[:, 0]), rtol=2e-3 if dtype == "float32" else 1e-9
+        found.solve(jnp.asarray(right, dtype)),
+        np.linalg.solve(H, right),
+        rtol=2e-3 if dtype == "float32" else 1e-9,
+    )
+    assert_close(
+        found.solve(jnp.asarray(right[:, 0], dtype)),
+        np.linalg.solve(H, right[:, 0]),
+        rtol=2e-3 if dtype == "float32" else 1e-9,
     )
     sign, value = found.log_determinant()
-    assert_close(jnp.stack([sign, value]), np.linalg.slogdet(H), rtol=1e-3 if dtype == "float32" else 1e-9)
+    assert_close(
+        jnp.stack([sign, value]), np.linalg.slogdet(H), rtol=1e-3 if dtype == "float32" else 1e-9
+    )
     assert int(found.negative_eigenvalues()) == np.sum(np.linalg.eigvalsh(H) < 0)
 
 
 def test_inertia_of_many(x64):
-    """Indefinite low-rank parts of all sizes: the count of negative eigenvalues is that of the matrix."""
+    """Indefinite low-rank parts of all sizes: the count of negative eigenvalues is that of the
+    matrix.
+    """
     counts = set()
     for seed in range(30):
         op = operator(n=12, d=4, seed=seed, ridge=0.0)
-        op = StructuredOperator(op.matrix, op.logit_diagonal, op.factors, 3.0 ** (seed % 4 - 2) * op.core)
+        op = StructuredOperator(
+            op.matrix, op.logit_diagonal, op.factors, 3.0 ** (seed % 4 - 2) * op.core
+        )
         count = int(op.factorise().negative_eigenvalues())
         assert count == np.sum(np.linalg.eigvalsh(dense(op)) < 0)
         counts.add(count)
@@ -85,7 +104,10 @@ def test_inertia_of_many(x64):
 
 
 def test_what_cannot_be_factorised_says_so(dtype):
-    for op in (operator(negative=True, ridge=-3.0, dtype=dtype), operator(n=3, d=5, ridge=0.0, dtype=dtype)):
+    for op in (
+        operator(negative=True, ridge=-3.0, dtype=dtype),
+        operator(n=3, d=5, ridge=0.0, dtype=dtype),
+    ):
         found = op.factorise()
         assert int(found.result) == Result.NOT_DEFINITE
         assert np.isposinf(found.solve(jnp.ones(5, dtype))).all()
@@ -93,7 +115,10 @@ def test_what_cannot_be_factorised_says_so(dtype):
 
 
 def test_singular_and_nearly_singular_hessians(x64):
-    """Softmax with an intercept: H is singular, R is not. With a small ridge, solutions are as good as rounding allows."""
+    """Softmax with an intercept: H is singular, R is not.
+
+    With a small ridge, solutions are as good as rounding allows.
+    """
     rng = np.random.default_rng(0)
     A, x = np.c_[np.ones(30), 0.3 * rng.normal(size=(30, 3))], jnp.asarray(0.3 * rng.normal(size=4))
     p = sn.regression.softmax(A, sn.regression.softmax(A, np.full(30, 1 / 30)).predict(x))
@@ -118,8 +143,13 @@ def test_positive_part(x64):
 def test_sums(x64):
     one, other = operator(seed=0), operator(seed=1)
     shared = StructuredOperator(one.matrix, other.logit_diagonal, other.factors, other.core, 0.1)
-    assert_close(weighted_sum([one, shared], [2.0, -1.0]).as_matrix(), 2 * dense(one) - dense(shared))
-    assert_close(weighted_sum([one, other], jnp.array([2.0, 3.0])).as_matrix(), 2 * dense(one) + 3 * dense(other))
+    assert_close(
+        weighted_sum([one, shared], [2.0, -1.0]).as_matrix(), 2 * dense(one) - dense(shared)
+    )
+    assert_close(
+        weighted_sum([one, other], jnp.array([2.0, 3.0])).as_matrix(),
+        2 * dense(one) + 3 * dense(other),
+    )
     gauss_newton = sn.regression.softmax(one.matrix, jnp.full(20, 0.05)).gauss_newton(jnp.ones(5))
     assert lx.is_positive_semidefinite(weighted_sum([gauss_newton, gauss_newton], [1.0, 2.0]))
     assert not lx.is_positive_semidefinite(weighted_sum([gauss_newton, gauss_newton], [1.0, -2.0]))
@@ -129,9 +159,14 @@ def test_sums(x64):
     by_rows = dataclasses.replace(one, matrix=sparse.BCOO.fromdense(one.matrix))
     with pytest.raises(ValueError, match="must share one matrix"):
         weighted_sum([one, by_rows], [1.0, 1.0])
-    assert_close(weighted_sum([by_rows, by_rows.positive_part()], [1.0, 0.0]).as_matrix(), dense(one))
+    assert_close(
+        weighted_sum([by_rows, by_rows.positive_part()], [1.0, 0.0]).as_matrix(), dense(one)
+    )
     copied = dataclasses.replace(by_rows, matrix=sparse.BCOO.fromdense(2 * one.matrix))
-    assert_close(weighted_sum([by_rows, copied], [1.0, 1.0]).as_matrix(), dense(one) + 4 * dense(one) - 3 * 0.3 * np.eye(5))
+    assert_close(
+        weighted_sum([by_rows, copied], [1.0, 1.0]).as_matrix(),
+        dense(one) + 4 * dense(one) - 3 * 0.3 * np.eye(5),
+    )
 
 
 def test_extreme_eigenvalues(x64):
@@ -147,7 +182,9 @@ def test_extreme_eigenvalues(x64):
 
 def test_matrices_that_are_operators(x64):
     op = operator()
-    of_function = lx.FunctionLinearOperator(lambda v: op.matrix @ v, jax.ShapeDtypeStruct((5,), "float64"))
+    of_function = lx.FunctionLinearOperator(
+        lambda v: op.matrix @ v, jax.ShapeDtypeStruct((5,), "float64")
+    )
     same = dataclasses.replace(op, matrix=of_function)
     assert_close(same.mv(jnp.ones(5)), dense(op) @ np.ones(5))
     assert_close(jax.jit(lambda op: op.as_matrix())(same), dense(op))
@@ -156,8 +193,16 @@ def test_matrices_that_are_operators(x64):
 
 
 def test_lineax_solves_with_it(x64):
-    op = sn.regression.softmax(operator().matrix, jnp.full(20, 0.05), weights=0.5).gauss_newton(jnp.ones(5))
+    op = sn.regression.softmax(operator().matrix, jnp.full(20, 0.05), weights=0.5).gauss_newton(
+        jnp.ones(5)
+    )
     right = jnp.arange(1.0, 6.0)
     for solver in (lx.CG(1e-12, 1e-12), lx.Cholesky()):
-        assert_close(lx.linear_solve(op, right, solver).value, np.linalg.solve(dense(op), right), rtol=1e-8)
-    assert_close(jax.jit(lambda op, v: op.factorise().solve(v))(op, right), np.linalg.solve(dense(op), right), rtol=1e-9)
+        assert_close(
+            lx.linear_solve(op, right, solver).value, np.linalg.solve(dense(op), right), rtol=1e-8
+        )
+    assert_close(
+        jax.jit(lambda op, v: op.factorise().solve(v))(op, right),
+        np.linalg.solve(dense(op), right),
+        rtol=1e-9,
+    )

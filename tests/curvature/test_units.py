@@ -1,4 +1,6 @@
-"""Units drop out where they should; what is called successful leaves no residual; derivatives at the edges of the domain."""
+"""Units drop out where they should; what is called successful leaves no residual; derivatives at
+the edges of the domain.
+"""
 
 import itertools
 
@@ -23,7 +25,9 @@ def matrix(n=12, d=3, seed=0):
 
 
 def exact_scores(A, weights=None):
-    A = np.asarray(A, np.float64) * (1 if weights is None else np.sqrt(np.asarray(weights, np.float64))[:, None])
+    A = np.asarray(A, np.float64) * (
+        1 if weights is None else np.sqrt(np.asarray(weights, np.float64))[:, None]
+    )
     return np.einsum("ij,ji->i", A, np.linalg.pinv(A))
 
 
@@ -35,7 +39,9 @@ def test_scores_and_probabilities_have_no_unit(make, c):
     assert_close(leverage.scores(make(c * A), c * D), exact_scores(A, D), "float32")
     assert_close(leverage.scores(make(wide), D), exact_scores(A, D), "float32")
     row_norm = D * np.sum(A.astype("float64") ** 2, axis=1)
-    assert_close(sketch.probabilities("row_norm", make(c * A), c * D), row_norm / row_norm.sum(), "float32")
+    assert_close(
+        sketch.probabilities("row_norm", make(c * A), c * D), row_norm / row_norm.sum(), "float32"
+    )
     assert_close(sketch.probabilities("leverage", make(c * A)), exact_scores(A) / 3, "float32")
 
 
@@ -53,7 +59,11 @@ def test_approximate_scores_of_deficient_matrices_in_any_unit(c):
 
 @pytest.mark.parametrize("kind", ["leverage", "approximate_leverage", "row_norm", "uniform"])
 def test_probabilities_of_nothing_are_uniform(kind, dtype):
-    for A, weights in ((np.zeros((4, 2)), None), (np.ones((4, 2)), np.zeros(4)), (np.zeros((1, 1)), None)):
+    for A, weights in (
+        (np.zeros((4, 2)), None),
+        (np.ones((4, 2)), np.zeros(4)),
+        (np.zeros((1, 1)), None),
+    ):
         pi = sketch.probabilities(kind, A.astype(dtype), weights)
         assert_close(pi, np.full(len(A), 1 / len(A)), dtype)
         sample = sketch.draw(KEY, pi, 5)
@@ -72,7 +82,9 @@ def test_draws_say_what_the_draws_weigh(x64):
 
 @pytest.mark.parametrize("c", UNITS)
 def test_distortion_has_no_unit(c):
-    approximate, exact = (jnp.asarray(c * np.diag(v).astype("float32")) for v in ([1.0, 3.0], [1.0, 2.0]))
+    approximate, exact = (
+        jnp.asarray(c * np.diag(v).astype("float32")) for v in ([1.0, 3.0], [1.0, 2.0])
+    )
     assert_close(sketch.distortion(approximate, exact), 0.5, "float32")
 
 
@@ -81,13 +93,21 @@ def structured(A, D, U, M, ridge=0.0, dtype="float32"):
 
 
 def dense(op):
-    A, D, U, M = (np.asarray(part, np.longdouble) for part in (op.matrix, op.logit_diagonal, op.factors, op.core))
-    return np.asarray((A.T * D) @ A + (A.T @ U) @ M @ (U.T @ A) + np.longdouble(op.ridge) * np.eye(A.shape[1]), np.float64)
+    A, D, U, M = (
+        np.asarray(part, np.longdouble)
+        for part in (op.matrix, op.logit_diagonal, op.factors, op.core)
+    )
+    return np.asarray(
+        (A.T * D) @ A + (A.T @ U) @ M @ (U.T @ A) + np.longdouble(op.ridge) * np.eye(A.shape[1]),
+        np.float64,
+    )
 
 
 @pytest.mark.parametrize("unit", [1e-20, 1e-10, 1e10, 1e20])
 def test_solves_are_homogeneous(unit):
-    """Of H → cH and of A → cA, where the matrix itself leaves float32: its solutions in the inverse unit do not."""
+    """Of H → cH and of A → cA, where the matrix itself leaves float32: its solutions in the inverse
+    unit do not.
+    """
     A, D, U = matrix(), np.linspace(0.5, 2, 12), matrix(12, 2, seed=1)
     one = structured(A, D, U, np.diag([1.0, -0.01]), 0.1)
     right = np.array([1.0, -2.0, 0.5])
@@ -98,7 +118,8 @@ def test_solves_are_homogeneous(unit):
     for factored, wanted, scale in ((by_value, solution, unit), (by_matrix, without_ridge, unit)):
         assert int(factored.result) == Result.SUCCESSFUL
         assert_close(
-            np.asarray(factored.solve(jnp.asarray(scale * right, "float32")), np.float64) * (scale / unit),
+            np.asarray(factored.solve(jnp.asarray(scale * right, "float32")), np.float64)
+            * (scale / unit),
             wanted / (1 if factored is by_value else unit),
             rtol=1e-4,
         )
@@ -111,11 +132,17 @@ def test_solves_are_homogeneous(unit):
 
 @pytest.mark.parametrize(("n", "d", "r"), [(2, 2, 1), (20, 5, 2), (6, 1, 1), (3, 3, 3)])
 def test_a_low_rank_part_that_outweighs_the_rest(n, d, r, dtype):
-    """By up to 10¹²: the solution is right or refused, and along the axes, where rounding is harmless, it is right."""
+    """By up to 10¹²: the solution is right or refused, and along the axes, where rounding is
+    harmless, it is right.
+    """
     rng = np.random.default_rng(n)
     codes = set()
     for ratio, aligned in itertools.product([1.0, 1e4, 1e8, 1e12], [True, False]):
-        A, U = (np.eye(n, d), np.eye(n, r)) if aligned else (rng.normal(size=(n, d)), rng.normal(size=(n, r)))
+        A, U = (
+            (np.eye(n, d), np.eye(n, r))
+            if aligned
+            else (rng.normal(size=(n, d)), rng.normal(size=(n, r)))
+        )
         op = structured(A, rng.random(n) + 0.5, np.sqrt(ratio) * U, np.eye(r), 0.125, dtype)
         factored = op.factorise()
         codes.add(int(factored.result))
@@ -132,7 +159,9 @@ def test_a_low_rank_part_that_outweighs_the_rest(n, d, r, dtype):
 
 
 def test_right_hand_sides_that_cannot_be_met_are_refused_alone():
-    """In float32 at a condition of 10⁵: what lies along the stiff direction is solved for, what lies across may not be."""
+    """In float32 at a condition of 10⁵: what lies along the stiff direction is solved for, what
+    lies across may not be.
+    """
     v = np.ones(4) / 2
     op = structured(np.eye(4), np.ones(4), 10**2.3 * v[:, None], np.eye(1))
     rights = np.stack([v, np.array([1.0, -1.0, 0.0, 0.0])], axis=1).astype("float32")
@@ -146,7 +175,9 @@ def test_right_hand_sides_that_cannot_be_met_are_refused_alone():
 
 def test_what_is_not_finite_says_so():
     for part in ({"D": np.array([1.0, np.inf])}, {"U": np.full((2, 1), np.nan)}):
-        op = structured(np.eye(2), part.get("D", np.ones(2)), part.get("U", np.ones((2, 1))), np.eye(1))
+        op = structured(
+            np.eye(2), part.get("D", np.ones(2)), part.get("U", np.ones((2, 1))), np.eye(1)
+        )
         assert int(op.factorise().result) == Result.NONFINITE_INPUT
         assert np.isposinf(op.factorise().solve(jnp.ones(2))).all()
         assert not np.isnan(op.as_matrix()).any()
@@ -161,9 +192,18 @@ def test_solves_and_determinants_are_differentiated_as_such(x64):
             factored = StructuredOperator(A, D, U, M, 0.1).factorise()
             return factored.solve(jnp.asarray(g)), factored.log_determinant()[1]
 
-        check_grads(of, (jnp.linspace(0.5, 2, 12), 0.1 * jnp.eye(2), right), order=1, modes=("fwd", "rev"), rtol=1e-5)
+        check_grads(
+            of,
+            (jnp.linspace(0.5, 2, 12), 0.1 * jnp.eye(2), right),
+            order=1,
+            modes=("fwd", "rev"),
+            rtol=1e-5,
+        )
     batch = jax.vmap(lambda D: StructuredOperator(A, D, U, np.eye(2), 0.1).factorise().solve(right))
-    assert_close(batch(jnp.ones((2, 12)))[1], StructuredOperator(A, jnp.ones(12), U, np.eye(2), 0.1).factorise().solve(right))
+    assert_close(
+        batch(jnp.ones((2, 12)))[1],
+        StructuredOperator(A, jnp.ones(12), U, np.eye(2), 0.1).factorise().solve(right),
+    )
 
 
 def test_scores_have_derivatives_where_weights_vanish_and_singular_values_agree(x64):
@@ -173,17 +213,23 @@ def test_scores_have_derivatives_where_weights_vanish_and_singular_values_agree(
             gradient = jax.jacfwd(lambda D, rows=rows: leverage.scores(rows, D))(D)
             step = 1e-5
             moved = [leverage.scores(rows, D.at[i].add(step)) for i in range(8)]
-            differences = np.stack([(after - leverage.scores(rows, D)) / step for after in moved], axis=1)
+            differences = np.stack(
+                [(after - leverage.scores(rows, D)) / step for after in moved], axis=1
+            )
             assert_close(gradient, differences, rtol=1e-3)
             assert_close(jax.jacrev(lambda D, rows=rows: leverage.scores(rows, D))(D), gradient)
-    check_grads(leverage.scores, (A, jnp.linspace(0.5, 1.5, 8)), order=1, modes=("fwd", "rev"), rtol=1e-5)
+    check_grads(
+        leverage.scores, (A, jnp.linspace(0.5, 1.5, 8)), order=1, modes=("fwd", "rev"), rtol=1e-5
+    )
     assert np.isfinite(jax.grad(lambda D: leverage.scores(A, D)[0])(jnp.zeros(8))).all()
 
 
 def everything(dtype):
     """One call of each routine, and what must be of the dtype of the matrix."""
     A, D = jnp.asarray(matrix(600, 3), dtype), jnp.linspace(0.1, 1, 600, dtype=dtype)
-    op = StructuredOperator(A, D, jnp.ones((600, 2), dtype), jnp.eye(2, dtype=dtype), jnp.asarray(0.5, dtype))
+    op = StructuredOperator(
+        A, D, jnp.ones((600, 2), dtype), jnp.eye(2, dtype=dtype), jnp.asarray(0.5, dtype)
+    )
     sample = sketch.draw(KEY, sketch.probabilities("approximate_leverage", A, D), 50)
     factored = op.factorise()
     return {

@@ -1,4 +1,6 @@
-"""Wrong arguments of all functions of the package: each is named, and what to do is said; what can be converted is."""
+"""Wrong arguments of all functions of the package: each is named, and what to do is said; what can
+be converted is.
+"""
 
 import copy
 import pickle
@@ -43,19 +45,27 @@ def minus_x(t, x):
 
 
 def fit(**options):
-    return diffusion.fit_denoiser(**{"key": KEY, "sde": SDE, "x0": X, "width": 8, "steps": 2, "batch_size": 8} | options)
+    return diffusion.fit_denoiser(
+        **{"key": KEY, "sde": SDE, "x0": X, "width": 8, "steps": 2, "batch_size": 8} | options
+    )
 
 
 def kernel(**options):
-    return diffusion.kernel_denoiser(**{"key": KEY, "sde": SDE, "x0": X, "landmarks": 8, "draws": 1, "sigma": 1.0} | options)
+    return diffusion.kernel_denoiser(
+        **{"key": KEY, "sde": SDE, "x0": X, "landmarks": 8, "draws": 1, "sigma": 1.0} | options
+    )
 
 
 def linearised(**options):
-    return diffusion.linearised_denoiser(**{"key": KEY, "sde": SDE, "x0": X, "width": 8, "steps": 2} | options)
+    return diffusion.linearised_denoiser(
+        **{"key": KEY, "sde": SDE, "x0": X, "width": 8, "steps": 2} | options
+    )
 
 
 def sample(**options):
-    return diffusion.sample(**{"key": KEY, "sde": SDE, "score_fn": minus_x, "shape": (3, 2)} | options)
+    return diffusion.sample(
+        **{"key": KEY, "sde": SDE, "score_fn": minus_x, "shape": (3, 2)} | options
+    )
 
 
 def likelihood(**options):
@@ -63,14 +73,24 @@ def likelihood(**options):
 
 
 def score_error(**options):
-    arguments = {"key": KEY, "sde": SDE, "score_fn": minus_x, "distribution": MIXTURE, "t": jnp.asarray(0.3), "n": 5}
+    arguments = {
+        "key": KEY,
+        "sde": SDE,
+        "score_fn": minus_x,
+        "distribution": MIXTURE,
+        "t": jnp.asarray(0.3),
+        "n": 5,
+    }
     return metrics.score_error(**arguments | options)
 
 
 # Of each function that takes points, the argument and a call with others in its place.
 POINTS = {
     "perturb": ("x0", lambda x: SDE.perturb(KEY, 0.5, x)),
-    "mixture means": ("means", lambda x: diffusion.GaussianMixture(jnp.ones(1), x, jnp.eye(2)[None])),
+    "mixture means": (
+        "means",
+        lambda x: diffusion.GaussianMixture(jnp.ones(1), x, jnp.eye(2)[None]),
+    ),
     "mixture score": ("x", lambda x: MIXTURE.score(SDE, 0.5, x)),
     "mixture density": ("x", lambda x: MIXTURE.log_density(SDE, 0.5, x)),
     "data": ("x0", diffusion.EmpiricalDistribution),
@@ -137,7 +157,10 @@ WRONG = [
     ("train_readout must be True or False", lambda: fit(train_readout=1)),
     ("train_readout must be True or False", lambda: kernel(train_readout="no")),
     ("train_readout must be True or False", lambda: linearised(train_readout=None)),
-    ("exclude_self must be True or False", lambda: metrics.nearest_training_point(X, X, exclude_self="no")),
+    (
+        "exclude_self must be True or False",
+        lambda: metrics.nearest_training_point(X, X, exclude_self="no"),
+    ),
     # keys
     ("key must be a random key", lambda: sample(key=0)),
     ("key must be a random key", lambda: fit(key=None)),
@@ -165,19 +188,28 @@ WRONG = [
     ("score_fn must be a function", lambda: sample(score_fn=X)),
     ("score_fn must be a function", lambda: likelihood(score_fn=MIXTURE)),
     ("score_fn must be a function", lambda: score_error(score_fn="score")),
-    ("score_fn must be a score, got a Denoiser. Use diffusion.score", lambda: sample(score_fn=kernel(times=[0.3]))),
+    (
+        "score_fn must be a score, got a Denoiser. Use diffusion.score",
+        lambda: sample(score_fn=kernel(times=[0.3])),
+    ),
     ("denoiser must be a function", lambda: diffusion.score(SDE, X)),
     ("denoiser must be an estimate", lambda: diffusion.score(SDE, diffusion.score(SDE, minus_x))),
     ("distribution must have methods sample", lambda: score_error(distribution=X)),
     ("distribution must be a pytree", lambda: score_error(distribution=Unregistered())),
     # what functions return
-    ("score_fn must return the shape of x, (3, 2), got (3,)", lambda: sample(score_fn=lambda t, x: x[:, 0])),
+    (
+        "score_fn must return the shape of x, (3, 2), got (3,)",
+        lambda: sample(score_fn=lambda t, x: x[:, 0]),
+    ),
     ("score_fn must return an array", lambda: sample(score_fn=lambda t, x: None)),
     ("score_fn must return real numbers", lambda: sample(score_fn=lambda t, x: 1j * x)),
     ("score_fn must return real numbers", lambda: likelihood(score_fn=lambda t, x: x > 0)),
     ("score_fn must return an array", lambda: score_error(score_fn=lambda t, x: (x, x))),
     ("denoiser must return an array", lambda: diffusion.score(SDE, lambda t, x: [0.0])(0.5, X)),
-    ("denoiser must return real numbers", lambda: diffusion.score(SDE, lambda t, x: x + 0j)(0.5, X)),
+    (
+        "denoiser must return real numbers",
+        lambda: diffusion.score(SDE, lambda t, x: x + 0j)(0.5, X),
+    ),
     # numbers
     ("min_time must lie between 0 and the horizon 1", lambda: sample(min_time="1e-3")),
     ("min_time must lie between 0 and the horizon 1", lambda: likelihood(min_time=None)),
@@ -209,7 +241,10 @@ WRONG = [
     ("sigma must be a positive", lambda: fit(sigma="1")),
     ("sigma must be a positive", lambda: kernel(sigma=np.nan)),
     ("sigma must be a positive", lambda: linearised(sigma=True)),
-    ("sigma must be known before", lambda: jax.grad(lambda s: linearised(sigma=s)(0.3, X).sum())(1.0)),
+    (
+        "sigma must be known before",
+        lambda: jax.grad(lambda s: linearised(sigma=s)(0.3, X).sum())(1.0),
+    ),
     ("x0 must be fitted outside of jit", lambda: jax.jit(lambda x: linearised()(0.3, x))(X)),
     ("learning_rate must be a positive", lambda: linearised(learning_rate=-1.0)),
     ("ema must be a finite number", lambda: fit(ema=None)),
@@ -224,7 +259,10 @@ WRONG = [
     ("times must be a positive integer or a sequence", lambda: linearised(times=0.5)),
     ("times must be finite", lambda: kernel(times=[0.1, np.nan])),
     ("times must be a positive integer", lambda: kernel(times=True)),
-    ("quantile must be a finite number", lambda: metrics.memorisation(X, X, X + 1, quantile="half")),
+    (
+        "quantile must be a finite number",
+        lambda: metrics.memorisation(X, X, X + 1, quantile="half"),
+    ),
     ("bandwidth must be a positive", lambda: metrics.mmd(X, X, bandwidth="median")),
     ("bandwidth must be a positive", lambda: metrics.mmd(X, X, bandwidth=np.ones(2))),
     ("order must be", lambda: metrics.sliced_wasserstein(KEY, X, X, order=True)),
@@ -234,14 +272,20 @@ WRONG = [
     ("spread must be a positive", lambda: SDE.sample_times(KEY, 3, spread=None)),
     ("centre must be a finite number", lambda: SDE.sample_times(KEY, 3, centre="middle")),
     ("spread must be finite in float32", lambda: SDE.sample_times(KEY, 3, centre=0.0, spread=1e39)),
-    ("spread must be a number of float32", lambda: SDE.sample_times(KEY, 3, centre=0.0, spread=1e-50)),
+    (
+        "spread must be a number of float32",
+        lambda: SDE.sample_times(KEY, 3, centre=0.0, spread=1e-50),
+    ),
     ("beta_max must be finite in float32", lambda: diffusion.vp_sde(0.1, 1e39)),
     ("beta_min must be a positive", lambda: diffusion.vp_sde("0.1")),
     ("beta_max must be a positive", lambda: diffusion.vp_sde(0.1, None)),
     ("horizon must be a positive", lambda: diffusion.constant_sde(1.0, horizon=[1.0])),
     ("rate must be a positive", lambda: diffusion.constant_sde(np.ones(2))),
     ("final_alpha must be a positive", lambda: diffusion.cosine_sde(final_alpha=np.nan)),
-    ("offset and final_alpha must leave an angle", lambda: diffusion.cosine_sde(final_alpha=1 - 1e-15)),
+    (
+        "offset and final_alpha must leave an angle",
+        lambda: diffusion.cosine_sde(final_alpha=1 - 1e-15),
+    ),
     ("offset and final_alpha must leave an angle", lambda: diffusion.cosine_sde(1e20)),
     # times
     ("t must lie in (0, 1]", lambda: MIXTURE.denoise(SDE, [0.5] * 39 + [np.nan], X)),
@@ -260,14 +304,21 @@ WRONG = [
     ("x must be float32 or float64", lambda: likelihood(x=X.astype(np.float16))),
     (
         "means must be float32 or float64",
-        lambda: diffusion.GaussianMixture(jnp.ones(1), jnp.zeros((1, 2), jnp.float16), jnp.eye(2)[None]),
+        lambda: diffusion.GaussianMixture(
+            jnp.ones(1), jnp.zeros((1, 2), jnp.float16), jnp.eye(2)[None]
+        ),
     ),
     # mixtures
     (
         "weights must be positive and sum to one",
-        lambda: diffusion.GaussianMixture(np.array([1.0, 0.0]), np.zeros((2, 1)), np.ones((2, 1, 1))),
+        lambda: diffusion.GaussianMixture(
+            np.array([1.0, 0.0]), np.zeros((2, 1)), np.ones((2, 1, 1))
+        ),
     ),
-    ("weights must be", lambda: diffusion.GaussianMixture("equal", np.zeros((2, 1)), np.ones((2, 1, 1)))),
+    (
+        "weights must be",
+        lambda: diffusion.GaussianMixture("equal", np.zeros((2, 1)), np.ones((2, 1, 1))),
+    ),
     ("covariances must be", lambda: diffusion.GaussianMixture(np.ones(1), np.zeros((1, 2)), None)),
     # shapes and moments
     ("shape must be (n, d)", lambda: sample(shape=None)),
@@ -283,7 +334,10 @@ WRONG = [
     # fits run on the host
     ("x0 must be known before", lambda: jax.jit(lambda x: kernel(x0=x)(0.3, X))(X)),
     ("key must be known before", lambda: jax.jit(lambda key: fit(key=key)(0.3, X))(KEY)),
-    ("sde must be known before", lambda: jax.jit(lambda b: linearised(sde=diffusion.vp_sde(0.1, b))(0.3, X))(9.0)),
+    (
+        "sde must be known before",
+        lambda: jax.jit(lambda b: linearised(sde=diffusion.vp_sde(0.1, b))(0.3, X))(9.0),
+    ),
 ]
 
 
@@ -297,7 +351,9 @@ class Unregistered:
         return -x
 
 
-@pytest.mark.parametrize(("message", "call"), WRONG, ids=[f"{i}-{message[:30]}" for i, (message, _) in enumerate(WRONG)])
+@pytest.mark.parametrize(
+    ("message", "call"), WRONG, ids=[f"{i}-{message[:30]}" for i, (message, _) in enumerate(WRONG)]
+)
 def test_wrong_arguments_are_named(message, call, untyped):
     with pytest.raises(ValueError, match=re.escape(message)):
         call()
@@ -327,7 +383,11 @@ def test_half_precision_is_compared_in_float32():
     x, y = jnp.asarray(X, jnp.bfloat16), jnp.asarray(X + 1, jnp.bfloat16)
     estimate = metrics.energy_distance(x, y)
     assert estimate.value.dtype == np.float32
-    assert_close(estimate.value, metrics.energy_distance(x.astype("float32"), y.astype("float32")).value, "float32")
+    assert_close(
+        estimate.value,
+        metrics.energy_distance(x.astype("float32"), y.astype("float32")).value,
+        "float32",
+    )
 
 
 # Copies
@@ -348,7 +408,9 @@ def test_denoisers_are_saved_and_copied(fitted):
     assert "2 dimensions, 1 noise levels" in repr(f)
 
 
-@pytest.mark.parametrize("thing", [SDE, diffusion.cosine_sde(), MIXTURE, DATA, metrics.energy_distance(X, X + 1)])
+@pytest.mark.parametrize(
+    "thing", [SDE, diffusion.cosine_sde(), MIXTURE, DATA, metrics.energy_distance(X, X + 1)]
+)
 def test_processes_and_distributions_are_saved_and_copied(thing):
     for again in (pickle.loads(pickle.dumps(thing)), copy.deepcopy(thing)):
         assert same(again, thing)

@@ -19,7 +19,9 @@ SDE = diffusion.vp_sde()
 
 def data(dtype, n=200, d=3, seed=0):
     rng = np.random.default_rng(seed)
-    return jnp.asarray(rng.normal(size=(n, d)) @ rng.normal(size=(d, d)) + rng.normal(size=d), dtype)
+    return jnp.asarray(
+        rng.normal(size=(n, d)) @ rng.normal(size=(d, d)) + rng.normal(size=d), dtype
+    )
 
 
 def lifted(frame, t, x):
@@ -30,13 +32,20 @@ def lifted(frame, t, x):
 def test_linear_part_is_exact_for_gaussian_data(t, dtype):
     x0 = data(dtype)
     mean, cov = np.asarray(x0, np.float64).mean(0), np.cov(np.asarray(x0, np.float64).T, bias=True)
-    normal = diffusion.GaussianMixture(jnp.ones(1, dtype), jnp.asarray(mean[None], dtype), jnp.asarray(cov[None], dtype))
+    normal = diffusion.GaussianMixture(
+        jnp.ones(1, dtype), jnp.asarray(mean[None], dtype), jnp.asarray(cov[None], dtype)
+    )
     x = SDE.perturb(jax.random.key(1), t, x0)
     linear, scale = frame_of(SDE, x0, 4, 1e-3).linear(SDE, t, x)
     assert_close(linear, normal.denoise(SDE, t, x), rtol=1e-3 if dtype == "float32" else 1e-10)
     alpha, h = float(SDE.alpha(t)), float(SDE.variance(t))
-    left = cov - alpha**2 * cov @ np.linalg.solve(alpha**2 * cov + h * np.eye(3), cov)  # what conditioning leaves
-    assert_close(scale[:, 0] ** 2, np.full(len(x), np.trace(left) / 3), rtol=1e-3 if dtype == "float32" else 1e-9)
+    # what conditioning leaves
+    left = cov - alpha**2 * cov @ np.linalg.solve(alpha**2 * cov + h * np.eye(3), cov)
+    assert_close(
+        scale[:, 0] ** 2,
+        np.full(len(x), np.trace(left) / 3),
+        rtol=1e-3 if dtype == "float32" else 1e-9,
+    )
 
 
 def test_lifted_inputs_lie_on_the_sphere_a_typical_one_at_45_degrees(dtype):
@@ -44,7 +53,8 @@ def test_lifted_inputs_lie_on_the_sphere_a_typical_one_at_45_degrees(dtype):
     for t in (0.01, 0.5):
         z = lifted(frame_of(SDE, x0, 4, 1e-3), t, SDE.perturb(jax.random.key(1), t, x0))
         assert_close(jnp.linalg.norm(z, axis=1), jnp.ones(len(z)), dtype)
-        squared = (1 / np.asarray(z[:, -1], np.float64) ** 2 - 1).mean()  # of the point before it was divided by its norm
+        # of the point before it was divided by its norm
+        squared = (1 / np.asarray(z[:, -1], np.float64) ** 2 - 1).mean()
         assert squared == pytest.approx(1, rel=0.1)
 
 
@@ -101,7 +111,9 @@ def test_knots_reach_from_the_least_time_to_where_nothing_is_left():
     assert_close(SDE.time(knots[-1]), 0.01, rtol=1e-4)
     assert len(knots) == 6
     assert bool(jnp.all(jnp.diff(knots) > 0))
-    assert_close(SDE.time(frame_of(SDE, data("float32"), [0.3, 0.1], 0.01).knots), [0.3, 0.1], rtol=1e-5)
+    assert_close(
+        SDE.time(frame_of(SDE, data("float32"), [0.3, 0.1], 0.01).knots), [0.3, 0.1], rtol=1e-5
+    )
 
 
 @pytest.mark.slow
@@ -114,7 +126,9 @@ def test_score_of_the_exact_denoiser_is_the_exact_score(dtype):
     x = SDE.perturb(jax.random.key(0), 0.3, mixture.sample(jax.random.key(1), 50))
     score = diffusion.score(SDE, lambda t, x: mixture.denoise(SDE, t, x))
     for t in (0.3, jnp.full(50, 0.3, dtype)):
-        assert_close(score(t, x), mixture.score(SDE, t, x), rtol=1e-4 if dtype == "float32" else 1e-11)
+        assert_close(
+            score(t, x), mixture.score(SDE, t, x), rtol=1e-4 if dtype == "float32" else 1e-11
+        )
 
 
 @pytest.mark.usefixtures("untyped")
@@ -144,13 +158,19 @@ def test_denoising_loss_is_the_error_and_a_constant_that_is_the_same_for_all():
         square = lambda u: float(jnp.mean(jnp.sum(u**2, axis=1)))
         estimators = (x, jnp.zeros_like(x), best, frame_of(SDE, x0, 3, 1e-3).linear(SDE, t, x)[0])
         for f in estimators:
-            by_chance = float(jnp.std(2 * jnp.sum((f - best) * (best - x0), axis=1))) / np.sqrt(len(x0))
+            by_chance = float(jnp.std(2 * jnp.sum((f - best) * (best - x0), axis=1))) / np.sqrt(
+                len(x0)
+            )
             assert abs(square(f - x0) - square(f - best) - square(best - x0)) < 5 * by_chance + 1e-5
 
 
 FITS = {
-    "network": lambda key, x0, **options: diffusion.fit_denoiser(key, SDE, x0, width=32, steps=3, **options),
-    "kernel": lambda key, x0, **options: diffusion.kernel_denoiser(key, SDE, x0, landmarks=40, draws=1, sigma=1.0, **options),
+    "network": lambda key, x0, **options: diffusion.fit_denoiser(
+        key, SDE, x0, width=32, steps=3, **options
+    ),
+    "kernel": lambda key, x0, **options: diffusion.kernel_denoiser(
+        key, SDE, x0, landmarks=40, draws=1, sigma=1.0, **options
+    ),
     "linearised": lambda key, x0, **options: diffusion.linearised_denoiser(
         key, SDE, x0, width=32, steps=30, sigma=1.0, **options
     ),
@@ -163,7 +183,9 @@ FITS = {
     indirect=["dtype"],
 )
 def test_all_denoisers_serve_the_same(fit, dtype):
-    """One time or many, compiled or not, mapped or not; in the precision of the data; the linear denoiser far away."""
+    """One time or many, compiled or not, mapped or not; in the precision of the data; the linear
+    denoiser far away.
+    """
     x0 = data(dtype, n=60)
     f = FITS[fit](jax.random.key(0), x0, times=3)
     x = x0[:7]
@@ -208,4 +230,5 @@ def test_bad_data_and_times(fit):
     with pytest.raises(ValueError, match="t must be a scalar or of shape"):
         f(jnp.full(3, 0.3), x0[:4])
     constant = run(x0.at[:, 1].set(2.0), times=2)(0.3, x0.at[:, 1].set(2.0))
-    assert_close(constant[:, 1], np.full(60, 2.0), rtol=0.3)  # a constant column stays about what it is
+    # a constant column stays about what it is
+    assert_close(constant[:, 1], np.full(60, 2.0), rtol=0.3)

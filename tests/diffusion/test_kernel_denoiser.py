@@ -1,4 +1,6 @@
-"""Kernel regression on noisy samples: the fit, its stopping time, and how near it comes to the truth."""
+"""Kernel regression on noisy samples: the fit, its stopping time, and how near it comes to the
+truth.
+"""
 
 from functools import partial
 from types import SimpleNamespace
@@ -27,31 +29,51 @@ def softmax_kernel(sigma, one, two):
 def test_with_all_points_as_landmarks_it_is_kernel_regression(kind, x64):
     x0 = ring().sample(jax.random.key(0), 80).astype(jnp.float64)
     key, sigma, tau, t = jax.random.key(3), 1.5, 40.0, 0.2
-    f = diffusion.kernel_denoiser(key, SDE, x0, sigma=sigma, times=[t], draws=1, landmarks=80, stopping=tau, filter=kind)
+    f = diffusion.kernel_denoiser(
+        key, SDE, x0, sigma=sigma, times=[t], draws=1, landmarks=80, stopping=tau, filter=kind
+    )
     frame = frame_of(SDE, x0, [t], 1e-3)
     data = noisy_samples.noised(noisy_samples.noise_key(key, 0), SDE, frame, x0, jnp.asarray(t))
     gram = softmax_kernel(sigma, data.lifted, data.lifted)
     if kind == "ridge":
         coefficients = np.linalg.solve(gram + 80 / tau * np.eye(80), data.targets)
     else:
-        coefficients = np.linalg.solve(gram, (np.eye(80) - scipy.linalg.expm(-tau * gram / 80)) @ np.asarray(data.targets))
+        coefficients = np.linalg.solve(
+            gram, (np.eye(80) - scipy.linalg.expm(-tau * gram / 80)) @ np.asarray(data.targets)
+        )
     x = SDE.perturb(jax.random.key(5), t, x0[:20])
     linear, scale = frame.linear(SDE, t, x)
-    expected = linear + scale * softmax_kernel(sigma, frame.lift(SDE, t, linear), data.lifted) @ coefficients
+    expected = (
+        linear
+        + scale * softmax_kernel(sigma, frame.lift(SDE, t, linear), data.lifted) @ coefficients
+    )
     assert_close(f(t, x), expected, rtol=1e-6)
 
 
 def test_kernel_takes_sigma_as_a_number():
     net = networks.two_layer("res_softmax", width=2, sigma=1.7, train_readout=True)
     z = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
-    assert_close(TangentKernel("res_softmax", True)(1.7, z, None), net.kernel_fn(z, None, "ntk"), rtol=1e-5)
+    assert_close(
+        TangentKernel("res_softmax", True)(1.7, z, None), net.kernel_fn(z, None, "ntk"), rtol=1e-5
+    )
 
 
-@pytest.mark.parametrize(("draws", "enough", "folds", "fresh"), [(1, 4, 2, True), (4, 4, 2, False), (1, 4, 1, False)])
+@pytest.mark.parametrize(
+    ("draws", "enough", "folds", "fresh"), [(1, 4, 2, True), (4, 4, 2, False), (1, 4, 1, False)]
+)
 def test_fits_of_few_draws_are_judged_by_more(draws, enough, folds, fresh, monkeypatch):
     """Samples of their own, where something is left out and more make the judgement surer."""
     x0 = jnp.arange(16.0).reshape(8, 2)
-    levels = kernel._Levels(None, SDE, frame_of(SDE, x0, [0.2, 0.3], 1e-3), x0, [np.arange(8)] * folds, (1.0,), draws, enough)
+    levels = kernel._Levels(
+        None,
+        SDE,
+        frame_of(SDE, x0, [0.2, 0.3], 1e-3),
+        x0,
+        [np.arange(8)] * folds,
+        (1.0,),
+        draws,
+        enough,
+    )
     monkeypatch.setattr(kernel, "_noisy", lambda *arguments: arguments[-2])
     monkeypatch.setattr(kernel, "_fit", lambda plan, key, sigmas, data, judged: (data, judged))
     fits = levels.fits(jax.random.key(1), jax.random.key(2), progress=False)
@@ -85,15 +107,22 @@ def test_errors_along_the_path_are_those_of_its_fits():
     kernel_of = TangentKernel("softmax", False)
     root = spectral_fit.whitening(kernel_of, jnp.float32(1), z[:30])
     there = jnp.asarray(np.arange(200) < 100, jnp.float32)  # the second half is not
-    kept = spectral_fit.moments(kernel_of, jnp.float32(1), z[:30], root, z[:200], y[:200], jnp.ones(200))
-    others = spectral_fit.moments(kernel_of, jnp.float32(1), z[:30], root, z[100:][::-1], y[100:][::-1], there)
+    kept = spectral_fit.moments(
+        kernel_of, jnp.float32(1), z[:30], root, z[:200], y[:200], jnp.ones(200)
+    )
+    others = spectral_fit.moments(
+        kernel_of, jnp.float32(1), z[:30], root, z[100:][::-1], y[100:][::-1], there
+    )
     assert others.count == 100
     path = spectral_fit.path(kept)
     taus = spectral_fit.grid(path)[::20]
     features = np.asarray(kernel_of(jnp.float32(1), z, z[:30]) @ root, np.float64)
     for kind in ("flow", "ridge"):
         errors = spectral_fit.held_out_errors(path, others, taus, kind)
-        direct = [np.sum((features[200:] @ np.asarray(path.weights(tau, kind)) - y[200:]) ** 2) / 100 for tau in taus]
+        direct = [
+            np.sum((features[200:] @ np.asarray(path.weights(tau, kind)) - y[200:]) ** 2) / 100
+            for tau in taus
+        ]
         assert_close(errors, direct, rtol=1e-3)
 
 
@@ -101,10 +130,14 @@ def test_errors_along_the_path_are_those_of_its_fits():
 def test_learns_a_ring_at_one_noise_level():
     mixture = ring()
     x0 = mixture.sample(jax.random.key(0), 1024)
-    f = diffusion.kernel_denoiser(jax.random.key(1), SDE, x0, times=[0.15], landmarks=256, draws=4, sigma=4.0)
+    f = diffusion.kernel_denoiser(
+        jax.random.key(1), SDE, x0, times=[0.15], landmarks=256, draws=4, sigma=4.0
+    )
     assert relative_score_error(SDE, f, mixture, 0.15) < 0.06  # 0.03; the linear denoiser: 0.7
     assert f.stats["validation"][0] < 1.5
-    assert f.stats["noise"][0] ** 2 == pytest.approx(f.stats["validation"][0] / 2, rel=0.15)  # nearly all that is left is noise
+    assert f.stats["noise"][0] ** 2 == pytest.approx(
+        f.stats["validation"][0] / 2, rel=0.15
+    )  # nearly all that is left is noise
 
 
 @pytest.mark.slow
@@ -112,13 +145,18 @@ def test_meets_its_claim_on_the_ring():
     """Relative score error at most 0.05 on average over t in [0.05, 1], of 4,096 points."""
     mixture = ring()
     f = diffusion.kernel_denoiser(jax.random.key(1), SDE, mixture.sample(jax.random.key(0), 4096))
-    assert np.mean([relative_score_error(SDE, f, mixture, float(t)) for t in np.linspace(0.05, 1, 20)]) < 0.05
+    assert (
+        np.mean([relative_score_error(SDE, f, mixture, float(t)) for t in np.linspace(0.05, 1, 20)])
+        < 0.05
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sigma", [2.0, 4.0])
 def test_stopping_rules_against_hindsight(sigma):
-    """Hold-out within 10 % of the best stopping time in 9 of 10 seeds; without data left out, within a factor of two."""
+    """Hold-out within 10 % of the best stopping time in 9 of 10 seeds; without data left out,
+    within a factor of two.
+    """
     mixture, t = ring(), 0.15
     ratios = {"holdout": [], "rademacher": [], "least_risk": []}
     for seed in range(10):
@@ -153,4 +191,6 @@ def test_stopping_rules_against_hindsight(sigma):
 @pytest.mark.usefixtures("untyped")
 def test_bad_input(options, message):
     with pytest.raises(ValueError, match=message):
-        diffusion.kernel_denoiser(jax.random.key(0), SDE, ring().sample(jax.random.key(0), 50), **options)
+        diffusion.kernel_denoiser(
+            jax.random.key(0), SDE, ring().sample(jax.random.key(0), 50), **options
+        )

@@ -22,7 +22,11 @@ from softntk.solution import NumericalError
 
 SDE = vp_sde()
 AT = 1e-5
-NOTHING_LEFT = [vp_sde(beta_max=80.0), constant_sde(10.0, horizon=10.0), cosine_sde(final_alpha=1e-9)]
+NOTHING_LEFT = [
+    vp_sde(beta_max=80.0),
+    constant_sde(10.0, horizon=10.0),
+    cosine_sde(final_alpha=1e-9),
+]
 
 
 def two_modes(d, dtype):
@@ -47,18 +51,32 @@ def test_a_mixture(d, dtype):
     assert np.abs(found - mixture.log_density(SDE, AT, x)).max() < 1e-3
 
 
-GAUSSIANS = [((3.0, -1.0), (0.3, 2.0), 20), ((50.0,), (10.0,), 1), ((0.0, 9.0, 1.0), (1.0, 0.1, 3.0), 2)]
+GAUSSIANS = [
+    ((3.0, -1.0), (0.3, 2.0), 20),
+    ((50.0,), (10.0,), 1),
+    ((0.0, 9.0, 1.0), (1.0, 0.1, 3.0), 2),
+]
 
 
 @pytest.mark.parametrize(("mean", "spread", "rows"), first(GAUSSIANS, GAUSSIANS[0]))
 def test_a_gaussian_is_known_to_the_last_digit(mean, spread, rows, x64):
-    """What is left of its mean and covariance at T is not forgotten; fewer rows than dimensions, too."""
+    """What is left of its mean and covariance at T is not forgotten; fewer rows than dimensions,
+    too.
+    """
     mean, spread = np.array(mean), np.array(spread)
-    data = GaussianMixture(jnp.ones(1), jnp.asarray(mean)[None], jnp.asarray(np.diag(spread**2))[None])
+    data = GaussianMixture(
+        jnp.ones(1), jnp.asarray(mean)[None], jnp.asarray(np.diag(spread**2))[None]
+    )
     x = data.sample(jax.random.key(0), rows)
-    found = log_likelihood(SDE, lambda t, x: data.score(SDE, t, x), x, min_time=1e-3, rtol=1e-9, atol=1e-9)
+    found = log_likelihood(
+        SDE, lambda t, x: data.score(SDE, t, x), x, min_time=1e-3, rtol=1e-9, atol=1e-9
+    )
     alpha, h = float(SDE.alpha(1e-3)), float(SDE.variance(1e-3))
-    desired = scipy.stats.norm(alpha * mean, np.sqrt(alpha**2 * spread**2 + h)).logpdf(np.asarray(x)).sum(axis=1)
+    desired = (
+        scipy.stats.norm(alpha * mean, np.sqrt(alpha**2 * spread**2 + h))
+        .logpdf(np.asarray(x))
+        .sum(axis=1)
+    )
     assert_close(found, desired, rtol=1e-7)
 
 
@@ -76,7 +94,13 @@ def test_the_random_trace_is_unbiased(probes, x64):
     mixture = two_modes(3, "float64")
     x = jnp.tile(mixture.sample(jax.random.key(1), 2), (200, 1))
     found = log_likelihood(
-        SDE, lambda t, x: mixture.score(SDE, t, x), x, key=jax.random.key(2), trace="hutchinson", probes=probes, rtol=1e-4
+        SDE,
+        lambda t, x: mixture.score(SDE, t, x),
+        x,
+        key=jax.random.key(2),
+        trace="hutchinson",
+        probes=probes,
+        rtol=1e-4,
     )
     error = np.asarray(found).reshape(200, 2) - np.asarray(mixture.log_density(SDE, AT, x[:2]))
     deviation = error.std(axis=0)
@@ -89,7 +113,9 @@ def test_the_random_trace_is_unbiased(probes, x64):
 @pytest.mark.slow
 def test_data_on_a_line_have_a_density_that_grows(dtype):
     """N(0, diag(1, 0)): at min_time the missing dimension contributes the density of N(0, h)."""
-    line = GaussianMixture(jnp.ones(1, dtype), jnp.zeros((1, 2), dtype), jnp.diag(jnp.array([1.0, 0.0], dtype))[None])
+    line = GaussianMixture(
+        jnp.ones(1, dtype), jnp.zeros((1, 2), dtype), jnp.diag(jnp.array([1.0, 0.0], dtype))[None]
+    )
     x = jnp.asarray([[0.5, 0.0], [-1.0, 0.002]], dtype)
     found = log_likelihood(SDE, lambda t, x: line.score(SDE, t, x), x)
     h = float(SDE.variance(AT))
@@ -114,18 +140,32 @@ def test_transformations(x64):
 def test_under_vmap(x64):
     x = jnp.array([[0.3, -0.2], [1.0, 0.5]])
     plain = log_likelihood(SDE, narrow, x)
-    assert_close(jax.vmap(lambda x: log_likelihood(SDE, narrow, x))(x[:, None])[:, 0], plain, rtol=1e-4)
+    assert_close(
+        jax.vmap(lambda x: log_likelihood(SDE, narrow, x))(x[:, None])[:, 0], plain, rtol=1e-4
+    )
     random = lambda key: log_likelihood(SDE, narrow, x, key=key, trace="hutchinson")
-    assert_close(jax.vmap(random)(jax.random.split(jax.random.key(0), 2)), jnp.stack([plain, plain]), rtol=1e-4)
+    assert_close(
+        jax.vmap(random)(jax.random.split(jax.random.key(0), 2)),
+        jnp.stack([plain, plain]),
+        rtol=1e-4,
+    )
 
 
 @pytest.mark.slow
 def test_gradients(x64):
     """∇ log p is the score; by the variance of the model, that of a Gaussian."""
     x = jnp.array([[0.3, -0.2], [1.0, 0.5]])
-    assert_close(jax.grad(lambda x: log_likelihood(SDE, narrow, x, rtol=1e-8).sum())(x), narrow(AT, x), rtol=2e-4)
-    of_variance = lambda v: log_likelihood(SDE, lambda t, x: -x / (SDE.alpha(t) ** 2 * v + SDE.variance(t)), x, rtol=1e-8).sum()
-    assert_close(jax.grad(of_variance)(0.25), jnp.sum(x**2) / (2 * 0.25**2) - 4 / (2 * 0.25), rtol=1e-3)
+    assert_close(
+        jax.grad(lambda x: log_likelihood(SDE, narrow, x, rtol=1e-8).sum())(x),
+        narrow(AT, x),
+        rtol=2e-4,
+    )
+    of_variance = lambda v: log_likelihood(
+        SDE, lambda t, x: -x / (SDE.alpha(t) ** 2 * v + SDE.variance(t)), x, rtol=1e-8
+    ).sum()
+    assert_close(
+        jax.grad(of_variance)(0.25), jnp.sum(x**2) / (2 * 0.25**2) - 4 / (2 * 0.25), rtol=1e-3
+    )
 
 
 @pytest.mark.slow
@@ -155,7 +195,10 @@ def test_failures_are_told():
         ({"x": jnp.ones(3)}, "x must have shape [n, d]"),
         ({"x": jnp.ones((2, 2), int)}, "x must be a floating-point array"),
         ({"x": jnp.array([[jnp.nan]])}, "x must be finite"),
-        ({"trace": "exakt"}, "trace must be one of ['exact', 'hutchinson'], got 'exakt'. Did you mean 'exact'?"),
+        (
+            {"trace": "exakt"},
+            "trace must be one of ['exact', 'hutchinson'], got 'exakt'. Did you mean 'exact'?",
+        ),
         ({"trace": "hutchinson"}, 'trace="hutchinson" needs a key'),
         ({"probes": 0}, "probes must be a positive integer, got 0."),
         ({"min_time": 0.0}, "min_time must lie between 0 and the horizon 1, got 0.0"),
@@ -163,7 +206,10 @@ def test_failures_are_told():
         ({"max_steps": 0}, "max_steps must be a positive integer, got 0."),
         ({"rtol": 0.0}, "rtol must lie between 1.2e-06"),
         ({"atol": 0.0}, "atol must be a positive finite number, got 0.0."),
-        ({"score_fn": lambda t, x: x.sum()}, "score_fn must return the shape of x, (2, 2), got ()."),
+        (
+            {"score_fn": lambda t, x: x.sum()},
+            "score_fn must return the shape of x, (2, 2), got ().",
+        ),
     ],
 )
 def test_bad_input(change, message, untyped):
@@ -178,6 +224,8 @@ def test_the_density_of_noise_is_that_of_its_score(rows, x64):
     root, mean, x = rng.normal(size=(3, 3)), rng.normal(size=3), rng.normal(size=(rows, 3))
     covariance = root @ root.T + np.eye(3)
     precision = jnp.asarray(np.linalg.inv(covariance))
-    found = likelihood._log_density_of_noise(lambda t, x: (mean[None] - x) @ precision, jnp.asarray(1.0), jnp.asarray(x))
+    found = likelihood._log_density_of_noise(
+        lambda t, x: (mean[None] - x) @ precision, jnp.asarray(1.0), jnp.asarray(x)
+    )
     desired = scipy.stats.multivariate_normal(mean, covariance).logpdf(x)
     assert_close(found, np.atleast_1d(desired))

@@ -28,7 +28,9 @@ def test_closed_form_is_gradient_descent_on_the_linearised_network(by, x64, monk
     if by == "krylov":
         monkeypatch.setattr(diffusion._linearised_denoiser, "_DENSE", 0)
     x0, key = circle(20, "float64"), jax.random.key(2)
-    f = diffusion.linearised_denoiser(key, SDE, x0, width=32, sigma=1.0, times=3, draws=2, steps=40, train_readout=True)
+    f = diffusion.linearised_denoiser(
+        key, SDE, x0, width=32, sigma=1.0, times=3, draws=2, steps=40, train_readout=True
+    )
     frame = frame_of(SDE, x0, 3, 1e-3)
     net, start = starting_network(key, frame, "softmax", 32, 1.0, True)
     batch = full_batch(key, SDE, frame, x0, 2)
@@ -43,15 +45,28 @@ def test_closed_form_is_gradient_descent_on_the_linearised_network(by, x64, monk
 
 
 def coupling(width, steps=200):
-    """Distances of network, linearised network and kernel, on the same samples, relative to the kernel."""
+    """Distances of network, linearised network and kernel, on the same samples, relative to the
+    kernel.
+    """
     x0, key = circle(128), jax.random.key(1)
     options = {"times": [0.2], "sigma": 1.0}
     linearised = diffusion.linearised_denoiser(key, SDE, x0, width=width, steps=steps, **options)
     rate = linearised.stats["learning_rate"]
     network = diffusion.fit_denoiser(
-        key, SDE, x0, width=width, steps=steps, batch_size=None, ema=0.0, tx=optax.sgd(rate), train_readout=False, **options
+        key,
+        SDE,
+        x0,
+        width=width,
+        steps=steps,
+        batch_size=None,
+        ema=0.0,
+        tx=optax.sgd(rate),
+        train_readout=False,
+        **options,
     )
-    kernel = diffusion.kernel_denoiser(key, SDE, x0, draws=1, landmarks=128, stopping=rate * steps, **options)
+    kernel = diffusion.kernel_denoiser(
+        key, SDE, x0, draws=1, landmarks=128, stopping=rate * steps, **options
+    )
     x = SDE.perturb(jax.random.key(5), 0.2, circle(500))
     outs = [f(0.2, x) for f in (network, linearised, kernel)]
     size = jnp.linalg.norm(outs[2])
@@ -78,7 +93,8 @@ def test_network_and_linearisation_approach_each_other_with_width():
 def test_coefficients_are_what_predictions_multiply(dtype):
     rng = np.random.default_rng(0)
     half, cross, y = rng.normal(size=(6, 4)), rng.normal(size=(3, 6)), rng.normal(size=(6, 2))
-    gram, cross, y = (jnp.asarray(a, dtype) for a in (half @ half.T, cross @ half @ half.T, y))  # singular
+    # singular
+    gram, cross, y = (jnp.asarray(a, dtype) for a in (half @ half.T, cross @ half @ half.T, y))
     steps = jnp.array([0, 1, 300])
     c = sn.ntk.gd_coefficients(gram, y, 0.02, steps)
     added = np.zeros((6, 2))
@@ -101,7 +117,8 @@ def test_the_predictor_is_the_tangent_of_the_network(place, x64):
     start, move = (Parameters(hidden=draw(9, 4), readout=draw(4, 2)) for _ in range(2))
     lifted = draw(5, 3)
     at = lambda step: net.apply_fn(
-        jax.tree.map(lambda p, q: p + step * q, start, move), embedded(jnp.full(5, place), lifted, 3)
+        jax.tree.map(lambda p, q: p + step * q, start, move),
+        embedded(jnp.full(5, place), lifted, 3),
     )
     desired = at(0.0) + (at(1e-5) - at(-1e-5)) / 2e-5
     predictor = LinearisedPredictor(params=start, move=move, net=net)

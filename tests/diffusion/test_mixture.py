@@ -1,4 +1,6 @@
-"""Known distributions: their densities, scores and denoisers agree with each other and with quadrature."""
+"""Known distributions: their densities, scores and denoisers agree with each other and with
+quadrature.
+"""
 
 import itertools
 import re
@@ -29,8 +31,13 @@ def mixture(d, modes=3, seed=0, rank=None, dtype="float64"):
 def scipy_density(of, sde, t, x):
     alpha, h, x = float(sde.alpha(t)), float(sde.variance(t)), np.asarray(x)
     logs = [
-        np.log(w) + scipy.stats.multivariate_normal(alpha * m, alpha**2 * c + h * np.eye(len(m))).logpdf(x).reshape(len(x))
-        for w, m, c in zip(*(np.asarray(a) for a in (of.weights, of.means, of.covariances)), strict=True)
+        np.log(w)
+        + scipy.stats.multivariate_normal(alpha * m, alpha**2 * c + h * np.eye(len(m)))
+        .logpdf(x)
+        .reshape(len(x))
+        for w, m, c in zip(
+            *(np.asarray(a) for a in (of.weights, of.means, of.covariances)), strict=True
+        )
     ]
     return scipy.special.logsumexp(logs, axis=0)
 
@@ -64,7 +71,9 @@ def test_density_and_score(d, sde, x64):
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype"), first(BOTH_IN_BOTH, ("mixture", "float32"), ("data", "float64")), indirect=["dtype"]
+    ("kind", "dtype"),
+    first(BOTH_IN_BOTH, ("mixture", "float32"), ("data", "float64")),
+    indirect=["dtype"],
 )
 def test_tweedie(kind, dtype):
     """E[X_0 | x] = (x + h ∇log p)/α, and both by the density's derivative."""
@@ -85,15 +94,24 @@ def test_tweedie(kind, dtype):
 @pytest.mark.parametrize("t", [0.01, 0.2, 0.9])
 def test_denoising_in_one_dimension_is_an_integral(t, x64):
     weights, means, deviations = np.array([0.3, 0.7]), np.array([-1.0, 1.5]), np.array([0.4, 0.2])
-    of = GaussianMixture(jnp.asarray(weights), jnp.asarray(means)[:, None], jnp.asarray(deviations**2)[:, None, None])
+    of = GaussianMixture(
+        jnp.asarray(weights), jnp.asarray(means)[:, None], jnp.asarray(deviations**2)[:, None, None]
+    )
     alpha, noise = float(SDE.alpha(t)), np.sqrt(float(SDE.variance(t)))
     grid = np.linspace(-5, 5, 40_001)
-    prior = sum(w * scipy.stats.norm(m, s).pdf(grid) for w, m, s in zip(weights, means, deviations, strict=True))
+    prior = sum(
+        w * scipy.stats.norm(m, s).pdf(grid)
+        for w, m, s in zip(weights, means, deviations, strict=True)
+    )
     x = np.array([-1.3, 0.1, 0.9, 2.0])
     joint = prior * scipy.stats.norm(alpha * grid, noise).pdf(x[:, None])
     evidence = scipy.integrate.simpson(joint, x=grid)
     at = jnp.asarray(x)[:, None]
-    assert_close(compiled("denoise")(of, t, at)[:, 0], scipy.integrate.simpson(joint * grid, x=grid) / evidence, rtol=1e-8)
+    assert_close(
+        compiled("denoise")(of, t, at)[:, 0],
+        scipy.integrate.simpson(joint * grid, x=grid) / evidence,
+        rtol=1e-8,
+    )
     assert_close(compiled("log_density")(of, t, at), np.log(evidence), rtol=1e-8)
 
 
@@ -121,27 +139,40 @@ def test_singular_covariances(dtype):
 def test_data_are_a_mixture_of_points(x64):
     data = jnp.asarray(np.random.default_rng(0).normal(size=(20, 2)) + 10)  # far from 0
     points, functions = EmpiricalDistribution(data), {name: compiled(name) for name in NAMES}
-    of = GaussianMixture(jnp.full(20, 1 / 20), data, jnp.zeros((20, 2, 2)) + 1e-14 * jnp.eye(2)[None])
+    of = GaussianMixture(
+        jnp.full(20, 1 / 20), data, jnp.zeros((20, 2, 2)) + 1e-14 * jnp.eye(2)[None]
+    )
     for t in AT:
-        x = SDE.perturb(jax.random.key(0), t, jnp.tile(data, (15, 1)))  # 300 rows: more than one block of queries
+        # 300 rows: more than one block of queries
+        x = SDE.perturb(jax.random.key(0), t, jnp.tile(data, (15, 1)))
         for function in functions.values():
             assert_close(function(points, t, x), function(of, t, x), rtol=1e-7)
     nearest = jnp.argmin(jnp.sum((data - 10) ** 2, axis=1))
-    assert_close(functions["denoise"](points, 1e-6, jnp.full((1, 2), 10.0))[0], data[nearest], rtol=1e-6)
+    assert_close(
+        functions["denoise"](points, 1e-6, jnp.full((1, 2), 10.0))[0], data[nearest], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", first(NAMES, "score"))
-@pytest.mark.parametrize(("kind", "dtype"), first(BOTH_IN_BOTH, ("mixture", "float64")), indirect=["dtype"])
+@pytest.mark.parametrize(
+    ("kind", "dtype"), first(BOTH_IN_BOTH, ("mixture", "float64")), indirect=["dtype"]
+)
 @pytest.mark.slow
 def test_a_time_for_each_row_and_transformations(kind, name, dtype):
-    of = mixture(2, dtype=dtype) if kind == "mixture" else EmpiricalDistribution(jnp.asarray([[0.0, 1.0], [2.0, 0.5]], dtype))
+    of = (
+        mixture(2, dtype=dtype)
+        if kind == "mixture"
+        else EmpiricalDistribution(jnp.asarray([[0.0, 1.0], [2.0, 0.5]], dtype))
+    )
     x, t = spread_out(2, dtype)[:4], jnp.asarray([0.01, 0.1, 0.5, 1.0], dtype)
     rtol = 1e-9 if dtype == "float64" else 1e-4
     function = compiled(name)
     together = function(of, t, x)
     assert together.dtype == dtype
     assert_close(getattr(of, name)(SDE, t, x), together, rtol=rtol)
-    assert_close(jnp.concatenate([function(of, t[i], x[i : i + 1]) for i in range(4)]), together, rtol=rtol)
+    assert_close(
+        jnp.concatenate([function(of, t[i], x[i : i + 1]) for i in range(4)]), together, rtol=rtol
+    )
     assert_close(jax.vmap(lambda t, x: function(of, t, x[None])[0])(t, x), together, rtol=rtol)
 
 
@@ -149,7 +180,10 @@ def dense_log_density(weights, means, covariances, t, x):
     """By Cholesky factors, which have a derivative everywhere."""
     alpha, noise = SDE.alpha(t), SDE.variance(t) * jnp.eye(means.shape[1])
     each = [
-        jnp.log(w) + jax.vmap(jax.scipy.stats.multivariate_normal.logpdf, (0, None, None))(x, alpha * m, alpha**2 * c + noise)
+        jnp.log(w)
+        + jax.vmap(jax.scipy.stats.multivariate_normal.logpdf, (0, None, None))(
+            x, alpha * m, alpha**2 * c + noise
+        )
         for w, m, c in zip(weights, means, covariances, strict=True)
     ]
     return jax.nn.logsumexp(jnp.stack(each), axis=0)
@@ -158,17 +192,23 @@ def dense_log_density(weights, means, covariances, t, x):
 def test_the_derivative_in_a_covariance_whose_eigenvalues_are_equal(x64):
     """½α²(C⁻¹rrᵀC⁻¹ − C⁻¹) of each row, with r = x − αμ."""
     mean, x, t = jnp.asarray([[1.0, -1.0]]), spread_out(2), 0.3
-    slope = jax.grad(lambda c: GaussianMixture(jnp.ones(1), mean, c).log_density(SDE, t, x).sum())(0.5 * jnp.eye(2)[None])
+    slope = jax.grad(lambda c: GaussianMixture(jnp.ones(1), mean, c).log_density(SDE, t, x).sum())(
+        0.5 * jnp.eye(2)[None]
+    )
     alpha, h = float(SDE.alpha(t)), float(SDE.variance(t))
     inverse, away = np.eye(2) / (0.5 * alpha**2 + h), np.asarray(x) - alpha * np.asarray(mean)
-    assert_close(slope[0], alpha**2 / 2 * (inverse @ away.T @ away @ inverse - len(x) * inverse), rtol=1e-10)
+    assert_close(
+        slope[0], alpha**2 / 2 * (inverse @ away.T @ away @ inverse - len(x) * inverse), rtol=1e-10
+    )
 
 
 @pytest.mark.parametrize("kind", ["isotropic", "generic", "singular"])
 @pytest.mark.parametrize("name", [*NAMES, "slope", "covariances"])
 @pytest.mark.slow
 def test_derivatives_in_the_covariances(name, kind, x64):
-    """Of a mixture, against automatic differentiation; that of the slope is the second derivative of the density."""
+    """Of a mixture, against automatic differentiation; that of the slope is the second derivative
+    of the density.
+    """
     of, x, t = mixture(3, modes=2), spread_out(3)[:3], 0.3
     covariances = {
         "isotropic": jnp.tile(0.5 * jnp.eye(3), (2, 1, 1)),
@@ -182,8 +222,14 @@ def test_derivatives_in_the_covariances(name, kind, x64):
     ours, theirs = {
         "log_density": (lambda c: made(c).log_density(SDE, t, x), lambda c: dense(c, x)),
         "score": (lambda c: made(c).score(SDE, t, x), score),
-        "denoise": (lambda c: made(c).denoise(SDE, t, x), lambda c: (x + SDE.variance(t) * score(c)) / SDE.alpha(t)),
-        "slope": (jax.grad(lambda c: made(c).log_density(SDE, t, x).sum()), jax.grad(lambda c: dense(c, x).sum())),
+        "denoise": (
+            lambda c: made(c).denoise(SDE, t, x),
+            lambda c: (x + SDE.variance(t) * score(c)) / SDE.alpha(t),
+        ),
+        "slope": (
+            jax.grad(lambda c: made(c).log_density(SDE, t, x).sum()),
+            jax.grad(lambda c: dense(c, x).sum()),
+        ),
         "covariances": (lambda c: made(c).covariances, symmetric),
     }[name]
     assert_close(jax.jacobian(ours)(covariances), jax.jacobian(theirs)(covariances), rtol=1e-9)
@@ -192,13 +238,18 @@ def test_derivatives_in_the_covariances(name, kind, x64):
 @pytest.mark.slow
 def test_draws_can_be_differentiated_in_the_covariances(x64):
     """E XXᵀ follows Σ."""
-    made = lambda c: GaussianMixture(jnp.ones(1), jnp.zeros((1, 2)), c).sample(jax.random.key(0), 40_000)
+    made = lambda c: GaussianMixture(jnp.ones(1), jnp.zeros((1, 2)), c).sample(
+        jax.random.key(0), 40_000
+    )
     second = lambda c: made(c).T @ made(c) / 40_000
     direction = jnp.array([[[0.5, 1.0], [1.0, -0.3]]])
     assert_close(jax.jvp(second, (jnp.eye(2)[None],), (direction,))[1], direction[0], rtol=0.05)
 
 
-@pytest.mark.parametrize(("d", "scale", "t"), first([(2, 100.0, 1e-5), (16, 30.0, 1e-5), (2, 1e6, 0.5)], (2, 100.0, 1e-5)))
+@pytest.mark.parametrize(
+    ("d", "scale", "t"),
+    first([(2, 100.0, 1e-5), (16, 30.0, 1e-5), (2, 1e6, 0.5)], (2, 100.0, 1e-5)),
+)
 def test_points_that_are_far_apart_for_the_noise(d, scale, t):
     """Weights of e to the power of ten to the ten: the nearest point is the answer."""
     data = scale * jax.random.normal(jax.random.key(0), (300, d))
@@ -213,11 +264,15 @@ def test_draws_have_the_moments(x64):
     x = np.asarray(of.sample(jax.random.key(0), 40_000))
     weights, means = np.asarray(of.weights), np.asarray(of.means)
     mean = weights @ means
-    covariance = np.einsum("c,cij->ij", weights, np.asarray(of.covariances)) + (weights * (means - mean).T) @ (means - mean)
+    covariance = np.einsum("c,cij->ij", weights, np.asarray(of.covariances)) + (
+        weights * (means - mean).T
+    ) @ (means - mean)
     assert_close(x.mean(axis=0), mean, rtol=0.05)
     assert_close(np.cov(x, rowvar=False), covariance, rtol=0.05)
     data = EmpiricalDistribution(jnp.arange(4.0)[:, None])
-    counts = np.bincount(np.asarray(data.sample(jax.random.key(1), 4000)[:, 0]).astype(int), minlength=4)
+    counts = np.bincount(
+        np.asarray(data.sample(jax.random.key(1), 4000)[:, 0]).astype(int), minlength=4
+    )
     assert scipy.stats.chisquare(counts).pvalue > 1e-3
 
 
@@ -236,26 +291,62 @@ EYE = jnp.eye(2)[None]
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: GaussianMixture(ONE, TWO, jnp.eye(2)), "weights must be of shape (1,) and covariances (1, 2, 2)"),
+        (
+            lambda: GaussianMixture(ONE, TWO, jnp.eye(2)),
+            "weights must be of shape (1,) and covariances (1, 2, 2)",
+        ),
         (lambda: GaussianMixture(jnp.ones(2) / 2, TWO, EYE), "weights must be of shape (1,)"),
-        (lambda: GaussianMixture(2 * ONE, TWO, EYE), "weights must be positive and sum to one, got [2.] of sum 2."),
-        (lambda: GaussianMixture(jnp.array([1.5, -0.5]), jnp.zeros((2, 1)), jnp.ones((2, 1, 1))), "weights must be positive"),
-        (lambda: GaussianMixture(ONE, TWO.astype(int), EYE), "means must be a floating-point array"),
-        (lambda: GaussianMixture(ONE, TWO, EYE.astype(int)), "covariances must be a floating-point array"),
+        (
+            lambda: GaussianMixture(2 * ONE, TWO, EYE),
+            "weights must be positive and sum to one, got [2.] of sum 2.",
+        ),
+        (
+            lambda: GaussianMixture(jnp.array([1.5, -0.5]), jnp.zeros((2, 1)), jnp.ones((2, 1, 1))),
+            "weights must be positive",
+        ),
+        (
+            lambda: GaussianMixture(ONE, TWO.astype(int), EYE),
+            "means must be a floating-point array",
+        ),
+        (
+            lambda: GaussianMixture(ONE, TWO, EYE.astype(int)),
+            "covariances must be a floating-point array",
+        ),
         (lambda: GaussianMixture(ONE, TWO * jnp.nan, EYE), "means must be finite"),
         (lambda: GaussianMixture(ONE, TWO, EYE * jnp.inf), "covariances must be finite"),
         (lambda: GaussianMixture(ONE, TWO, -EYE), "covariances must be positive semidefinite"),
-        (lambda: GaussianMixture(ONE, TWO, EYE.at[0, 0, 1].set(0.5)), "covariances must be symmetric"),
-        (lambda: GaussianMixture(ONE, TWO, EYE).sample(jax.random.key(0), 0), "n must be a positive integer, got 0."),
+        (
+            lambda: GaussianMixture(ONE, TWO, EYE.at[0, 0, 1].set(0.5)),
+            "covariances must be symmetric",
+        ),
+        (
+            lambda: GaussianMixture(ONE, TWO, EYE).sample(jax.random.key(0), 0),
+            "n must be a positive integer, got 0.",
+        ),
         (lambda: GaussianMixture(ONE, TWO, EYE).score(SDE, 0.0, TWO), "t must lie in (0, 1]"),
         (lambda: GaussianMixture(ONE, TWO, EYE).score(SDE, 1.5, TWO), "t must lie in (0, 1]"),
-        (lambda: GaussianMixture(ONE, TWO, EYE).score(SDE, 0.5, jnp.ones((3, 3))), "x must have shape [n, 2]"),
-        (lambda: GaussianMixture(ONE, TWO, EYE).score(SDE, jnp.ones(2) / 2, TWO), "t must be a scalar or of shape (1,)"),
-        (lambda: GaussianMixture(ONE, TWO, EYE).denoise(SDE, 0.5, TWO * jnp.nan), "x must be finite"),
+        (
+            lambda: GaussianMixture(ONE, TWO, EYE).score(SDE, 0.5, jnp.ones((3, 3))),
+            "x must have shape [n, 2]",
+        ),
+        (
+            lambda: GaussianMixture(ONE, TWO, EYE).score(SDE, jnp.ones(2) / 2, TWO),
+            "t must be a scalar or of shape (1,)",
+        ),
+        (
+            lambda: GaussianMixture(ONE, TWO, EYE).denoise(SDE, 0.5, TWO * jnp.nan),
+            "x must be finite",
+        ),
         (lambda: EmpiricalDistribution(jnp.ones(3)), "x0 must have shape [n, d]"),
         (lambda: EmpiricalDistribution(jnp.ones((3, 2), int)), "x0 must be a floating-point array"),
-        (lambda: EmpiricalDistribution(TWO).sample(jax.random.key(0), 0), "n must be a positive integer"),
-        (lambda: EmpiricalDistribution(TWO).log_density(SDE, 0.5, jnp.ones((3, 3))), "x must have shape [n, 2]"),
+        (
+            lambda: EmpiricalDistribution(TWO).sample(jax.random.key(0), 0),
+            "n must be a positive integer",
+        ),
+        (
+            lambda: EmpiricalDistribution(TWO).log_density(SDE, 0.5, jnp.ones((3, 3))),
+            "x must have shape [n, 2]",
+        ),
     ],
 )
 def test_bad_input(call, message, untyped):

@@ -27,7 +27,9 @@ def ring(d=2, dtype="float32"):
     means = np.zeros((8, d))
     means[:, 0], means[:, 1] = 2 * np.cos(angles), 2 * np.sin(angles)
     covariances = np.tile(SPREAD**2 * np.eye(d), (8, 1, 1))
-    return GaussianMixture(jnp.full(8, 1 / 8, dtype), jnp.asarray(means, dtype), jnp.asarray(covariances, dtype))
+    return GaussianMixture(
+        jnp.full(8, 1 / 8, dtype), jnp.asarray(means, dtype), jnp.asarray(covariances, dtype)
+    )
 
 
 def minus_x(t, x):
@@ -44,14 +46,18 @@ def nan_beyond_one(t, x):
 
 
 def sliced_wasserstein(x, y, directions=64):
-    """The root mean square, over directions, of the Wasserstein-2 distance of projections; as many x as y."""
+    """The root mean square, over directions, of the Wasserstein-2 distance of projections; as many
+    x as y.
+    """
     axes = np.random.default_rng(0).normal(size=(x.shape[1], directions))
     axes /= np.linalg.norm(axes, axis=0)
     return np.sqrt(np.mean((np.sort(x @ axes, axis=0) - np.sort(y @ axes, axis=0)) ** 2))
 
 
 def assert_from_the_ring(x, mixture, sde=SDE, at=MIN_TIME, spread_error=0.02):
-    """Every sample at a mode, each mode as often as another, the right deviation around it; close to exact draws."""
+    """Every sample at a mode, each mode as often as another, the right deviation around it; close
+    to exact draws.
+    """
     x, alpha = np.asarray(x, np.float64), float(sde.alpha(at))
     distances = np.linalg.norm(x[:, None] - alpha * np.asarray(mixture.means, np.float64), axis=2)
     mode = distances.argmin(axis=1)
@@ -61,7 +67,12 @@ def assert_from_the_ring(x, mixture, sde=SDE, at=MIN_TIME, spread_error=0.02):
     deviation = np.sqrt(alpha**2 * SPREAD**2 + float(sde.variance(at)))
     assert abs(within.std() / deviation - 1) < spread_error
     assert np.abs(within.mean(axis=0)).max() < 5 * deviation / np.sqrt(len(x))
-    exact = [np.asarray(sde.perturb(jax.random.key(k), at, mixture.sample(jax.random.key(k + 10), len(x)))) for k in (1, 2, 3)]
+    exact = [
+        np.asarray(
+            sde.perturb(jax.random.key(k), at, mixture.sample(jax.random.key(k + 10), len(x)))
+        )
+        for k in (1, 2, 3)
+    ]
     floor = np.mean([sliced_wasserstein(exact[i], exact[j]) for i, j in ((0, 1), (1, 2), (2, 0))])
     assert np.mean([sliced_wasserstein(x, y) for y in exact]) < 2 * floor
 
@@ -69,9 +80,13 @@ def assert_from_the_ring(x, mixture, sde=SDE, at=MIN_TIME, spread_error=0.02):
 @pytest.mark.optimised
 @pytest.mark.parametrize(("method", "options"), [("sde", {"steps": 50}), ("ode", {})])
 def test_the_ring_is_sampled(method, options):
-    """The reverse equation in so few steps only because they are those of the shifted method: Euler's are off by 8 per cent."""
+    """The reverse equation in so few steps only because they are those of the shifted method:
+    Euler's are off by 8 per cent.
+    """
     mixture = ring()
-    x = sample(jax.random.key(0), SDE, lambda t, x: mixture.score(SDE, t, x), (4096, 2), method, **options)
+    x = sample(
+        jax.random.key(0), SDE, lambda t, x: mixture.score(SDE, t, x), (4096, 2), method, **options
+    )
     assert x.dtype == np.float32
     assert_from_the_ring(x, mixture, spread_error=0.04)
 
@@ -81,11 +96,18 @@ def test_the_ring_is_sampled(method, options):
 @pytest.mark.parametrize("sde", [constant_sde(), cosine_sde(), constant_sde(10.0, horizon=10.0)])
 @pytest.mark.parametrize(
     ("method", "options"),
-    [("sde", {}), ("sde", {"steps": 100, "corrector_steps": 1}), ("ode", {}), ("ode", {"min_time": 1e-4})],
+    [
+        ("sde", {}),
+        ("sde", {"steps": 100, "corrector_steps": 1}),
+        ("ode", {}),
+        ("ode", {"min_time": 1e-4}),
+    ],
 )
 def test_the_ring_is_sampled_by_every_process(sde, method, options, dtype):
     mixture = ring(8, dtype)
-    x = sample(jax.random.key(3), sde, lambda t, x: mixture.score(sde, t, x), (8192, 8), method, **options)
+    x = sample(
+        jax.random.key(3), sde, lambda t, x: mixture.score(sde, t, x), (8192, 8), method, **options
+    )
     assert x.dtype == dtype
     assert_from_the_ring(x, mixture, sde, options.get("min_time", MIN_TIME))
 
@@ -119,27 +141,45 @@ def test_the_flow_of_a_gaussian_is_the_affine_map(dtype):
     mean, spread = np.array([1.0, -0.5, 0.0]), np.array([0.3, 2.0, 0.01])
     of_data = normal(jnp.asarray(mean, dtype), jnp.asarray(np.diag(spread**2), dtype))
     tight = {"rtol": 1e-9, "atol": 1e-9} if dtype == "float64" else {"rtol": 1e-5, "atol": 1e-5}
-    x = sample(jax.random.key(2), SDE, lambda t, x: of_data.score(SDE, t, x), (50, 3), "ode", **tight)
-    start = jax.random.normal(jax.random.split(jax.random.split(jax.random.key(2), 1)[0])[0], (50, 3))
+    x = sample(
+        jax.random.key(2), SDE, lambda t, x: of_data.score(SDE, t, x), (50, 3), "ode", **tight
+    )
+    start = jax.random.normal(
+        jax.random.split(jax.random.split(jax.random.key(2), 1)[0])[0], (50, 3)
+    )
     alpha, deviation = (
         [float(SDE.alpha(t)) for t in (1.0, MIN_TIME)],
-        [np.sqrt(float(SDE.alpha(t)) ** 2 * spread**2 + float(SDE.variance(t))) for t in (1.0, MIN_TIME)],
+        [
+            np.sqrt(float(SDE.alpha(t)) ** 2 * spread**2 + float(SDE.variance(t)))
+            for t in (1.0, MIN_TIME)
+        ],
     )
-    desired = alpha[1] * mean + (np.asarray(start, np.float64) - alpha[0] * mean) * deviation[1] / deviation[0]
+    desired = (
+        alpha[1] * mean
+        + (np.asarray(start, np.float64) - alpha[0] * mean) * deviation[1] / deviation[0]
+    )
     assert_close(x, desired, rtol=1e-7 if dtype == "float64" else 1e-4)
 
 
 @pytest.mark.slow
 def test_one_row_in_a_thousand_is_still_accurate():
     """A mode that almost nobody meets: the mean error over rows would not see them."""
-    mixture = GaussianMixture(jnp.array([0.999, 0.001]), jnp.array([[0.0], [3.0]]), jnp.array([[[1.0]], [[1e-4]]]))
-    draw = functools.partial(sample, jax.random.key(0), SDE, lambda t, x: mixture.score(SDE, t, x), (4000, 1), "ode")
+    mixture = GaussianMixture(
+        jnp.array([0.999, 0.001]), jnp.array([[0.0], [3.0]]), jnp.array([[[1.0]], [[1e-4]]])
+    )
+    draw = functools.partial(
+        sample, jax.random.key(0), SDE, lambda t, x: mixture.score(SDE, t, x), (4000, 1), "ode"
+    )
     assert float(jnp.max(jnp.abs(draw() - draw(rtol=2e-6, atol=2e-6)))) < 0.02
 
 
 @pytest.mark.parametrize(
     ("method", "dtype"),
-    first(list(itertools.product(["sde", "ode"], ["float32", "float64"])), ("sde", "float32"), ("ode", "float64")),
+    first(
+        list(itertools.product(["sde", "ode"], ["float32", "float64"])),
+        ("sde", "float32"),
+        ("ode", "float64"),
+    ),
     indirect=["dtype"],
 )
 @pytest.mark.slow
@@ -156,15 +196,21 @@ def test_under_vmap(method, dtype):
 def test_differentiable_in_what_the_score_closes_over(method, x64):
     """In the mean m of N(m, 1)."""
     options = {"method": method, "steps": 10, "rtol": 1e-9, "atol": 1e-9}
-    draw = lambda m: sample(jax.random.key(1), SDE, lambda t, x: SDE.alpha(t) * m - x, (2, 1), **options).sum()
+    draw = lambda m: sample(
+        jax.random.key(1), SDE, lambda t, x: SDE.alpha(t) * m - x, (2, 1), **options
+    ).sum()
     step = 1e-4
     assert_close(jax.grad(draw)(0.3), (draw(0.3 + step) - draw(0.3 - step)) / (2 * step), rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", first(["sde", "ode"], "sde"))
 def test_a_score_that_is_not_finite_is_told(method):
-    draw = functools.partial(sample, jax.random.key(0), SDE, nan_beyond_one, (64, 2), method, steps=20)
-    with pytest.raises(NumericalError, match=r"NONFINITE_SCORE: A score is NaN .* Look at score_fn"):
+    draw = functools.partial(
+        sample, jax.random.key(0), SDE, nan_beyond_one, (64, 2), method, steps=20
+    )
+    with pytest.raises(
+        NumericalError, match=r"NONFINITE_SCORE: A score is NaN .* Look at score_fn"
+    ):
         draw()
     for x in (draw(throw=False), jax.jit(lambda: draw())()):
         bad = np.asarray(jnp.isinf(x))
@@ -179,7 +225,9 @@ def test_a_score_that_is_not_finite_is_told(method):
 def test_steps_that_run_out_are_told():
     with pytest.raises(NumericalError, match=r"MAX_STEPS: .* Allow more max_steps"):
         sample(jax.random.key(0), SDE, wide, (4, 2), "ode", max_steps=3)
-    assert np.isposinf(sample(jax.random.key(0), SDE, wide, (4, 2), "ode", max_steps=3, throw=False)).all()
+    assert np.isposinf(
+        sample(jax.random.key(0), SDE, wide, (4, 2), "ode", max_steps=3, throw=False)
+    ).all()
 
 
 class Scaled(eqx.Module):
@@ -212,7 +260,9 @@ def test_nothing_is_compiled_twice(method):
 
 
 def test_arrays_of_the_score_are_arguments_of_the_program():
-    """A pytree may change its arrays and is not compiled anew; a closure's arrays are no constants of the program."""
+    """A pytree may change its arrays and is not compiled anew; a closure's arrays are no constants
+    of the program.
+    """
     traces = 0
 
     class Counted(eqx.Module):
@@ -237,7 +287,9 @@ def test_arrays_of_the_score_are_arguments_of_the_program():
     of_method = module._flow.as_pytree(ring().score, (3, 2), jnp.float32)
     assert (8, 2) in [leaf.shape for leaf in jax.tree.leaves(of_method) if eqx.is_array(leaf)]
     large = jnp.ones((300, 2))
-    converted = module._flow.as_pytree(lambda t, x: -x * large.mean(axis=0)[None], (3, 2), jnp.float32)
+    converted = module._flow.as_pytree(
+        lambda t, x: -x * large.mean(axis=0)[None], (3, 2), jnp.float32
+    )
     assert [leaf.shape for leaf in jax.tree.leaves(converted) if eqx.is_array(leaf)] == [(300, 2)]
 
 
@@ -250,10 +302,14 @@ def test_a_mixture_s_method_and_numpy_records_are_scores():
         def score(self, t, x):
             return -self.factor[None] * x
 
-    jax.tree_util.register_pytree_node(Record, lambda r: ((r.factor,), None), lambda _, leaves: Record(*leaves))
+    jax.tree_util.register_pytree_node(
+        Record, lambda r: ((r.factor,), None), lambda _, leaves: Record(*leaves)
+    )
     one = sample(jax.random.key(0), SDE, Record(np.ones(2, np.float32)).score, (3, 2), steps=5)
     assert_close(one, sample(jax.random.key(0), SDE, minus_x, (3, 2), steps=5), "float32")
-    assert sample(jax.random.key(0), SDE, Scaled(np.ones(2, np.float32)), (3, 2), steps=5).shape == (3, 2)
+    assert sample(
+        jax.random.key(0), SDE, Scaled(np.ones(2, np.float32)), (3, 2), steps=5
+    ).shape == (3, 2)
 
 
 @pytest.mark.slow
@@ -264,7 +320,13 @@ def test_batches(monkeypatch):
     assert shown == ["3 of 7", "6 of 7", "7 of 7"]
     assert x.shape == (7, 2)
     assert len(np.unique(np.asarray(x))) == 14
-    assert_close(jax.jit(lambda key: sample(key, SDE, minus_x, (7, 2), steps=5, batch_size=3))(jax.random.key(0)), x, "float32")
+    assert_close(
+        jax.jit(lambda key: sample(key, SDE, minus_x, (7, 2), steps=5, batch_size=3))(
+            jax.random.key(0)
+        ),
+        x,
+        "float32",
+    )
     assert sample(jax.random.key(0), SDE, minus_x, (2, 2), steps=5, batch_size=3).shape == (2, 2)
 
 
@@ -275,11 +337,16 @@ MEAN, COVARIANCE = np.array([0.5, -1.0]), np.array([[1.0, 0.6], [0.6, 0.5]])
 def test_moments_hold_the_batch_to_the_mean_and_covariance_of_the_data(dtype):
     def contracting(t, x):
         """The score of a Gaussian with a third of the variance, about another mean."""
-        spread = SDE.alpha(t) ** 2 * jnp.asarray(COVARIANCE / 3, dtype) + SDE.variance(t) * jnp.eye(2, dtype=dtype)
+        spread = SDE.alpha(t) ** 2 * jnp.asarray(COVARIANCE / 3, dtype) + SDE.variance(t) * jnp.eye(
+            2, dtype=dtype
+        )
         return -jnp.linalg.solve(spread, (x - SDE.alpha(t) * 0.2).T).T
 
     free, held = (
-        np.asarray(sample(jax.random.key(0), SDE, contracting, (2000, 2), moments=moments, steps=50), np.float64)
+        np.asarray(
+            sample(jax.random.key(0), SDE, contracting, (2000, 2), moments=moments, steps=50),
+            np.float64,
+        )
         for moments in (None, (MEAN, COVARIANCE))
     )
     alpha, h = float(SDE.alpha(MIN_TIME)), float(SDE.variance(MIN_TIME))
@@ -295,13 +362,27 @@ def test_moments_hold_the_batch_to_the_mean_and_covariance_of_the_data(dtype):
 def test_moments_change_little_where_the_score_is_exact():
     mixture = ring(4)
     mean, covariance = np.zeros(4), SPREAD**2 * np.eye(4) + np.diag([2.0, 2.0, 0.0, 0.0])
-    x = sample(jax.random.key(0), SDE, lambda t, x: mixture.score(SDE, t, x), (8192, 4), moments=(mean, covariance))
+    x = sample(
+        jax.random.key(0),
+        SDE,
+        lambda t, x: mixture.score(SDE, t, x),
+        (8192, 4),
+        moments=(mean, covariance),
+    )
     assert_from_the_ring(x, mixture)
 
 
 def test_a_row_that_is_lost_is_lost_alone_under_moments():
     score = lambda t, x: jnp.where(x[:, :1] > 2, jnp.nan, -x)
-    x = sample(jax.random.key(0), SDE, score, (500, 2), steps=30, throw=False, moments=(np.zeros(2), np.eye(2)))
+    x = sample(
+        jax.random.key(0),
+        SDE,
+        score,
+        (500, 2),
+        steps=30,
+        throw=False,
+        moments=(np.zeros(2), np.eye(2)),
+    )
     lost = np.isinf(np.asarray(x)).all(axis=1)
     assert 0 < lost.sum() < 500
     assert np.isfinite(np.asarray(x)[~lost]).all()
@@ -319,7 +400,9 @@ def test_an_interrupt_keeps_what_is_done(monkeypatch):
 
     whole = sample(jax.random.key(0), SDE, minus_x, (10, 2), steps=5, batch_size=3)
     monkeypatch.setattr(module, "_draw", interrupted)
-    np.testing.assert_array_equal(sample(jax.random.key(0), SDE, minus_x, (10, 2), steps=5, batch_size=3), whole[:6])
+    np.testing.assert_array_equal(
+        sample(jax.random.key(0), SDE, minus_x, (10, 2), steps=5, batch_size=3), whole[:6]
+    )
     calls[:] = [None, None]
     with pytest.raises(KeyboardInterrupt):
         sample(jax.random.key(0), SDE, minus_x, (10, 2), steps=5, batch_size=3)
@@ -339,20 +422,40 @@ def test_an_interrupt_keeps_what_is_done(monkeypatch):
         ({"max_steps": 0}, "max_steps must be a positive integer, got 0."),
         ({"corrector_steps": -1}, "corrector_steps must be a non-negative integer, got -1."),
         ({"corrector_snr": 0.0}, "corrector_snr must be a positive finite number, got 0.0."),
-        ({"rtol": 1e-12}, "rtol must lie between 1.2e-06, what float32 can give, and 1, got 1e-12."),
+        (
+            {"rtol": 1e-12},
+            "rtol must lie between 1.2e-06, what float32 can give, and 1, got 1e-12.",
+        ),
         ({"atol": -1.0}, "atol must be a positive finite number, got -1.0."),
-        ({"moments": np.zeros((3, 2))}, "moments must be a pair, mean and covariance, got 3 of them."),
-        ({"moments": (np.zeros(2), -np.eye(2)), "shape": (200, 2)}, "must have no negative eigenvalue, got -1"),
-        ({"moments": (np.zeros(3), np.eye(2))}, "moments must be a mean [2] and a covariance [2, 2], got (3,) and (2, 2)."),
+        (
+            {"moments": np.zeros((3, 2))},
+            "moments must be a pair, mean and covariance, got 3 of them.",
+        ),
+        (
+            {"moments": (np.zeros(2), -np.eye(2)), "shape": (200, 2)},
+            "must have no negative eigenvalue, got -1",
+        ),
+        (
+            {"moments": (np.zeros(3), np.eye(2))},
+            "moments must be a mean [2] and a covariance [2, 2], got (3,) and (2, 2).",
+        ),
         ({"moments": (np.zeros(2), np.full((2, 2), np.nan))}, "moments must be finite"),
         ({"moments": (np.zeros(2), np.eye(2)), "method": "ode"}, 'moments are for method="sde"'),
         ({"moments": (np.zeros(2), np.eye(2))}, "moments need batches of at least 100 rows, got 3"),
         ({"batch_size": 0}, "batch_size must be a positive integer, got 0."),
-        ({"score_fn": lambda t, x: x[:, 0]}, "score_fn must return the shape of x, (3, 2), got (3,)."),
+        (
+            {"score_fn": lambda t, x: x[:, 0]},
+            "score_fn must return the shape of x, (3, 2), got (3,).",
+        ),
     ],
 )
 def test_bad_input(change, message, untyped):
-    arguments = {"key": jax.random.key(0), "sde": SDE, "score_fn": minus_x, "shape": (3, 2)} | change
+    arguments = {
+        "key": jax.random.key(0),
+        "sde": SDE,
+        "score_fn": minus_x,
+        "shape": (3, 2),
+    } | change
     with pytest.raises(ValueError, match=re.escape(message)):
         sample(**arguments)
 

@@ -30,7 +30,10 @@ def sde(request):
 
 def times(sde, n=200):
     """From 1e-6 to T."""
-    return jnp.asarray(sde.horizon * np.concatenate([np.geomspace(1e-6, 0.1, n // 2), np.linspace(0.11, 1, n // 2)]))
+    return jnp.asarray(
+        sde.horizon
+        * np.concatenate([np.geomspace(1e-6, 0.1, n // 2), np.linspace(0.11, 1, n // 2)])
+    )
 
 
 def test_variance_is_preserved(sde, dtype):
@@ -62,7 +65,9 @@ def test_noise_is_that_of_the_key(x64):
 def test_the_integral_is_that_of_the_rate(sde, x64):
     t = times(sde)
     assert_close(jax.vmap(jax.grad(sde.integral))(t) / sde.rate(t), np.ones(len(t)), rtol=1e-9)
-    by_quadrature = scipy.integrate.quad(lambda t: float(sde.rate(t)), 0, 0.7 * sde.horizon, epsabs=0, epsrel=1e-10)[0]
+    by_quadrature = scipy.integrate.quad(
+        lambda t: float(sde.rate(t)), 0, 0.7 * sde.horizon, epsabs=0, epsrel=1e-10
+    )[0]
     assert_close(sde.integral(0.7 * sde.horizon), by_quadrature, rtol=1e-9)
 
 
@@ -137,7 +142,12 @@ def test_weights(sde, x64):
     t = times(sde)
     ratio, h = np.exp(np.asarray(sde.log_snr(t))), np.asarray(sde.variance(t))
     rate = np.asarray(sde.rate(t))
-    desired = {"denoising": np.ones(len(t)), "noise": ratio, "score": ratio / h, "likelihood": rate * ratio / h}
+    desired = {
+        "denoising": np.ones(len(t)),
+        "noise": ratio,
+        "score": ratio / h,
+        "likelihood": rate * ratio / h,
+    }
     assert set(desired) == set(WEIGHTINGS)
     for kind, value in desired.items():
         assert_close(sde.weight(t, kind) / value, np.ones(len(t)), rtol=1e-9)
@@ -159,17 +169,41 @@ SDE = vp_sde()
         (lambda: SDE.check_times(np.array([0.5, 1.1])), "t must lie in (0, 1], got 0.5 … 1.1."),
         (lambda: SDE.check_times(np.nan), "t must lie in (0, 1]"),
         (lambda: SDE.sample_times(jax.random.key(0), 0), "n must be a positive integer, got 0."),
-        (lambda: SDE.sample_times(jax.random.key(0), 3, 0.0), "min_time must lie between 0 and the horizon 1, got 0.0"),
-        (lambda: SDE.sample_times(jax.random.key(0), 3, 1.0), "min_time must lie between 0 and the horizon 1, got 1.0"),
-        (lambda: SDE.sample_times(jax.random.key(0), 3, spread=0.0), "spread must be a positive finite number, got 0.0."),
-        (lambda: SDE.sample_times(jax.random.key(0), 3, centre=np.nan), "centre must be a finite number, got nan."),
+        (
+            lambda: SDE.sample_times(jax.random.key(0), 3, 0.0),
+            "min_time must lie between 0 and the horizon 1, got 0.0",
+        ),
+        (
+            lambda: SDE.sample_times(jax.random.key(0), 3, 1.0),
+            "min_time must lie between 0 and the horizon 1, got 1.0",
+        ),
+        (
+            lambda: SDE.sample_times(jax.random.key(0), 3, spread=0.0),
+            "spread must be a positive finite number, got 0.0.",
+        ),
+        (
+            lambda: SDE.sample_times(jax.random.key(0), 3, centre=np.nan),
+            "centre must be a finite number, got nan.",
+        ),
         (lambda: SDE.weight(0.0, "score"), "t must lie in (0, 1]"),
         (lambda: SDE.perturb(jax.random.key(0), 2.0, jnp.ones((3, 2))), "t must lie in (0, 1]"),
-        (lambda: SDE.weight(0.5, "scores"), "kind must be one of ['denoising', 'likelihood', 'noise', 'score'], got 'scores'."),
+        (
+            lambda: SDE.weight(0.5, "scores"),
+            "kind must be one of ['denoising', 'likelihood', 'noise', 'score'], got 'scores'.",
+        ),
         (lambda: SDE.perturb(jax.random.key(0), 0.5, jnp.ones(3)), "x0 must have shape [n, d]"),
-        (lambda: SDE.perturb(jax.random.key(0), 0.5, jnp.ones((3, 2), int)), "x0 must be a floating-point array"),
-        (lambda: SDE.perturb(jax.random.key(0), 0.5, jnp.full((3, 2), jnp.nan)), "x0 must be finite"),
-        (lambda: SDE.perturb(jax.random.key(0), jnp.ones(2), jnp.ones((3, 2))), "t must be a scalar or of shape (3,)"),
+        (
+            lambda: SDE.perturb(jax.random.key(0), 0.5, jnp.ones((3, 2), int)),
+            "x0 must be a floating-point array",
+        ),
+        (
+            lambda: SDE.perturb(jax.random.key(0), 0.5, jnp.full((3, 2), jnp.nan)),
+            "x0 must be finite",
+        ),
+        (
+            lambda: SDE.perturb(jax.random.key(0), jnp.ones(2), jnp.ones((3, 2))),
+            "t must be a scalar or of shape (3,)",
+        ),
     ],
 )
 def test_bad_input(call, message, untyped):
@@ -188,7 +222,11 @@ def test_derivatives_at_the_start(sde, dtype):
         assert_close(jax.grad(function)(start), want, dtype)
     h = 1e-3
     middle = jnp.asarray(0.5)
-    assert_close(jax.grad(sde.log_snr)(middle), (sde.log_snr(0.5 + h) - sde.log_snr(0.5 - h)) / (2 * h), rtol=1e-3)
+    assert_close(
+        jax.grad(sde.log_snr)(middle),
+        (sde.log_snr(0.5 + h) - sde.log_snr(0.5 - h)) / (2 * h),
+        rtol=1e-3,
+    )
 
 
 def test_times_of_infinite_ratios(sde):

@@ -1,4 +1,6 @@
-"""Least squares in the span of landmarks: filters, paths and errors in closed form, with a linear kernel."""
+"""Least squares in the span of landmarks: filters, paths and errors in closed form, with a linear
+kernel.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +35,11 @@ def test_filters(tau, x64):
     with np.errstate(invalid="ignore"):
         flow = np.where(tau * e > 1e-12, -np.expm1(-tau * e) / e, tau)
     assert_close(spectral_fit.filtered(jnp.asarray(e), jnp.asarray(tau), "flow"), flow, rtol=1e-6)
-    assert_close(spectral_fit.filtered(jnp.asarray(e), jnp.asarray(tau), "ridge"), 1 / (e + 1 / tau), rtol=1e-12)
+    assert_close(
+        spectral_fit.filtered(jnp.asarray(e), jnp.asarray(tau), "ridge"),
+        1 / (e + 1 / tau),
+        rtol=1e-12,
+    )
 
 
 def test_paths_and_their_errors(x64):
@@ -61,7 +67,9 @@ def test_paths_and_their_errors(x64):
         ]
         assert_close(path.weights(jnp.asarray(taus[1]), kind), weights[1], rtol=1e-9)
         direct = [np.sum((others[:5] @ w - others_y[:5]) ** 2) / 5 for w in weights]
-        assert_close(spectral_fit.held_out_errors(path, held, jnp.asarray(taus), kind), direct, rtol=1e-9)
+        assert_close(
+            spectral_fit.held_out_errors(path, held, jnp.asarray(taus), kind), direct, rtol=1e-9
+        )
     grid = np.asarray(spectral_fit.grid(path)) * float(path.eigenvalues[-1])
     assert len(grid) == 81
     assert_close(grid[[0, 8, -1]] / [1e-2, 1e-1, 1e8], np.ones(3), rtol=1e-6)
@@ -92,12 +100,17 @@ def test_between_knots_kernels_are_interpolated(x64):
     places = np.array([0.0, 0.25, 1.0, 1.3, 1.999, 2.0])
     lower = np.minimum(places.astype(int), 1)
     expected = np.array(
-        [(1 - p + j) * at[j][i] + (p - j) * at[j + 1][i] for i, (p, j) in enumerate(zip(places, lower, strict=True))]
+        [
+            (1 - p + j) * at[j][i] + (p - j) * at[j + 1][i]
+            for i, (p, j) in enumerate(zip(places, lower, strict=True))
+        ]
     )
     assert_close(f(jnp.asarray(places), jnp.asarray(z)), expected)
     for i, place in enumerate(places):
         assert_close(f(jnp.asarray([place]), jnp.asarray(z))[i], expected[i])
-    single = KernelPredictor(*(jnp.asarray(each[1:2]) for each in (landmarks, weights, sigmas)), linear)
+    single = KernelPredictor(
+        *(jnp.asarray(each[1:2]) for each in (landmarks, weights, sigmas)), linear
+    )
     assert_close(single(jnp.zeros(1), jnp.asarray(z)), at[1])
 
 

@@ -32,7 +32,9 @@ def test_schedules_have_derivatives_in_their_numbers(name, x64):
         sde = make(b)
         of_time = [f(0.4) for f in (sde.rate, sde.integral, sde.alpha, sde.variance, sde.log_snr)]
         times = sde.sample_times(KEY, 2, centre=1.0), sde.sample_times(KEY, 2)
-        return jnp.concatenate([jnp.stack([*of_time, sde.time(0.3), sde.weight(0.4, "likelihood")]), *times])
+        return jnp.concatenate(
+            [jnp.stack([*of_time, sde.time(0.3), sde.weight(0.4, "likelihood")]), *times]
+        )
 
     slope, step = jax.jit(jax.jacfwd(values))(at), 1e-5 * at
     numerical = (values(at + step) - values(at - step)) / (2 * step)
@@ -44,7 +46,14 @@ def test_a_traced_process_is_a_pytree_and_keeps_dtypes(x64):
     sde = jax.jit(lambda b: diffusion.vp_sde(0.1, b))(jnp.asarray(20.0))
     assert [float(leaf) for leaf in jax.tree.leaves(sde)] == [20.0]
     t = jnp.asarray([0.1, 0.5], jnp.float32)
-    for value in (sde.rate(t), sde.integral(t), sde.alpha(t), sde.variance(t), sde.log_snr(t), sde.time(t)):
+    for value in (
+        sde.rate(t),
+        sde.integral(t),
+        sde.alpha(t),
+        sde.variance(t),
+        sde.log_snr(t),
+        sde.time(t),
+    ):
         assert value.dtype == np.float32
     assert_close(sde.alpha(t), diffusion.vp_sde().alpha(t), "float32")
     each = jax.vmap(lambda b: diffusion.vp_sde(0.1, b).alpha(0.5))(jnp.asarray([5.0, 20.0]))
@@ -53,7 +62,9 @@ def test_a_traced_process_is_a_pytree_and_keeps_dtypes(x64):
 
 def test_times_after_every_horizon_are_refused(untyped):
     with pytest.raises(ValueError, match=r"t must lie in \(0, horizon\], got inf"):
-        jax.jit(lambda b: diffusion.vp_sde(0.1, 20.0, horizon=b).perturb(KEY, jnp.inf, jnp.ones((1, 2))))(1.0)
+        jax.jit(
+            lambda b: diffusion.vp_sde(0.1, 20.0, horizon=b).perturb(KEY, jnp.inf, jnp.ones((1, 2)))
+        )(1.0)
 
 
 def test_the_score_of_data_has_a_derivative_in_the_rate(x64):
@@ -86,7 +97,9 @@ def test_the_likelihood_has_a_derivative_in_the_rate(x64):
     def found(b):
         v = variance(b)
         sde = diffusion.vp_sde(0.1, b)
-        return diffusion.log_likelihood(sde, lambda t, x: -x / v(t), X, min_time=0.05, rtol=1e-8, atol=1e-8).sum()
+        return diffusion.log_likelihood(
+            sde, lambda t, x: -x / v(t), X, min_time=0.05, rtol=1e-8, atol=1e-8
+        ).sum()
 
     def exact(b):
         v = variance(b)(0.05)
@@ -108,7 +121,9 @@ SINGLE = jnp.asarray(np.random.default_rng(1).normal(size=(12, 2)), jnp.float32)
 
 
 def mixture(dtype="float32"):
-    return diffusion.GaussianMixture(*(np.asarray(a, dtype) for a in ([0.5, 0.5], [[1, 0], [-1, 0]], [0.1 * np.eye(2)] * 2)))
+    return diffusion.GaussianMixture(
+        *(np.asarray(a, dtype) for a in ([0.5, 0.5], [[1, 0], [-1, 0]], [0.1 * np.eye(2)] * 2))
+    )
 
 
 def test_float32_stays_float32_when_x64_is_on(promotion, x64):
@@ -137,7 +152,9 @@ def test_float32_stays_float32_when_x64_is_on(promotion, x64):
 @pytest.mark.parametrize("method", ["sde", pytest.param("ode", marks=pytest.mark.slow)])
 def test_draws_with_a_score_of_another_precision(method, promotion, x64):
     of, sde = mixture(), diffusion.vp_sde()
-    draws = diffusion.sample(KEY, sde, lambda t, x: of.score(sde, t, x.astype("float32")), (3, 2), method, steps=4)
+    draws = diffusion.sample(
+        KEY, sde, lambda t, x: of.score(sde, t, x.astype("float32")), (3, 2), method, steps=4
+    )
     assert draws.dtype == np.float64
     assert np.isfinite(draws).all()
 
@@ -147,9 +164,15 @@ def test_draws_with_a_score_of_another_precision(method, promotion, x64):
 def test_fits_in_float32_when_x64_is_on(fit, promotion, x64):
     sde = diffusion.vp_sde()
     f = {
-        "network": lambda: diffusion.fit_denoiser(KEY, sde, SINGLE, width=8, steps=3, batch_size=8, times=2),
-        "kernel": lambda: diffusion.kernel_denoiser(KEY, sde, SINGLE, landmarks=6, draws=1, sigma=1.0, times=2),
-        "linearised": lambda: diffusion.linearised_denoiser(KEY, sde, SINGLE, width=8, steps=3, times=2),
+        "network": lambda: diffusion.fit_denoiser(
+            KEY, sde, SINGLE, width=8, steps=3, batch_size=8, times=2
+        ),
+        "kernel": lambda: diffusion.kernel_denoiser(
+            KEY, sde, SINGLE, landmarks=6, draws=1, sigma=1.0, times=2
+        ),
+        "linearised": lambda: diffusion.linearised_denoiser(
+            KEY, sde, SINGLE, width=8, steps=3, times=2
+        ),
         "likelihood": lambda: lambda t, x: diffusion.log_likelihood(sde, lambda t, x: -x, x),
     }[fit]()
     value = f(0.3, SINGLE)

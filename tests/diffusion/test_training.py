@@ -19,7 +19,9 @@ X0 = ring().sample(jax.random.key(0), 300)
 
 
 def fit(steps=250, seed=1, sde=SDE, **options):
-    return diffusion.fit_denoiser(jax.random.key(seed), sde, X0, **{"width": 16, "batch_size": 32, **options}, steps=steps)
+    return diffusion.fit_denoiser(
+        jax.random.key(seed), sde, X0, **{"width": 16, "batch_size": 32, **options}, steps=steps
+    )
 
 
 def leaves(f):
@@ -42,8 +44,13 @@ def test_learns_a_ring():
 def test_meets_its_claim_on_the_ring(family):
     """Relative score error at most 0.05 on average over t in [0.05, 1], of 4,096 points."""
     mixture = ring()
-    f = diffusion.fit_denoiser(jax.random.key(1), SDE, mixture.sample(jax.random.key(0), 4096), family=family)
-    assert np.mean([relative_score_error(SDE, f, mixture, float(t)) for t in np.linspace(0.05, 1, 20)]) < 0.05
+    f = diffusion.fit_denoiser(
+        jax.random.key(1), SDE, mixture.sample(jax.random.key(0), 4096), family=family
+    )
+    assert (
+        np.mean([relative_score_error(SDE, f, mixture, float(t)) for t in np.linspace(0.05, 1, 20)])
+        < 0.05
+    )
 
 
 @pytest.mark.parametrize("weighting", first([None, "score"], "score"))
@@ -52,14 +59,17 @@ def test_full_batch_loss_is_what_it_says(weighting):
     frame = frame_of(SDE, X0, 8, 1e-3)
     batch = network_module.full_batch(jax.random.key(1), SDE, frame, X0, 2, weighting)
     assert batch.inputs.shape == (600, 8 * 3)
-    expected = 0.5 * np.mean(np.asarray(batch.weights) * np.sum(np.asarray(batch.targets) ** 2, 1))  # F = 0 at the start
+    # F = 0 at the start
+    expected = 0.5 * np.mean(np.asarray(batch.weights) * np.sum(np.asarray(batch.targets) ** 2, 1))
     assert_close(f.stats["loss"][0], expected, rtol=1e-4)
 
 
 def test_weighting_gives_the_loss_on_the_data_themselves():
     frame, key = frame_of(SDE, X0, [0.3], 1e-3), jax.random.key(1)
     batch = network_module.full_batch(key, SDE, frame, X0, 1, "denoising")
-    x = SDE.perturb(network_module.noisy_samples.noise_key(key, 0), float(SDE.time(frame.knots[0])), X0)
+    x = SDE.perturb(
+        network_module.noisy_samples.noise_key(key, 0), float(SDE.time(frame.knots[0])), X0
+    )
     linear, _ = frame.linear(SDE, 0.3, x)
     direct = np.mean(np.sum((np.asarray(X0) - np.asarray(linear)) ** 2, 1))
     assert_close(jnp.mean(batch.weights * jnp.sum(batch.targets**2, axis=1)), direct, rtol=1e-3)
@@ -138,7 +148,10 @@ def test_a_fit_that_diverges_late_returns_the_weights_before():
         warnings.simplefilter("ignore")
         f = fit(tx=later, ema=0.0)
     assert f.stats["steps"] == 100
-    assert_close(f.predictor.params.hidden, fit(steps=100, tx=optax.sgd(1e-3), ema=0.0).predictor.params.hidden)
+    assert_close(
+        f.predictor.params.hidden,
+        fit(steps=100, tx=optax.sgd(1e-3), ema=0.0).predictor.params.hidden,
+    )
 
 
 @pytest.mark.slow
@@ -146,9 +159,13 @@ def test_average_of_the_weights():
     tx = optax.sgd(1e-2)
     paths = [fit(steps=s, tx=tx, ema=0.0).predictor.params.hidden for s in (1, 2)]
     frame = frame_of(SDE, X0, 8, 1e-3)
-    start = network_module.starting_network(jax.random.key(1), frame, "softmax", 16, None, True)[1].hidden
+    start = network_module.starting_network(jax.random.key(1), frame, "softmax", 16, None, True)[
+        1
+    ].hidden
     one = 0.1 * start + 0.9 * paths[0]
-    assert_close(fit(steps=2, tx=tx).predictor.params.hidden, 2 / 11 * one + 9 / 11 * paths[1], rtol=1e-5)
+    assert_close(
+        fit(steps=2, tx=tx).predictor.params.hidden, 2 / 11 * one + 9 / 11 * paths[1], rtol=1e-5
+    )
 
 
 def test_the_readout_of_the_paper_stays():
@@ -161,7 +178,9 @@ def test_the_readout_of_the_paper_stays():
 
 @pytest.mark.slow
 def test_precision(dtype):
-    f = diffusion.fit_denoiser(jax.random.key(0), SDE, X0.astype(dtype), width=16, steps=5, batch_size=16)
+    f = diffusion.fit_denoiser(
+        jax.random.key(0), SDE, X0.astype(dtype), width=16, steps=5, batch_size=16
+    )
     assert f(0.2, X0.astype(dtype)).dtype == dtype
     assert f.predictor.params.hidden.dtype == dtype
 
@@ -199,4 +218,6 @@ def test_a_minibatch_has_as_many_times_as_divide_it(size, times, monkeypatch, un
 
     monkeypatch.setattr(network_module.noisy_samples, "draw_times", draw_times)
     with pytest.raises(Drawn, match=rf"^{times}$"):
-        network_module._minibatch_loss(None, None, jax.random.key(0), SDE, None, X0, size, None, (0.0, 1.0))
+        network_module._minibatch_loss(
+            None, None, jax.random.key(0), SDE, None, X0, size, None, (0.0, 1.0)
+        )

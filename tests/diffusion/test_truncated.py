@@ -1,4 +1,6 @@
-"""Normal draws cut to an interval, near its centre and far out in a tail: against SciPy's truncnorm."""
+"""Normal draws cut to an interval, near its centre and far out in a tail: against SciPy's
+truncnorm.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,8 @@ from softntk.diffusion._truncated_normal import truncated_normal_quantile
 SDE = diffusion.vp_sde()
 QUANTILE = jax.jit(truncated_normal_quantile)
 
-# lower, upper, centre, deviation; and by how much of the width of the law float32 and float64 may be off
+# lower, upper, centre, deviation; and by how much of the width of the law float32 and float64 may
+# be off
 INTERVALS = {
     "around the centre": (-10.0, 9.0, 1.0, 2.4, 2e-6, 1e-13),
     "symmetric": (-5.0, 5.0, 0.0, 1.0, 2e-6, 1e-13),
@@ -30,8 +33,12 @@ INTERVALS = {
 def test_quantiles_are_those_of_scipy(name, dtype):
     lower, upper, centre, deviation, *tolerances = INTERVALS[name]
     uniform = np.linspace(0.0005, 0.9995, 101)
-    desired = scipy.stats.truncnorm((lower - centre) / deviation, (upper - centre) / deviation, centre, deviation).ppf(uniform)
-    actual = np.asarray(QUANTILE(jnp.asarray(uniform, dtype), lower, upper, centre, deviation), np.float64)
+    desired = scipy.stats.truncnorm(
+        (lower - centre) / deviation, (upper - centre) / deviation, centre, deviation
+    ).ppf(uniform)
+    actual = np.asarray(
+        QUANTILE(jnp.asarray(uniform, dtype), lower, upper, centre, deviation), np.float64
+    )
     assert (np.diff(actual) >= 0).all()
     spread = desired.max() - desired.min()
     rounding = float(jnp.finfo(dtype).eps) * max(abs(lower), abs(upper))
@@ -64,7 +71,9 @@ def test_times_of_a_fit_follow_the_log_snr_of_the_data(unit):
     frame = frame_of(SDE, x0, 4, 1e-3)
     if unit == 1e-8:  # drowned at every time: a single level is all there is
         assert len(frame.knots) == 1
-        assert float(noisy_samples.draw_times(jax.random.key(1), SDE, frame, 5, (1.0, 2.4))) == pytest.approx(1e-3, rel=1e-3)
+        assert float(
+            noisy_samples.draw_times(jax.random.key(1), SDE, frame, 5, (1.0, 2.4))
+        ) == pytest.approx(1e-3, rel=1e-3)
         return
     levels = (1.0, 2.4)
     t = noisy_samples.draw_times(jax.random.key(1), SDE, frame, 4000, levels)
@@ -73,6 +82,10 @@ def test_times_of_a_fit_follow_the_log_snr_of_the_data(unit):
     centre = 1.0 - np.log(np.trace(covariance @ covariance) / np.trace(covariance))
     law = scipy.stats.truncnorm((low - centre) / 2.4, (high - centre) / 2.4, centre, 2.4)
     assert scipy.stats.kstest(np.asarray(SDE.log_snr(t), np.float64), law.cdf).pvalue > 1e-3
-    strata = np.asarray(SDE.log_snr(noisy_samples.draw_times(jax.random.key(2), SDE, frame, 8, levels, stratified=True)))
+    strata = np.asarray(
+        SDE.log_snr(
+            noisy_samples.draw_times(jax.random.key(2), SDE, frame, 8, levels, stratified=True)
+        )
+    )
     shares = law.cdf(strata.astype(np.float64)) * 8
     assert (np.floor(np.clip(shares, 0, 7.999)) == np.arange(8)).all()

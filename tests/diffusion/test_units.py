@@ -1,4 +1,6 @@
-"""Laws "x → c x": metrics, known distributions and frames do not depend on the unit of the data, and never say NaN."""
+"""Laws "x → c x": metrics, known distributions and frames do not depend on the unit of the data,
+and never say NaN.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -35,13 +37,25 @@ def test_metrics_are_homogeneous(unit, samples):
     near = metrics.nearest_training_point(unit * x, unit * y)
     assert (np.asarray(near.index) == distances.argmin(axis=1)).all()
     assert_close(np.asarray(near.distance, np.float64) / unit, distances.min(axis=1), "float32")
-    for metric in (metrics.energy_distance, lambda x, y: metrics.sliced_wasserstein(KEY, x, y, projections=16)):
-        assert_close(np.array(ends(metric(unit * x, unit * y))) / unit, ends(metric(x, y)), rtol=1e-4)
-    assert_close(float(metrics.median_bandwidth(unit * x, unit * y)) / unit, float(metrics.median_bandwidth(x, y)), "float32")
+    for metric in (
+        metrics.energy_distance,
+        lambda x, y: metrics.sliced_wasserstein(KEY, x, y, projections=16),
+    ):
+        assert_close(
+            np.array(ends(metric(unit * x, unit * y))) / unit, ends(metric(x, y)), rtol=1e-4
+        )
+    assert_close(
+        float(metrics.median_bandwidth(unit * x, unit * y)) / unit,
+        float(metrics.median_bandwidth(x, y)),
+        "float32",
+    )
     assert_close(ends(metrics.mmd(unit * x, unit * y)), ends(metrics.mmd(x, y)), rtol=1e-3)
     given = metrics.mmd(unit * x, unit * y, bandwidth=float(0.5 * unit))
     assert_close(ends(given), ends(metrics.mmd(x, y, bandwidth=0.5)), rtol=1e-3)
-    copies, plain = metrics.memorisation(unit * x, unit * y, unit * x[::-1]), metrics.memorisation(x, y, x[::-1])
+    copies, plain = (
+        metrics.memorisation(unit * x, unit * y, unit * x[::-1]),
+        metrics.memorisation(x, y, x[::-1]),
+    )
     assert_close(float(copies.ratio), float(plain.ratio), "float32")
     assert float(copies.fraction) == float(plain.fraction)
     assert_close(float(copies.distance) / unit, float(plain.distance), "float32")
@@ -61,7 +75,9 @@ def test_bandwidths_beyond_the_range_are_limits(samples):
     assert float(metrics.mmd(x, y, bandwidth=1e300)) == 0
     assert float(metrics.mmd(x, y, bandwidth=1e-300)) == 0  # no pair has a kernel: 1 of each mean
     both = jnp.concatenate([x, x])
-    assert_close(float(metrics.mmd(both, y, bandwidth=1e-300)), 1 / 79, "float32")  # each point and its copy
+    assert_close(
+        float(metrics.mmd(both, y, bandwidth=1e-300)), 1 / 79, "float32"
+    )  # each point and its copy
 
 
 @pytest.mark.parametrize("n", [2, 5, 50])
@@ -98,7 +114,12 @@ def interval_by_hand(x, y):
 
     def variance_within(rho, means, itself):
         return np.mean(
-            [np.mean([(rho[i, j] - means[i]) ** 2 for j in range(len(rho)) if j != i or not itself]) for i in range(len(rho))]
+            [
+                np.mean(
+                    [(rho[i, j] - means[i]) ** 2 for j in range(len(rho)) if j != i or not itself]
+                )
+                for i in range(len(rho))
+            ]
         )
 
     zeta_x = variance_within(xx, own_x, True) - own_x.var()
@@ -142,14 +163,23 @@ def test_estimates_in_closed_form(x64):
 def test_score_errors_are_relative_in_every_unit(variance):
     """Scores go as the inverse of the data: squares of 1e-19 are no numbers of float32."""
     truth = diffusion.GaussianMixture(jnp.ones(1), jnp.zeros((1, 2)), variance * jnp.eye(2)[None])
-    error = metrics.score_error(KEY, SDE, lambda t, x: 0.9 * truth.score(SDE, t, x), truth, jnp.asarray(0.9), n=50)
+    error = metrics.score_error(
+        KEY, SDE, lambda t, x: 0.9 * truth.score(SDE, t, x), truth, jnp.asarray(0.9), n=50
+    )
     assert_close(ends(error.relative), [0.01] * 3, rtol=2e-3)
 
 
 def test_the_error_against_a_score_of_zero():
     flat = diffusion.GaussianMixture(jnp.ones(1), jnp.zeros((1, 1)), jnp.full((1, 1, 1), 1e38))
     for factor, relative in ((1.0, np.inf), (0.0, 0.0)):
-        error = metrics.score_error(KEY, SDE, lambda t, x, a=factor: a * jnp.ones_like(x), Zero(flat), jnp.asarray(0.5), n=10)
+        error = metrics.score_error(
+            KEY,
+            SDE,
+            lambda t, x, a=factor: a * jnp.ones_like(x),
+            Zero(flat),
+            jnp.asarray(0.5),
+            n=10,
+        )
         assert float(error.relative) == relative
         assert float(error.absolute) == factor
 
@@ -179,9 +209,13 @@ FAR = np.array([[1e20, 0.0], [1e20, 1e20], [-1e30, 3.0], [0.3, 0.0]], np.float32
 
 
 def test_a_mixture_far_away():
-    """Near infinity the mode of the largest quadratic form is left alone; log p is −∞ where it is below the least number."""
+    """Near infinity the mode of the largest quadratic form is left alone; log p is −∞ where it is
+    below the least number.
+    """
     of = diffusion.GaussianMixture(
-        jnp.asarray([0.5, 0.5]), jnp.asarray([[1.0, 0.0], [-1.0, 0.0]]), jnp.stack([0.01 * jnp.eye(2), 0.04 * jnp.eye(2)])
+        jnp.asarray([0.5, 0.5]),
+        jnp.asarray([[1.0, 0.0], [-1.0, 0.0]]),
+        jnp.stack([0.01 * jnp.eye(2), 0.04 * jnp.eye(2)]),
     )
     alpha, h = float(SDE.alpha(0.1)), float(SDE.variance(0.1))
     wide = alpha**2 * 0.04 + h
@@ -193,9 +227,14 @@ def test_a_mixture_far_away():
     gradient = jax.grad(lambda x: of.log_density(SDE, 0.1, x).sum())(near)
     assert_close(gradient, -near / wide, rtol=1e-5)
     with jax.enable_x64(True):
-        exact = diffusion.GaussianMixture(*(np.asarray(a, np.float64) for a in (of.weights, of.means, of.covariances)))
+        exact = diffusion.GaussianMixture(
+            *(np.asarray(a, np.float64) for a in (of.weights, of.means, of.covariances))
+        )
         middle = np.array([[30.0, -4.0]])
-        desired = np.asarray(exact.log_density(SDE, 0.1, middle)), np.asarray(exact.score(SDE, 0.1, middle))
+        desired = (
+            np.asarray(exact.log_density(SDE, 0.1, middle)),
+            np.asarray(exact.score(SDE, 0.1, middle)),
+        )
     assert_close(of.log_density(SDE, 0.1, middle.astype(np.float32)), desired[0], rtol=1e-5)
     assert_close(of.score(SDE, 0.1, middle.astype(np.float32)), desired[1], rtol=1e-5)
 
@@ -207,7 +246,8 @@ def test_data_in_any_unit(unit):
     of = diffusion.EmpiricalDistribution(data)
     x = unit * np.asarray([[0.8, 0.1], [0.1, 1.5]], np.float32)
     denoised = np.asarray(of.denoise(SDE, 0.01, x), np.float64)
-    desired = np.stack([data[0], data[2]]) if unit > 1 else np.stack([data.mean(0)] * 2)  # drowned, or alone
+    # drowned, or alone
+    desired = np.stack([data[0], data[2]]) if unit > 1 else np.stack([data.mean(0)] * 2)
     assert_close(denoised / unit, desired.astype(np.float64) / unit, rtol=1e-5)
     assert np.isfinite(of.score(SDE, 0.01, x)).all()
     assert not np.isnan(of.log_density(SDE, 0.01, x)).any()
@@ -222,7 +262,9 @@ def test_the_nearest_of_the_data_far_away():
 def test_one_point_and_equal_points():
     alpha, h = float(SDE.alpha(0.2)), float(SDE.variance(0.2))
     x = np.asarray([[0.5, -2.0], [3.0, 3.0]], np.float32)
-    desired = -np.sum((x - alpha * np.array([2.0, 1.0])) ** 2, axis=1) / (2 * h) - np.log(2 * np.pi * h)
+    desired = -np.sum((x - alpha * np.array([2.0, 1.0])) ** 2, axis=1) / (2 * h) - np.log(
+        2 * np.pi * h
+    )
     for rows in (1, 3):
         of = diffusion.EmpiricalDistribution(jnp.tile(jnp.asarray([[2.0, 1.0]]), (rows, 1)))
         assert_close(of.log_density(SDE, 0.2, x), desired, "float32")
@@ -231,14 +273,23 @@ def test_one_point_and_equal_points():
 
 
 def test_the_frame_of_data_in_nanometres(x64):
-    """In float32, against the same in float64: eigenvalues, where their squares are no numbers of float32."""
+    """In float32, against the same in float64: eigenvalues, where their squares are no numbers of
+    float32.
+    """
     x0 = 1e-12 * (points(0, 300, 3) * jnp.asarray([1.0, 2.0, 3.0])[None] + 1)
-    exact, frame = frame_of(SDE, x0, [0.01], 1e-3), frame_of(SDE, x0.astype("float32"), [0.01], 1e-3)
+    exact, frame = (
+        frame_of(SDE, x0, [0.01], 1e-3),
+        frame_of(SDE, x0.astype("float32"), [0.01], 1e-3),
+    )
     assert_close(frame.spreads, exact.spreads, rtol=1e-5)
     assert_close(frame.mean, exact.mean, rtol=1e-5)
     assert_close(frame.log_spread, exact.log_spread, "float32")
     covariance = np.cov(np.asarray(x0).T, bias=True)
-    assert_close(float(exact.log_spread), np.log(np.trace(covariance @ covariance) / np.trace(covariance)), rtol=1e-9)
+    assert_close(
+        float(exact.log_spread),
+        np.log(np.trace(covariance @ covariance) / np.trace(covariance)),
+        rtol=1e-9,
+    )
     assert_close(exact.spreads, np.linalg.eigvalsh(covariance), rtol=1e-9)
 
 
@@ -296,13 +347,17 @@ def test_mmd_has_a_derivative_in_its_bandwidth(unit, x64):
     exact = of_bandwidth(jnp.asarray(x, float), jnp.asarray(y, float))
     slope = (exact(unit * (1.2 + 1e-6)) - exact(unit * (1.2 - 1e-6))) / 2e-6
     assert_close(unit * jax.grad(exact)(1.2 * unit), slope, rtol=1e-6)
-    assert_close(unit * float(jax.grad(of_bandwidth(x, y))(jnp.float32(1.2 * unit))), slope, rtol=1e-3)
+    assert_close(
+        unit * float(jax.grad(of_bandwidth(x, y))(jnp.float32(1.2 * unit))), slope, rtol=1e-3
+    )
 
 
 @pytest.mark.parametrize("unit", [1e-30, 1.0, 1e30])
 @pytest.mark.parametrize("name", COMPARISONS)
 def test_gradients_of_comparisons_have_the_digits_of_float32(name, unit, x64):
-    """Backwards, float32 as float64 and float64 as differences: cotangents of squared distances would underflow."""
+    """Backwards, float32 as float64 and float64 as differences: cotangents of squared distances
+    would underflow.
+    """
     rng = np.random.default_rng(0)
     x, y, move = (rng.normal(size=(n, 2)) for n in (300, 201, 300))
     compare = lambda x, y: COMPARISONS[name](x, y, unit)

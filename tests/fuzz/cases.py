@@ -1,6 +1,8 @@
-"""Targets and cases: how a public function is called, what its answer must be, and what a wrong call must say.
+"""Targets and cases: how a public function is called, what its answer must be, and what a wrong
+call must say.
 
-A case is (seed, index): the target, the precision, the arguments and what is wrong with them follow from the two numbers.
+A case is (seed, index): the target, the precision, the arguments and what is wrong with them follow
+from the two numbers.
 """
 
 import dataclasses
@@ -43,7 +45,8 @@ class Call(NamedTuple):
     Attributes:
         arguments: by name, in the order of the signature.
         check: of the result: None, or what is wrong with it. Without one, NaN is wrong.
-        refusals: a pattern of messages by which this input may be refused, as documented; "" for none.
+        refusals: a pattern of messages by which this input may be refused, as documented; "" for
+            none.
     """
 
     arguments: Mapping[str, Any]
@@ -112,7 +115,9 @@ def target(
     laws_only: bool = False,
     **kinds: str,
 ) -> Callable[[Callable[[Draw], Call]], Callable[[Draw], Call]]:
-    """Return a decorator that makes the target of a public name from a function that draws its valid calls."""
+    """Return a decorator that makes the target of a public name from a function that draws its
+    valid calls.
+    """
 
     def register(make: Callable[[Draw], Call]) -> Callable[[Draw], Call]:
         called = function or _find(public_name)
@@ -175,7 +180,8 @@ def run_case(case: Case) -> Finding | None:
     return Finding(case.target.name, case.index, kind, f"[{setting}] {text}")
 
 
-# --- valid calls --------------------------------------------------------------------------------------------------
+# --- valid calls
+# --------------------------------------------------------------------------------------------------
 
 
 def _run_valid(case: Case) -> tuple[str, str] | None:
@@ -184,7 +190,11 @@ def _run_valid(case: Case) -> tuple[str, str] | None:
         result = case.target.function(**call.arguments)
         jax.block_until_ready(jax.tree.leaves(result))
     except NumericalError as error:
-        return None if case.target.may_fail else ("refused", f"{describe(call.arguments)} → {error_text(error)}")
+        return (
+            None
+            if case.target.may_fail
+            else ("refused", f"{describe(call.arguments)} → {error_text(error)}")
+        )
     except Exception as error:
         if call.refusals and isinstance(error, ValueError) and re.search(call.refusals, str(error)):
             return None
@@ -211,12 +221,17 @@ def never_nan(result: Any) -> str | None:
 def _as_numbers(leaf: Any) -> np.ndarray | None:
     try:
         array = np.asarray(leaf)
-        return array.astype(np.float64) if array.dtype.kind in "fiub" or "float" in str(array.dtype) else None
+        return (
+            array.astype(np.float64)
+            if array.dtype.kind in "fiub" or "float" in str(array.dtype)
+            else None
+        )
     except (TypeError, ValueError):
         return None
 
 
-# --- wrong calls --------------------------------------------------------------------------------------------------
+# --- wrong calls
+# --------------------------------------------------------------------------------------------------
 
 
 def _run_wrong(case: Case) -> tuple[str, str] | None:
@@ -255,7 +270,9 @@ def _run_wrong(case: Case) -> tuple[str, str] | None:
 def is_told(result: Any) -> bool:
     """Return whether a result says by its code that it is none."""
     code = getattr(result, "result", None)
-    return getattr(result, "holds", None) is False or (code is not None and np.ndim(code) == 0 and int(code) != 0)
+    return getattr(result, "holds", None) is False or (
+        code is not None and np.ndim(code) == 0 and int(code) != 0
+    )
 
 
 def _compare(
@@ -268,7 +285,9 @@ def _compare(
         expected = chosen.function(**{**arguments, name: proper})
     except Exception as error:
         return "refused", f"the proper value for {text} → {error_text(error)}"
-    got, want = ([_as_numbers(leaf) for leaf in jax.tree.leaves(tree)] for tree in (result, expected))
+    got, want = (
+        [_as_numbers(leaf) for leaf in jax.tree.leaves(tree)] for tree in (result, expected)
+    )
     if len(got) != len(want):
         return (
             "not converted",
@@ -290,7 +309,9 @@ def _run_swapped(chosen: Target, draw: Draw, arguments: dict[str, Any]) -> tuple
     pairs = [
         (first, second)
         for first, second in itertools.pairwise(names)
-        if are_different(chosen.kinds[first], chosen.kinds[second], arguments[first], arguments[second])
+        if are_different(
+            chosen.kinds[first], chosen.kinds[second], arguments[first], arguments[second]
+        )
     ]
     if not pairs:
         return None
@@ -324,12 +345,25 @@ def are_different(kind: str, other: str, value: Any, another: Any) -> bool:
     numbers |= {"momentum", "rate", "time", "above one", "integer"}
     return not (
         plain <= numbers
-        or plain <= {"array", "weights", "through", "elements", "rows", "gram", "numbers", "positives", "nonnegatives"}
+        or plain
+        <= {
+            "array",
+            "weights",
+            "through",
+            "elements",
+            "rows",
+            "gram",
+            "numbers",
+            "positives",
+            "nonnegatives",
+        }
     )
 
 
 def judge_error(error: Exception, names: tuple[str, ...], text: str) -> tuple[str, str] | None:
-    """Return None for a short ValueError or TypeError of softntk that names the argument, and what is wrong otherwise."""
+    """Return None for a short ValueError or TypeError of softntk that names the argument, and what
+    is wrong otherwise.
+    """
     message = str(error)
     said = f"{text} → {error_text(error)}"
     if not isinstance(error, ValueError | TypeError):
@@ -343,14 +377,17 @@ def judge_error(error: Exception, names: tuple[str, ...], text: str) -> tuple[st
     return None
 
 
-# --- words --------------------------------------------------------------------------------------------------------
+# --- words
+# --------------------------------------------------------------------------------------------------------
 
 
 def error_text(error: Exception) -> str:
     """Return type, message and place of an error, in a line."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename.startswith(PACKAGE_FOLDER)]
-    place = f" <- {Path(own[-1].filename).relative_to(PACKAGE_FOLDER)}:{own[-1].lineno}" if own else ""
+    place = (
+        f" <- {Path(own[-1].filename).relative_to(PACKAGE_FOLDER)}:{own[-1].lineno}" if own else ""
+    )
     words = " ".join(str(error).split())
     return f"{type(error).__name__}: {words[:220]}{place}"
 
@@ -363,7 +400,11 @@ def describe(arguments: Mapping[str, Any]) -> str:
 def short(value: Any) -> str:
     """Return a value in at most 160 characters."""
     array = _as_numbers(value) if isinstance(value, np.ndarray | jax.Array) else None
-    text = np.array2string(array, precision=6, threshold=12, separator=", ") if array is not None else repr(value)
+    text = (
+        np.array2string(array, precision=6, threshold=12, separator=", ")
+        if array is not None
+        else repr(value)
+    )
     text = " ".join(text.split())
     return text if len(text) <= 160 else f"{text[:157]}..."
 

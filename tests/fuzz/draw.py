@@ -17,11 +17,16 @@ class Draw:
         dtype: "float32" or "float64", of the arguments.
         x64: whether JAX works with 64 bits.
         mild: ordinary numbers of order one: the case is about something else.
-        n, d, k, m: points, features, outputs, width; few different ones, so that little is compiled.
+        n, d, k, m: points, features, outputs, width; few different ones, so that little is
+            compiled.
     """
 
-    def __init__(self, generator: np.random.Generator, *, mild: bool = False, setting: int | None = None) -> None:
-        """Draw the precision, unless a setting is given: then there are four points, too, and one program will do."""
+    def __init__(
+        self, generator: np.random.Generator, *, mild: bool = False, setting: int | None = None
+    ) -> None:
+        """Draw the precision, unless a setting is given: then there are four points, too, and one
+        program will do.
+        """
         self.generator = generator
         self.mild = mild
         drawn = int(generator.integers(len(SETTINGS)))
@@ -51,7 +56,9 @@ class Draw:
         return not self.mild and self.random() < probability
 
     def scale(self, decades: float | None = None) -> float:
-        """Return a unit: one, or a power of ten whose square is (for ``decades`` up to 15) representable."""
+        """Return a unit: one, or a power of ten whose square is (for ``decades`` up to 15)
+        representable.
+        """
         if self.mild or self.random() < 0.4:
             return 1.0
         limit = (15.0 if self.dtype == "float32" else 100.0) if decades is None else decades
@@ -72,12 +79,18 @@ class Draw:
         """Return normal numbers in float64, rounded to the precision of the case."""
         return self.generator.normal(size=shape).astype(self.dtype).astype(np.float64)
 
-    def points(self, n: int | None = None, d: int | None = None, scale: float | None = None) -> np.ndarray:
-        """Return points [n, d] in float64: ordinary, zero, repeated, nearly equal, on a line, of any unit."""
+    def points(
+        self, n: int | None = None, d: int | None = None, scale: float | None = None
+    ) -> np.ndarray:
+        """Return points [n, d] in float64: ordinary, zero, repeated, nearly equal, on a line, of
+        any unit.
+        """
         n, d = self.n if n is None else n, self.d if d is None else d
         x = self.normal(n, d)
         if not self.mild:
-            kind = self.pick("plain", "plain", "zero row", "repeated", "near", "line", "zeros", "spread")
+            kind = self.pick(
+                "plain", "plain", "zero row", "repeated", "near", "line", "zeros", "spread"
+            )
             if kind == "zero row":
                 x[-1] = 0
             elif kind == "repeated":
@@ -93,9 +106,15 @@ class Draw:
         return self.rounded(x * (self.scale() if scale is None else scale))
 
     def gram(self, n: int | None = None, scale: float | None = None) -> np.ndarray:
-        """Return a positive semidefinite matrix in float64: full, of low rank, a multiple of one, zero, of any unit."""
+        """Return a positive semidefinite matrix in float64: full, of low rank, a multiple of one,
+        zero, of any unit.
+        """
         n = self.n if n is None else n
-        kind = self.pick("full", "full", "full", "low rank", "identity", "zero", "diagonal") if not self.mild else "full"
+        kind = (
+            self.pick("full", "full", "full", "low rank", "identity", "zero", "diagonal")
+            if not self.mild
+            else "full"
+        )
         factor = self.normal(n, n)
         matrix = factor @ factor.T / n + 0.1 * np.eye(n)
         if kind == "low rank":

@@ -1,4 +1,6 @@
-"""Comparisons, and the dumb reference implementations that several targets share: NumPy in long double, mpmath, SciPy."""
+"""Comparisons, and the dumb reference implementations that several targets share: NumPy in long
+double, mpmath, SciPy.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,11 +28,13 @@ def long(x: Any) -> np.ndarray:
     return np.asarray(x).astype(np.float64).astype(np.longdouble)
 
 
-def compare(actual: Any, desired: Any, rtol: float, draw: Draw, *, size: Any = None, what: str = "") -> str | None:
+def compare(
+    actual: Any, desired: Any, rtol: float, draw: Draw, *, size: Any = None, what: str = ""
+) -> str | None:
     """Return None, or how far numbers are from the right ones.
 
-    Where the right number is beyond the precision, infinity and large numbers of its sign are right; what is smaller than the
-    smallest normal numbers counts as zero.
+    Where the right number is beyond the precision, infinity and large numbers of its sign are
+    right; what is smaller than the smallest normal numbers counts as zero.
 
     Args:
         actual: what was computed.
@@ -93,10 +97,14 @@ def normalised(z: np.ndarray, name: str) -> np.ndarray:
     return u / np.sum(u, axis=-1, keepdims=True)
 
 
-def gaussian_moments(name: str, q11: float, q12: float, q22: float, normalized: bool) -> tuple[float, float]:
+def gaussian_moments(
+    name: str, q11: float, q12: float, q22: float, normalized: bool
+) -> tuple[float, float]:
     """Return (E[φφ'], E[φ̇φ̇']) in fifty digits, from closed forms of the activations."""
     with mpmath.workdps(50):
-        a, b, c = (q if isinstance(q, mpmath.mpf) else mpmath.mpf(float(q)) for q in (q11, q12, q22))
+        a, b, c = (
+            q if isinstance(q, mpmath.mpf) else mpmath.mpf(float(q)) for q in (q11, q12, q22)
+        )
         covariance, slope = _MOMENTS[name](a, b, c)
         if normalized:
             total = _mean(name, a) * _mean(name, c)
@@ -105,7 +113,11 @@ def gaussian_moments(name: str, q11: float, q12: float, q22: float, normalized: 
 
 
 def _mean(name: str, q: Any) -> Any:
-    return mpmath.exp(q / 2) if name in ("exp", "res_exp", "cosh") else mpmath.sqrt(q / (2 * mpmath.pi))
+    return (
+        mpmath.exp(q / 2)
+        if name in ("exp", "res_exp", "cosh")
+        else mpmath.sqrt(q / (2 * mpmath.pi))
+    )
 
 
 def _exp(a: Any, b: Any, c: Any) -> tuple[Any, Any]:
@@ -144,7 +156,9 @@ def _identity(a: Any, b: Any, c: Any) -> tuple[Any, Any]:
 
 def _erf(a: Any, b: Any, c: Any) -> tuple[Any, Any]:
     total = (1 + 2 * a) * (1 + 2 * c)
-    return 2 / mpmath.pi * mpmath.asin(2 * b / mpmath.sqrt(total)), 4 / mpmath.pi / mpmath.sqrt(total - 4 * b**2)
+    return 2 / mpmath.pi * mpmath.asin(2 * b / mpmath.sqrt(total)), 4 / mpmath.pi / mpmath.sqrt(
+        total - 4 * b**2
+    )
 
 
 _MOMENTS: dict[str, Callable] = {

@@ -1,7 +1,9 @@
-"""Run the fuzzer: ``PYTHONPATH=. python tests/fuzz/run.py --cases 50000 --seed 0 [--package ntk] [--seconds 600] [--slow]``.
+"""Run the fuzzer: ``PYTHONPATH=. python tests/fuzz/run.py --cases 50000 --seed 0 [--package ntk]
+[--seconds 600] [--slow]``.
 
-Prints a table of functions × cases × findings, the slowest functions, and the findings, one of each kind in full. A case is
-(seed, index): ``--start`` goes on where another run stopped, ``--only INDEX`` repeats one.
+Prints a table of functions × cases × findings, the slowest functions, and the findings, one of each
+kind in full. A case is (seed, index): ``--start`` goes on where another run stopped, ``--only
+INDEX`` repeats one.
 """
 
 import argparse
@@ -37,15 +39,25 @@ def main() -> int:
         help="targets whose name starts so; several with commas",
     )
     parser.add_argument("--seconds", type=float, default=float("inf"))
-    parser.add_argument("--slow", action="store_true", help="valid calls of what compiles for long, too")
+    parser.add_argument(
+        "--slow", action="store_true", help="valid calls of what compiles for long, too"
+    )
     parser.add_argument("--wrong", type=float, default=0.65, help="the share of wrong calls")
-    parser.add_argument("--few", action="store_true", help="one precision and shape for each function")
-    parser.add_argument("--each", type=int, default=3, help="findings shown for each function and kind")
+    parser.add_argument(
+        "--few", action="store_true", help="one precision and shape for each function"
+    )
+    parser.add_argument(
+        "--each", type=int, default=3, help="findings shown for each function and kind"
+    )
     parser.add_argument("--write", help="a file for the findings")
     options = parser.parse_args()
     names = [name for name in sorted(TARGETS) if name.startswith(tuple(options.package.split(",")))]
     targets = [TARGETS[name] for name in names]
-    indices = [options.only] if options.only is not None else range(options.start, options.start + options.cases)
+    indices = (
+        [options.only]
+        if options.only is not None
+        else range(options.start, options.start + options.cases)
+    )
     counts, seconds = collections.Counter[str](), collections.Counter[str]()
     findings: list[Finding] = []
     end = time.monotonic() + options.seconds
@@ -61,15 +73,21 @@ def main() -> int:
             jax.clear_caches()
         if time.monotonic() > end:
             break
-    print(f"{sum(counts.values())} cases, seed {options.seed}, up to index {index}, {sum(seconds.values()):.0f} s")
+    print(
+        f"{sum(counts.values())} cases, seed {options.seed}, up to index {index}, {sum(seconds.values()):.0f} s"
+    )
     _print_table(counts, findings, seconds)
     _print_findings(findings, options.each)
     if options.write:
-        Path(options.write).write_text("\n".join(_lines(findings, options.each)) + "\n", encoding="utf-8")
+        Path(options.write).write_text(
+            "\n".join(_lines(findings, options.each)) + "\n", encoding="utf-8"
+        )
     return bool(findings)
 
 
-def _print_table(counts: collections.Counter[str], findings: list[Finding], seconds: collections.Counter[str]) -> None:
+def _print_table(
+    counts: collections.Counter[str], findings: list[Finding], seconds: collections.Counter[str]
+) -> None:
     by_kind = collections.Counter((finding.target, finding.kind) for finding in findings)
     print(f"{'function':58} {'cases':>6} {'found':>6} {'s':>7}")
     for name in sorted(counts):
@@ -91,9 +109,13 @@ def _lines(findings: list[Finding], each: int) -> list[str]:
     for finding in findings:
         groups[finding.kind, finding.target].setdefault(finding.text.split("→")[0], finding)
     lines = []
-    for (kind, name), distinct in sorted(groups.items(), key=lambda item: (item[0][0], -len(item[1]))):
+    for (kind, name), distinct in sorted(
+        groups.items(), key=lambda item: (item[0][0], -len(item[1]))
+    ):
         lines.append(f"{kind}: {name} ({len(distinct)} different)")
-        lines += [f"    #{finding.index} {finding.text}" for finding in list(distinct.values())[:each]]
+        lines += [
+            f"    #{finding.index} {finding.text}" for finding in list(distinct.values())[:each]
+        ]
     return lines
 
 

@@ -1,7 +1,9 @@
-"""The public surface, enumerated: functions, constructors and methods that users can reach by a public name.
+"""The public surface, enumerated: functions, constructors and methods that users can reach by a
+public name.
 
-Public is what a module of ``MODULES`` defines under a name without underscore, or hands on by ``import a as a``; and the
-methods of every class that is public itself or that a public function says it returns.
+Public is what a module of ``MODULES`` defines under a name without underscore, or hands on by
+``import a as a``; and the methods of every class that is public itself or that a public function
+says it returns.
 """
 
 import ast
@@ -53,7 +55,9 @@ CONTAINERS = frozenset(
 
 @functools.cache
 def public_surface() -> dict[str, Any]:
-    """Return every public callable by its shortest name, ``ntk.solve`` or ``regression.Problem.gradient``."""
+    """Return every public callable by its shortest name, ``ntk.solve`` or
+    ``regression.Problem.gradient``.
+    """
     surface: dict[str, Any] = {}
     seen: set[int] = set()
     for module_name in MODULES:
@@ -69,11 +73,19 @@ def public_surface() -> dict[str, Any]:
         name, value = waiting.pop(0)
         place = ".".join(part for part in name.split(".")[:-1] if part[0].islower())
         if inspect.isclass(value):
-            inherited = {method for base in value.__mro__[1:] if id(base) in seen for method in vars(base)}
+            inherited = {
+                method for base in value.__mro__[1:] if id(base) in seen for method in vars(base)
+            }
             found = [] if issubclass(value, enum.Enum | BaseException) else list(methods(value))
-            reached = {f"{name}.{method}": function for method, function in found if method not in inherited}
+            reached = {
+                f"{name}.{method}": function
+                for method, function in found
+                if method not in inherited
+            }
         else:
-            classes = [cls for cls in returned_classes(value) if id(cls) not in seen and _is_own(cls)]
+            classes = [
+                cls for cls in returned_classes(value) if id(cls) not in seen and _is_own(cls)
+            ]
             seen.update(map(id, classes))
             reached = {f"{place}.{cls.__name__}": cls for cls in classes}
         surface.update(reached)
@@ -82,7 +94,9 @@ def public_surface() -> dict[str, Any]:
 
 
 def public_names(module: ModuleType) -> set[str]:
-    """Return the names that a module defines, or hands on by ``import a as a``, without an underscore in front."""
+    """Return the names that a module defines, or hands on by ``import a as a``, without an
+    underscore in front.
+    """
     tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
     names = set()
     for node in tree.body:
@@ -90,7 +104,11 @@ def public_names(module: ModuleType) -> set[str]:
             names.add(node.name)
         if isinstance(node, ast.ImportFrom):
             names |= {alias.name for alias in node.names if alias.asname == alias.name}
-    return {name for name in names if not name.startswith("_") and not inspect.ismodule(getattr(module, name))}
+    return {
+        name
+        for name in names
+        if not name.startswith("_") and not inspect.ismodule(getattr(module, name))
+    }
 
 
 def returned_classes(function: Any) -> Iterator[type]:
@@ -108,7 +126,9 @@ def returned_classes(function: Any) -> Iterator[type]:
 
 
 def methods(cls: type) -> Iterator[tuple[str, Any]]:
-    """Yield the public methods of a class that softntk defines; properties and containers' methods are left out."""
+    """Yield the public methods of a class that softntk defines; properties and containers' methods
+    are left out.
+    """
     for name in sorted(dir(cls)):
         if (name.startswith("_") and name != "__call__") or name in CONTAINERS:
             continue

@@ -31,7 +31,9 @@ def _register_jet(method: str, order: int) -> None:
             with np.errstate(over="ignore", invalid="ignore"):
                 want = ACTIVATIONS[name][order](long(z))
                 size = np.abs(want) * (1 + np.abs(z)) + (np.abs(z) if name == "res_exp" else 0)
-            return compare(result, want, 32 * draw.eps, draw, size=np.where(np.isfinite(size), size, 0))
+            return compare(
+                result, want, 32 * draw.eps, draw, size=np.where(np.isfinite(size), size, 0)
+            )
 
         return Call({"self": sn.activations.get(name), "z": draw.cast(z)}, check)
 
@@ -55,12 +57,18 @@ def limit(draw: Draw) -> Call:
     q11, q22 = draw.rounded(10.0 ** draw.generator.uniform(-decades, decades, size=(2, draw.n)))
     if draw.chance(0.3):
         q22 = q11
-    rho = draw.pick(0.0, 1.0, -1.0, 0.5, 1e-20) if draw.chance(0.5) else draw.generator.uniform(-0.99, 0.99)
+    rho = (
+        draw.pick(0.0, 1.0, -1.0, 0.5, 1e-20)
+        if draw.chance(0.5)
+        else draw.generator.uniform(-0.99, 0.99)
+    )
     q12 = draw.rounded(rho * np.sqrt(q11) * np.sqrt(q22))
 
     def check(result: Any) -> str | None:
         pairs = [gaussian_moments(name, *q, normalized) for q in zip(q11, q12, q22, strict=True)]
-        covariance, slope = (np.array([np.longdouble(str(pair[i])) for pair in pairs]) for i in (0, 1))
+        covariance, slope = (
+            np.array([np.longdouble(str(pair[i])) for pair in pairs]) for i in (0, 1)
+        )
         exponent = np.abs(q12) + (0 if normalized or name not in EXPONENTIAL else q11 + q22)
         bends = name == "relu" or (name == "erf" and abs(rho) == 1)
         loose = 8 * draw.eps**0.5 if bends and abs(rho) > 0.9 else 64 * draw.eps
@@ -115,7 +123,9 @@ def from_function(draw: Draw) -> Call:
 @target("activations.get", activation="activation")
 def get(draw: Draw) -> Call:
     name = draw.pick(*ACTIVATIONS)
-    return Call({"activation": name}, lambda result: None if result.name == name else "another name")
+    return Call(
+        {"activation": name}, lambda result: None if result.name == name else "another name"
+    )
 
 
 @target("activations.normalize", activation="activation", z="elements")
@@ -126,7 +136,9 @@ def normalize(draw: Draw) -> Call:
     def check(result: Any) -> str | None:
         want = normalised(z, name)
         near = np.abs(want).max() < 1e-2 / draw.eps  # otherwise the normaliser is lost
-        message = compare(result, want, 64 * draw.eps, draw, size=np.abs(want).max() * (1 + np.abs(z).max()))
+        message = compare(
+            result, want, 64 * draw.eps, draw, size=np.abs(want).max() * (1 + np.abs(z).max())
+        )
         return message if near else never_nan(result)
 
     activation = sn.activations.get(name)
@@ -146,7 +158,8 @@ def quadrature_moments(draw: Draw) -> Call:
     return Call({"jet": jet, "order": 24}, check)
 
 
-# --- networks -----------------------------------------------------------------------------------------------------
+# --- networks
+# -----------------------------------------------------------------------------------------------------
 
 FAMILIES = {
     "softmax": ("exp", True),
@@ -284,25 +297,35 @@ def kernel_fn(draw: Draw) -> Call:
         dots = long(x) @ long(x).T
         want = np.zeros(dots.shape, np.longdouble)
         for i, j in np.ndindex(*dots.shape):
-            exponent = float(dots[i, j]) if normalized else float(dots[i, j] + (dots[i, i] + dots[j, j]) / 2)
+            exponent = (
+                float(dots[i, j])
+                if normalized
+                else float(dots[i, j] + (dots[i, i] + dots[j, j]) / 2)
+            )
             if name != "relu" and exponent > 600:
                 sign = np.sign(dots[i, j]) if get == "ntk" else 1
                 want[i, j] = sign * np.inf if sign else 0
                 continue
             with mpmath.workdps(60):  # of opposite points no digit may be lost
-                products = [mpmath.fdot(zip(map(float, p), map(float, q), strict=True)) for p, q in pairs_of(x[i], x[j])]
+                products = [
+                    mpmath.fdot(zip(map(float, p), map(float, q), strict=True))
+                    for p, q in pairs_of(x[i], x[j])
+                ]
                 pair = gaussian_moments(name, *products, normalized)
                 want[i, j] = np.longdouble(str(pair[0] if get == "nngp" else products[1] * pair[1]))
         norms = np.sqrt(np.diag(dots))
         sizes = norms[:, None] * norms[None]
-        size = (np.abs(want) + (sizes if get == "ntk" or name == "relu" else 0)) * (1 + (0 if name == "relu" else sizes))
+        size = (np.abs(want) + (sizes if get == "ntk" or name == "relu" else 0)) * (
+            1 + (0 if name == "relu" else sizes)
+        )
         size = np.where(np.isfinite(size), size, 0)
         return compare(result, want, 256 * draw.eps, draw, size=size)
 
     return Call({"net": net, "x1": draw.cast(x), "x2": None, "get": get}, check)
 
 
-# --- stax ---------------------------------------------------------------------------------------------------------
+# --- stax
+# ---------------------------------------------------------------------------------------------------------
 
 
 def _layer_check(draw: Draw, name: str, scale: float = 1.0) -> Any:
@@ -325,7 +348,9 @@ def _layer_check(draw: Draw, name: str, scale: float = 1.0) -> Any:
 @target("stax.Softmax", temperature="positive", channel_axis="integer")
 def softmax_layer(draw: Draw) -> Call:
     temperature = draw.positive()
-    return Call({"temperature": temperature, "channel_axis": -1}, _layer_check(draw, "exp", 1 / temperature))
+    return Call(
+        {"temperature": temperature, "channel_axis": -1}, _layer_check(draw, "exp", 1 / temperature)
+    )
 
 
 @target("stax.ResSoftmax", channel_axis="integer")

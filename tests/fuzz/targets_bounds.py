@@ -45,7 +45,9 @@ class LeverageCase:
 
     def problem(self, draw: Draw) -> Any:
         """Return the problem of softntk."""
-        return sn.regression.leverage(jnp.asarray(self.A, draw.dtype), jnp.asarray(self.target, draw.dtype))
+        return sn.regression.leverage(
+            jnp.asarray(self.A, draw.dtype), jnp.asarray(self.target, draw.dtype)
+        )
 
 
 def _register_leverage(method: str) -> None:
@@ -84,11 +86,14 @@ def leverage(draw: Draw) -> Call:
     arguments = {"A": draw.cast(case.A), "target": draw.cast(case.target)}
     return Call(
         arguments,
-        lambda p: compare(p(jnp.asarray(case.t, draw.dtype)), case.loss(), 1e4 * draw.eps, draw, size=10.0),
+        lambda p: compare(
+            p(jnp.asarray(case.t, draw.dtype)), case.loss(), 1e4 * draw.eps, draw, size=10.0
+        ),
     )
 
 
-# --- bounds: laws, by points of the ball -----------------------------------------------------------------------------
+# --- bounds: laws, by points of the ball
+# -----------------------------------------------------------------------------
 
 
 def _ball(draw: Draw) -> tuple[Regression, Any, float, np.ndarray]:
@@ -107,15 +112,27 @@ def normaliser(draw: Draw) -> Call:
 
     def check(result: Any) -> str | None:
         z = long(regression.A) @ long(points).T
-        u = {"exp": np.exp, "res_exp": lambda t: np.exp(t) + t, "cosh": np.cosh}[regression.activation]
+        u = {"exp": np.exp, "res_exp": lambda t: np.exp(t) + t, "cosh": np.cosh}[
+            regression.activation
+        ]
         least = float(u(z).sum(0).min())
         ours = float(result.ours)
-        return None if ours <= least + 1e-4 * abs(least) + 1e-4 else f"α ≥ {ours} but {least} at a point of the ball"
+        return (
+            None
+            if ours <= least + 1e-4 * abs(least) + 1e-4
+            else f"α ≥ {ours} but {least} at a point of the ball"
+        )
 
     return Call({"p": p, "radius": radius, "centre": None}, check)
 
 
-@target("regression.lipschitz", p="object", radius="positive", centre="array?", exponents="three numbers")
+@target(
+    "regression.lipschitz",
+    p="object",
+    radius="positive",
+    centre="array?",
+    exponents="three numbers",
+)
 def lipschitz(draw: Draw) -> Call:
     regression, p, radius, points = _ball(draw)
 
@@ -156,6 +173,10 @@ def convexity_weight(draw: Draw) -> Call:
         matrix = np.asarray(heavier.hessian(jnp.asarray(points[0], draw.dtype)).as_matrix(), float)
         lowest = np.linalg.eigvalsh(matrix)[0]
         room = 1e3 * draw.eps * np.abs(matrix).max()
-        return None if lowest >= strength - room else f"λ_min = {lowest} < {strength} with w = {weight}"
+        return (
+            None
+            if lowest >= strength - room
+            else f"λ_min = {lowest} < {strength} with w = {weight}"
+        )
 
     return Call({"p": p, "strength": strength, "radius": radius}, check)

@@ -1,4 +1,7 @@
-"""Targets: certificates and measurements of networks. What is promised is tried; most compile for long."""
+"""Targets: certificates and measurements of networks.
+
+What is promised is tried; most compile for long.
+"""
 
 from typing import Any
 
@@ -51,8 +54,15 @@ def certify_minimum(draw: Draw) -> Call:
     def check(result: Any) -> str | None:
         if not result.holds:
             return None if result.radius == 0 else f"does not hold with radius {result.radius}"
-        good = 0 <= result.error <= result.radius <= result.convex_radius * (1 + 1e-9) and np.isfinite(result.bars).all()
-        return None if good else f"error {result.error}, radius {result.radius}, convex_radius {result.convex_radius}"
+        good = (
+            0 <= result.error <= result.radius <= result.convex_radius * (1 + 1e-9)
+            and np.isfinite(result.bars).all()
+        )
+        return (
+            None
+            if good
+            else f"error {result.error}, radius {result.radius}, convex_radius {result.convex_radius}"
+        )
 
     return Call({"p": regression.problem(draw), "x0": draw.cast(regression.x)}, check)
 
@@ -132,8 +142,12 @@ def perturbation(draw: Draw) -> Call:
 def perturbation_of(draw: Draw) -> Call:
     net, params, _ = network(draw, "softmax")
     x = jnp.asarray(draw.points(scale=1.0), draw.dtype)
-    found = sn.theory.perturbation(net, params, x, 0.01, key=draw.key(), kinds=("random",), trials=1, ascent_steps=1)
-    return Call({"self": found, "kind": "random"}, lambda result: finite(np.asarray(result.frobenius)))
+    found = sn.theory.perturbation(
+        net, params, x, 0.01, key=draw.key(), kinds=("random",), trials=1, ascent_steps=1
+    )
+    return Call(
+        {"self": found, "kind": "random"}, lambda result: finite(np.asarray(result.frobenius))
+    )
 
 
 @target(

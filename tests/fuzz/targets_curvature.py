@@ -24,22 +24,32 @@ class Parts:
         self.D = draw.rounded(np.abs(draw.normal(n)) * scale)
         self.U = draw.rounded(draw.normal(n, 2))
         self.M = draw.rounded(np.array([[1.0, -0.5], [-0.5, 0.0]]) * scale * draw.pick(1.0, 1e-3))
-        self.ridge = 0.0 if draw.mild else draw.pick(0.0, float(draw.rounded(np.array(scale * unit**2))))
+        self.ridge = (
+            0.0 if draw.mild else draw.pick(0.0, float(draw.rounded(np.array(scale * unit**2))))
+        )
         self.operator = sn.curvature.structured.StructuredOperator(
-            *(jnp.asarray(part, draw.dtype) for part in (self.A, self.D, self.U, self.M, self.ridge))
+            *(
+                jnp.asarray(part, draw.dtype)
+                for part in (self.A, self.D, self.U, self.M, self.ridge)
+            )
         )
 
     @property
     def matrix(self) -> np.ndarray:
         """The matrix, in long double."""
         A, U = long(self.A), long(self.U)
-        return A.T @ (np.diag(long(self.D)) + U @ long(self.M) @ U.T) @ A + self.ridge * np.eye(A.shape[1])
+        return A.T @ (np.diag(long(self.D)) + U @ long(self.M) @ U.T) @ A + self.ridge * np.eye(
+            A.shape[1]
+        )
 
     @property
     def size(self) -> float:
         """What the rounding errors of its entries are relative to."""
         U = np.abs(self.U)
-        return float((np.abs(self.A.T) @ (np.diag(self.D) + U @ np.abs(self.M) @ U.T) @ np.abs(self.A)).max() + self.ridge)
+        return float(
+            (np.abs(self.A.T) @ (np.diag(self.D) + U @ np.abs(self.M) @ U.T) @ np.abs(self.A)).max()
+            + self.ridge
+        )
 
     @property
     def condition(self) -> float:
@@ -93,7 +103,9 @@ def regular_part(draw: Draw) -> Call:
     parts = Parts(draw)
     A = long(parts.A)
     want = A.T @ np.diag(long(parts.D)) @ A + parts.ridge * np.eye(draw.d)
-    return Call({"self": parts.operator}, lambda result: _near(draw, parts, want)(result.as_matrix()))
+    return Call(
+        {"self": parts.operator}, lambda result: _near(draw, parts, want)(result.as_matrix())
+    )
 
 
 @target("curvature.structured.StructuredOperator.with_ridge", ridge="real")
@@ -115,7 +127,9 @@ def mv(draw: Draw) -> Call:
     arguments = {"self": parts.operator, "vector": draw.cast(vector)}
     return Call(
         arguments,
-        lambda result: compare(result, want, 256 * draw.eps, draw, size=parts.size * np.abs(vector).sum()),
+        lambda result: compare(
+            result, want, 256 * draw.eps, draw, size=parts.size * np.abs(vector).sum()
+        ),
     )
 
 
@@ -127,7 +141,9 @@ def mm(draw: Draw) -> Call:
     arguments = {"self": parts.operator, "vectors": draw.cast(vectors)}
     return Call(
         arguments,
-        lambda result: compare(result, want, 256 * draw.eps, draw, size=parts.size * np.abs(vectors).sum()),
+        lambda result: compare(
+            result, want, 256 * draw.eps, draw, size=parts.size * np.abs(vectors).sum()
+        ),
     )
 
 
@@ -138,7 +154,11 @@ def _is_above(draw: Draw, parts: Parts) -> Any:
         room = -256 * draw.eps
         difference = np.linalg.eigvalsh(positive / size - (parts.matrix / size).astype(float))[0]
         lowest = np.linalg.eigvalsh(positive / size)[0]
-        return None if min(difference, lowest) >= room else f"eigenvalues {lowest}, {difference} (relative) below zero"
+        return (
+            None
+            if min(difference, lowest) >= room
+            else f"eigenvalues {lowest}, {difference} (relative) below zero"
+        )
 
     return check
 
@@ -178,8 +198,14 @@ def _solve_check(draw: Draw, parts: Parts, right: np.ndarray) -> Any:
         if not np.isfinite(value).all():
             return None if parts.condition > 1e-3 / draw.eps else f"SUCCESSFUL and {value.tolist()}"
         residual = np.abs(long(right) - parts.matrix @ long(value)).max()
-        allowed = 1e3 * draw.eps * parts.size * np.abs(long(value)).sum() + 1e-2 * np.abs(right).max()
-        return None if residual <= allowed else f"SUCCESSFUL with a residual of {float(residual)} for {right.tolist()}"
+        allowed = (
+            1e3 * draw.eps * parts.size * np.abs(long(value)).sum() + 1e-2 * np.abs(right).max()
+        )
+        return (
+            None
+            if residual <= allowed
+            else f"SUCCESSFUL with a residual of {float(residual)} for {right.tolist()}"
+        )
 
     return check
 
@@ -214,7 +240,10 @@ def log_determinant(draw: Draw) -> Call:
     factorisation = sn.curvature.structured.factorise(parts.operator)
 
     def check(result: Any) -> str | None:
-        if int(factorisation.result) != sn.solution.Result.SUCCESSFUL or parts.condition > 1e-3 / draw.eps:
+        if (
+            int(factorisation.result) != sn.solution.Result.SUCCESSFUL
+            or parts.condition > 1e-3 / draw.eps
+        ):
             return never_nan(result)
         size = parts.size
         sign, value = np.linalg.slogdet((parts.matrix / size).astype(float))
@@ -240,7 +269,10 @@ def negative_eigenvalues(draw: Draw) -> Call:
     factorisation = sn.curvature.structured.factorise(parts.operator)
 
     def check(result: Any) -> str | None:
-        if int(factorisation.result) != sn.solution.Result.SUCCESSFUL or parts.condition > 1e-3 / draw.eps:
+        if (
+            int(factorisation.result) != sn.solution.Result.SUCCESSFUL
+            or parts.condition > 1e-3 / draw.eps
+        ):
             return None
         want = int((np.linalg.eigvalsh((parts.matrix / parts.size).astype(float)) < 0).sum())
         return None if int(result) == want else f"{int(result)} instead of {want}"
@@ -262,10 +294,13 @@ def weighted_sum(draw: Draw) -> Call:
     def check(result: Any) -> str | None:
         return compare(result.as_matrix(), want, 128 * draw.eps, draw, size=size)
 
-    return Call({"operators": [first.operator, second.operator], "weights": draw.cast(weights)}, check)
+    return Call(
+        {"operators": [first.operator, second.operator], "weights": draw.cast(weights)}, check
+    )
 
 
-# --- leverage scores and samples ------------------------------------------------------------------------------------
+# --- leverage scores and samples
+# ------------------------------------------------------------------------------------
 
 
 def _rows(draw: Draw) -> tuple[np.ndarray, np.ndarray]:
@@ -277,7 +312,9 @@ def _rows(draw: Draw) -> tuple[np.ndarray, np.ndarray]:
 
 
 def exact_scores(A: np.ndarray, weights: np.ndarray) -> np.ndarray | None:
-    """Return leverage scores by the singular values of the scaled rows, or None where the rank is not clear."""
+    """Return leverage scores by the singular values of the scaled rows, or None where the rank is
+    not clear.
+    """
     rows = np.sqrt(weights)[:, None] * A
     size = np.abs(rows).max()
     if size == 0:
@@ -294,7 +331,11 @@ def scores(draw: Draw) -> Call:
 
     def check(result: Any) -> str | None:
         want = exact_scores(A, weights)
-        return finite(result) if want is None else compare(result, want, 1e4 * draw.eps, draw, size=1.0)
+        return (
+            finite(result)
+            if want is None
+            else compare(result, want, 1e4 * draw.eps, draw, size=1.0)
+        )
 
     return Call({"A": draw.cast(A), "weights": draw.cast(weights)}, check)
 
@@ -315,12 +356,18 @@ def approximate_scores(draw: Draw) -> Call:
         if want is None or round(want.sum()) < draw.d:
             return never_nan(result)
         ratio = np.asarray(result, np.float64)[want > 1e-3] / want[want > 1e-3]
-        return None if (ratio >= 0.4).all() and (ratio <= 2.5).all() else f"{np.asarray(result)} for {want}"
+        return (
+            None
+            if (ratio >= 0.4).all() and (ratio <= 2.5).all()
+            else f"{np.asarray(result)} for {want}"
+        )
 
     return Call({"key": draw.key(), "A": draw.cast(A), "weights": draw.cast(weights)}, check)
 
 
-@target("curvature.sketch.probabilities", kind="choice", A="rows", weights="nonnegatives?", key="key?")
+@target(
+    "curvature.sketch.probabilities", kind="choice", A="rows", weights="nonnegatives?", key="key?"
+)
 def probabilities(draw: Draw) -> Call:
     A, weights = _rows(draw)
     kind = draw.pick("leverage", "approximate_leverage", "row_norm", "uniform")
@@ -331,7 +378,11 @@ def probabilities(draw: Draw) -> Call:
         if kind == "row_norm" and (weights[:, None] * A != 0).any():
             squares = long(weights) * (long(A) ** 2).sum(1)
             return compare(values, squares / squares.sum(), 32 * draw.eps, draw)
-        good = np.isfinite(values).all() and (values >= 0).all() and abs(values.sum() - 1) < 1e3 * draw.eps
+        good = (
+            np.isfinite(values).all()
+            and (values >= 0).all()
+            and abs(values.sum() - 1) < 1e3 * draw.eps
+        )
         return None if good else f"{'NaN ' if np.isnan(values).any() else ''}{values.tolist()}"
 
     return Call(arguments, check, refusals=r"\b(weights|A)\b")
@@ -344,14 +395,18 @@ def draw_rows(draw: Draw) -> Call:
 
     def check(sample: Any) -> str | None:
         kept = np.asarray(sample.indices) < 6
-        counts = np.asarray(sample.scales, np.float64)[kept] * 5 * pi[np.asarray(sample.indices)[kept]]
+        counts = (
+            np.asarray(sample.scales, np.float64)[kept] * 5 * pi[np.asarray(sample.indices)[kept]]
+        )
         return compare(counts.sum(), 5.0, 64 * draw.eps, draw, what="number of draws")
 
     return Call({"key": draw.key(), "pi": draw.cast(pi), "size": 5}, check)
 
 
 def _sample(draw: Draw) -> Any:
-    return sn.curvature.sketch.Sample(indices=jnp.asarray([0, 2, 3]), scales=jnp.asarray(np.array([1.5, 2.0, 0.5]), draw.dtype))
+    return sn.curvature.sketch.Sample(
+        indices=jnp.asarray([0, 2, 3]), scales=jnp.asarray(np.array([1.5, 2.0, 0.5]), draw.dtype)
+    )
 
 
 @target("curvature.sketch.Sample.gram", A="rows", weights="array?")
@@ -372,7 +427,11 @@ def sketched(draw: Draw) -> Call:
     parts = Parts(draw)
     rows, scales = np.array([0, 2, 3]), np.array([1.5, 2.0, 0.5])
     A, V = long(parts.A), long(parts.A).T @ long(parts.U)
-    want = A[rows].T @ ((scales * parts.D[rows])[:, None] * A[rows]) + V @ long(parts.M) @ V.T + parts.ridge * np.eye(draw.d)
+    want = (
+        A[rows].T @ ((scales * parts.D[rows])[:, None] * A[rows])
+        + V @ long(parts.M) @ V.T
+        + parts.ridge * np.eye(draw.d)
+    )
     arguments = {"op": parts.operator, "sample": _sample(draw)}
     return Call(arguments, lambda result: _near(draw, parts, want, 256.0)(result.as_matrix()))
 

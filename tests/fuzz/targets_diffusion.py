@@ -32,19 +32,26 @@ class MixtureCase:
             factor = draw.normal(2, d, d) * unit * (0.0 if draw.chance(0.2) else 1.0)
             self.covariances = draw.rounded(factor @ factor.transpose(0, 2, 1))
         self.alpha, self.h = (SCHEDULE[name](self.sde, self.t) for name in ("alpha", "variance"))
-        self.x = draw.rounded(draw.normal(draw.n, d) * (1.0 if draw.mild else draw.pick(1.0, 0.0, 20.0)))
+        self.x = draw.rounded(
+            draw.normal(draw.n, d) * (1.0 if draw.mild else draw.pick(1.0, 0.0, 20.0))
+        )
         self.distribution = (
             sn.diffusion.EmpiricalDistribution(jnp.asarray(self.means, draw.dtype))
             if points
             else sn.diffusion.GaussianMixture(
-                *(jnp.asarray(array, draw.dtype) for array in (self.weights, self.means, self.covariances))
+                *(
+                    jnp.asarray(array, draw.dtype)
+                    for array in (self.weights, self.means, self.covariances)
+                )
             )
         )
 
     def reference(self, method: str) -> np.ndarray:
         """Return the log-density, the score or the denoiser."""
         x, logs, scores = long(self.x), [], []
-        for weight, mean, covariance in zip(self.weights, self.means, self.covariances, strict=True):
+        for weight, mean, covariance in zip(
+            self.weights, self.means, self.covariances, strict=True
+        ):
             matrix = (self.alpha**2 * long(covariance) + self.h * np.eye(len(mean))).astype(float)
             difference = x - self.alpha * long(mean)
             solved = np.linalg.solve(matrix, difference.astype(float).T).T
@@ -78,7 +85,9 @@ def _register_mixture(cls: str, method: str) -> None:
                 "log_density": 10 + np.abs(want).max(),
                 "score": (np.abs(case.x).max() + np.abs(case.means).max() + 1) / case.h,
             }
-            size["denoise"] = (np.abs(case.x).max() + np.abs(case.means).max()) * 1.0 + case.h / case.alpha
+            size["denoise"] = (
+                np.abs(case.x).max() + np.abs(case.means).max()
+            ) * 1.0 + case.h / case.alpha
             return compare(result, want, case.rtol(draw), draw, size=float(size[method]))
 
         arguments = {
@@ -115,11 +124,15 @@ def empirical_sample(draw: Draw) -> Call:
 @target("diffusion.GaussianMixture", weights="positives", means="rows", covariances="array")
 def mixture(draw: Draw) -> Call:
     case = MixtureCase(draw)
-    arguments = {name: draw.cast(getattr(case, name)) for name in ("weights", "means", "covariances")}
+    arguments = {
+        name: draw.cast(getattr(case, name)) for name in ("weights", "means", "covariances")
+    }
     size = np.abs(case.covariances).max()
     return Call(
         arguments,
-        lambda result: compare(result.covariances, case.covariances, 64 * draw.eps, draw, size=size),
+        lambda result: compare(
+            result.covariances, case.covariances, 64 * draw.eps, draw, size=size
+        ),
     )
 
 
@@ -129,7 +142,8 @@ def empirical(draw: Draw) -> Call:
     return Call({"x0": draw.cast(x0)}, finite)
 
 
-# --- denoisers ------------------------------------------------------------------------------------------------------
+# --- denoisers
+# ------------------------------------------------------------------------------------------------------
 
 
 @target("diffusion.score", sde="object", denoiser="callable")
@@ -171,7 +185,9 @@ def fitted() -> Any:
     """Return one denoiser of a small data set, in float32."""
     with jax.enable_x64(False):
         x0 = jnp.asarray(np.random.default_rng(0).normal(size=(32, 3)), jnp.float32)
-        return sn.diffusion.linearised_denoiser(jax.random.key(0), sn.diffusion.vp_sde(), x0, width=8, times=2, steps=4)
+        return sn.diffusion.linearised_denoiser(
+            jax.random.key(0), sn.diffusion.vp_sde(), x0, width=8, times=2, steps=4
+        )
 
 
 @target("diffusion.Denoiser.__call__", slow=True, laws_only=True, t="numbers", x="rows")
@@ -203,7 +219,11 @@ def _denoiser_check(draw: Draw, x0: np.ndarray) -> Any:
     def check(denoiser: Any) -> str | None:
         values = np.asarray(denoiser(0.5, jnp.zeros((3, 2), denoiser.frame.mean.dtype)), np.float64)
         good = np.isfinite(values).all() and np.abs(values).max() <= 1e3 * np.abs(x0).max()
-        return None if good else f"{'NaN ' if np.isnan(values).any() else ''}{values} for data of size {np.abs(x0).max()}"
+        return (
+            None
+            if good
+            else f"{'NaN ' if np.isnan(values).any() else ''}{values} for data of size {np.abs(x0).max()}"
+        )
 
     return check
 
@@ -267,7 +287,8 @@ def linearised_denoiser(draw: Draw) -> Call:
     return Call(_fit_arguments(draw, x0) | {"width": 8, "steps": 4}, _denoiser_check(draw, x0))
 
 
-# --- samplers -------------------------------------------------------------------------------------------------------
+# --- samplers
+# -------------------------------------------------------------------------------------------------------
 
 
 def _normal_score(t: Any, x: Any) -> Any:
@@ -306,7 +327,9 @@ def sample(draw: Draw) -> Call:
     }
 
     def check(result: Any) -> str | None:
-        return finite(result) or (None if np.abs(np.asarray(result)).max() < 10 else "not standard normal")
+        return finite(result) or (
+            None if np.abs(np.asarray(result)).max() < 10 else "not standard normal"
+        )
 
     return Call(arguments, check)
 

@@ -32,7 +32,12 @@ def evolve(matrix: np.ndarray, residual: np.ndarray, function: Any) -> np.ndarra
             for j in range(residual.shape[1]):
                 right[i, j] *= factor
         result = vectors * right
-        return np.array([[np.longdouble(mpmath.nstr(result[i, j], 25)) for j in range(residual.shape[1])] for i in range(n)])
+        return np.array(
+            [
+                [np.longdouble(mpmath.nstr(result[i, j], 25)) for j in range(residual.shape[1])]
+                for i in range(n)
+            ]
+        )
 
 
 def _targets(draw: Draw, n: int | None = None) -> np.ndarray:
@@ -58,14 +63,18 @@ def _sensitivity(matrix: np.ndarray, rate: float, steps: np.ndarray) -> np.ndarr
     return 1 + np.minimum(steps.astype(float), 1e7)
 
 
-def _dynamics_check(draw: Draw, matrix: np.ndarray, y: np.ndarray, factors: list[Any], growth: np.ndarray) -> Any:
+def _dynamics_check(
+    draw: Draw, matrix: np.ndarray, y: np.ndarray, factors: list[Any], growth: np.ndarray
+) -> Any:
     def check(result: Any) -> str | None:
         for i, function in enumerate(factors):
             want = long(y) + evolve(matrix, -y, function)
             if growth[i] > 1e3 or np.abs(want).max() > 1e3 * max(np.abs(y).max(), draw.tiny):
                 message = never_nan(result[i])
             else:
-                message = compare(result[i], want, 64 * draw.eps * growth[i], draw, size=np.abs(y).max())
+                message = compare(
+                    result[i], want, 64 * draw.eps * growth[i], draw, size=np.abs(y).max()
+                )
             if message:
                 return message
         return None
@@ -95,7 +104,8 @@ def predict_gd(draw: Draw) -> Call:
     values = eigenvalues_of(matrix)
     slow = rate * values.max() < 1.99
     growth = 1 + np.minimum(steps, 20.0) if slow else _sensitivity(matrix, rate, steps)
-    if values.min() < 1e3 * draw.eps * values.max():  # in many steps the rounding of what should be zero shows
+    # in many steps the rounding of what should be zero shows
+    if values.min() < 1e3 * draw.eps * values.max():
         growth = growth + rate * float(values.max()) * steps
     check = _dynamics_check(draw, matrix, y, [power(tau) for tau in steps], growth)
     return Call(arguments, check)
@@ -139,7 +149,9 @@ def gd_coefficients(draw: Draw) -> Call:
             want = evolve(
                 matrix,
                 y,
-                lambda value, tau=tau: rate * sum((1 - mpmath.mpf(rate) * value) ** s for s in range(int(tau))),
+                lambda value, tau=tau: (
+                    rate * sum((1 - mpmath.mpf(rate) * value) ** s for s in range(int(tau)))
+                ),
             )
             messages.append(
                 compare(
@@ -155,7 +167,8 @@ def gd_coefficients(draw: Draw) -> Call:
     return Call(arguments, check)
 
 
-# --- regression -----------------------------------------------------------------------------------------------------
+# --- regression
+# -----------------------------------------------------------------------------------------------------
 
 
 def _solved(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -163,7 +176,12 @@ def _solved(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
         inverse = mpmath.matrix(matrix.tolist()) ** -1
         result = inverse * mpmath.matrix(right.tolist())
         rows, columns = right.shape
-        return np.array([[np.longdouble(mpmath.nstr(result[i, j], 25)) for j in range(columns)] for i in range(rows)])
+        return np.array(
+            [
+                [np.longdouble(mpmath.nstr(result[i, j], 25)) for j in range(columns)]
+                for i in range(rows)
+            ]
+        )
 
 
 def _regression(draw: Draw) -> tuple[np.ndarray, np.ndarray, np.ndarray, float, bool]:
@@ -277,9 +295,19 @@ def solve(draw: Draw) -> Call:
         if int(solution.result) != sn.solution.Result.SUCCESSFUL:
             return never_nan(value)
         residual = long(y) - (matrix @ long(value) + ridge * long(value))
-        room = 256 * draw.eps * (np.abs(matrix).max() * draw.n + ridge) * np.linalg.norm(long(value))
-        allowed = (3e-5 if draw.dtype == "float32" else 3e-10) * np.linalg.norm(long(y)) + room + 16 * draw.tiny
+        room = (
+            256 * draw.eps * (np.abs(matrix).max() * draw.n + ridge) * np.linalg.norm(long(value))
+        )
+        allowed = (
+            (3e-5 if draw.dtype == "float32" else 3e-10) * np.linalg.norm(long(y))
+            + room
+            + 16 * draw.tiny
+        )
         error = np.linalg.norm(residual)
-        return None if error <= allowed else f"SUCCESSFUL with a residual of {float(error)}, allowed {float(allowed)}"
+        return (
+            None
+            if error <= allowed
+            else f"SUCCESSFUL with a residual of {float(error)}, allowed {float(allowed)}"
+        )
 
     return Call(arguments, check)

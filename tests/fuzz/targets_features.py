@@ -32,7 +32,11 @@ def feature_target(draw: Draw) -> Call:
 
     def check(function: Any) -> str | None:
         x = draw.normal(5, draw.d)
-        z = x @ (direction / np.abs(direction).max()) / np.linalg.norm(direction / np.abs(direction).max())
+        z = (
+            x
+            @ (direction / np.abs(direction).max())
+            / np.linalg.norm(direction / np.abs(direction).max())
+        )
         got = function(jnp.asarray(x, draw.dtype))
         if kind != "hermite":
             return finite(got)
@@ -64,11 +68,17 @@ def corrupt(draw: Draw) -> Call:
     def check(result: Any) -> str | None:
         got = np.asarray(result, np.float64)
         if kind == "flips":
-            return compare(np.abs(got), np.abs(y), 0, draw) or (None if (got * y < 0).sum() in (2, 0) else "not two flips")
+            return compare(np.abs(got), np.abs(y), 0, draw) or (
+                None if (got * y < 0).sum() in (2, 0) else "not two flips"
+            )
         if kind == "adversarial":
             room = 1e3 * draw.eps * np.abs(y).max() + 1e-4
             error = abs(np.linalg.norm(got - y) - 1.0)
-            return None if error <= room or np.abs(y).max() * draw.eps > 1e-3 else f"noise of norm {np.linalg.norm(got - y)}"
+            return (
+                None
+                if error <= room or np.abs(y).max() * draw.eps > 1e-3
+                else f"noise of norm {np.linalg.norm(got - y)}"
+            )
         return finite(got)
 
     return Call(arguments, check)
@@ -140,7 +150,9 @@ def ridge_features(draw: Draw) -> Call:
     return Call(arguments, lambda result: compare(result, want, 1e3 * draw.eps, draw, size=10.0))
 
 
-@target("theory.feature_learning.alignment", params="params", params_after="params", direction="array")
+@target(
+    "theory.feature_learning.alignment", params="params", params_after="params", direction="array"
+)
 def alignment(draw: Draw) -> Call:
     _, params, _ = network(draw, "softmax")
     after = params.replace(hidden=params.hidden + draw.pick(0.0, 1.0, 1e-3))
@@ -151,6 +163,8 @@ def alignment(draw: Draw) -> Call:
     want = np.linalg.norm(unit @ hidden) / np.linalg.norm(hidden)
 
     def check(result: Any) -> str | None:
-        return first_message(never_nan(result), compare(result.before, want, 1e3 * draw.eps, draw, size=1.0))
+        return first_message(
+            never_nan(result), compare(result.before, want, 1e3 * draw.eps, draw, size=1.0)
+        )
 
     return Call({"params": params, "params_after": after, "direction": draw.cast(direction)}, check)

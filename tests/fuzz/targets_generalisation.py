@@ -29,11 +29,18 @@ def rkhs_norm(draw: Draw) -> Call:
         if int(result.result) != sn.solution.Result.SUCCESSFUL:
             return None if math.isinf(result.total) else f"refused with {result.total}"
         scale = np.abs(matrix).max()
-        squares = np.einsum("ik,ij,jk->k", y, np.linalg.inv(matrix / scale), y / (np.abs(y).max() or 1.0)) / scale
+        squares = (
+            np.einsum("ik,ij,jk->k", y, np.linalg.inv(matrix / scale), y / (np.abs(y).max() or 1.0))
+            / scale
+        )
         want = np.sqrt(np.abs(squares)) * np.sqrt(np.abs(y).max() or 1.0)
         error = np.abs(result.outputs - want)
         room = np.asarray(result.outputs_error) + 1e-6 * want + 1e-300
-        return None if (error <= room).all() else f"{result.outputs} ± {result.outputs_error} instead of {want}"
+        return (
+            None
+            if (error <= room).all()
+            else f"{result.outputs} ± {result.outputs_error} instead of {want}"
+        )
 
     return Call({"gram": draw.cast(matrix), "y": draw.cast(y)}, check)
 
@@ -77,7 +84,9 @@ def variance(draw: Draw) -> Call:
     k = next((k for k, tail in enumerate(tails) if tail >= 2), None)
     want = math.inf if k is None else k / 2 + 2 / (values[k:].sum() ** 2 / (values[k:] ** 2).sum())
     arguments = {"self": ranks, "samples": 2, "b": 1.0}
-    return Call(arguments, lambda result: None if result == want else compare(result, want, 1e-9, draw))
+    return Call(
+        arguments, lambda result: None if result == want else compare(result, want, 1e-9, draw)
+    )
 
 
 @target("theory.noise_level", laws_only=True, gram="gram", y="array")
@@ -88,7 +97,11 @@ def noise_level(draw: Draw) -> Call:
         size = np.sqrt((y**2).sum(0)) if np.abs(y).max() < 1e15 else np.inf
         got = np.asarray(result)
         good = np.isfinite(got).all() and (got >= 0).all() and (got <= 10 * size + draw.tiny).all()
-        return None if good else f"{'NaN ' if np.isnan(got).any() else ''}{got} for targets of norm {size}"
+        return (
+            None
+            if good
+            else f"{'NaN ' if np.isnan(got).any() else ''}{got} for targets of norm {size}"
+        )
 
     return Call({"gram": draw.cast(matrix), "y": draw.cast(y)}, check, refusals=NO_KERNEL)
 
@@ -143,11 +156,18 @@ def least_risk_time(draw: Draw) -> Call:
         values = np.maximum(eigenvalues_of(matrix), 0)
 
         def risk(t: float) -> float:
-            return norm**2 * (values * np.exp(-2 * values * t)).max() + noise**2 * ((1 - np.exp(-values * t)) ** 2).sum()
+            return (
+                norm**2 * (values * np.exp(-2 * values * t)).max()
+                + noise**2 * ((1 - np.exp(-values * t)) ** 2).sum()
+            )
 
         here = risk(result.time)
         around = min(risk(result.time * factor) for factor in (0.1, 0.5, 2.0, 10.0))
-        return None if here <= around * (1 + 1e-3) else f"risk {here} at t = {result.time}, {around} nearby"
+        return (
+            None
+            if here <= around * (1 + 1e-3)
+            else f"risk {here} at t = {result.time}, {around} nearby"
+        )
 
     return Call(arguments, check, refusals=NO_KERNEL)
 

@@ -1,4 +1,6 @@
-"""Targets: regressions through attention and through two layers, against their definitions and differences."""
+"""Targets: regressions through attention and through two layers, against their definitions and
+differences.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -37,7 +39,9 @@ class AttentionCase:
         self.A1, self.A2 = draw.points(3, 2, 1.0), draw.points(3, 2, 1.0)
         self.B = np.abs(draw.normal(3, 3))
         self.w = draw.pick(0.0, 0.5)
-        self.x = draw.rounded(draw.normal(2, 2) * (1.0 if draw.mild else draw.pick(0.0, 1.0, 10.0, 1e-10)))
+        self.x = draw.rounded(
+            draw.normal(2, 2) * (1.0 if draw.mild else draw.pick(0.0, 1.0, 10.0, 1e-10))
+        )
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         """Return Z."""
@@ -50,14 +54,20 @@ class AttentionCase:
 
     def problem(self, draw: Draw) -> Any:
         """Return the problem of softntk."""
-        return sn.regression.attention(*(jnp.asarray(a, draw.dtype) for a in (self.A1, self.A2, self.B)), weights=self.w)
+        return sn.regression.attention(
+            *(jnp.asarray(a, draw.dtype) for a in (self.A1, self.A2, self.B)), weights=self.w
+        )
 
 
 def hessian_of(gradient: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
     """Return the matrix of second derivatives by differences of a gradient."""
     columns = []
     for index in np.ndindex(*x.shape):
-        columns.append(numerical_gradient(lambda s, index=index: gradient(long(x) + _unit(x.shape, index) * s)[0], np.zeros(1)))
+        columns.append(
+            numerical_gradient(
+                lambda s, index=index: gradient(long(x) + _unit(x.shape, index) * s)[0], np.zeros(1)
+            )
+        )
     return np.array(columns)
 
 
@@ -89,14 +99,23 @@ def _attention_check(draw: Draw, case: AttentionCase, method: str) -> Callable[[
     return check
 
 
-def _operator_law(draw: Draw, operator: Any, loss: Callable[[np.ndarray], Any], x: np.ndarray, method: str) -> str | None:
-    """Compare a product ⟨v, Hv⟩ with a second difference of the loss; for Gauss–Newton only that it is not negative."""
+def _operator_law(
+    draw: Draw, operator: Any, loss: Callable[[np.ndarray], Any], x: np.ndarray, method: str
+) -> str | None:
+    """Compare a product ⟨v, Hv⟩ with a second difference of the loss; for Gauss–Newton only that it
+    is not negative.
+    """
     direction = np.ones(x.shape) / x.size**0.5
-    product = float(np.sum(np.asarray(operator.mv(jnp.asarray(direction, draw.dtype)), np.float64) * direction))
+    product = float(
+        np.sum(np.asarray(operator.mv(jnp.asarray(direction, draw.dtype)), np.float64) * direction)
+    )
     if method == "gauss_newton":
         return None if product >= -1e3 * draw.eps else f"⟨v, Gv⟩ = {product}"
     h = np.longdouble(1e-3)
-    near, far = (loss(x + s * h * direction) + loss(x - s * h * direction) - 2 * loss(long(x)) for s in (1, 2))
+    near, far = (
+        loss(x + s * h * direction) + loss(x - s * h * direction) - 2 * loss(long(x))
+        for s in (1, 2)
+    )
     want = (16 * near - far) / (12 * h**2)
     return compare(product, want, 1e4 * draw.eps + 1e-8, draw, size=10 + abs(want))
 
@@ -149,7 +168,10 @@ def attention_matrix(draw: Draw) -> Call:
     operator, _ = _operator(draw)
 
     def check(result: Any) -> str | None:
-        columns = [np.asarray(operator.mv(jnp.asarray(_unit((2, 2), index), draw.dtype))) for index in np.ndindex(2, 2)]
+        columns = [
+            np.asarray(operator.mv(jnp.asarray(_unit((2, 2), index), draw.dtype)))
+            for index in np.ndindex(2, 2)
+        ]
         want = np.stack([column.reshape(-1) for column in columns], 1)
         return compare(result, want, 256 * draw.eps, draw, size=1 + np.abs(want).max())
 
@@ -163,14 +185,18 @@ def attention_mv(draw: Draw) -> Call:
     arguments = {"self": operator, "vector": draw.cast(ones)}
     return Call(
         arguments,
-        lambda result: never_nan(result) or _operator_law(draw, operator, case.loss, case.x, "hessian"),
+        lambda result: (
+            never_nan(result) or _operator_law(draw, operator, case.loss, case.x, "hessian")
+        ),
     )
 
 
 @target("regression.AttentionOperator.transpose")
 def attention_transpose(draw: Draw) -> Call:
     operator, _ = _operator(draw)
-    return Call({"self": operator}, lambda result: None if result is operator else "another operator")
+    return Call(
+        {"self": operator}, lambda result: None if result is operator else "another operator"
+    )
 
 
 class TwoLayerCase:
@@ -184,7 +210,9 @@ class TwoLayerCase:
             np.abs(draw.normal(4)),
         )
         self.w = draw.pick(0.0, 0.5)
-        self.x = draw.rounded(draw.normal(draw.d) * (1.0 if draw.mild else draw.pick(0.0, 1.0, 1e-10)))
+        self.x = draw.rounded(
+            draw.normal(draw.d) * (1.0 if draw.mild else draw.pick(0.0, 1.0, 1e-10))
+        )
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Return h(A₂ g(A₁x))."""
@@ -192,7 +220,10 @@ class TwoLayerCase:
 
     def loss(self, x: np.ndarray) -> Any:
         """Return the loss."""
-        return (((self.predict(x) - self.b) ** 2).sum() + self.w**2 * ((long(self.A1) @ long(x)) ** 2).sum()) / 2
+        return (
+            ((self.predict(x) - self.b) ** 2).sum()
+            + self.w**2 * ((long(self.A1) @ long(x)) ** 2).sum()
+        ) / 2
 
     def problem(self, draw: Draw) -> Any:
         """Return the problem of softntk."""
@@ -217,7 +248,9 @@ def _register_two_layer(method: str) -> None:
                 "gradient": lambda: numerical_gradient(case.loss, case.x),
             }[method]()
             steepness = 1 + np.cosh(np.abs(case.A1 @ case.x)).max() * np.abs(case.A2).max() * 10
-            return compare(result, want, 1e3 * draw.eps * steepness + 1e-11, draw, size=3 + np.abs(want).max())
+            return compare(
+                result, want, 1e3 * draw.eps * steepness + 1e-11, draw, size=3 + np.abs(want).max()
+            )
 
         return Call({"self": case.problem(draw), "x": draw.cast(case.x)}, check)
 

@@ -33,12 +33,16 @@ def _discrepancy(x: np.ndarray, y: np.ndarray, function: Any) -> Any:
 
 def _interval(draw: Draw, result: Any, want: Any, size: Any) -> str | None:
     ordered = (
-        float(result.lower) <= float(result.value) * (1 + 1e-3) + 1e-3 * float(size) <= float(result.upper) + 2e-2 * float(size)
+        float(result.lower)
+        <= float(result.value) * (1 + 1e-3) + 1e-3 * float(size)
+        <= float(result.upper) + 2e-2 * float(size)
     )
     return first_message(
         compare(result.value, want, 256 * draw.eps, draw, size=size),
         never_nan([result.lower, result.upper]),
-        None if ordered or float(size) > 1e30 else f"interval {result.lower} … {result.upper} around {result.value}",
+        None
+        if ordered or float(size) > 1e30
+        else f"interval {result.lower} … {result.upper} around {result.value}",
     )
 
 
@@ -106,9 +110,13 @@ def sliced_wasserstein(draw: Draw) -> Call:
         if factor == 1.0:
             return compare(result.value, 0.0, 64 * draw.eps, draw, size=size)
         unit = size or 1.0
-        scaled = {name: jnp.asarray(array / unit, draw.dtype) for name, array in (("x", x), ("y", y))}
+        scaled = {
+            name: jnp.asarray(array / unit, draw.dtype) for name, array in (("x", x), ("y", y))
+        }
         reference = sn.diffusion.sliced_wasserstein(**(arguments | scaled))
-        return compare(result.value, long(float(reference.value)) * unit, 1e3 * draw.eps, draw, size=size)
+        return compare(
+            result.value, long(float(reference.value)) * unit, 1e3 * draw.eps, draw, size=size
+        )
 
     return Call(arguments, check, refusals=OVERFLOW)
 
@@ -140,7 +148,9 @@ def memorisation(draw: Draw) -> Call:
     size = np.abs(x).max() + np.abs(train).max()
 
     def check(result: Any) -> str | None:
-        return first_message(never_nan(result), compare(result.distance, want, 64 * draw.eps, draw, size=size))
+        return first_message(
+            never_nan(result), compare(result.distance, want, 64 * draw.eps, draw, size=size)
+        )
 
     return Call(arguments, check, refusals=OVERFLOW + "|held_out")
 
@@ -167,4 +177,6 @@ def score_error(draw: Draw) -> Call:
     arguments = {"key": draw.key(), "sde": sde, "score_fn": score, "distribution": normal}
     arguments |= {"t": jnp.asarray([0.5], draw.dtype), "n": 8}
     want = [(factor - 1) ** 2]
-    return Call(arguments, lambda result: compare(result.relative.value, want, 1e-3, draw, size=1.0))
+    return Call(
+        arguments, lambda result: compare(result.relative.value, want, 1e-3, draw, size=1.0)
+    )

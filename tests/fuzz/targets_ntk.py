@@ -65,7 +65,14 @@ def _symmetric_matrix(op: Any) -> np.ndarray:
     return np.asarray(op.as_matrix())
 
 
-@target("ntk.operator", net="apply", params="params", x="rows", block_size="count?", apply_kwargs="keywords?")
+@target(
+    "ntk.operator",
+    net="apply",
+    params="params",
+    x="rows",
+    block_size="count?",
+    apply_kwargs="keywords?",
+)
 def operator(draw: Draw) -> Call:
     net, params, family = network(draw)
     x = network_points(draw)
@@ -83,10 +90,13 @@ def operator(draw: Draw) -> Call:
             compare(product, want.sum(1), 128 * draw.eps, draw, size=spread.sum(1)),
         )
 
-    return Call({"net": net, "params": params, "x": draw.cast(x), "block_size": draw.pick(None, 3)}, check)
+    return Call(
+        {"net": net, "params": params, "x": draw.cast(x), "block_size": draw.pick(None, 3)}, check
+    )
 
 
-# --- operators of a kernel in closed form: softmax, σ = 1 -----------------------------------------------------------
+# --- operators of a kernel in closed form: softmax, σ = 1
+# -----------------------------------------------------------
 
 
 @functools.cache
@@ -108,7 +118,9 @@ def kernel_operator_of(draw: Draw) -> tuple[Any, np.ndarray, np.ndarray]:
     """Return an operator, its matrix in long double, and its points."""
     net = softmax_network()
     x = _kernel_points(draw)
-    op = sn.ntk.kernel_operator(net.kernel_fn, jnp.asarray(x, draw.dtype), block_size=draw.pick(None, 3))
+    op = sn.ntk.kernel_operator(
+        net.kernel_fn, jnp.asarray(x, draw.dtype), block_size=draw.pick(None, 3)
+    )
     return op, _softmax_ntk(x, x), x
 
 
@@ -119,11 +131,15 @@ def _size(x1: np.ndarray, x2: np.ndarray | None = None) -> np.ndarray:
     return product * np.exp(np.minimum(long(x1) @ long(x2).T, 700)) * (1 + product)
 
 
-def _same_matrix(draw: Draw, result: Any, x1: np.ndarray, x2: np.ndarray | None = None) -> str | None:
+def _same_matrix(
+    draw: Draw, result: Any, x1: np.ndarray, x2: np.ndarray | None = None
+) -> str | None:
     want = _softmax_ntk(x1, x1 if x2 is None else x2)
     # A slope that is not a normal number may be zero.
     dots = np.abs(long(x1) @ long(x1 if x2 is None else x2).T)
-    return compare(result, want, 128 * draw.eps, draw, size=_size(x1, x2) + dots * draw.tiny / draw.eps)
+    return compare(
+        result, want, 128 * draw.eps, draw, size=_size(x1, x2) + dots * draw.tiny / draw.eps
+    )
 
 
 @target("ntk.kernel_operator", kernel_fn="callable", x="rows", get="choice", block_size="count?")
@@ -150,7 +166,9 @@ def gram_diagonal(draw: Draw) -> Call:
     op, matrix, x = kernel_operator_of(draw)
     return Call(
         {"self": op},
-        lambda result: compare(result, np.diag(matrix), 128 * draw.eps, draw, size=np.diag(_size(x))),
+        lambda result: compare(
+            result, np.diag(matrix), 128 * draw.eps, draw, size=np.diag(_size(x))
+        ),
     )
 
 
@@ -192,21 +210,27 @@ def _vectors(draw: Draw, *shape: int) -> np.ndarray:
 
 
 def _product_check(draw: Draw, want: np.ndarray, size: np.ndarray, vectors: np.ndarray) -> Any:
-    return lambda result: compare(result, want @ long(vectors), 256 * draw.eps, draw, size=size @ np.abs(long(vectors)))
+    return lambda result: compare(
+        result, want @ long(vectors), 256 * draw.eps, draw, size=size @ np.abs(long(vectors))
+    )
 
 
 @target("ntk.GramOperator.mv", vector="through")
 def gram_mv(draw: Draw) -> Call:
     op, matrix, x = kernel_operator_of(draw)
     vector = _vectors(draw, draw.n)
-    return Call({"self": op, "vector": draw.cast(vector)}, _product_check(draw, matrix, _size(x), vector))
+    return Call(
+        {"self": op, "vector": draw.cast(vector)}, _product_check(draw, matrix, _size(x), vector)
+    )
 
 
 @target("ntk.GramOperator.mm", vectors="through")
 def gram_mm(draw: Draw) -> Call:
     op, matrix, x = kernel_operator_of(draw)
     vectors = _vectors(draw, draw.n, 2)
-    return Call({"self": op, "vectors": draw.cast(vectors)}, _product_check(draw, matrix, _size(x), vectors))
+    return Call(
+        {"self": op, "vectors": draw.cast(vectors)}, _product_check(draw, matrix, _size(x), vectors)
+    )
 
 
 @target("ntk.GramOperator.rows", indices="integers")
@@ -216,7 +240,9 @@ def gram_rows(draw: Draw) -> Call:
     arguments = {"self": op, "indices": jnp.asarray(indices)}
     return Call(
         arguments,
-        lambda result: compare(result, matrix[indices], 128 * draw.eps, draw, size=_size(x)[indices]),
+        lambda result: compare(
+            result, matrix[indices], 128 * draw.eps, draw, size=_size(x)[indices]
+        ),
     )
 
 
@@ -258,7 +284,8 @@ def cross_mm(draw: Draw) -> Call:
     )
 
 
-# --- spectra --------------------------------------------------------------------------------------------------------
+# --- spectra
+# --------------------------------------------------------------------------------------------------------
 
 
 def eigenvalues_of(matrix: np.ndarray) -> np.ndarray:
@@ -332,7 +359,9 @@ def measure_rows(draw: Draw) -> Call:
 @target("ntk.SpectralMeasure.standard_error", function="callable")
 def measure_error(draw: Draw) -> Call:
     measure, _ = _measure(draw)
-    return Call({"self": measure, "function": _double}, lambda result: compare(result, 0.0, 0, draw))
+    return Call(
+        {"self": measure, "function": _double}, lambda result: compare(result, 0.0, 0, draw)
+    )
 
 
 @target("ntk.SpectralMeasure.cumulative", levels="numbers")
@@ -362,7 +391,9 @@ def target_alignment(draw: Draw) -> Call:
     def check(result: Any) -> str | None:
         if not np.abs(y).max() > draw.tiny * 1e3:
             return finite(result.weights)
-        mean = np.sum(np.asarray(result.weights, np.float64) * np.asarray(result.nodes, np.float64), 1)
+        mean = np.sum(
+            np.asarray(result.weights, np.float64) * np.asarray(result.nodes, np.float64), 1
+        )
         unit = y / np.abs(y).max(0)
         size = np.abs(matrix).max() or 1.0
         want = np.einsum("ik,ij,jk->k", unit, matrix / size, unit) / (unit**2).sum(0) * size

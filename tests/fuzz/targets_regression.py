@@ -25,14 +25,20 @@ METHODS = (
 
 
 class Regression:
-    """A regression in float64 with its loss and derivatives by the formulas of the textbook, in long double."""
+    """A regression in float64 with its loss and derivatives by the formulas of the textbook, in
+    long double.
+    """
 
     def __init__(self, draw: Draw, activation: str | None = None, form: str | None = None) -> None:
-        self.activation = draw.pick("exp", "res_exp", "cosh", "sinh") if activation is None else activation
+        self.activation = (
+            draw.pick("exp", "res_exp", "cosh", "sinh") if activation is None else activation
+        )
         self.form = draw.pick(*FORMS) if form is None else form
         unit = 1.0 if draw.mild else draw.pick(1.0, 1.0, 1e-12, 1e12)
         self.A = draw.points(6, draw.d, unit)
-        self.x = draw.rounded(draw.normal(draw.d) / unit * (1.0 if draw.mild else draw.pick(1.0, 1e-3, 3.0)))
+        self.x = draw.rounded(
+            draw.normal(draw.d) / unit * (1.0 if draw.mild else draw.pick(1.0, 1e-3, 3.0))
+        )
         if draw.chance(0.1):
             self.x = np.zeros(draw.d)
         self.b = draw.rounded(np.abs(draw.normal(6)) * draw.pick(1.0, 0.1))
@@ -50,7 +56,8 @@ class Regression:
                 J = np.diag(du) - np.outer(u, du)
                 s = residual - residual @ u
                 H = np.diag(du**2 + d2u * s)
-                # ∇²(½‖f − b‖²) by differentiating v∘(c − φ): see the table of section 4 of the mathematics.
+                # ∇²(½‖f − b‖²) by differentiating v∘(c − φ): see the table of section 4 of the
+                # mathematics.
                 U = np.stack([du, du * (u + residual - residual @ u)], 1)
                 H = H + U @ np.array([[u @ u, -1], [-1, 0]]) @ U.T
                 slope = du * s
@@ -77,7 +84,9 @@ class Regression:
         self.size_residual = big * (1 + (np.abs(b).max() * 6 if self.form == "rescaled" else 0))
         self.size_loss = 6 * self.size_residual**2 + (w * z) @ (w * z)
         self.size_gradient = rows * (big * self.size_residual * 6 + (np.abs(w**2 * z)).max())
-        self.size_hessian = rows * np.abs(A).max() * (4 * big * (big + self.size_residual) * 6 + (w**2).max())
+        self.size_hessian = (
+            rows * np.abs(A).max() * (4 * big * (big + self.size_residual) * 6 + (w**2).max())
+        )
         self.resolved = bool(np.abs(z).max() < 30 and kept > 1e-2 and (1 / big) < 1e12)
 
     def problem(self, draw: Draw) -> Any:
@@ -98,7 +107,12 @@ class Regression:
         if method == "check":
             return None if int(result) == 0 else sn.solution.Result(int(result)).name
         if method == "value_and_gradient":
-            return first_message(*(self.compare(draw, *pair) for pair in zip(("__call__", "gradient"), result, strict=True)))
+            return first_message(
+                *(
+                    self.compare(draw, *pair)
+                    for pair in zip(("__call__", "gradient"), result, strict=True)
+                )
+            )
         want, size = {
             "__call__": (self.loss, self.size_loss),
             "predict": (self.predicted, self.size_residual),
@@ -110,11 +124,14 @@ class Regression:
         }[method]
         if method in ("hessian", "gauss_newton"):
             got = result.as_matrix()
-            if np.abs(want).max() > 1e-3 * draw.largest:  # what exceeds the precision is infinite as a whole
+            # what exceeds the precision is infinite as a whole
+            if np.abs(want).max() > 1e-3 * draw.largest:
                 return never_nan(got)
         else:
             got = result
-        return compare(got, want, rtol, draw, size=size, what=f"{self.form} {self.activation} {method}")
+        return compare(
+            got, want, rtol, draw, size=size, what=f"{self.form} {self.activation} {method}"
+        )
 
 
 def _register_method(method: str) -> None:
@@ -131,7 +148,8 @@ for _method in METHODS:
     _register_method(_method)
 
 
-# --- what makes problems --------------------------------------------------------------------------------------------
+# --- what makes problems
+# --------------------------------------------------------------------------------------------
 
 
 def _register_member(name: str, activation: str, form: str) -> None:
@@ -162,7 +180,9 @@ for _name, _activation, _form in (
     _register_member(_name, _activation, _form)
 
 
-@target("regression.hyperbolic", A="rows", b="array", kind="choice", form="choice", weights="weights")
+@target(
+    "regression.hyperbolic", A="rows", b="array", kind="choice", form="choice", weights="weights"
+)
 def hyperbolic(draw: Draw) -> Call:
     regression = Regression(draw, draw.pick("cosh", "sinh"), draw.pick(*FORMS))
     arguments = {
@@ -173,7 +193,9 @@ def hyperbolic(draw: Draw) -> Call:
     arguments |= {"form": regression.form, "weights": draw.cast(regression.w)}
 
     def check(p: Any) -> str | None:
-        return regression.compare(draw, "gradient", p.gradient(jnp.asarray(regression.x, draw.dtype)))
+        return regression.compare(
+            draw, "gradient", p.gradient(jnp.asarray(regression.x, draw.dtype))
+        )
 
     return Call(arguments, check)
 

@@ -25,7 +25,9 @@ def draw_process(draw: Draw) -> Any:
 
 def draw_time(draw: Draw, *options: float) -> float:
     """Return a time that the precision represents."""
-    return float(draw.rounded(np.array(draw.pick(0.5, 1.0, 0.01, *options) if not draw.mild else 0.5)))
+    return float(
+        draw.rounded(np.array(draw.pick(0.5, 1.0, 0.01, *options) if not draw.mild else 0.5))
+    )
 
 
 def _integral(sde: Any, t: float) -> Any:
@@ -39,7 +41,9 @@ def _integral(sde: Any, t: float) -> Any:
 
 def _rate(sde: Any, t: float) -> Any:
     if hasattr(sde, "beta_min"):
-        return long(sde.beta_min) + (long(sde.beta_max) - long(sde.beta_min)) * long(t) / sde.horizon
+        return (
+            long(sde.beta_min) + (long(sde.beta_max) - long(sde.beta_min)) * long(t) / sde.horizon
+        )
     turn = (long(sde.end) - long(sde.start)) / sde.horizon
     return 2 * turn * np.tan(long(sde.start) + turn * long(t))
 
@@ -64,7 +68,9 @@ def _register_schedule(method: str) -> None:
         arguments = {"self": sde, "t": jnp.asarray([t], draw.dtype)}
         return Call(
             arguments,
-            lambda result: compare(result, [want], loose + 2e-7 * (method == "rate"), draw, size=size + 1e-30),
+            lambda result: compare(
+                result, [want], loose + 2e-7 * (method == "rate"), draw, size=size + 1e-30
+            ),
         )
 
 
@@ -116,7 +122,9 @@ def perturb(draw: Draw) -> Call:
     def check(result: Any) -> str | None:
         noise = np.asarray(sde.perturb(key, t, jnp.zeros(x0.shape, draw.dtype)), np.float64)
         want = SCHEDULE["alpha"](sde, t) * x0 + noise
-        return compare(result, want, 1e3 * draw.eps, draw, size=np.abs(x0).max() + np.abs(noise).max())
+        return compare(
+            result, want, 1e3 * draw.eps, draw, size=np.abs(x0).max() + np.abs(noise).max()
+        )
 
     return Call({"self": sde, "key": key, "t": t, "x0": draw.cast(x0)}, check)
 
@@ -137,7 +145,11 @@ def sample_times(draw: Draw) -> Call:
     def check(result: Any) -> str | None:
         times = np.asarray(result, np.float64)
         good = ((times >= low * (1 - 1e-4)) & (times <= sde.horizon * (1 + 1e-6))).all()
-        return None if good else f"{'NaN ' if np.isnan(times).any() else ''}{times} outside [{low}, {sde.horizon}]"
+        return (
+            None
+            if good
+            else f"{'NaN ' if np.isnan(times).any() else ''}{times} outside [{low}, {sde.horizon}]"
+        )
 
     return Call(
         {"self": sde, "key": draw.key(), "n": 8, "min_time": low, "centre": centre, "spread": 2.4},

@@ -76,11 +76,17 @@ def paper(draw: Draw) -> Call:
         "width": draw.pick(1, 10**7),
     }
     B = draw.positive(1.0, 3.0)
-    want = 0.1 * long(numbers["smallest"]) / (numbers["width"] * 4.0 * float(numbers["n"]) ** 2) * np.exp(-16 * long(B))
+    want = (
+        0.1
+        * long(numbers["smallest"])
+        / (numbers["width"] * 4.0 * float(numbers["n"]) ** 2)
+        * np.exp(-16 * long(B))
+    )
     return Call(numbers | {"B": B}, lambda result: compare(result, want, 1e-12, draw))
 
 
-# --- transforms -----------------------------------------------------------------------------------------------------
+# --- transforms
+# -----------------------------------------------------------------------------------------------------
 
 
 def _descend(learning_rate: Any, momentum: Any = None, nesterov: Any = False) -> Any:
@@ -113,7 +119,9 @@ NEWTON = {
 }
 
 
-def _newton_step(draw: Draw, arguments: dict[str, Any], regression: Regression, result: Any) -> str | None:
+def _newton_step(
+    draw: Draw, arguments: dict[str, Any], regression: Regression, result: Any
+) -> str | None:
     x = jnp.asarray(regression.x, draw.dtype)
     p = regression.problem(draw)
     value, gradient = p.value_and_gradient(x)
@@ -166,7 +174,9 @@ def natural_gradient(draw: Draw) -> Call:
 
     def check(tx: Any) -> str | None:
         def loss(params: Any) -> Any:
-            return 0.5 * jnp.sum((net.apply_fn(params, jnp.asarray(x, draw.dtype)) - jnp.asarray(y, draw.dtype)) ** 2)
+            return 0.5 * jnp.sum(
+                (net.apply_fn(params, jnp.asarray(x, draw.dtype)) - jnp.asarray(y, draw.dtype)) ** 2
+            )
 
         gradient = jax.grad(loss)(params)
         return finite(tx.update(gradient, tx.init(params), params)[0])
@@ -174,7 +184,8 @@ def natural_gradient(draw: Draw) -> Call:
     return Call(arguments, check)
 
 
-# --- runs -----------------------------------------------------------------------------------------------------------
+# --- runs
+# -----------------------------------------------------------------------------------------------------------
 
 
 @target(
@@ -210,7 +221,11 @@ def minimise(draw: Draw) -> Call:
         end = np.linalg.norm(regression.gradient.astype(float))
         room = 1e3 * draw.eps * regression.size_gradient * regression.amplification
         allowed = (1e-4 if draw.dtype == "float32" else 1e-8) * start + room
-        return None if end <= allowed else f"SUCCESSFUL with ‖∇L‖ = {end}, at the start {start}, allowed {allowed}"
+        return (
+            None
+            if end <= allowed
+            else f"SUCCESSFUL with ‖∇L‖ = {end}, at the start {start}, allowed {allowed}"
+        )
 
     return Call(arguments, check)
 
@@ -270,5 +285,9 @@ def contraction(draw: Draw) -> Call:
 @target("solution.Solution.check", may_fail=True)
 def solution_check(draw: Draw) -> Call:
     code = draw.pick(0, 0, 3)
-    solution = sn.solution.Solution(value=jnp.ones(2), result=jnp.asarray(code, jnp.int32), stats={}, state=None)
-    return Call({"self": solution}, lambda result: None if result is solution else "another solution")
+    solution = sn.solution.Solution(
+        value=jnp.ones(2), result=jnp.asarray(code, jnp.int32), stats={}, state=None
+    )
+    return Call(
+        {"self": solution}, lambda result: None if result is solution else "another solution"
+    )

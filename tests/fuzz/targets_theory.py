@@ -61,14 +61,20 @@ class Sizes:
 
 
 def same_number(result: Any, want: Any, rtol: float = 1e-11) -> str | None:
-    """Compare floats with a number of mpmath; beyond the largest is infinity, below the smallest zero."""
+    """Compare floats with a number of mpmath; beyond the largest is infinity, below the smallest
+    zero.
+    """
     got = float(result)
     largest, smallest = mpmath.mpf(1.7976931348623157e308), mpmath.mpf(1e-307)
     if abs(want) > largest * (1 - 1e-9):
         good = math.isinf(got) or abs(got) > 1e307
     else:
         good = abs(got - want) <= rtol * abs(want) + smallest
-    return None if good else f"{'NaN, ' if math.isnan(got) else ''}{got} instead of {mpmath.nstr(want, 17)}"
+    return (
+        None
+        if good
+        else f"{'NaN, ' if math.isnan(got) else ''}{got} instead of {mpmath.nstr(want, 17)}"
+    )
 
 
 @target("theory.required_width", family="choice", **SIZES)
@@ -179,7 +185,9 @@ def smallest_eigenvalue(draw: Draw) -> Call:
     want = mpmath.mpf("0.75") * mpmath.mpf(s.smallest) - lost
     cancels = abs(want) < 1e-6 * lost
     arguments = {"R": R, "family": s.family, **s.arguments}
-    return Call(arguments, lambda result: never_nan(result) if cancels else same_number(result, want, 1e-5))
+    return Call(
+        arguments, lambda result: never_nan(result) if cancels else same_number(result, want, 1e-5)
+    )
 
 
 @target(
@@ -194,7 +202,12 @@ def radius(draw: Draw) -> Call:
     s = Sizes(draw)
     residual, width = draw.positive() * draw.scale(100), draw.pick(16, 10**9)
     want = (
-        4 / mpmath.sqrt(width) / mpmath.mpf(s.smallest) * s.power(3) * mpmath.sqrt(mpmath.mpf(s.n) * s.k) * mpmath.mpf(residual)
+        4
+        / mpmath.sqrt(width)
+        / mpmath.mpf(s.smallest)
+        * s.power(3)
+        * mpmath.sqrt(mpmath.mpf(s.n) * s.k)
+        * mpmath.mpf(residual)
     )
     arguments = {"family": s.family, **s.arguments, "residual": residual, "width": width}
     return Call(arguments, lambda result: same_number(result, want))
@@ -207,7 +220,9 @@ def table(draw: Draw) -> Call:
     def check(rows: Any) -> str | None:
         for row in rows:
             s.family = row.family
-            message = same_number(row.width, s.square * s.power(18) * s.logs ** (1 if s.family == "relu" else 2))
+            message = same_number(
+                row.width, s.square * s.power(18) * s.logs ** (1 if s.family == "relu" else 2)
+            )
             if message or len(str(row)) < 10:
                 return message
         return None

@@ -31,11 +31,15 @@ def _as_users_call() -> Iterator[None]:
 
 def test_every_public_name_has_a_target():
     missing = sorted(set(public_surface()) - set(TARGETS) - set(NEEDS_NONE))
-    assert not missing, f"these public names need a target in tests/fuzz/targets_*.py, or a reason in NEEDS_NONE: {missing}"
+    assert not missing, (
+        f"these public names need a target in tests/fuzz/targets_*.py, or a reason in NEEDS_NONE: {missing}"
+    )
 
 
 def test_every_target_and_every_reason_is_of_a_public_name():
-    beyond = {name for name in TARGETS if name.startswith("networks.Network.")}  # fields that are functions
+    beyond = {
+        name for name in TARGETS if name.startswith("networks.Network.")
+    }  # fields that are functions
     named = {name for name in set(TARGETS) - beyond if not _is_reachable(name)}
     stale = sorted(named - set(public_surface()))
     assert not stale, f"no public names: {stale}"
@@ -66,11 +70,15 @@ def test_a_case_follows_from_its_seed_and_index():
         first, second = (make_case(targets, SEED, index) for _ in range(2))
         assert first.target is second.target
         assert first.wrong == second.wrong
-        assert repr(first.target.make(first.draw).arguments) == repr(second.target.make(second.draw).arguments)
+        assert repr(first.target.make(first.draw).arguments) == repr(
+            second.target.make(second.draw).arguments
+        )
 
 
 def test_wrong_values_are_wrong():
-    """At least half of what is tried must be refused: the fuzzer would see a function that accepts everything."""
+    """At least half of what is tried must be refused: the fuzzer would see a function that accepts
+    everything.
+    """
     draw = Draw(np.random.default_rng(0), mild=True)
     for kind, value in (
         ("rows", np.ones((3, 2))),
@@ -97,12 +105,18 @@ def test_no_findings(part):
     ]
     found = [finding for finding in findings if finding]
     kinds = collections.Counter((finding.target, finding.kind) for finding in found)
-    first = "\n".join(f"{finding.target} #{finding.index} {finding.kind}: {finding.text}" for finding in found[:10])
+    first = "\n".join(
+        f"{finding.target} #{finding.index} {finding.kind}: {finding.text}"
+        for finding in found[:10]
+    )
     assert not found, f"{len(found)} findings, {dict(kinds)}; targets {names}:\n{first}"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(name for name, target in TARGETS.items() if target.slow))
 def test_valid_calls_of_what_compiles_for_long(name):
-    found = [run_case(make_case([TARGETS[name]], SEED, index, slow=True, share_wrong=0)) for index in range(4)]
+    found = [
+        run_case(make_case([TARGETS[name]], SEED, index, slow=True, share_wrong=0))
+        for index in range(4)
+    ]
     assert not any(found), [finding for finding in found if finding]

@@ -13,7 +13,9 @@ REFUSED = object()
 """In the place of the proper value: there is none, the value must be refused."""
 
 FINITE = object()
-"""In the place of the proper value: the value is right, and must be refused or give something finite."""
+"""In the place of the proper value: the value is right, and must be refused or give something
+finite.
+"""
 
 Option = tuple[str, Any, Any]
 
@@ -87,7 +89,9 @@ def elements_options(value: Any, draw: Draw) -> list[Option]:
 
 def through_options(value: Any, draw: Draw) -> list[Option]:
     return [
-        option for option in array_options(value, draw) if option[0] not in {"NaN", "NaN in a JAX array", "-infinity", "1e300"}
+        option
+        for option in array_options(value, draw)
+        if option[0] not in {"NaN", "NaN in a JAX array", "-infinity", "1e300"}
     ]
 
 
@@ -145,7 +149,9 @@ def positives_options(value: Any, draw: Draw) -> list[Option]:
 def nonnegatives_options(value: Any, draw: Draw) -> list[Option]:
     options = array_options(value, draw)
     if value is not None:
-        options.append(("a negative number", jnp.asarray(_with(np.asarray(value), -1.0), jnp.float32), REFUSED))
+        options.append(
+            ("a negative number", jnp.asarray(_with(np.asarray(value), -1.0), jnp.float32), REFUSED)
+        )
     return options
 
 

@@ -54,7 +54,15 @@ def zero_options(value: Any, draw: Draw) -> list[Option]:
 
 
 def three_numbers_options(value: Any, draw: Draw) -> list[Option]:
-    wrong = (1.0, (1.0, 2.0), (1.0, 2.0, 3.0, 4.0), (1.0, float("nan"), 2.0), (1.0, 2.0, "a"), (1j, 2.0, 3.0), (-1.0, 2.0, 3.0))
+    wrong = (
+        1.0,
+        (1.0, 2.0),
+        (1.0, 2.0, 3.0, 4.0),
+        (1.0, float("nan"), 2.0),
+        (1.0, 2.0, "a"),
+        (1j, 2.0, 3.0),
+        (-1.0, 2.0, 3.0),
+    )
     return [(repr(option), option, REFUSED) for option in wrong]
 
 

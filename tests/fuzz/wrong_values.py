@@ -1,4 +1,5 @@
-"""Values of the wrong kind for an argument of each kind, and what the argument should have been, where that is clear.
+"""Values of the wrong kind for an argument of each kind, and what the argument should have been,
+where that is clear.
 
 A kind is one of the names below; "?" behind it means that None is the default.
 
@@ -59,11 +60,17 @@ from fuzz.wrong_structures import (
 
 
 def wrong_values(kind: str, value: Any, draw: Draw) -> list[Option]:
-    """Return (description, wrong value, proper value or REFUSED) for an argument whose right value is given."""
+    """Return (description, wrong value, proper value or REFUSED) for an argument whose right value
+    is given.
+    """
     optional = kind.endswith("?")
     kind = kind.rstrip("?")
     options = _OPTIONS[kind](value, draw)
-    options += [(f"{junk!r}", junk, REFUSED) for junk in ("abc", 1j, {}, {"a": 1.0}) if not _is_fine(kind, junk)]
+    options += [
+        (f"{junk!r}", junk, REFUSED)
+        for junk in ("abc", 1j, {}, {"a": 1.0})
+        if not _is_fine(kind, junk)
+    ]
     options.append(("object()", object(), REFUSED))
     if not optional:
         options.append(("None", None, REFUSED))
@@ -78,7 +85,8 @@ def _is_fine(kind: str, junk: Any) -> bool:
     )
 
 
-# --- numbers ------------------------------------------------------------------------------------------------------
+# --- numbers
+# ------------------------------------------------------------------------------------------------------
 
 
 def _real(value: Any, draw: Draw) -> list[Option]:
@@ -187,11 +195,14 @@ def _count(value: Any, draw: Draw) -> list[Option]:
     return [*_count0(value, draw), ("0", 0, REFUSED), ("False", False, REFUSED)]
 
 
-# --- the rest -----------------------------------------------------------------------------------------------------
+# --- the rest
+# -----------------------------------------------------------------------------------------------------
 
 
 def _flag(value: Any, draw: Draw) -> list[Option]:
-    options: list[Option] = [(f"{junk!r}", junk, REFUSED) for junk in (1, 0, "yes", "False", 2.0, [], jnp.ones(2))]
+    options: list[Option] = [
+        (f"{junk!r}", junk, REFUSED) for junk in (1, 0, "yes", "False", 2.0, [], jnp.ones(2))
+    ]
     if isinstance(value, bool):
         options.append(("a NumPy Boolean", np.bool_(value), value))
     return options

@@ -1,4 +1,6 @@
-"""The recursion through depth against stax kernels; fixed points against SciPy, Lambert's function and plain iteration."""
+"""The recursion through depth against stax kernels; fixed points against SciPy, Lambert's function
+and plain iteration.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +33,8 @@ def test_recursion_is_that_of_deep_networks(activation, normalized, layer, x64):
     for depth in (0, 1, 3):
         inner = [part for _ in range(depth) for part in (stax.Dense(1, w, b), layer())]
         kernels = stax.serial(*inner, stax.Dense(1, w, b))[2](x, None, ("nngp", "ntk"))
-        assert_close(found.covariance[depth], kernels.nngp, rtol=1e-6)  # where θ = 0, theirs is off by the root of rounding
+        # where θ = 0, theirs is off by the root of rounding
+        assert_close(found.covariance[depth], kernels.nngp, rtol=1e-6)
         assert_close(found.ntk[depth], kernels.ntk, rtol=1e-6)
         assert_close(found.variance1[depth], np.diag(kernels.nngp)[:, None] * np.ones(4), rtol=1e-6)
 
@@ -51,7 +54,9 @@ def test_softmax_rests_where_lambert_says_or_explodes(x64):
 
 @pytest.mark.parametrize(("weight", "bias"), [(0.8, 0.1), (3.0, 0.1), (3.0, 0.0)])
 def test_erf_rests_where_a_root_is(weight, bias, x64):
-    """Ordered and chaotic: the root of SciPy, quadrature for the slope, and c* by plain iteration of the definition."""
+    """Ordered and chaotic: the root of SciPy, quadrature for the slope, and c* by plain iteration
+    of the definition.
+    """
     found = sn.ntk.fixed_point("erf", normalized=False, weight_variance=weight, bias_variance=bias)
     t = np.linspace(-12, 12, 241)  # the trapezoidal rule is spectrally exact
     w = np.exp(-(t**2) / 2)
@@ -65,7 +70,9 @@ def test_erf_rests_where_a_root_is(weight, bias, x64):
     c = 0.5
     for _ in range(300):
         second = c * t[:, None] + np.sqrt(1 - min(c, 1) ** 2) * t
-        values = np.einsum("a,b,a,ab", w, w, *(scipy.special.erf(np.sqrt(rest) * s) for s in (t, second)))
+        values = np.einsum(
+            "a,b,a,ab", w, w, *(scipy.special.erf(np.sqrt(rest) * s) for s in (t, second))
+        )
         c = (weight * values + bias) / rest
     assert abs(float(found.correlation) - c) < 1e-6
     if weight < 1:
@@ -75,13 +82,19 @@ def test_erf_rests_where_a_root_is(weight, bias, x64):
 @pytest.mark.parametrize("dtype", first(["float32", "float64"], "float32"), indirect=True)
 @pytest.mark.slow
 def test_relu_is_critical_at_two(dtype):
-    """V(q) = σ_w² q/2 + σ_b²: at σ_w² = 2 without bias everything is kept, below it vanishes, above it explodes."""
+    """V(q) = σ_w² q/2 + σ_b²: at σ_w² = 2 without bias everything is kept, below it vanishes, above
+    it explodes.
+    """
     found = sn.ntk.fixed_point(
-        "relu", normalized=False, weight_variance=[1.0, 2.0, 2.5, 1.5], bias_variance=[0.0, 0.0, 0.0, 0.25]
+        "relu",
+        normalized=False,
+        weight_variance=[1.0, 2.0, 2.5, 1.5],
+        bias_variance=[0.0, 0.0, 0.0, 0.25],
     )
     assert found.exists.tolist() == [True, True, False, True]
     np.testing.assert_allclose(found.variance[jnp.array([0, 1, 3])], [0, 1, 1], atol=1e-5)
-    np.testing.assert_allclose(found.slope[jnp.array([0, 1, 3])], [0.5, 1, 0.75], rtol=1e-4)  # σ_w²/2, at any variance
+    # σ_w²/2, at any variance
+    np.testing.assert_allclose(found.slope[jnp.array([0, 1, 3])], [0.5, 1, 0.75], rtol=1e-4)
     np.testing.assert_allclose(found.correlation[jnp.array([0, 3])], [1, 1], rtol=1e-3)
     assert found.variance.dtype == dtype
 
@@ -93,7 +106,8 @@ def test_relu_is_critical_at_two(dtype):
             "relu",
             [
                 (2.0, 0.5, False, np.inf),  # V(q) = q + ½
-                (2.001, 0.0, False, np.inf),  # grows slowly; zero is a fixed point, but not a stable one
+                # grows slowly; zero is a fixed point, but not a stable one
+                (2.001, 0.0, False, np.inf),
                 (1.0, 6000.0, True, 12000.0),
             ],
         ),
@@ -102,7 +116,8 @@ def test_relu_is_critical_at_two(dtype):
         (
             "exp",
             [
-                (0.16, 0.0, True, -0.5 * np.real(scipy.special.lambertw(-0.32))),  # q = 1 is outside of its basin
+                # q = 1 is outside of its basin
+                (0.16, 0.0, True, -0.5 * np.real(scipy.special.lambertw(-0.32))),
                 (0.19, 0.0, False, np.inf),  # beyond 1/2e
             ],
         ),
@@ -111,7 +126,10 @@ def test_relu_is_critical_at_two(dtype):
 def test_what_exists_is_a_root_and_what_does_not_grows(activation, cases, x64):
     weights, biases, exist, variances = zip(*cases, strict=True)
     found = sn.ntk.fixed_point(
-        activation, normalized=False, weight_variance=jnp.array(weights), bias_variance=jnp.array(biases)
+        activation,
+        normalized=False,
+        weight_variance=jnp.array(weights),
+        bias_variance=jnp.array(biases),
     )
     assert found.exists.tolist() == list(exist)
     for value, desired in zip(found.variance, variances, strict=True):
@@ -121,13 +139,17 @@ def test_what_exists_is_a_root_and_what_does_not_grows(activation, cases, x64):
 
 def test_a_network_that_forgets_everything(x64):
     found = sn.ntk.fixed_point("exp", normalized=True, weight_variance=0.0)
-    assert [float(v) for v in (found.variance, found.slope, found.correlation, found.depth_scale)] == [0, 0, 1, 0]
+    assert [
+        float(v) for v in (found.variance, found.slope, found.correlation, found.depth_scale)
+    ] == [0, 0, 1, 0]
 
 
 def test_correlations_decay_by_the_depth_scale(x64):
     found = sn.ntk.fixed_point("exp", normalized=True, weight_variance=0.3, bias_variance=0.05)
     q = found.variance
-    path = sn.ntk.propagate("exp", q, 0.5 * q, q, 60, normalized=True, weight_variance=0.3, bias_variance=0.05)
+    path = sn.ntk.propagate(
+        "exp", q, 0.5 * q, q, 60, normalized=True, weight_variance=0.3, bias_variance=0.05
+    )
     distance = 1 - np.asarray(path.covariance / path.variance1)
     assert_close(-1 / np.log(distance[31] / distance[30]), found.depth_scale, rtol=1e-6)
 
@@ -154,16 +176,30 @@ def test_bad_names_and_numbers(arguments, message, untyped):
     given = {"activation": "exp", "depth": 2, "normalized": False} | arguments
     with pytest.raises(ValueError, match=message):
         sn.ntk.propagate(
-            given["activation"], 1.0, 0.5, 1.0, given["depth"], normalized=given["normalized"], weight_variance=0.3
+            given["activation"],
+            1.0,
+            0.5,
+            1.0,
+            given["depth"],
+            normalized=given["normalized"],
+            weight_variance=0.3,
         )
     if "depth" not in arguments:
         with pytest.raises(ValueError, match=message):
-            sn.ntk.fixed_point(given["activation"], normalized=given["normalized"], weight_variance=0.3)
+            sn.ntk.fixed_point(
+                given["activation"], normalized=given["normalized"], weight_variance=0.3
+            )
 
 
 def test_variances_are_checked(untyped):
-    for value, message in ((-1.0, "got -1.0"), (float("nan"), "got nan"), ([0.3, float("inf")], "got .0.3, inf")):
-        with pytest.raises(ValueError, match=f"weight_variance must be a finite variance.*{message}"):
+    for value, message in (
+        (-1.0, "got -1.0"),
+        (float("nan"), "got nan"),
+        ([0.3, float("inf")], "got .0.3, inf"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"weight_variance must be a finite variance.*{message}"
+        ):
             sn.ntk.fixed_point("exp", normalized=True, weight_variance=value)
     with pytest.raises(ValueError, match="q22 must be a finite variance"):
         sn.ntk.propagate("exp", 1.0, 0.5, -1.0, 2, normalized=True, weight_variance=0.3)

@@ -1,4 +1,6 @@
-"""The recursion through depth at the edges: no limit, two stable fixed points, near zero, wrong arguments, meshes."""
+"""The recursion through depth at the edges: no limit, two stable fixed points, near zero, wrong
+arguments, meshes.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,9 @@ def with_variance(after):
 
 @pytest.mark.parametrize(("boundary", "rest"), [(0.97, 3.0), (1.03, 0.2)])
 def test_of_two_stable_variances_the_one_that_one_belongs_to(boundary, rest, x64):
-    """V(q) = q − 0.1 (q − 0.2)(q − boundary)(q − 3): the iteration starts from 1, on either side of the boundary."""
+    """V(q) = q − 0.1 (q − 0.2)(q − boundary)(q − 3): the iteration starts from 1, on either side of
+    the boundary.
+    """
     own = with_variance(lambda q: q - 0.1 * (q - 0.2) * (q - boundary) * (q - 3.0))
     found = sn.ntk.fixed_point(own, normalized=False, weight_variance=1.0)
     assert bool(found.exists)
@@ -41,7 +45,9 @@ def test_where_one_explodes_the_iteration_starts_from_zero(x64):
 
 @pytest.mark.parametrize(("steps", "exists"), [(4, False), (5, True)])
 def test_steps_of_the_iteration_are_those_that_were_asked_for(steps, exists, x64):
-    """V(q) = 1000 √q: from 1 the k-th comes to within 1e6^(2^−k) of 1e6, and Newton's method goes on from half of it."""
+    """V(q) = 1000 √q: from 1 the k-th comes to within 1e6^(2^−k) of 1e6, and Newton's method goes
+    on from half of it.
+    """
     own = with_variance(lambda q: 1000 * jnp.sqrt(q))
     found = sn.ntk.fixed_point(own, normalized=False, weight_variance=1.0, max_steps=steps)
     assert bool(found.exists) == exists
@@ -52,7 +58,11 @@ def test_steps_of_the_iteration_are_those_that_were_asked_for(steps, exists, x64
 @pytest.mark.parametrize("q", [(0.0, 0.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0)])
 def test_where_there_is_no_limit_it_stays_infinite(q, dtype):
     found = sn.ntk.propagate("relu", *q, 3, normalized=True, weight_variance=0.5)
-    for values, outside in ((found.variance1, q[0] == 0), (found.variance2, q[2] == 0), (found.covariance, True)):
+    for values, outside in (
+        (found.variance1, q[0] == 0),
+        (found.variance2, q[2] == 0),
+        (found.covariance, True),
+    ):
         assert not np.isnan(values).any()
         assert np.isposinf(values[1:]).all() == outside
     assert not np.isnan(found.ntk).any()
@@ -64,26 +74,49 @@ def test_nothing_becomes_nan_over_all_magnitudes(name):
     q = jnp.asarray([0.0, 1e-30, 1.0, 1e10, 1e30])
     cross = 0.5 * jnp.sqrt(q)[:, None] * jnp.sqrt(q)[None, :]
     for normalized in (False, True) if sn.activations.get(name).moments.positive_mean else (False,):
-        found = sn.ntk.propagate(name, q[:, None], cross, q[None, :], 4, normalized=normalized, weight_variance=2.0)
+        found = sn.ntk.propagate(
+            name, q[:, None], cross, q[None, :], 4, normalized=normalized, weight_variance=2.0
+        )
         for values in (found.variance1, found.covariance, found.variance2, found.ntk):
             assert not np.isnan(values).any()
 
 
 def test_integers_lists_and_numpy_numbers(untyped):
     want = sn.ntk.propagate("exp", 1.0, 0.0, 1.0, 2, normalized=True, weight_variance=0.3)
-    for one, depth in ((1, 2), ([1], np.int64(2)), (np.float64(1.0), np.int32(2)), (np.ones(()), 2)):
-        found = sn.ntk.propagate("exp", one, 0, one, depth, normalized=True, weight_variance=np.float32(0.3))
+    for one, depth in (
+        (1, 2),
+        ([1], np.int64(2)),
+        (np.float64(1.0), np.int32(2)),
+        (np.ones(()), 2),
+    ):
+        found = sn.ntk.propagate(
+            "exp", one, 0, one, depth, normalized=True, weight_variance=np.float32(0.3)
+        )
         assert found.ntk.dtype == jnp.float32
         assert_close(found.ntk.ravel(), want.ntk, "float32")
 
 
-BAD = ["1", None, 1j, {}, True, np.array(["1"]), np.array([1j]), [[1.0], [1.0, 2.0]], -1.0, float("nan"), float("inf")]
+BAD = [
+    "1",
+    None,
+    1j,
+    {},
+    True,
+    np.array(["1"]),
+    np.array([1j]),
+    [[1.0], [1.0, 2.0]],
+    -1.0,
+    float("nan"),
+    float("inf"),
+]
 
 
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("name", ["q11", "q22", "weight_variance", "bias_variance"])
 def test_wrong_variances_are_named(name, bad, untyped):
-    given = {"q11": 1.0, "q12": 0.5, "q22": 1.0, "weight_variance": 0.3, "bias_variance": 0.0} | {name: bad}
+    given = {"q11": 1.0, "q12": 0.5, "q22": 1.0, "weight_variance": 0.3, "bias_variance": 0.0} | {
+        name: bad
+    }
     with pytest.raises(ValueError, match=f"{name} must be"):
         sn.ntk.propagate("exp", depth=2, normalized=True, **given)
     if name.endswith("variance"):
@@ -102,12 +135,21 @@ def test_wrong_variances_are_named(name, bad, untyped):
     ],
 )
 def test_wrong_arguments_are_named(options, message, untyped):
-    given = {"activation": "exp", "q11": 1.0, "q12": 0.5, "q22": 1.0, "depth": 1, "normalized": True} | options
+    given = {
+        "activation": "exp",
+        "q11": 1.0,
+        "q12": 0.5,
+        "q22": 1.0,
+        "depth": 1,
+        "normalized": True,
+    } | options
     with pytest.raises(ValueError, match=message):
         sn.ntk.propagate(**given, weight_variance=0.3)
     if "activation" in options or "normalized" in options:
         with pytest.raises(ValueError, match=message):
-            sn.ntk.fixed_point(given["activation"], normalized=given["normalized"], weight_variance=0.3)
+            sn.ntk.fixed_point(
+                given["activation"], normalized=given["normalized"], weight_variance=0.3
+            )
     for steps in ("1", 0, 2.0):
         with pytest.raises(ValueError, match="max_steps must be"):
             sn.ntk.fixed_point("exp", normalized=True, weight_variance=0.3, max_steps=steps)
@@ -119,7 +161,10 @@ def test_grids_are_spread_by_shard_map():
 
     def both(w):
         path = sn.ntk.propagate("relu", 1.0, 0.5, 1.0, 2, normalized=False, weight_variance=w)
-        return sn.ntk.fixed_point("exp", normalized=True, weight_variance=w, max_steps=50).variance + path.ntk[-1]
+        return (
+            sn.ntk.fixed_point("exp", normalized=True, weight_variance=w, max_steps=50).variance
+            + path.ntk[-1]
+        )
 
     spread = jax.shard_map(both, mesh=mesh, in_specs=P("rows"), out_specs=P("rows"))
     assert_close(jax.jit(spread)(weights), both(weights), rtol=1e-4)
@@ -137,7 +182,9 @@ POINTS = {
 
 
 def all_fields(activation, normalized, weight, bias):
-    found = sn.ntk.fixed_point(activation, normalized=normalized, weight_variance=weight, bias_variance=bias, max_steps=500)
+    found = sn.ntk.fixed_point(
+        activation, normalized=normalized, weight_variance=weight, bias_variance=bias, max_steps=500
+    )
     return jnp.stack([getattr(found, field) for field in FIELDS])
 
 
@@ -147,14 +194,18 @@ def test_every_field_has_implicit_derivatives(case, x64):
     activation, normalized, *point = POINTS[case]
     fields = jax.jit(lambda v: all_fields(activation, normalized, v[0], v[1]))
     at, h = jnp.array(point), 1e-5
-    differences = np.stack([(fields(at + h * e) - fields(at - h * e)) / (2 * h) for e in jnp.eye(2)], axis=1)
+    differences = np.stack(
+        [(fields(at + h * e) - fields(at - h * e)) / (2 * h) for e in jnp.eye(2)], axis=1
+    )
     for jacobian in (jax.jacrev(fields)(at), jax.jacfwd(fields)(at)):
         np.testing.assert_allclose(jacobian, differences, rtol=1e-5, atol=1e-6)
 
 
 def test_second_derivatives_of_the_lambert_function(x64):
     """q* = −W(−w) for softmax without bias, so that q' = q/(w (1 − q)) and q'' follows."""
-    variance = lambda w: sn.ntk.fixed_point("exp", normalized=True, weight_variance=w, max_steps=500).variance
+    variance = lambda w: (
+        sn.ntk.fixed_point("exp", normalized=True, weight_variance=w, max_steps=500).variance
+    )
     w = 0.3
     q = -scipy.special.lambertw(-w).real
     first = q / (w * (1 - q))
@@ -178,15 +229,21 @@ def test_derivatives_in_a_bias_that_is_zero(x64):
 
 @pytest.mark.slow
 def test_derivatives_where_nothing_is_at_rest(x64):
-    np.testing.assert_array_equal(jax.jacrev(lambda w: all_fields("relu", False, w, 0.1))(2.0), 0)  # V = q + b
-    grid = jax.grad(lambda w: all_fields("exp", True, w, 0.0)[0, :2].sum())(jnp.array([0.2, 0.3, 0.5]))
+    np.testing.assert_array_equal(
+        jax.jacrev(lambda w: all_fields("relu", False, w, 0.1))(2.0), 0
+    )  # V = q + b
+    grid = jax.grad(lambda w: all_fields("exp", True, w, 0.0)[0, :2].sum())(
+        jnp.array([0.2, 0.3, 0.5])
+    )
     assert np.isfinite(grid).all()
 
 
 @pytest.mark.slow
 def test_derivatives_in_epsilon(x64):
     variance = lambda e: all_fields(sn.activations.crrelu(e), False, 1.0, 0.3)[0]
-    assert_close(jax.grad(variance)(0.3), (variance(0.3 + 1e-5) - variance(0.3 - 1e-5)) / 2e-5, rtol=1e-5)
+    assert_close(
+        jax.grad(variance)(0.3), (variance(0.3 + 1e-5) - variance(0.3 - 1e-5)) / 2e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("count", [2**31, 2**40, 10**400])

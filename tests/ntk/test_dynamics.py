@@ -27,7 +27,9 @@ def linear_descent(matrix, y, eta, steps, f0):
 @pytest.mark.parametrize(
     ("dtype", "with_start", "relative_rate", "outputs"),
     first(
-        itertools.product(["float32", "float64"], [False, True], [0.01, 1.0, 1.3, 1.999], ["full", "mean"]),
+        itertools.product(
+            ["float32", "float64"], [False, True], [0.01, 1.0, 1.3, 1.999], ["full", "mean"]
+        ),
         ("float32", False, 1.999, "full"),
         ("float64", True, 0.01, "full"),
     ),
@@ -39,7 +41,11 @@ def test_predict_gd_is_step_by_step_descent(outputs, with_start, relative_rate, 
     x, y = points(1, 6, 4, dtype), points(2, 6, 2, dtype)
     f0 = net.apply_fn(params, x) if with_start else None
     gram = sn.ntk.empirical(net, params, x, outputs=outputs)
-    matrix = np.asarray(gram.transpose(0, 2, 1, 3)).reshape(12, 12) if outputs == "full" else np.kron(gram, np.eye(2))
+    matrix = (
+        np.asarray(gram.transpose(0, 2, 1, 3)).reshape(12, 12)
+        if outputs == "full"
+        else np.kron(gram, np.eye(2))
+    )
     eta, steps = relative_rate / float(np.linalg.eigvalsh(matrix)[-1]), [0, 1, 2, 3, 100, 1000, 17]
     predicted = sn.ntk.predict_gd(gram, y, eta, jnp.array(steps), f0)
     desired = linear_descent(matrix, y, eta, steps, f0).reshape(7, 6, 2)
@@ -49,7 +55,9 @@ def test_predict_gd_is_step_by_step_descent(outputs, with_start, relative_rate, 
 
 
 def test_predict_gd_keeps_small_rates_over_millions_of_steps():
-    """In float32 1 − 1e-7 is a coarse number: its millionth power, formed naively, is off in the second digit."""
+    """In float32 1 − 1e-7 is a coarse number: its millionth power, formed naively, is off in the
+    second digit.
+    """
     out = sn.ntk.predict_gd(jnp.eye(1), jnp.ones((1, 1)), 3e-7, jnp.array([1_000_000]))
     assert_close(out[0, 0, 0], 1 - np.exp(1e6 * np.log1p(-3e-7)), rtol=1e-6)
 
@@ -57,38 +65,53 @@ def test_predict_gd_keeps_small_rates_over_millions_of_steps():
 def test_exact_annihilation_and_divergence(dtype):
     out = sn.ntk.predict_gd(jnp.eye(2), jnp.ones((2, 1)), 1.0, jnp.array([0, 1, 5]))
     np.testing.assert_array_equal(out[:, :, 0], [[0, 0], [1, 1], [1, 1]])
-    assert np.isfinite(sn.ntk.predict_gd(jnp.eye(2), jnp.ones((2, 1)), 5.0, jnp.array([10**6, 10**6 + 1]))).all()
+    assert np.isfinite(
+        sn.ntk.predict_gd(jnp.eye(2), jnp.ones((2, 1)), 5.0, jnp.array([10**6, 10**6 + 1]))
+    ).all()
 
 
 @pytest.mark.slow
 @pytest.mark.optimised
 def test_a_wide_softmax_network_trains_as_predicted():
-    """Width 2¹⁴: the measured loss stays within 5 % of the prediction until it has fallen to 1 % of its start."""
+    """Width 2¹⁴: the measured loss stays within 5 % of the prediction until it has fallen to 1 % of
+    its start.
+    """
     net = two_layer("softmax", width=2**14, sigma=0.5)
     x, y = points(0, 16, 8, "float32"), jnp.sign(points(1, 16, 1, "float32"))
     _, params = net.init_fn(jax.random.key(2), (-1, 8))
     gram = sn.ntk.empirical(net, params, x)
     eta = 1.0 / float(sn.ntk.extreme_eigenvalues(gram)[1])
     steps = np.unique(np.round(np.geomspace(1, 4000, 60)).astype(int))
-    predicted = 0.5 * np.sum((np.asarray(sn.ntk.predict_gd(gram, y, eta, jnp.asarray(steps))) - np.asarray(y)) ** 2, (1, 2))
+    predicted = 0.5 * np.sum(
+        (np.asarray(sn.ntk.predict_gd(gram, y, eta, jnp.asarray(steps))) - np.asarray(y)) ** 2,
+        (1, 2),
+    )
     loss = lambda p, x, y: 0.5 * jnp.sum((net.apply_fn(p, x) - y) ** 2)
-    measured = np.asarray(sn.solvers.train(loss, params, sn.solvers.gradient_descent(eta), 4000, x, y).stats["loss"])
+    measured = np.asarray(
+        sn.solvers.train(loss, params, sn.solvers.gradient_descent(eta), 4000, x, y).stats["loss"]
+    )
     early = predicted > 0.01 * measured[0]
     assert not early.all()
     assert np.max(np.abs(measured[steps][early] / predicted[early] - 1)) < 0.05
 
 
 def linear_flow(matrix, cross, residual, time):
-    """∫ of the linear equation for test and training outputs together, by SciPy's matrix exponential."""
+    """∫ of the linear equation for test and training outputs together, by SciPy's matrix
+    exponential.
+    """
     n, t = len(matrix), len(cross)
     whole = np.zeros((n + t, n + t))
     whole[:n, :n], whole[n:, :n] = -matrix, -cross
-    moved = scipy.linalg.expm(whole * time) @ np.concatenate([residual, np.zeros((t, residual.shape[1]))])
+    moved = scipy.linalg.expm(whole * time) @ np.concatenate(
+        [residual, np.zeros((t, residual.shape[1]))]
+    )
     return moved[:n], moved[n:]
 
 
 def problem(kind, dtype, n=14, t=5):
-    """A kernel in two forms (array, operator), its cross kernel likewise, targets and starts; all matrices in float64 too."""
+    """A kernel in two forms (array, operator), its cross kernel likewise, targets and starts; all
+    matrices in float64 too.
+    """
     x, tests = points(0, n, 4, dtype), points(1, t, 4, dtype)
     if kind == "independent outputs":
         net = two_layer("softmax", width=2, sigma=0.8)
@@ -100,14 +123,26 @@ def problem(kind, dtype, n=14, t=5):
         params = cast(net.init_fn(jax.random.key(0), (-1, 4))[1], dtype)
         op = sn.ntk.operator(net, params, x, block_size=6)
         gram, cross = sn.ntk.empirical(net, params, x), sn.ntk.empirical(net, params, tests, x)
-        outputs, dense = 2, [k.transpose(0, 2, 1, 3).reshape(k.shape[0] * 2, -1) for k in (gram, cross)]
+        outputs, dense = (
+            2,
+            [k.transpose(0, 2, 1, 3).reshape(k.shape[0] * 2, -1) for k in (gram, cross)],
+        )
     y, f0, f0_test = (points(2 + i, rows, outputs, dtype) for i, rows in enumerate((n, n, t)))
-    return (gram, cross), (op, op.cross(tests)), [np.asarray(k, float) for k in dense], y, f0, f0_test
+    return (
+        (gram, cross),
+        (op, op.cross(tests)),
+        [np.asarray(k, float) for k in dense],
+        y,
+        f0,
+        f0_test,
+    )
 
 
 @pytest.mark.parametrize(
     ("kind", "dtype"),
-    first([("independent outputs", "float32"), ("all outputs", "float64")], ("all outputs", "float64")),
+    first(
+        [("independent outputs", "float32"), ("all outputs", "float64")], ("all outputs", "float64")
+    ),
     indirect=["dtype"],
 )
 @pytest.mark.slow
@@ -125,15 +160,21 @@ def test_descent_and_flow_on_training_and_test_points(kind, dtype):
         weights = weights - eta * (residual + matrix @ weights)
     for gram, k in (arrays, operators):
         predicted = sn.ntk.predict_gd(gram, y, eta, np.array(steps), f0)
-        assert_close(predicted - y[None], np.array([train[s] for s in steps]).reshape(4, *y.shape), rtol=rtol)
+        assert_close(
+            predicted - y[None], np.array([train[s] for s in steps]).reshape(4, *y.shape), rtol=rtol
+        )
         predicted = sn.ntk.predict_gd(gram, y, eta, np.array(steps), f0, cross=k, f0_test=f0_test)
-        assert_close(predicted, np.array([test[s] for s in steps]).reshape(4, *f0_test.shape), rtol=rtol)
+        assert_close(
+            predicted, np.array([test[s] for s in steps]).reshape(4, *f0_test.shape), rtol=rtol
+        )
 
     times = np.array([0.0, 1.0, 40.0]) / largest
     flows = [linear_flow(matrix, cross, residual, t) for t in times]
     for gram, k in (arrays, operators):
         flow = sn.ntk.predict_flow(gram, y, times.astype(dtype), f0)
-        assert_close(flow - y[None], np.array([f[0] for f in flows]).reshape(3, *y.shape), rtol=rtol)
+        assert_close(
+            flow - y[None], np.array([f[0] for f in flows]).reshape(3, *y.shape), rtol=rtol
+        )
         flow = sn.ntk.predict_flow(gram, y, times.astype(dtype), f0, cross=k, f0_test=f0_test)
         desired = np.array([f[1] for f in flows]).reshape(3, *f0_test.shape)
         assert_close(flow - f0_test[None], desired, rtol=rtol)
@@ -142,13 +183,17 @@ def test_descent_and_flow_on_training_and_test_points(kind, dtype):
 @pytest.mark.slow
 def test_the_end_of_the_flow_is_ridgeless_regression(x64):
     arrays, _, (matrix, cross), y, f0, f0_test = problem("independent outputs", "float64")
-    out = sn.ntk.predict_flow(arrays[0], y, np.array([np.inf]), f0, cross=arrays[1], f0_test=f0_test)
+    out = sn.ntk.predict_flow(
+        arrays[0], y, np.array([np.inf]), f0, cross=arrays[1], f0_test=f0_test
+    )
     assert_close(out[0], f0_test + cross @ np.linalg.solve(matrix, y - f0), rtol=1e-7)
     assert_close(sn.ntk.predict_flow(arrays[0], y, np.array([np.inf]), f0)[0], y)
 
 
 def test_a_singular_kernel_moves_what_it_can(dtype):
-    """Two equal points with different targets: the mean is learnt, and nothing grows with time along the difference."""
+    """Two equal points with different targets: the mean is learnt, and nothing grows with time
+    along the difference.
+    """
     gram, y = jnp.ones((2, 2), dtype), jnp.asarray([[1.0], [3.0]], dtype)
     out = sn.ntk.predict_flow(gram, y, jnp.asarray([jnp.inf], dtype), cross=jnp.ones((1, 2), dtype))
     assert_close(out[0], [[2.0]], rtol=1e-5)
@@ -171,17 +216,25 @@ def test_an_operator_needs_few_products_early_and_says_when_they_do_not_suffice(
     assert_close(inside, sn.ntk.predict_gd(op, x[:, :1], 1e-3, np.array([5])), rtol=1e-4)
     monkeypatch.setattr(_dynamics, "_KRYLOV", 32)
     with pytest.raises(NumericalError, match="MAX_STEPS: 32 products"):
-        sn.ntk.predict_flow(op, jnp.sign(x[:, :1]), np.array([1e9], np.float32), cross=op.cross(x[:4] + 0.1))
+        sn.ntk.predict_flow(
+            op, jnp.sign(x[:, :1]), np.array([1e9], np.float32), cross=op.cross(x[:4] + 0.1)
+        )
 
 
 BAD = [
-    ({"gram": np.ones((2, 3), np.float32)}, r"gram must have shape \[n, n\] or \[n, n, k, k\], got \(2, 3\)"),
+    (
+        {"gram": np.ones((2, 3), np.float32)},
+        r"gram must have shape \[n, n\] or \[n, n, k, k\], got \(2, 3\)",
+    ),
     ({"gram": np.ones((2, 2, 2), np.float32)}, "gram must have shape"),
     ({"gram": np.ones((0, 0), np.float32)}, "gram must have shape"),
     ({"gram": np.eye(2, dtype=int)}, "gram must be a floating-point array"),
     ({"gram": np.array([[1, np.nan], [np.nan, 1]], np.float32)}, "gram must be finite"),
     ({"gram": np.array([[1, 2], [0, 1]], np.float32)}, "gram must be symmetric"),
-    ({"gram": lambda x1, x2: x1 @ x2.T}, "gram must be an array or an operator, got function.*kernel_operator"),
+    (
+        {"gram": lambda x1, x2: x1 @ x2.T},
+        "gram must be an array or an operator, got function.*kernel_operator",
+    ),
     ({"y": np.ones(3, np.float32)}, r"y must have shape \[n, k\]"),
     ({"y": np.ones((3, 1), np.float32)}, "y must have shape"),
     ({"y": np.ones((2, 1), int)}, "y must be a floating-point array"),
@@ -194,13 +247,21 @@ BAD = [
     ({"f0_test": np.ones((1, 1), np.float32)}, "f0_test goes with cross"),
     ({"cross": np.ones((1, 3), np.float32)}, r"cross must have shape \('t', 2\)"),
     ({"cross": np.full((1, 2), np.nan, np.float32)}, "cross must be finite"),
-    ({"cross": np.ones((1, 2), np.float32), "f0_test": np.ones((2, 1), np.float32)}, "f0_test must have shape"),
+    (
+        {"cross": np.ones((1, 2), np.float32), "f0_test": np.ones((2, 1), np.float32)},
+        "f0_test must have shape",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("change", "message"), BAD)
 def test_bad_input(change, message, untyped):
-    good = {"gram": np.eye(2, dtype=np.float32), "y": np.ones((2, 1), np.float32), "learning_rate": 0.1, "steps": np.array([1])}
+    good = {
+        "gram": np.eye(2, dtype=np.float32),
+        "y": np.ones((2, 1), np.float32),
+        "learning_rate": 0.1,
+        "steps": np.array([1]),
+    }
     with pytest.raises(ValueError, match=message):
         sn.ntk.predict_gd(**{**good, **change})
 
@@ -209,12 +270,30 @@ def test_bad_times_and_mixed_kinds(untyped):
     gram, y = np.eye(2, dtype=np.float32), np.ones((2, 1), np.float32)
     op = sn.ntk.kernel_operator(lambda a, b: a @ b.T, gram)
     for call, message in [
-        (lambda: sn.ntk.predict_flow(gram, y, np.array([-1.0], np.float32)), "times must be non-negative"),
-        (lambda: sn.ntk.predict_flow(gram, y, np.array([np.nan], np.float32)), "times must be non-negative"),
-        (lambda: sn.ntk.predict_flow(gram, y, np.array(1.0, np.float32)), r"times must have shape \[s\]"),
-        (lambda: sn.ntk.predict_flow(op, y, np.ones(1, np.float32), rtol=0.0), "rtol must be a positive finite number"),
-        (lambda: sn.ntk.predict_flow(op, y, np.ones(1, np.float32), cross=gram), "cross must be an operator"),
-        (lambda: sn.ntk.predict_flow(gram, y, np.ones(1, np.float32), cross=op.cross(gram)), "cross must be an operator"),
+        (
+            lambda: sn.ntk.predict_flow(gram, y, np.array([-1.0], np.float32)),
+            "times must be non-negative",
+        ),
+        (
+            lambda: sn.ntk.predict_flow(gram, y, np.array([np.nan], np.float32)),
+            "times must be non-negative",
+        ),
+        (
+            lambda: sn.ntk.predict_flow(gram, y, np.array(1.0, np.float32)),
+            r"times must have shape \[s\]",
+        ),
+        (
+            lambda: sn.ntk.predict_flow(op, y, np.ones(1, np.float32), rtol=0.0),
+            "rtol must be a positive finite number",
+        ),
+        (
+            lambda: sn.ntk.predict_flow(op, y, np.ones(1, np.float32), cross=gram),
+            "cross must be an operator",
+        ),
+        (
+            lambda: sn.ntk.predict_flow(gram, y, np.ones(1, np.float32), cross=op.cross(gram)),
+            "cross must be an operator",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             call()
@@ -222,7 +301,11 @@ def test_bad_times_and_mixed_kinds(untyped):
 
 def test_divergent_coefficients_and_test_points_keep_their_signs(dtype):
     """1 − (1 − ηλ)^τ of both parities, past any bound that 1/λ would set."""
-    gram, y, steps = jnp.diag(jnp.asarray([1.0, 0.5], dtype)), jnp.ones((2, 1), dtype), np.array([10, 11, 20, 21])
+    gram, y, steps = (
+        jnp.diag(jnp.asarray([1.0, 0.5], dtype)),
+        jnp.ones((2, 1), dtype),
+        np.array([10, 11, 20, 21]),
+    )
     desired = 1 - np.stack([(-5.0) ** steps, (-2.0) ** steps], 1)
     assert_close(sn.ntk.predict_gd(gram, y, 6.0, steps)[:, :, 0], desired, dtype)
     assert_close(sn.ntk.predict_gd(gram, y, 6.0, steps, cross=gram)[:, :, 0], desired, dtype)
@@ -236,16 +319,24 @@ def test_what_diverges_saturates_and_leaves_the_rest_alone():
         first, second = np.asarray(sn.ntk.predict_gd(gram, y, 3.9, jnp.array([steps])))[0, :, 0]
         assert first == sign * np.finfo(np.float32).max
         assert abs(second / (1e20 * (1 - (-0.95) ** steps)) - 1) < 1e-4
-        assert np.isfinite(sn.ntk.predict_gd(gram, y, 3.9, jnp.array([steps]), cross=jnp.ones((1, 2)))).all()
+        assert np.isfinite(
+            sn.ntk.predict_gd(gram, y, 3.9, jnp.array([steps]), cross=jnp.ones((1, 2)))
+        ).all()
     # Residuals beyond the largest number.
-    out = sn.ntk.predict_gd(jnp.eye(1), jnp.full((1, 1), 3e38), 0.5, [0, 1, 2], jnp.full((1, 1), -3e38))
+    out = sn.ntk.predict_gd(
+        jnp.eye(1), jnp.full((1, 1), 3e38), 0.5, [0, 1, 2], jnp.full((1, 1), -3e38)
+    )
     assert_close(out[:, 0, 0], [-3e38, 0.0, 1.5e38], rtol=1e-6)
 
 
 @pytest.mark.parametrize("unit", [1e-30, 1e-10, 1e10, 1e30])
 def test_units_of_the_kernel_and_of_the_targets(unit):
     root = np.asarray(points(0, 6, 6, "float32"))
-    gram, cross, y = root @ root.T, np.asarray(points(1, 2, 6, "float32")), np.asarray(points(2, 6, 2, "float32"))
+    gram, cross, y = (
+        root @ root.T,
+        np.asarray(points(1, 2, 6, "float32")),
+        np.asarray(points(2, 6, 2, "float32")),
+    )
     scaled = (np.float32(unit) * gram, np.float32(unit) * cross)
     steps, times = [0, 3, 50], np.array([0.0, 1.0, 20.0], np.float32)
     assert_close(
@@ -266,7 +357,9 @@ def test_a_kernel_of_zeros(dtype):
     gram, y = jnp.zeros((2, 2), dtype), jnp.ones((2, 1), dtype)
     assert_close(sn.ntk.predict_gd(gram, y, 0.1, [0, 10**9]), np.zeros((2, 2, 1)))
     assert_close(sn.ntk.gd_coefficients(gram, y, 0.1, [1, 10**9])[:, 0, 0], [0.1, 1e8], dtype)
-    assert_close(sn.ntk.predict_flow(gram, y, jnp.asarray([1.0, jnp.inf], dtype)), np.zeros((2, 2, 1)))
+    assert_close(
+        sn.ntk.predict_flow(gram, y, jnp.asarray([1.0, jnp.inf], dtype)), np.zeros((2, 2, 1))
+    )
 
 
 def test_flow_of_an_indefinite_matrix_is_the_limit_of_descent():
@@ -277,32 +370,47 @@ def test_flow_of_an_indefinite_matrix_is_the_limit_of_descent():
     assert_close(sn.ntk.predict_gd(gram, y, 1e-4, [20000])[0], desired, rtol=1e-3)
     cross = np.array([[0.5, -1.0]], np.float32)
     test = cross @ np.linalg.solve(gram, np.eye(2) - scipy.linalg.expm(-2.0 * gram)) @ y
-    assert_close(sn.ntk.predict_flow(gram, y, np.array([2.0], np.float32), cross=cross)[0], test, rtol=1e-5)
+    assert_close(
+        sn.ntk.predict_flow(gram, y, np.array([2.0], np.float32), cross=cross)[0], test, rtol=1e-5
+    )
     assert np.isfinite(sn.ntk.predict_flow(gram, y, np.array([1e6, np.inf], np.float32))).all()
 
 
 def test_many_steps_are_refused_where_they_do_not_fit(untyped):
     exact = -np.expm1(2e9 * np.log1p(-0.5e-9))
     gram, y = jnp.diag(jnp.array([1.0, 1e-9])), jnp.ones((2, 1))
-    assert_close(sn.ntk.predict_gd(gram, y, 0.5, np.array([2_000_000_000]))[0, :, 0], [1, exact], rtol=1e-3)
+    assert_close(
+        sn.ntk.predict_gd(gram, y, 0.5, np.array([2_000_000_000]))[0, :, 0], [1, exact], rtol=1e-3
+    )
     for steps in (np.array([3_000_000_000]), [5_000_000_000]):
         with pytest.raises(ValueError, match="steps must lie between.*jax_enable_x64"):
             sn.ntk.predict_gd(gram, y, 0.5, steps)
     with jax.enable_x64(True):
         exact = -np.expm1(3e9 * np.log1p(-0.5e-9))
         gram = jnp.diag(jnp.array([1.0, 1e-9]))
-        assert_close(sn.ntk.predict_gd(gram, np.ones(2), 0.5, np.array([3_000_000_000]))[0, :, 0], [1, exact], rtol=1e-9)
+        assert_close(
+            sn.ntk.predict_gd(gram, np.ones(2), 0.5, np.array([3_000_000_000]))[0, :, 0],
+            [1, exact],
+            rtol=1e-9,
+        )
 
 
 def test_targets_without_an_axis_of_outputs(dtype):
     gram = jnp.asarray([[2.0, 1.0], [1.0, 3.0]], dtype)
-    y, f0, cross, f0_test = (jnp.asarray(v, dtype) for v in ([1.0, -1.0], [0.5, 0.0], [[1.0, 0.5]], [0.25]))
+    y, f0, cross, f0_test = (
+        jnp.asarray(v, dtype) for v in ([1.0, -1.0], [0.5, 0.0], [[1.0, 0.5]], [0.25])
+    )
     column = lambda v: v[:, None]
-    for function, moments in ((lambda *a, **k: sn.ntk.predict_gd(*a[:2], 0.1, [3], *a[2:], **k), ()), (_flow, ())):
+    for function, moments in (
+        (lambda *a, **k: sn.ntk.predict_gd(*a[:2], 0.1, [3], *a[2:], **k), ()),
+        (_flow, ()),
+    ):
         assert_close(function(gram, y, f0, *moments), function(gram, column(y), column(f0)), dtype)
         one = function(gram, y, f0, cross=cross, f0_test=f0_test)
         assert one.shape == (1, 1, 1)
-        assert_close(one, function(gram, column(y), column(f0), cross=cross, f0_test=column(f0_test)), dtype)
+        assert_close(
+            one, function(gram, column(y), column(f0), cross=cross, f0_test=column(f0_test)), dtype
+        )
     assert sn.ntk.gd_coefficients(gram[:, :, None, None], y, 0.1, [1, 2]).shape == (2, 2, 1)
     op = sn.ntk.kernel_operator(lambda a, b: a @ b.T, gram)
     assert sn.ntk.predict_gd(op, y, 0.1, [1, 2], f0).shape == (2, 2, 1)
@@ -318,24 +426,36 @@ def test_the_start_is_that_of_the_network_behind_an_operator(antisymmetric):
     _, params = net.init_fn(jax.random.key(0), (-1, 3))
     x, tests, y = points(0, 5, 3, "float32"), points(1, 2, 3, "float32"), points(2, 5, 2, "float32")
     gram, cross = sn.ntk.empirical(net, params, x), sn.ntk.empirical(net, params, tests, x)
-    f0, f0_test = (None, None) if antisymmetric else (net.apply_fn(params, x), net.apply_fn(params, tests))
+    f0, f0_test = (
+        (None, None) if antisymmetric else (net.apply_fn(params, x), net.apply_fn(params, tests))
+    )
     op = sn.ntk.operator(net, params, x, block_size=2)
-    assert_close(sn.ntk.predict_gd(op, y, 0.1, [0, 4]), sn.ntk.predict_gd(gram, y, 0.1, [0, 4], f0), rtol=1e-5)
+    assert_close(
+        sn.ntk.predict_gd(op, y, 0.1, [0, 4]),
+        sn.ntk.predict_gd(gram, y, 0.1, [0, 4], f0),
+        rtol=1e-5,
+    )
     test = sn.ntk.predict_gd(gram, y, 0.1, [0, 4], f0, cross=cross, f0_test=f0_test)
     assert_close(sn.ntk.predict_gd(op, y, 0.1, [0, 4], cross=op.cross(tests)), test, rtol=1e-5)
     # Zeros that are given are zeros: a centred network.
-    centred = sn.ntk.predict_gd(op, y, 0.1, [0, 4], np.zeros((5, 2), np.float32), cross=op.cross(tests))
+    centred = sn.ntk.predict_gd(
+        op, y, 0.1, [0, 4], np.zeros((5, 2), np.float32), cross=op.cross(tests)
+    )
     np.testing.assert_array_equal(centred[0], 0)
     if not antisymmetric:
         own = sn.ntk.operator(net.apply_fn, params, x, block_size=2)
-        assert_close(sn.ntk.predict_gd(own, y, 0.1, [0, 4], cross=own.cross(tests)), test, rtol=1e-4)
+        assert_close(
+            sn.ntk.predict_gd(own, y, 0.1, [0, 4], cross=own.cross(tests)), test, rtol=1e-4
+        )
 
 
 def test_float32_beside_float64_and_without_promotion():
     gram, y = jnp.diag(jnp.array([1.0, 0.5])), jnp.ones((2, 1))
     desired = np.array([[0.5, 0.25], [0.75, 0.4375]])
     with jax.numpy_dtype_promotion("strict"):
-        assert_close(sn.ntk.predict_gd(gram, y, 0.5, jnp.array([1, 2]))[:, :, 0], desired, rtol=1e-6)
+        assert_close(
+            sn.ntk.predict_gd(gram, y, 0.5, jnp.array([1, 2]))[:, :, 0], desired, rtol=1e-6
+        )
         assert_close(sn.ntk.gd_coefficients(gram, y, 0.5, [1, 2])[:, 1, 0], [0.5, 0.875], rtol=1e-6)
         assert sn.ntk.predict_flow(gram, y, jnp.array([1.0]), cross=gram).shape == (1, 2, 1)
         jax.grad(lambda k: jnp.sum(sn.ntk.predict_gd(k, y, 0.5, [1, 2], cross=gram)))(gram)
@@ -357,7 +477,9 @@ def test_derivatives_by_an_operator_are_those_of_its_matrix(x64):
         return jnp.sum(jnp.sin(sn.ntk.predict_gd(op, y, rate, [2, 5], cross=op.cross(tests))))
 
     def by_matrix(x, y, rate):
-        return jnp.sum(jnp.sin(sn.ntk.predict_gd(kernel_fn(x, x), y, rate, [2, 5], cross=kernel_fn(tests, x))))
+        return jnp.sum(
+            jnp.sin(sn.ntk.predict_gd(kernel_fn(x, x), y, rate, [2, 5], cross=kernel_fn(tests, x)))
+        )
 
     one, other = (jax.jit(jax.grad(f, (0, 1, 2)))(x, y, 0.2) for f in (by_operator, by_matrix))
     for left, right in zip(one, other, strict=True):
@@ -365,25 +487,65 @@ def test_derivatives_by_an_operator_are_those_of_its_matrix(x64):
 
 
 WRONG = {
-    "gram": ["K", None, {}, 1.0, np.eye(2) * 1j, np.eye(2, dtype=bool), np.eye(2, dtype=np.float16), np.diag([1e39, 1.0])],
-    "y": ["y", None, [[1j], [0]], np.array([["1"], ["2"]]), np.ones((2, 1), bool), [[1.0], [1.0, 2.0]], np.full(2, 1e300)],
+    "gram": [
+        "K",
+        None,
+        {},
+        1.0,
+        np.eye(2) * 1j,
+        np.eye(2, dtype=bool),
+        np.eye(2, dtype=np.float16),
+        np.diag([1e39, 1.0]),
+    ],
+    "y": [
+        "y",
+        None,
+        [[1j], [0]],
+        np.array([["1"], ["2"]]),
+        np.ones((2, 1), bool),
+        [[1.0], [1.0, 2.0]],
+        np.full(2, 1e300),
+    ],
     "f0": ["f", {}, np.array([[1e300], [0.0]]), np.ones((2, 1), int), np.ones((3, 1), np.float32)],
-    "learning_rate": [None, "1", 1j, {}, True, np.nan, 0, -1.0, np.inf, [0.1], 1e39, 1e-60, lambda count: 0.1],
+    "learning_rate": [
+        None,
+        "1",
+        1j,
+        {},
+        True,
+        np.nan,
+        0,
+        -1.0,
+        np.inf,
+        [0.1],
+        1e39,
+        1e-60,
+        lambda count: 0.1,
+    ],
     "steps": [None, "1", {}, 3, [1.5], [True], ["a"], [[1]], [-1], [10**30]],
     "cross": ["k", np.eye(2) * 1j, lambda a, b: a, np.eye(3, dtype=np.float32)],
     "rtol": ["1", -1.0, np.nan],
 }
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in WRONG.items() for value in values]
+)
 def test_wrong_arguments_are_named(name, value, untyped):
-    good = {"gram": np.eye(2, dtype=np.float32), "y": np.ones((2, 1), np.float32), "learning_rate": 0.1, "steps": [1]}
+    good = {
+        "gram": np.eye(2, dtype=np.float32),
+        "y": np.ones((2, 1), np.float32),
+        "learning_rate": 0.1,
+        "steps": [1],
+    }
     with pytest.raises(ValueError, match=name):
         sn.ntk.predict_gd(**{**good, name: value})
 
 
 def test_lists_and_frames_are_arrays(untyped):
-    out = sn.ntk.predict_gd([[1.0, 0.0], [0.0, 0.5]], [1.0, 1.0], np.float32(0.5), [1, 2], f0=[0.0, 0.0])
+    out = sn.ntk.predict_gd(
+        [[1.0, 0.0], [0.0, 0.5]], [1.0, 1.0], np.float32(0.5), [1, 2], f0=[0.0, 0.0]
+    )
     assert_close(out[:, :, 0], [[0.5, 0.25], [0.75, 0.4375]], rtol=1e-6)
     out = sn.ntk.predict_flow([[1.0]], [1.0], [0.0, np.log(2.0)], cross=[[2.0]], f0_test=[1.0])
     assert_close(out[:, 0, 0], [1.0, 2.0], rtol=1e-6)
@@ -393,7 +555,9 @@ def test_points_in_bfloat16_are_refused_by_name():
     op = sn.ntk.kernel_operator(lambda a, b: a @ b.T, jnp.eye(2, dtype="bfloat16"))
     for call in (
         lambda: sn.ntk.predict_gd(op, jnp.ones(2), 0.1, [1]),
-        lambda: sn.ntk.kernel_regression(op, jnp.ones(2), ridge=0.1, cross=op.cross(jnp.eye(2, dtype="bfloat16"))),
+        lambda: sn.ntk.kernel_regression(
+            op, jnp.ones(2), ridge=0.1, cross=op.cross(jnp.eye(2, dtype="bfloat16"))
+        ),
         lambda: sn.ntk.solve(op, jnp.ones(2)),
         lambda: sn.ntk.extreme_eigenvalues(op),
         lambda: sn.ntk.spectral_density(op),

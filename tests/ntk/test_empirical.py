@@ -16,7 +16,10 @@ from softntk.ntk._empirical.tiles import rows_of_a_line
 
 # A reader's run takes some corners; the whole product is minutes of compilation.
 CORNERS = [("softmax", "paper", True, True, 3)]
-EVERY = first(itertools.product(sorted(FAMILIES), ["ntk", "paper"], [False, True], [False, True], [1, 3]), *CORNERS)
+EVERY = first(
+    itertools.product(sorted(FAMILIES), ["ntk", "paper"], [False, True], [False, True], [1, 3]),
+    *CORNERS,
+)
 
 
 @pytest.mark.parametrize(("family", "parameterization", "train_readout", "bias", "k"), EVERY)
@@ -36,7 +39,11 @@ def test_equals_dense_jacobians(family, parameterization, train_readout, bias, k
     x = points(1, 8, 4, "float32").astype("float64")
     every = dense_kernels(net.apply_fn, params, x)
     for dtype, outputs in itertools.product(("float64", "float32"), every):
-        desired, p, (x1, x2) = np.asarray(every[outputs]), cast(params, dtype), (x[:5].astype(dtype), x[5:].astype(dtype))
+        desired, p, (x1, x2) = (
+            np.asarray(every[outputs]),
+            cast(params, dtype),
+            (x[:5].astype(dtype), x[5:].astype(dtype)),
+        )
         for other, block in ((None, desired[:5, :5]), (x2, desired[:5, 5:])):
             ours = sn.ntk.empirical(net, p, x1, other, outputs)
             assert ours.dtype == dtype
@@ -44,10 +51,13 @@ def test_equals_dense_jacobians(family, parameterization, train_readout, bias, k
 
 
 @pytest.mark.parametrize(
-    ("activation", "normalize"), list(itertools.product(["cosh", "sinh", "erf", "identity"], [False, True]))
+    ("activation", "normalize"),
+    list(itertools.product(["cosh", "sinh", "erf", "identity"], [False, True])),
 )
 def test_any_activation(activation, normalize, x64):
-    net = two_layer(activation=activation, normalize=normalize, width=24, out_dim=2, antisymmetric=False)
+    net = two_layer(
+        activation=activation, normalize=normalize, width=24, out_dim=2, antisymmetric=False
+    )
     _, params = net.init_fn(jax.random.key(0), (-1, 4))
     x = points(1, 5, 4)
     assert_close(sn.ntk.empirical(net, params, x), dense_kernels(net.apply_fn, params, x)["full"])
@@ -62,7 +72,10 @@ def test_equals_neural_tangents_and_serves_any_function(outputs, x64):
     for other in (None, x2):
         ours = sn.ntk.empirical(net, params, x1, other, outputs)
         for vmap_axes in (None, 0):
-            assert_close(sn.ntk.empirical(net.apply_fn, params, x1, other, outputs, vmap_axes=vmap_axes), ours)
+            assert_close(
+                sn.ntk.empirical(net.apply_fn, params, x1, other, outputs, vmap_axes=vmap_axes),
+                ours,
+            )
         assert_close(sn.ntk.empirical(tuple(net), params, x1, other, outputs), ours)
     if outputs == "mean":
         assert_close(nt.empirical_ntk_fn(net.apply_fn)(x1, x2, params), ours)
@@ -92,7 +105,9 @@ def test_transformations():
 @pytest.mark.slow
 @pytest.mark.parametrize(("outputs", "size"), [("full", 1.0), ("full", 40.0), ("mean", 1.0)])
 def test_tiles_make_the_whole_and_its_derivatives(outputs, size, x64):
-    """Lines of one row, lines that overlap and one line; also where the terms would cancel (logits of ±100)."""
+    """Lines of one row, lines that overlap and one line; also where the terms would cancel (logits
+    of ±100).
+    """
     net = two_layer("softmax", width=24, out_dim=2, antisymmetric=False, train_readout=True)
     _, params = net.init_fn(jax.random.key(0), (-1, 3))
     x, others = size * points(1, 11, 3), size * points(2, 6, 3)
@@ -101,20 +116,30 @@ def test_tiles_make_the_whole_and_its_derivatives(outputs, size, x64):
         for block_size in (1, 4, None):
             ours = sn.ntk.empirical(net, params, x, other, outputs, block_size=block_size)
             assert_close(ours, desired, rtol=1e-9 if size == 1 else 1e-6)
-    kernel = lambda p, x: jnp.sum(jnp.sin(sn.ntk.empirical(net, p, x, outputs=outputs, block_size=4)))
+    kernel = lambda p, x: jnp.sum(
+        jnp.sin(sn.ntk.empirical(net, p, x, outputs=outputs, block_size=4))
+    )
     dense = lambda p, x: jnp.sum(jnp.sin(dense_kernels(net.apply_fn, p, x)[outputs]))
     x = x[:6]
     actual, wanted = (jax.grad(f, (0, 1))(params, x) for f in (kernel, dense))
     for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(wanted), strict=True):
         assert_close(one, other, rtol=1e-8 if size == 1 else 1e-5)
     along = jax.jvp(lambda p: kernel(p, x), (params,), (params,))[1]
-    assert_close(along, sum(jnp.sum(g * p) for g, p in zip(*map(jax.tree.leaves, (wanted[0], params)), strict=True)), rtol=1e-5)
+    assert_close(
+        along,
+        sum(
+            jnp.sum(g * p) for g, p in zip(*map(jax.tree.leaves, (wanted[0], params)), strict=True)
+        ),
+        rtol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("outputs", first(["full", "mean"], "mean"))
 @pytest.mark.slow
 def test_digits_are_kept_where_every_row_concentrates(outputs):
-    """At logits of ±50 on sixteen units the four terms alone are off by 1e-2; the other form is taken, inside jit too."""
+    """At logits of ±50 on sixteen units the four terms alone are off by 1e-2; the other form is
+    taken, inside jit too.
+    """
     net = two_layer("softmax", width=16, out_dim=2, antisymmetric=False)
     _, params = net.init_fn(jax.random.key(0), (-1, 3))
     x = 30 * points(1, 4, 3, "float32")
@@ -157,7 +182,9 @@ def test_outputs_are_checked(untyped):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_distance_to_infinite_width_falls_like_its_root(family, x64):
-    """σ = ½, ten seeds, widths 2⁸ … 2¹⁴: the slope of the relative Frobenius distance lies between −0.6 and −0.4."""
+    """σ = ½, ten seeds, widths 2⁸ … 2¹⁴: the slope of the relative Frobenius distance lies between
+    −0.6 and −0.4.
+    """
     x, widths = points(0, 12, 8), 2 ** np.arange(8, 15)
     distances = []
     for width in widths.tolist():

@@ -1,4 +1,6 @@
-"""Derivatives of predicted training, where eigenvectors have none: against loops, matrix exponentials and mpmath."""
+"""Derivatives of predicted training, where eigenvectors have none: against loops, matrix
+exponentials and mpmath.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,9 @@ STEPS = [0, 1, 5, 17]
 
 
 def loop(kernel, y, rate, cross):
-    """Training and test outputs, and the sum of η(Y − F), at each number of steps, one step after the other."""
+    """Training and test outputs, and the sum of η(Y − F), at each number of steps, one step after
+    the other.
+    """
     f = jnp.zeros_like(y)
     weights = jnp.zeros_like(y)
     train = []
@@ -63,17 +67,25 @@ def test_derivatives_of_descent_are_those_of_a_loop(kind, x64):
     direction = symmetric(points(9, 4, 4))
 
     def total(outputs, kernel, y, rate, cross):
-        return sum(jnp.sum(w * out) for w, out in zip(weights, outputs(kernel, y, rate, cross), strict=True))
+        return sum(
+            jnp.sum(w * out)
+            for w, out in zip(weights, outputs(kernel, y, rate, cross), strict=True)
+        )
 
     def tangents(outputs, kernel):
         return jax.jvp(lambda k: outputs(k, y, 0.9, cross), (kernel,), (direction,))[1]
 
     # 0.9 · 2.5 > 2: the largest of the first kernel diverges.
     arguments = (kernel, y, jnp.asarray(0.9), cross)
-    ours, theirs = (jax.jit(jax.grad(lambda *a, f=f: total(f, *a), (0, 1, 2, 3)))(*arguments) for f in (predicted, loop))
+    ours, theirs = (
+        jax.jit(jax.grad(lambda *a, f=f: total(f, *a), (0, 1, 2, 3)))(*arguments)
+        for f in (predicted, loop)
+    )
     for i, (one, other) in enumerate(zip(ours, theirs, strict=True)):
         assert_close(one, symmetric(other) if i == 0 else other, rtol=1e-9)
-    for one, other in zip(*(jax.jit(lambda k, f=f: tangents(f, k))(kernel) for f in (predicted, loop)), strict=True):
+    for one, other in zip(
+        *(jax.jit(lambda k, f=f: tangents(f, k))(kernel) for f in (predicted, loop)), strict=True
+    ):
         assert_close(one, other, rtol=1e-9)
 
 
@@ -81,21 +93,31 @@ def test_derivatives_of_descent_are_those_of_a_loop(kind, x64):
 def test_derivatives_of_flow_are_those_of_matrix_exponentials(kind, x64):
     kernel = kernel_of(KERNELS[kind])
     y, cross, times = points(1, 4, 1), points(2, 3, 4), jnp.array([0.1, 1.0, 7.0])
-    train_weights, test_weights = points(3, 12, 1).reshape(3, 4, 1), points(4, 9, 1).reshape(3, 3, 1)
+    train_weights, test_weights = (
+        points(3, 12, 1).reshape(3, 4, 1),
+        points(4, 9, 1).reshape(3, 3, 1),
+    )
 
     def exact(kernel, times):
         whole = jnp.block([[-kernel, jnp.zeros((4, 3))], [-cross, jnp.zeros((3, 3))]])
-        moved = jnp.stack([expm(t * whole) for t in times]) @ jnp.concatenate([-y, jnp.zeros((3, 1))])
+        moved = jnp.stack([expm(t * whole) for t in times]) @ jnp.concatenate(
+            [-y, jnp.zeros((3, 1))]
+        )
         return y[None] + moved[:, :4], moved[:, 4:]
 
     def ours(kernel, times):
-        return sn.ntk.predict_flow(kernel, y, times), sn.ntk.predict_flow(kernel, y, times, cross=cross)
+        return sn.ntk.predict_flow(kernel, y, times), sn.ntk.predict_flow(
+            kernel, y, times, cross=cross
+        )
 
     def total(outputs, kernel, times):
         train, test = outputs(kernel, times)
         return jnp.sum(train_weights * train) + jnp.sum(test_weights * test)
 
-    one, other = (jax.jit(jax.grad(lambda *a, f=f: total(f, *a), (0, 1)))(kernel, times) for f in (ours, exact))
+    one, other = (
+        jax.jit(jax.grad(lambda *a, f=f: total(f, *a), (0, 1)))(kernel, times)
+        for f in (ours, exact)
+    )
     assert_close(one[0], symmetric(other[0]), rtol=1e-9)
     assert_close(one[1], other[1], rtol=1e-9)
 
@@ -131,7 +153,11 @@ def exact_difference(function, one, other):
     """(f(λ) − f(μ))/(λ − μ) of doubles, in 60 digits."""
     with mpmath.workdps(60):
         one, other = mpmath.mpf(float(one)), mpmath.mpf(float(other))
-        return float((function(one) - function(other)) / (one - other) if one != other else mpmath.diff(function, one))
+        return float(
+            (function(one) - function(other)) / (one - other)
+            if one != other
+            else mpmath.diff(function, one)
+        )
 
 
 def sums(lam, count):
@@ -160,7 +186,9 @@ def test_divided_differences_lose_no_digits(count, dtype):
         return jax.jvp(image, (jnp.diag(pair),), (off,))[1]
 
     actual = jax.jit(jax.vmap(difference))(pairs)
-    desired = np.array([exact_difference(lambda lam: sums(lam, count), *pair) for pair in np.asarray(pairs)])
+    desired = np.array(
+        [exact_difference(lambda lam: sums(lam, count), *pair) for pair in np.asarray(pairs)]
+    )
     # After one step c is the same for every eigenvalue.
     size = 1e-6 * np.max(np.abs(desired)) or 1.0
     error = np.abs(actual - desired) / np.maximum(np.abs(desired), size)
@@ -171,7 +199,9 @@ def test_derivatives_of_higher_order_where_eigenvalues_differ(x64):
     root, y = points(0, 4, 4), points(1, 4, 1)
     weights = points(2, 16, 1).reshape(4, 4, 1)
     ours, theirs = (
-        jax.jit(jax.hessian(lambda r, f=f: jnp.sum(weights * f(r @ r.T, y, 0.4, jnp.zeros((1, 4)))[0])))(root)
+        jax.jit(
+            jax.hessian(lambda r, f=f: jnp.sum(weights * f(r @ r.T, y, 0.4, jnp.zeros((1, 4)))[0]))
+        )(root)
         for f in (predicted, loop)
     )
     assert_close(ours, theirs, rtol=1e-8)
@@ -181,9 +211,13 @@ def test_no_nan_is_made_on_the_way():
     kernel, y = jnp.ones((3, 3)), jnp.arange(3.0)
     with jax.debug_nans(True):
         for kernel in (jnp.ones((3, 3)), jnp.zeros((3, 3)), jnp.eye(3)):
-            gradient = jax.grad(lambda k: jnp.sum(sn.ntk.predict_gd(k, y, 0.5, [0, 3]) ** 2))(kernel)
+            gradient = jax.grad(lambda k: jnp.sum(sn.ntk.predict_gd(k, y, 0.5, [0, 3]) ** 2))(
+                kernel
+            )
             assert np.isfinite(gradient).all()
-            gradient = jax.grad(lambda k: jnp.sum(sn.ntk.predict_flow(k, y, jnp.array([0.0, 1.0, jnp.inf])) ** 2))(kernel)
+            gradient = jax.grad(
+                lambda k: jnp.sum(sn.ntk.predict_flow(k, y, jnp.array([0.0, 1.0, jnp.inf])) ** 2)
+            )(kernel)
             assert np.isfinite(gradient).all()
 
 

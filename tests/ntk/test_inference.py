@@ -13,7 +13,9 @@ from softntk.solution import NumericalError
 
 
 def problem(kind, dtype, n=40, t=7):
-    """Kernel, cross kernel and prior variance as arrays and as operators; the matrices in float64; targets."""
+    """Kernel, cross kernel and prior variance as arrays and as operators; the matrices in float64;
+    targets.
+    """
     x, tests = points(0, n, 4, dtype), points(1, t, 4, dtype)
     if kind == "infinite width":
         net = two_layer("softmax", width=2, sigma=0.8)
@@ -27,7 +29,13 @@ def problem(kind, dtype, n=40, t=7):
         arrays = sn.ntk.empirical(net, params, x), sn.ntk.empirical(net, params, tests, x)
         dense, outputs = [k.transpose(0, 2, 1, 3).reshape(k.shape[0] * 2, -1) for k in arrays], 2
     prior = op.at(tests).diagonal().reshape((t, *op.shape[1:]))
-    return arrays, (op, op.cross(tests)), [np.asarray(k, float) for k in dense], prior, points(2, n, outputs, dtype)
+    return (
+        arrays,
+        (op, op.cross(tests)),
+        [np.asarray(k, float) for k in dense],
+        prior,
+        points(2, n, outputs, dtype),
+    )
 
 
 @pytest.mark.parametrize(
@@ -43,7 +51,9 @@ def test_regression_and_posterior(kind, dtype):
     variance = np.asarray(prior, float) - np.diag(cross @ inverse @ cross.T).reshape(prior.shape)
     f0, f0_test = points(3, *y.shape, dtype), points(4, 7, y.shape[1], dtype)
     rtol = 1e-4 if dtype == "float32" else 1e-8
-    shifted = (cross @ inverse @ np.asarray(y - f0, float).reshape(len(matrix), -1)).reshape(7, -1) + np.asarray(f0_test)
+    shifted = (cross @ inverse @ np.asarray(y - f0, float).reshape(len(matrix), -1)).reshape(
+        7, -1
+    ) + np.asarray(f0_test)
     for gram, k in (arrays, operators):
         assert_close(sn.ntk.kernel_regression(gram, y, ridge=ridge, cross=k), mean, rtol=rtol)
         ours = sn.ntk.kernel_regression(gram, y, ridge=ridge, cross=k, f0=f0, f0_test=f0_test)
@@ -58,7 +68,11 @@ def test_agrees_with_neural_tangents_gp_inference(x64):
     """Theirs adds diag_reg times the mean diagonal; the kernel is theirs in both."""
     net = nt.stax.serial(nt.stax.Dense(1), nt.stax.Relu(), nt.stax.Dense(1))
     x, tests, y = points(0, 40, 4), points(1, 7, 4), points(2, 40, 3)
-    gram, cross, prior = net[2](x, None, "nngp"), net[2](tests, x, "nngp"), jnp.diag(net[2](tests, None, "nngp"))
+    gram, cross, prior = (
+        net[2](x, None, "nngp"),
+        net[2](tests, x, "nngp"),
+        jnp.diag(net[2](tests, None, "nngp")),
+    )
     theirs = nt.predict.gp_inference(net[2](x, None), y, diag_reg=0.1)(
         get="nngp", k_test_train=cross, k_test_test=net[2](tests, None, "nngp")
     )
@@ -81,11 +95,23 @@ def test_bad_input(untyped):
     gram, y = np.eye(3, dtype=np.float32), np.ones((3, 1), np.float32)
     good = {"gram": gram, "y": y, "cross": gram[:2]}
     for call, message in [
-        (lambda: sn.ntk.kernel_regression(**good, ridge=-1.0), "ridge must be a finite number (of )?at least 0, got -1.0"),
+        (
+            lambda: sn.ntk.kernel_regression(**good, ridge=-1.0),
+            "ridge must be a finite number (of )?at least 0, got -1.0",
+        ),
         (lambda: sn.ntk.kernel_regression(**good, ridge=np.nan), "ridge must be a finite number"),
-        (lambda: sn.ntk.kernel_regression(**{**good, "cross": gram[:, :2]}, ridge=1.0), "cross must have shape"),
-        (lambda: sn.ntk.gp_posterior(**good, noise=-1.0, prior=y[:2, 0]), "noise must be a finite number"),
-        (lambda: sn.ntk.gp_posterior(**good, noise=1.0, prior=y[:, 0]), r"prior must have shape \(2,\), got \(3,\)"),
+        (
+            lambda: sn.ntk.kernel_regression(**{**good, "cross": gram[:, :2]}, ridge=1.0),
+            "cross must have shape",
+        ),
+        (
+            lambda: sn.ntk.gp_posterior(**good, noise=-1.0, prior=y[:2, 0]),
+            "noise must be a finite number",
+        ),
+        (
+            lambda: sn.ntk.gp_posterior(**good, noise=1.0, prior=y[:, 0]),
+            r"prior must have shape \(2,\), got \(3,\)",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             call()
@@ -110,9 +136,13 @@ def test_derivatives_are_those_of_a_dense_solve(dtype):
         else:
             gram, cross = net.kernel_fn(x, None, "nngp"), net.kernel_fn(tests, x, "nngp")
         mean = sn.ntk.kernel_regression(gram, y, ridge=ridge, cross=cross)
-        posterior = sn.ntk.gp_posterior(gram, y, noise=ridge, cross=cross, prior=jnp.full(2, 1.5, dtype))
+        posterior = sn.ntk.gp_posterior(
+            gram, y, noise=ridge, cross=cross, prior=jnp.full(2, 1.5, dtype)
+        )
         assert mean.shape == posterior.mean.shape == (2, 1)
-        return jnp.sum(jnp.sin(mean)) + jnp.sum(posterior.mean) + jnp.sum(jnp.cos(posterior.variance))
+        return (
+            jnp.sum(jnp.sin(mean)) + jnp.sum(posterior.mean) + jnp.sum(jnp.cos(posterior.variance))
+        )
 
     ridge = jnp.asarray(0.2, dtype)
     desired = jax.jit(jax.grad(dense, (0, 1, 2)))(x, y, ridge)
@@ -125,7 +155,11 @@ def test_derivatives_are_those_of_a_dense_solve(dtype):
 @pytest.mark.parametrize("unit", [1e-30, 1e-10, 1e25])
 def test_units(unit):
     root = np.asarray(points(0, 6, 6, "float32"))
-    gram, cross, y = root @ root.T, np.asarray(points(1, 2, 6, "float32")), np.asarray(points(2, 6, 1, "float32"))
+    gram, cross, y = (
+        root @ root.T,
+        np.asarray(points(1, 2, 6, "float32")),
+        np.asarray(points(2, 6, 1, "float32")),
+    )
     prior = np.asarray([400.0, 500.0], np.float32)
     one = sn.ntk.gp_posterior(gram, y, noise=0.1, cross=cross, prior=prior)
     c = np.float32(unit)
@@ -137,8 +171,13 @@ def test_units(unit):
 
 
 def test_no_answer_where_the_residual_says_that_there_is_none():
-    """A ridge that is lost in the rounding of the kernel, and targets that the kernel does not contain."""
-    gram, y = jnp.ones((2, 2)) * jnp.asarray([[1.0, 1.0], [1.0, 1.0 + 2e-7]]), jnp.array([1.0, -1.0])
+    """A ridge that is lost in the rounding of the kernel, and targets that the kernel does not
+    contain.
+    """
+    gram, y = (
+        jnp.ones((2, 2)) * jnp.asarray([[1.0, 1.0], [1.0, 1.0 + 2e-7]]),
+        jnp.array([1.0, -1.0]),
+    )
     regress = lambda gram, y: sn.ntk.kernel_regression(gram, y, ridge=1e-9, cross=jnp.ones((1, 2)))
     factor = np.linalg.cholesky(np.asarray(gram, np.float64) + 1e-9 * np.eye(2))
     assert np.isfinite(factor).all()
@@ -150,7 +189,9 @@ def test_no_answer_where_the_residual_says_that_there_is_none():
 
 def test_targets_that_are_large_or_far_from_their_start():
     gram, cross = jnp.diag(jnp.array([1.0, 2.0])), jnp.array([[1.0, 0.0]])
-    large = sn.ntk.kernel_regression(gram, jnp.array([3e38, 1.0]), ridge=1.0, cross=cross, f0=jnp.array([-3e38, 1.0]))
+    large = sn.ntk.kernel_regression(
+        gram, jnp.array([3e38, 1.0]), ridge=1.0, cross=cross, f0=jnp.array([-3e38, 1.0])
+    )
     assert_close(large, [[3e38]], rtol=1e-6)
     overflow = sn.ntk.kernel_regression(gram, jnp.array([3e38, 1.0]), ridge=0.0, cross=4 * cross)
     assert np.asarray(overflow) == np.finfo(np.float32).max
@@ -159,9 +200,13 @@ def test_targets_that_are_large_or_far_from_their_start():
 def test_without_promotion_and_beside_float64():
     gram, y = jnp.eye(2), jnp.array([1.0, 2.0])
     with jax.numpy_dtype_promotion("strict"):
-        assert_close(sn.ntk.kernel_regression(gram, y, ridge=1.0, cross=gram), [[0.5], [1.0]], rtol=1e-6)
+        assert_close(
+            sn.ntk.kernel_regression(gram, y, ridge=1.0, cross=gram), [[0.5], [1.0]], rtol=1e-6
+        )
         sn.ntk.gp_posterior(gram, y, noise=1.0, cross=gram, prior=jnp.ones(2))
-        jax.grad(lambda ridge: sn.ntk.kernel_regression(gram, y, ridge=ridge, cross=gram)[0, 0])(1.0)
+        jax.grad(lambda ridge: sn.ntk.kernel_regression(gram, y, ridge=ridge, cross=gram)[0, 0])(
+            1.0
+        )
     with jax.enable_x64(True):
         out = sn.ntk.kernel_regression(gram, y, ridge=np.float64(1.0), cross=gram)
         assert out.dtype == np.float32
@@ -171,7 +216,14 @@ def test_without_promotion_and_beside_float64():
 
 WRONG = {
     "gram": [None, "K", {}, np.eye(3) * 1j, np.eye(3, dtype=np.float16), np.eye(3, dtype=bool)],
-    "y": [None, "y", np.ones(3) * 1j, np.ones(3, bool), np.array([1e300, 0, 0]), np.ones(2, np.float32)],
+    "y": [
+        None,
+        "y",
+        np.ones(3) * 1j,
+        np.ones(3, bool),
+        np.array([1e300, 0, 0]),
+        np.ones(2, np.float32),
+    ],
     "ridge": [None, "1", 1j, True, np.inf, np.ones(3), 1e39],
     "cross": [None, "k", {}, np.eye(3) * 1j, np.ones((1, 2), np.float32)],
     "f0": ["f", {}, np.array([1e300, 0, 0])],
@@ -179,14 +231,24 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in WRONG.items() for value in values]
+)
 def test_wrong_arguments_are_named(name, value, untyped):
-    good = {"gram": np.eye(3, dtype=np.float32), "y": [1.0, 2.0, 3.0], "ridge": 0.1, "cross": np.eye(3, dtype=np.float32)}
+    good = {
+        "gram": np.eye(3, dtype=np.float32),
+        "y": [1.0, 2.0, 3.0],
+        "ridge": 0.1,
+        "cross": np.eye(3, dtype=np.float32),
+    }
     with pytest.raises(ValueError, match=name):
         sn.ntk.kernel_regression(**{**good, name: value})
 
 
-@pytest.mark.parametrize("prior", [None, "1", [-1.0, 1.0, 1.0], [np.nan, 1.0, 1.0], np.ones(3, int), np.ones(2, np.float32)])
+@pytest.mark.parametrize(
+    "prior",
+    [None, "1", [-1.0, 1.0, 1.0], [np.nan, 1.0, 1.0], np.ones(3, int), np.ones(2, np.float32)],
+)
 def test_wrong_priors_are_named(prior, untyped):
     gram = np.eye(3, dtype=np.float32)
     with pytest.raises(ValueError, match="prior"):

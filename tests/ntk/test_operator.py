@@ -13,18 +13,35 @@ from softntk.networks import two_layer
 
 def network_operator(name, dtype, block_size=4):
     net = two_layer(
-        name, width=24, out_dim=2, sigma=0.8, antisymmetric=False, train_readout=name != "softmax", bias=name != "softmax"
+        name,
+        width=24,
+        out_dim=2,
+        sigma=0.8,
+        antisymmetric=False,
+        train_readout=name != "softmax",
+        bias=name != "softmax",
     )
     params = cast(net.init_fn(jax.random.key(0), (-1, 4))[1], dtype)
     x = points(1, 7, 4, dtype)
     jacobian = np.asarray(dense_jacobian(net.apply_fn, params, x)).reshape(14, -1)
-    return net, params, x, sn.ntk.operator(net, params, x, block_size=block_size), jacobian @ jacobian.T
+    return (
+        net,
+        params,
+        x,
+        sn.ntk.operator(net, params, x, block_size=block_size),
+        jacobian @ jacobian.T,
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
     first(
-        [("softmax", "float32"), ("softmax", "float64"), ("res_softmax", "float64"), ("relu", "float32")],
+        [
+            ("softmax", "float32"),
+            ("softmax", "float64"),
+            ("res_softmax", "float64"),
+            ("relu", "float32"),
+        ],
         ("softmax", "float32"),
     ),
     indirect=["dtype"],
@@ -80,7 +97,11 @@ def test_lineax_takes_it(x64):
         op + lineax.IdentityLinearOperator(op.in_structure()), lineax.positive_semidefinite_tag
     )
     solved = lineax.linear_solve(shifted, v, lineax.CG(1e-12, 1e-12)).value
-    assert_close(solved.reshape(14), np.linalg.solve(matrix + np.eye(14), np.asarray(v).reshape(14)), rtol=1e-9)
+    assert_close(
+        solved.reshape(14),
+        np.linalg.solve(matrix + np.eye(14), np.asarray(v).reshape(14)),
+        rtol=1e-9,
+    )
 
 
 def test_network_operator_is_differentiable(x64):
@@ -112,26 +133,34 @@ def test_kernel_operator_is_its_matrix(get, dtype):
     assert_close(op.cross(others).mm(v), between @ np.asarray(v), dtype)
     assert_close(op.cross(others).as_matrix(), between, dtype)
     assert_close(op.cross(others).T.as_matrix(), between.T, dtype)
-    assert_close(op.at(others).diagonal(), np.diag(np.asarray(net.kernel_fn(others, None, get))), dtype)
+    assert_close(
+        op.at(others).diagonal(), np.diag(np.asarray(net.kernel_fn(others, None, get))), dtype
+    )
     plain = sn.ntk.kernel_operator(lambda a, b: jnp.exp(a @ b.T), x)
     assert_close(plain.mv(v[:, 0]), np.exp(np.asarray(x @ x.T)) @ np.asarray(v[:, 0]), dtype)
 
 
 @pytest.mark.slow
 def test_rows_concentrated_on_few_units_keep_their_digits():
-    """At logits of ±100 the kernel is what is left of terms that cancel: products and entries against float64."""
+    """At logits of ±100 the kernel is what is left of terms that cancel: products and entries
+    against float64.
+    """
     net = two_layer("softmax", width=128, out_dim=2, antisymmetric=False)
     _, params = net.init_fn(jax.random.key(0), (-1, 8))
     x, v = points(1, 20, 8, "float32") * 30, points(2, 20, 2, "float32")
     with jax.enable_x64(True):
         exact = sn.ntk.operator(net, cast(params, "float64"), x.astype("float64"))
-        jacobian = dense_jacobian(net.apply_fn, cast(params, "float64"), x.astype("float64")).reshape(40, -1)
+        jacobian = dense_jacobian(
+            net.apply_fn, cast(params, "float64"), x.astype("float64")
+        ).reshape(40, -1)
         matrix = np.asarray(jacobian @ jacobian.T)
         assert_close(exact.as_matrix(), matrix, rtol=1e-7)
         logits = float(jnp.max(jnp.abs(x @ params.hidden)))
     op = sn.ntk.operator(net, params, x)
     assert_close(op.as_matrix(), matrix, rtol=1e-6 * (1 + logits))
-    assert_close(op.mv(v).reshape(40), matrix @ np.asarray(v, float).reshape(40), rtol=1e-6 * (1 + logits))
+    assert_close(
+        op.mv(v).reshape(40), matrix @ np.asarray(v, float).reshape(40), rtol=1e-6 * (1 + logits)
+    )
 
 
 @pytest.mark.slow
@@ -170,11 +199,25 @@ def test_bad_input(untyped):
         (lambda: op.cross(x * np.nan), "points must be finite"),
         (lambda: sn.ntk.operator(net, params, x[:, :3]), "x must have 4 features"),
         (lambda: sn.ntk.operator(net, params, x * np.nan), "x must be finite"),
-        (lambda: sn.ntk.operator(net, params, x, block_size=0), "block_size must be a positive integer"),
-        (lambda: sn.ntk.operator(lambda p, x: x[:, :, None], params, x), r"apply_fn must return \[n\] or \[n, k\]"),
-        (lambda: sn.ntk.kernel_operator(lambda a, b: a @ b.T + a[:, :1], np.arange(20.0).reshape(5, 4)), "must be symmetric"),
+        (
+            lambda: sn.ntk.operator(net, params, x, block_size=0),
+            "block_size must be a positive integer",
+        ),
+        (
+            lambda: sn.ntk.operator(lambda p, x: x[:, :, None], params, x),
+            r"apply_fn must return \[n\] or \[n, k\]",
+        ),
+        (
+            lambda: sn.ntk.kernel_operator(
+                lambda a, b: a @ b.T + a[:, :1], np.arange(20.0).reshape(5, 4)
+            ),
+            "must be symmetric",
+        ),
         (lambda: sn.ntk.kernel_operator(lambda a, b: a, x), r"kernel_fn must return \[n1, n2\]"),
-        (lambda: sn.ntk.kernel_operator(net.kernel_fn, x.astype(int)), "x must be a floating-point array"),
+        (
+            lambda: sn.ntk.kernel_operator(net.kernel_fn, x.astype(int)),
+            "x must be a floating-point array",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             call()

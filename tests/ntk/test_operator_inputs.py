@@ -1,4 +1,6 @@
-"""What goes into kernels and operators: blocks that do not fill, units, precisions, and wrong arguments."""
+"""What goes into kernels and operators: blocks that do not fill, units, precisions, and wrong
+arguments.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,8 @@ def distance_ratio(a, b):
     return 1 / (jnp.sum(a**2, axis=1)[:, None] * jnp.sum(b**2, axis=1)[None])
 
 
-# --- blocks that points do not fill -----------------------------------------------------------------------------------
+# --- blocks that points do not fill
+# -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kernel_fn", [cosine, distance_ratio])
@@ -55,7 +58,11 @@ def test_networks_without_a_value_at_zero(x64):
     net = two_layer(activation="relu", normalize=True, width=16, out_dim=2, antisymmetric=False)
     _, params = net.init_fn(jax.random.key(0), (-1, 3))
     x = points(1, 7, 3)
-    matrix = np.asarray(dense_kernels(net.apply_fn, params, x)["full"]).transpose(0, 2, 1, 3).reshape(14, 14)
+    matrix = (
+        np.asarray(dense_kernels(net.apply_fn, params, x)["full"])
+        .transpose(0, 2, 1, 3)
+        .reshape(14, 14)
+    )
     operator = sn.ntk.operator(net, params, x, block_size=4)
     assert_close(operator.mv(jnp.ones((7, 2))).reshape(14), matrix.sum(1))
     assert_close(operator.cross(x[:5]).mv(jnp.ones((7, 2))).reshape(10), matrix[:10].sum(1))
@@ -63,7 +70,8 @@ def test_networks_without_a_value_at_zero(x64):
     assert_close(operator.diagonal(), np.diag(matrix))
 
 
-# --- units ------------------------------------------------------------------------------------------------------------
+# --- units
+# ------------------------------------------------------------------------------------------------------------
 
 
 def oracle(net, params, x):
@@ -119,7 +127,9 @@ def test_finite_points_never_give_nan(name):
 
 
 def test_units_of_vectors():
-    """H(c v) = c H v where sums of large numbers leave the precision, and where squares of small ones do."""
+    """H(c v) = c H v where sums of large numbers leave the precision, and where squares of small
+    ones do.
+    """
     net = two_layer("softmax", width=16, out_dim=2)
     _, params = net.init_fn(jax.random.key(0), (-1, 3))
     x, v = points(1, 7, 3, "float32"), points(2, 7, 2, "float32")
@@ -148,13 +158,17 @@ def test_digits_are_kept_where_one_of_two_sets_concentrates():
     for x1, x2 in ((calm, concentrated), (concentrated, calm)):
         with jax.enable_x64(True):
             wide = cast(params, "float64"), x1.astype("float64"), x2.astype("float64")
-            desired = {name: np.asarray(value) for name, value in dense_kernels(net.apply_fn, *wide).items()}
+            desired = {
+                name: np.asarray(value)
+                for name, value in dense_kernels(net.apply_fn, *wide).items()
+            }
         for outputs in ("full", "mean"):
             ours = sn.ntk.empirical(net, params, x1, x2, outputs)
             assert_close(ours, desired[outputs], rtol=1e-6 * (1 + logits))
 
 
-# --- precisions -------------------------------------------------------------------------------------------------------
+# --- precisions
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_points_and_weights_of_two_precisions(x64):
@@ -177,11 +191,19 @@ def test_float32_beside_float64_and_under_strict_promotion(x64):
     params = cast(net.init_fn(jax.random.key(0), (-1, 3))[1], "float32")
     x, v = points(1, 5, 3, "float32"), points(2, 5, 2, "float32")
     with jax.numpy_dtype_promotion("strict"):
-        results = [sn.ntk.empirical(net, params, x, outputs=outputs) for outputs in ("full", "mean", "diagonal")]
+        results = [
+            sn.ntk.empirical(net, params, x, outputs=outputs)
+            for outputs in ("full", "mean", "diagonal")
+        ]
         own = sn.ntk.empirical(lambda w, x: jnp.tanh(x @ w), params.hidden, x, vmap_axes=0)
         for operator, vector in (
             (sn.ntk.operator(net, params, x, block_size=2), v),
-            (sn.ntk.operator(lambda w, x: jnp.tanh(x @ w), params.hidden[:, :2], x, block_size=2), v),
+            (
+                sn.ntk.operator(
+                    lambda w, x: jnp.tanh(x @ w), params.hidden[:, :2], x, block_size=2
+                ),
+                v,
+            ),
             (sn.ntk.kernel_operator(lambda a, b: jnp.exp(a @ b.T), x, block_size=2), v[:, 0]),
         ):
             results += [operator.mv(vector), operator.rows(jnp.arange(2)), operator.diagonal()]
@@ -199,10 +221,13 @@ def test_half_precision():
         operator = sn.ntk.operator(net, cast(params, dtype), x.astype(dtype), block_size=2)
         assert kernel.dtype == operator.dtype == dtype
         assert_close(kernel[:, :, 0, 0].astype("float32"), desired, rtol=0.05)
-        assert_close(operator.mv(jnp.ones((5, 1), dtype))[:, 0].astype("float32"), desired.sum(1), rtol=0.05)
+        assert_close(
+            operator.mv(jnp.ones((5, 1), dtype))[:, 0].astype("float32"), desired.sum(1), rtol=0.05
+        )
 
 
-# --- wrong arguments --------------------------------------------------------------------------------------------------
+# --- wrong arguments
+# --------------------------------------------------------------------------------------------------
 
 VECTORS = [
     (np.array([1j, 2j, 3j]), "must be real numbers"),
@@ -250,7 +275,10 @@ def test_operators_refuse_by_name(untyped):
     operator = sn.ntk.kernel_operator(lambda a, b: a @ b.T, x)
     for call, message in [
         (lambda: operator.rows(jnp.array([3])), "indices must lie between -3 and 2, got 3 to 3"),
-        (lambda: operator.rows(jnp.array([-4, 0])), "indices must lie between -3 and 2, got -4 to 0"),
+        (
+            lambda: operator.rows(jnp.array([-4, 0])),
+            "indices must lie between -3 and 2, got -4 to 0",
+        ),
         (lambda: operator.rows(jnp.array([0.0])), "indices must be integers"),
         (lambda: operator.rows(jnp.array([True])), "indices must be"),
         (lambda: operator.rows(1), r"indices must have shape \[b\]"),
@@ -277,7 +305,10 @@ def test_kernel_operators_refuse_by_name(untyped):
         (lambda: make(lambda a, b: (a @ b.T,), x), "kernel_fn must return one array.*tuple"),
         (lambda: make(lambda a, b: a @ b.T > 0, x), "kernel_fn must return floating-point"),
         (lambda: make(lambda a, b: 1j * a @ b.T, x), "kernel_fn must return floating-point"),
-        (lambda: make(lambda a, b: a @ b, x), r"kernel_fn\(x1, x2\) fails|kernel_fn must return \[n1, n2\]"),
+        (
+            lambda: make(lambda a, b: a @ b, x),
+            r"kernel_fn\(x1, x2\) fails|kernel_fn must return \[n1, n2\]",
+        ),
         (lambda: make(lambda a: a, x), r"kernel_fn\(x1, x2\) fails"),
         (lambda: make(None, x), "kernel_fn must be a function"),
         (lambda: make(x, lambda a, b: a @ b.T), "kernel_fn must be a function"),
@@ -293,7 +324,8 @@ def test_kernel_operators_refuse_by_name(untyped):
             call()
 
 
-# --- other platforms --------------------------------------------------------------------------------------------------
+# --- other platforms
+# --------------------------------------------------------------------------------------------------
 
 
 def test_programs_can_be_exported_for_accelerators():

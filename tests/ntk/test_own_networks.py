@@ -37,11 +37,15 @@ def test_kernels_and_products_are_those_of_the_jacobian(name, dtype):
     flat = vectors.reshape(n * k, 2).astype(np.float64)
 
     def empirical(*points, **options):
-        return sn.ntk.empirical(own.apply_fn, own.params, *points, apply_kwargs=own.apply_kwargs, **options)
+        return sn.ntk.empirical(
+            own.apply_fn, own.params, *points, apply_kwargs=own.apply_kwargs, **options
+        )
 
     @jax.jit  # one program: compiling is what this test spends its time on
     def evaluate(x, others, vectors):
-        operator = sn.ntk.operator(own.apply_fn, own.params, x, block_size=3, apply_kwargs=own.apply_kwargs)
+        operator = sn.ntk.operator(
+            own.apply_fn, own.params, x, block_size=3, apply_kwargs=own.apply_kwargs
+        )
         return {
             "full": empirical(x),
             "two sets": empirical(others, x, vmap_axes=0),
@@ -69,7 +73,8 @@ def test_kernels_and_products_are_those_of_the_jacobian(name, dtype):
         assert_close(ours, desired[law], rtol=TOLERANCE[dtype])
 
 
-# --- the contract -----------------------------------------------------------------------------------------------------
+# --- the contract
+# -----------------------------------------------------------------------------------------------------
 
 X = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
 W = np.random.default_rng(1).normal(size=(3, 2)).astype(np.float32)
@@ -118,10 +123,22 @@ def test_rows_alone_are_not_suspected(untyped):
 @pytest.mark.parametrize("call", [sn.ntk.empirical, sn.ntk.operator])
 def test_outputs_and_arguments_are_refused_by_name(call, untyped):
     cases = [
-        (lambda w, x: (tanh(w, x), {"aux": x}), W, X, {}, r"apply_fn must return one array.*a tuple of 2"),
+        (
+            lambda w, x: (tanh(w, x), {"aux": x}),
+            W,
+            X,
+            {},
+            r"apply_fn must return one array.*a tuple of 2",
+        ),
         (lambda w, x: {"outputs": tanh(w, x)}, W, X, {}, r"apply_fn must return one array.*a dict"),
         (lambda w, x: None, W, X, {}, "apply_fn must return one array.*NoneType"),
-        (lambda w, x: tanh(w, x)[:, None], W, X, {}, r"apply_fn must return \[n\] or \[n, k\].*Flatten them"),
+        (
+            lambda w, x: tanh(w, x)[:, None],
+            W,
+            X,
+            {},
+            r"apply_fn must return \[n\] or \[n, k\].*Flatten them",
+        ),
         (lambda w, x: tanh(w, x).T, W, X, {}, r"apply_fn must return \[n\] or \[n, k\]"),
         (lambda w, x: tanh(w, x).sum(), W, X, {}, r"apply_fn must return \[n\] or \[n, k\]"),
         (
@@ -138,7 +155,13 @@ def test_outputs_and_arguments_are_refused_by_name(call, untyped):
         (tanh, "weights", X, {}, "params must hold a floating-point array"),
         (tanh, jnp.arange(6).reshape(3, 2), X, {}, "params must hold a floating-point array"),
         (tanh, W * 1j, X, {}, "params must be real"),
-        (tanh, {"w": W, "set": {1}}, X, {}, "params must be a pytree whose leaves.*register_dataclass"),
+        (
+            tanh,
+            {"w": W, "set": {1}},
+            X,
+            {},
+            "params must be a pytree whose leaves.*register_dataclass",
+        ),
         (tanh, {"w": W, "names": np.array(["a"])}, X, {}, "params must hold arrays of numbers"),
         (tanh, W, X, {"apply_kwargs": {"train": True}}, r"apply_fn\(params, x, train=…\) fails"),
         (tanh, W, X, {"apply_kwargs": ["train"]}, "apply_kwargs must be a dict"),
@@ -176,10 +199,26 @@ def test_options_of_empirical_are_refused_by_name(untyped):
 def test_parameters_of_another_network_are_refused(call, untyped):
     net = sn.networks.two_layer("softmax", width=4, out_dim=2)
     _, params = net.init_fn(jax.random.key(0), (-1, 3))
-    wider = sn.networks.two_layer("softmax", width=8, out_dim=2).init_fn(jax.random.key(0), (-1, 3))[1]
-    more = sn.networks.two_layer("softmax", width=4, out_dim=3).init_fn(jax.random.key(0), (-1, 3))[1]
-    biased = sn.networks.two_layer("softmax", width=4, out_dim=2, bias=True).init_fn(jax.random.key(0), (-1, 3))[1]
-    for wrong in (None, {}, W, "params", (params,), wider, more, biased, params.replace(hidden=None)):
+    wider = sn.networks.two_layer("softmax", width=8, out_dim=2).init_fn(
+        jax.random.key(0), (-1, 3)
+    )[1]
+    more = sn.networks.two_layer("softmax", width=4, out_dim=3).init_fn(jax.random.key(0), (-1, 3))[
+        1
+    ]
+    biased = sn.networks.two_layer("softmax", width=4, out_dim=2, bias=True).init_fn(
+        jax.random.key(0), (-1, 3)
+    )[1]
+    for wrong in (
+        None,
+        {},
+        W,
+        "params",
+        (params,),
+        wider,
+        more,
+        biased,
+        params.replace(hidden=None),
+    ):
         with pytest.raises(ValueError, match="params"):
             call(net, wrong, X)
     with pytest.raises(ValueError, match="x1? must have (the )?3 features"):
@@ -233,8 +272,12 @@ def test_kernels_are_differentiable_in_weights_and_further_arguments(x64):
         return scale * own.apply_fn(params, x)
 
     def ours(params, scale):
-        kernel = sn.ntk.empirical(apply_fn, params, own.x, vmap_axes=0, apply_kwargs={"scale": scale})
-        operator = sn.ntk.operator(apply_fn, params, own.x, apply_kwargs={"scale": scale}, block_size=2)
+        kernel = sn.ntk.empirical(
+            apply_fn, params, own.x, vmap_axes=0, apply_kwargs={"scale": scale}
+        )
+        operator = sn.ntk.operator(
+            apply_fn, params, own.x, apply_kwargs={"scale": scale}, block_size=2
+        )
         return jnp.sum(jnp.sin(kernel)) + jnp.sum(jnp.cos(operator.mv(jnp.ones((5, 2)))))
 
     def dense(params, scale):
@@ -258,7 +301,9 @@ def test_variables_in_training_mode_say_what_to_return(untyped):
         sn.ntk.empirical(model.apply, variables, x, apply_kwargs=apply_kwargs)
 
 
-@pytest.mark.parametrize("keywords", [3, jnp.sin, object(), float("nan"), np.ones(2), [], (), "", 1j, True])
+@pytest.mark.parametrize(
+    "keywords", [3, jnp.sin, object(), float("nan"), np.ones(2), [], (), "", 1j, True]
+)
 @pytest.mark.parametrize("function", [sn.ntk.empirical, sn.ntk.operator])
 def test_keywords_that_are_none_are_named(function, keywords, untyped):
     net = sn.networks.two_layer("softmax", width=4)

@@ -1,4 +1,6 @@
-"""Predictions for networks as users bring them, against training of the linearised network with hand-made Jacobians."""
+"""Predictions for networks as users bring them, against training of the linearised network with
+hand-made Jacobians.
+"""
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,15 @@ own_networks = pytest.importorskip("own_networks")
 @pytest.mark.parametrize(
     "name",
     first(
-        ["plain_dict", "dataclass_weights", "linen_mlp", "nnx_split", "equinox_mlp", "one_number_a_row", "nnx_module"],
+        [
+            "plain_dict",
+            "dataclass_weights",
+            "linen_mlp",
+            "nnx_split",
+            "equinox_mlp",
+            "one_number_a_row",
+            "nnx_module",
+        ],
         "plain_dict",
         "linen_mlp",
     ),

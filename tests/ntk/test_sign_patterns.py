@@ -1,4 +1,6 @@
-"""Products by sign patterns against products of the row vectors themselves, and what happens when the signs do not fit."""
+"""Products by sign patterns against products of the row vectors themselves, and what happens when
+the signs do not fit.
+"""
 
 from itertools import combinations
 
@@ -20,7 +22,10 @@ def factors(n: int, m: int, k: int, normalized: bool) -> RowFactors:
     return RowFactors(slopes, slopes, slopes > 2, means, 0 * means, jnp.ones(n, bool))
 
 
-@pytest.mark.parametrize(("normalized", "k"), first([(True, 2), (True, 4), (True, 10), (False, 3), (False, 7)], (True, 4)))
+@pytest.mark.parametrize(
+    ("normalized", "k"),
+    first([(True, 2), (True, 4), (True, 10), (False, 3), (False, 7)], (True, 4)),
+)
 def test_equals_products_of_row_vectors(normalized, k, x64):
     m = 64
     signs = np.random.default_rng(k).choice([-1.0, 1.0], size=(m, k))
@@ -28,10 +33,17 @@ def test_equals_products_of_row_vectors(normalized, k, x64):
     units, found = gather(planned, signs, np)
     assert found
     p, q = factors(5, m, k, normalized), factors(4, m, k, normalized)
-    g1, g2 = (np.asarray(r.slopes)[:, None] * (signs.T - np.asarray(r.means)[:, :, None]) for r in (p, q))
+    g1, g2 = (
+        np.asarray(r.slopes)[:, None] * (signs.T - np.asarray(r.means)[:, :, None]) for r in (p, q)
+    )
     with jax.disable_jit():
-        assert_close(sign_patterns(planned, jnp.asarray(units), p, q, 2), np.einsum("ilm,jqm->ijlq", g1, g2))
-        assert_close(sign_patterns(planned, jnp.asarray(units), p, p, None), np.einsum("ilm,jqm->ijlq", g1, g1))
+        assert_close(
+            sign_patterns(planned, jnp.asarray(units), p, q, 2), np.einsum("ilm,jqm->ijlq", g1, g2)
+        )
+        assert_close(
+            sign_patterns(planned, jnp.asarray(units), p, p, None),
+            np.einsum("ilm,jqm->ijlq", g1, g1),
+        )
 
 
 @pytest.mark.parametrize(("m", "k"), [(1024, 3), (2048, 4), (2048, 10), (65536, 17)])
@@ -40,7 +52,11 @@ def test_plans_hold_every_pair_once(m, k):
         planned = plan(m, k, normalized)
         held = [pair for pairs in planned.pairs for pair in pairs if pair[0] != pair[1]]
         assert sorted(held) == list(combinations(range(0 if normalized else 1, k + 1), 2))
-        assert all(set(pair) <= set(s) for s, pairs in zip(planned.sets, planned.pairs, strict=True) for pair in pairs)
+        assert all(
+            set(pair) <= set(s)
+            for s, pairs in zip(planned.sets, planned.pairs, strict=True)
+            for pair in pairs
+        )
         assert any(p == q for pairs in planned.pairs for p, q in pairs)
 
 
@@ -66,7 +82,10 @@ def test_units_are_gathered_by_their_signs():
 
 @pytest.mark.parametrize("family", first(["softmax", "relu"], "relu"))
 def test_kernels_by_patterns_and_their_refuge(family, x64):
-    """Random signs; one weight that is not a sign; signs that crowd into one pattern. The readout known, and under jit."""
+    """Random signs; one weight that is not a sign; signs that crowd into one pattern.
+
+    The readout known, and under jit.
+    """
     net = two_layer(family, width=1024, out_dim=3, antisymmetric=False)
     _, params = net.init_fn(jax.random.key(0), (-1, 2))
     params, x = cast(params, "float64"), points(1, 4, 2)
@@ -81,13 +100,17 @@ def test_kernels_by_patterns_and_their_refuge(family, x64):
 
 @pytest.mark.slow
 def test_derivatives_by_patterns(x64):
-    """In the hidden weights as dense autodiff; in a readout that is not trained none, as of the network itself."""
+    """In the hidden weights as dense autodiff; in a readout that is not trained none, as of the
+    network itself.
+    """
     net = two_layer("softmax", width=512, out_dim=3, antisymmetric=False)
     assert plan(512, 3, True) is not None
     _, params = net.init_fn(jax.random.key(0), (-1, 2))
     params, x = cast(params, "float64"), points(1, 3, 2)
     ours = jax.grad(lambda p: jnp.sum(jnp.sin(sn.ntk.empirical(net, p, x))))(params)
-    known = jax.grad(lambda w: jnp.sum(jnp.sin(sn.ntk.empirical(net, params.replace(hidden=w), x))))(params.hidden)
+    known = jax.grad(
+        lambda w: jnp.sum(jnp.sin(sn.ntk.empirical(net, params.replace(hidden=w), x)))
+    )(params.hidden)
     dense = jax.grad(lambda p: jnp.sum(jnp.sin(dense_kernels(net.apply_fn, p, x)["full"])))(params)
     assert_close(ours.hidden, dense.hidden, rtol=1e-8)
     assert_close(known, dense.hidden, rtol=1e-8)

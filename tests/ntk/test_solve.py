@@ -17,7 +17,10 @@ NET = two_layer("softmax", width=2)
 def data(kind, n=200, d=6):
     rng = np.random.default_rng(0)
     if kind == "clustered":
-        return ((rng.normal(size=(8, d)) / d**0.5)[rng.integers(0, 8, n)] + 0.02 * rng.normal(size=(n, d))).astype(np.float32)
+        return (
+            (rng.normal(size=(8, d)) / d**0.5)[rng.integers(0, 8, n)]
+            + 0.02 * rng.normal(size=(n, d))
+        ).astype(np.float32)
     return np.asarray(points(0, n, d, "float32"))
 
 
@@ -46,7 +49,9 @@ def test_refined_solve_equals_the_dense_one_in_float64(kind):
 
 @pytest.mark.parametrize("size", [1.0, 300.0])
 def test_steps_are_those_of_plain_conjugate_gradients(size, x64):
-    """Without a preconditioner, down to half of the tolerance relative to the right-hand side, whatever its size."""
+    """Without a preconditioner, down to half of the tolerance relative to the right-hand side,
+    whatever its size.
+    """
     A = np.asarray(points(0, 30, 30))
     y = size * np.random.default_rng(1).normal(size=30)
     K = A @ A.T + 0.1 * np.eye(30)
@@ -58,7 +63,9 @@ def test_steps_are_those_of_plain_conjugate_gradients(size, x64):
         direction = later + later @ later / (residual @ residual) * direction
         residual = later
         steps += 1
-    sol = sn.ntk.solve(sn.ntk.kernel_operator(lambda a, b: a @ b.T, A), y, ridge=0.1, rtol=0.03, rank=0)
+    sol = sn.ntk.solve(
+        sn.ntk.kernel_operator(lambda a, b: a @ b.T, A), y, ridge=0.1, rtol=0.03, rank=0
+    )
     assert int(sol.stats["steps"]) == steps
 
 
@@ -69,11 +76,15 @@ def test_empirical_kernel_and_one_right_hand_side(x64):
     op = sn.ntk.operator(net, params, x)
     sol = sn.ntk.solve(op, y, ridge=0.1)
     matrix = np.asarray(op.as_matrix()) + 0.1 * np.eye(40)
-    assert_close(sol.value.reshape(40), np.linalg.solve(matrix, np.asarray(y).reshape(40)), rtol=1e-8)
+    assert_close(
+        sol.value.reshape(40), np.linalg.solve(matrix, np.asarray(y).reshape(40)), rtol=1e-8
+    )
 
 
 def test_pivoted_cholesky_is_exact_on_its_rank(x64):
-    """A kernel of rank 6 and with equal points: the factor explains everything, and repeats nothing."""
+    """A kernel of rank 6 and with equal points: the factor explains everything, and repeats
+    nothing.
+    """
     x = np.repeat(np.asarray(points(0, 30, 6)), 2, axis=0)
     op = sn.ntk.kernel_operator(lambda a, b: a @ b.T, x)
     factor, left = pivoted_cholesky(op, jax.random.key(0), 16, 8)
@@ -82,7 +93,9 @@ def test_pivoted_cholesky_is_exact_on_its_rank(x64):
 
 
 def test_a_kernel_that_is_indefinite_by_its_errors_is_still_preconditioned(x64):
-    """Eigenvalues of −0.05, as inaccurate entries make them, and a right-hand side that does not see them."""
+    """Eigenvalues of −0.05, as inaccurate entries make them, and a right-hand side that does not
+    see them.
+    """
     basis = np.linalg.qr(np.random.default_rng(0).normal(size=(12, 12)))[0]
     matrix = jnp.asarray(basis @ np.diag([1.0] * 9 + [-0.05] * 3) @ basis.T)
     op = sn.ntk.kernel_operator(lambda a, b: a @ matrix @ b.T, np.eye(12))
@@ -103,7 +116,9 @@ def test_what_cannot_be_reached_says_so():
 
 
 def test_ends_when_no_step_is_made(monkeypatch):
-    """A residual at its goal up to rounding: the loop on the device has ended, and the one around it must too."""
+    """A residual at its goal up to rounding: the loop on the device has ended, and the one around
+    it must too.
+    """
     from softntk.ntk._solve import driver
 
     monkeypatch.setattr(driver, "advance", lambda op, ridge, inverse, state, goals, steps: state)
@@ -159,7 +174,9 @@ def test_units_of_the_right_hand_sides(refine):
     sol = sn.ntk.solve(op, y, ridge=0.1, refine=refine)
     value = np.asarray(sol.value, np.float64)
     for column, unit in enumerate(units):
-        assert_close(value[:, column] / (unit or 1.0), desired[:, column] / (unit or 1.0), rtol=1e-5)
+        assert_close(
+            value[:, column] / (unit or 1.0), desired[:, column] / (unit or 1.0), rtol=1e-5
+        )
     residual = ((kernel + 0.1 * np.eye(12)) @ value - y) / np.where(units > 0, units, 1)
     true = np.max(np.linalg.norm(residual, axis=0) / np.linalg.norm(y[:, 0]))
     assert 0.1 * true < sol.stats["residual"] < 1e-5
@@ -177,11 +194,15 @@ def test_units_of_the_kernel(unit, rank):
 
 
 def test_what_does_not_fit_the_precision_says_so():
-    op = sn.ntk.kernel_operator(lambda a, b: np.float32(1e25) * (a @ b.T), np.eye(3, dtype=np.float32))
+    op = sn.ntk.kernel_operator(
+        lambda a, b: np.float32(1e25) * (a @ b.T), np.eye(3, dtype=np.float32)
+    )
     sol = sn.ntk.solve(op, np.full(3, 1e-25, np.float32), throw=False)  # 1e-50
     assert Result(int(sol.result)) is Result.STAGNATED
     assert sol.stats["residual"] > 0.5
-    op = sn.ntk.kernel_operator(lambda a, b: np.float32(1e-25) * (a @ b.T), np.eye(3, dtype=np.float32))
+    op = sn.ntk.kernel_operator(
+        lambda a, b: np.float32(1e-25) * (a @ b.T), np.eye(3, dtype=np.float32)
+    )
     sol = sn.ntk.solve(op, np.full(3, 1e25, np.float32), throw=False)  # 1e50
     assert Result(int(sol.result)) is Result.NONFINITE_PRODUCT
 
@@ -200,7 +221,9 @@ def test_a_singular_kernel_is_not_solved(traced):
 
 
 def test_inside_transformations(dtype):
-    """Derivatives in y, ridge and the points are those of a dense solve; codes are traced, nothing is raised."""
+    """Derivatives in y, ridge and the points are those of a dense solve; codes are traced, nothing
+    is raised.
+    """
     x, y = points(0, 8, 3, dtype), points(1, 8, 2, dtype)
     w = points(2, 8, 2, dtype)
 
@@ -220,11 +243,17 @@ def test_inside_transformations(dtype):
     assert_close(forward, jnp.sum(other[1] * w), rtol=1e-4 if dtype == "float32" else 1e-8)
 
     op = sn.ntk.kernel_operator(NET.kernel_fn, x)
-    sol = jax.jit(jax.vmap(lambda r: sn.ntk.solve(op, y[:, 0], ridge=r)))(jnp.asarray([0.3, 1.0], dtype))
+    sol = jax.jit(jax.vmap(lambda r: sn.ntk.solve(op, y[:, 0], ridge=r)))(
+        jnp.asarray([0.3, 1.0], dtype)
+    )
     assert sol.result.shape == (2,)
     assert not np.asarray(sol.result).any()
     for value, r in zip(sol.value, (0.3, 1.0), strict=True):
-        assert_close(value, sn.ntk.solve(op, y[:, 0], ridge=r).value, rtol=1e-4 if dtype == "float32" else 1e-8)
+        assert_close(
+            value,
+            sn.ntk.solve(op, y[:, 0], ridge=r).value,
+            rtol=1e-4 if dtype == "float32" else 1e-8,
+        )
     few = jax.jit(lambda y: sn.ntk.solve(op, y, ridge=1e-3, rank=0, max_steps=1))(y)
     assert Result(int(few.result)) is Result.MAX_STEPS
     assert few.stats["steps"] == 1
@@ -243,7 +272,15 @@ def test_units_inside_jit():
 
 WRONG = {
     "op": [None, "op", lambda v: v],
-    "y": [None, "y", np.ones(4) * 1j, np.ones(4, bool), np.array(["1"] * 4), np.full(4, 1e300), [[1.0], [2.0, 3.0]]],
+    "y": [
+        None,
+        "y",
+        np.ones(4) * 1j,
+        np.ones(4, bool),
+        np.array(["1"] * 4),
+        np.full(4, 1e300),
+        [[1.0], [2.0, 3.0]],
+    ],
     "ridge": [None, "1", 1j, True, np.inf, np.ones(4), 1e39],
     "rtol": ["1", 1j, np.nan, 2.0],
     "rank": [1.5, "1", -1, True],
@@ -255,9 +292,14 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in WRONG.items() for value in values]
+)
 def test_wrong_arguments_are_named(name, value, untyped):
-    good = {"op": sn.ntk.kernel_operator(lambda a, b: a @ b.T, np.eye(4, dtype=np.float32)), "y": [1.0, 2.0, 3.0, 4.0]}
+    good = {
+        "op": sn.ntk.kernel_operator(lambda a, b: a @ b.T, np.eye(4, dtype=np.float32)),
+        "y": [1.0, 2.0, 3.0, 4.0],
+    }
     with pytest.raises(ValueError, match=name):
         sn.ntk.solve(**{**good, name: value})
 

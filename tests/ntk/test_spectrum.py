@@ -23,7 +23,9 @@ def kernels(kind, dtype, n=120):
         x[1] = x[0]
     if kind == "rank deficient":
         x[:, 2:] = 0
-    kernel_fn = (lambda a, b: a @ b.T) if kind == "linear" else lambda a, b: NET.kernel_fn(a, b, "ntk")
+    kernel_fn = (
+        (lambda a, b: a @ b.T) if kind == "linear" else lambda a, b: NET.kernel_fn(a, b, "ntk")
+    )
     with jax.enable_x64(True):
         matrix = np.asarray(kernel_fn(*[jnp.asarray(x, "float64")] * 2))
     return ntk.kernel_operator(kernel_fn, x, block_size=50), matrix
@@ -37,7 +39,9 @@ KINDS = ["generic", "two equal rows", "rank deficient", "linear"]
     first(
         [
             (dtype, *case)
-            for dtype, case in itertools.product(["float32", "float64"], [("generic", 12), *((k, 120) for k in KINDS)])
+            for dtype, case in itertools.product(
+                ["float32", "float64"], [("generic", 12), *((k, 120) for k in KINDS)]
+            )
         ],
         ("float32", "generic", 12),
         ("float32", "two equal rows", 120),
@@ -49,7 +53,10 @@ KINDS = ["generic", "two equal rows", "rank deficient", "linear"]
 def test_ends_are_within_their_bounds(kind, steps, dtype):
     op, matrix = kernels(kind, dtype)
     desired = np.linalg.eigvalsh(matrix)
-    for ends in (ntk.extreme_eigenvalues(op, steps=steps, dense_size=1), ntk.extreme_eigenvalues(op)):
+    for ends in (
+        ntk.extreme_eigenvalues(op, steps=steps, dense_size=1),
+        ntk.extreme_eigenvalues(op),
+    ):
         smallest, largest = ends
         assert abs(float(smallest) - desired[0]) <= ends.smallest_error
         assert abs(float(largest) - desired[-1]) <= ends.largest_error
@@ -62,7 +69,9 @@ def test_ends_are_within_their_bounds(kind, steps, dtype):
 
 
 def test_the_bound_is_not_idle(x64):
-    """With few steps the lower end is not found, and the bound covers what is missing; it closes as the steps grow."""
+    """With few steps the lower end is not found, and the bound covers what is missing; it closes as
+    the steps grow.
+    """
     op, matrix = kernels("generic", "float64")
     desired, errors = np.linalg.eigvalsh(matrix), []
     for steps in (8, 30, 60):
@@ -78,32 +87,49 @@ def test_a_matrix(dtype):
     desired = np.linalg.eigvalsh(gram.astype(np.float64))
     for call in (ntk.extreme_eigenvalues, jax.jit(ntk.extreme_eigenvalues)):
         smallest, largest = call(gram)
-        assert abs(float(smallest) - desired[0]) < (1e-4 if dtype == "float32" else 1e-12) * desired[-1]
+        assert (
+            abs(float(smallest) - desired[0])
+            < (1e-4 if dtype == "float32" else 1e-12) * desired[-1]
+        )
         assert_close(largest, desired[-1], dtype)
     full = gram.reshape(6, 2, 6, 2).transpose(0, 2, 1, 3)
     assert_close(ntk.extreme_eigenvalues(full)[1], desired[-1], dtype)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "dtype"), [("generic", "float64"), ("linear", "float32")], indirect=["dtype"])
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("generic", "float64"), ("linear", "float32")], indirect=["dtype"]
+)
 def test_density_of_states(kind, dtype):
     op, matrix = kernels(kind, dtype)
     eigenvalues = np.linalg.eigvalsh(matrix)
-    exact, probed = ntk.spectral_density(op), ntk.spectral_density(op, dense_size=1, steps=20, probes=64)
+    exact, probed = (
+        ntk.spectral_density(op),
+        ntk.spectral_density(op, dense_size=1, steps=20, probes=64),
+    )
     ridge = 0.3
     for function in (lambda t: t, lambda t: t**2, lambda t: t / (t + ridge)):
         desired = np.mean(function(eigenvalues))
         assert_close(exact.mean(function), desired, rtol=1e-4 if dtype == "float32" else 1e-10)
         assert exact.standard_error(function) == 0
         # Five standard errors: 64 probes, one seed.
-        assert abs(float(probed.mean(function)) - desired) < 5 * probed.standard_error(function) + 1e-4 * desired
+        assert (
+            abs(float(probed.mean(function)) - desired)
+            < 5 * probed.standard_error(function) + 1e-4 * desired
+        )
     levels = np.quantile(eigenvalues, [0.1, 0.5, 0.9]) + 1e-3
-    assert_close(exact.cumulative(levels), [np.mean(eigenvalues <= level) for level in levels], rtol=1e-5)
+    assert_close(
+        exact.cumulative(levels), [np.mean(eigenvalues <= level) for level in levels], rtol=1e-5
+    )
     grid = np.linspace(-5, 1.1 * eigenvalues[-1] + 5, 2001)
     for measure in (exact, probed):
         assert_close(np.trapezoid(measure.density(grid, 0.5), grid), 1.0, rtol=1e-3)
     dimensions = ntk.effective_dimension(exact, np.array([0.0, ridge]))
-    assert_close(dimensions[1], np.sum(eigenvalues / (eigenvalues + ridge)), rtol=1e-4 if dtype == "float32" else 1e-10)
+    assert_close(
+        dimensions[1],
+        np.sum(eigenvalues / (eigenvalues + ridge)),
+        rtol=1e-4 if dtype == "float32" else 1e-10,
+    )
     assert_close(ntk.effective_dimension(op, ridge), dimensions[1], rtol=1e-6)
     assert jax.tree.leaves(jax.jit(ntk.spectral_density)(matrix.astype(dtype)))
 
@@ -118,9 +144,15 @@ def test_quadrature_of_the_targets_is_exact_for_polynomials(dtype):
         image = np.asarray(y, float)
         for _ in range(power):
             image = matrix @ image
-        desired = np.sum(y * image, axis=0) / np.maximum(np.sum(np.asarray(y, float) ** 2, axis=0), 1e-300)
+        desired = np.sum(y * image, axis=0) / np.maximum(
+            np.sum(np.asarray(y, float) ** 2, axis=0), 1e-300
+        )
         for measure in (exact, probed):
-            assert_close(measure.rows(lambda t, p=power: t**p), desired, rtol=1e-3 if dtype == "float32" else 1e-9)
+            assert_close(
+                measure.rows(lambda t, p=power: t**p),
+                desired,
+                rtol=1e-3 if dtype == "float32" else 1e-9,
+            )
     values, vectors = np.linalg.eigh(matrix)
     shares = (vectors.T @ y[:, 0]) ** 2 / np.sum(y[:, 0] ** 2)
     assert_close(exact.rows(lambda t: t > values[60])[0], np.sum(shares[61:]), rtol=0.05)
@@ -131,10 +163,15 @@ def test_all_outputs_at_once(x64):
     _, params = net.init_fn(jax.random.key(0), (-1, 4))
     x, y = points(1, 20, 4), points(2, 20, 2)
     op, gram = ntk.operator(net, params, x), ntk.empirical(net, params, x)
-    seen = [ntk.target_alignment(g, y, steps=40, dense_size=size).rows(jnp.sqrt) for g, size in ((op, 1), (op, 99), (gram, 99))]
+    seen = [
+        ntk.target_alignment(g, y, steps=40, dense_size=size).rows(jnp.sqrt)
+        for g, size in ((op, 1), (op, 99), (gram, 99))
+    ]
     assert_close(seen[0], seen[2], rtol=1e-6)
     assert_close(seen[1], seen[2], rtol=1e-6)
-    for one, other in zip(ntk.extreme_eigenvalues(op, dense_size=1), ntk.extreme_eigenvalues(gram), strict=True):
+    for one, other in zip(
+        ntk.extreme_eigenvalues(op, dense_size=1), ntk.extreme_eigenvalues(gram), strict=True
+    ):
         assert_close(one, other, rtol=1e-8)
 
 
@@ -149,12 +186,18 @@ def test_bad_input(untyped):
     op, _ = kernels("generic", "float32", n=10)
     y = np.ones((10, 1), np.float32)
     for call, message in [
-        (lambda: ntk.extreme_eigenvalues(np.array([[1.0, 2.0], [0.0, 1.0]], np.float32)), "gram must be symmetric"),
+        (
+            lambda: ntk.extreme_eigenvalues(np.array([[1.0, 2.0], [0.0, 1.0]], np.float32)),
+            "gram must be symmetric",
+        ),
         (lambda: ntk.extreme_eigenvalues(np.ones((3,), np.float32)), "gram must have shape"),
         (lambda: ntk.extreme_eigenvalues(op, steps=0), "steps must be a positive integer, got 0"),
         (lambda: ntk.spectral_density(op, probes=0), "probes must be a positive integer, got 0"),
         (lambda: ntk.target_alignment(op, y[:9]), r"y must have shape \[n, k\]"),
-        (lambda: ntk.target_alignment(np.ones((10, 10, 2, 2)), np.ones((10, 3))), r"y must have shape \[n, k\]"),
+        (
+            lambda: ntk.target_alignment(np.ones((10, 10, 2, 2)), np.ones((10, 3))),
+            r"y must have shape \[n, k\]",
+        ),
         (lambda: ntk.target_alignment(op, y * np.nan), "y must be finite"),
         (lambda: ntk.target_alignment(op, y.astype(int)), "y must be a floating-point array"),
         (lambda: ntk.effective_dimension(op, -1.0), "ridge must not be negative, got -1.0"),
@@ -172,7 +215,10 @@ def test_units(unit):
     ends, others = (ntk.extreme_eigenvalues(k, steps=9, dense_size=1) for k in (op, scaled))
     for one, other in zip(jax.tree.leaves(ends), jax.tree.leaves(others), strict=True):
         assert abs(float(other) / unit - float(one)) < 3e-4 * float(ends.largest)
-    for call in (ntk.spectral_density, lambda op, **options: ntk.target_alignment(op, y, **options)):
+    for call in (
+        ntk.spectral_density,
+        lambda op, **options: ntk.target_alignment(op, y, **options),
+    ):
         one, other = call(op, steps=4, dense_size=1), call(scaled, steps=4, dense_size=1)
         assert_close(np.asarray(other.nodes, float) / unit, one.nodes, rtol=1e-4)
         assert_close(other.weights, one.weights, rtol=1e-3)
@@ -196,13 +242,21 @@ def test_kernels_of_zeros_and_of_one_point(dense_size):
         assert_close(measure.mean(lambda t: t), node, dtype)
         assert_close(measure.cumulative(np.array([node + 1e-3])), [1], dtype)
         y = np.ones((op.shape[0], 1), dtype)
-        assert_close(ntk.target_alignment(op, y, dense_size=dense_size).rows(lambda t: t), [node], dtype)
-        assert_close(ntk.effective_dimension(measure, np.array([0.0, 2.0])), [node / 2, node / 4], dtype)
+        assert_close(
+            ntk.target_alignment(op, y, dense_size=dense_size).rows(lambda t: t), [node], dtype
+        )
+        assert_close(
+            ntk.effective_dimension(measure, np.array([0.0, 2.0])), [node / 2, node / 4], dtype
+        )
 
 
 def test_effective_dimension_at_the_edges():
     gram = jnp.diag(jnp.array([1.0, 2.0, 0.0]))
-    assert_close(ntk.effective_dimension(gram, np.array([0.0, 1.0, 1e38, 1e-38])), [2, 7 / 6, 0, 2], rtol=1e-6)
+    assert_close(
+        ntk.effective_dimension(gram, np.array([0.0, 1.0, 1e38, 1e-38])),
+        [2, 7 / 6, 0, 2],
+        rtol=1e-6,
+    )
     assert_close(ntk.effective_dimension(1.5e38 * gram, 3e38), 0.5 + 1 / 3, rtol=1e-6)
     slope = jax.grad(lambda ridge: ntk.effective_dimension(gram, ridge))(1.0)
     assert_close(slope, -(1 / 4 + 2 / 9), rtol=1e-5)
@@ -211,7 +265,9 @@ def test_effective_dimension_at_the_edges():
 def test_density_is_of_a_positive_bandwidth(untyped):
     measure = ntk.spectral_density(jnp.diag(jnp.array([1.0, 3.0])))
     grid = np.array([0.5, 1.0, 2.9], np.float32)
-    desired = sum(np.exp(-0.5 * ((grid - t) / 0.2) ** 2) for t in (1, 3)) / (0.2 * np.sqrt(2 * np.pi)) / 2
+    desired = (
+        sum(np.exp(-0.5 * ((grid - t) / 0.2) ** 2) for t in (1, 3)) / (0.2 * np.sqrt(2 * np.pi)) / 2
+    )
     assert_close(measure.density(grid, 0.2), desired, rtol=1e-5)
     assert_close(measure.density(list(map(float, grid)), np.float32(0.2)), desired, rtol=1e-5)
     assert np.shape(measure.density(1.0, 0.2)) == ()
@@ -236,12 +292,26 @@ def test_targets_without_an_axis_of_outputs():
 
 
 GRAM = np.eye(3, dtype=np.float32)
-BAD_GRAMS = [None, "K", {}, 1.0, GRAM * 1j, GRAM.astype(bool), GRAM.astype(np.float16), np.diag([1e39, 1.0]), lambda a, b: a]
+BAD_GRAMS = [
+    None,
+    "K",
+    {},
+    1.0,
+    GRAM * 1j,
+    GRAM.astype(bool),
+    GRAM.astype(np.float16),
+    np.diag([1e39, 1.0]),
+    lambda a, b: a,
+]
 
 
 @pytest.mark.parametrize("gram", BAD_GRAMS)
 def test_kernels_that_are_none_are_named(gram, untyped):
-    for call in (ntk.extreme_eigenvalues, ntk.spectral_density, lambda g: ntk.effective_dimension(g, 1.0)):
+    for call in (
+        ntk.extreme_eigenvalues,
+        ntk.spectral_density,
+        lambda g: ntk.effective_dimension(g, 1.0),
+    ):
         with pytest.raises(ValueError, match="op"):
             call(gram)
     with pytest.raises(ValueError, match="op"):
@@ -274,7 +344,9 @@ def test_wrong_options_are_named(name, values, untyped):
 
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_beyond_the_nodes_an_eigenvalue_is_where_the_polynomial_says(sign, x64):
-    """p(λ) ~ Π(λ − θ_i), with ‖p(K)v‖ = 1, is the inverse of the component at the end of what is possible."""
+    """p(λ) ~ Π(λ − θ_i), with ‖p(K)v‖ = 1, is the inverse of the component at the end of what is
+    possible.
+    """
     values = np.linspace(-1.0, 2.0, 30)
     found = lanczos.lanczos(lx.DiagonalLinearOperator(jnp.asarray(values)), jnp.ones(30), 5)
     distance = float(lanczos.distance_beyond(found, sign, np.log(30**-0.5)))

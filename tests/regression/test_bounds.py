@@ -14,7 +14,13 @@ import softntk as sn
 from softntk.activations._enclosures import SUPREMA
 from softntk.regression import _bounds
 
-FORMS = [("exp", "normalized"), ("res_exp", "normalized"), ("cosh", "normalized"), ("exp", "plain"), ("sinh", "rescaled")]
+FORMS = [
+    ("exp", "normalized"),
+    ("res_exp", "normalized"),
+    ("cosh", "normalized"),
+    ("exp", "plain"),
+    ("sinh", "rescaled"),
+]
 
 
 def instances(activation, form, count):
@@ -30,12 +36,19 @@ def instances(activation, form, count):
         x *= radius * rng.random() ** (1 / d) / np.linalg.norm(x)
         centre = None if i % 3 else centre
         x = jnp.asarray(x if centre is None else centre + x)
-        yield sn.regression.problem(A, b, activation, form), (radius, centre), x, jnp.asarray(h / np.linalg.norm(h))
+        yield (
+            sn.regression.problem(A, b, activation, form),
+            (radius, centre),
+            x,
+            jnp.asarray(h / np.linalg.norm(h)),
+        )
 
 
 @jax.jit
 def derivatives(p, x, h):
-    """The Jacobian of predict, the Hessian, its derivative along h, and the normaliser, by automatic differentiation."""
+    """The Jacobian of predict, the Hessian, its derivative along h, and the normaliser, by
+    automatic differentiation.
+    """
     z = lambda x: p.A @ x
     third = jax.jvp(jax.hessian(p), (x,), (h,))[1]
     return jax.jacfwd(p.predict)(x), jax.hessian(p)(x), third, jnp.sum(p.activation.u(z(x)))
@@ -57,7 +70,11 @@ def test_bounds_hold(activation, form, x64):
         if math.isfinite(least):
             assert np.linalg.eigvalsh(H + least**2 * np.asarray(p.A.T @ p.A))[0] >= 1.0 - 1e-9
         tightest = np.maximum(
-            tightest, [*(s / b.ours for s, b in zip(sizes, found, strict=True)), lower.ours / alpha if alpha > 0 else 0]
+            tightest,
+            [
+                *(s / b.ours for s, b in zip(sizes, found, strict=True)),
+                lower.ours / alpha if alpha > 0 else 0,
+            ],
         )
     if (activation, form) == ("exp", "normalized"):
         assert np.all(tightest > [0.9, 0.2, 0.1, 0.9])
@@ -77,7 +94,9 @@ def test_normalisers_are_bounded_closely_from_below(name, centre):
 
 
 def test_derivatives_of_the_rescaled_residual_are_bounded_closely(x64):
-    """Equal logits and targets of one negative sign, where ‖diag(u') − b u'ᵀ‖ is 1 + ‖b‖‖𝟏‖ times u'."""
+    """Equal logits and targets of one negative sign, where ‖diag(u') − b u'ᵀ‖ is 1 + ‖b‖‖𝟏‖ times
+    u'.
+    """
     p = sn.regression.problem(np.eye(4), np.full(4, -0.5), "exp", "rescaled")
     slopes = np.linalg.norm(jax.jacfwd(p.residual)(jnp.zeros(4)), 2)
     assert slopes == pytest.approx(3)
@@ -88,7 +107,11 @@ def test_derivatives_of_the_rescaled_residual_are_bounded_closely(x64):
     for order, derivative in ((2, later), (3, jax.jacfwd(later))):
         size = np.linalg.norm(np.asarray(derivative(jnp.zeros(4)))[(slice(None), *(0,) * order)])
         assert size == pytest.approx(1.5)
-        assert size <= _bounds._residual_bounds(opposite, 1e-9, np.zeros(4), 0.0)[order] <= size * (1 + 1e-6)
+        assert (
+            size
+            <= _bounds._residual_bounds(opposite, 1e-9, np.zeros(4), 0.0)[order]
+            <= size * (1 + 1e-6)
+        )
     assert curvature <= _bounds.lipschitz(p, 1e-9).gradient.ours < 1.5 * curvature
 
 
@@ -107,7 +130,9 @@ def test_suprema_are_those_of_a_fine_grid(name):
     low, high, shift = np.array([-3.0, -0.5, 0.2]), np.array([-1.0, 2.0, 0.7]), 0.8
     z = np.linspace(low, high, 10_001)
     for found, derivative in zip(SUPREMA[name](low, high, shift), DERIVATIVES[name], strict=True):
-        np.testing.assert_allclose(found, np.exp(-shift) * np.abs(derivative(z)).max(axis=0), rtol=1e-12)
+        np.testing.assert_allclose(
+            found, np.exp(-shift) * np.abs(derivative(z)).max(axis=0), rtol=1e-12
+        )
 
 
 @pytest.mark.parametrize("kind", [jnp.asarray, sparse.BCOO.fromdense])
@@ -133,4 +158,7 @@ def test_softmax_needs_no_ball_and_others_do(x64):
         _bounds.convexity_weight(p, 0.0)
     wide = sn.regression.softmax(np.ones((1, 2)), np.ones(1))
     assert _bounds.convexity_weight(wide, 1.0) == (math.inf, math.inf)
-    assert _bounds.lipschitz(sn.regression.problem(np.eye(2), np.ones(2), "sinh"), 1.0).predict.ours == math.inf
+    assert (
+        _bounds.lipschitz(sn.regression.problem(np.eye(2), np.ones(2), "sinh"), 1.0).predict.ours
+        == math.inf
+    )

@@ -1,4 +1,6 @@
-"""Units, overflows and lost normalisers: never NaN, and ``check`` says what loss, gradient and curvature then are."""
+"""Units, overflows and lost normalisers: never NaN, and ``check`` says what loss, gradient and
+curvature then are.
+"""
 
 import itertools
 
@@ -12,7 +14,11 @@ import softntk as sn
 from softntk.regression import _bounds
 from softntk.solution import Result
 
-A, B, X = np.random.default_rng(0).normal(size=(4, 2)), np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.8, -0.5])
+A, B, X = (
+    np.random.default_rng(0).normal(size=(4, 2)),
+    np.array([0.1, 0.2, 0.3, 0.4]),
+    np.array([0.8, -0.5]),
+)
 A[2] = 0
 
 
@@ -38,13 +44,23 @@ def judge(p, x):
     for name, value in values.items():
         assert not np.isnan(value).any(), name
         assert code != Result.SUCCESSFUL or np.isfinite(value).all(), name
-    assert code == Result.SUCCESSFUL or not all(np.isfinite(v).all() for v in values.values()) or not values["hessian"].any()
+    assert (
+        code == Result.SUCCESSFUL
+        or not all(np.isfinite(v).all() for v in values.values())
+        or not values["hessian"].any()
+    )
     return code
 
 
 @pytest.mark.parametrize(
     ("activation", "form"),
-    [("relu", "normalized"), ("res_exp", "normalized"), ("sinh", "rescaled"), ("exp", "plain"), ("identity", "plain")],
+    [
+        ("relu", "normalized"),
+        ("res_exp", "normalized"),
+        ("sinh", "rescaled"),
+        ("exp", "plain"),
+        ("identity", "plain"),
+    ],
 )
 def test_check_agrees_with_what_is_computed(activation, form):
     codes = set()
@@ -53,7 +69,11 @@ def test_check_agrees_with_what_is_computed(activation, form):
         if np.abs(x).max() < 1e38:
             p = sn.regression.problem(jnp.asarray(unit * A, "float32"), B, activation, form)
             codes.add(judge(p, jnp.asarray(x, "float32")))
-    assert {Result.SUCCESSFUL, Result.OVERFLOW} <= codes <= {Result.SUCCESSFUL, Result.OVERFLOW, Result.NORMALISER_LOST}
+    assert (
+        {Result.SUCCESSFUL, Result.OVERFLOW}
+        <= codes
+        <= {Result.SUCCESSFUL, Result.OVERFLOW, Result.NORMALISER_LOST}
+    )
 
 
 @pytest.mark.parametrize("unit", [1e-20, 1e20])
@@ -88,7 +108,10 @@ def test_tiny_and_huge_normalisers(activation):
 def test_outside_of_the_domain_no_derivative_is_nan(dtype):
     """In the target and the weights, too, and for functions that have no value at zero."""
     logarithm = sn.activations.from_function(jnp.log, "log", sn.activations.get("relu").moments)
-    for activation, x in (("exp", jnp.array([1e4, 0.0], dtype)), (logarithm, jnp.array([-1.0, 1.0], dtype))):
+    for activation, x in (
+        ("exp", jnp.array([1e4, 0.0], dtype)),
+        (logarithm, jnp.array([-1.0, 1.0], dtype)),
+    ):
 
         def loss(x, b, w, activation=activation):
             return sn.regression.problem(jnp.eye(2, dtype=dtype), b, activation, "plain", w)(x)
@@ -99,7 +122,9 @@ def test_outside_of_the_domain_no_derivative_is_nan(dtype):
             for derivative in transform(loss, (0, 1, 2))(*data):
                 assert not np.asarray(derivative).any()
     inside = jnp.array([0.5, 2.0], dtype)
-    gradient = jax.grad(sn.regression.problem(jnp.eye(2, dtype=dtype), jnp.ones(2, dtype), logarithm, "plain"))(inside)
+    gradient = jax.grad(
+        sn.regression.problem(jnp.eye(2, dtype=dtype), jnp.ones(2, dtype), logarithm, "plain")
+    )(inside)
     assert_close(gradient, (np.log([0.5, 2.0]) - 1) / np.array([0.5, 2.0]), dtype)
 
 
@@ -112,7 +137,10 @@ def test_neighbours_outside_of_their_domain(dtype):
     def two_layer(x, b, w):
         return sn.regression.two_layer(eye, eye, b, inner="identity", outer="exp", weights=w)(x)
 
-    for loss, data in ((attention, (0 * eye, eye)), (two_layer, (jnp.full(2, 1e4, dtype), jnp.ones(2, dtype)))):
+    for loss, data in (
+        (attention, (0 * eye, eye)),
+        (two_layer, (jnp.full(2, 1e4, dtype), jnp.ones(2, dtype))),
+    ):
         data = (*data, jnp.asarray(0.1, dtype))
         assert np.isposinf(loss(*data))
         for derivative in jax.grad(loss, (0, 1, 2))(*data):
@@ -120,18 +148,33 @@ def test_neighbours_outside_of_their_domain(dtype):
 
 
 def test_attention_says_what_it_computes(dtype):
-    """Its Hessian is the derivative of its gradient (and not Gauss–Newton's), and overflows are told."""
+    """Its Hessian is the derivative of its gradient (and not Gauss–Newton's), and overflows are
+    told.
+    """
     rng = np.random.default_rng(1)
-    A1, A2, target, x = (jnp.asarray(rng.normal(size=shape), dtype) for shape in ((3, 2), (4, 2), (3, 4), (2, 2)))
+    A1, A2, target, x = (
+        jnp.asarray(rng.normal(size=shape), dtype) for shape in ((3, 2), (4, 2), (3, 4), (2, 2))
+    )
     p = sn.regression.attention(A1, A2, target, weights=0.3)
     powers = np.exp(np.asarray(A1 @ x @ A2.T, np.float64))
     assert_close(p.residual(x), powers / powers.sum(axis=1, keepdims=True) - target, dtype)
-    assert_close(p.hessian(x).mv(x), jax.jvp(jax.grad(p), (x,), (x,))[1], rtol=1e-3 if dtype == "float32" else 1e-9)
+    assert_close(
+        p.hessian(x).mv(x),
+        jax.jvp(jax.grad(p), (x,), (x,))[1],
+        rtol=1e-3 if dtype == "float32" else 1e-9,
+    )
     assert_close(p.gauss_newton(x).as_matrix(), p.gauss_newton(x).as_matrix().T)
     codes = {judge(p, x), int(p.check(x * jnp.nan))}
     if dtype == "float32":
-        codes |= {judge(sn.regression.attention(1e20 * A1, A2, target), 1e-20 * x), judge(p, 1e30 * x)}
-    assert codes == {Result.SUCCESSFUL, Result.NONFINITE_INPUT, *([Result.OVERFLOW] if dtype == "float32" else [])}
+        codes |= {
+            judge(sn.regression.attention(1e20 * A1, A2, target), 1e-20 * x),
+            judge(p, 1e30 * x),
+        }
+    assert codes == {
+        Result.SUCCESSFUL,
+        Result.NONFINITE_INPUT,
+        *([Result.OVERFLOW] if dtype == "float32" else []),
+    }
 
 
 def test_two_layers_and_leverage_say_what_they_compute():
@@ -151,7 +194,12 @@ def test_two_layers_and_leverage_say_what_they_compute():
 
 def judge_plain(p, x):
     code = int(p.check(x))
-    for value in (p(x), p.gradient(x), p.hessian(x).mv(jnp.ones(2)), p.gauss_newton(x).mv(jnp.ones(2))):
+    for value in (
+        p(x),
+        p.gradient(x),
+        p.hessian(x).mv(jnp.ones(2)),
+        p.gauss_newton(x).mv(jnp.ones(2)),
+    ):
         assert not np.isnan(value).any()
         assert code != Result.SUCCESSFUL or np.isfinite(value).all()
     return code
@@ -160,7 +208,9 @@ def judge_plain(p, x):
 @pytest.mark.parametrize("unit", [1e-25, 1e25])
 def test_leverage_problems_have_no_unit(unit):
     rows = np.random.default_rng(0).normal(size=(6, 2))
-    one, other = (sn.regression.leverage((c * rows).astype("float32"), np.full(6, 1 / 3)) for c in (1.0, unit))
+    one, other = (
+        sn.regression.leverage((c * rows).astype("float32"), np.full(6, 1 / 3)) for c in (1.0, unit)
+    )
     t = jnp.linspace(-1, 1, 6)
     assert_close(other.predict(t), one.predict(t), "float32")
     assert_close(other(t), float(one(t)) + 4 * np.log(unit), "float32")
@@ -170,7 +220,9 @@ def test_leverage_problems_have_no_unit(unit):
 def test_one_row_one_column_and_rows_of_zeros(dtype):
     for shape in ((1, 1), (1, 3), (3, 1)):
         for activation, form in (("exp", "normalized"), ("cosh", "rescaled"), ("res_exp", "plain")):
-            p = sn.regression.problem(np.zeros(shape, dtype), np.full(shape[0], 0.5), activation, form, 0.5)
+            p = sn.regression.problem(
+                np.zeros(shape, dtype), np.full(shape[0], 0.5), activation, form, 0.5
+            )
             assert_close(p.gradient(jnp.ones(shape[1], dtype)) + 1, np.ones(shape[1]), dtype)
             assert int(p.check(jnp.ones(shape[1], dtype))) == Result.SUCCESSFUL
     single = sn.regression.softmax(np.ones((1, 1), dtype), np.array([0.25]))
@@ -195,11 +247,14 @@ def test_strict_promotion_and_float32_beside_float64(wide):
         assert np.isfinite(_bounds.lipschitz(p, 1.0, jnp.asarray(X, "float32")).predict.ours)
 
 
-# --- bounds -------------------------------------------------------------------------------------------------------
+# --- bounds
+# -------------------------------------------------------------------------------------------------------
 
 
 def majorants(first, second, third, shift_sum, size):
-    """The derivatives at zero of (F + m₁t + …)/(1 − at − …), by automatic differentiation: those of u/α are no larger."""
+    """The derivatives at zero of (F + m₁t + …)/(1 − at − …), by automatic differentiation: those of
+    u/α are no larger.
+    """
 
     def quotient(t):
         above = size + first * t + second * t**2 / 2 + third * t**3 / 6
@@ -213,10 +268,16 @@ def majorants(first, second, third, shift_sum, size):
 
 def test_general_bounds_are_those_of_the_quotient_of_majorants(x64):
     """Normalized cosh around zero, where the suprema and α ≥ n are known by hand."""
-    rows, b, radius = np.array([[0.3, 0.1], [-0.2, 0.4], [0.1, 0.2]]), np.array([0.2, 0.3, 0.5]), 1.5
+    rows, b, radius = (
+        np.array([[0.3, 0.1], [-0.2, 0.4], [0.1, 0.2]]),
+        np.array([0.2, 0.3, 0.5]),
+        1.5,
+    )
     reach = np.linalg.norm(rows, axis=1) * radius
     up, slope = np.cosh(reach) / 3, np.sinh(reach) / 3
-    F, f1, f2, f3 = majorants(slope.max(), up.max(), slope.max(), np.linalg.norm(slope), np.linalg.norm(up))
+    F, f1, f2, f3 = majorants(
+        slope.max(), up.max(), slope.max(), np.linalg.norm(slope), np.linalg.norm(up)
+    )
     p = sn.regression.problem(rows, b, "cosh")
     spectral = np.linalg.norm(rows, 2)
     residual = np.linalg.norm(1 / 3 - b) + f1 * spectral * radius
@@ -230,7 +291,9 @@ def test_general_bounds_are_those_of_the_quotient_of_majorants(x64):
 
 
 def test_bounds_around_a_centre_far_away(x64):
-    """Normalized at logits of ±1000 they stay finite; not normalized they are those of u itself, without any shift."""
+    """Normalized at logits of ±1000 they stay finite; not normalized they are those of u itself,
+    without any shift.
+    """
     rows, b = np.array([[1.0, 0.1], [0.9, -0.1], [0.8, 0.0]]), np.full(3, 1 / 3)
     far = np.array([1000.0, 0.0])
     for activation in ("exp", "res_exp"):
@@ -249,7 +312,10 @@ def test_bounds_are_homogeneous(unit):
     rows, b = np.random.default_rng(0).normal(size=(5, 2)), np.full(5, 0.2)
     centre = np.array([0.3, -0.2])
     for activation, form in (("res_exp", "normalized"), ("cosh", "rescaled")):
-        one, other = (sn.regression.problem((c * rows).astype("float32"), b, activation, form) for c in (1.0, unit))
+        one, other = (
+            sn.regression.problem((c * rows).astype("float32"), b, activation, form)
+            for c in (1.0, unit)
+        )
         first = _bounds.lipschitz(one, 0.25, centre)
         second = _bounds.lipschitz(other, 0.25 / unit, (centre / unit).astype("float32"))
         for power, (mine, its) in enumerate(zip(first, second, strict=True)):
@@ -261,14 +327,22 @@ def test_bounds_are_homogeneous(unit):
         )
     softmax = sn.regression.softmax((unit * rows).astype("float32"), b)
     weight = _bounds.convexity_weight(softmax, unit**2).ours
-    assert_close(weight, _bounds.convexity_weight(sn.regression.softmax(rows.astype("float32"), b), 1.0).ours, rtol=1e-3)
+    assert_close(
+        weight,
+        _bounds.convexity_weight(sn.regression.softmax(rows.astype("float32"), b), 1.0).ours,
+        rtol=1e-3,
+    )
 
 
 def test_bounds_never_break_down():
     for A in (np.zeros((3, 2)), np.ones((1, 1)), np.full((3, 2), 1e30)):
         p = sn.regression.problem(A.astype("float32"), np.ones(len(A)), "res_exp")
         for radius in (1e-300, 1.0, 1e300):
-            found = [*_bounds.lipschitz(p, radius), _bounds.normaliser(p, radius), _bounds.convexity_weight(p, 1.0, radius)]
+            found = [
+                *_bounds.lipschitz(p, radius),
+                _bounds.normaliser(p, radius),
+                _bounds.convexity_weight(p, 1.0, radius),
+            ]
             assert not np.isnan(found).any()
     heavy = sn.regression.softmax(np.eye(2, dtype="float32"), np.ones(2), weights=1e30)
     assert not np.isnan(_bounds.lipschitz(heavy, 1.0)).any()
@@ -276,4 +350,7 @@ def test_bounds_never_break_down():
         heavy = sn.regression.softmax(np.eye(2), np.ones(2), weights=1e200)
         assert _bounds.lipschitz(heavy, 1.0).gradient.ours == np.inf
         thin = sn.regression.softmax(1e-200 * np.eye(2), np.ones(2))
-        assert np.isposinf(_bounds.convexity_weight(thin, 1e200).ours) or _bounds.convexity_weight(thin, 1e200).ours > 1e299
+        assert (
+            np.isposinf(_bounds.convexity_weight(thin, 1e200).ours)
+            or _bounds.convexity_weight(thin, 1e200).ours > 1e299
+        )

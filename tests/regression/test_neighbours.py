@@ -1,4 +1,6 @@
-"""Attention, two-layer and leverage problems: against automatic differentiation of losses written plainly."""
+"""Attention, two-layer and leverage problems: against automatic differentiation of losses written
+plainly.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,9 @@ def arrays(*shapes, seed=0):
 
 
 def check_problem(p, loss, x, residuals):
-    """Loss, gradient, Hessian, Gauss–Newton and their products against dense ones on the raveled unknowns."""
+    """Loss, gradient, Hessian, Gauss–Newton and their products against dense ones on the raveled
+    unknowns.
+    """
     flat, unravel = ravel_pytree(x)
     at = lambda v: loss(unravel(v))
     H = jax.hessian(at)(flat)
@@ -65,7 +69,9 @@ def test_attention_with_values(x64):
         return jnp.concatenate([(jax.nn.softmax(Z) @ A3 @ theta.y - B).ravel(), 0.3 * Z.ravel()])
 
     p = sn.regression.attention(A1, A2, B, values=A3, weights=0.3)
-    check_problem(p, lambda t: 0.5 * jnp.sum(residuals(t) ** 2), AttentionParameters(x=X, y=Y), residuals)
+    check_problem(
+        p, lambda t: 0.5 * jnp.sum(residuals(t) ** 2), AttentionParameters(x=X, y=Y), residuals
+    )
 
 
 def test_attention_at_huge_logits_and_outside_of_the_domain(x64):
@@ -82,7 +88,8 @@ def test_attention_at_huge_logits_and_outside_of_the_domain(x64):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("inner", "outer"), [("relu", "softmax"), ("softmax", "cosh"), ("softmax", "identity"), ("res_softmax", "exp")]
+    ("inner", "outer"),
+    [("relu", "softmax"), ("softmax", "cosh"), ("softmax", "identity"), ("res_softmax", "exp")],
 )
 def test_two_layer(inner, outer, x64):
     A1, A2, b, x, w = arrays((5, 3), (4, 5), (4,), (3,), (5,))
@@ -106,7 +113,10 @@ def test_two_layer(inner, outer, x64):
 def test_two_layer_in_short(x64):
     """Gradient and Gauss–Newton products of softmax(A₂ relu(A₁x)); the rest is with -m slow."""
     A1, A2, b, x = arrays((5, 3), (4, 5), (4,), (3,))
-    p, residual = sn.regression.two_layer(A1, A2, b), lambda x: jax.nn.softmax(A2 @ jax.nn.relu(A1 @ x)) - b
+    p, residual = (
+        sn.regression.two_layer(A1, A2, b),
+        lambda x: jax.nn.softmax(A2 @ jax.nn.relu(A1 @ x)) - b,
+    )
     J = jax.jacfwd(residual)(x)
     assert_close(p.gradient(x), J.T @ residual(x))
     assert_close(p.gauss_newton(x).mv(x), J.T @ (J @ x))
@@ -173,13 +183,17 @@ def test_outside_of_the_domain_of_two_layers_nothing_is_nan(x64):
     p = sn.regression.two_layer(eye, eye, jnp.ones(2), inner="identity", outer="exp")
     for value in (jax.grad(p)(x), p.hessian(x).mv(x), p.gauss_newton(x).mv(x), p.predict(x)):
         assert not np.isnan(value).any()
-    assert not np.isnan(sn.regression.two_layer(eye, eye, jnp.ones(2), inner="exp").predict(x)).any()
+    assert not np.isnan(
+        sn.regression.two_layer(eye, eye, jnp.ones(2), inner="exp").predict(x)
+    ).any()
     traced = jax.jit(lambda w: sn.regression.two_layer(eye, eye, jnp.ones(2), weights=w)(x))
     assert np.isposinf(traced(-1.0))
 
 
 def test_leverage_is_inverted(x64):
-    """Scores of a random scaling are found again, and the scaling with them: it is unique up to the gauge."""
+    """Scores of a random scaling are found again, and the scaling with them: it is unique up to the
+    gauge.
+    """
     A, t = arrays((12, 3), (12,))
     t = t - jnp.mean(t)
     rows = jnp.exp(t / 2)[:, None] * A
@@ -199,35 +213,72 @@ def test_leverage_is_inverted(x64):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: sn.regression.attention(np.eye(2), np.eye(3), np.eye(2)), r"B must have shape \[2, 3\]"),
-        (lambda: sn.regression.attention(np.eye(2), np.eye(3), np.full((2, 3), np.nan)), "B must be finite"),
-        (lambda: sn.regression.attention(np.eye(2), np.eye(2), np.eye(2), weights=-1.0), "weights must not be negative"),
-        (lambda: sn.regression.attention(np.eye(2), np.eye(3), np.eye(2), values=np.eye(2)), "values must have one row"),
-        (lambda: sn.regression.attention(np.eye(2), np.eye(2), np.eye(2))(jnp.zeros((3, 2))), r"x must have shape \[2, 2\]"),
-        (lambda: sn.regression.two_layer(np.eye(2), np.eye(3), np.ones(3)), "A2 must have 2 features"),
-        (lambda: sn.regression.two_layer(np.eye(2), np.eye(2), np.ones(2), inner="sofmax"), "Did you mean 'softmax'"),
-        (lambda: sn.regression.two_layer(np.eye(2), np.eye(2), np.ones(2), weights=-1.0), "weights must not be negative"),
-        (lambda: sn.regression.two_layer(np.eye(2), np.eye(2), np.ones(2))(jnp.zeros(3)), r"x must have shape \[2\]"),
+        (
+            lambda: sn.regression.attention(np.eye(2), np.eye(3), np.eye(2)),
+            r"B must have shape \[2, 3\]",
+        ),
+        (
+            lambda: sn.regression.attention(np.eye(2), np.eye(3), np.full((2, 3), np.nan)),
+            "B must be finite",
+        ),
+        (
+            lambda: sn.regression.attention(np.eye(2), np.eye(2), np.eye(2), weights=-1.0),
+            "weights must not be negative",
+        ),
+        (
+            lambda: sn.regression.attention(np.eye(2), np.eye(3), np.eye(2), values=np.eye(2)),
+            "values must have one row",
+        ),
+        (
+            lambda: sn.regression.attention(np.eye(2), np.eye(2), np.eye(2))(jnp.zeros((3, 2))),
+            r"x must have shape \[2, 2\]",
+        ),
+        (
+            lambda: sn.regression.two_layer(np.eye(2), np.eye(3), np.ones(3)),
+            "A2 must have 2 features",
+        ),
+        (
+            lambda: sn.regression.two_layer(np.eye(2), np.eye(2), np.ones(2), inner="sofmax"),
+            "Did you mean 'softmax'",
+        ),
+        (
+            lambda: sn.regression.two_layer(np.eye(2), np.eye(2), np.ones(2), weights=-1.0),
+            "weights must not be negative",
+        ),
+        (
+            lambda: sn.regression.two_layer(np.eye(2), np.eye(2), np.ones(2))(jnp.zeros(3)),
+            r"x must have shape \[2\]",
+        ),
         (lambda: sn.regression.leverage(np.ones((3, 2)), np.ones(3) / 3), "full column rank"),
         (lambda: sn.regression.leverage(np.eye(3)[:, :2], np.ones(3) / 1.5), "no rows of zeros"),
-        (lambda: sn.regression.leverage(np.array([[1.0], [2.0]]), np.ones(2)), "must sum to the rank"),
+        (
+            lambda: sn.regression.leverage(np.array([[1.0], [2.0]]), np.ones(2)),
+            "must sum to the rank",
+        ),
         (
             lambda: sn.regression.leverage(np.array([[1.0], [2.0]]), np.array([0.0, 1.0])),
             "target must lie between 0 and 1, got 0 … 1",
         ),
         (
-            lambda: sn.regression.leverage(np.array([[1.0, 0], [0, 1], [1, 1]]), np.array([1.2, 0.4, 0.4])),
+            lambda: sn.regression.leverage(
+                np.array([[1.0, 0], [0, 1], [1, 1]]), np.array([1.2, 0.4, 0.4])
+            ),
             "target must lie between 0 and 1",
         ),
         (
-            lambda: sn.regression.leverage(np.array([[1.0, 0], [2, 0], [1, 1], [0, 1]]), np.array([0.6, 0.6, 0.4, 0.4])),
+            lambda: sn.regression.leverage(
+                np.array([[1.0, 0], [2, 0], [1, 1], [0, 1]]), np.array([0.6, 0.6, 0.4, 0.4])
+            ),
             r"less than one over the parallel rows .0, 1., got 1.2",
         ),
         (
             lambda: sn.regression.leverage(np.eye(2), np.array([1.0, 1.0]) - 1e-5),
             "target must sum to one over the parallel rows",
         ),
-        (lambda: sn.regression.leverage(sparse.BCOO.fromdense(jnp.eye(2)), np.ones(2)), "A must be a dense array, got BCOO"),
+        (
+            lambda: sn.regression.leverage(sparse.BCOO.fromdense(jnp.eye(2)), np.ones(2)),
+            "A must be a dense array, got BCOO",
+        ),
     ],
 )
 def test_bad_input(call, message, untyped):

@@ -1,4 +1,6 @@
-"""The regression family against automatic differentiation of a loss written plainly, in float64; huge logits; bad input."""
+"""The regression family against automatic differentiation of a loss written plainly, in float64;
+huge logits; bad input.
+"""
 
 import itertools
 
@@ -31,7 +33,10 @@ RESIDUALS = {
 KINDS = {
     "dense": jnp.asarray,
     "sparse": sparse.BCOO.fromdense,
-    "operator": lambda A: lx.MatrixLinearOperator(A) @ lx.IdentityLinearOperator(jax.ShapeDtypeStruct((A.shape[1],), A.dtype)),
+    "operator": lambda A: (
+        lx.MatrixLinearOperator(A)
+        @ lx.IdentityLinearOperator(jax.ShapeDtypeStruct((A.shape[1],), A.dtype))
+    ),
 }
 SHAPES = {"tall": (12, 3), "wide": (3, 5), "one column": (6, 1), "one row": (1, 3)}
 
@@ -47,7 +52,9 @@ def instance(shape="tall", seed=0, scale=1.0):
 def plain_loss(activation, form, A, b, w):
     def loss(x):
         z = A @ x
-        return 0.5 * jnp.sum(RESIDUALS[form](U[activation](z), b) ** 2) + 0.5 * jnp.sum((w * z) ** 2)
+        return 0.5 * jnp.sum(RESIDUALS[form](U[activation](z), b) ** 2) + 0.5 * jnp.sum(
+            (w * z) ** 2
+        )
 
     return loss
 
@@ -74,7 +81,9 @@ def test_everything_is_that_of_automatic_differentiation(activation, form, x64):
         assert_close(H.mv(x), hessian @ x)
         assert_close(H.mm(jnp.stack([x, 2 * x], axis=1)), hessian @ jnp.stack([x, 2 * x], axis=1))
         assert_close(H.diagonal(), jnp.diag(hessian))
-        assert_close(A.T @ (jnp.diag(H.logit_diagonal) + H.factors @ H.core @ H.factors.T) @ A, hessian)
+        assert_close(
+            A.T @ (jnp.diag(H.logit_diagonal) + H.factors @ H.core @ H.factors.T) @ A, hessian
+        )
         assert_close(G.as_matrix(), gauss_newton)
         assert lx.is_symmetric(H)
         assert not lx.is_positive_semidefinite(H)
@@ -89,14 +98,19 @@ def test_everything_is_that_of_automatic_differentiation(activation, form, x64):
 def test_other_shapes(shape, x64):
     A, b, w, x = instance(shape)
     for activation, form in (("res_exp", "normalized"), ("cosh", "rescaled")):
-        loss, p = plain_loss(activation, form, A, b, 0 * w), sn.regression.problem(A, b, activation, form)
+        loss, p = (
+            plain_loss(activation, form, A, b, 0 * w),
+            sn.regression.problem(A, b, activation, form),
+        )
         assert_close(p.gradient(x) + 1, jax.grad(loss)(x) + 1)
         assert_close(p.hessian(x).as_matrix() + 1, jax.hessian(loss)(x) + 1)
 
 
 @pytest.mark.parametrize("activation", first(["exp", "res_exp", "cosh"], "res_exp"))
 def test_huge_logits(activation, x64):
-    """±1e4, against the same problem with logits moved or scaled where mathematics says so, and finite throughout."""
+    """±1e4, against the same problem with logits moved or scaled where mathematics says so, and
+    finite throughout.
+    """
     rng = np.random.default_rng(0)
     A = np.concatenate([rng.normal(size=(6, 2)), np.full((6, 1), 1.0)], axis=1)
     b = rng.dirichlet(np.ones(6))
@@ -106,7 +120,11 @@ def test_huge_logits(activation, x64):
         z = A @ x
         # In NumPy, with the largest exponent taken out by hand.
         c = {"exp": z.max(), "res_exp": max(z.max(), 0), "cosh": np.abs(z).max()}[activation]
-        up, down, one = np.exp(z - c), np.exp(-np.abs(z) - c) if activation == "cosh" else 0, np.exp(-c) if c > 0 else 1.0
+        up, down, one = (
+            np.exp(z - c),
+            np.exp(-np.abs(z) - c) if activation == "cosh" else 0,
+            np.exp(-c) if c > 0 else 1.0,
+        )
         if activation == "cosh":
             up = np.exp(np.abs(z) - c)
         u = {"exp": up, "res_exp": up + z * one, "cosh": up + down}[activation]
@@ -127,28 +145,39 @@ def test_gradient_keeps_its_digits_in_float32():
                 A, b, w, x = instance(seed=seed, scale=scale)
                 A, b, w, x = cast(cast((jnp.asarray(A), b, w, x), "float32"), "float64")
                 wide = sn.regression.problem(A, b, activation, form, w)
-                narrow = sn.regression.problem(*cast((A, b), "float32"), activation, form, w.astype("float32"))
+                narrow = sn.regression.problem(
+                    *cast((A, b), "float32"), activation, form, w.astype("float32")
+                )
                 assert_close(narrow.gradient(x.astype("float32")), wide.gradient(x), rtol=1e-4)
 
 
 @pytest.mark.parametrize("gap", first([10.0, 20.0, 30.0], 20.0))
 def test_gradient_keeps_its_digits_where_softmax_saturates(gap):
-    """All of f on one sample: c − ⟨c, f⟩ would cancel there; Σ_j f_j (c_i − c_j), in NumPy's float64, does not."""
-    A, b = np.eye(8), np.random.default_rng(0).dirichlet(np.ones(8)).astype("float32").astype("float64")
+    """All of f on one sample: c − ⟨c, f⟩ would cancel there; Σ_j f_j (c_i − c_j), in NumPy's
+    float64, does not.
+    """
+    A, b = (
+        np.eye(8),
+        np.random.default_rng(0).dirichlet(np.ones(8)).astype("float32").astype("float64"),
+    )
     x = np.zeros(8)
     x[2] = gap
     f = np.exp(x - gap) / np.exp(x - gap).sum()
     c = f - b
     c[2] = -(np.delete(f, 2).sum()) + (1 - b[2])
     wanted = f * ((c[:, None] - c[None, :]) @ f)
-    found = sn.regression.softmax(A.astype("float32"), b.astype("float32")).gradient(jnp.asarray(x, "float32"))
+    found = sn.regression.softmax(A.astype("float32"), b.astype("float32")).gradient(
+        jnp.asarray(x, "float32")
+    )
     assert_close(found, wanted, rtol=1e-5)
 
 
 def test_operators_of_functions(x64):
     """Whose leaves are no arrays: as A, also under jit and as an argument of it."""
     A, b, w, x = instance()
-    of_function = lx.FunctionLinearOperator(lambda v: jnp.asarray(A) @ v, jax.ShapeDtypeStruct((3,), "float64"))
+    of_function = lx.FunctionLinearOperator(
+        lambda v: jnp.asarray(A) @ v, jax.ShapeDtypeStruct((3,), "float64")
+    )
     jacobian = lx.JacobianLinearOperator(lambda v, _: jnp.asarray(A) @ v, x)
     p = sn.regression.problem(A, b, weights=w)
     for op in (of_function, jacobian, lx.linearise(jacobian)):
@@ -185,7 +214,10 @@ def test_outside_of_the_domain_nothing_is_nan():
     b = jnp.array([0.2, 0.3, 0.5])
     lost = sn.regression.problem(A[:2], b[:2], "sinh")  # sinh(z) + sinh(−z) = 0
     large = sn.regression.problem(A, b, "exp", "plain")
-    cases = [(lost, jnp.array([1.0, 0.0]), Result.NORMALISER_LOST), (large, jnp.array([1e4, 0.0]), Result.OVERFLOW)]
+    cases = [
+        (lost, jnp.array([1.0, 0.0]), Result.NORMALISER_LOST),
+        (large, jnp.array([1e4, 0.0]), Result.OVERFLOW),
+    ]
     for p, x, code in cases:
         for run in (lambda f: f, jax.jit):
             assert np.isposinf(run(p)(x))
@@ -196,7 +228,10 @@ def test_outside_of_the_domain_nothing_is_nan():
                 assert np.isfinite(run(lambda x, c=curvature: c(x).as_matrix())(x)).all()
     good = sn.regression.problem(A, b)
     assert int(good.check(jnp.array([jnp.nan, 0.0]))) == Result.NONFINITE_INPUT
-    assert int(jax.jit(lambda b: sn.regression.problem(A, b).check(jnp.zeros(2)))(b * jnp.nan)) == Result.NONFINITE_INPUT
+    assert (
+        int(jax.jit(lambda b: sn.regression.problem(A, b).check(jnp.zeros(2)))(b * jnp.nan))
+        == Result.NONFINITE_INPUT
+    )
     assert np.isposinf(jax.jit(lambda b: sn.regression.problem(A, b)(jnp.zeros(2)))(b * jnp.nan))
 
 
@@ -266,11 +301,20 @@ A0, B0 = np.eye(3), np.full(3, 1 / 3)
         ({"A": np.zeros((3, 0))}, "A must have at least one row and one column"),
         ({"A": np.full((3, 3), np.nan)}, "A must be finite"),
         ({"A": scipy.sparse.eye(3).tocsr()}, "A must be an array, a jax.experimental.sparse.BCOO"),
-        ({"A": sparse.BCSR.fromdense(jnp.eye(3))}, "A must be an array, a jax.experimental.sparse.BCOO"),
-        ({"A": sparse.BCOO.fromdense(jnp.eye(3, dtype=int))}, "A must be a floating-point array, got dtype int32"),
+        (
+            {"A": sparse.BCSR.fromdense(jnp.eye(3))},
+            "A must be an array, a jax.experimental.sparse.BCOO",
+        ),
+        (
+            {"A": sparse.BCOO.fromdense(jnp.eye(3, dtype=int))},
+            "A must be a floating-point array, got dtype int32",
+        ),
         ({"A": sparse.BCOO.fromdense(jnp.eye(3), n_batch=1)}, "A must be a BCOO of shape"),
         ({"A": sparse.BCOO.fromdense(jnp.full((3, 3), jnp.nan))}, "A.data must be finite"),
-        ({"A": lx.IdentityLinearOperator(jax.ShapeDtypeStruct((3, 1), "float32"))}, "A must be an operator from vectors"),
+        (
+            {"A": lx.IdentityLinearOperator(jax.ShapeDtypeStruct((3, 1), "float32"))},
+            "A must be an operator from vectors",
+        ),
         ({"b": np.full(2, 0.5)}, r"b must have shape \[3\], got shape \(2,\)"),
         ({"b": np.array([0.5, np.nan, 0.5])}, "b must be finite"),
         ({"b": np.ones(3, int)}, "b must be a floating-point array"),

@@ -1,4 +1,6 @@
-"""Checkpoints: the same bits as without them, whatever happens on the way; what is no checkpoint of this run is refused."""
+"""Checkpoints: the same bits as without them, whatever happens on the way; what is no checkpoint of
+this run is refused.
+"""
 
 import itertools
 import random
@@ -24,7 +26,11 @@ minimise = sn.solvers.minimise
 
 def regression(dtype="float32", seed=0):
     rng = np.random.default_rng(seed)
-    return sn.regression.softmax(rng.normal(size=(30, 3)).astype(dtype), rng.dirichlet(np.ones(30)).astype(dtype), weights=0.1)
+    return sn.regression.softmax(
+        rng.normal(size=(30, 3)).astype(dtype),
+        rng.dirichlet(np.ones(30)).astype(dtype),
+        weights=0.1,
+    )
 
 
 def sampled(p):
@@ -37,12 +43,17 @@ TRANSFORMS = {
     "lbfgs": lambda p: optax.lbfgs(),
     "default": lambda p: None,
     "sampled": sampled,
-    "sampled, cg": lambda p: sn.solvers.approx_newton(p.hessian, sketch_size=20, cg_steps=3, damping="trust_region"),
+    "sampled, cg": lambda p: sn.solvers.approx_newton(
+        p.hessian, sketch_size=20, cg_steps=3, damping="trust_region"
+    ),
 }
 
 
 def numbers(sol):
-    return [checkpoints._plain(jnp.asarray(leaf)) for leaf in jax.tree.leaves((sol.value, sol.stats, sol.state, sol.result))]
+    return [
+        checkpoints._plain(jnp.asarray(leaf))
+        for leaf in jax.tree.leaves((sol.value, sol.stats, sol.state, sol.result))
+    ]
 
 
 def assert_same(one, other):
@@ -54,7 +65,9 @@ def assert_same(one, other):
 CASES = list(itertools.product(TRANSFORMS, ("float32", "float64")))
 
 
-@pytest.mark.parametrize(("name", "precision"), first(CASES, ("momentum", "float64"), ("default", "float32")))
+@pytest.mark.parametrize(
+    ("name", "precision"), first(CASES, ("momentum", "float64"), ("default", "float32"))
+)
 def test_resumed_runs_have_the_same_bits(name, precision, tmp_path):
     """Stopped after one step, after two, and once more when it is over already."""
     with jax.enable_x64(precision == "float64"):
@@ -72,7 +85,10 @@ def test_resumed_runs_have_the_same_bits(name, precision, tmp_path):
 def test_a_finished_run_stays_finished(tmp_path):
     tx, file = optax.sgd(0.1), tmp_path / "run"
     whole = minimise(bowl, jnp.zeros(2), tx, checkpoint=file)
-    assert_same(minimise(bowl, jnp.zeros(2), tx, max_steps=int(whole.stats["steps"]), checkpoint=file), whole)
+    assert_same(
+        minimise(bowl, jnp.zeros(2), tx, max_steps=int(whole.stats["steps"]), checkpoint=file),
+        whole,
+    )
 
 
 @pytest.mark.slow
@@ -82,7 +98,9 @@ def test_the_path_is_kept_too(x64, tmp_path):
     minimise(p, start, theory=True, max_steps=2, throw=False, checkpoint=tmp_path / "run")
     found = minimise(p, start, theory=True, checkpoint=tmp_path / "run")
     np.testing.assert_array_equal(found.stats["path"], whole.stats["path"])
-    np.testing.assert_array_equal(found.stats["contraction"].measured, whole.stats["contraction"].measured)
+    np.testing.assert_array_equal(
+        found.stats["contraction"].measured, whole.stats["contraction"].measured
+    )
 
 
 def bowl(x):
@@ -100,7 +118,9 @@ def test_a_smaller_tolerance_goes_on(tmp_path):
 
 def test_what_is_no_checkpoint_of_this_run_is_refused_and_left_alone(tmp_path):
     tx, file, x = optax.sgd(0.1), tmp_path / "run", jnp.zeros(2)
-    run = lambda f=bowl, x=x, tx=tx, **options: minimise(f, x, tx, max_steps=3, throw=False, checkpoint=file, **options)
+    run = lambda f=bowl, x=x, tx=tx, **options: minimise(
+        f, x, tx, max_steps=3, throw=False, checkpoint=file, **options
+    )
     run()
     good = file.read_bytes()
     np.savez(tmp_path / "other.npz", a=np.ones(3))
@@ -113,16 +133,22 @@ def test_what_is_no_checkpoint_of_this_run_is_refused_and_left_alone(tmp_path):
     file.write_bytes(good)
     for foreign in (
         lambda: run(f=lambda x: 2 * bowl(x)),
-        lambda: run(f=lambda x: bowl(x) + 1e-3 * jnp.sum(x**3)),  # the same loss and gradient at the start
+        # the same loss and gradient at the start
+        lambda: run(f=lambda x: bowl(x) + 1e-3 * jnp.sum(x**3)),
         lambda: run(x=jnp.ones(2)),
         lambda: run(x=jnp.zeros(3)),
         lambda: run(tx=optax.sgd(0.2)),
         lambda: run(tx=optax.adam(0.1)),
     ):
-        with pytest.raises(ValueError, match="belongs to another problem, start, precision or transform"):
+        with pytest.raises(
+            ValueError, match="belongs to another problem, start, precision or transform"
+        ):
             foreign()
         assert file.read_bytes() == good
-    with jax.enable_x64(True), pytest.raises(ValueError, match="belongs to another problem, start, precision"):
+    with (
+        jax.enable_x64(True),
+        pytest.raises(ValueError, match="belongs to another problem, start, precision"),
+    ):
         run(x=jnp.zeros(2, "float64"))
     assert file.read_bytes() == good
     with pytest.raises(ValueError, match="damaged, or no checkpoint"):
@@ -148,7 +174,9 @@ def test_a_byte_that_changed_is_seen_or_does_not_matter(tmp_path):
 
 @pytest.mark.parametrize("where", ["show", "save"])
 def test_ctrl_c_returns_the_best_point_and_can_be_resumed(where, tmp_path, monkeypatch):
-    """While the line is written, after the file was; or while the file is written, whose predecessor has to survive."""
+    """While the line is written, after the file was; or while the file is written, whose
+    predecessor has to survive.
+    """
     tx, calls, file = optax.sgd(0.05), [], tmp_path / "run"
     whole = minimise(bowl, jnp.zeros(2), tx)
 
@@ -187,7 +215,9 @@ def test_killed_at_any_moment_a_whole_checkpoint_remains(tmp_path):
         before = file.stat().st_mtime_ns if file.exists() else 0
         process = subprocess.Popen([sys.executable, "-c", ENDLESS, str(file)])
         deadline = time.monotonic() + 60
-        while not (file.exists() and file.stat().st_mtime_ns > before) and time.monotonic() < deadline:
+        while (
+            not (file.exists() and file.stat().st_mtime_ns > before) and time.monotonic() < deadline
+        ):
             assert process.poll() is None, "it ended by itself"
             time.sleep(0.01)
         time.sleep(moments.uniform(0, 0.5))

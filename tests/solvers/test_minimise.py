@@ -21,11 +21,16 @@ FORMS = ("normalized", "rescaled", "plain")
 KINDS = {
     "dense": jnp.asarray,
     "sparse": sparse.BCOO.fromdense,  # with 64 rows and 3 columns the steps are sampled
-    "operator": lambda A: lx.MatrixLinearOperator(A) @ lx.IdentityLinearOperator(jax.ShapeDtypeStruct((A.shape[1],), A.dtype)),
+    "operator": lambda A: (
+        lx.MatrixLinearOperator(A)
+        @ lx.IdentityLinearOperator(jax.ShapeDtypeStruct((A.shape[1],), A.dtype))
+    ),
 }
 
 
-def regression(dtype="float64", *, n=12, weights=0.3, seed=0, activation="exp", form="normalized", scale=1.0):
+def regression(
+    dtype="float64", *, n=12, weights=0.3, seed=0, activation="exp", form="normalized", scale=1.0
+):
     rng = np.random.default_rng(seed)
     A, b = scale * rng.normal(size=(n, 3)), rng.dirichlet(np.ones(n))
     return sn.regression.problem(A.astype(dtype), b.astype(dtype), activation, form, weights)
@@ -50,15 +55,29 @@ def assert_minimum(p, x, start, rtol=2e-9):
 GRID = list(itertools.product(sn.activations.ACTIVATIONS, FORMS, KINDS))
 
 
-@pytest.mark.parametrize(("activation", "form", "kind"), first(GRID, ("res_exp", "normalized", "dense")))
+@pytest.mark.parametrize(
+    ("activation", "form", "kind"), first(GRID, ("res_exp", "normalized", "dense"))
+)
 def test_every_regression(activation, form, kind, x64):
-    """With noise where the minimum is smooth and attained; kinks and what only depends on directions get reachable targets."""
-    rng, wanted, start = np.random.default_rng(0), jnp.array([0.4, 0.3, 0.6]), jnp.array([0.5, 0.4, 0.4])
+    """With noise where the minimum is smooth and attained; kinks and what only depends on
+    directions get reachable targets.
+    """
+    rng, wanted, start = (
+        np.random.default_rng(0),
+        jnp.array([0.4, 0.3, 0.6]),
+        jnp.array([0.5, 0.4, 0.4]),
+    )
     A = jnp.asarray(rng.normal(size=(64, 3)) + 0.7)
-    reachable = activation in ("relu", "crrelu") or (form == "normalized" and activation in ("sinh", "identity", "erf"))
+    reachable = activation in ("relu", "crrelu") or (
+        form == "normalized" and activation in ("sinh", "identity", "erf")
+    )
     weights = 0.0 if reachable else 0.1
     b = sn.regression.problem(A, jnp.ones(64), activation, form, weights).predict(wanted)
-    b = b / (jnp.sum(b) if form == "rescaled" else 1) * (1 + (0 if reachable else 0.3) * rng.normal(size=64))
+    b = (
+        b
+        / (jnp.sum(b) if form == "rescaled" else 1)
+        * (1 + (0 if reachable else 0.3) * rng.normal(size=64))
+    )
     p = sn.regression.problem(KINDS[kind](A), b, activation, form, weights)
     sol = minimise(p, start)
     assert_minimum(p, sol.value, start)
@@ -70,14 +89,20 @@ def test_every_regression(activation, form, kind, x64):
 @pytest.mark.parametrize("seed", first(range(5), 0))
 def test_heavy_tailed_rows_at_a_tiny_regularisation(seed, x64):
     rng = np.random.default_rng(seed)
-    A = rng.normal(size=(12, 3)) * np.abs(rng.standard_t(1, size=(12, 1))) * np.array([1.0, 10.0, 100.0])
+    A = (
+        rng.normal(size=(12, 3))
+        * np.abs(rng.standard_t(1, size=(12, 1)))
+        * np.array([1.0, 10.0, 100.0])
+    )
     p = sn.regression.softmax(A, rng.dirichlet(np.ones(12)), weights=1e-6)
     sol = minimise(p, jnp.zeros(3))
     assert_minimum(p, sol.value, jnp.zeros(3))
 
 
 def quartic(damping, cg_steps):
-    return approx_newton(lambda x: lx.DiagonalLinearOperator(12 * x**2 - 4), damping=damping, cg_steps=cg_steps)
+    return approx_newton(
+        lambda x: lx.DiagonalLinearOperator(12 * x**2 - 4), damping=damping, cg_steps=cg_steps
+    )
 
 
 DAMPINGS = list(itertools.product(("trust_region", "levenberg_marquardt"), (None, 2, 3)))
@@ -115,18 +140,23 @@ def test_any_transform_of_optax(name, dtype):
     p, start = regression(dtype), jnp.zeros(3, dtype)
     sol = minimise(p, start, TRANSFORMS[name], rtol=1e-4, max_steps=2000)
     assert sol.value.dtype == dtype
-    assert float(jnp.linalg.norm(jax.grad(p)(sol.value))) <= 1.1e-4 * float(jnp.linalg.norm(jax.grad(p)(start)))
+    assert float(jnp.linalg.norm(jax.grad(p)(sol.value))) <= 1.1e-4 * float(
+        jnp.linalg.norm(jax.grad(p)(start))
+    )
 
 
 @pytest.mark.slow
 def test_pytrees_and_plain_functions(dtype):
     start = {"matrix": jnp.ones((2, 2), dtype), "rest": (jnp.zeros((), dtype),)}
     loss = lambda tree: (
-        jnp.sum((tree["matrix"] @ jnp.array([1.0, 2.0], dtype) - tree["rest"][0] - 3) ** 2) + wells(tree["matrix"])
+        jnp.sum((tree["matrix"] @ jnp.array([1.0, 2.0], dtype) - tree["rest"][0] - 3) ** 2)
+        + wells(tree["matrix"])
     )
     sol = minimise(loss, start, optax.sgd(0.02), rtol=1e-4)
     assert jax.eval_shape(lambda: sol.value) == jax.eval_shape(lambda: start)
-    assert float(optax.tree.norm(jax.grad(loss)(sol.value))) <= 1.1e-4 * float(optax.tree.norm(jax.grad(loss)(start)))
+    assert float(optax.tree.norm(jax.grad(loss)(sol.value))) <= 1.1e-4 * float(
+        optax.tree.norm(jax.grad(loss)(start))
+    )
 
 
 @pytest.mark.slow
@@ -134,7 +164,9 @@ def test_stats_and_jit_and_vmap(x64):
     """One loop for all targets, against one run for each."""
     p, most = regression(), 12
     B = jnp.asarray(np.random.default_rng(1).dirichlet(np.ones(12), size=3))
-    solve = lambda b: minimise(sn.regression.softmax(p.A, b, weights=p.weights), jnp.zeros(3), max_steps=most)
+    solve = lambda b: minimise(
+        sn.regression.softmax(p.A, b, weights=p.weights), jnp.zeros(3), max_steps=most
+    )
     every = jax.jit(jax.vmap(solve))(B)
     for i, b in enumerate(B):
         one, sol = jax.tree.map(lambda leaf, i=i: leaf[i], every), solve(b)
@@ -142,7 +174,13 @@ def test_stats_and_jit_and_vmap(x64):
         assert 0 < steps < most
         assert_close(one.value, sol.value, rtol=1e-12)
         assert (int(one.result), int(one.stats["steps"])) == (Result.SUCCESSFUL, steps)
-        for name, extra in (("loss", 1), ("gradient_norm", 1), ("step_norm", 0), ("damping", 0), ("distortion", 0)):
+        for name, extra in (
+            ("loss", 1),
+            ("gradient_norm", 1),
+            ("step_norm", 0),
+            ("damping", 0),
+            ("distortion", 0),
+        ):
             assert sol.stats[name].shape == (steps + extra,)
             assert one.stats[name].shape == (most + extra,)
             assert_close(one.stats[name][: steps + extra], sol.stats[name], rtol=1e-6)
@@ -190,7 +228,9 @@ def test_divergence_keeps_the_best_point(dtype):
         minimise(parabola, jnp.zeros(2, dtype), optax.sgd(10.0))
 
 
-@pytest.mark.parametrize("damping", first([None, "trust_region", "levenberg_marquardt"], "trust_region"))
+@pytest.mark.parametrize(
+    "damping", first([None, "trust_region", "levenberg_marquardt"], "trust_region")
+)
 def test_where_the_loss_is_not_defined_it_steps_back(damping, x64):
     barrier = lambda x: jnp.sum(x - jnp.log(x))
     tx = approx_newton(lambda x: lx.DiagonalLinearOperator(1 / x**2), damping=damping)
@@ -239,22 +279,36 @@ def regression_of(theta, kind="dense"):
     """θ: A, [5, 2], b and weights, [5] each."""
     A, b, w = theta[:10].reshape(5, 2), theta[10:15], theta[15:]
     if kind == "sparse":
-        A = sparse.BCOO((theta[:10], jnp.stack([jnp.repeat(jnp.arange(5), 2), jnp.tile(jnp.arange(2), 5)], 1)), shape=(5, 2))
+        A = sparse.BCOO(
+            (theta[:10], jnp.stack([jnp.repeat(jnp.arange(5), 2), jnp.tile(jnp.arange(2), 5)], 1)),
+            shape=(5, 2),
+        )
     return minimise(sn.regression.softmax(A, b, weights=w), jnp.zeros(2), rtol=1e-12).value
 
 
 def function_of(theta, tx=None):
-    return minimise(lambda x: jnp.sum((x - theta[:2]) ** 2) + jnp.sum(theta[2] * x**4), theta[:2], tx, rtol=1e-12).value
+    return minimise(
+        lambda x: jnp.sum((x - theta[:2]) ** 2) + jnp.sum(theta[2] * x**4),
+        theta[:2],
+        tx,
+        rtol=1e-12,
+    ).value
 
 
 def function_by_curvature_of(theta):
     """The transform closes over θ, too."""
     curvature = lambda x: lx.DiagonalLinearOperator(2 + 12 * theta[2] * x**2)
-    return function_of(theta, optax.chain(sn.solvers.scale_by_approx_newton(curvature), optax.scale(-1.0)))
+    return function_of(
+        theta, optax.chain(sn.solvers.scale_by_approx_newton(curvature), optax.scale(-1.0))
+    )
 
 
 def tree_of(theta):
-    loss = lambda tree: (tree["a"] - theta[0]) ** 2 + (tree["b"][0] - tree["a"] * theta[1]) ** 2 + 0.1 * tree["a"] ** 4
+    loss = lambda tree: (
+        (tree["a"] - theta[0]) ** 2
+        + (tree["b"][0] - tree["a"] * theta[1]) ** 2
+        + 0.1 * tree["a"] ** 4
+    )
     found = minimise(loss, {"a": jnp.zeros(()), "b": [jnp.zeros(())]}, rtol=1e-12).value
     return jnp.stack([found["a"], found["b"][0]])
 
@@ -304,7 +358,9 @@ def test_second_derivatives_against_differences(case, x64):
 
 @pytest.mark.slow
 def test_theory_beside_practice(x64):
-    p = sn.regression.softmax(np.random.default_rng(0).normal(size=(12, 3)) / 4, np.full(12, 1 / 12), weights=0.5)
+    p = sn.regression.softmax(
+        np.random.default_rng(0).normal(size=(12, 3)) / 4, np.full(12, 1 / 12), weights=0.5
+    )
     sol = minimise(p, jnp.array([1.0, -1.0, 0.5]), approx_newton(p.hessian), theory=True)
     found, path, steps = sol.stats["contraction"], sol.stats["path"], int(sol.stats["steps"])
     assert path.shape == (steps + 1, 3)
@@ -316,7 +372,9 @@ def test_theory_beside_practice(x64):
     assert (found.measured <= found.along_path).all()
     assert (found.along_path <= found.promised).all()
     assert found.along_path[-1] < 0.5
-    with pytest.raises(ValueError, match="theory=True needs a problem of softntk.regression._problem, got function"):
+    with pytest.raises(
+        ValueError, match="theory=True needs a problem of softntk.regression._problem, got function"
+    ):
         minimise(parabola, jnp.zeros(2), optax.sgd(0.1), theory=True)
 
 
@@ -333,7 +391,10 @@ def test_progress_is_shown_and_changes_nothing(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"x0": np.zeros(2, int)}, "x0 must be a floating-point array, or hold some, got dtype int"),
+        (
+            {"x0": np.zeros(2, int)},
+            "x0 must be a floating-point array, or hold some, got dtype int",
+        ),
         ({"x0": {}}, "x0 must hold at least one array"),
         ({"problem": 1.0}, "problem must be a function of the params, got float"),
         ({"problem": lambda x: x}, r"problem must return a scalar, the loss; got shape \(2,\)"),
@@ -348,7 +409,12 @@ def test_progress_is_shown_and_changes_nothing(capsys):
 )
 def test_bad_arguments(arguments, message, untyped):
     with pytest.raises(ValueError, match=message):
-        minimise(**({"problem": parabola, "x0": np.zeros(2, "float32"), "tx": optax.sgd(0.1)} | arguments))
+        minimise(
+            **(
+                {"problem": parabola, "x0": np.zeros(2, "float32"), "tx": optax.sgd(0.1)}
+                | arguments
+            )
+        )
 
 
 @pytest.mark.slow
@@ -358,14 +424,20 @@ def test_of_equal_losses_the_smaller_gradient_is_returned(x64):
         p = regression(seed=seed)
         near = minimise(p, np.zeros(3), rtol=1e-10).value + 1e-6
         solution = minimise(p, near, rtol=1e-15, throw=False)
-        assert jnp.linalg.norm(p.gradient(solution.value)) <= 2 * solution.stats["gradient_norm"].min()
+        assert (
+            jnp.linalg.norm(p.gradient(solution.value)) <= 2 * solution.stats["gradient_norm"].min()
+        )
 
 
 @pytest.mark.parametrize("seed", [4, 5])
 def test_float32_that_can_get_no_further_says_so(seed):
-    """Heavy-tailed rows, condition 1e3: the gradient's floor lies above what is asked, and the loss jumps by rounding."""
+    """Heavy-tailed rows, condition 1e3: the gradient's floor lies above what is asked, and the loss
+    jumps by rounding.
+    """
     rng = np.random.default_rng(seed)
-    A = rng.normal(size=(2000, 5)) @ (np.geomspace(1, 1e-3, 5)[:, None] * np.linalg.qr(rng.normal(size=(5, 5)))[0])
+    A = rng.normal(size=(2000, 5)) @ (
+        np.geomspace(1, 1e-3, 5)[:, None] * np.linalg.qr(rng.normal(size=(5, 5)))[0]
+    )
     A *= np.abs(rng.standard_t(2.0, size=(2000, 1)))
     z = A @ rng.normal(size=5)
     b = np.exp(np.clip(z / z.std(), -8, 8) + 0.5 * rng.normal(size=2000))

@@ -19,7 +19,9 @@ from softntk.solvers._newton.model import Spectrum
 minimise = sn.solvers.minimise
 
 
-@pytest.mark.parametrize(("values", "products"), [(np.arange(1.0, 21.0), 20), (-np.arange(1.0, 21.0), 9)])
+@pytest.mark.parametrize(
+    ("values", "products"), [(np.arange(1.0, 21.0), 20), (-np.arange(1.0, 21.0), 9)]
+)
 def test_products_end_soon_after_the_first_negative_curvature(values, products, x64):
     """All of them where the curvature is convex; else the first and eight more."""
     H = jnp.diag(jnp.asarray(values))
@@ -53,7 +55,9 @@ def test_the_trust_radius_grows_only_where_it_held_a_good_step_back(ratio, size,
 def test_a_first_step_is_no_longer_than_the_residual(x64):
     """|slope|/μ ≤ |slope| where the loss is zero: 0.15 is raised fourfold until μ ≥ 1."""
     model = Spectrum(jnp.asarray([1e-12]), jnp.eye(1), jnp.asarray([3.0]), jnp.asarray(False))
-    assert float(globalisation._first_mu(model, jnp.asarray(0.15), jnp.asarray(0.0))) == pytest.approx(2.4)
+    assert float(
+        globalisation._first_mu(model, jnp.asarray(0.15), jnp.asarray(0.0))
+    ) == pytest.approx(2.4)
 
 
 def test_the_measured_contraction_is_that_of_the_distances(x64):
@@ -84,7 +88,9 @@ def test_long_regressions_are_sampled(rows, columns, kind, size, monkeypatch, un
 
 
 def test_a_sample_of_all_rows_takes_each_once():
-    op = sn.regression.softmax(jnp.arange(1.0, 7.0)[:, None], jnp.full(6, 1 / 6), weights=1.0).hessian(jnp.zeros(1))
+    op = sn.regression.softmax(
+        jnp.arange(1.0, 7.0)[:, None], jnp.full(6, 1 / 6), weights=1.0
+    ).hessian(jnp.zeros(1))
     sampler = row_sampler.start(op)
     every = row_sampler.draw(sampler, op, jax.random.key(0), 6)
     assert every.indices.tolist() == list(range(6))
@@ -105,7 +111,9 @@ def test_chunks_take_about_a_third_of_a_second(steps, seconds, wanted):
 def test_an_undamped_step_has_a_least_curvature(x64):
     """√ε of the largest, also where there is none."""
     values, g = np.array([4.0, 0.0, -1.0]), np.array([1.0, 2.0, 3.0])
-    space = krylov_steps.krylov(lambda v: jnp.asarray(values) * v, None, jnp.asarray(g), jnp.ones(()), 0.0, 3)
+    space = krylov_steps.krylov(
+        lambda v: jnp.asarray(values) * v, None, jnp.asarray(g), jnp.ones(()), 0.0, 3
+    )
     step = krylov_steps.undamped(space).step
     np.testing.assert_allclose(step[::2], [-1 / 4, -3], rtol=1e-6)
     np.testing.assert_allclose(step[1], -2 / (4 * np.sqrt(np.finfo(float).eps)), rtol=1e-6)
@@ -146,14 +154,19 @@ def test_levels_of_a_sample(learned, level, distortion, wanted, x64):
     A = jnp.asarray(np.random.default_rng(0).normal(size=(40, 3)))
     p = sn.regression.softmax(A, jnp.full(40, 1 / 40), weights=1.0)
     op = p.hessian(jnp.zeros(3))
-    sampler = row_sampler.start(op)._replace(learned=jnp.asarray(learned), level=jnp.asarray(level, jnp.int32))
+    sampler = row_sampler.start(op)._replace(
+        learned=jnp.asarray(learned), level=jnp.asarray(level, jnp.int32)
+    )
     factor = scaled_cholesky.factorise(op.as_matrix())
     new = row_sampler.learn(sampler, op, jax.random.key(0), factor, jnp.asarray(distortion), 1.0, 2)
     assert int(new.level) == wanted
     assert bool(new.learned) == (learned or distortion > 1)
 
 
-@pytest.mark.parametrize(("sizes", "cg_steps"), [((2000,), None), ((2001,), 40), ((1000, 1001), 40), ((1000, 1000), None)])
+@pytest.mark.parametrize(
+    ("sizes", "cg_steps"),
+    [((2000,), None), ((2001,), 40), ((1000, 1001), 40), ((1000, 1000), None)],
+)
 def test_what_is_formed_as_a_matrix_without_rows(sizes, cg_steps, monkeypatch, untyped):
     """The size of all leaves together decides."""
     leaves = tuple(jax.ShapeDtypeStruct((size,), jnp.float32) for size in sizes)

@@ -1,4 +1,6 @@
-"""Natural gradient against the dense Gauss–Newton step, and what it promises for wide networks; step sizes of the theory."""
+"""Natural gradient against the dense Gauss–Newton step, and what it promises for wide networks;
+step sizes of the theory.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +30,11 @@ def test_step_is_that_of_the_dense_jacobian(family, x64):
     J = np.asarray(dense_jacobian(net.apply_fn, params, x)).reshape(y.size, -1)
     r = np.asarray(net.apply_fn(params, x) - y).reshape(-1)
     rho = ridge * np.trace(J @ J.T) / y.size
-    wanted = -np.linalg.solve(J.T @ J + rho * np.eye(J.shape[1]), J.T @ r)  # the other side of the identity
-    assert_close(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(step)]), wanted, rtol=1e-8)
+    # the other side of the identity
+    wanted = -np.linalg.solve(J.T @ J + rho * np.eye(J.shape[1]), J.T @ r)
+    assert_close(
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(step)]), wanted, rtol=1e-8
+    )
     assert float(state.distortion) < 1e-10
 
 
@@ -47,7 +52,10 @@ def test_fits_in_a_few_steps(dtype):
 def test_any_apply_fn_and_any_multiple_of_the_loss(x64):
     net, params, x, y, loss = problem("softmax", "float64")
     one, two = (sn.solvers.natural_gradient(f, x, y) for f in (net, net.apply_fn))
-    sols = [sn.solvers.minimise(f, params, tx, rtol=1e-6) for f, tx in ((loss, one), (lambda p: 3 * loss(p) / 7, two))]
+    sols = [
+        sn.solvers.minimise(f, params, tx, rtol=1e-6)
+        for f, tx in ((loss, one), (lambda p: 3 * loss(p) / 7, two))
+    ]
     assert_close(net.apply_fn(sols[0].value, x), net.apply_fn(sols[1].value, x), rtol=1e-4)
 
 
@@ -109,17 +117,26 @@ def test_step_sizes_reach_the_rate_of_the_theory(rule, x64):
     found = getattr(step_sizes, rule)(0.1, 10.0)
     options = (found,) if rule == "fastest" else (*found, rule == "nesterov")
     root = np.sqrt(100.0)
-    rate = {"fastest": 99 / 101, "heavy_ball": (root - 1) / (root + 1), "nesterov": np.sqrt(1 - 1 / root)}[rule]
-    # The worst of the errors: just so for the first, times about the steps for the second, less for the third.
+    rate = {
+        "fastest": 99 / 101,
+        "heavy_ball": (root - 1) / (root + 1),
+        "nesterov": np.sqrt(1 - 1 / root),
+    }[rule]
+    # The worst of the errors: just so for the first, times about the steps for the second, less for
+    # the third.
     least, most = {"fastest": (1.0, 1.0), "heavy_ball": (1.0, 1e3), "nesterov": (0.0, 1.0)}[rule]
     x = jnp.ones(7)
-    sol = sn.solvers.train(lambda x: 0.5 * jnp.sum(values * x**2), x, sn.solvers.gradient_descent(*options), 400)
+    sol = sn.solvers.train(
+        lambda x: 0.5 * jnp.sum(values * x**2), x, sn.solvers.gradient_descent(*options), 400
+    )
     seen = float(np.max(np.abs(sol.value)))
     assert least * rate**400 * (1 - 1e-9) <= seen <= most * rate**400 * (1 + 1e-9)
 
 
 def test_the_step_of_the_paper():
-    np.testing.assert_allclose(step_sizes.paper(0.5, 3, 2, 10), 0.1 * 0.5 / (10 * 9 * 4) * np.exp(-16.0))
+    np.testing.assert_allclose(
+        step_sizes.paper(0.5, 3, 2, 10), 0.1 * 0.5 / (10 * 9 * 4) * np.exp(-16.0)
+    )
     for bad in ((0.0, 1.0), (2.0, 1.0), (1.0, np.inf)):
         with pytest.raises(ValueError, match="smallest must|largest must"):
             step_sizes.fastest(*bad)
@@ -132,7 +149,9 @@ def test_a_network_of_two_layer_takes_rows():
 
 
 def test_of_a_linear_model_the_prediction_is_right(x64):
-    """F(w) = w: with ρ = 9 a tenth of the residual goes, the loss falls by 1 − 0.9², and ρ is lowered."""
+    """F(w) = w: with ρ = 9 a tenth of the residual goes, the loss falls by 1 − 0.9², and ρ is
+    lowered.
+    """
     y = jnp.asarray([[1.0], [-2.0], [0.5]])
     tx = sn.solvers.natural_gradient(lambda w, x: x @ w, jnp.eye(3), y, ridge=9.0)
     w = jnp.zeros((3, 1))

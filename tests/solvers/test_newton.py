@@ -1,4 +1,6 @@
-"""Approximate Newton as an optax transform: the contract, exactness against dense NumPy, the sample, other people's loops."""
+"""Approximate Newton as an optax transform: the contract, exactness against dense NumPy, the
+sample, other people's loops.
+"""
 
 import itertools
 
@@ -22,12 +24,24 @@ from softntk.solvers._newton.globalisation import DAMPINGS
 from softntk.solvers._newton.model import Step, Trial
 
 scale_by, approx_newton = sn.solvers.scale_by_approx_newton, sn.solvers.approx_newton
-COMBINATIONS = list(itertools.product((None, 4), (None, 2), (None, "trust_region", "levenberg_marquardt")))
+COMBINATIONS = list(
+    itertools.product((None, 4), (None, 2), (None, "trust_region", "levenberg_marquardt"))
+)
 NAMES = ("sketch_size", "cg_steps", "damping")
 DENSE = [(s, k, damping) for s, k, damping in COMBINATIONS if s is None]
 
 
-def regression(dtype="float64", *, n=12, d=3, weights=0.3, seed=0, scale=1.0, form="normalized", activation="exp"):
+def regression(
+    dtype="float64",
+    *,
+    n=12,
+    d=3,
+    weights=0.3,
+    seed=0,
+    scale=1.0,
+    form="normalized",
+    activation="exp",
+):
     """Its Hessian is indefinite at points that are far from zero, unless the weights are large."""
     rng = np.random.default_rng(seed)
     A, b = scale * rng.normal(size=(n, d)), rng.dirichlet(np.ones(n))
@@ -35,7 +49,9 @@ def regression(dtype="float64", *, n=12, d=3, weights=0.3, seed=0, scale=1.0, fo
 
 
 def combination(p, sketch_size, cg_steps, damping, **options):
-    return scale_by(p.hessian, sketch_size=sketch_size, cg_steps=cg_steps, damping=damping, **options)
+    return scale_by(
+        p.hessian, sketch_size=sketch_size, cg_steps=cg_steps, damping=damping, **options
+    )
 
 
 def after(tx, p, state, x, **extra):
@@ -52,9 +68,13 @@ CONTRACT = {"descent": None} | {"{} {} {}".format(*combined): combined for combi
 
 @pytest.mark.parametrize("name", first(CONTRACT, "descent", "4 2 trust_region"))
 def test_shapes_and_dtypes_never_change(name, dtype):
-    """Traced only: what lax.cond and lax.while_loop would refuse, and unknown arguments are let through."""
+    """Traced only: what lax.cond and lax.while_loop would refuse, and unknown arguments are let
+    through.
+    """
     p = regression(dtype)
-    tx = combination(p, *CONTRACT[name]) if CONTRACT[name] else sn.solvers.gradient_descent(0.1, 0.9)
+    tx = (
+        combination(p, *CONTRACT[name]) if CONTRACT[name] else sn.solvers.gradient_descent(0.1, 0.9)
+    )
     x = jax.ShapeDtypeStruct((3,), dtype)
     state = jax.eval_shape(tx.init, x)
     updates, new = jax.eval_shape(lambda s, x: after(tx, p, s, x, unknown="argument"), state, x)
@@ -71,7 +91,9 @@ def test_in_scan_and_cond_under_jit(sketch_size, cg_steps, damping, x64):
 
     def step(carry, skipped):
         x, state = carry
-        updates, state = lax.cond(skipped, lambda: (jnp.zeros_like(x), state), lambda: after(tx, p, state, x))
+        updates, state = lax.cond(
+            skipped, lambda: (jnp.zeros_like(x), state), lambda: after(tx, p, state, x)
+        )
         return (x - updates, state), p(x)
 
     chex.clear_trace_counter()
@@ -96,28 +118,38 @@ def test_pytrees_of_mixed_shapes(sketch_size, cg_steps, damping, x64):
     p = regression(d=4)
     flat = jnp.array([0.3, -0.2, 0.1, 0.4])
     split = lambda x: {"matrix": x[:2].reshape(2, 1), "rest": (x[2], x[3:])}
-    join = lambda tree: jnp.concatenate([tree["matrix"].ravel(), tree["rest"][0][None], tree["rest"][1]])
+    join = lambda tree: jnp.concatenate(
+        [tree["matrix"].ravel(), tree["rest"][0][None], tree["rest"][1]]
+    )
     loss, tree = lambda tree: p(join(tree)), split(flat)
 
     def curvature(tree):
         H = p.hessian(join(tree))
-        return lx.FunctionLinearOperator(lambda v: split(H.mv(join(v))), jax.eval_shape(lambda: tree), lx.symmetric_tag)
+        return lx.FunctionLinearOperator(
+            lambda v: split(H.mv(join(v))), jax.eval_shape(lambda: tree), lx.symmetric_tag
+        )
 
     tx = scale_by(curvature, cg_steps=cg_steps, damping=damping)
     state = tx.init(tree)
-    update = lambda tree, state: tx.update(jax.grad(loss)(tree), state, tree, value=loss(tree), value_fn=loss)
+    update = lambda tree, state: tx.update(
+        jax.grad(loss)(tree), state, tree, value=loss(tree), value_fn=loss
+    )
     updates, new = jax.jit(update)(tree, state)
     assert types(updates) == types(tree)
     assert types(new) == types(state)
     on_flat = combination(p, sketch_size, cg_steps, damping)
-    assert_close(join(updates), jax.jit(lambda x: after(on_flat, p, on_flat.init(x), x)[0])(flat), rtol=1e-9)
+    assert_close(
+        join(updates), jax.jit(lambda x: after(on_flat, p, on_flat.init(x), x)[0])(flat), rtol=1e-9
+    )
 
 
 @pytest.mark.slow
 def test_pytrees_of_mixed_precision(x64):
     tree = {"a": jnp.ones(2, "float32"), "b": jnp.ones(1, "float64")}
     curvature = lambda tree: lx.FunctionLinearOperator(
-        lambda v: jax.tree.map(lambda leaf: 2 * leaf, v), jax.eval_shape(lambda: tree), lx.symmetric_tag
+        lambda v: jax.tree.map(lambda leaf: 2 * leaf, v),
+        jax.eval_shape(lambda: tree),
+        lx.symmetric_tag,
     )
     tx = scale_by(curvature, cg_steps=2)
     updates, _ = jax.eval_shape(lambda tree: tx.update(tree, tx.init(tree), tree), tree)
@@ -127,7 +159,9 @@ def test_pytrees_of_mixed_precision(x64):
 @pytest.mark.parametrize(NAMES, first(DENSE, (None, None, "trust_region")))
 def test_one_step_solves_a_quadratic(sketch_size, cg_steps, damping, dtype):
     """CG with as many steps as there are clusters of eigenvalues: two."""
-    p = sn.regression.problem(np.diag([1.0, 1.0, 3.0]).astype(dtype), np.ones(3, dtype), "identity", "plain")
+    p = sn.regression.problem(
+        np.diag([1.0, 1.0, 3.0]).astype(dtype), np.ones(3, dtype), "identity", "plain"
+    )
     tx, x = combination(p, sketch_size, cg_steps, damping), jnp.array([5.0, -4.0, 3.0], dtype)
     updates, state = jax.jit(lambda x: after(tx, p, tx.init(x), x))(x)
     assert_close(x - updates, np.array([1, 1, 1 / 3]), dtype)
@@ -136,22 +170,30 @@ def test_one_step_solves_a_quadratic(sketch_size, cg_steps, damping, dtype):
 
 @pytest.mark.parametrize("sketch_size", first([None, 12], None))
 def test_the_undamped_step_is_that_of_numpy(sketch_size, dtype):
-    """On softmax regression, against jax.hessian and a dense solve; a sample of all rows is the matrix itself."""
+    """On softmax regression, against jax.hessian and a dense solve; a sample of all rows is the
+    matrix itself.
+    """
     p, x = regression(dtype, weights=1.0), jnp.array([0.3, -0.2, 0.5], dtype)
     tx = scale_by(p.hessian, sketch_size=sketch_size)
-    (updates, state), H, g = jax.jit(lambda x: (after(tx, p, tx.init(x), x), jax.hessian(p)(x), jax.grad(p)(x)))(x)
+    (updates, state), H, g = jax.jit(
+        lambda x: (after(tx, p, tx.init(x), x), jax.hessian(p)(x), jax.grad(p)(x))
+    )(x)
     assert_close(updates, np.linalg.solve(np.float64(H), np.float64(g)), dtype)
     assert int(state.kind) == Step.NEWTON
     assert float(state.distortion) < 100 * np.finfo(dtype).eps
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("cg_steps", "damping"), first([c[1:] for c in DENSE], (2, "trust_region")))
+@pytest.mark.parametrize(
+    ("cg_steps", "damping"), first([c[1:] for c in DENSE], (2, "trust_region"))
+)
 def test_a_sample_of_all_rows_is_exact(cg_steps, damping, x64):
     p = regression(weights=1.0)
     x = jnp.array([0.3, -0.2, 0.5])
     exact, sampled = scale_by(p.hessian, damping=damping), combination(p, 12, cg_steps, damping)
-    (wanted, _), (found, _) = jax.jit(lambda x: [after(tx, p, tx.init(x), x) for tx in (exact, sampled)])(x)
+    (wanted, _), (found, _) = jax.jit(
+        lambda x: [after(tx, p, tx.init(x), x) for tx in (exact, sampled)]
+    )(x)
     assert_close(found, wanted, rtol=1e-9)
 
 
@@ -159,8 +201,15 @@ def test_a_sample_of_all_rows_is_exact(cg_steps, damping, x64):
 def test_without_damping_a_curvature_that_is_not_convex_gives_a_descent_direction(x64):
     p = sn.regression.problem(np.eye(3), np.full(3, 4.0), "cosh", "plain")
     x = jnp.array([0.5, 1.0, 1.8])  # below 1.4 the second derivatives are negative
-    H, M, g = (np.asarray(part) for part in (p.hessian(x).as_matrix(), p.gauss_newton(x).as_matrix(), p.gradient(x)))
-    transforms = [scale_by(p.hessian), scale_by(p.hessian, gauss_newton=p.gauss_newton), scale_by(p.hessian, cg_steps=3)]
+    H, M, g = (
+        np.asarray(part)
+        for part in (p.hessian(x).as_matrix(), p.gauss_newton(x).as_matrix(), p.gradient(x))
+    )
+    transforms = [
+        scale_by(p.hessian),
+        scale_by(p.hessian, gauss_newton=p.gauss_newton),
+        scale_by(p.hessian, cg_steps=3),
+    ]
     found = jax.jit(lambda x: [after(tx, p, tx.init(x), x) for tx in transforms])(x)
     absolute = g / np.abs(np.diag(H))
     for (updates, state), wanted in zip(found, (absolute, g / np.diag(M), absolute), strict=True):
@@ -168,11 +217,18 @@ def test_without_damping_a_curvature_that_is_not_convex_gives_a_descent_directio
         assert_close(updates, wanted, rtol=1e-8)
 
 
-DAMPED = [(*combined, dtype) for combined in COMBINATIONS if combined[2] is not None for dtype in ("float32", "float64")]
+DAMPED = [
+    (*combined, dtype)
+    for combined in COMBINATIONS
+    if combined[2] is not None
+    for dtype in ("float32", "float64")
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize((*NAMES, "precision"), first(DAMPED, (None, None, "levenberg_marquardt", "float32")))
+@pytest.mark.parametrize(
+    (*NAMES, "precision"), first(DAMPED, (None, None, "levenberg_marquardt", "float32"))
+)
 def test_a_damped_step_never_increases_the_loss(sketch_size, cg_steps, damping, precision):
     """From anywhere; the loss is that which the transform was given."""
     with jax.enable_x64(precision == "float64"):
@@ -207,7 +263,9 @@ REGIONS = {
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_the_trust_region_is_solved_exactly(turned, x64):
-    """By its optimality conditions, which are sufficient, and against a search by SLSQP from many starts."""
+    """By its optimality conditions, which are sufficient, and against a search by SLSQP from many
+    starts.
+    """
     rng, radius = np.random.default_rng(0), 0.7
     Q = np.linalg.qr(rng.normal(size=(3, 3)))[0] if turned else np.eye(3)
     C = np.linalg.cholesky(np.eye(3) + 0.3 * np.ones((3, 3))) if turned else np.eye(3)
@@ -226,11 +284,18 @@ def test_the_trust_region_is_solved_exactly(turned, x64):
         assert length <= radius * (1 + 1e-7), name
         assert multiplier < 1e-7 or length > radius * (1 - 1e-4), name
         assert np.linalg.norm((H + multiplier * M) @ s + g) < 1e-5 * (1 + np.linalg.norm(g)), name
-        assert np.linalg.eigvalsh(np.linalg.solve(C, np.linalg.solve(C, H).T))[0] + multiplier > -1e-5, name
+        assert (
+            np.linalg.eigvalsh(np.linalg.solve(C, np.linalg.solve(C, H).T))[0] + multiplier > -1e-5
+        ), name
         model = lambda s, H=H, g=g: s @ g + 0.5 * s @ H @ s
         inside = {"type": "ineq", "fun": lambda s: radius**2 - s @ M @ s}
-        found = [scipy.optimize.minimize(model, start, constraints=inside) for start in rng.normal(size=(6, 3))]
-        least = min(run.fun for run in found if run.success and run.x @ M @ run.x <= radius**2 * (1 + 1e-6))
+        found = [
+            scipy.optimize.minimize(model, start, constraints=inside)
+            for start in rng.normal(size=(6, 3))
+        ]
+        least = min(
+            run.fun for run in found if run.success and run.x @ M @ run.x <= radius**2 * (1 + 1e-6)
+        )
         assert model(s) <= least + 1e-5 * abs(least), name
 
 
@@ -259,7 +324,9 @@ def test_krylov_of_full_length_is_dense(x64):
     @jax.jit
     def run(preconditioner):
         factor = None if preconditioner is None else scaled_cholesky.factorise(preconditioner)
-        space = krylov_steps.krylov(lambda v: jnp.asarray(H) @ v, factor, jnp.asarray(g), jnp.ones(()), 0.0, 5)
+        space = krylov_steps.krylov(
+            lambda v: jnp.asarray(H) @ v, factor, jnp.asarray(g), jnp.ones(()), 0.0, 5
+        )
         damped = krylov_steps.damped(space, DAMPINGS["trust_region"], trial, jnp.zeros(()))
         return space, krylov_steps.undamped(space).step, damped.step
 
@@ -275,19 +342,28 @@ def test_krylov_of_full_length_is_dense(x64):
 @pytest.mark.slow
 @pytest.mark.parametrize(("d", "cg_steps"), [(3, None), (8, None), (8, 3), (8, 8)])
 def test_the_measured_distortion_is_a_lower_bound(d, cg_steps, x64):
-    """Ritz values lie inside of the spectrum; where the Krylov space is all of ℝ^d they are the spectrum."""
+    """Ritz values lie inside of the spectrum; where the Krylov space is all of ℝ^d they are the
+    spectrum.
+    """
     p, x = regression(n=200, d=d, weights=1.0), jnp.ones(d) / d
-    plain, tx = (scale_by(p.hessian, sketch_size=40, cg_steps=k, max_distortion=1e9) for k in (None, cg_steps))
+    plain, tx = (
+        scale_by(p.hessian, sketch_size=40, cg_steps=k, max_distortion=1e9)
+        for k in (None, cg_steps)
+    )
 
     @jax.jit
     def run(state):
-        inverse = jax.vmap(lambda g: plain.update(g, state, x)[0])(jnp.eye(d))  # of the sample, which is drawn by the state
+        # of the sample, which is drawn by the state
+        inverse = jax.vmap(lambda g: plain.update(g, state, x)[0])(jnp.eye(d))
         return p.hessian(x).as_matrix(), inverse, after(tx, p, state, x)[1]
 
     state = tx.init(x)
     for _ in range(4):
         H, inverse, state = run(state)
-        true, measured = float(sketch.distortion(H, jnp.linalg.inv(inverse))), float(state.distortion)
+        true, measured = (
+            float(sketch.distortion(H, jnp.linalg.inv(inverse))),
+            float(state.distortion),
+        )
         assert 0.3 * true < measured <= true * (1 + 1e-8)
         assert d > 3 or measured > true * (1 - 1e-6)
         assert int(state.sample_size) == 40
@@ -297,7 +373,11 @@ def test_the_measured_distortion_is_a_lower_bound(d, cg_steps, x64):
 @pytest.mark.parametrize("cg_steps", first([None, 2], None))
 def test_the_sample_grows_where_it_has_to(cg_steps, x64):
     p = regression(n=100, weights=1.0)
-    tx, x, sizes = scale_by(p.hessian, sketch_size=10, cg_steps=cg_steps, max_distortion=1e-6), jnp.zeros(3), []
+    tx, x, sizes = (
+        scale_by(p.hessian, sketch_size=10, cg_steps=cg_steps, max_distortion=1e-6),
+        jnp.zeros(3),
+        [],
+    )
     run, state = jax.jit(lambda state: after(tx, p, state, x)[1]), tx.init(x)
     for _ in range(5):
         state = run(state)
@@ -310,10 +390,16 @@ def test_the_sample_grows_where_it_has_to(cg_steps, x64):
 LOOPS = {
     "backtracking": lambda p: approx_newton(p.hessian),
     "zoom": lambda p: approx_newton(p.hessian, linesearch=optax.scale_by_zoom_linesearch(20)),
-    "clipped before": lambda p: optax.chain(optax.clip_by_global_norm(0.05), approx_newton(p.hessian)),
-    "scaled behind": lambda p: optax.chain(scale_by(p.hessian, gauss_newton=p.gauss_newton), optax.scale(-0.5)),
+    "clipped before": lambda p: optax.chain(
+        optax.clip_by_global_norm(0.05), approx_newton(p.hessian)
+    ),
+    "scaled behind": lambda p: optax.chain(
+        scale_by(p.hessian, gauss_newton=p.gauss_newton), optax.scale(-0.5)
+    ),
     "damped": lambda p: approx_newton(p.hessian, damping="trust_region"),
-    "sampled": lambda p: approx_newton(p.hessian, sketch_size=6, cg_steps=2, damping="levenberg_marquardt"),
+    "sampled": lambda p: approx_newton(
+        p.hessian, sketch_size=6, cg_steps=2, damping="levenberg_marquardt"
+    ),
 }
 
 
@@ -345,8 +431,12 @@ def test_in_optimistix(name, x64):
 
 def test_what_changes_a_damped_step_is_refused(x64):
     p = regression(weights=0.2, scale=2.0)
-    with pytest.raises(ValueError, match=r'damping="trust_region" and a line search exclude each other'):
-        approx_newton(p.hessian, damping="trust_region", linesearch=optax.scale_by_zoom_linesearch(5))
+    with pytest.raises(
+        ValueError, match=r'damping="trust_region" and a line search exclude each other'
+    ):
+        approx_newton(
+            p.hessian, damping="trust_region", linesearch=optax.scale_by_zoom_linesearch(5)
+        )
     tx = optax.chain(scale_by(p.hessian, damping="trust_region"), optax.scale(-0.5))
     sol = sn.solvers.minimise(p, jnp.array([1.0, -2.0, 0.5]), tx, throw=False)
     assert int(sol.result) == Result.STEP_CHANGED
@@ -356,24 +446,48 @@ def test_what_changes_a_damped_step_is_refused(x64):
 
 def test_what_is_refused(untyped):
     p, x = regression("float32"), jnp.zeros(3, "float32")
-    other, dense = regression("float32", d=2), lambda x: lx.MatrixLinearOperator(jnp.eye(3), lx.symmetric_tag)
+    other, dense = (
+        regression("float32", d=2),
+        lambda x: lx.MatrixLinearOperator(jnp.eye(3), lx.symmetric_tag),
+    )
     tx = scale_by(p.hessian, damping="trust_region")
     wrong_size, plain = scale_by(lambda x: other.hessian(x[:2])), scale_by(lambda x: jnp.eye(3))
     for call, message in (
         (lambda: tx.update(x, tx.init(x)), "update needs params"),
         (lambda: tx.update(x, tx.init(x), x), 'damping="trust_region" needs value and value_fn'),
         (lambda: tx.update(x, tx.init(x), x, value=p(x)), "needs value and value_fn"),
-        (lambda: wrong_size.update(x, wrong_size.init(x), x), r"of shapes \(3,\); it is one on \(2,\)"),
+        (
+            lambda: wrong_size.update(x, wrong_size.init(x), x),
+            r"of shapes \(3,\); it is one on \(2,\)",
+        ),
         (lambda: plain.update(x, plain.init(x), x), "curvature must return a lineax operator, got"),
-        (lambda: scale_by(dense, sketch_size=2).init(x), "needs a curvature with rows to draw, .* got MatrixLinearOperator"),
+        (
+            lambda: scale_by(dense, sketch_size=2).init(x),
+            "needs a curvature with rows to draw, .* got MatrixLinearOperator",
+        ),
         (lambda: scale_by(3.0), "curvature must be a function of the params, a matrix or a lineax"),
         (lambda: scale_by(jnp.ones((2, 3))), "curvature must be a square matrix"),
-        (lambda: scale_by(jnp.eye(2)).update(x, tx.init(x), x), "curvature must be a matrix of the 3 numbers"),
-        (lambda: scale_by(p.hessian, damping="trust-region"), "damping must be one of .* Did you mean 'trust_region'"),
-        (lambda: scale_by(p.hessian, sketch_size=0), "sketch_size must be a positive integer, got 0"),
+        (
+            lambda: scale_by(jnp.eye(2)).update(x, tx.init(x), x),
+            "curvature must be a matrix of the 3 numbers",
+        ),
+        (
+            lambda: scale_by(p.hessian, damping="trust-region"),
+            "damping must be one of .* Did you mean 'trust_region'",
+        ),
+        (
+            lambda: scale_by(p.hessian, sketch_size=0),
+            "sketch_size must be a positive integer, got 0",
+        ),
         (lambda: scale_by(p.hessian, cg_steps=1.5), "cg_steps must be a positive integer, got 1.5"),
-        (lambda: scale_by(p.hessian, max_distortion=0.0), "max_distortion must be a positive finite number"),
-        (lambda: scale_by(p.hessian, initial_damping=-1.0), "initial_damping must be a positive finite number"),
+        (
+            lambda: scale_by(p.hessian, max_distortion=0.0),
+            "max_distortion must be a positive finite number",
+        ),
+        (
+            lambda: scale_by(p.hessian, initial_damping=-1.0),
+            "initial_damping must be a positive finite number",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             call()

@@ -1,4 +1,6 @@
-"""One step of natural gradient on networks as users bring them, against dense least squares with a hand-made Jacobian."""
+"""One step of natural gradient on networks as users bring them, against dense least squares with a
+hand-made Jacobian.
+"""
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,16 +24,23 @@ def test_a_step_is_that_of_dense_least_squares(name, dtype):
         return net.apply_fn(params, x, **net.apply_kwargs)
 
     def loss(params):
-        return jnp.sum((function(params, net.x).reshape(outputs.shape) - jnp.asarray(y, dtype)) ** 2) / 2
+        return (
+            jnp.sum((function(params, net.x).reshape(outputs.shape) - jnp.asarray(y, dtype)) ** 2)
+            / 2
+        )
 
     rtol = 1e-5 if dtype == "float32" else 1e-12
-    transform = sn.solvers.natural_gradient(function, net.x, jnp.asarray(y, dtype), ridge=ridge, rtol=rtol, damped=False)
+    transform = sn.solvers.natural_gradient(
+        function, net.x, jnp.asarray(y, dtype), ridge=ridge, rtol=rtol, damped=False
+    )
     solution = sn.solvers.minimise(loss, net.params, transform, max_steps=1, throw=False)
 
     gram = jacobian @ jacobian.T
     damped = gram + ridge * np.trace(gram) / len(gram) * np.eye(len(gram))
     flat, unravel = ravel_pytree(net.weights)
-    moved = unravel(flat + jnp.asarray(jacobian.T @ np.linalg.solve(damped, (y - outputs).ravel()), flat.dtype))
+    moved = unravel(
+        flat + jnp.asarray(jacobian.T @ np.linalg.solve(damped, (y - outputs).ravel()), flat.dtype)
+    )
     desired = np.asarray(net.outputs(moved, net.x)) - outputs
     actual = np.asarray(function(solution.value, net.x)).reshape(outputs.shape) - outputs
     assert_close(actual, desired, rtol=5e-3 if dtype == "float32" else 1e-8)

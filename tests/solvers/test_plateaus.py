@@ -1,4 +1,6 @@
-"""Runs that end on a plateau of a saturated softmax, or bounce at the floor of rounding; against SciPy."""
+"""Runs that end on a plateau of a saturated softmax, or bounce at the floor of rounding; against
+SciPy.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,9 @@ SLOPES = {"exp": (np.exp, np.exp), "res_exp": (lambda z: np.exp(z) + z, lambda z
 
 
 def reachable(activation, seed, n=12, d=2):
-    """Return A, b, and loss and gradient in NumPy, of a regression whose target is reached at |x| about 2."""
+    """Return A, b, and loss and gradient in NumPy, of a regression whose target is reached at |x|
+    about 2.
+    """
     u, slope = SLOPES[activation]
     rng = np.random.default_rng(seed)
     A = rng.normal(size=(n, d))
@@ -41,8 +45,12 @@ def reachable(activation, seed, n=12, d=2):
 def test_the_default_reaches_what_scipy_reaches(activation, x64):
     for seed in range(31):
         A, b, loss, gradient = reachable(activation, seed)
-        peer = scipy.optimize.minimize(loss, np.zeros(2), jac=gradient, method="L-BFGS-B", options={"gtol": 1e-10, "ftol": 0.0})
-        sol = minimise(sn.regression.problem(A, b, activation, "normalized"), jnp.zeros(2), throw=False)
+        peer = scipy.optimize.minimize(
+            loss, np.zeros(2), jac=gradient, method="L-BFGS-B", options={"gtol": 1e-10, "ftol": 0.0}
+        )
+        sol = minimise(
+            sn.regression.problem(A, b, activation, "normalized"), jnp.zeros(2), throw=False
+        )
         if int(sol.result) == Result.SUCCESSFUL:
             assert loss(np.asarray(sol.value)) <= peer.fun + 1e-6, seed
             assert int(sol.stats["steps"]) < 30, seed
@@ -55,7 +63,9 @@ def test_a_plateau_is_no_minimum(x64):
         return 1 + jnp.exp(-x[0])
 
     tx = sn.solvers.approx_newton(
-        lambda x: sn.curvature.structured.StructuredOperator(jnp.eye(1), jnp.exp(-x), jnp.zeros((1, 0)), jnp.zeros((0, 0))),
+        lambda x: sn.curvature.structured.StructuredOperator(
+            jnp.eye(1), jnp.exp(-x), jnp.zeros((1, 0)), jnp.zeros((0, 0))
+        ),
         damping="levenberg_marquardt",
     )
     sol = minimise(loss, jnp.zeros(1), tx, throw=False)
@@ -107,7 +117,8 @@ def test_heavy_tails_end_where_the_gradient_is_small_enough(x64):
     assert float(jnp.linalg.norm(p.gradient(sol.value))) <= 1.01e-9 * norms[0]
 
 
-# --- implicit derivatives where the Hessian is singular ---------------------------------------------------
+# --- implicit derivatives where the Hessian is singular
+# ---------------------------------------------------
 
 
 def test_derivatives_of_leaves_that_do_not_move(x64):
@@ -177,7 +188,14 @@ def test_first_order_methods_see_plateaus_as_well(seed, traced, x64):
     target = jax.nn.softmax(rows @ (0.7 * rng.normal(size=2)))
 
     def run(rows):
-        return minimise(saturating, jnp.zeros(2), optax.sgd(1000.0), throw=False, max_steps=50, args=(rows, target))
+        return minimise(
+            saturating,
+            jnp.zeros(2),
+            optax.sgd(1000.0),
+            throw=False,
+            max_steps=50,
+            args=(rows, target),
+        )
 
     sol = (jax.jit(run) if traced else run)(rows)
     assert Result(int(sol.result)) is Result.PLATEAU
@@ -186,14 +204,19 @@ def test_first_order_methods_see_plateaus_as_well(seed, traced, x64):
 @pytest.mark.parametrize("power", [2, 4])
 def test_flat_minima_are_no_plateaus(power):
     sol = minimise(
-        lambda x: 1 + jnp.sum((x - 1) ** power * jnp.array([1.0, 3.0])), jnp.zeros(2), optax.sgd(0.05), max_steps=5000
+        lambda x: 1 + jnp.sum((x - 1) ** power * jnp.array([1.0, 3.0])),
+        jnp.zeros(2),
+        optax.sgd(0.05),
+        max_steps=5000,
     )
     assert Result(int(sol.result)) is Result.SUCCESSFUL
 
 
 @pytest.mark.parametrize("rate", [50.0, 1.0])
 def test_an_overshoot_is_no_success(rate):
-    """The gradients that Adam meets where a large rate has thrown it are no measure of those at a minimum."""
+    """The gradients that Adam meets where a large rate has thrown it are no measure of those at a
+    minimum.
+    """
 
     def rosenbrock(x):
         return 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2

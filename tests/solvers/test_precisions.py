@@ -1,4 +1,5 @@
-"""One precision beside another: every transform on float32 and float64, with x64 on and off, and under strict promotion.
+"""One precision beside another: every transform on float32 and float64, with x64 on and off, and
+under strict promotion.
 
 Programs are traced, not run, where that shows it: carries of loops whose dtypes drift are refused
 while tracing.
@@ -20,7 +21,9 @@ from softntk.solution import Result
 
 minimise = sn.solvers.minimise
 PRECISIONS = [("float32", False), ("float32", True), ("float64", True)]
-METHODS = list(itertools.product((None, 4), (None, 2), (None, "trust_region", "levenberg_marquardt")))
+METHODS = list(
+    itertools.product((None, 4), (None, 2), (None, "trust_region", "levenberg_marquardt"))
+)
 
 
 @pytest.fixture
@@ -131,7 +134,9 @@ def test_float32_beside_x64_gives_what_float32_gives(activation):
 
 @pytest.mark.parametrize("c", [1e-30, 1e-25, 1.0, 1e20, 1e30])
 def test_minimisers_do_not_depend_on_the_unit_of_the_loss(c):
-    """In float32, where c² leaves the range; by a descent that is told the unit, L-BFGS, and Newton's method."""
+    """In float32, where c² leaves the range; by a descent that is told the unit, L-BFGS, and
+    Newton's method.
+    """
 
     def loss(x):
         return c * jnp.sum((x - 1) ** 2)
@@ -159,7 +164,9 @@ def test_minimisers_move_with_the_unit_of_the_points(unit):
     b = np.exp(A @ [1.0, -1.0])
     b = (b / b.sum()).astype("float32")
     best = minimise(sn.regression.softmax(A, b), np.zeros(2, "float32"), rtol=1e-4)
-    sol = minimise(sn.regression.softmax(np.float32(unit) * A, b), np.zeros(2, "float32"), rtol=1e-4)
+    sol = minimise(
+        sn.regression.softmax(np.float32(unit) * A, b), np.zeros(2, "float32"), rtol=1e-4
+    )
     assert np.abs(np.asarray(sol.value, float) * unit - np.asarray(best.value)).max() < 1e-2
     ratio = np.asarray(sol.stats["gradient_norm"][0], float) / best.stats["gradient_norm"][0]
     assert abs(ratio / unit - 1) < 1e-2
@@ -198,7 +205,9 @@ def test_regressions_inside_jit_may_have_any_unit(unit):
 
     @jax.jit
     def solve(A):
-        sol = sn.solvers.minimise(sn.regression.softmax(A, b), jnp.zeros(2), throw=False, max_steps=100)
+        sol = sn.solvers.minimise(
+            sn.regression.softmax(A, b), jnp.zeros(2), throw=False, max_steps=100
+        )
         return sol.value, sol.result, sol.stats["gradient_norm"][0]
 
     value, result, slope = solve(unit * A)

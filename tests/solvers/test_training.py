@@ -16,7 +16,9 @@ def loss(params, x, y):
 
 
 @pytest.mark.parametrize(
-    "tx", [sn.solvers.gradient_descent(0.05), optax.adam(0.01), optax.lbfgs()], ids=["gd", "adam", "lbfgs"]
+    "tx",
+    [sn.solvers.gradient_descent(0.05), optax.adam(0.01), optax.lbfgs()],
+    ids=["gd", "adam", "lbfgs"],
 )
 def test_equals_a_python_loop(tx, x64):
     x, y = points(0, 6, 3), points(1, 6, 2)
@@ -39,7 +41,9 @@ def test_equals_a_python_loop(tx, x64):
     np.testing.assert_allclose(sol.stats["loss"], [*losses, float(value_fn(params))], rtol=1e-10)
     for name in start:
         np.testing.assert_allclose(sol.value[name], params[name], rtol=1e-8)
-        np.testing.assert_allclose(sol.stats["snapshots"][name], [p[name] for p in [*seen, params]], rtol=1e-8)
+        np.testing.assert_allclose(
+            sol.stats["snapshots"][name], [p[name] for p in [*seen, params]], rtol=1e-8
+        )
     assert sol.check() is sol
 
 
@@ -64,7 +68,9 @@ def test_divergence_stops_at_the_last_good_point_and_says_so():
 
 
 def test_a_bad_start_is_told_apart():
-    sol = sn.solvers.train(lambda x: jnp.sum(x), jnp.array([jnp.nan]), sn.solvers.gradient_descent(0.1), 3)
+    sol = sn.solvers.train(
+        lambda x: jnp.sum(x), jnp.array([jnp.nan]), sn.solvers.gradient_descent(0.1), 3
+    )
     assert Result(int(sol.result)) is Result.NONFINITE_INPUT
 
 
@@ -92,4 +98,10 @@ def test_second_call_does_not_compile_again():
 )
 def test_bad_counts(steps, every, message):
     with pytest.raises(ValueError, match=message):
-        sn.solvers.train(lambda x: jnp.sum(x**2), jnp.ones(2), sn.solvers.gradient_descent(0.1), steps, snapshot_every=every)
+        sn.solvers.train(
+            lambda x: jnp.sum(x**2),
+            jnp.ones(2),
+            sn.solvers.gradient_descent(0.1),
+            steps,
+            snapshot_every=every,
+        )

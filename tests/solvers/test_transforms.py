@@ -30,7 +30,10 @@ def test_takes_a_schedule_and_chains_with_a_line_search():
     schedule = optax.exponential_decay(0.5, 1, 0.5)
     sol = sn.solvers.train(quadratic, jnp.ones(2), sn.solvers.gradient_descent(schedule), 2)
     np.testing.assert_allclose(sol.value, [0.5 * 0.75, -0.5 * 0.25])
-    tx = optax.chain(sn.solvers.gradient_descent(1.0), optax.scale_by_backtracking_linesearch(max_backtracking_steps=20))
+    tx = optax.chain(
+        sn.solvers.gradient_descent(1.0),
+        optax.scale_by_backtracking_linesearch(max_backtracking_steps=20),
+    )
     assert sn.solvers.train(quadratic, jnp.ones(2), tx, 50).stats["loss"][-1] < 1e-6
 
 

@@ -21,7 +21,8 @@ def bowl(x):
     return jnp.sum((x - 1) ** 2)
 
 
-# --- leaves that are no floats -----------------------------------------------------------------------
+# --- leaves that are no floats
+# -----------------------------------------------------------------------
 
 
 def model_and_loss():
@@ -55,11 +56,14 @@ def test_integer_leaves_and_keys_are_constants(x64):
         assert sol.value["steps"] == 4
 
 
-# --- args --------------------------------------------------------------------------------------------
+# --- args
+# --------------------------------------------------------------------------------------------
 
 
 def shifted(params, c, *, power=2):
-    return jnp.sum((params["x"] - c["shift"]) ** power) + 0.5 * c["weight"] * jnp.sum(params["x"] ** 2)
+    return jnp.sum((params["x"] - c["shift"]) ** power) + 0.5 * c["weight"] * jnp.sum(
+        params["x"] ** 2
+    )
 
 
 def test_arguments_of_the_loss_move_the_minimiser(x64):
@@ -74,8 +78,14 @@ def test_arguments_of_the_loss_move_the_minimiser(x64):
     assert_close(of(shift, 2.0), shift / 2, rtol=1e-10)
     assert_close(jax.jacobian(of)(shift, 2.0), np.eye(2) / 2, rtol=1e-8)
     assert_close(jax.jacfwd(of, argnums=1)(shift, 2.0), -2 * shift / 16, rtol=1e-8)
-    assert_close(jax.jacfwd(jax.jacrev(of, argnums=1), argnums=1)(shift, 2.0), 4 * shift / 64, rtol=1e-6)
-    assert_close(jax.jit(jax.vmap(of, (None, 0)))(shift, jnp.array([0.0, 2.0])), [shift, shift / 2], rtol=1e-8)
+    assert_close(
+        jax.jacfwd(jax.jacrev(of, argnums=1), argnums=1)(shift, 2.0), 4 * shift / 64, rtol=1e-6
+    )
+    assert_close(
+        jax.jit(jax.vmap(of, (None, 0)))(shift, jnp.array([0.0, 2.0])),
+        [shift, shift / 2],
+        rtol=1e-8,
+    )
 
 
 def test_nothing_is_compiled_again_for_other_values_of_arguments(caplog):
@@ -92,7 +102,8 @@ def test_nothing_is_compiled_again_for_other_values_of_arguments(caplog):
     assert compiled({"shift": np.ones(2, "float32"), "weight": 5.0})
 
 
-# --- a matrix as curvature ----------------------------------------------------------------------------
+# --- a matrix as curvature
+# ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["NumPy", "list", "operator", "function"])
@@ -125,7 +136,8 @@ def test_a_matrix_is_a_curvature_of_a_pytree(x64):
     assert_close([sol.value["a"], sol.value["b"][0]], np.linalg.solve(H, np.ones(2)), rtol=1e-9)
 
 
-# --- results --------------------------------------------------------------------------------------------
+# --- results
+# --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("activation", ["relu", "sinh", "identity"])
@@ -138,39 +150,79 @@ def test_a_start_outside_of_the_domain_gives_what_the_problem_says(activation):
     assert "normaliser" in sol.advice
 
 
-# --- what is refused -------------------------------------------------------------------------------------
+# --- what is refused
+# -------------------------------------------------------------------------------------
 
 X = jnp.zeros(2)
 REFUSED = {
-    "tx by name": (lambda: minimise(bowl, X, "adam"), r"tx must be an optax transform, got 'adam'. Write optax.adam"),
-    "tx uncalled": (lambda: minimise(bowl, X, optax.adam), "tx must be an optax transform.* Call it: adam"),
+    "tx by name": (
+        lambda: minimise(bowl, X, "adam"),
+        r"tx must be an optax transform, got 'adam'. Write optax.adam",
+    ),
+    "tx uncalled": (
+        lambda: minimise(bowl, X, optax.adam),
+        "tx must be an optax transform.* Call it: adam",
+    ),
     "tx a number": (lambda: minimise(bowl, X, 0.1), "tx must be an optax transform, got 0.1"),
     "start and tx swapped": (lambda: minimise(bowl, SGD, X), "tx must be an optax transform"),
-    "problem a string": (lambda: minimise("softmax", X), "problem must be a function of the params"),
+    "problem a string": (
+        lambda: minimise("softmax", X),
+        "problem must be a function of the params",
+    ),
     "problem a class": (lambda: minimise(dict, X), "problem must be a function of the params"),
-    "loss with aux": (lambda: minimise(lambda x: (bowl(x), x), X), "problem must return a scalar.* got a tuple"),
-    "loss of integers": (lambda: minimise(lambda x: jnp.array(1), X), "problem must return a floating-point scalar"),
+    "loss with aux": (
+        lambda: minimise(lambda x: (bowl(x), x), X),
+        "problem must return a scalar.* got a tuple",
+    ),
+    "loss of integers": (
+        lambda: minimise(lambda x: jnp.array(1), X),
+        "problem must return a floating-point scalar",
+    ),
     "x0 None": (lambda: minimise(bowl, None), "x0 must hold at least one array"),
     "x0 a list": (lambda: minimise(bowl, [0.0, 1.0]), r"x0 must be an array, .* jnp.asarray\(x0"),
     "x0 integers": (lambda: minimise(bowl, jnp.zeros(2, int)), "x0 must be a floating-point array"),
     "x0 Boolean": (lambda: minimise(bowl, jnp.zeros(2, bool)), "x0 must be a floating-point array"),
     "x0 complex": (lambda: minimise(bowl, jnp.zeros(2, complex)), "x0 must be real, got complex"),
     "x0 a string": (lambda: minimise(bowl, "zero"), "x0 must be an array, or a pytree of arrays"),
-    "x0 of objects": (lambda: minimise(bowl, np.array([None, 1], object)), "x0 must hold arrays of numbers"),
+    "x0 of objects": (
+        lambda: minimise(bowl, np.array([None, 1], object)),
+        "x0 must hold arrays of numbers",
+    ),
     "x0 empty": (lambda: minimise(bowl, jnp.zeros((2, 0))), "x0 must not hold empty arrays"),
-    "args no tuple": (lambda: minimise(bowl, X, SGD, args=jnp.ones(2)), r"args must be a tuple.* args=\(value,\)"),
+    "args no tuple": (
+        lambda: minimise(bowl, X, SGD, args=jnp.ones(2)),
+        r"args must be a tuple.* args=\(value,\)",
+    ),
     "args of a problem": (
         lambda: minimise(sn.regression.softmax(np.eye(2), np.ones(2) / 2), X, args=(1.0,)),
         "args are for plain functions",
     ),
-    "rtol a string": (lambda: minimise(bowl, X, SGD, rtol="small"), "rtol must be a finite number, got 'small'"),
+    "rtol a string": (
+        lambda: minimise(bowl, X, SGD, rtol="small"),
+        "rtol must be a finite number, got 'small'",
+    ),
     "rtol NaN": (lambda: minimise(bowl, X, SGD, rtol=float("nan")), "rtol must be a finite number"),
-    "atol infinite": (lambda: minimise(bowl, X, SGD, atol=float("inf")), "atol must be a finite number"),
-    "max_steps Boolean": (lambda: minimise(bowl, X, SGD, max_steps=True), "max_steps must be a non-negative integer"),
-    "max_steps None": (lambda: minimise(bowl, X, SGD, max_steps=None), "max_steps must be a non-negative integer"),
-    "throw yes": (lambda: minimise(bowl, X, SGD, throw="yes"), "throw must be True or False, got 'yes'"),
+    "atol infinite": (
+        lambda: minimise(bowl, X, SGD, atol=float("inf")),
+        "atol must be a finite number",
+    ),
+    "max_steps Boolean": (
+        lambda: minimise(bowl, X, SGD, max_steps=True),
+        "max_steps must be a non-negative integer",
+    ),
+    "max_steps None": (
+        lambda: minimise(bowl, X, SGD, max_steps=None),
+        "max_steps must be a non-negative integer",
+    ),
+    "throw yes": (
+        lambda: minimise(bowl, X, SGD, throw="yes"),
+        "throw must be True or False, got 'yes'",
+    ),
     "progress 1": (lambda: minimise(bowl, X, SGD, progress=1), "progress must be True or False"),
-    "checkpoint a flag": (lambda: minimise(bowl, X, SGD, checkpoint=True), "checkpoint must be a path or None"),
+    "checkpoint a flag": (
+        lambda: minimise(bowl, X, SGD, checkpoint=True),
+        "checkpoint must be a path or None",
+    ),
     "traced steps": (
         lambda: jax.jit(lambda n: minimise(bowl, X, SGD, max_steps=n).value)(3),
         "max_steps must be a non-negative integer",
@@ -180,28 +232,75 @@ REFUSED = {
         "rtol must be known",
     ),
     "train by name": (lambda: train(bowl, X, "adam", 3), "tx must be an optax transform"),
-    "train a vector": (lambda: train(lambda x: x, X, SGD, 3), r"loss must return a scalar.* got shape \(2,\)"),
-    "train with aux": (lambda: train(lambda x: (bowl(x), x), X, SGD, 3), "loss must return a scalar.* got a tuple"),
+    "train a vector": (
+        lambda: train(lambda x: x, X, SGD, 3),
+        r"loss must return a scalar.* got shape \(2,\)",
+    ),
+    "train with aux": (
+        lambda: train(lambda x: (bowl(x), x), X, SGD, 3),
+        "loss must return a scalar.* got a tuple",
+    ),
     "train nothing": (lambda: train(bowl, {}, SGD, 3), "params must hold at least one array"),
-    "train integers": (lambda: train(bowl, jnp.zeros(2, int), SGD, 3), "params must be a floating-point array"),
+    "train integers": (
+        lambda: train(bowl, jnp.zeros(2, int), SGD, 3),
+        "params must be a floating-point array",
+    ),
     "train no function": (lambda: train(None, X, SGD, 3), "loss must be a function"),
-    "train half a step": (lambda: train(bowl, X, SGD, 1.5), "steps must be a positive integer, got 1.5"),
-    "rate NaN": (lambda: sn.solvers.gradient_descent(float("nan")), "learning_rate must be a positive"),
-    "rate a string": (lambda: sn.solvers.gradient_descent("0.1"), "learning_rate must be a positive"),
-    "momentum a string": (lambda: sn.solvers.gradient_descent(0.1, "0.9"), "momentum must be a finite number"),
-    "nesterov yes": (lambda: sn.solvers.gradient_descent(0.1, 0.9, "yes"), "nesterov must be True or False"),
-    "constant NaN": (lambda: step_sizes.paper(0.5, 3, 1, 4, constant=float("nan")), "constant must be a positive"),
-    "constant negative": (lambda: step_sizes.paper(0.5, 3, 1, 4, constant=-1.0), "constant must be a positive"),
-    "exponent NaN": (lambda: step_sizes.paper(0.5, 3, 1, 4, exponent=float("nan")), "exponent must be"),
+    "train half a step": (
+        lambda: train(bowl, X, SGD, 1.5),
+        "steps must be a positive integer, got 1.5",
+    ),
+    "rate NaN": (
+        lambda: sn.solvers.gradient_descent(float("nan")),
+        "learning_rate must be a positive",
+    ),
+    "rate a string": (
+        lambda: sn.solvers.gradient_descent("0.1"),
+        "learning_rate must be a positive",
+    ),
+    "momentum a string": (
+        lambda: sn.solvers.gradient_descent(0.1, "0.9"),
+        "momentum must be a finite number",
+    ),
+    "nesterov yes": (
+        lambda: sn.solvers.gradient_descent(0.1, 0.9, "yes"),
+        "nesterov must be True or False",
+    ),
+    "constant NaN": (
+        lambda: step_sizes.paper(0.5, 3, 1, 4, constant=float("nan")),
+        "constant must be a positive",
+    ),
+    "constant negative": (
+        lambda: step_sizes.paper(0.5, 3, 1, 4, constant=-1.0),
+        "constant must be a positive",
+    ),
+    "exponent NaN": (
+        lambda: step_sizes.paper(0.5, 3, 1, 4, exponent=float("nan")),
+        "exponent must be",
+    ),
     "eigenvalue a string": (lambda: step_sizes.fastest("1", 2.0), "smallest must be a positive"),
-    "damping unhashable": (lambda: sn.solvers.approx_newton(np.eye(2), damping=["x"]), "damping must be one of"),
+    "damping unhashable": (
+        lambda: sn.solvers.approx_newton(np.eye(2), damping=["x"]),
+        "damping must be one of",
+    ),
     "no key": (lambda: sn.solvers.approx_newton(np.eye(2), key=0), "key must be a random key"),
-    "line search by name": (lambda: sn.solvers.approx_newton(np.eye(2), linesearch="zoom"), "linesearch must be an optax"),
-    "curvature of half": (lambda: sn.solvers.approx_newton(jnp.eye(2, dtype="bfloat16")), "curvature must be float32"),
-    "curvature NaN": (lambda: sn.solvers.approx_newton(np.full((2, 2), np.nan)), "curvature must be finite"),
+    "line search by name": (
+        lambda: sn.solvers.approx_newton(np.eye(2), linesearch="zoom"),
+        "linesearch must be an optax",
+    ),
+    "curvature of half": (
+        lambda: sn.solvers.approx_newton(jnp.eye(2, dtype="bfloat16")),
+        "curvature must be float32",
+    ),
+    "curvature NaN": (
+        lambda: sn.solvers.approx_newton(np.full((2, 2), np.nan)),
+        "curvature must be finite",
+    ),
     "path NaN": (
         lambda: sn.solvers.contraction(
-            sn.regression.softmax(np.eye(3), np.ones(3) / 3, 0.1), np.full((3, 3), np.nan), np.zeros(2)
+            sn.regression.softmax(np.eye(3), np.ones(3) / 3, 0.1),
+            np.full((3, 3), np.nan),
+            np.zeros(2),
         ),
         "path must be finite",
     ),
@@ -209,8 +308,14 @@ REFUSED = {
         lambda: sn.solvers.contraction(None, np.zeros((3, 3)), np.zeros(2)),
         "problem must be one of softntk.regression",
     ),
-    "net None": (lambda: sn.solvers.natural_gradient(None, jnp.ones((2, 3)), jnp.ones(2)), "net must be a network"),
-    "x a string": (lambda: sn.solvers.natural_gradient(bowl, "x", jnp.ones(2)), "x must be an array"),
+    "net None": (
+        lambda: sn.solvers.natural_gradient(None, jnp.ones((2, 3)), jnp.ones(2)),
+        "net must be a network",
+    ),
+    "x a string": (
+        lambda: sn.solvers.natural_gradient(bowl, "x", jnp.ones(2)),
+        "x must be an array",
+    ),
     "damped 1": (
         lambda: sn.solvers.natural_gradient(bowl, jnp.ones((2, 3)), jnp.ones(2), damped=1),
         "damped must be True or False",

@@ -1,4 +1,6 @@
-"""Every argument of every function, given what it is not: an error that names it, or the right result."""
+"""Every argument of every function, given what it is not: an error that names it, or the right
+result.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +43,16 @@ ARRAYS = [
 NUMBERS = [None, "1", {}, [], 1j, float("nan"), -1.0, True, np.ones(2), np.array("a"), object()]
 CHOICES = [None, "softmux", {}, ["softmax"], 1, np.array("a")]
 NETWORKS = [None, "softmax", lambda p, x: x, (NET.init_fn, NET.apply_fn, NET.kernel_fn)]
-WEIGHTS = [None, "p", {}, X, OTHER, PARAMS.hidden, (None, PARAMS), PARAMS.replace(hidden=jnp.full((3, 8), jnp.nan))]
+WEIGHTS = [
+    None,
+    "p",
+    {},
+    X,
+    OTHER,
+    PARAMS.hidden,
+    (None, PARAMS),
+    PARAMS.replace(hidden=jnp.full((3, 8), jnp.nan)),
+]
 KEYS = [None, 0, "k", jnp.zeros(2), jax.random.split(KEY, 3)]
 FLAGS = [None, "yes", 1, np.ones(2)]
 COUNTS = [None, "1", 0, -1, 1.5, True, [1], np.ones(2)]
@@ -55,16 +66,32 @@ def make(width):
     return sn.networks.two_layer("softmax", width=width)
 
 
-PAPER = {"family": CHOICES, "n": COUNTS, "smallest": NUMBERS, "k": COUNTS, "sigma": NUMBERS, "failure": NUMBERS}
+PAPER = {
+    "family": CHOICES,
+    "n": COUNTS,
+    "smallest": NUMBERS,
+    "k": COUNTS,
+    "sigma": NUMBERS,
+    "failure": NUMBERS,
+}
 PAPER_GOOD = {"family": "softmax", "n": 3, "smallest": 0.1, "k": 1, "sigma": 1.0, "failure": 0.1}
 SCALED = {**PAPER, "parameterization": CHOICES, "width": COUNTS, "constants": CHOICES}
-SCALED_GOOD = {**PAPER_GOOD, "parameterization": "paper", "width": 8, "constants": bounds.AS_REMEMBERED}
+SCALED_GOOD = {
+    **PAPER_GOOD,
+    "parameterization": "paper",
+    "width": 8,
+    "constants": bounds.AS_REMEMBERED,
+}
 DATA = {"net": NETWORKS, "params": WEIGHTS, "x": ARRAYS}
 DATA_GOOD = {"net": NET, "params": PARAMS, "x": X}
 
 # A function, arguments that it takes, and for some of them what it must refuse.
 CASES = {
-    "certify_convergence": (sn.theory.certify_convergence, {**DATA_GOOD, "y": Y}, {**DATA, "y": ARRAYS}),
+    "certify_convergence": (
+        sn.theory.certify_convergence,
+        {**DATA_GOOD, "y": Y},
+        {**DATA, "y": ARRAYS},
+    ),
     "certified_width": (
         sn.theory.certified_width,
         {"make": make, "x": X, "y": Y, "key": KEY, "smallest": 4, "largest": 8, "precision": 0.1},
@@ -81,10 +108,23 @@ CASES = {
     "certify_minimum": (
         sn.theory.certify_minimum,
         {"p": None, "x0": np.zeros(3)},
-        {"x0": [*ARRAYS, np.array([5j, 5j, 5j]), np.array(["0", "0", "0"]), np.array([True] * 3), np.zeros(2), 0.0]},
+        {
+            "x0": [
+                *ARRAYS,
+                np.array([5j, 5j, 5j]),
+                np.array(["0", "0", "0"]),
+                np.array([True] * 3),
+                np.zeros(2),
+                0.0,
+            ]
+        },
     ),
     "required_width": (sn.theory.required_width, PAPER_GOOD, {**PAPER, "constants": CHOICES}),
-    "required_steps": (sn.theory.required_steps, {**PAPER_GOOD, "accuracy": 0.1}, {**PAPER, "accuracy": NUMBERS}),
+    "required_steps": (
+        sn.theory.required_steps,
+        {**PAPER_GOOD, "accuracy": 0.1},
+        {**PAPER, "accuracy": NUMBERS},
+    ),
     "learning_rate": (bounds.learning_rate, SCALED_GOOD, SCALED),
     "radius": (
         bounds.radius,
@@ -96,7 +136,11 @@ CASES = {
         {**{name: value for name, value in SCALED_GOOD.items() if name != "smallest"}, "R": 0.1},
         {**{name: value for name, value in SCALED.items() if name != "smallest"}, "R": NUMBERS},
     ),
-    "smallest_eigenvalue": (bounds.smallest_eigenvalue, {**SCALED_GOOD, "R": 0.1}, {**SCALED, "R": NUMBERS}),
+    "smallest_eigenvalue": (
+        bounds.smallest_eigenvalue,
+        {**SCALED_GOOD, "R": 0.1},
+        {**SCALED, "R": NUMBERS},
+    ),
     "descent_factor": (
         bounds.descent_factor,
         {"smallest": 0.1, "rate": 0.1, "parameterization": "paper", "width": 8},
@@ -105,16 +149,35 @@ CASES = {
     "table": (
         bounds.table,
         {"n": 3, "smallest": 0.1, "accuracy": 0.1},
-        {"n": COUNTS, "smallest": NUMBERS, "accuracy": NUMBERS, "k": COUNTS, "sigma": NUMBERS, "failure": NUMBERS},
+        {
+            "n": COUNTS,
+            "smallest": NUMBERS,
+            "accuracy": NUMBERS,
+            "k": COUNTS,
+            "sigma": NUMBERS,
+            "failure": NUMBERS,
+        },
     ),
     "Constants": (
         bounds.Constants,
         {},
-        {"width": NUMBERS, "step": NUMBERS, "step_exponent": [None, "1", {}, float("nan"), True], "concentration": [None, {}]},
+        {
+            "width": NUMBERS,
+            "step": NUMBERS,
+            "step_exponent": [None, "1", {}, float("nan"), True],
+            "concentration": [None, {}],
+        },
     ),
     "perturbation": (
         sn.theory.perturbation,
-        {**DATA_GOOD, "radii": 0.1, "key": KEY, "kinds": ("random",), "trials": 1, "ascent_steps": 1},
+        {
+            **DATA_GOOD,
+            "radii": 0.1,
+            "key": KEY,
+            "kinds": ("random",),
+            "trials": 1,
+            "ascent_steps": 1,
+        },
         {
             **DATA,
             "radii": [*NUMBERS[:-3], np.ones(2), np.array("a"), np.ones((1, 1))],
@@ -128,17 +191,35 @@ CASES = {
         },
     ),
     "rkhs_norm": (generalisation.rkhs_norm, {"gram": GRAM, "y": Y}, {"gram": ARRAYS, "y": ARRAYS}),
-    "noise_level": (generalisation.noise_level, {"gram": GRAM, "y": Y}, {"gram": ARRAYS, "y": ARRAYS}),
+    "noise_level": (
+        generalisation.noise_level,
+        {"gram": GRAM, "y": Y},
+        {"gram": ARRAYS, "y": ARRAYS},
+    ),
     "effective_rank": (generalisation.effective_rank, {"gram": GRAM}, {"gram": ARRAYS}),
     "effective_rank of eigenvalues": (
         generalisation.effective_rank,
         {"gram": None, "eigenvalues": np.ones(3)},
-        {"eigenvalues": [*ARRAYS, np.array([[1.0, 2.0], [3.0, 4.0]]), np.zeros(3), -np.ones(3), 1.0]},
+        {
+            "eigenvalues": [
+                *ARRAYS,
+                np.array([[1.0, 2.0], [3.0, 4.0]]),
+                np.zeros(3),
+                -np.ones(3),
+                1.0,
+            ]
+        },
     ),
     "early_stopping_time": (
         generalisation.early_stopping_time,
         {"gram": GRAM, "noise": 0.1},
-        {"gram": ARRAYS, "noise": NUMBERS, "norm": NUMBERS, "constant": NUMBERS, "learning_rate": [*NUMBERS[1:], 10.0, 1e-320]},
+        {
+            "gram": ARRAYS,
+            "noise": NUMBERS,
+            "norm": NUMBERS,
+            "constant": NUMBERS,
+            "learning_rate": [*NUMBERS[1:], 10.0, 1e-320],
+        },
     ),
     "least_risk_time": (
         generalisation.least_risk_time,
@@ -181,7 +262,12 @@ CASES = {
         {"params": PARAMS, "params_after": PARAMS, "direction": np.ones(2, np.float32)},
         {
             "params": [None, {}, X, PARAMS.hidden],
-            "params_after": [None, {}, X, PARAMS.replace(hidden=jnp.ones((2, 6)), readout=jnp.ones((6, 1)))],
+            "params_after": [
+                None,
+                {},
+                X,
+                PARAMS.replace(hidden=jnp.ones((2, 6)), readout=jnp.ones((6, 1))),
+            ],
             "direction": [*ARRAYS, np.ones(2, np.float16), np.zeros(2, np.float32)],
         },
     ),
@@ -281,10 +367,14 @@ def test_targets_of_one_output_may_be_a_vector(untyped):
     """Lists, vectors and other precisions mean what they say."""
     rows = X.tolist()
     np.testing.assert_array_equal(
-        fl.one_step(NET, PARAMS, rows, Y[:, 0], 0.1).hidden, fl.one_step(NET, PARAMS, X, Y, 0.1).hidden
+        fl.one_step(NET, PARAMS, rows, Y[:, 0], 0.1).hidden,
+        fl.one_step(NET, PARAMS, X, Y, 0.1).hidden,
     )
     np.testing.assert_array_equal(fl.ridge_features(X, Y[:, 0], rows), fl.ridge_features(X, Y, X))
-    assert generalisation.rkhs_norm(GRAM.tolist(), Y[:, 0]).total == generalisation.rkhs_norm(GRAM, Y).total
+    assert (
+        generalisation.rkhs_norm(GRAM.tolist(), Y[:, 0]).total
+        == generalisation.rkhs_norm(GRAM, Y).total
+    )
     assert generalisation.noise_level(GRAM, Y[:, 0]) == generalisation.noise_level(GRAM, Y)
     assert sn.theory.risk_bound(GRAM, Y[:, 0]).bound == sn.theory.risk_bound(GRAM, Y).bound
     one = sn.theory.certify_convergence(NET, PARAMS, X, Y[:, 0])
@@ -297,14 +387,20 @@ def test_targets_of_one_output_may_be_a_vector(untyped):
 
 def test_numbers_of_any_library(untyped):
     plain = bounds.required_width("softmax", 3, 0.125, sigma=0.5)
-    assert plain == bounds.required_width("softmax", np.int64(3), np.float32(0.125), sigma=jnp.float32(0.5))
+    assert plain == bounds.required_width(
+        "softmax", np.int64(3), np.float32(0.125), sigma=jnp.float32(0.5)
+    )
     assert type(bounds.learning_rate("relu", np.int32(3), np.float64(0.1))) is float
     values = np.array([1e-13, 1e-14])
-    stop = generalisation.early_stopping_time(None, 1e-18, learning_rate=0.9 / np.float64(1e-13), eigenvalues=values)
+    stop = generalisation.early_stopping_time(
+        None, 1e-18, learning_rate=0.9 / np.float64(1e-13), eigenvalues=values
+    )
     assert type(stop.steps) is int
     assert stop.steps > 2**63
     assert_close(stop.steps * 0.9 / 1e-13, stop.time)
-    assert stop == generalisation.early_stopping_time(None, 1e-18, learning_rate=0.9 / 1e-13, eigenvalues=values.tolist())
+    assert stop == generalisation.early_stopping_time(
+        None, 1e-18, learning_rate=0.9 / 1e-13, eigenvalues=values.tolist()
+    )
 
 
 def test_values_beyond_float32_are_what_they_are_in_float64(untyped):
@@ -319,7 +415,12 @@ def test_values_beyond_float32_are_what_they_are_in_float64(untyped):
         (lambda: fl.one_step(NET, PARAMS, X, y, 0.1), "y"),
         (lambda: lazy.distances(NET, PARAMS, X, y, learning_rate=0.1, steps=1), "y"),
         (lambda: fl.features(NET, PARAMS, 1e39 * X.astype(float)), "x"),
-        (lambda: lazy.distances(NET, PARAMS, np.float32(3e38) * X, Y, learning_rate=0.1, steps=1), "x"),
+        (
+            lambda: lazy.distances(
+                NET, PARAMS, np.float32(3e38) * X, Y, learning_rate=0.1, steps=1
+            ),
+            "x",
+        ),
     ]:
         with pytest.raises(ValueError, match=f"^{name} must .*finite"):
             call()
@@ -330,7 +431,9 @@ def test_an_activation_that_borrows_a_name_has_no_certificate(untyped):
     false = sn.activations.from_function(jnp.tanh, "exp", sn.activations.get("relu").moments)
     net = sn.networks.two_layer(activation=false, normalize=True, width=8)
     assert "none for 'exp'" in sn.theory.certify_convergence(net, PARAMS, X, Y).reason
-    p = sn.regression.problem(np.eye(3, dtype=np.float32), np.ones(3, np.float32), false, "plain", 1.0)
+    p = sn.regression.problem(
+        np.eye(3, dtype=np.float32), np.ones(3, np.float32), false, "plain", 1.0
+    )
     assert "none for 'exp'" in sn.theory.certify_minimum(p, np.zeros(3)).reason
     found = sn.theory.perturbation(net, PARAMS, X, 0.1, key=KEY, kinds=("random",), trials=1)
     assert found.ours_frobenius[0] == np.inf

@@ -1,4 +1,6 @@
-"""The paper's statements as numbers: their laws, and training that obeys them in both parameterizations."""
+"""The paper's statements as numbers: their laws, and training that obeys them in both
+parameterizations.
+"""
 
 import itertools
 import math
@@ -20,15 +22,21 @@ SMALL = {"sigma": 0.3}  # where B = 1
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_laws_of_scale(family):
-    width = lambda n=100, smallest=0.1, k=1: bounds.required_width(family, n, smallest, k=k, **SMALL)
-    steps = lambda n=100, smallest=0.1, k=1: bounds.required_steps(family, n, smallest, 1e-3, k=k, **SMALL)
+    width = lambda n=100, smallest=0.1, k=1: bounds.required_width(
+        family, n, smallest, k=k, **SMALL
+    )
+    steps = lambda n=100, smallest=0.1, k=1: bounds.required_steps(
+        family, n, smallest, 1e-3, k=k, **SMALL
+    )
     for count in (width, steps):
         assert_close(count(smallest=0.05), 4 * count(), rtol=1e-12)
         assert_close(count(n=300), count(k=3), rtol=1e-12)
         assert 4 < count(n=200) / count() < 5
     rate = bounds.learning_rate(family, 100, 0.1, **SMALL)
     assert_close(bounds.learning_rate(family, 200, 0.2, **SMALL), rate / 2, rtol=1e-12)
-    D = lambda residual=1.0, m=64, n=100, k=1: bounds.radius(family, n, 0.1, residual, m, k=k, **SMALL)
+    D = lambda residual=1.0, m=64, n=100, k=1: bounds.radius(
+        family, n, 0.1, residual, m, k=k, **SMALL
+    )
     assert_close([D(residual=3.0, m=256), D(n=225), D(n=25, k=9)], [1.5 * D()] * 3, rtol=1e-12)
     # log(nk/δ) is squared, but for relu.
     at = lambda failure: bounds.required_width(family, 1, 0.1, sigma=0.1, failure=failure)
@@ -43,7 +51,9 @@ def test_logits_cost_exp_and_softmax_alone(family):
     B = [bounds.growth(50, **s) for s in (wide, narrow)]
     assert_close(B[0], 2 * B[1], rtol=1e-12)
     grown = 0.0 if family == "relu" else B[1]
-    ratio = lambda f, *a: math.log(f(family, 50, 0.1, *a, **wide) / f(family, 50, 0.1, *a, **narrow))
+    ratio = lambda f, *a: math.log(
+        f(family, 50, 0.1, *a, **wide) / f(family, 50, 0.1, *a, **narrow)
+    )
     found = [
         ratio(bounds.required_width),
         ratio(bounds.required_steps, 1e-3),
@@ -81,7 +91,11 @@ def train(parameterization, targets, rate, steps):
         return after, (jnp.sum(residual**2), moved)
 
     squares, moves = jax.jit(lambda p: jax.lax.scan(step, p, None, length=steps)[1])(start)
-    return np.asarray(squares), np.asarray(moves), float(np.linalg.eigvalsh(net.kernel_fn(x, None, "ntk"))[0])
+    return (
+        np.asarray(squares),
+        np.asarray(moves),
+        float(np.linalg.eigvalsh(net.kernel_fn(x, None, "ntk"))[0]),
+    )
 
 
 def test_training_obeys_them_in_both_parameterizations(x64):
@@ -101,7 +115,11 @@ def test_training_obeys_them_in_both_parameterizations(x64):
     assert ours[0][-1] < 1e-5 * ours[0][0]
     D = bounds.radius("softmax", 4, smallest, float(ours[0][0]) ** 0.5, m, **rest)
     assert_close(
-        bounds.radius("softmax", 4, smallest, float(theirs[0][0]) ** 0.5, m, parameterization="paper", **rest), D, rtol=1e-9
+        bounds.radius(
+            "softmax", 4, smallest, float(theirs[0][0]) ** 0.5, m, parameterization="paper", **rest
+        ),
+        D,
+        rtol=1e-9,
     )
     assert 0 < ours[1].max() <= D
     # Even without e^{3B}: a neuron moves by at most about 4 m^{-1/2} λ⁻¹ √n ‖Y − F(0)‖.
@@ -113,7 +131,10 @@ def test_parameterizations_of_bounds():
     B = bounds.growth(10, 2, 1.5, 0.05)
     rate = bounds.learning_rate("softmax", 10, 0.2, k=2, sigma=1.5, failure=0.05, **other)
     assert rate == step_sizes.paper(0.2, 10, 2, 64, B)
-    for f in (bounds.perturbation_bound, lambda R, n, **kw: bounds.smallest_eigenvalue(R, n, 0.4, **kw)):
+    for f in (
+        bounds.perturbation_bound,
+        lambda R, n, **kw: bounds.smallest_eigenvalue(R, n, 0.4, **kw),
+    ):
         assert_close(f(1e-8, 10, **other), 64 * f(1e-8, 10), rtol=1e-12)
     assert bounds.smallest_eigenvalue(1e-9, 10, 0.4, **SMALL) > 0.29
     assert bounds.smallest_eigenvalue(1.0, 10, 0.4, **SMALL) < 0  # says nothing
@@ -146,12 +167,21 @@ def test_table():
 
 
 BAD = [
-    (lambda: bounds.required_width("Softmax", 10, 0.1), "family must be one of .*got 'Softmax'. Did you mean 'softmax'"),
+    (
+        lambda: bounds.required_width("Softmax", 10, 0.1),
+        "family must be one of .*got 'Softmax'. Did you mean 'softmax'",
+    ),
     (lambda: bounds.required_width("res_softmax", 10, 0.1), "family must be one of"),
     (lambda: bounds.required_width("softmax", 0, 0.1), "n must be a positive integer, got 0"),
     (lambda: bounds.required_width("softmax", 1.5, 0.1), "n must be a positive integer, got 1.5"),
-    (lambda: bounds.required_width("softmax", 10, 0.1, k=True), "k must be a positive integer, got True"),
-    (lambda: bounds.required_width("softmax", 10, 0.0), "smallest must be a positive finite number, got 0.0"),
+    (
+        lambda: bounds.required_width("softmax", 10, 0.1, k=True),
+        "k must be a positive integer, got True",
+    ),
+    (
+        lambda: bounds.required_width("softmax", 10, 0.0),
+        "smallest must be a positive finite number, got 0.0",
+    ),
     (lambda: bounds.required_width("softmax", 10, math.nan), "smallest must be a positive"),
     (lambda: bounds.required_width("softmax", 10, 0.1, sigma=-1.0), "sigma must be a positive"),
     (
@@ -161,8 +191,14 @@ BAD = [
     (lambda: bounds.required_steps("softmax", 10, 0.1, 0.0), "accuracy must be a positive"),
     (lambda: bounds.radius("softmax", 10, 0.1, 0.0, 8), "residual must be a positive"),
     (lambda: bounds.radius("softmax", 10, 0.1, 1.0, 0), "width must be a positive integer"),
-    (lambda: bounds.learning_rate("softmax", 10, 0.1, parameterization="paper"), "width must be a positive integer, got None"),
-    (lambda: bounds.learning_rate("softmax", 10, 0.1, parameterization="ntx"), "parameterization must be one of"),
+    (
+        lambda: bounds.learning_rate("softmax", 10, 0.1, parameterization="paper"),
+        "width must be a positive integer, got None",
+    ),
+    (
+        lambda: bounds.learning_rate("softmax", 10, 0.1, parameterization="ntx"),
+        "parameterization must be one of",
+    ),
     (lambda: bounds.perturbation_bound(0.0, 10), "R must be a positive"),
     (lambda: bounds.perturbation_bound(math.inf, 10), "R must be a positive"),
     (lambda: bounds.smallest_eigenvalue(0.1, 10, -1.0), "smallest must be a positive"),
@@ -185,7 +221,16 @@ def test_integers_beyond_the_largest_float_are_named(untyped):
         with pytest.raises(ValueError, match=f"{next(iter(given))} must be"):
             sn.solvers.step_sizes.paper(**{"smallest": 0.5, "n": 3, "k": 1, "width": 4} | given)
         with pytest.raises(ValueError, match=f"{next(iter(given))} must be"):
-            bounds.learning_rate(**{"family": "relu", "n": 3, "smallest": 0.5, "parameterization": "paper", "width": 4} | given)
+            bounds.learning_rate(
+                **{
+                    "family": "relu",
+                    "n": 3,
+                    "smallest": 0.5,
+                    "parameterization": "paper",
+                    "width": 4,
+                }
+                | given
+            )
     with pytest.raises(ValueError, match="width must be"):
         bounds.descent_factor(0.5, 0.1, parameterization="paper", width=huge)
     with pytest.raises(ValueError, match="width must be"):

@@ -1,4 +1,6 @@
-"""A certificate that holds is obeyed by gradient descent at every step; its parts bound what dense oracles find."""
+"""A certificate that holds is obeyed by gradient descent at every step; its parts bound what dense
+oracles find.
+"""
 
 import itertools
 import re
@@ -31,7 +33,13 @@ def instance(case, seed, sigma=0.7):
     """A network, its weights, unit points, and targets of norm one around its outputs at the start."""
     family, n, d, k, width, parameterization, bias, antisymmetric = case
     net = sn.networks.two_layer(
-        family, width=width, out_dim=k, sigma=sigma, parameterization=parameterization, bias=bias, antisymmetric=antisymmetric
+        family,
+        width=width,
+        out_dim=k,
+        sigma=sigma,
+        parameterization=parameterization,
+        bias=bias,
+        antisymmetric=antisymmetric,
     )
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(n, d))
@@ -48,12 +56,23 @@ def descend(net, params, x, y, learning_rate, steps):
     trained = lambda p: (p.hidden,) if p.bias is None else (p.hidden, p.bias)
 
     def loss(weights):
-        return 0.5 * jnp.sum((net.apply_fn(params.replace(**dict(zip(("hidden", "bias"), weights, strict=False))), x) - y) ** 2)
+        return 0.5 * jnp.sum(
+            (
+                net.apply_fn(
+                    params.replace(**dict(zip(("hidden", "bias"), weights, strict=False))), x
+                )
+                - y
+            )
+            ** 2
+        )
 
     def step(weights, _):
         value, grad = jax.value_and_grad(loss)(weights)
         moved = sum(jnp.sum((a - b) ** 2) for a, b in zip(weights, trained(params), strict=True))
-        return jax.tree.map(lambda w, g: w - learning_rate * g, weights, grad), (2 * value, jnp.sqrt(moved))
+        return jax.tree.map(lambda w, g: w - learning_rate * g, weights, grad), (
+            2 * value,
+            jnp.sqrt(moved),
+        )
 
     return jax.jit(lambda: jax.lax.scan(step, trained(params), length=steps)[1])()
 
@@ -65,7 +84,9 @@ def threshold(net, params, x, targets):
         low, high = high, 4 * high
     for _ in range(5):
         middle = (low * high) ** 0.5
-        low, high = (middle, high) if certify(net, params, x, targets(middle)).holds else (low, middle)
+        low, high = (
+            (middle, high) if certify(net, params, x, targets(middle)).holds else (low, middle)
+        )
     return low
 
 
@@ -73,7 +94,9 @@ def check_that_it_is_obeyed(net, params, x, y, steps=150):
     found = certify(net, params, x, y)
     if not found.holds:
         return False
-    squares, moved = map(np.asarray, descend(net, params, x, jnp.asarray(y), found.learning_rate, steps))
+    squares, moved = map(
+        np.asarray, descend(net, params, x, jnp.asarray(y), found.learning_rate, steps)
+    )
     # Where rounding takes over: an output is a sum of moduli of √(m · kernel scale), about.
     output = (net.architecture.width * net.architecture.kernel_scale) ** 0.5 + np.abs(y).max()
     floor = y.size * (4 * np.finfo(float).eps * output) ** 2
@@ -98,7 +121,9 @@ def test_gradient_descent_obeys(case, x64):
 def test_five_hundred_certificates_do_not_lie(x64):
     held = 0
     for seed in range(500):
-        net, params, x, targets = instance(list(CASES.values())[seed % len(CASES)], seed, sigma=(0.3, 0.7, 1.2)[seed % 3])
+        net, params, x, targets = instance(
+            list(CASES.values())[seed % len(CASES)], seed, sigma=(0.3, 0.7, 1.2)[seed % 3]
+        )
         if seed % 25 < len(CASES):
             size = threshold(net, params, x, targets) * (1.0, 0.99, 1.02)[seed % 3]
         else:
@@ -109,7 +134,9 @@ def test_five_hundred_certificates_do_not_lie(x64):
 
 @pytest.mark.slow
 def test_it_is_not_vacuous(x64):
-    """Twenty points of the unit sphere in R^16, targets of norm one: one Lipschitz constant would need a width of a million."""
+    """Twenty points of the unit sphere in R^16, targets of norm one: one Lipschitz constant would
+    need a width of a million.
+    """
     x = np.random.default_rng(0).normal(size=(20, 16))
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     y = np.random.default_rng(1).normal(size=(20, 1))
@@ -127,7 +154,9 @@ def test_singular_values_hold_on_the_path(case, x64):
 
     def singular(weights):
         parts = jax.jacobian(lambda w: net.apply_fn(params.replace(**w), x))(weights)
-        J = np.concatenate([np.asarray(part).reshape(y.size, -1) for part in jax.tree.leaves(parts)], axis=1)
+        J = np.concatenate(
+            [np.asarray(part).reshape(y.size, -1) for part in jax.tree.leaves(parts)], axis=1
+        )
         return np.linalg.svd(J, compute_uv=False)[[-1, 0]]
 
     weights = {"hidden": params.hidden} | ({} if params.bias is None else {"bias": params.bias})
@@ -135,13 +164,17 @@ def test_singular_values_hold_on_the_path(case, x64):
     assert found.smallest_singular_value <= start[0] <= found.smallest_singular_value * (1 + 1e-6)
     loss = lambda w: 0.5 * jnp.sum((net.apply_fn(params.replace(**w), x) - y) ** 2)
     for _ in range(5):
-        weights = jax.tree.map(lambda w, g: w - 3 * found.learning_rate * g, weights, jax.grad(loss)(weights))
+        weights = jax.tree.map(
+            lambda w, g: w - 3 * found.learning_rate * g, weights, jax.grad(loss)(weights)
+        )
         smallest, largest = singular(weights)
         assert found.final_singular_value <= smallest
         assert largest <= found.largest_singular_value
 
 
-@pytest.mark.parametrize(("activation", "normalized"), list(itertools.product(logit_box.INCREASING, (True, False))))
+@pytest.mark.parametrize(
+    ("activation", "normalized"), list(itertools.product(logit_box.INCREASING, (True, False)))
+)
 def test_boxes_enclose(activation, normalized, x64):
     rng = np.random.default_rng(0)
     x, W = rng.normal(size=(4, 3)), rng.normal(size=(3, 30))
@@ -175,7 +208,9 @@ def test_eigenvalues_from_below_and_norms_from_above():
 
 
 def test_parameterizations_agree(x64):
-    """The paper's network is √m times ours: with targets √m times as large the same descent, with a step m times smaller."""
+    """The paper's network is √m times ours: with targets √m times as large the same descent, with a
+    step m times smaller.
+    """
     one = instance(CASES["softmax"], 0)
     two = instance((*CASES["softmax"][:5], "paper", *CASES["softmax"][6:]), 0)
     size = 0.5 * threshold(*one[:3], one[3])
@@ -205,7 +240,11 @@ def make(family="softmax", width=200, **options):
         (make(None, activation="erf", normalize=False), np.eye(2), "none for 'erf'"),
         (make(), np.array([[1.0, 0], [0, 1], [1, 0]]), r"rows \[0, 2\] of x are equal"),
         (make(), np.array([[1.0, 0], [0, 0]]), "row 1 of x is zero"),
-        (make(width=2), np.random.default_rng(0).normal(size=(5, 2)), "5 targets and 4 trained weights"),
+        (
+            make(width=2),
+            np.random.default_rng(0).normal(size=(5, 2)),
+            "5 targets and 4 trained weights",
+        ),
         (make(), np.array([[1.0, 0], [1, 1e-9]]), "rows 0 and 1 of x weigh most"),
         (make(), np.eye(2), r"singular value is used up.*float32 inputs were converted"),
     ],
@@ -220,9 +259,15 @@ def test_reasons(network, x, reason):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"net": lambda p, x: x}, "net must be a network of softntk.networks.two_layer, got function"),
+        (
+            {"net": lambda p, x: x},
+            "net must be a network of softntk.networks.two_layer, got function",
+        ),
         ({"y": np.ones((3, 1))}, r"y must have shape \[n, k\] = \[2, 1\]"),
-        ({"y": np.array([[1.0], [np.nan]])}, r"y must be finite, got 1 NaN or infinite entries, the first at y\[1, 0\]"),
+        (
+            {"y": np.array([[1.0], [np.nan]])},
+            r"y must be finite, got 1 NaN or infinite entries, the first at y\[1, 0\]",
+        ),
         ({"y": np.ones((2, 1), int)}, "y must be a floating-point array"),
         ({"x": np.ones((2, 3))}, "x must have the 2 features"),
         ({"x": np.ones((0, 2))}, "x must have at least one row"),

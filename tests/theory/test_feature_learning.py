@@ -38,7 +38,9 @@ def test_hermite_polynomials_are_orthonormal(x64):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_targets_see_their_directions_only(kind, dtype):
-    directions = np.random.default_rng(0).normal(size=(5, 2 if kind == "staircase" else 1)).astype(dtype)
+    directions = (
+        np.random.default_rng(0).normal(size=(5, 2 if kind == "staircase" else 1)).astype(dtype)
+    )
     f = fl.target(kind, directions, degree=3)
     x = gaussian(1, 30, 5, dtype)
     q, r = np.linalg.qr(directions.astype(float))
@@ -79,9 +81,15 @@ def test_the_step_is_that_of_the_gradient_by_hand(dtype):
 def test_the_step_is_a_derivative(family, x64):
     net, params = start(family, antisymmetric=False, train_readout=True)
     x, y, move = gaussian(1, 20, 6), gaussian(2, 20, 1), gaussian(3, 6, 64)
-    loss = lambda t: 0.5 * jnp.sum((net.apply_fn(params.replace(hidden=params.hidden + t * move), x) - y) ** 2)
+    loss = lambda t: (
+        0.5 * jnp.sum((net.apply_fn(params.replace(hidden=params.hidden + t * move), x) - y) ** 2)
+    )
     slope = (loss(1e-5) - loss(-1e-5)) / 2e-5
-    assert_close(jnp.sum(move * (params.hidden - fl.one_step(net, params, x, y, 2.0).hidden)) / 2, slope, rtol=1e-6)
+    assert_close(
+        jnp.sum(move * (params.hidden - fl.one_step(net, params, x, y, 2.0).hidden)) / 2,
+        slope,
+        rtol=1e-6,
+    )
 
 
 def test_alignment(dtype):
@@ -92,8 +100,16 @@ def test_alignment(dtype):
     found = fl.alignment(params, after, directions)
     q = np.linalg.qr(directions.astype(float))[0]
     norm = np.linalg.norm
-    for name, part in (("before", params.hidden), ("after", after.hidden), ("change", after.hidden - params.hidden)):
-        assert_close(getattr(found, name), norm(q.T @ np.asarray(part, float)) / norm(np.asarray(part, float)), dtype)
+    for name, part in (
+        ("before", params.hidden),
+        ("after", after.hidden),
+        ("change", after.hidden - params.hidden),
+    ):
+        assert_close(
+            getattr(found, name),
+            norm(q.T @ np.asarray(part, float)) / norm(np.asarray(part, float)),
+            dtype,
+        )
     first = np.linalg.svd(np.asarray(after.hidden - params.hidden, float))[0][:, 0]
     assert_close(found.leading, norm(q.T @ first), rtol=1e-3 if dtype == "float32" else 1e-9)
     still = fl.alignment(params, params, directions)
@@ -130,14 +146,22 @@ def test_features_make_the_output(dtype):
 def test_ridge_regression_on_features(x64):
     phi, tests = gaussian(1, 30, 8), gaussian(2, 5, 8)
     y = phi[:, :2] + gaussian(3, 30, 2)
-    primal = lambda rho: np.asarray(tests) @ np.linalg.solve(phi.T @ phi + rho * np.eye(8), phi.T @ y)
+    primal = lambda rho: (
+        np.asarray(tests) @ np.linalg.solve(phi.T @ phi + rho * np.eye(8), phi.T @ y)
+    )
     assert_close(fl.ridge_features(phi, y, tests, ridge=0.4), primal(0.4), rtol=1e-9)
     wide, wide_tests = gaussian(4, 30, 90), gaussian(5, 5, 90)
-    dual = np.asarray(wide_tests) @ np.asarray(wide).T @ np.linalg.solve(wide @ wide.T + 0.4 * np.eye(30), y)
+    dual = (
+        np.asarray(wide_tests)
+        @ np.asarray(wide).T
+        @ np.linalg.solve(wide @ wide.T + 0.4 * np.eye(30), y)
+    )
     assert_close(fl.ridge_features(wide, y, wide_tests, ridge=0.4), dual, rtol=1e-9)
 
     def criterion(log):
-        left = np.eye(30) - np.asarray(phi @ jnp.linalg.solve(phi.T @ phi + np.exp(log) * jnp.eye(8), phi.T))
+        left = np.eye(30) - np.asarray(
+            phi @ jnp.linalg.solve(phi.T @ phi + np.exp(log) * jnp.eye(8), phi.T)
+        )
         return np.sum((left @ y) ** 2) / np.trace(left) ** 2
 
     grid = np.linspace(-12, 8, 801)
@@ -157,7 +181,9 @@ def test_one_step_beats_random_features(family):
     after = fl.one_step(net, params, x, f(x) + net.apply_fn(params, x), 1.0 * m**0.5 / n)
     errors = []
     for p in (params, after):
-        predicted = fl.ridge_features(fl.features(net, p, fresh), f(fresh), fl.features(net, p, tests))
+        predicted = fl.ridge_features(
+            fl.features(net, p, fresh), f(fresh), fl.features(net, p, tests)
+        )
         errors.append(float(jnp.mean((predicted - f(tests)) ** 2)))
     assert errors[1] < 0.5 * errors[0], errors
 
@@ -180,13 +206,21 @@ def test_noise(dtype):
     moved = np.asarray(worst, float) - np.asarray(y, float)
     assert_close(np.linalg.norm(moved, axis=0), [0.5 * np.sqrt(40)] * 2, dtype)
     norms = lambda labels: rkhs_norm(gram, labels).outputs
-    assert_close(norms(moved) ** 2, [40 * 0.25 / np.linalg.eigvalsh(gram)[0]] * 2, rtol=1e-4 if dtype == "float32" else 1e-9)
+    assert_close(
+        norms(moved) ** 2,
+        [40 * 0.25 / np.linalg.eigvalsh(gram)[0]] * 2,
+        rtol=1e-4 if dtype == "float32" else 1e-9,
+    )
     for seed in range(20):
         other = np.random.default_rng(seed).normal(size=(40, 2))
         other *= 0.5 * np.sqrt(40) / np.linalg.norm(other, axis=0)
         assert np.all(norms(moved) > norms(other))
     assert np.all(norms(np.asarray(y, float) + moved) >= norms(np.asarray(y, float) - moved))
-    for kind, options in (("gaussian", {"key": key}), ("flips", {"key": key}), ("adversarial", {"gram": gram})):
+    for kind, options in (
+        ("gaussian", {"key": key}),
+        ("flips", {"key": key}),
+        ("adversarial", {"gram": gram}),
+    ):
         np.testing.assert_array_equal(fl.corrupt(kind, y, 0.0, **options), y)
 
 
@@ -199,31 +233,61 @@ def test_bad_input(untyped):
     for call, message in [
         (lambda: fl.target("hermit", theta), "kind must be one of .* Did you mean 'hermite'?"),
         (lambda: fl.target("hermite", theta, degree=0), "degree must be a positive integer, got 0"),
-        (lambda: fl.target("hermite", 0 * theta), "direction must have linearly independent columns"),
-        (lambda: fl.target("staircase", np.ones((6, 2), np.float32)), "direction must have linearly independent columns"),
-        (lambda: fl.target("staircase", np.ones((1, 2), np.float32)), "direction must have linearly independent columns"),
+        (
+            lambda: fl.target("hermite", 0 * theta),
+            "direction must have linearly independent columns",
+        ),
+        (
+            lambda: fl.target("staircase", np.ones((6, 2), np.float32)),
+            "direction must have linearly independent columns",
+        ),
+        (
+            lambda: fl.target("staircase", np.ones((1, 2), np.float32)),
+            "direction must have linearly independent columns",
+        ),
         (lambda: fl.target("hermite", theta * np.nan), "direction must be finite"),
-        (lambda: fl.target("hermite", theta.astype(int)), "direction must be a floating-point array"),
+        (
+            lambda: fl.target("hermite", theta.astype(int)),
+            "direction must be a floating-point array",
+        ),
         (lambda: fl.target("hermite", theta)(x[:, :5]), "x must have 6 features"),
         (lambda: fl.one_step(net, params, x, y, 0.0), "learning_rate must be a positive"),
-        (lambda: fl.one_step(net, params, x, y[:3], 1.0), r"y must have shape \[n, k\] = \[4, 1\], .* got shape \(3, 1\)"),
+        (
+            lambda: fl.one_step(net, params, x, y[:3], 1.0),
+            r"y must have shape \[n, k\] = \[4, 1\], .* got shape \(3, 1\)",
+        ),
         (lambda: fl.one_step(net, params, x, y * np.nan, 1.0), "y must be finite"),
-        (lambda: fl.alignment(params, params, theta[:5]), r"direction must have shape \[d\] or \[d, r\] with d = 6"),
+        (
+            lambda: fl.alignment(params, params, theta[:5]),
+            r"direction must have shape \[d\] or \[d, r\] with d = 6",
+        ),
         (lambda: fl.features(net, params, x[:, :5]), "x must have the 6 features"),
         (lambda: fl.ridge_features(x, y, x[:, :5]), "test must have as many features as train"),
         (lambda: fl.ridge_features(x, y[:3], x), r"y must have shape \[n, k\] = \[4, k\]"),
-        (lambda: fl.ridge_features(x, y, x, ridge=-1.0), "ridge must be a positive finite number, got -1.0"),
+        (
+            lambda: fl.ridge_features(x, y, x, ridge=-1.0),
+            "ridge must be a positive finite number, got -1.0",
+        ),
         (lambda: fl.ridge_features(x * np.nan, y, x), "train must be finite"),
         (lambda: fl.corrupt("flip", y, 0.1), "kind must be one of .* Did you mean 'flips'?"),
         (
             lambda: fl.corrupt("flips", y, 1.1, key=jax.random.key(0)),
             "size must be a finite number at least 0 and at most 1, got 1.1",
         ),
-        (lambda: fl.corrupt("gaussian", y, -0.1, key=jax.random.key(0)), "size must be a finite number at least 0"),
+        (
+            lambda: fl.corrupt("gaussian", y, -0.1, key=jax.random.key(0)),
+            "size must be a finite number at least 0",
+        ),
         (lambda: fl.corrupt("gaussian", y, 0.1), "key is needed for gaussian noise"),
         (lambda: fl.corrupt("adversarial", y, 0.1), "gram is needed for adversarial noise"),
-        (lambda: fl.corrupt("adversarial", y, 0.1, gram=np.eye(3)), r"gram must have shape \[n, n\] with the n = 4 rows of y"),
-        (lambda: fl.corrupt("gaussian", y * np.nan, 0.1, key=jax.random.key(0)), "y must be finite"),
+        (
+            lambda: fl.corrupt("adversarial", y, 0.1, gram=np.eye(3)),
+            r"gram must have shape \[n, n\] with the n = 4 rows of y",
+        ),
+        (
+            lambda: fl.corrupt("gaussian", y * np.nan, 0.1, key=jax.random.key(0)),
+            "y must be finite",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             call()

@@ -1,4 +1,6 @@
-"""Closed forms beside the functions that bounds and certificates are made of, written out again at small fixed inputs."""
+"""Closed forms beside the functions that bounds and certificates are made of, written out again at
+small fixed inputs.
+"""
 
 import math
 from fractions import Fraction
@@ -35,23 +37,36 @@ def test_the_statements_of_the_first_paper():
     desired = {"relu": (1.0, log, 1.0), "exp": (math.exp(18 * B), log**2, math.exp(16 * B))}
     desired["softmax"] = desired["exp"]
     for family, (width_power, logs, power) in desired.items():
-        assert_close(bounds.required_width(family, N, LAMBDA, **OPTIONS), squared * width_power * logs)
-        assert_close(bounds.required_steps(family, N, LAMBDA, ACCURACY, **OPTIONS), 20 * squared * power * rounds)
+        assert_close(
+            bounds.required_width(family, N, LAMBDA, **OPTIONS), squared * width_power * logs
+        )
+        assert_close(
+            bounds.required_steps(family, N, LAMBDA, ACCURACY, **OPTIONS),
+            20 * squared * power * rounds,
+        )
         rate = 0.1 * LAMBDA / (N * K) ** 2 / power
         paper = {"parameterization": "paper", "width": M}
         assert_close(bounds.learning_rate(family, N, LAMBDA, **OPTIONS), rate)
         assert_close(bounds.learning_rate(family, N, LAMBDA, **OPTIONS, **paper), rate / M)
         moved = 4 / LAMBDA * (1.0 if family == "relu" else math.exp(3 * B)) * math.sqrt(N * K) * R
         assert_close(bounds.radius(family, N, LAMBDA, R, M, **OPTIONS), moved / math.sqrt(M))
-        assert_close(bounds.radius(family, N, LAMBDA, R, M, parameterization="paper", **OPTIONS), moved / M)
+        assert_close(
+            bounds.radius(family, N, LAMBDA, R, M, parameterization="paper", **OPTIONS), moved / M
+        )
         change = R * N * K * (2 / SIGMA if family == "relu" else math.exp(10 * B))
         assert_close(bounds.perturbation_bound(R, N, family=family, **OPTIONS), change)
         assert_close(bounds.perturbation_bound(R, N, family=family, **OPTIONS, **paper), M * change)
-        assert_close(bounds.smallest_eigenvalue(R, N, LAMBDA, family=family, **OPTIONS), 0.75 * LAMBDA - change)
+        assert_close(
+            bounds.smallest_eigenvalue(R, N, LAMBDA, family=family, **OPTIONS),
+            0.75 * LAMBDA - change,
+        )
         lowest = bounds.smallest_eigenvalue(R, N, LAMBDA, family=family, **OPTIONS, **paper)
         assert_close(lowest, M * (0.75 * LAMBDA - change))
     assert_close(bounds.descent_factor(LAMBDA, 0.3), 1 - 0.5 * 0.3 * LAMBDA)
-    assert_close(bounds.descent_factor(LAMBDA, 0.3 / M, parameterization="paper", width=M), 1 - 0.5 * 0.3 * LAMBDA)
+    assert_close(
+        bounds.descent_factor(LAMBDA, 0.3 / M, parameterization="paper", width=M),
+        1 - 0.5 * 0.3 * LAMBDA,
+    )
     assert bounds.descent_factor(1.0, 2.0) == 0.0
     assert bounds.growth(1, 1, 0.01, 0.5) == 1.0
     assert bounds.required_steps("relu", N, LAMBDA, float(N * K), k=K) == 0.0
@@ -64,8 +79,12 @@ def test_every_constant_of_the_first_paper_enters():
     growth = math.exp(2 * B)
     squared = (N * K / LAMBDA) ** 2
     log = math.log(N * K / DELTA)
-    assert_close(bounds.required_width("exp", N, LAMBDA, **options), 3 * squared * growth**4 * log**2)
-    assert_close(bounds.learning_rate("exp", N, LAMBDA, **options), 5 * LAMBDA / (N * K) ** 2 / growth**6)
+    assert_close(
+        bounds.required_width("exp", N, LAMBDA, **options), 3 * squared * growth**4 * log**2
+    )
+    assert_close(
+        bounds.learning_rate("exp", N, LAMBDA, **options), 5 * LAMBDA / (N * K) ** 2 / growth**6
+    )
     steps = 7 * squared * growth**8 * math.log(N * K / ACCURACY)
     assert_close(bounds.required_steps("exp", N, LAMBDA, ACCURACY, **options), steps)
     radius = 9 / LAMBDA / math.sqrt(M) * growth**1.5 * math.sqrt(N * K) * R
@@ -141,7 +160,9 @@ def test_boxes_far_from_zero_neither_over_nor_underflow():
 
 def test_the_least_of_the_bounds_of_a_softmax_is_taken(x64):
     net = sn.networks.two_layer("softmax", width=6, antisymmetric=False)
-    params = Parameters(hidden=jnp.tile(jnp.arange(6.0), (2, 1)), readout=jnp.asarray([[1.0], [-1.0]] * 3))
+    params = Parameters(
+        hidden=jnp.tile(jnp.arange(6.0), (2, 1)), readout=jnp.asarray([[1.0], [-1.0]] * 3)
+    )
     expansion = Expansion(net.architecture, params, np.array([[1.0, 0.5], [0.3, -0.2]]))
     expansion._remainder = lambda R: np.zeros((2, 2))
     expansion.most = (5.0, 3.0)
@@ -173,7 +194,9 @@ def degenerate(rows, k=2):
         hidden=jnp.asarray(rng.normal(size=(2, 4)), jnp.float32),
         readout=jnp.asarray(rng.choice([-1.0, 1.0], (4, k)), jnp.float32),
     )
-    return sn.theory.certify_convergence(net, params, np.asarray(rows, np.float32), np.ones((len(rows), k), np.float32))
+    return sn.theory.certify_convergence(
+        net, params, np.asarray(rows, np.float32), np.ones((len(rows), k), np.float32)
+    )
 
 
 def test_why_the_kernel_is_singular():
@@ -192,11 +215,15 @@ def small_data(x64):
 
 
 def test_singular_values_that_are_used_up_stop_the_proof(x64, monkeypatch):
-    """The change of J as large as σ_min, to the last bit, is too large; half of it is not, and then the mass is known."""
+    """The change of J as large as σ_min, to the last bit, is too large; half of it is not, and then
+    the mass is known.
+    """
     data = small_data(x64)
     smallest, largest = 0.5, 2.0
     monkeypatch.setattr(
-        convergence, "_advance", lambda data, delta, slopes, step, growth: convergence._Piece(delta, slopes, growth)
+        convergence,
+        "_advance",
+        lambda data, delta, slopes, step, growth: convergence._Piece(delta, slopes, growth),
     )
     monkeypatch.setattr(convergence, "largest_change", lambda data, slopes: smallest)
     stopped = convergence._reach(data, smallest, largest)
@@ -208,7 +235,12 @@ def test_singular_values_that_are_used_up_stop_the_proof(x64, monkeypatch):
     step = data.residual / smallest**2 / 40
     pieces = math.ceil(data.residual / (0.95 * step * (smallest / 2) ** 2))
     assert_close(reached.mass, pieces * step)
-    assert (reached.left, reached.smallest, reached.largest, reached.reason) == (0.0, smallest / 2, largest + smallest / 2, "")
+    assert (reached.left, reached.smallest, reached.largest, reached.reason) == (
+        0.0,
+        smallest / 2,
+        largest + smallest / 2,
+        "",
+    )
     monkeypatch.setattr(convergence, "_advance", lambda *_: None)
     assert "explodes" in convergence._reach(data, smallest, largest).reason
 
@@ -233,9 +265,14 @@ def test_step_size_rate_and_radius_of_a_certificate(kappa, x64, monkeypatch):
     assert_close(found.flow_rate, 2 * 0.16)
     fall = (1 - rate * 4 / 2) * 0.4 - kappa * rate * r / 2
     assert_close(found.radius, min(2.0 * 0.01, r / fall))
-    assert_close([found.smallest_singular_value, found.final_singular_value, found.largest_singular_value], [0.5, 0.4, 2.0])
+    assert_close(
+        [found.smallest_singular_value, found.final_singular_value, found.largest_singular_value],
+        [0.5, 0.4, 2.0],
+    )
     assert (found.residual_norm, found.progress) == (r, 1.0)
-    monkeypatch.setattr(convergence, "_reach", lambda data, smallest, largest: reach._replace(left=math.nan))
+    monkeypatch.setattr(
+        convergence, "_reach", lambda data, smallest, largest: reach._replace(left=math.nan)
+    )
     assert not convergence._certified(data, 2).holds
     monkeypatch.setattr(convergence, "kernel", lambda data: (math.nan, math.nan, 0, 1))
     assert not convergence._certified(data, 2).holds
@@ -275,7 +312,9 @@ def test_targets_are_bounded_or_infinite_far_out_never_nan(dtype):
         assert (np.abs(composed) <= 1).all()
         for kind in ("hermite", "polynomial"):
             assert not np.isnan(fl.target(kind, jnp.ones(3, dtype), degree)(x)).any()
-    z = jnp.asarray([[2.0, 3.0, -1.0], [0.0, huge, huge], [huge, huge, -huge], [-huge, 1.0, 1.0]], dtype)
+    z = jnp.asarray(
+        [[2.0, 3.0, -1.0], [0.0, huge, huge], [huge, huge, -huge], [-huge, 1.0, 1.0]], dtype
+    )
     found = np.asarray(fl.target("staircase", jnp.eye(3, dtype=dtype))(z)).ravel()
     assert_close(found[:2], [(2 + 6 - 6) / math.sqrt(3), 0.0], dtype)
     np.testing.assert_array_equal(found[2:], [-np.inf, -np.inf])
@@ -308,7 +347,9 @@ def test_newton_reaches_the_minimiser_of_its_statements():
     best = newton._minimiser(case)
     assert np.linalg.norm(newton._gradient(case, best)) < 1e-13
     x = best + 0.01 * case["start"]
-    assert np.linalg.norm(newton._approximate_step({**case, "epsilon": 0.0}, x) - best) < 0.01 * np.linalg.norm(x - best)
+    assert np.linalg.norm(
+        newton._approximate_step({**case, "epsilon": 0.0}, x) - best
+    ) < 0.01 * np.linalg.norm(x - best)
 
 
 def test_our_perturbation_is_measured_over_all_moves(monkeypatch):
@@ -324,7 +365,11 @@ def test_our_perturbation_is_measured_over_all_moves(monkeypatch):
     def kernel(W):
         f = np.exp(case["x"] @ W)
         f /= f.sum(axis=1, keepdims=True)
-        g = math.sqrt(len(case["a"])) * f[:, None] * (case["a"].T[None] - (f @ case["a"])[:, :, None])
+        g = (
+            math.sqrt(len(case["a"]))
+            * f[:, None]
+            * (case["a"].T[None] - (f @ case["a"])[:, :, None])
+        )
         flat = g.reshape(-1, g.shape[-1])
         return np.kron(case["x"] @ case["x"].T, np.ones((2, 2))) * (flat @ flat.T)
 
@@ -355,7 +400,12 @@ def test_gradients_of_the_statements_are_of_the_residual():
 
 def test_the_wide_networks_of_the_statements():
     case = networks.wide(np.random.default_rng(0))
-    assert (case["x"].shape, case["W"].shape, case["a"].shape, case["Y"].shape) == ((3, 8), (8, 8192), (8192, 2), (3, 2))
+    assert (case["x"].shape, case["W"].shape, case["a"].shape, case["Y"].shape) == (
+        (3, 8),
+        (8, 8192),
+        (8192, 2),
+        (3, 2),
+    )
     assert case["sigma"] == 0.2
     assert_close(case["W"].std(), 0.2, rtol=0.02)
     np.testing.assert_array_equal(case["W"][:, :4096], case["W"][:, 4096:])

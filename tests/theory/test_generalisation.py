@@ -1,4 +1,6 @@
-"""Norms, ranks, risk bounds and stopping times against dense NumPy, brute force and problems whose answers are known."""
+"""Norms, ranks, risk bounds and stopping times against dense NumPy, brute force and problems whose
+answers are known.
+"""
 
 import jax.numpy as jnp
 import numpy as np
@@ -57,7 +59,11 @@ def test_norm_is_that_of_the_interpolant():
 @pytest.mark.parametrize("kind", ["random", "least", "largest"])
 def test_the_norm_of_a_rounded_kernel_is_within_its_error(kind):
     gram, _, vectors = positive()
-    y = {"random": np.random.default_rng(1).normal(size=(N, 1)), "least": vectors[:, -1:], "largest": vectors[:, :1]}[kind]
+    y = {
+        "random": np.random.default_rng(1).normal(size=(N, 1)),
+        "least": vectors[:, -1:],
+        "largest": vectors[:, :1],
+    }[kind]
     rounded = rkhs_norm(gram.astype(np.float32), y)
     truth = np.sqrt((y.T @ np.linalg.inv(gram) @ y)[0, 0])
     assert abs(rounded.total - truth) <= rounded.total_error + 1e-9 * truth
@@ -72,7 +78,17 @@ def test_the_error_covers_the_worst_rounding_and_is_not_idle(sign):
     found = rkhs_norm(rounded, y)
     # As large a change as rounding is allowed, in the direction that tells most.
     u = np.linalg.solve(rounded.astype(float), y)
-    worst = 0.98 * sign * 2 * np.sqrt(N) * np.finfo(np.float32).eps * np.linalg.norm(gram, 2) * u @ u.T / np.sum(u**2)
+    worst = (
+        0.98
+        * sign
+        * 2
+        * np.sqrt(N)
+        * np.finfo(np.float32).eps
+        * np.linalg.norm(gram, 2)
+        * u
+        @ u.T
+        / np.sum(u**2)
+    )
     truth = np.sqrt((y.T @ np.linalg.inv(rounded + worst) @ y)[0, 0])
     assert 0.3 * found.total_error < abs(found.total - truth) <= found.total_error
 
@@ -113,14 +129,24 @@ def test_the_parts_of_the_risk_bound():
         found = risk_bound(gram, y, 0.2, unit=0.5, ratio=1.5, **options)
         assert_close(found.coefficients, coefficients, rtol=1e-8)
         assert_close(found.norm, np.sqrt(np.diag(coefficients.T @ gram @ coefficients)), rtol=1e-6)
-        assert np.max(np.abs(found.training - np.mean(np.minimum(np.abs(gram @ coefficients - y), 1), axis=0))) < 1e-9
+        assert (
+            np.max(
+                np.abs(
+                    found.training - np.mean(np.minimum(np.abs(gram @ coefficients - y), 1), axis=0)
+                )
+            )
+            < 1e-9
+        )
         for ell in range(2):
             j = next(j for j in range(-60, 60) if 0.5 * 1.5**j >= found.norm[ell])
             assert_close(found.complexity[ell], 2 * 0.5 * 1.5**j * np.sqrt(np.sum(values)) / N)
-            # The failure probability that this deviation leaves, and its sum over all radii and both outputs.
+            # The failure probability that this deviation leaves, and its sum over all radii and
+            # both outputs.
             left = 2 * np.exp(-2 * N * (found.deviation[ell] / 3) ** 2)
             assert_close(left, 0.2 / 2 * 2 / 3 / ((abs(j) + 1) * (abs(j) + 2)), rtol=1e-8)
-        assert_close(found.bound, np.minimum(found.training + found.complexity + found.deviation, 1))
+        assert_close(
+            found.bound, np.minimum(found.training + found.complexity + found.deviation, 1)
+        )
     j = np.abs(np.arange(-(10**5), 10**5 + 1.0))
     assert_close(np.sum(2 / 3 / ((j + 1) * (j + 2))), 1.0, rtol=1e-4)
 
@@ -142,7 +168,9 @@ def test_the_complexity_bounds_the_supremum_over_random_signs():
 
 @pytest.mark.parametrize("spread", [0.1, 0.5])
 def test_the_risk_is_below_its_bound_in_95_of_100_draws(spread):
-    """Targets 0.4 cos θ ± spread on the circle: the risk of any predictor is a mean over angles and two signs."""
+    """Targets 0.4 cos θ ± spread on the circle: the risk of any predictor is a mean over angles and
+    two signs.
+    """
     rng, grid = np.random.default_rng(0), np.linspace(0, 2 * np.pi, 400, endpoint=False)
     held = useful = 0
     n, options = 120, {"ridge": 3.0} if spread == 0.1 else {}
@@ -151,7 +179,9 @@ def test_the_risk_is_below_its_bound_in_95_of_100_draws(spread):
         y = 0.4 * np.cos(angles) + spread * rng.choice([-1, 1], n)
         found = risk_bound(kernel(circle(angles), circle(angles)), y[:, None], 0.1, **options)
         f = kernel(circle(grid), circle(angles)) @ found.coefficients[:, 0]
-        risk = np.mean([np.minimum(np.abs(f - 0.4 * np.cos(grid) - s * spread), 1) for s in (-1, 1)])
+        risk = np.mean(
+            [np.minimum(np.abs(f - 0.4 * np.cos(grid) - s * spread), 1) for s in (-1, 1)]
+        )
         held += risk <= found.bound[0]
         useful += found.bound[0] < 0.9
     assert held >= 95
@@ -183,19 +213,32 @@ def test_noise_level_is_that_of_generalised_cross_validation():
     rng, n = np.random.default_rng(0), 60
     angles = rng.uniform(0, 2 * np.pi, n)
     gram = kernel(circle(angles), circle(angles))
-    y = np.stack([np.cos(angles) + 0.3 * rng.normal(size=n), np.sin(2 * angles) + 0.05 * rng.normal(size=n)], axis=1)
+    y = np.stack(
+        [np.cos(angles) + 0.3 * rng.normal(size=n), np.sin(2 * angles) + 0.05 * rng.normal(size=n)],
+        axis=1,
+    )
     found = noise_level(gram, y)
-    assert np.all(np.abs(found / [0.3, 0.05] - 1) < 0.3)  # three standard errors of 50 degrees of freedom
+    # three standard errors of 50 degrees of freedom
+    assert np.all(np.abs(found / [0.3, 0.05] - 1) < 0.3)
     left = lambda log: np.exp(log) * np.linalg.inv(gram + np.exp(log) * np.eye(n))
     for ell in range(2):
 
         def criterion(log, ell=ell):
             matrix = left(log)
-            return np.sum((matrix @ y[:, ell]) ** 2) / np.trace(np.eye(n) - 1.4 * (np.eye(n) - matrix)) ** 2
+            return (
+                np.sum((matrix @ y[:, ell]) ** 2)
+                / np.trace(np.eye(n) - 1.4 * (np.eye(n) - matrix)) ** 2
+            )
 
         best = min(np.linspace(-12, 6, 37), key=criterion)
-        best = scipy.optimize.minimize_scalar(criterion, bounds=(best - 0.5, best + 0.5), method="bounded").x
-        assert_close(found[ell], np.sqrt(np.sum((left(best) @ y[:, ell]) ** 2) / np.trace(left(best))), rtol=1e-4)
+        best = scipy.optimize.minimize_scalar(
+            criterion, bounds=(best - 0.5, best + 0.5), method="bounded"
+        ).x
+        assert_close(
+            found[ell],
+            np.sqrt(np.sum((left(best) @ y[:, ell]) ** 2) / np.trace(left(best))),
+            rtol=1e-4,
+        )
     clean = noise_level(gram, np.cos(angles)[:, None])
     assert clean[0] < 1e-3
 
@@ -224,8 +267,14 @@ def test_the_stopping_time_is_where_the_papers_rule_is_first_met(noise):
     steps = early_stopping_time(gram, noise, learning_rate=rate).steps
     assert not steps or not paper_exceeds(gram, noise, N * rate * steps)
     assert paper_exceeds(gram, noise, N * rate * (steps + 1))
-    assert_close(early_stopping_time(None, noise, eigenvalues=np.random.default_rng(0).permutation(values)).time, stop.time)
-    # Targets and noise in other units; and a kernel of two outputs, which is one on twice the points.
+    assert_close(
+        early_stopping_time(
+            None, noise, eigenvalues=np.random.default_rng(0).permutation(values)
+        ).time,
+        stop.time,
+    )
+    # Targets and noise in other units; and a kernel of two outputs, which is one on twice the
+    # points.
     assert_close(early_stopping_time(gram, 5 * noise, norm=5.0).time, stop.time)
     double = early_stopping_time(np.einsum("ij,lm->ijlm", gram, np.eye(2)), noise)
     assert_close(double.time, early_stopping_time(scipy.linalg.block_diag(gram, gram), noise).time)
@@ -240,7 +289,12 @@ def test_with_constant_one_the_radius_is_the_fixed_point_of_the_complexity():
 def test_ties_zeros_and_extremes():
     assert_close(early_stopping_time(np.eye(4), 1 / (2 * np.e)).time, 0.5)
     assert_close(early_stopping_time(np.diag([1.0, 0.0]), 1 / (20 * np.e)).time, 100.0)
-    assert 0 < early_stopping_time(np.eye(2), 1e150).time < early_stopping_time(np.eye(2), 1e-150).time < np.inf
+    assert (
+        0
+        < early_stopping_time(np.eye(2), 1e150).time
+        < early_stopping_time(np.eye(2), 1e-150).time
+        < np.inf
+    )
     none = early_stopping_time(np.eye(2), 100.0, learning_rate=1.0)
     assert none.steps == 0
     assert_close(none.error, 1 / 2)
@@ -269,7 +323,9 @@ def test_directions_that_are_not_seen_do_not_move_the_least_risk():
     values, noise = np.array([1.0, 0.46, 4.3e-4, 3e-5]), 0.045
     time = least_risk_time(None, noise, eigenvalues=np.append(values, np.zeros(3))).time
     t = np.geomspace(1e-2, 1e6, 200_001)[:, None]
-    risk = np.max(values * np.exp(-2 * values * t), axis=1) + noise**2 * np.sum(np.expm1(-values * t) ** 2, axis=1)
+    risk = np.max(values * np.exp(-2 * values * t), axis=1) + noise**2 * np.sum(
+        np.expm1(-values * t) ** 2, axis=1
+    )
     assert_close(time, t[np.argmin(risk), 0], rtol=1e-4)
 
 
@@ -281,7 +337,9 @@ def test_the_ridge_of_least_cross_validation_may_be_far_above_the_spectrum():
         w = 1 - values / (values + np.exp(log_ridge))
         return np.sum(w**2 * squares) / np.sum(w) ** 2
 
-    best = scipy.optimize.minimize_scalar(criterion, bounds=(-10, 10), method="bounded", options={"xatol": 1e-8}).x
+    best = scipy.optimize.minimize_scalar(
+        criterion, bounds=(-10, 10), method="bounded", options={"xatol": 1e-8}
+    ).x
     ridge, _ = cross_validated_ridge(values, np.sqrt(squares)[:, None], 1e-6)
     assert ridge > 20
     assert abs(np.log(ridge) - best) < 1e-3
@@ -298,7 +356,9 @@ def test_stopping_pays_on_data_with_the_noise_estimated():
     norm = rkhs_norm(gram + 1e-8 * np.eye(n), truth(x)).total
     stop = early_stopping_time(gram, noise, norm=norm)
     times = jnp.array([stop.time, np.inf], "float32")
-    out = sn.ntk.predict_flow(gram.astype("float32"), y.astype("float32"), times, cross=cross.astype("float32"))
+    out = sn.ntk.predict_flow(
+        gram.astype("float32"), y.astype("float32"), times, cross=cross.astype("float32")
+    )
     stopped, trained = np.mean((np.asarray(out) - truth(x_test)) ** 2, axis=(1, 2))
     assert stopped < 0.3 * trained
     assert stopped < 0.3 * np.var(truth(x_test))
@@ -318,19 +378,40 @@ def test_bad_input(untyped):
         (lambda: rkhs_norm(gram, y[:2]), r"y must have shape \[n, k\]"),
         (lambda: rkhs_norm(gram, y[:2, 0]), r"y must have shape \[n, k\]"),
         (lambda: rkhs_norm(gram, y.astype(int)), "y must be a floating-point array"),
-        (lambda: risk_bound(gram, y, 0.0), "failure must be a finite number above 0 and below 1, got 0.0"),
-        (lambda: risk_bound(gram, y, 1.0), "failure must be a finite number above 0 and below 1, got 1.0"),
-        (lambda: risk_bound(gram, y, np.nan), "failure must be a finite number above 0 and below 1, got nan"),
-        (lambda: risk_bound(gram, y, ridge=-1.0), "ridge must be a finite number at least 0, got -1.0"),
+        (
+            lambda: risk_bound(gram, y, 0.0),
+            "failure must be a finite number above 0 and below 1, got 0.0",
+        ),
+        (
+            lambda: risk_bound(gram, y, 1.0),
+            "failure must be a finite number above 0 and below 1, got 1.0",
+        ),
+        (
+            lambda: risk_bound(gram, y, np.nan),
+            "failure must be a finite number above 0 and below 1, got nan",
+        ),
+        (
+            lambda: risk_bound(gram, y, ridge=-1.0),
+            "ridge must be a finite number at least 0, got -1.0",
+        ),
         (lambda: risk_bound(gram, y, time=0.0), "time must be a positive number, got 0.0"),
         (lambda: risk_bound(gram, y, time=1.0, ridge=1.0), "ridge and time are two predictors"),
         (lambda: risk_bound(gram, y, ratio=1.0), "ratio must be a finite number above 1"),
         (lambda: risk_bound(gram, y, unit=0.0), "unit must be a positive"),
-        (lambda: risk_bound(np.ones((3, 3, 1, 1)), y), r"gram must have shape \[n, n\], got \(3, 3, 1, 1\)"),
+        (
+            lambda: risk_bound(np.ones((3, 3, 1, 1)), y),
+            r"gram must have shape \[n, n\], got \(3, 3, 1, 1\)",
+        ),
         (lambda: risk_bound(lopsided, y[:2]), "gram must be symmetric"),
         (lambda: effective_rank(None), "give gram or eigenvalues"),
-        (lambda: effective_rank(gram, eigenvalues=np.ones(3)), "give either gram or eigenvalues, got both"),
-        (lambda: effective_rank(None, eigenvalues=np.array([1.0, -1.0])), "eigenvalues must be finite, not negative"),
+        (
+            lambda: effective_rank(gram, eigenvalues=np.ones(3)),
+            "give either gram or eigenvalues, got both",
+        ),
+        (
+            lambda: effective_rank(None, eigenvalues=np.array([1.0, -1.0])),
+            "eigenvalues must be finite, not negative",
+        ),
         (lambda: effective_rank(0 * gram), "gram must have a positive eigenvalue"),
         (lambda: noise_level(gram, y * np.inf), "y must be finite"),
         (lambda: noise_level(-gram, y), "gram must have a positive eigenvalue"),
@@ -338,18 +419,29 @@ def test_bad_input(untyped):
         (lambda: early_stopping_time(gram, -1.0), "noise must be a positive finite number"),
         (lambda: early_stopping_time(gram, np.nan), "noise must be a positive finite number"),
         (lambda: early_stopping_time(gram, 1.0, norm=0.0), "norm must be a positive finite number"),
-        (lambda: early_stopping_time(gram, 1.0, constant=-1.0), "constant must be a positive finite number, got -1.0"),
-        (lambda: early_stopping_time(gram, 1.0, learning_rate=1.5), "learning_rate must be at most 1/λ_max = 1, .* got 1.5"),
+        (
+            lambda: early_stopping_time(gram, 1.0, constant=-1.0),
+            "constant must be a positive finite number, got -1.0",
+        ),
+        (
+            lambda: early_stopping_time(gram, 1.0, learning_rate=1.5),
+            "learning_rate must be at most 1/λ_max = 1, .* got 1.5",
+        ),
         (lambda: early_stopping_time(lopsided, 1.0), "gram must be symmetric"),
         (lambda: early_stopping_time(gram * np.nan, 1.0), "gram must be finite"),
-        (lambda: early_stopping_time(None, 1.0, eigenvalues=np.array([])), "eigenvalues must not be empty"),
+        (
+            lambda: early_stopping_time(None, 1.0, eigenvalues=np.array([])),
+            "eigenvalues must not be empty",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             call()
 
 
 def test_least_risk_is_the_least_of_the_worst_cases():
-    """The risk of every direction, by the filter itself, on a fine grid of times; and the target that attains it."""
+    """The risk of every direction, by the filter itself, on a fine grid of times; and the target
+    that attains it.
+    """
     rng = np.random.default_rng(0)
     values, noise, norm = np.sort(rng.exponential(size=12) ** 2)[::-1], 0.3, 1.7
     stop = sn.theory.least_risk_time(None, noise, norm=norm, eigenvalues=values)

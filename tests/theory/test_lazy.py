@@ -1,4 +1,6 @@
-"""Distances to the linearisation against a loop that does nothing clever, and their laws in scale and width."""
+"""Distances to the linearisation against a loop that does nothing clever, and their laws in scale
+and width.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,9 @@ def start(family="softmax", width=16, out_dim=2, d=3, seed=0, **options):
 
 
 def by_hand(net, params, x, y, tests, rate, steps, scale):
-    """One step after the other: the network, and the function that is linear in its weights, F(θ₀) + J(θ₀)(θ − θ₀)."""
+    """One step after the other: the network, and the function that is linear in its weights, F(θ₀)
+    + J(θ₀)(θ − θ₀).
+    """
     trained = ("hidden", "readout") if net.architecture.train_readout else ("hidden",)
     kernel = jax.jit(lambda v: dense_kernels(net.apply_fn, whole(v), x)["full"])
     flat, back = jax.flatten_util.ravel_pytree({name: getattr(params, name) for name in trained})
@@ -28,12 +32,18 @@ def by_hand(net, params, x, y, tests, rate, steps, scale):
     line = lambda v, p: f(flat, p) + (jacobian[id(p)] @ (v - flat)).reshape(len(p), -1)
     out = []
     ours = theirs = flat
-    slopes = [jax.jit(jax.grad(lambda v, g=g: 0.5 * jnp.sum((g(v, x) - y) ** 2) / scale**2)) for g in (f, line)]
+    slopes = [
+        jax.jit(jax.grad(lambda v, g=g: 0.5 * jnp.sum((g(v, x) - y) ** 2) / scale**2))
+        for g in (f, line)
+    ]
     for _ in range(steps + 1):
         moved = np.asarray(whole(ours).hidden - params.hidden)
         h0, h = (np.asarray(kernel(v)) for v in (flat, ours))
         norm = np.linalg.norm
-        off = [norm(f(ours, p) - line(theirs, p)) / max(norm(line(theirs, p) - f(flat, p)), 1e-300) for p in (x, tests)]
+        off = [
+            norm(f(ours, p) - line(theirs, p)) / max(norm(line(theirs, p) - f(flat, p)), 1e-300)
+            for p in (x, tests)
+        ]
         out.append(
             [
                 *off,
@@ -64,7 +74,9 @@ def by_hand(net, params, x, y, tests, rate, steps, scale):
 def test_distances_are_those_of_a_loop(family, options, scale, x64):
     net, params = start(family, **options)
     x, tests, y = points(1, 4, 3), points(2, 3, 3), points(3, 4, 2)
-    found = distances(net, params, x, y, learning_rate=0.1, steps=4, x_test=tests, at=[0, 1, 3, 4], scale=scale)
+    found = distances(
+        net, params, x, y, learning_rate=0.1, steps=4, x_test=tests, at=[0, 1, 3, 4], scale=scale
+    )
     desired = by_hand(net, params, x, y, tests, 0.1, 4, scale)[:, [0, 1, 3, 4]]
     names = ("train", "test", "weights", "neuron", "kernel", "loss", "linearised_loss")
     for name, row in zip(names, desired, strict=True):
@@ -75,10 +87,15 @@ def test_distances_are_those_of_a_loop(family, options, scale, x64):
 
 @pytest.mark.slow
 def test_a_large_scale_is_the_linearisation(x64):
-    """f(0) = 0: weights move like 1/s; the network departs from the linearisation by one order more if antisymmetric."""
+    """f(0) = 0: weights move like 1/s; the network departs from the linearisation by one order more
+    if antisymmetric.
+    """
     x, y = points(1, 5, 3), points(2, 5, 1)
     net, params = start(width=32, out_dim=1)
-    runs = [distances(net, params, x, y, learning_rate=0.3, steps=200, at=[200], scale=s) for s in (1e2, 1e3)]
+    runs = [
+        distances(net, params, x, y, learning_rate=0.3, steps=200, at=[200], scale=s)
+        for s in (1e2, 1e3)
+    ]
     assert runs[1].train[0] < 1e-7
     for name, order in (("train", 2), ("weights", 1), ("neuron", 1), ("kernel", 2)):
         one, ten = (float(getattr(run, name)[0]) for run in runs)
@@ -90,7 +107,9 @@ def test_a_large_scale_is_the_linearisation(x64):
 
 @pytest.mark.slow
 def test_weights_of_a_homogeneous_network_are_an_output_scale(x64):
-    """ReLU: c times the weights is c times the function with the same kernel, so σ and the output scale are one knob."""
+    """ReLU: c times the weights is c times the function with the same kernel, so σ and the output
+    scale are one knob.
+    """
     x, y = points(1, 5, 3), points(2, 5, 1)
     net, params = start("relu", width=32, out_dim=1)
     larger = params.replace(hidden=4 * params.hidden)
@@ -138,11 +157,14 @@ def test_one_point_that_overflows_is_a_divergence():
 @pytest.mark.optimised
 @pytest.mark.parametrize(
     ("family", "antisymmetric", "slope", "within"),
-    # Of an independent start what is left is a random sum, which scatters by a factor of four from one to another.
+    # Of an independent start what is left is a random sum, which scatters by a factor of four from
+    # one to another.
     [("softmax", True, -1.0, 0.15), ("softmax", False, -1.0, 0.4), ("relu", True, -0.5, 0.15)],
 )
 def test_distances_fall_with_the_width(family, antisymmetric, slope, within, x64):
-    """Like m^{-1} for softmax and like m^{-1/2} for ReLU, as units cross its kink; the weights like m^{-1/2} for both."""
+    """Like m^{-1} for softmax and like m^{-1/2} for ReLU, as units cross its kink; the weights like
+    m^{-1/2} for both.
+    """
     x, tests, y = points(1, 12, 8), points(2, 40, 8), 0.5 * jnp.sign(points(3, 12, 1))
     widths, names, found = [512, 2048, 8192], ("train", "test", "weights", "neuron", "kernel"), []
     for width in widths:
@@ -151,8 +173,15 @@ def test_distances_fall_with_the_width(family, antisymmetric, slope, within, x64
             params = net.init_fn(jax.random.key(seed), (-1, 8))[1]
             rate = 1 / float(ntk.extreme_eigenvalues(ntk.empirical(net, params, x)).largest)
             seen = y + net.apply_fn(params, x)
-            runs.append(distances(net, params, x, seen, learning_rate=rate, steps=40, at=[40], x_test=tests))
-        found.append([np.exp(np.mean([np.log(float(getattr(run, name)[0])) for run in runs])) for name in names])
+            runs.append(
+                distances(net, params, x, seen, learning_rate=rate, steps=40, at=[40], x_test=tests)
+            )
+        found.append(
+            [
+                np.exp(np.mean([np.log(float(getattr(run, name)[0])) for run in runs]))
+                for name in names
+            ]
+        )
     slopes = dict(zip(names, np.polyfit(np.log(widths), np.log(found), 1)[0], strict=True))
     for name in ("train", "test", "kernel"):
         assert abs(slopes[name] - slope) < within, slopes
@@ -165,22 +194,37 @@ def test_bad_input(untyped):
     x, y = np.ones((4, 3), np.float32), np.ones((4, 2), np.float32)
     good = {"learning_rate": 0.1, "steps": 5}
     for call, message in [
-        (lambda: distances(net, params, x, y, learning_rate=0.0, steps=5), "learning_rate must be a positive"),
+        (
+            lambda: distances(net, params, x, y, learning_rate=0.0, steps=5),
+            "learning_rate must be a positive",
+        ),
         (
             lambda: distances(net, params, x, y, learning_rate=0.1, steps=0),
             "steps must be a positive integer of at most 2147483647, got 0",
         ),
         (lambda: distances(net, params, x, y, **good, scale=-1.0), "scale must be a positive"),
-        (lambda: distances(net, params, x, y, **good, at=[3, 2]), "at must hold ascending integers between 0 and steps = 5"),
+        (
+            lambda: distances(net, params, x, y, **good, at=[3, 2]),
+            "at must hold ascending integers between 0 and steps = 5",
+        ),
         (lambda: distances(net, params, x, y, **good, at=[6]), "at must hold ascending integers"),
         (lambda: distances(net, params, x, y, **good, at=[]), "at must hold ascending integers"),
         (lambda: distances(net, params, x, y, **good, at=[0.5]), "at must hold ascending integers"),
         (lambda: distances(net, params, x[:, :2], y, **good), "x must have the 3 features"),
-        (lambda: distances(net, params, x, y, **good, x_test=x[:, :2]), "x_test must have the 3 features"),
-        (lambda: distances(net, params, x, y[:3], **good), r"y must have shape \[n, k\] = \[4, 2\]"),
+        (
+            lambda: distances(net, params, x, y, **good, x_test=x[:, :2]),
+            "x_test must have the 3 features",
+        ),
+        (
+            lambda: distances(net, params, x, y[:3], **good),
+            r"y must have shape \[n, k\] = \[4, 2\]",
+        ),
         (lambda: distances(net, params, x, y * np.nan, **good), "y must be finite"),
         (lambda: distances(net, params, x * np.inf, y, **good), "x must be finite"),
-        (lambda: distances(net, params, x, y.astype(int), **good), "y must be a floating-point array"),
+        (
+            lambda: distances(net, params, x, y.astype(int), **good),
+            "y must be a floating-point array",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             call()

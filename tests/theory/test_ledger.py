@@ -1,4 +1,6 @@
-"""The ledger: enough statements, each measured; what fails has a counterexample that fails; what is broken is noticed."""
+"""The ledger: enough statements, each measured; what fails has a counterexample that fails; what is
+broken is noticed.
+"""
 
 import dataclasses
 import math
@@ -49,7 +51,11 @@ def every_statement_is_measured(rows):
         assert row.instances == by_reference[row.reference].count
         assert row.source in ("printed", "as remembered", "ours")
         assert not row.reference.startswith("[ours]") or row.source == "ours"
-        assert (row.tightness is None) == (row.error is not None) == by_reference[row.reference].equality
+        assert (
+            (row.tightness is None)
+            == (row.error is not None)
+            == by_reference[row.reference].equality
+        )
 
 
 def what_fails_is_known_and_the_rest_holds(rows):
@@ -68,7 +74,9 @@ def counterexamples_fail_again(rows):
         assert instance is not None, row.reference
         assert not instance.holds, row.reference
         assert math.isfinite(instance.value), row.reference
-        assert row.counterexample.endswith(f"{instance.value:.4g} > {instance.bound:.4g}"), row.reference
+        assert row.counterexample.endswith(f"{instance.value:.4g} > {instance.bound:.4g}"), (
+            row.reference
+        )
 
 
 def counterexamples_by_hand(rows):
@@ -97,14 +105,26 @@ def test_a_broken_bound_is_noticed():
     assert row.tightness.worst < 1
     n, d = row.case["A"].shape
     assert (n, d) == (1, 1)  # f = 1 for a single sample
-    assert row.counterexample == f"A = {_ledger._text(row.case['A'])}, x = {_ledger._text(row.case['x'])}: 1 > 0.5"
+    assert (
+        row.counterexample
+        == f"A = {_ledger._text(row.case['A'])}, x = {_ledger._text(row.case['x'])}: 1 > 0.5"
+    )
 
 
 def test_runner_counts_instances_and_skips_what_is_none():
     even = Statement(
-        "even", "", lambda rng: {"t": int(rng.integers(100))}, lambda c: None if c["t"] % 2 else Instance(1.0, 0.5)
+        "even",
+        "",
+        lambda rng: {"t": int(rng.integers(100))},
+        lambda c: None if c["t"] % 2 else Instance(1.0, 0.5),
     )
-    wrong = Statement("wrong", "", lambda rng: {"t": rng.normal(size=3)}, lambda c: equal(c["t"], 2 * c["t"]), equality=True)
+    wrong = Statement(
+        "wrong",
+        "",
+        lambda rng: {"t": rng.normal(size=3)},
+        lambda c: equal(c["t"], 2 * c["t"]),
+        equality=True,
+    )
     never = Statement("never", "", lambda rng: {}, lambda c: Instance(1.0, math.nan), count=2)
     first, second, third = run_module.ledger(statements=[even, wrong, never])
     assert (first.instances, first.held, first.tightness) == (60, 60, (2.0, 2.0))
@@ -122,7 +142,12 @@ def test_runner_counts_instances_and_skips_what_is_none():
 
 
 def test_only_what_fails_by_a_finite_amount_has_an_excess():
-    cases = [(None, 0), (Instance(2.0, 1.0), 0), (Instance(2.0, 3.0), 0.5), (Instance(1.0, math.inf), 0)]
+    cases = [
+        (None, 0),
+        (Instance(2.0, 1.0), 0),
+        (Instance(2.0, 3.0), 0.5),
+        (Instance(1.0, math.inf), 0),
+    ]
     for instance, excess in cases:
         assert run_module._excess(instance) == excess
 
@@ -132,7 +157,9 @@ def test_noised_mixtures_keep_the_variance_that_is_preserved():
     case = training._mixture(np.random.default_rng(0))
     grid, square = training._Grid(case), np.mean(case["means"] ** 2 + case["deviations"] ** 2)
     assert grid.marginal.sum() == pytest.approx(1, rel=1e-9)
-    assert grid.marginal @ grid.x**2 == pytest.approx(case["alpha"] ** 2 * (square - 1) + 1, rel=1e-9)
+    assert grid.marginal @ grid.x**2 == pytest.approx(
+        case["alpha"] ** 2 * (square - 1) + 1, rel=1e-9
+    )
 
 
 def test_oracles_agree_with_finite_differences():
@@ -142,18 +169,31 @@ def test_oracles_agree_with_finite_differences():
         loss = lambda z, name=name: 0.5 * np.sum((oracles.prediction(name, z) - b) ** 2)
         steps = h * np.eye(5)
         gradient = [(loss(z + e) - loss(z - e)) / (2 * h) for e in steps]
-        hessian = [(oracles.logit_gradient(name, z + e, b) - oracles.logit_gradient(name, z - e, b)) / (2 * h) for e in steps]
+        hessian = [
+            (oracles.logit_gradient(name, z + e, b) - oracles.logit_gradient(name, z - e, b))
+            / (2 * h)
+            for e in steps
+        ]
         np.testing.assert_allclose(oracles.logit_gradient(name, z, b), gradient, atol=1e-8)
         np.testing.assert_allclose(oracles.logit_hessian(name, z, b), hessian, atol=1e-7)
-    W, a, x, Y = rng.normal(size=(3, 8)), rng.normal(size=(8, 2)), rng.normal(size=(4, 3)), rng.normal(size=(4, 2))
+    W, a, x, Y = (
+        rng.normal(size=(3, 8)),
+        rng.normal(size=(8, 2)),
+        rng.normal(size=(4, 3)),
+        rng.normal(size=(4, 2)),
+    )
     loss = lambda W: 0.5 * np.sum((oracles.forward(W, a, x) - Y) ** 2)
     move = rng.normal(size=W.shape)
     slope = (loss(W + h * move) - loss(W - h * move)) / (2 * h)
-    assert np.sum(move * oracles.gradient(W, a, x, oracles.forward(W, a, x) - Y)) == pytest.approx(slope, rel=1e-6)
+    assert np.sum(move * oracles.gradient(W, a, x, oracles.forward(W, a, x) - Y)) == pytest.approx(
+        slope, rel=1e-6
+    )
 
 
 def test_the_theorem_is_measured_by_the_sum_over_points_and_outputs(monkeypatch):
-    """Steps left out, the error is ‖F(W) − Y‖² of the start; the mean over two points would be half of it."""
+    """Steps left out, the error is ‖F(W) − Y‖² of the start; the mean over two points would be half
+    of it.
+    """
     rng = np.random.default_rng(0)
     monkeypatch.setattr(training, "_train", lambda case, steps: case["W"])
     cases = (training._start(rng) for _ in range(20))
@@ -214,8 +254,17 @@ def test_written_ledger_is_that_of_these_statements():
 
 @pytest.mark.slow
 def test_command_line():
-    run = subprocess.run([sys.executable, "-m", "softntk.theory", "--quick"], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-m", "softntk.theory", "--quick"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert f"of {len(run_module.STATEMENTS)} statements held on every instance." in run.stdout
-    refused = subprocess.run([sys.executable, "-m", "softntk.theory", "--quick", "--write"], capture_output=True, text=True)
+    refused = subprocess.run(
+        [sys.executable, "-m", "softntk.theory", "--quick", "--write"],
+        capture_output=True,
+        text=True,
+    )
     assert refused.returncode == 2
     assert "leave out --quick" in refused.stderr

@@ -12,7 +12,13 @@ import softntk as sn
 from softntk.theory._certificates.minimum import _parts
 
 certify = sn.theory.certify_minimum
-KINDS = [("exp", "normalized"), ("res_exp", "normalized"), ("cosh", "normalized"), ("exp", "plain"), ("sinh", "rescaled")]
+KINDS = [
+    ("exp", "normalized"),
+    ("res_exp", "normalized"),
+    ("cosh", "normalized"),
+    ("exp", "plain"),
+    ("sinh", "rescaled"),
+]
 _EXP = Decimal.exp
 FUNCTIONS = {
     "exp": (_EXP, _EXP),
@@ -30,7 +36,9 @@ def instance(seed, n=12, d=3):
     b = rng.dirichlet(np.ones(n)) if form != "plain" else np.exp(0.5 * A @ rng.normal(size=d))
     p = sn.regression.problem(A, b, activation, form, weights=float(rng.choice([0.01, 0.1, 1.0])))
     start = 0.1 * rng.normal(size=d)
-    return p, sn.solvers.minimise(p, start, rtol=float(rng.choice([1e-1, 1e-2, 1e-4, 1e-10])), throw=False).value
+    return p, sn.solvers.minimise(
+        p, start, rtol=float(rng.choice([1e-1, 1e-2, 1e-4, 1e-10])), throw=False
+    ).value
 
 
 def dot(a, b):
@@ -83,7 +91,9 @@ def descend(p, starts):
 
 
 def check(p, x0, points, seed):
-    """Whether it holds; if so, that the bars hold the solution and that descent from points of the ball finds it inside."""
+    """Whether it holds; if so, that the bars hold the solution and that descent from points of the
+    ball finds it inside.
+    """
     ball = certify(p, x0)
     if not ball.holds:
         return False
@@ -99,10 +109,17 @@ def check(p, x0, points, seed):
     starts = np.asarray(x0)[None] + sizes[:, None] * directions
     found = descend(p, jnp.asarray(starts))
     expected = np.array([float(t) for t in exact])
-    np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), atol=1e-9 * (1 + np.abs(expected).max()))
-    assert (np.linalg.norm(np.asarray(found) - np.asarray(x0)[None], axis=1) <= ball.radius + 1e-9).all()
+    np.testing.assert_allclose(
+        found, np.broadcast_to(expected, found.shape), atol=1e-9 * (1 + np.abs(expected).max())
+    )
+    assert (
+        np.linalg.norm(np.asarray(found) - np.asarray(x0)[None], axis=1) <= ball.radius + 1e-9
+    ).all()
     # Strictly convex on the larger ball.
-    for x in np.asarray(x0) + 0.999 * ball.convex_radius * directions / np.linalg.norm(directions, axis=1)[:, None]:
+    for x in (
+        np.asarray(x0)
+        + 0.999 * ball.convex_radius * directions / np.linalg.norm(directions, axis=1)[:, None]
+    ):
         assert np.linalg.eigvalsh(np.asarray(jax.hessian(p)(jnp.asarray(x))))[0] > 0
     return True
 
@@ -153,7 +170,8 @@ def test_reasons(x64):
     A = np.random.default_rng(0).normal(size=(20, 2))
     p = sn.regression.softmax(A, np.full(20, 0.05), weights=0.1)
     assert (
-        "1/2 is needed" in certify(p, np.full(2, 20.0)).reason or "not positive definite" in certify(p, np.full(2, 20.0)).reason
+        "1/2 is needed" in certify(p, np.full(2, 20.0)).reason
+        or "not positive definite" in certify(p, np.full(2, 20.0)).reason
     )
     flat = sn.regression.softmax(np.ones((3, 2)), np.full(3, 1 / 3))
     assert "not positive definite" in certify(flat, np.zeros(2)).reason
@@ -176,7 +194,9 @@ def test_reasons(x64):
 )
 def test_bad_input(changed, message, untyped):
     with pytest.raises(ValueError, match=message):
-        certify(**({"p": sn.regression.softmax(np.eye(2), np.ones(2)), "x0": np.zeros(2)} | changed))
+        certify(
+            **({"p": sn.regression.softmax(np.eye(2), np.ones(2)), "x0": np.zeros(2)} | changed)
+        )
 
 
 @pytest.mark.parametrize("size", [0.1, 3.0])
@@ -197,7 +217,9 @@ def test_the_curvature_in_the_logits_is_no_larger_than_its_moduli(size, x64):
 def test_a_normaliser_that_cancels_costs_digits_twice():
     """Of the terms of Σ e^z + z one part in eight is left, which both factors of f∘u'/α lose."""
     p = sn.regression.problem(np.eye(2), np.full(2, 0.5), "res_exp")
-    whole, cancelled = (_parts(p, np.asarray(z, np.longdouble)).condition for z in ([3.0, 1.03], [-3.0, 1.03]))
+    whole, cancelled = (
+        _parts(p, np.asarray(z, np.longdouble)).condition for z in ([3.0, 1.03], [-3.0, 1.03])
+    )
     z = np.array([-3.0, 1.03])
     lost = np.sum(np.exp(z) + np.abs(z)) / np.sum(np.exp(z) + z)
     assert lost > 7

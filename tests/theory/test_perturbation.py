@@ -23,16 +23,30 @@ from softntk.theory._perturbation.softmax_bound import Expansion
 
 RADII = (1e-3, 0.1, 1.0)
 # (family, outputs, bias, parameterization, trained readout)
-EVERY = list(itertools.product(sorted(FAMILIES), [1, 3], [False, True], ["ntk", "paper"], [False, True]))
+EVERY = list(
+    itertools.product(sorted(FAMILIES), [1, 3], [False, True], ["ntk", "paper"], [False, True])
+)
 # How far ours is below the paper's bound at least, and above the adversary at most.
 HEADLINE = [("softmax", 1e4, 4), ("exp", 1e4, 6), ("relu", 2, 4)]
 KEPT = [("softmax", 3, True, "paper", False)]
 
 
-def start(family="softmax", k=1, bias=False, parameterization="ntk", train_readout=False, width=24, **options):
+def start(
+    family="softmax",
+    k=1,
+    bias=False,
+    parameterization="ntk",
+    train_readout=False,
+    width=24,
+    **options,
+):
     """A network, its weights and points, in float64."""
     given = {"sigma": 0.7, "antisymmetric": False, **options}
-    kind = {"family": family} if family in FAMILIES and "normalize" not in given else {"activation": family}
+    kind = (
+        {"family": family}
+        if family in FAMILIES and "normalize" not in given
+        else {"activation": family}
+    )
     net = two_layer(
         **kind,
         width=width,
@@ -47,7 +61,9 @@ def start(family="softmax", k=1, bias=False, parameterization="ntk", train_reado
 
 
 def dense(net):
-    """The kernel as a matrix [nk, nk], from the Jacobian; a function of (params, x) that is compiled once."""
+    """The kernel as a matrix [nk, nk], from the Jacobian; a function of (params, x) that is
+    compiled once.
+    """
     full = jax.jit(lambda params, x: dense_kernels(net.apply_fn, params, x)["full"])
 
     def matrix(params, x):
@@ -70,17 +86,25 @@ def moves(params, R, count, seed=0):
 
 
 def cancelling():
-    """A res_softmax network at points where u = e^z + z is 1 in half of its units and −1 in the others."""
+    """A res_softmax network at points where u = e^z + z is 1 in half of its units and −1 in the
+    others.
+    """
     net, params, _ = start("res_softmax")
     z = jnp.tile(jnp.asarray([0.0, -1.2784645427610738]), 12)
     return net, params.replace(hidden=jnp.tile(z / 2, (4, 1))), jnp.ones((6, 4)) / 2
 
 
-@pytest.mark.parametrize(("family", "k", "bias", "parameterization", "train_readout"), first(EVERY, *KEPT))
-def test_measures_what_dense_jacobians_say_and_nothing_breaks_the_bounds(family, k, bias, parameterization, train_readout, x64):
+@pytest.mark.parametrize(
+    ("family", "k", "bias", "parameterization", "train_readout"), first(EVERY, *KEPT)
+)
+def test_measures_what_dense_jacobians_say_and_nothing_breaks_the_bounds(
+    family, k, bias, parameterization, train_readout, x64
+):
     net, params, x = start(family, k, bias, parameterization, train_readout)
     path = list(moves(params, 0.2, 2))
-    found = theory.perturbation(net, params, x, RADII, key=jax.random.key(0), trials=2, ascent_steps=4, path=path)
+    found = theory.perturbation(
+        net, params, x, RADII, key=jax.random.key(0), trials=2, ascent_steps=4, path=path
+    )
     oracle = dense(net)
     before = oracle(params, x)
     eigenvalues = np.linalg.eigvalsh(before)
@@ -94,8 +118,13 @@ def test_measures_what_dense_jacobians_say_and_nothing_breaks_the_bounds(family,
         if kind == "path":
             assert abs(spectral - found.spectral[i]) <= 1e-9 * found.size
         assert spectral <= found.spectral[i] + 1e-9 * found.size
-        parts = [worst.hidden - params.hidden, *([worst.bias[None] - params.bias[None]] if bias else [])]
-        assert_close(np.linalg.norm(np.concatenate(parts), axis=0), np.full(24, found.radius[i]), rtol=1e-7)
+        parts = [
+            worst.hidden - params.hidden,
+            *([worst.bias[None] - params.bias[None]] if bias else []),
+        ]
+        assert_close(
+            np.linalg.norm(np.concatenate(parts), axis=0), np.full(24, found.radius[i]), rtol=1e-7
+        )
     assert_close(found.of("path").radius, [0.2, 0.2])
     assert np.all(found.frobenius <= found.ours_frobenius)
     assert np.all(found.spectral <= found.ours_spectral)
@@ -107,7 +136,9 @@ def test_measures_what_dense_jacobians_say_and_nothing_breaks_the_bounds(family,
     assert np.all(np.isfinite(found.paper)) == (family != "res_softmax" and not train_readout)
 
 
-@pytest.mark.parametrize("activation", first(["cosh", "sinh", "erf", "identity", "exp", "res_exp", "relu"], "sinh"))
+@pytest.mark.parametrize(
+    "activation", first(["cosh", "sinh", "erf", "identity", "exp", "res_exp", "relu"], "sinh")
+)
 @pytest.mark.parametrize("normalize", first([False, True], False))
 def test_bounds_of_any_known_activation(activation, normalize, x64):
     net, params, x = start(activation, 2, normalize=normalize, train_readout=True)
@@ -125,13 +156,17 @@ def test_bounds_of_any_known_activation(activation, normalize, x64):
 @pytest.mark.parametrize(("family", "below_paper", "above_found"), first(HEADLINE, HEADLINE[0]))
 @pytest.mark.slow
 def test_headline_at_a_hundred_points(family, below_paper, above_found, x64):
-    """N = 100, k = 1, B = 1: ours is far below the paper's, at every radius, and not far above what an adversary does."""
+    """N = 100, k = 1, B = 1: ours is far below the paper's, at every radius, and not far above what
+    an adversary does.
+    """
     x = points(0, 100, 16)
     x = x / jnp.linalg.norm(x, axis=1, keepdims=True)
     net = two_layer(family, width=512, sigma=0.35)
     _, params = net.init_fn(jax.random.key(0), (-1, 16))
     assert theory.bounds.growth(100, sigma=0.35) == 1
-    found = theory.perturbation(net, params, x, [1e-3, 0.05], key=jax.random.key(1), trials=2, ascent_steps=8)
+    found = theory.perturbation(
+        net, params, x, [1e-3, 0.05], key=jax.random.key(1), trials=2, ascent_steps=8
+    )
     assert np.all(found.frobenius <= found.ours_frobenius)
     assert np.all(below_paper * found.ours_frobenius <= found.paper)
     assert found.ours_frobenius[1] < above_found * found.frobenius[1]
@@ -139,13 +174,18 @@ def test_headline_at_a_hundred_points(family, below_paper, above_found, x64):
 
 @pytest.mark.slow
 def test_normalisation_makes_the_derivative_vanish(x64):
-    """As the logits shrink, H of softmax stops moving to first order; H of exp does not. Both bounds see it."""
+    """As the logits shrink, H of softmax stops moving to first order; H of exp does not.
+
+    Both bounds see it.
+    """
     found = {}
     for family in ("softmax", "exp"):
         net, params, x = start(family, sigma=0.4, antisymmetric=True)
         for sigma in (0.4, 0.1):
             shrunk = params.replace(hidden=sigma / 0.4 * params.hidden)
-            p = theory.perturbation(net, shrunk, x, 1e-5, key=jax.random.key(0), trials=1, ascent_steps=20)
+            p = theory.perturbation(
+                net, shrunk, x, 1e-5, key=jax.random.key(0), trials=1, ascent_steps=20
+            )
             found[family, sigma] = np.array([p.frobenius[1], p.ours_frobenius[1]])
             assert found[family, sigma][1] < 3 * found[family, sigma][0]
     assert np.all(found["softmax", 0.1] < 0.35 * found["softmax", 0.4])
@@ -174,7 +214,9 @@ def test_expansion_of_softmax(k, x64):
         assert np.linalg.norm(slope) <= expansion.first[0]
         for R in (1e-2, 0.3):
             after = kernel(params.hidden + R * D[0], params.bias + R * D[1])
-            assert np.all(np.abs(flat(after - before - R * slope)) <= expansion._remainder(R) + 1e-13)
+            assert np.all(
+                np.abs(flat(after - before - R * slope)) <= expansion._remainder(R) + 1e-13
+            )
 
 
 def test_mean_range_is_exact():
@@ -210,7 +252,9 @@ def test_ranges_of_activations(activation):
     z, delta = np.linspace(-2, 2, 9), 0.7
     inside = z[:, None] + delta * np.linspace(-1, 1, 1401)
     for order, shape in enumerate(_SHAPES[activation]):
-        f = lambda t, order=order: np.asarray(activations.get(activation).jet(jnp.asarray(t), 0.0)[order], float)
+        f = lambda t, order=order: np.asarray(
+            activations.get(activation).jet(jnp.asarray(t), 0.0)[order], float
+        )
         found = _range(f, shape, z, delta)
         np.testing.assert_allclose(found.low, f(inside).min(axis=1), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(found.high, f(inside).max(axis=1), rtol=1e-5, atol=1e-6)
@@ -223,7 +267,10 @@ def test_a_bias_is_one_more_weight(family, x64):
     joined = params.replace(hidden=jnp.concatenate([params.hidden, params.bias[None]]), bias=None)
     longer = np.concatenate([x, np.ones((6, 1))], axis=1)
     for R in (1e-3, 0.5):
-        one, two = LocalBound(net.architecture, params, np.asarray(x)), LocalBound(plain.architecture, joined, longer)
+        one, two = (
+            LocalBound(net.architecture, params, np.asarray(x)),
+            LocalBound(plain.architecture, joined, longer),
+        )
         assert_close(one(R), two(R))
 
 
@@ -237,13 +284,17 @@ def test_scaling(x64):
         assert_close(of.frobenius[1], 2 * of.frobenius[0], rtol=1e-2)
         assert_close(of.paper[1], 2 * of.paper[0], rtol=1e-9)
     # Kernels of "paper" are m times as large.
-    other = theory.perturbation(start("softmax", 2, parameterization="paper")[0], params, x, 0.1, key=key, **options)
+    other = theory.perturbation(
+        start("softmax", 2, parameterization="paper")[0], params, x, 0.1, key=key, **options
+    )
     small = theory.perturbation(net, params, x, 0.1, key=key, **options)
     for name in ("frobenius", "spectral", "ours_frobenius", "ours_spectral", "paper"):
         assert_close(getattr(other, name), 24 * getattr(small, name), rtol=1e-9)
     # Logits are the same for points c times as large and weights c times as small.
     scaled = two_layer("softmax", width=24, out_dim=2, sigma=0.175, antisymmetric=False)
-    shrunk = theory.perturbation(scaled, params.replace(hidden=params.hidden / 4), 4 * x, 0.1 / 4, key=key, **options)
+    shrunk = theory.perturbation(
+        scaled, params.replace(hidden=params.hidden / 4), 4 * x, 0.1 / 4, key=key, **options
+    )
     for name in ("frobenius", "spectral", "ours_frobenius", "ours_spectral", "paper"):
         assert_close(getattr(shrunk, name), 16 * getattr(small, name), rtol=1e-9)
 
@@ -252,7 +303,9 @@ def test_float32_is_measured_in_float64():
     with jax.enable_x64(True):
         net, params, x = start("relu", 2, bias=True)
         params, x = cast(params, "float32"), x.astype("float32")
-        exact = theory.perturbation(net, cast(params, "float64"), x.astype("float64"), 0.1, key=jax.random.key(0), trials=1)
+        exact = theory.perturbation(
+            net, cast(params, "float64"), x.astype("float64"), 0.1, key=jax.random.key(0), trials=1
+        )
     found = theory.perturbation(net, params, x, 0.1, key=jax.random.key(0), trials=1)
     assert found.converted
     assert not exact.converted
@@ -272,7 +325,9 @@ def test_the_path_of_training(x64):
     assert found.kind == ("path",) * 5
     assert found.radius[0] == found.frobenius[0] == found.ours_frobenius[0] == found.paper[0] == 0
     assert np.all(np.diff(found.radius) > 0)
-    assert_close(found.radius, np.linalg.norm(path.hidden - params.hidden[None], axis=1).max(axis=1))
+    assert_close(
+        found.radius, np.linalg.norm(path.hidden - params.hidden[None], axis=1).max(axis=1)
+    )
     assert np.all(found.frobenius[1:] < found.ours_frobenius[1:])
     assert np.all(found.spectral[1:] < found.ours_spectral[1:])
 
@@ -282,7 +337,9 @@ def test_outside_the_domain_is_infinite_not_nan(x64):
     """res_softmax loses its normaliser where its units cancel."""
     net, params, x = cancelling()
     away = params.replace(hidden=0 * params.hidden)
-    found = theory.perturbation(net, away, x, 0.1, key=jax.random.key(0), kinds=("random",), trials=1, path=[params])
+    found = theory.perturbation(
+        net, away, x, 0.1, key=jax.random.key(0), kinds=("random",), trials=1, path=[params]
+    )
     path = found.of("path")
     assert path.frobenius[0] == path.spectral[0] == path.ours_frobenius[0] == math.inf
     assert np.isfinite(found.of("random").ours_frobenius).all()
@@ -320,7 +377,9 @@ def test_bad_input(options, message, x64, untyped):
 
 def test_bad_weights(x64):
     net, params, x = start()
-    measure = lambda p=params, **kw: theory.perturbation(net, p, x, 0.1, key=jax.random.key(0), **kw)
+    measure = lambda p=params, **kw: theory.perturbation(
+        net, p, x, 0.1, key=jax.random.key(0), **kw
+    )
     with pytest.raises(ValueError, match="params.hidden must have shape .*24"):
         measure(start(width=26)[1])
     with pytest.raises(ValueError, match="params.hidden must be finite"):
@@ -330,7 +389,9 @@ def test_bad_weights(x64):
     with pytest.raises(ValueError, match="path must have weights of the shapes"):
         measure(path=[start(width=26)[1]])
     for wrong in (3, "weights"):
-        with pytest.raises(ValueError, match="path must be Parameters with a leading axis, or a list of them, got"):
+        with pytest.raises(
+            ValueError, match="path must be Parameters with a leading axis, or a list of them, got"
+        ):
             measure(path=wrong)
     with pytest.raises(ValueError, match="path must have at least one"):
         measure(path=[])

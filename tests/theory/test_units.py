@@ -1,4 +1,6 @@
-"""Laws of units, c·y and c·x: nothing depends on what a kernel, a target or a point is measured in, from 1e-150 to 1e150."""
+"""Laws of units, c·y and c·x: nothing depends on what a kernel, a target or a point is measured in,
+from 1e-150 to 1e150.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +27,17 @@ def test_kernels_and_targets(unit, kernel_unit):
     other = generalisation.rkhs_norm(gram, y)
     for name in ("outputs", "total", "outputs_error", "total_error"):
         assert_close(getattr(other, name) / unit * root, getattr(one, name), rtol=1e-6)
-    assert_close(generalisation.effective_rank(gram).tail_flatness, generalisation.effective_rank(GRAM).tail_flatness)
-    assert_close(generalisation.noise_level(gram, y) / unit, generalisation.noise_level(GRAM, Y), rtol=1e-6)
+    assert_close(
+        generalisation.effective_rank(gram).tail_flatness,
+        generalisation.effective_rank(GRAM).tail_flatness,
+    )
+    assert_close(
+        generalisation.noise_level(gram, y) / unit, generalisation.noise_level(GRAM, Y), rtol=1e-6
+    )
     one = generalisation.early_stopping_time(GRAM, 0.3, norm=2.0, learning_rate=0.01)
-    other = generalisation.early_stopping_time(gram, 0.3 * unit, norm=2.0 * unit / root, learning_rate=0.01 / kernel_unit)
+    other = generalisation.early_stopping_time(
+        gram, 0.3 * unit, norm=2.0 * unit / root, learning_rate=0.01 / kernel_unit
+    )
     assert_close(other.time * kernel_unit, one.time, rtol=1e-9)
     assert other.steps == one.steps
     assert_close(other.critical_radius / root, one.critical_radius, rtol=1e-9)
@@ -54,7 +63,13 @@ def test_the_least_risk_is_found_where_noise_outweighs_the_signal():
 
 
 def test_the_ends_of_the_range_are_zero_or_infinite_never_nan():
-    for noise, norm in [(1e-200, 1.0), (1e200, 1.0), (1e-300, 1e300), (1e300, 1e-300), (5e-324, 1.0)]:
+    for noise, norm in [
+        (1e-200, 1.0),
+        (1e200, 1.0),
+        (1e-300, 1e300),
+        (1e300, 1e-300),
+        (5e-324, 1.0),
+    ]:
         for stop in (
             generalisation.early_stopping_time(GRAM, noise, norm=norm),
             generalisation.least_risk_time(GRAM, noise, norm=norm),
@@ -64,13 +79,19 @@ def test_the_ends_of_the_range_are_zero_or_infinite_never_nan():
             assert stop.critical_radius >= 0
     assert generalisation.early_stopping_time(np.eye(2), 1e-300, norm=1e300).time == np.inf
     zero = 0 * Y
-    assert generalisation.rkhs_norm(GRAM, zero).total == generalisation.rkhs_norm(GRAM, zero).total_error == 0
+    assert (
+        generalisation.rkhs_norm(GRAM, zero).total
+        == generalisation.rkhs_norm(GRAM, zero).total_error
+        == 0
+    )
     np.testing.assert_array_equal(generalisation.noise_level(GRAM, zero), [0.0, 0.0])
     for unit in (0.0, 1e-300, 1e300):
         risk = sn.theory.risk_bound(GRAM, unit * Y)
         assert (risk.bound <= 1).all()
         assert (risk.bound > 0).all()
-    np.testing.assert_array_equal(fl.ridge_features(jnp.zeros((3, 2)), jnp.ones((3, 1)), jnp.ones((2, 2))), np.zeros((2, 1)))
+    np.testing.assert_array_equal(
+        fl.ridge_features(jnp.zeros((3, 2)), jnp.ones((3, 1)), jnp.ones((2, 2))), np.zeros((2, 1))
+    )
     ones = generalisation.rkhs_norm(np.array([[4.0]]), np.array([[6.0]]))
     assert ones.total == 3.0
 
@@ -110,7 +131,15 @@ def test_perturbation_and_alignment(unit, dtype):
     options = {"key": jax.random.key(1), "trials": 2, "ascent_steps": 3}
     one = sn.theory.perturbation(net, params, x, [0.1], **options)
     other = sn.theory.perturbation(net, rescaled(params, unit), unit * x, [0.1 / unit], **options)
-    for name in ("frobenius", "spectral", "ours_frobenius", "ours_spectral", "size", "smallest", "largest"):
+    for name in (
+        "frobenius",
+        "spectral",
+        "ours_frobenius",
+        "ours_spectral",
+        "size",
+        "smallest",
+        "largest",
+    ):
         assert_close(np.asarray(getattr(other, name)) / unit**2, getattr(one, name), rtol=1e-4)
     direction = jnp.ones(3, dtype)
     one = fl.alignment(params, params.replace(hidden=2 * params.hidden + 1), direction)
@@ -148,7 +177,9 @@ def test_one_step_is_linear_in_the_targets_and_infinite_not_nan_far_out():
 
 
 def test_lazy_distances_of_huge_targets_and_of_nothing():
-    """f(0) = 0: with c·y and an output scale c everything is as before, and losses are c² as large, or infinite."""
+    """f(0) = 0: with c·y and an output scale c everything is as before, and losses are c² as large,
+    or infinite.
+    """
     net, params, x, y = network("softmax", "float32")
     options = {"learning_rate": 0.1, "steps": 3, "at": [0, 1, 3]}
     one = lazy.distances(net, params, x, y, **options)
@@ -165,7 +196,9 @@ def test_lazy_distances_of_huge_targets_and_of_nothing():
     hidden = np.asarray(params.hidden)
     assert_close(one.weights[1], np.linalg.norm(moved) / np.linalg.norm(hidden), rtol=1e-3)
     lengths = np.linalg.norm(hidden, axis=0)
-    assert_close(one.neuron[1], np.linalg.norm(moved, axis=0).max() / np.sqrt(np.mean(lengths**2)), rtol=1e-3)
+    assert_close(
+        one.neuron[1], np.linalg.norm(moved, axis=0).max() / np.sqrt(np.mean(lengths**2)), rtol=1e-3
+    )
     assert_close(one.loss[0], 0.5 * np.sum(np.square(y)), rtol=1e-5)
     nothing = lazy.distances(net, params, 0 * x, 0 * y, **options)
     for name in ("train", "weights", "neuron", "kernel", "loss"):

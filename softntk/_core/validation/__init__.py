@@ -1,10 +1,12 @@
 """Checks of arguments: one function for each kind of argument, shared by the whole library.
 
-Each takes the name of the argument first and returns the value, converted: lists, pandas tables and NumPy arrays become JAX
-arrays, NumPy scalars become Python numbers. What does not fit raises a ValueError that names the argument, what came and what
-to do. Conversion comes first: what is finite in float64 and infinite in the precision that JAX works in is refused.
+Each takes the name of the argument first and returns the value, converted: lists, pandas tables and
+NumPy arrays become JAX arrays, NumPy scalars become Python numbers. What does not fit raises a
+ValueError that names the argument, what came and what to do. Conversion comes first: what is finite
+in float64 and infinite in the precision that JAX works in is refused.
 
-What is known only at run time (values inside jit) is not checked; every function states what it returns then.
+What is known only at run time (values inside jit) is not checked; every function states what it
+returns then.
 
     as_floating       an array of floating-point numbers, of any or of a given shape
     as_rows, as_pair  points [n, d], one row a point; two sets of them that a kernel can compare

@@ -12,11 +12,19 @@ from jaxtyping import Array, Float, Int
 from softntk._core.validation.scalars import check_number, is_concrete, is_masked
 
 Shape = Sequence[int | str]
-"""Of an array: integers for given lengths, names for free ones, and "…" first or last for any number of axes there."""
+"""Of an array: integers for given lengths, names for free ones, and "…" first or last for any
+number of axes there.
+"""
 
 
 def as_floating(
-    name: str, x: object, shape: Shape | None = None, *, finite: bool = True, half: bool = True, empty: bool = False
+    name: str,
+    x: object,
+    shape: Shape | None = None,
+    *,
+    finite: bool = True,
+    half: bool = True,
+    empty: bool = False,
 ) -> Float[Array, "..."]:
     """Return x as a floating-point JAX array.
 
@@ -24,8 +32,8 @@ def as_floating(
         name: of the argument, for messages.
         x: an array of any library, a list of numbers, a pandas table, a number.
         shape: what it must have, or None for any.
-        finite: refuse NaN and infinity, where the values are known. Numbers beyond the largest of the precision that JAX works
-            in are refused anyway.
+        finite: refuse NaN and infinity, where the values are known. Numbers beyond the largest of
+            the precision that JAX works in are refused anyway.
         half: False refuses float16 and bfloat16, for what LAPACK has to do.
         empty: allow an axis of length zero.
 
@@ -59,7 +67,8 @@ def as_jax_array(array: jax.Array | np.ndarray) -> jax.Array:
 
 
 def as_scalars(**values: object) -> tuple[Float[Array, "..."], ...]:
-    """Return numbers and arrays, by the name of the argument, as arrays of one floating-point dtype and broadcasting ranks.
+    """Return numbers and arrays, by the name of the argument, as arrays of one floating-point dtype
+    and broadcasting ranks.
 
     Python numbers and integers take the dtype of the others. Values are not checked.
     """
@@ -90,7 +99,9 @@ def check_shapes_broadcast(given: Mapping[str, object], arrays: Sequence[jax.Arr
         np.broadcast_shapes(*shapes)
     except ValueError:
         names = ", ".join(given)
-        raise ValueError(f"{names} must have shapes that broadcast, got {', '.join(map(str, shapes))}.") from None
+        raise ValueError(
+            f"{names} must have shapes that broadcast, got {', '.join(map(str, shapes))}."
+        ) from None
 
 
 def _with_rank(array: jax.Array | np.ndarray, rank: int) -> jax.Array | np.ndarray:
@@ -99,8 +110,12 @@ def _with_rank(array: jax.Array | np.ndarray, rank: int) -> jax.Array | np.ndarr
 
 
 def _are_alike(values: list[Any]) -> bool:
-    """Return whether these are JAX arrays of one floating-point dtype whose ranks broadcast as they are."""
-    if not all(isinstance(value, jax.Array) and not getattr(value, "weak_type", True) for value in values):
+    """Return whether these are JAX arrays of one floating-point dtype whose ranks broadcast as they
+    are.
+    """
+    if not all(
+        isinstance(value, jax.Array) and not getattr(value, "weak_type", True) for value in values
+    ):
         return False
     dtype = values[0].dtype
     ranks = {value.ndim for value in values} - {0}
@@ -112,8 +127,12 @@ def _are_alike(values: list[Any]) -> bool:
     )
 
 
-def as_rows(name: str, x: object, features: int | None = None, *, half: bool = True) -> Float[Array, "n d"]:
-    """Return x as a finite floating-point matrix [n, d] with at least one row and one column, and d = ``features``."""
+def as_rows(
+    name: str, x: object, features: int | None = None, *, half: bool = True
+) -> Float[Array, "n d"]:
+    """Return x as a finite floating-point matrix [n, d] with at least one row and one column, and d
+    = ``features``.
+    """
     array = as_real_array(name, x)
     _check_floating(name, array.dtype)
     if array.ndim != 2:
@@ -121,7 +140,9 @@ def as_rows(name: str, x: object, features: int | None = None, *, half: bool = T
             f"{name} must have shape [n, d], one row a point, got shape {array.shape}. Reshape it, e.g. {name}.reshape(n, -1)."
         )
     if 0 in array.shape:
-        raise ValueError(f"{name} must have at least one row and one column, got shape {array.shape}.")
+        raise ValueError(
+            f"{name} must have at least one row and one column, got shape {array.shape}."
+        )
     if features is not None and array.shape[1] != features:
         raise ValueError(f"{name} must have {features} features, got shape {array.shape}.")
     return as_floating(name, array, half=half)
@@ -130,13 +151,18 @@ def as_rows(name: str, x: object, features: int | None = None, *, half: bool = T
 def as_pair(
     x1: object, x2: object, names: tuple[str, str] = ("x1", "x2")
 ) -> tuple[Float[Array, "n1 d"], Float[Array, "n2 d"] | None]:
-    """Return two sets of points that a kernel can compare: as many features, the same dtype. None stands for x1 again."""
+    """Return two sets of points that a kernel can compare: as many features, the same dtype.
+
+    None stands for x1 again.
+    """
     first = as_rows(names[0], x1)
     if x2 is None:
         return first, None
     second = as_rows(names[1], x2)
     if first.shape[1] != second.shape[1]:
-        raise ValueError(f"{names[1]} must have as many features as {names[0]}, got shapes {first.shape} and {second.shape}.")
+        raise ValueError(
+            f"{names[1]} must have as many features as {names[0]}, got shapes {first.shape} and {second.shape}."
+        )
     if first.dtype != second.dtype:
         raise ValueError(
             f"{names[1]} must have the dtype of {names[0]}, got {first.dtype} and {second.dtype}. Convert one of them."
@@ -148,7 +174,9 @@ def as_integers(name: str, x: object, shape: Shape | None = None) -> Int[Array, 
     """Return x as an array of integers, which must fit the integers that JAX works in."""
     array = as_real_array(name, x)
     if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise ValueError(f"{name} must be integers, got dtype {array.dtype}. Convert it, e.g. {name}.astype(int).")
+        raise ValueError(
+            f"{name} must be integers, got dtype {array.dtype}. Convert it, e.g. {name}.astype(int)."
+        )
     if shape is not None:
         check_shape(name, array, shape)
     if isinstance(array, np.ndarray) and array.size:
@@ -162,11 +190,18 @@ def as_integers(name: str, x: object, shape: Shape | None = None) -> Int[Array, 
 
 
 def as_dtype(
-    name: str, x: object, dtype: jax.typing.DTypeLike, shape: Shape | None = None, *, finite: bool = True
+    name: str,
+    x: object,
+    dtype: jax.typing.DTypeLike,
+    shape: Shape | None = None,
+    *,
+    finite: bool = True,
 ) -> Float[Array, "..."]:
-    """Return x as a JAX array of a floating-point dtype that something else decides: integers are converted, too.
+    """Return x as a JAX array of a floating-point dtype that something else decides: integers are
+    converted, too.
 
-    ``finite=False`` lets NaN and infinity pass, but not numbers that only the conversion would make infinite.
+    ``finite=False`` lets NaN and infinity pass, but not numbers that only the conversion would make
+    infinite.
     """
     if isinstance(x, jax.Array) and x.dtype == dtype:
         return _as_same_dtype(name, x, shape, finite)
@@ -181,7 +216,9 @@ def as_dtype(
         return jnp.asarray(array, dtype)
 
 
-def _as_same_dtype(name: str, x: jax.Array, shape: Shape | None, finite: bool) -> Float[Array, "..."]:
+def _as_same_dtype(
+    name: str, x: jax.Array, shape: Shape | None, finite: bool
+) -> Float[Array, "..."]:
     """Return an array that has the dtype already, checked."""
     if not finite and (shape is None or x.shape == tuple(shape)):
         return x
@@ -205,11 +242,17 @@ def _check_range(name: str, array: np.ndarray, dtype: jax.typing.DTypeLike) -> N
         )
 
 
-def as_weights(name: str, x: object, dtype: jax.typing.DTypeLike, *shapes: tuple[int, ...]) -> Float[Array, "..."]:
-    """Return x as finite numbers that are not negative, of one of the shapes and of a given dtype; traced ones pass."""
+def as_weights(
+    name: str, x: object, dtype: jax.typing.DTypeLike, *shapes: tuple[int, ...]
+) -> Float[Array, "..."]:
+    """Return x as finite numbers that are not negative, of one of the shapes and of a given dtype;
+    traced ones pass.
+    """
     weights = as_dtype(name, x, dtype)
     if weights.shape not in shapes:
-        wanted = " or ".join(f"have shape {list(shape)}" if shape else "be a scalar" for shape in shapes)
+        wanted = " or ".join(
+            f"have shape {list(shape)}" if shape else "be a scalar" for shape in shapes
+        )
         raise ValueError(f"{name} must {wanted}, got shape {weights.shape}.")
     if is_concrete(weights) and bool((np.asarray(weights) < 0).any()):
         raise ValueError(f"{name} must not be negative, got {float(np.min(np.asarray(weights)))}.")
@@ -270,17 +313,25 @@ def _describe(x: object) -> str:
 
 
 def check_shape(name: str, x: Any, shape: Shape) -> None:
-    """Refuse another shape: an integer must be met, a name stands for any length, "…" for any number of axes."""
+    """Refuse another shape: an integer must be met, a name stands for any length, "…" for any
+    number of axes.
+    """
     actual = jnp.shape(x)
     fixed = [length for length in shape if length != "…"]
     enough = len(actual) >= len(fixed) if len(fixed) < len(shape) else len(actual) == len(fixed)
     ends = actual[len(actual) - len(fixed) :] if shape and shape[0] == "…" else actual[: len(fixed)]
-    if not enough or any(isinstance(want, int) and want != got for want, got in zip(fixed, ends, strict=True)):
-        raise ValueError(f"{name} must have shape [{', '.join(map(str, shape))}], got shape {actual}.")
+    if not enough or any(
+        isinstance(want, int) and want != got for want, got in zip(fixed, ends, strict=True)
+    ):
+        raise ValueError(
+            f"{name} must have shape [{', '.join(map(str, shape))}], got shape {actual}."
+        )
 
 
 def _check_floating(name: str, dtype: jnp.dtype) -> None:
-    """Refuse integers and Booleans: they would silently be promoted, usually to the wrong precision."""
+    """Refuse integers and Booleans: they would silently be promoted, usually to the wrong
+    precision.
+    """
     if not _is_floating(dtype):
         raise ValueError(
             f"{name} must be a floating-point array, got dtype {dtype}. Convert it first, e.g. {name}.astype('float32')."
@@ -294,7 +345,9 @@ def check_finite(name: str, x: object) -> None:
     given = x if isinstance(x, jax.Array) else np.asarray(x)
     if isinstance(given, np.ndarray):
         with np.errstate(over="ignore"):  # what overflows is refused below
-            finite = np.isfinite(given.astype(jax.dtypes.canonicalize_dtype(given.dtype), copy=False))
+            finite = np.isfinite(
+                given.astype(jax.dtypes.canonicalize_dtype(given.dtype), copy=False)
+            )
     elif given.is_fully_addressable and all(device.platform == "cpu" for device in given.devices()):
         finite = np.isfinite(np.asarray(given))
     else:

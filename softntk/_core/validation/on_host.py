@@ -1,4 +1,6 @@
-"""Arguments whose values must be known, converted to float64 on the host whatever the precision of JAX is."""
+"""Arguments whose values must be known, converted to float64 on the host whatever the precision of
+JAX is.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -30,7 +32,9 @@ def on_host() -> Iterator[None]:
 def check_known(name: str, value: object) -> None:
     """Refuse what jit, vmap or grad traces, where the values must be looked at."""
     if not all(is_concrete(leaf) for leaf in jax.tree.leaves(value)):
-        raise ValueError(f"{name} must be known, but is traced. Call this outside of jax.jit, jax.vmap and jax.grad.")
+        raise ValueError(
+            f"{name} must be known, but is traced. Call this outside of jax.jit, jax.vmap and jax.grad."
+        )
 
 
 def known_number(name: str, value: object, **bounds: Any) -> float:
@@ -41,12 +45,18 @@ def known_number(name: str, value: object, **bounds: Any) -> float:
 
 
 def in_double(given: object, checked: Array) -> np.ndarray:
-    """Return what was given in float64: itself if it is NumPy's, of which JAX may hold a copy in another precision."""
+    """Return what was given in float64: itself if it is NumPy's, of which JAX may hold a copy in
+    another precision.
+    """
     return np.asarray(given if isinstance(given, np.ndarray) else checked, np.float64)
 
 
-def as_double(name: str, x: object, shape: Shape | None = None, *, integers: bool = False) -> np.ndarray:
-    """Return a finite array in float64 on the host, whatever its precision is and whether JAX has float64 here."""
+def as_double(
+    name: str, x: object, shape: Shape | None = None, *, integers: bool = False
+) -> np.ndarray:
+    """Return a finite array in float64 on the host, whatever its precision is and whether JAX has
+    float64 here.
+    """
     check_known(name, x)
     with on_host():
         if integers:
@@ -80,7 +90,11 @@ def as_kernel_of(y: Array, name: str, matrix: object) -> np.ndarray:
     """Return a symmetric matrix of as many rows as y, in float64 on the host."""
     array = as_double(name, matrix)
     if array.shape != 2 * (len(y),):
-        raise ValueError(f"{name} must have shape [n, n] with the n = {len(y)} rows of y, got shape {array.shape}.")
+        raise ValueError(
+            f"{name} must have shape [n, n] with the n = {len(y)} rows of y, got shape {array.shape}."
+        )
     if np.abs(array - array.T).max() > 1e-3 * np.abs(array).max():
-        raise ValueError(f"{name} must be symmetric, but differs from its transpose. Pass the train-train kernel.")
+        raise ValueError(
+            f"{name} must be symmetric, but differs from its transpose. Pass the train-train kernel."
+        )
     return array

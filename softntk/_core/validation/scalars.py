@@ -13,7 +13,10 @@ from jaxtyping import PRNGKeyArray
 
 
 def is_concrete(x: object) -> bool:
-    """Return whether the values of x can be looked at now, i.e. x is not traced by jit, vmap or grad."""
+    """Return whether the values of x can be looked at now, i.e.
+
+    x is not traced by jit, vmap or grad.
+    """
     return not isinstance(x, jax.core.Tracer)
 
 
@@ -57,13 +60,21 @@ def check_number(
     """
     bounds = {"above": above, "at least": at_least, "below": below, "at most": at_most}
     if not _is_scalar(value):
-        raise ValueError(f"{name} must be {_describe_bounds(bounds, infinite)}, got {_short(value)}.")
+        raise ValueError(
+            f"{name} must be {_describe_bounds(bounds, infinite)}, got {_short(value)}."
+        )
     if not is_concrete(value):
         return value
-    number = float("inf") if isinstance(value, int) and abs(value) >= LARGEST_INTEGER else float(value)
+    number = (
+        float("inf") if isinstance(value, int) and abs(value) >= LARGEST_INTEGER else float(value)
+    )
     allowed = np.isfinite(number) or (infinite and not np.isnan(number))
-    if not allowed or not all(bound is None or FITS[words](number, bound) for words, bound in bounds.items()):
-        raise ValueError(f"{name} must be {_describe_bounds(bounds, infinite)}, got {_short(value)}.")
+    if not allowed or not all(
+        bound is None or FITS[words](number, bound) for words, bound in bounds.items()
+    ):
+        raise ValueError(
+            f"{name} must be {_describe_bounds(bounds, infinite)}, got {_short(value)}."
+        )
     return number
 
 
@@ -87,7 +98,9 @@ def _is_scalar(value: object) -> bool:
 def _describe_bounds(bounds: dict[str, int | float | None], infinite: bool) -> str:
     if bounds["above"] == 0 and bounds["below"] is None and bounds["at most"] is None:
         return f"a positive {'' if infinite else 'finite '}number"
-    limits = " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)
+    limits = " and ".join(
+        f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None
+    )
     return f"a {'' if infinite else 'finite '}number {limits}".strip()
 
 
@@ -101,9 +114,13 @@ def check_positive(name: str, value: object) -> Any:
     return check_number(name, value, above=0)
 
 
-def check_integer(name: str, value: Any, at_least: int | None = None, at_most: int | None = None) -> int:
+def check_integer(
+    name: str, value: Any, at_least: int | None = None, at_most: int | None = None
+) -> int:
     """Return a Python, NumPy or JAX integer as a Python one, within the bounds."""
-    wanted = {0: "a non-negative integer", 1: "a positive integer", None: "an integer"}.get(at_least)
+    wanted = {0: "a non-negative integer", 1: "a positive integer", None: "an integer"}.get(
+        at_least
+    )
     wanted = f"an integer of at least {at_least}" if wanted is None else wanted
     wanted = wanted if at_most is None else f"{wanted} of at most {at_most}"
     try:
@@ -111,7 +128,11 @@ def check_integer(name: str, value: Any, at_least: int | None = None, at_most: i
         integer = None if is_other else operator.index(value)  # pyright: ignore[reportArgumentType]
     except TypeError:
         integer = None
-    if integer is None or (at_least is not None and integer < at_least) or (at_most is not None and integer > at_most):
+    if (
+        integer is None
+        or (at_least is not None and integer < at_least)
+        or (at_most is not None and integer > at_most)
+    ):
         raise ValueError(f"{name} must be {wanted}, got {_short(value)}.")
     return integer
 
@@ -158,10 +179,14 @@ def check_key(name: str, key: object) -> PRNGKeyArray:
         if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             if key.shape == ():
                 return key  # pyright: ignore[reportReturnType]
-            raise ValueError(f"{name} must be one key, got {key.shape} of them. Take one of them, or use jax.vmap.")
+            raise ValueError(
+                f"{name} must be one key, got {key.shape} of them. Take one of them, or use jax.vmap."
+            )
         if key.dtype == jnp.uint32 and key.shape == jax.random.key_data(jax.random.key(0)).shape:
             return jnp.asarray(key)  # pyright: ignore[reportReturnType]
-    raise ValueError(f"{name} must be a random key, got {_short(key)}. Make one: jax.random.key(0).")
+    raise ValueError(
+        f"{name} must be a random key, got {_short(key)}. Make one: jax.random.key(0)."
+    )
 
 
 def check_callable(name: str, function: Any, what: str = "a function") -> Any:

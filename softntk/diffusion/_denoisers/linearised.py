@@ -1,8 +1,9 @@
 r"""The network's training with its first-order expansion in place of the network, in closed form.
 
-F_lin(θ; z) = F(θ_0; z) + ∂F(θ_0; z)(θ − θ_0) is what the theory trains: gradient descent on it has a constant kernel, that of
-the network at its first weights. It stands between the network, whose features move, and the kernel of infinite width, which
-has none of its randomness, and splits their distance in two.
+F_lin(θ; z) = F(θ_0; z) + ∂F(θ_0; z)(θ − θ_0) is what the theory trains: gradient descent on it has
+a constant kernel, that of the network at its first weights. It stands between the network, whose
+features move, and the kernel of infinite width, which has none of its randomness, and splits their
+distance in two.
 """
 
 from collections.abc import Sequence
@@ -45,13 +46,25 @@ class LinearisedPredictor:
     move: Parameters
     net: Network = static()
 
-    def __call__(self, place: Float[Array, " r"], lifted: Float[Array, "n p"]) -> Float[Array, "n k"]:
-        """Return F: at a single time the weights of its knots are added up first, as the network does."""
+    def __call__(
+        self, place: Float[Array, " r"], lifted: Float[Array, "n p"]
+    ) -> Float[Array, "n k"]:
+        """Return F: at a single time the weights of its knots are added up first, as the network
+        does.
+        """
         knots = len(self.params.hidden) // lifted.shape[1]
         if len(place) > 1:
-            params, move, inputs = self.params, self.move, noisy_samples.embedded(place, lifted, knots)
+            params, move, inputs = (
+                self.params,
+                self.move,
+                noisy_samples.embedded(place, lifted, knots),
+            )
         else:
-            params, move, inputs = at_time(self.params, place, knots), at_time(self.move, place, knots), lifted
+            params, move, inputs = (
+                at_time(self.params, place, knots),
+                at_time(self.move, place, knots),
+                lifted,
+            )
         value, change = jax.jvp(lambda p: self.net.apply_fn(p, inputs), (params,), (move,))
         return value + change
 
@@ -71,12 +84,15 @@ def linearised_denoiser(
     steps: int = 1000,
     learning_rate: float | None = None,
 ) -> Denoiser:
-    r"""Fit E[X_0 | X_t] by the linearised network after ``steps`` of full-batch gradient descent, in closed form.
+    r"""Fit E[X_0 | X_t] by the linearised network after ``steps`` of full-batch gradient descent,
+    in closed form.
 
-    On the N = n·draws noisy samples and from the first weights that :func:`softntk.diffusion.fit_denoiser` takes for the same
-    key with ``batch_size=None``, the weights move by Δθ = Jᵀc, c = H⁻¹(I − (I − ηH/N)^steps)(Y − F(0)); H by its eigenvectors
-    up to N·d = 4096, then by Lanczos' method. With one time, :func:`softntk.diffusion.kernel_denoiser` is given the same
-    samples too: with ``stopping=η·steps`` it is the limit of infinite width (of gradient flow).
+    On the N = n·draws noisy samples and from the first weights that
+    :func:`softntk.diffusion.fit_denoiser` takes for the same key with ``batch_size=None``, the
+    weights move by Δθ = Jᵀc, c = H⁻¹(I − (I − ηH/N)^steps)(Y − F(0)); H by its eigenvectors up to
+    N·d = 4096, then by Lanczos' method. With one time, :func:`softntk.diffusion.kernel_denoiser` is
+    given the same samples too: with ``stopping=η·steps`` it is the limit of infinite width (of
+    gradient flow).
 
     Args:
         key: of weights and noise.
@@ -97,8 +113,8 @@ def linearised_denoiser(
 
     Raises:
         ValueError: as :func:`softntk.diffusion.fit_denoiser`.
-        NumericalError: too many steps for Lanczos' method in this precision; a learning rate with which descent diverges beyond
-            the range of the precision.
+        NumericalError: too many steps for Lanczos' method in this precision; a learning rate with
+            which descent diverges beyond the range of the precision.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -108,13 +124,16 @@ def linearised_denoiser(
         >>> f.stats["steps"]
         1000
 
-    Source: arXiv 2405.03251, the section on diffusion (the coupling of network, linearisation and kernel regression).
+    Source: arXiv 2405.03251, the section on diffusion (the coupling of network, linearisation and
+    kernel regression).
     """
     key = check_known("key", check_key("key", key))
     draws = check_count("draws", draws)
     steps = check_count("steps", steps)
     if learning_rate is not None:
-        learning_rate = check_known("learning_rate", check_number("learning_rate", learning_rate, above=0))
+        learning_rate = check_known(
+            "learning_rate", check_number("learning_rate", learning_rate, above=0)
+        )
     frame = frame_of(sde, x0, times, min_time)
     x0 = as_rows("x0", x0)
     net, params = starting_network(key, frame, family, width, sigma, train_readout)

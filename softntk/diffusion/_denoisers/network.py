@@ -39,11 +39,15 @@ FAMILIES = ("softmax", "res_softmax", "exp", "relu")
 
 LEVELS = (1.0, 2.4)  # mean and deviation of the log-SNR: Karras et al. (2022), table 1
 
-_WEIGHT_NORM = 7.0  # of the vector of weights of a unit that is normalized: its features are as sharp in every dimension
+# of the vector of weights of a unit that is normalized: its features are as sharp in every
+# dimension
+_WEIGHT_NORM = 7.0
 _TIMES = 16  # in a minibatch
 _RATE = 0.1  # of Adam, at its largest
 _OF_READOUT = 0.1  # the share of it for the readout, which moves all outputs at once
-_LARGEST = 1.0  # norm of a gradient: a unit that takes all of a softmax makes a loss a thousand times as large for some steps
+# norm of a gradient: a unit that takes all of a softmax makes a loss a thousand times as large for
+# some steps
+_LARGEST = 1.0
 _WARM_UP = 20  # the share of the steps, one in so many, over which they rise
 _CHUNK = 100  # steps between two looks from the host
 _HOPELESS = 10.0  # times the loss of the linear denoiser: it diverges
@@ -61,8 +65,12 @@ class NetworkPredictor:
     params: Parameters
     net: Network = static()
 
-    def __call__(self, place: Float[Array, " r"], lifted: Float[Array, "n p"]) -> Float[Array, "n k"]:
-        """Return F: at a single time the weights of its knots are added up first, the network is then one of d + 1 inputs."""
+    def __call__(
+        self, place: Float[Array, " r"], lifted: Float[Array, "n p"]
+    ) -> Float[Array, "n k"]:
+        """Return F: at a single time the weights of its knots are added up first, the network is
+        then one of d + 1 inputs.
+        """
         knots = len(self.params.hidden) // lifted.shape[1]
         if len(place) > 1:
             return self.net.apply_fn(self.params, noisy_samples.embedded(place, lifted, knots))
@@ -70,15 +78,21 @@ class NetworkPredictor:
 
 
 def at_time(params: Parameters, place: Float[Array, " 1"], knots: int) -> Parameters:
-    """Return the weights of the network of z alone, at a single time: Σ_j ψ_j of those of each knot."""
+    """Return the weights of the network of z alone, at a single time: Σ_j ψ_j of those of each
+    knot.
+    """
     blocks = params.hidden.reshape(knots, -1, params.hidden.shape[1])
-    hidden = jnp.einsum("j,jpm->pm", noisy_samples.bumps(place, knots)[0], blocks, precision="highest")
+    hidden = jnp.einsum(
+        "j,jpm->pm", noisy_samples.bumps(place, knots)[0], blocks, precision="highest"
+    )
     return Parameters(hidden=hidden, readout=params.readout)
 
 
 @record
 class FullBatch:
-    """The noisy samples that full-batch training sees: ``draws`` of each data point, all at once, the same at each step."""
+    """The noisy samples that full-batch training sees: ``draws`` of each data point, all at once,
+    the same at each step.
+    """
 
     inputs: Float[Array, "N Jp"]
     targets: Float[Array, "N d"]
@@ -118,51 +132,59 @@ def fit_denoiser(
 ) -> Denoiser:
     r"""Fit E[X_0 | X_t] by training a two-layer network on noisy samples: denoising score matching.
 
-    In the coordinates of :mod:`softntk.diffusion._denoisers.base`, f = ℓ + c F, F an antisymmetric network (zero at the start: f is
-    then the best linear denoiser) that minimises
+    In the coordinates of :mod:`softntk.diffusion._denoisers.base`, f = ℓ + c F, F an antisymmetric
+    network (zero at the start: f is then the best linear denoiser) that minimises
 
         ½ E w(t) ‖F(u(t), z(t, X_t)) − (X_0 − ℓ(t, X_t))/c(t)‖²,
 
-    over fresh noise and times at every step, or over one fixed set of noisy samples (``batch_size=None``), as theory has it.
+    over fresh noise and times at every step, or over one fixed set of noisy samples
+    (``batch_size=None``), as theory has it.
 
     Args:
         key: of weights, noise, times and batches.
         sde: the noising process.
-        x0: data, [n, d]. Columns of very different scales should be standardised: a network's errors are of one size in all
-            coordinates, and drown a column of small deviation.
+        x0: data, [n, d]. Columns of very different scales should be standardised: a network's
+            errors are of one size in all coordinates, and drown a column of small deviation.
         family: of :func:`softntk.networks.two_layer`.
         width: m, even.
-        sigma: σ of the initial weights; None: 7/√(d + 1) for softmax and res_softmax, whose features are then as sharp in every
-            dimension (a vector of weights has norm 7); 1 for exp and relu.
+        sigma: σ of the initial weights; None: 7/√(d + 1) for softmax and res_softmax, whose
+            features are then as sharp in every dimension (a vector of weights has norm 7); 1 for
+            exp and relu.
         train_readout: train the readout too. The paper trains the hidden weights only.
-        times: number of knots of the time embedding, evenly in log-SNR, or their times. With one time t = that time always.
+        times: number of knots of the time embedding, evenly in log-SNR, or their times. With one
+            time t = that time always.
         min_time: the least time, if ``times`` is a number.
         steps: of the optimiser.
-        batch_size: noisy samples a step; None for all of them: ``draws`` of each data point, drawn once.
+        batch_size: noisy samples a step; None for all of them: ``draws`` of each data point, drawn
+            once.
         draws: see there.
-        tx: any optax transform, on the loss above (a mean over the batch). None: Adam, of gradients clipped to norm 1, with
-            steps of up to 0.1 for the hidden weights and 0.01 for the readout, which rise for a twentieth of the steps and
-            fall to zero as a cosine.
-        ema: decay of the average of the weights over the steps, which is what the denoiser uses; 0 for the last weights. It
-            starts with short memory, min(ema, (1 + step)/(10 + step)).
-        weighting: None: w = 1, all noise levels count alike, measured by what the linear denoiser leaves. Or a kind of
-            :meth:`softntk.diffusion.VPSDE.weight` for the loss on X_0 itself, w = weight(t) c(t)².
-        levels: mean and standard deviation of the log-SNR of the data in training, log(α²/h · Σλ²/Σλ) for a covariance of
-            eigenvalues λ: the noise levels that count. Ignored with a single time.
+        tx: any optax transform, on the loss above (a mean over the batch). None: Adam, of gradients
+            clipped to norm 1, with steps of up to 0.1 for the hidden weights and 0.01 for the
+            readout, which rise for a twentieth of the steps and fall to zero as a cosine.
+        ema: decay of the average of the weights over the steps, which is what the denoiser uses; 0
+            for the last weights. It starts with short memory, min(ema, (1 + step)/(10 + step)).
+        weighting: None: w = 1, all noise levels count alike, measured by what the linear denoiser
+            leaves. Or a kind of :meth:`softntk.diffusion.VPSDE.weight` for the loss on X_0 itself,
+            w = weight(t) c(t)².
+        levels: mean and standard deviation of the log-SNR of the data in training, log(α²/h ·
+            Σλ²/Σλ) for a covariance of eigenvalues λ: the noise levels that count. Ignored with a
+            single time.
         progress: show step and loss (rich).
-        checkpoint: a file, written after each hundred steps by an atomic rename. If it is there the fit goes on from it, and
-            ends with the same bits. A file of another fit is told by its data, key and first step; of ``tx`` what that step
-            does not show, as a schedule that differs later, must be the same.
+        checkpoint: a file, written after each hundred steps by an atomic rename. If it is there the
+            fit goes on from it, and ends with the same bits. A file of another fit is told by its
+            data, key and first step; of ``tx`` what that step does not show, as a schedule that
+            differs later, must be the same.
         throw: raise if the fit diverges, instead of warning and returning the last good weights.
 
     Returns:
         A :class:`~softntk.diffusion.Denoiser`. ``stats``: "loss" [steps done], "steps". ``result``:
-        ``DIVERGED`` where the loss was no longer finite, or ten times that of the linear denoiser: the weights are those of
+        ``DIVERGED`` where the loss was no longer finite, or ten times that of the linear denoiser:
+            the weights are those of
         the last hundred steps before. Ctrl-C returns what there is with ``INTERRUPTED``.
 
     Raises:
-        ValueError: x0 no finite matrix of at least two different rows; unknown names; numbers that are not positive; times
-            outside (0, T]; a checkpoint of another fit or a damaged one.
+        ValueError: x0 no finite matrix of at least two different rows; unknown names; numbers that
+            are not positive; times outside (0, T]; a checkpoint of another fit or a damaged one.
         NumericalError: under ``throw``, when the fit diverged.
 
     Example:
@@ -173,8 +195,9 @@ def fit_denoiser(
         >>> bool(jnp.max(jnp.abs(f(0.1, jnp.array([[-0.9], [0.9]])) - jnp.array([[-1.0], [1.0]]))) < 0.2)
         True
 
-    Source: arXiv 2405.03251, the section on diffusion; Vincent (2011), Neural Computation 23, 1661-1674 (denoising score
-    matching); Karras et al. (2022), arXiv 2206.00364 (preconditioning and the distribution of noise levels).
+    Source: arXiv 2405.03251, the section on diffusion; Vincent (2011), Neural Computation 23,
+    1661-1674 (denoising score matching); Karras et al. (2022), arXiv 2206.00364 (preconditioning
+    and the distribution of noise levels).
     """
     key = check_known("key", check_key("key", key))
     weighting = None if weighting is None else check_choice("weighting", weighting, WEIGHTINGS)
@@ -198,7 +221,9 @@ def fit_denoiser(
         loss = lambda params, data, _: mean_loss(net, params, data)
     else:
         data = x0
-        loss = lambda params, data, key: _minibatch_loss(net, params, key, sde, frame, data, batch_size, weighting, levels)
+        loss = lambda params, data, key: _minibatch_loss(
+            net, params, key, sde, frame, data, batch_size, weighting, levels
+        )
     run = _Run(loss, optax.with_extra_args_support(tx), ema, of_batches)
     params, losses, result = _in_chunks(run, data, params, steps, progress, checkpoint)
     stats = {"loss": losses, "steps": len(losses)}
@@ -223,20 +248,30 @@ def _check_levels(levels: Any) -> tuple[float, float]:
 def _check_ema(ema: Any) -> float:
     number = check_known("ema", check_number("ema", ema))
     if not 0 <= number < 1:
-        raise ValueError(f"ema must lie in [0, 1), got {ema!r}. 0 is for the last weights themselves.")
+        raise ValueError(
+            f"ema must lie in [0, 1), got {ema!r}. 0 is for the last weights themselves."
+        )
     return number
 
 
 def _check_optimiser(tx: Any) -> Any:
-    if tx is not None and not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
+    if tx is not None and not (
+        callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))
+    ):
         raise ValueError(f"tx must be an optax transform, e.g. optax.adam(1e-2), got {tx!r}.")
     return tx
 
 
 def starting_network(
-    key: PRNGKeyArray, frame: Frame, family: str, width: int, sigma: float | None, train_readout: bool
+    key: PRNGKeyArray,
+    frame: Frame,
+    family: str,
+    width: int,
+    sigma: float | None,
+    train_readout: bool,
 ) -> tuple[Network, Parameters]:
-    """Return the antisymmetric network of the frame and its first weights, in the precision of the data.
+    """Return the antisymmetric network of the frame and its first weights, in the precision of the
+    data.
 
     Raises:
         ValueError: an unknown family, a width that is not even, σ not positive.
@@ -248,7 +283,9 @@ def starting_network(
     if sigma is None:
         sigma = _WEIGHT_NORM / math.sqrt(d + 1) if family in ("softmax", "res_softmax") else 1.0
     deviation = check_known("sigma", check_number("sigma", sigma, above=0))
-    net = networks.two_layer(family, width=width, out_dim=d, sigma=deviation, train_readout=train_readout)
+    net = networks.two_layer(
+        family, width=width, out_dim=d, sigma=deviation, train_readout=train_readout
+    )
     _, params = net.init_fn(jax.random.fold_in(key, 0), (-1, knots * (d + 1)))
     return net, jax.tree.map(lambda leaf: leaf.astype(frame.mean.dtype), params)
 
@@ -260,7 +297,9 @@ def _adam(steps: int) -> optax.GradientTransformation:
     def slower(updates: Any, _: Any) -> Any:
         return dataclasses.replace(updates, readout=_OF_READOUT * updates.readout)
 
-    return optax.chain(optax.clip_by_global_norm(_LARGEST), optax.adam(schedule), optax.stateless(slower))
+    return optax.chain(
+        optax.clip_by_global_norm(_LARGEST), optax.adam(schedule), optax.stateless(slower)
+    )
 
 
 def full_batch(
@@ -272,7 +311,9 @@ def full_batch(
     weighting: str | None = None,
     levels: tuple[float, float] = LEVELS,
 ) -> FullBatch:
-    """Return the samples that full-batch training sees for this key, so that other estimators can be given the same."""
+    """Return the samples that full-batch training sees for this key, so that other estimators can
+    be given the same.
+    """
     points = jnp.tile(x0, (draws, 1))
     t = noisy_samples.draw_times(jax.random.fold_in(key, 3), sde, frame, len(points), levels)
     return _examples(noisy_samples.noise_key(key, 0), sde, frame, points, t, weighting)
@@ -295,7 +336,9 @@ def _minibatch_loss(
     weighting: str | None,
     levels: tuple[float, float],
 ) -> Float[Array, ""]:
-    """Return the loss on fresh samples at a few times, one a stratum: at a single time the network has d + 1 inputs only."""
+    """Return the loss on fresh samples at a few times, one a stratum: at a single time the network
+    has d + 1 inputs only.
+    """
     of_rows, of_times, of_noise = jax.random.split(key, 3)
     groups = next(g for g in range(min(_TIMES, size), 0, -1) if size % g == 0)
     t = noisy_samples.draw_times(of_times, sde, frame, groups, levels, stratified=True)
@@ -306,16 +349,25 @@ def _minibatch_loss(
         errors = NetworkPredictor(params, net)(samples.place, samples.lifted) - samples.targets
         return 0.5 * jnp.mean(_weights(sde, t, samples, weighting) * jnp.sum(errors**2, axis=1))
 
-    return jnp.mean(jax.vmap(one)(jnp.broadcast_to(t, groups), jax.random.split(of_noise, groups), points))
+    return jnp.mean(
+        jax.vmap(one)(jnp.broadcast_to(t, groups), jax.random.split(of_noise, groups), points)
+    )
 
 
-def _weights(sde: VPSDE, t: Array, samples: noisy_samples.Samples, weighting: str | None) -> Float[Array, " N"]:
+def _weights(
+    sde: VPSDE, t: Array, samples: noisy_samples.Samples, weighting: str | None
+) -> Float[Array, " N"]:
     scale = samples.scale[:, 0]
     return jnp.ones_like(scale) if weighting is None else sde.weight(t, weighting) * scale**2
 
 
 def _examples(
-    key: PRNGKeyArray, sde: VPSDE, frame: Frame, points: Float[Array, "N d"], t: Array, weighting: str | None
+    key: PRNGKeyArray,
+    sde: VPSDE,
+    frame: Frame,
+    points: Float[Array, "N d"],
+    t: Array,
+    weighting: str | None,
 ) -> FullBatch:
     samples = noisy_samples.noised(key, sde, frame, points, t)
     weights = _weights(sde, t, samples, weighting)
@@ -341,26 +393,42 @@ class _Run(NamedTuple):
             key = jax.random.fold_in(self.key, carry.step)
             value_fn = lambda params: self.loss(params, data, key)
             value, grad = jax.value_and_grad(value_fn)(carry.params)
-            updates, state = self.tx.update(grad, carry.state, carry.params, value=value, grad=grad, value_fn=value_fn)
+            updates, state = self.tx.update(
+                grad, carry.state, carry.params, value=value, grad=grad, value_fn=value_fn
+            )
             params = optax.apply_updates(carry.params, updates)
             done = carry.step.astype(value.dtype)
-            decay = jnp.minimum(self.ema, (1 + done) / (10 + done)) if self.ema > 0 else jnp.zeros_like(done)
-            average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, carry.average, params)
+            decay = (
+                jnp.minimum(self.ema, (1 + done) / (10 + done))
+                if self.ema > 0
+                else jnp.zeros_like(done)
+            )
+            average = jax.tree.map(
+                lambda old, new: decay * old + (1 - decay) * new, carry.average, params
+            )
             return _Carry(params, average, state, carry.step + 1), value
 
         return lax.scan(step, carry, None, length=steps)
 
 
 def _in_chunks(
-    run: _Run, data: Any, params: Parameters, steps: int, progress: bool, checkpoint: str | os.PathLike | None
+    run: _Run,
+    data: Any,
+    params: Parameters,
+    steps: int,
+    progress: bool,
+    checkpoint: str | os.PathLike | None,
 ) -> tuple[Parameters, np.ndarray, Result]:
     """Return the averaged weights, the loss before each step, and how it ended."""
     advance = jax.jit(run.advance, static_argnums=2)
     carry = run.start(params)
     losses = np.zeros(steps, np.asarray(jax.tree.leaves(params)[0]).dtype)
     kept, mark = None, ""
-    if checkpoint is not None:  # all that the fit depends on shows in what its first step does, to the last bit
-        mark = checkpoints.fingerprint((data, carry, advance(data, carry, 1), run.key, np.asarray([steps, run.ema])))
+    # all that the fit depends on shows in what its first step does, to the last bit
+    if checkpoint is not None:
+        mark = checkpoints.fingerprint(
+            (data, carry, advance(data, carry, 1), run.key, np.asarray([steps, run.ema]))
+        )
         kept = checkpoints.load(checkpoint, (carry, jnp.asarray(losses)), mark)
     if kept is not None:
         carry, losses = kept[0], np.array(kept[1])
@@ -372,7 +440,9 @@ def _in_chunks(
             following, values = advance(data, carry, some)
             values = np.asarray(values)
             average = float(values.mean())
-            finite = np.isfinite(average) and all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(following.params))
+            finite = np.isfinite(average) and all(
+                bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(following.params)
+            )
             if not finite or average > hopeless:
                 return carry.average, losses[:done], Result.DIVERGED
             carry, losses[done : done + some] = following, values

@@ -1,16 +1,18 @@
 r"""Kernel least squares in the span of M landmarks, along the whole path of gradient flow at once.
 
-With landmarks Z, the features φ(z) = Rᵀk(Z, z), R Rᵀ = K_ZZ⁻¹, span the best approximation of the kernel by M functions: ⟨φ(z),
-φ(z')⟩ ≈ k(z, z'), exactly so at landmarks. Gradient flow on 1/(2N) Σ ‖wᵀφ(z_i) − y_i‖² from zero gives, with G = ΦᵀΦ/N = V E Vᵀ
-and b = Φᵀy/N,
+With landmarks Z, the features φ(z) = Rᵀk(Z, z), R Rᵀ = K_ZZ⁻¹, span the best approximation of the
+kernel by M functions: ⟨φ(z), φ(z')⟩ ≈ k(z, z'), exactly so at landmarks. Gradient flow on 1/(2N) Σ
+‖wᵀφ(z_i) − y_i‖² from zero gives, with G = ΦᵀΦ/N = V E Vᵀ and b = Φᵀy/N,
 
     w(τ) = V f_τ(E) Vᵀ b,     f_τ(e) = (1 − e^{−τe})/e   (ridge regression: 1/(e + 1/τ)),
 
-so one decomposition of an M × M matrix knows every stopping time, and sums over other samples know the error of every one of
-them: ‖y‖²/N' − 2⟨w, b'⟩ + ⟨w, G'w⟩. Samples are read once, in blocks; nothing of size N² or N·M is held.
+so one decomposition of an M × M matrix knows every stopping time, and sums over other samples know
+the error of every one of them: ‖y‖²/N' − 2⟨w, b'⟩ + ⟨w, G'w⟩. Samples are read once, in blocks;
+nothing of size N² or N·M is held.
 
-Source: Williams and Seeger (2001), NIPS 13 (Nyström); Rudi, Camoriano and Rosasco (2015), arXiv 1507.04717 (M of the order of
-√N loses nothing); Yao, Rosasco and Caponnetto (2007), Constr. Approx. 26, 289-315 (early stopping as a filter).
+Source: Williams and Seeger (2001), NIPS 13 (Nyström); Rudi, Camoriano and Rosasco (2015), arXiv
+1507.04717 (M of the order of √N loses nothing); Yao, Rosasco and Caponnetto (2007), Constr. Approx.
+26, 289-315 (early stopping as a filter).
 """
 
 from collections.abc import Callable
@@ -51,7 +53,9 @@ class Path(NamedTuple):
 
     def weights(self, tau: Array, kind: str) -> Float[Array, "M k"]:
         """Return w(τ)."""
-        return product(self.vectors, filtered(self.eigenvalues, tau, kind)[:, None] * self.components)
+        return product(
+            self.vectors, filtered(self.eigenvalues, tau, kind)[:, None] * self.components
+        )
 
 
 def filtered(eigenvalues: Float[Array, " M"], tau: Array, kind: str) -> Float[Array, " M"]:
@@ -59,11 +63,15 @@ def filtered(eigenvalues: Float[Array, " M"], tau: Array, kind: str) -> Float[Ar
     if kind == "ridge":
         return tau / (1 + tau * eigenvalues)
     product_ = tau * eigenvalues
-    return tau * jnp.where(product_ > 1e-6, -jnp.expm1(-product_) / jnp.where(product_ > 1e-6, product_, 1), 1.0)
+    return tau * jnp.where(
+        product_ > 1e-6, -jnp.expm1(-product_) / jnp.where(product_ > 1e-6, product_, 1), 1.0
+    )
 
 
 @partial(jax.jit, static_argnums=0)
-def whitening(kernel_of: Callable, sigma: Array, landmarks: Float[Array, "M p"]) -> Float[Array, "M M"]:
+def whitening(
+    kernel_of: Callable, sigma: Array, landmarks: Float[Array, "M p"]
+) -> Float[Array, "M M"]:
     """Return R with R Rᵀ = K_ZZ⁻¹, zero where the kernel is lost in rounding."""
     values, vectors = jnp.linalg.eigh(kernel_of(sigma, landmarks))
     kept = values > len(values) * jnp.finfo(values.dtype).eps * values[-1]
@@ -86,14 +94,25 @@ def moments(
 
     def add(total: Moments, block: tuple[Array, Array, Array]) -> tuple[Moments, None]:
         z, y, one = block
-        # The last block is filled up with zeros, at which a kernel need not be defined: a landmark stands in.
+        # The last block is filled up with zeros, at which a kernel need not be defined: a landmark
+        # stands in.
         z = jnp.where(one[:, None] > 0, z, landmarks[:1])
         features, y = one[:, None] * product(kernel_of(sigma, z, landmarks), root), one[:, None] * y
-        here = Moments(product(features.T, features), product(features.T, y), jnp.sum(y**2, axis=0), jnp.sum(one))
+        here = Moments(
+            product(features.T, features),
+            product(features.T, y),
+            jnp.sum(y**2, axis=0),
+            jnp.sum(one),
+        )
         return Moments(*map(jnp.add, total, here)), None
 
     m, k, dtype = len(landmarks), targets.shape[1], targets.dtype
-    zero = Moments(jnp.zeros((m, m), dtype), jnp.zeros((m, k), dtype), jnp.zeros(k, dtype), jnp.zeros((), dtype))
+    zero = Moments(
+        jnp.zeros((m, m), dtype),
+        jnp.zeros((m, k), dtype),
+        jnp.zeros(k, dtype),
+        jnp.zeros((), dtype),
+    )
     return lax.scan(add, zero, blocks)[0]
 
 
@@ -110,25 +129,34 @@ def grid(found: Path) -> Float[Array, " g"]:
 
 
 @partial(jax.jit, static_argnums=3)
-def held_out_errors(found: Path, others: Moments, taus: Float[Array, " g"], kind: str) -> Float[Array, " g"]:
+def held_out_errors(
+    found: Path, others: Moments, taus: Float[Array, " g"], kind: str
+) -> Float[Array, " g"]:
     """Return 1/N' Σ ‖wᵀφ − y‖² over other samples, for every stopping time."""
 
     def one(tau: Array) -> Array:
         w = found.weights(tau, kind)
-        quadratic = jnp.sum(w * product(others.gram, w)) - 2 * jnp.sum(w * others.right) + jnp.sum(others.squares)
+        quadratic = (
+            jnp.sum(w * product(others.gram, w))
+            - 2 * jnp.sum(w * others.right)
+            + jnp.sum(others.squares)
+        )
         return quadratic / others.count
 
     return lax.map(one, taus)
 
 
 def noise_and_norm(found: Path, sums: Moments) -> tuple[float, float]:
-    """Return the standard deviation of the labels' noise, and norm of the function below it, for each output on average.
+    """Return the standard deviation of the labels' noise, and norm of the function below it, for
+    each output on average.
 
-    Both by generalised cross-validation, as in :func:`softntk.theory.noise_level`: the N − M directions outside of the span
-    have eigenvalue zero.
+    Both by generalised cross-validation, as in :func:`softntk.theory.noise_level`: the N − M
+    directions outside of the span have eigenvalue zero.
     """
     n, k = int(sums.count), sums.right.shape[1]
-    values, components = (np.asarray(part, np.float64) for part in (found.eigenvalues, found.components))
+    values, components = (
+        np.asarray(part, np.float64) for part in (found.eigenvalues, found.components)
+    )
     known = values > len(values) * float(jnp.finfo(found.eigenvalues.dtype).eps) * values[-1]
     along = np.sqrt(n / values[known])[:, None] * components[known]
     rest = np.maximum(np.asarray(sums.squares, np.float64) - np.sum(along**2, axis=0), 0)
@@ -137,6 +165,8 @@ def noise_and_norm(found: Path, sums: Moments) -> tuple[float, float]:
     if outside > 0:
         along, padded = np.concatenate([along, np.sqrt(rest)[None]]), np.append(padded, 0.0)
     smallest = 1e-3 * n * float(values[known].min())
-    ridge, variance = cross_validated_ridge(padded, along, smallest, _INFLATION, max(outside - 1, 0))
+    ridge, variance = cross_validated_ridge(
+        padded, along, smallest, _INFLATION, max(outside - 1, 0)
+    )
     norm = np.sqrt(np.sum((components / (values + ridge / n)[:, None]) ** 2) / k)
     return float(np.sqrt(variance)), float(norm)

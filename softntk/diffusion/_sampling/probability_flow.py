@@ -1,11 +1,13 @@
-r"""What sampling and likelihoods share: score functions as pytrees, and the probability-flow equation.
+r"""What sampling and likelihoods share: score functions as pytrees, and the probability-flow
+equation.
 
-A VP process is a rotation, X_t = cos θ X_0 + sin θ ε with cos θ = α and sin θ = √h, and in the angle its probability flow is
+A VP process is a rotation, X_t = cos θ X_0 + sin θ ε with cos θ = α and sin θ = √h, and in the
+angle its probability flow is
 
     dX/dθ = −tan θ (X + s(t, X)) = E[−sin θ X_0 + cos θ ε | X],
 
-whatever the schedule. The right-hand side is of the size of data and noise at every θ; in t and in the log-SNR the same
-accuracy takes more evaluations (``sampling`` has the numbers).
+whatever the schedule. The right-hand side is of the size of data and noise at every θ; in t and in
+the log-SNR the same accuracy takes more evaluations (``sampling`` has the numbers).
 
 Source: the angle, Salimans and Ho (2022), arXiv 2202.00512, section 4 and appendix D.
 """
@@ -37,15 +39,18 @@ def diffrax() -> Any:
     try:
         import diffrax as module
     except ImportError as error:
-        raise ImportError("Sampling and likelihoods need diffrax: pip install 'softntk[diffusion]'.") from error
+        raise ImportError(
+            "Sampling and likelihoods need diffrax: pip install 'softntk[diffusion]'."
+        ) from error
     return module
 
 
 def as_pytree(score_fn: ScoreFn, shape: tuple[int, int], dtype: Any) -> ScoreFn:
-    """Return the same function with its arrays as leaves: arguments of compiled programs, not constants copied into them.
+    """Return the same function with its arrays as leaves: arguments of compiled programs, not
+    constants copied into them.
 
-    A pytree with arrays is that already, and so is a bound method of one. Any other function is traced once for each shape, and
-    what it closes over becomes the leaves.
+    A pytree with arrays is that already, and so is a bound method of one. Any other function is
+    traced once for each shape, and what it closes over becomes the leaves.
     """
     method = isinstance(score_fn, types.MethodType)
     if method and _has_arrays(score_fn.__self__):
@@ -77,7 +82,9 @@ def _has_arrays(tree: Any) -> bool:
 
 
 def _on_device(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, tree)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, tree
+    )
 
 
 def score_at(score_fn: ScoreFn, t: Array, x: Array) -> Array:
@@ -90,7 +97,9 @@ def score_at(score_fn: ScoreFn, t: Array, x: Array) -> Array:
 
 
 def angles(sde: VPSDE, min_time: float, dtype: Any) -> tuple[Array, Array]:
-    """Return θ with cos θ = α and sin θ = √h, exact at both ends: of T, or where α is the unit of rounding, and of min_time."""
+    """Return θ with cos θ = α and sin θ = √h, exact at both ends: of T, or where α is the unit of
+    rounding, and of min_time.
+    """
     t = jnp.stack([jnp.asarray(sde.horizon, dtype), jnp.asarray(min_time, dtype)])
     first, last = jnp.arctan2(jnp.sqrt(sde.variance(t)), sde.alpha(t))
     return jnp.minimum(first, jnp.arctan(1 / jnp.finfo(dtype).eps).astype(dtype)), last
@@ -108,25 +117,32 @@ def flow(
     tolerances: tuple[float, float],
     max_steps: int,
 ) -> tuple[tuple[Array, ...], Array, Array]:
-    """Integrate the rows of a state, all with the same steps, each to the tolerance; a bad row does not stop the others.
+    """Integrate the rows of a state, all with the same steps, each to the tolerance; a bad row does
+    not stop the others.
 
     Args:
         field: (θ, x) → the derivatives of the state, whose first entry is x.
         state: x, [n, d], and quantities integrated along its path, each [n].
         ends: first and last θ.
-        tolerances: relative and absolute, of a step: the root mean square over the coordinates of x, the most demanding row.
+        tolerances: relative and absolute, of a step: the root mean square over the coordinates of
+            x, the most demanding row.
         max_steps: at most so many.
 
     Returns:
-        The state at the end; which rows met a derivative that was not finite, [n]; a code, 0 or ``Result.MAX_STEPS``.
+        The state at the end; which rows met a derivative that was not finite, [n]; a code, 0 or
+        ``Result.MAX_STEPS``.
     """
     dfx = diffrax()
 
-    def guarded(theta: Array, carry: tuple[tuple[Array, ...], Array], _: None) -> tuple[tuple[Array, ...], Array]:
+    def guarded(
+        theta: Array, carry: tuple[tuple[Array, ...], Array], _: None
+    ) -> tuple[tuple[Array, ...], Array]:
         derivatives = field(theta, carry[0][0])
         finite = [jnp.isfinite(part).reshape(len(part), -1).all(axis=1) for part in derivatives]
         bad = ~jnp.stack(finite).all(axis=0)
-        still = tuple(jnp.where(jnp.expand_dims(bad, range(1, part.ndim)), 0, part) for part in derivatives)
+        still = tuple(
+            jnp.where(jnp.expand_dims(bad, range(1, part.ndim)), 0, part) for part in derivatives
+        )
         return still, jnp.where(bad, 1.0, 0.0).astype(carry[1].dtype)
 
     def norm(scaled: tuple[tuple[Array, ...], Array]) -> Array:
@@ -168,5 +184,7 @@ def check_tolerances(rtol: float, atol: float, dtype: Any) -> tuple[float, float
     least = 10 * float(jnp.finfo(dtype).eps)
     rtol = check_known("rtol", check_number("rtol", rtol, infinite=True))
     if not least <= rtol < 1:
-        raise ValueError(f"rtol must lie between {least:.2g}, what {jnp.dtype(dtype)} can give, and 1, got {rtol!r}.")
+        raise ValueError(
+            f"rtol must lie between {least:.2g}, what {jnp.dtype(dtype)} can give, and 1, got {rtol!r}."
+        )
     return rtol, check_known("atol", check_number("atol", atol, above=0))

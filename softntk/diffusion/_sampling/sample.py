@@ -1,15 +1,17 @@
 r"""``sample``: draws from a score, by the reverse stochastic equation or by the probability flow.
 
-The reverse equation dX = (−½ g X − g s) dt + √g dB̄, in Z = αX/h and in the signal-to-noise ratio ρ = α²/h as time, is
+The reverse equation dX = (−½ g X − g s) dt + √g dB̄, in Z = αX/h and in the signal-to-noise ratio ρ
+= α²/h as time, is
 
     dZ = E[X_0 | X_t = x] dρ + dB_ρ,        E[X_0 | X_t = x] = (x + h s(t, x))/α,    x = hZ/α,
 
-stochastic localisation: the linear part and the schedule are gone and the noise is additive, so that a step is exact while the
-denoiser stands still (Euler's is the ancestral step of DDPM), and the shifted Euler method is of strong order one at the same
-one evaluation.
+stochastic localisation: the linear part and the schedule are gone and the noise is additive, so
+that a step is exact while the denoiser stands still (Euler's is the ancestral step of DDPM), and
+the shifted Euler method is of strong order one at the same one evaluation.
 
-The steps are uniform in log ρ. Error of the deviation within modes for the exact score of eight modes of deviation 0.15 on a
-circle of radius 2 in R⁸, ``vp_sde()``, at t = 1e-3 (2¹⁴ draws, ± 0.2 %):
+The steps are uniform in log ρ. Error of the deviation within modes for the exact score of eight
+modes of deviation 0.15 on a circle of radius 2 in R⁸, ``vp_sde()``, at t = 1e-3 (2¹⁴ draws, ± 0.2
+%):
 
     ==================================================  ======  ======  ======
     evaluations                                             50     100     200
@@ -23,15 +25,18 @@ circle of radius 2 in R⁸, ``vp_sde()``, at t = 1e-3 (2¹⁴ draws, ± 0.2 %):
     shifted Euler in ρ, uniform in t                      82 %    25 %     5 %
     ==================================================  ======  ======  ======
 
-A score that is learnt from few data drifts: samples are points it was not fitted to, where it contracts a little too much at
-each step. But mean m and covariance S of the data are known well, and Z has mean ρm and covariance ρ²S + ρI whatever else the
-data are, so the batch can be held to them (``moments``). For 1,400 of scikit-learn's digits (softmax network of width 1024,
-6,000 steps) samples without have 78 % of the variance; with, the energy distance to other digits falls from 0.036 to 0.004.
+A score that is learnt from few data drifts: samples are points it was not fitted to, where it
+contracts a little too much at each step. But mean m and covariance S of the data are known well,
+and Z has mean ρm and covariance ρ²S + ρI whatever else the data are, so the batch can be held to
+them (``moments``). For 1,400 of scikit-learn's digits (softmax network of width 1024, 6,000 steps)
+samples without have 78 % of the variance; with, the energy distance to other digits falls from
+0.036 to 0.004.
 
-The probability flow is solved in the angle of :mod:`softntk.diffusion._sampling.probability_flow`, by Tsit5, all rows with the same steps: there the
-accuracy that is had at 1e-4 with 90 to 110 evaluations takes 110 to 150 in t or in log ρ. Steps are chosen for the most
-demanding row: a mean over rows saves a quarter of the evaluations, and the error of the worst row is up to six times as large;
-with steps of its own for each row, no fewer evaluations pass before the last is done.
+The probability flow is solved in the angle of :mod:`softntk.diffusion._sampling.probability_flow`,
+by Tsit5, all rows with the same steps: there the accuracy that is had at 1e-4 with 90 to 110
+evaluations takes 110 to 150 in t or in log ρ. Steps are chosen for the most demanding row: a mean
+over rows saves a quarter of the evaluations, and the error of the worst row is up to six times as
+large; with steps of its own for each row, no fewer evaluations pass before the last is done.
 
 Example:
     >>> import jax, jax.numpy as jnp
@@ -42,8 +47,8 @@ Example:
     >>> x.shape, bool(abs(abs(x).mean() - 1) < 0.02), bool(abs((x > 0).mean() - 0.5) < 0.05)
     ((1000, 1), True, True)
 
-Source: Song et al. (2021), arXiv 2011.13456; localisation: Montanari (2023), arXiv 2305.10690; the shifted Euler method:
-Foster, dos Reis and Strange (2023), arXiv 2210.17543, equation 5.8.
+Source: Song et al. (2021), arXiv 2011.13456; localisation: Montanari (2023), arXiv 2305.10690; the
+shifted Euler method: Foster, dos Reis and Strange (2023), arXiv 2210.17543, equation 5.8.
 """
 
 import math
@@ -79,7 +84,9 @@ from softntk.solution import Result, Solution
 
 METHODS = ("sde", "ode")
 _LEAST_ROWS = 100
-_NOISE = -32.0  # log-SNR below which X is noise to seven digits: a process that goes on spends no steps there, nor underflows
+# log-SNR below which X is noise to seven digits: a process that goes on spends no steps there, nor
+# underflows
+_NOISE = -32.0
 
 
 @static_record
@@ -112,16 +119,19 @@ def sample(
     progress: bool = False,
     throw: bool = True,
 ) -> Float[Array, "n d"]:
-    r"""Return samples of the distribution that has a given score, at time min_time: from N(0, I) at T back to there.
+    r"""Return samples of the distribution that has a given score, at time min_time: from N(0, I) at
+    T back to there.
 
-    "sde" solves the reverse equation by the shifted Euler method in the signal-to-noise ratio, in steps uniform in its
-    logarithm; "ode" the probability flow by an adaptive Runge–Kutta method of order five, all rows of a batch with the same
-    steps, chosen for the most demanding of them. What is returned is distributed as X at min_time: noise of deviation
-    √h(min_time), 0.01 for ``vp_sde()``, is still in it. A denoiser takes it away, E[X_0 | x], and with it what data vary on
-    that scale.
+    "sde" solves the reverse equation by the shifted Euler method in the signal-to-noise ratio, in
+    steps uniform in its logarithm; "ode" the probability flow by an adaptive Runge–Kutta method of
+    order five, all rows of a batch with the same steps, chosen for the most demanding of them. What
+    is returned is distributed as X at min_time: noise of deviation √h(min_time), 0.01 for
+    ``vp_sde()``, is still in it. A denoiser takes it away, E[X_0 | x], and with it what data vary
+    on that scale.
 
-    The program is compiled once for a score function, shape and options. A function is traced once, as by ``jax.jit``: what it
-    reads from outside counts as it was when first used. A pytree that is called, or a method of one, may change its arrays.
+    The program is compiled once for a score function, shape and options. A function is traced once,
+    as by ``jax.jit``: what it reads from outside counts as it was when first used. A pytree that is
+    called, or a method of one, may change its arrays.
 
     Args:
         key: randomness.
@@ -132,24 +142,27 @@ def sample(
         min_time: T₀, between 0 and T.
         steps: of "sde", each one evaluation and ``corrector_steps`` more.
         corrector_steps: Langevin steps at fixed t after each step of "sde".
-        corrector_snr: r, which sets their size ε = 2a (r‖z‖/‖s‖)²; norms over the batch, a the factor α² before over after.
-        moments: mean [d] and covariance [d, d] of the data: after each step of "sde" the batch is moved to the mean and, along
-            each eigenvector, stretched to the variance that X_t has; why, see the module.
+        corrector_snr: r, which sets their size ε = 2a (r‖z‖/‖s‖)²; norms over the batch, a the
+            factor α² before over after.
+        moments: mean [d] and covariance [d, d] of the data: after each step of "sde" the batch is
+            moved to the mean and, along each eigenvector, stretched to the variance that X_t has;
+            why, see the module.
         rtol: of "ode", of each step.
         atol: of "ode", of each step.
         max_steps: of "ode".
         batch_size: rows at a time; all if None. Another size gives other samples.
         progress: show how many are done (rich).
-        throw: raise if the score is not finite or max_steps is reached. If not, and always under jit and vmap: rows that could
-            not be computed are +inf.
+        throw: raise if the score is not finite or max_steps is reached. If not, and always under
+            jit and vmap: rows that could not be computed are +inf.
 
     Returns:
         [n, d], in JAX's default precision. Ctrl-C between batches returns those that are done.
 
     Raises:
-        ValueError: a shape that is not two positive integers, an unknown method, min_time outside (0, T), numbers that are not
-            positive, a score of another shape than x; progress under a transformation; moments of another shape, not finite,
-            not positive semidefinite, with "ode", or with batches of less than 100 rows, whose own moments are chance.
+        ValueError: a shape that is not two positive integers, an unknown method, min_time outside
+            (0, T), numbers that are not positive, a score of another shape than x; progress under a
+            transformation; moments of another shape, not finite, not positive semidefinite, with
+            "ode", or with batches of less than 100 rows, whose own moments are chance.
         NumericalError: under ``throw``; the message is the advice.
 
     Example:
@@ -166,22 +179,29 @@ def sample(
     check_score_fn(score_fn)
     n, d = _check_shape(shape)
     dtype = jnp.result_type(float)
-    options = _check_options(sde, method, min_time, steps, corrector_steps, corrector_snr, (rtol, atol), max_steps, dtype)
+    options = _check_options(
+        sde, method, min_time, steps, corrector_steps, corrector_snr, (rtol, atol), max_steps, dtype
+    )
     progress = check_flag("progress", progress)
     throw = check_flag("throw", throw)
     rows = n if batch_size is None else min(check_positive_int("batch_size", batch_size), n)
     targets = None if moments is None else _check_moments(moments, options.method, rows, d, dtype)
     score_fn = probability_flow.as_pytree(score_fn, (rows, d), dtype)
     keys = jax.random.split(key, -(-n // rows))
-    if probability_flow.is_traced((keys, score_fn, sde, targets)):  # under jit the keys are traced, even of a key that is not
+    # under jit the keys are traced, even of a key that is not
+    if probability_flow.is_traced((keys, score_fn, sde, targets)):
         if progress:
-            raise ValueError("progress needs to know when a batch is done: it does not work under jit or vmap.")
+            raise ValueError(
+                "progress needs to know when a batch is done: it does not work under jit or vmap."
+            )
         x, _ = lax.map(lambda one: _draw(score_fn, one, sde, (rows, d), options, targets), keys)
         return x.reshape(-1, d)[:n]
     done, code, bar = [], Result.SUCCESSFUL, Progress(progress, "sampling")
     try:
         for one in keys:
-            x, its_code = jax.block_until_ready(_draw(score_fn, one, sde, (rows, d), options, targets))
+            x, its_code = jax.block_until_ready(
+                _draw(score_fn, one, sde, (rows, d), options, targets)
+            )
             done.append(x)
             code = max(code, int(its_code))
             bar.show(f"{min(len(done) * rows, n)} of {n}")
@@ -192,7 +212,9 @@ def sample(
         bar.close()
     value = jnp.concatenate(done)[:n]
     if throw:
-        Solution(value=value, result=jnp.asarray(int(code), jnp.int32), stats={}, state=None).check()
+        Solution(
+            value=value, result=jnp.asarray(int(code), jnp.int32), stats={}, state=None
+        ).check()
     return value
 
 
@@ -215,10 +237,20 @@ def _draw(
     else:
 
         def field(theta: Array, x: Array) -> tuple[Array]:
-            return (-jnp.tan(theta) * (x + probability_flow.score_at(score_fn, probability_flow.time_of_angle(sde, theta), x)),)
+            return (
+                -jnp.tan(theta)
+                * (
+                    x
+                    + probability_flow.score_at(
+                        score_fn, probability_flow.time_of_angle(sde, theta), x
+                    )
+                ),
+            )
 
         ends = probability_flow.angles(sde, options.min_time, x.dtype)
-        (x,), bad, code = probability_flow.flow(field, (x,), ends, options.tolerances, options.max_steps)
+        (x,), bad, code = probability_flow.flow(
+            field, (x,), ends, options.tolerances, options.max_steps
+        )
     lost = bad | (code != Result.SUCCESSFUL)
     return jnp.where(lost[:, None], jnp.inf, x), probability_flow.code_of_rows(bad, code)
 
@@ -249,27 +281,37 @@ def _localise(
         def step(x: Array, key: PRNGKeyArray) -> tuple[Array, None]:
             noise, slope = jax.random.normal(key, x.shape, x.dtype), score(rho, x)
             steepness = scaled_norm(jnp.where(jnp.isfinite(slope), slope, 0))
-            ratio = jnp.where(steepness > 0, scaled_norm(noise) / jnp.where(steepness > 0, steepness, 1), 0)
+            ratio = jnp.where(
+                steepness > 0, scaled_norm(noise) / jnp.where(steepness > 0, steepness, 1), 0
+            )
             size = 2 * kept * (options.corrector_snr * ratio) ** 2
             return x + size * slope + jnp.sqrt(2 * size) * noise, None
 
         return lax.scan(step, x, jax.random.split(key, options.corrector_steps))[0]
 
     def match(z: Array, rho: Array, mean: Array, spreads: Array, axes: Array) -> Array:
-        sound = jnp.where(jnp.isfinite(z).all(axis=1, keepdims=True), z, jnp.nan)  # a row that is lost is lost alone
+        # a row that is lost is lost alone
+        sound = jnp.where(jnp.isfinite(z).all(axis=1, keepdims=True), z, jnp.nan)
         along = (sound - jnp.nanmean(sound, axis=0)[None]) @ axes
         stretch = jnp.sqrt((rho**2 * jnp.maximum(spreads, 0) + rho) / jnp.nanmean(along**2, axis=0))
         return rho * mean[None] + (along * stretch[None]) @ axes.T
 
     def noised(z: Array, width: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
-        """Move Z along the Brownian path; say where the denoiser is asked: half-way, beside the chord by the path's area."""
+        """Move Z along the Brownian path; say where the denoiser is asked: half-way, beside the
+        chord by the path's area.
+        """
         of_path, of_area = jax.random.split(key)
         deviation = root(width)  # of zero after the last step, where a root has no derivative
         moved = deviation * jax.random.normal(of_path, z.shape, z.dtype)
-        return z + moved, z + moved / 2 + deviation / math.sqrt(12) * jax.random.normal(of_area, z.shape, z.dtype)
+        return z + moved, z + moved / 2 + deviation / math.sqrt(12) * jax.random.normal(
+            of_area, z.shape, z.dtype
+        )
 
-    # The noise is drawn at the end of the step before, so that it is an array once: XLA draws it anew for every use of a sum.
-    def step(carry: tuple[Array, Array], inputs: tuple[Array, Array, Array, PRNGKeyArray]) -> tuple[tuple[Array, Array], None]:
+    # The noise is drawn at the end of the step before, so that it is an array once: XLA draws it
+    # anew for every use of a sum.
+    def step(
+        carry: tuple[Array, Array], inputs: tuple[Array, Array, Array, PRNGKeyArray]
+    ) -> tuple[tuple[Array, Array], None]:
         (moved, asked), (rho, after, following, key) = carry, inputs
         of_noise, of_corrector = jax.random.split(key)
         z = moved + (after - rho) * denoised(rho, asked)
@@ -300,16 +342,24 @@ def _check_moments(
     """Return the mean, and eigenvalues and eigenvectors of the covariance."""
     mean, covariance = _check_pair(moments, dtype)
     if mean.shape != (d,) or covariance.shape != (d, d):
-        raise ValueError(f"moments must be a mean [{d}] and a covariance [{d}, {d}], got {mean.shape} and {covariance.shape}.")
+        raise ValueError(
+            f"moments must be a mean [{d}] and a covariance [{d}, {d}], got {mean.shape} and {covariance.shape}."
+        )
     if method != "sde":
-        raise ValueError('moments are for method="sde": the flow takes all rows along without looking at the batch.')
+        raise ValueError(
+            'moments are for method="sde": the flow takes all rows along without looking at the batch.'
+        )
     if rows < _LEAST_ROWS:
-        raise ValueError(f"moments need batches of at least {_LEAST_ROWS} rows, got {rows}: their own moments are chance.")
+        raise ValueError(
+            f"moments need batches of at least {_LEAST_ROWS} rows, got {rows}: their own moments are chance."
+        )
     if is_concrete(covariance):
         check_symmetric("the covariance in moments", np.asarray(covariance, np.float64)[None])
     spreads, axes = jnp.linalg.eigh(covariance)
     if is_concrete(spreads) and float(spreads[0]) < -1e-3 * float(jnp.max(jnp.abs(spreads))):
-        raise ValueError(f"the covariance in moments must have no negative eigenvalue, got {float(spreads[0]):.3g}.")
+        raise ValueError(
+            f"the covariance in moments must have no negative eigenvalue, got {float(spreads[0]):.3g}."
+        )
     return mean, spreads, axes
 
 
@@ -338,7 +388,9 @@ def _check_options(
         min_time=check_min_time(sde, min_time),
         steps=check_count("steps", steps),
         corrector_steps=check_count("corrector_steps", corrector_steps, at_least=0),
-        corrector_snr=check_known("corrector_snr", check_number("corrector_snr", corrector_snr, above=0)),
+        corrector_snr=check_known(
+            "corrector_snr", check_number("corrector_snr", corrector_snr, above=0)
+        ),
         tolerances=probability_flow.check_tolerances(*tolerances, dtype),
         max_steps=check_count("max_steps", max_steps),
     )

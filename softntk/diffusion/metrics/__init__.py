@@ -1,13 +1,16 @@
-"""How good a score is, and how good samples are: errors against the truth, distances of two samples, copies of training data.
+"""How good a score is, and how good samples are: errors against the truth, distances of two
+samples, copies of training data.
 
     relative score error    E‖s − s*‖²/E‖s*‖²                                 on points drawn at time t
     sliced Wasserstein      (E_θ W_p(θ·X, θ·Y)^p)^{1/p}                       θ uniform on the sphere
     energy distance         2E|X − Y| − E|X − X'| − E|Y − Y'|                 zero exactly for equal distributions
     MMD²                    E k(X, X') + E k(Y, Y') − 2E k(X, Y)              the same with 1 − k in the place of |·|
 
-Each is an :class:`Estimate` with an interval of 95 %; each docstring says what that interval covers, and what it does not.
-Pairs are compared in blocks, so that 10⁴ × 10⁴ of them need a few megabytes, and by differences of their coordinates, not by
-|x|² − 2x·y + |y|²: a copy has distance zero, and near points keep their digits however far from the origin they are.
+Each is an :class:`Estimate` with an interval of 95 %; each docstring says what that interval
+covers, and what it does not. Pairs are compared in blocks, so that 10⁴ × 10⁴ of them need a few
+megabytes, and by differences of their coordinates, not by
+|x|² − 2x·y + |y|²: a copy has distance zero, and near points keep their digits however far from the
+origin they are.
 
 Example:
     >>> import jax, jax.numpy as jnp

@@ -1,13 +1,16 @@
-r"""How good a score is, and how good samples are: errors against the truth, distances of two samples, copies of training data.
+r"""How good a score is, and how good samples are: errors against the truth, distances of two
+samples, copies of training data.
 
     relative score error    E‖s − s*‖²/E‖s*‖²                                 on points drawn at time t
     sliced Wasserstein      (E_θ W_p(θ·X, θ·Y)^p)^{1/p}                       θ uniform on the sphere
     energy distance         2E|X − Y| − E|X − X'| − E|Y − Y'|                 zero exactly for equal distributions
     MMD²                    E k(X, X') + E k(Y, Y') − 2E k(X, Y)              the same with 1 − k in the place of |·|
 
-Each is an :class:`Estimate` with an interval of 95 %; each docstring says what that interval covers, and what it does not.
-Pairs are compared in blocks, so that 10⁴ × 10⁴ of them need a few megabytes, and by differences of their coordinates, not by
-|x|² − 2x·y + |y|²: a copy has distance zero, and near points keep their digits however far from the origin they are.
+Each is an :class:`Estimate` with an interval of 95 %; each docstring says what that interval
+covers, and what it does not. Pairs are compared in blocks, so that 10⁴ × 10⁴ of them need a few
+megabytes, and by differences of their coordinates, not by
+|x|² − 2x·y + |y|²: a copy has distance zero, and near points keep their digits however far from the
+origin they are.
 
 Example:
     >>> import jax, jax.numpy as jnp
@@ -41,16 +44,22 @@ from softntk.diffusion.metrics._sliced_transport import coupling, sliced
 
 
 def sliced_wasserstein(
-    key: PRNGKeyArray, x: Points, y: Float[Array | np.ndarray, "m d"], projections: int = 256, order: int = 2
+    key: PRNGKeyArray,
+    x: Points,
+    y: Float[Array | np.ndarray, "m d"],
+    projections: int = 256,
+    order: int = 2,
 ) -> Estimate:
-    r"""Return the sliced Wasserstein distance SW_p of two samples, the p-th root: (E_θ W_p(θ·x, θ·y)^p)^{1/p}.
+    r"""Return the sliced Wasserstein distance SW_p of two samples, the p-th root: (E_θ W_p(θ·x,
+    θ·y)^p)^{1/p}.
 
-    On a line W_p^p = ∫₀¹ |F⁻¹(u) − G⁻¹(u)|^p du couples equal quantiles: sorted values for n = m, and for n ≠ m the n + m − 1
-    pieces on which both quantile functions are constant, exactly.
+    On a line W_p^p = ∫₀¹ |F⁻¹(u) − G⁻¹(u)|^p du couples equal quantiles: sorted values for n = m,
+    and for n ≠ m the n + m − 1 pieces on which both quantile functions are constant, exactly.
 
-    The interval is over the directions: it covers SW_p of the two samples as they are (W_p^p is averaged over independent
-    directions, with a normal interval that is cut at 0 and whose ends take the root). It says nothing about how far samples
-    are from their distributions: SW_p of two samples of one distribution is positive. Compare with that of two held-out ones.
+    The interval is over the directions: it covers SW_p of the two samples as they are (W_p^p is
+    averaged over independent directions, with a normal interval that is cut at 0 and whose ends
+    take the root). It says nothing about how far samples are from their distributions: SW_p of two
+    samples of one distribution is positive. Compare with that of two held-out ones.
 
     Args:
         key: randomness of the directions.
@@ -63,8 +72,8 @@ def sliced_wasserstein(
         An :class:`Estimate`.
 
     Raises:
-        ValueError: samples that are no finite floating-point matrices of one dimension and dtype, projections below 2, another
-            order.
+        ValueError: samples that are no finite floating-point matrices of one dimension and dtype,
+            projections below 2, another order.
 
     Example:
         >>> import jax
@@ -82,22 +91,25 @@ def sliced_wasserstein(
 
 
 def energy_distance(x: Points, y: Float[Array | np.ndarray, "m d"]) -> Estimate:
-    r"""Return the energy distance 2E|X − Y| − E|X − X'| − E|Y − Y'| ≥ 0 of the distributions behind two samples, without bias.
+    r"""Return the energy distance 2E|X − Y| − E|X − X'| − E|Y − Y'| ≥ 0 of the distributions behind
+    two samples, without bias.
 
-    The estimate is the U-statistic U (no pair of a point with itself), which may be negative. With the differences of row means
-    g_i = mean_j |x_i − y_j| − mean_{j≠i} |x_i − x_j|, and likewise for y, it is mean(g_x) + mean(g_y). Its variance is about
-    κμ + v, for the true distance μ:
+    The estimate is the U-statistic U (no pair of a point with itself), which may be negative. With
+    the differences of row means g_i = mean_j |x_i − y_j| − mean_{j≠i} |x_i − x_j|, and likewise for
+    y, it is mean(g_x) + mean(g_y). Its variance is about κμ + v, for the true distance μ:
 
         4 var(g_x)/n + 4 var(g_y)/m ≈ κμ + 2v,        v = 2ζ_x/n² + 2ζ_y/m² + 4ζ_xy/(nm),
 
-    ζ the mean squares of the doubly centred distances. The first is the variance of the influence functions, of which the
-    normal limit consists where μ > 0. Where μ = 0 they vanish, and nU tends to a weighted sum of χ² − 1 of variance n²v.
-    Between the two, and for one eigenvalue at μ = 0 as well, that variance is small whenever U is, and U ± 1.96 of its roots
-    misses too often (down to 81 % measured). The interval is therefore that of all μ with |U − μ| ≤ 1.96 √(κμ + v), as
-    Wilson's for fractions, κ the larger of two estimates, but at most 4√ζ_x/n + 4√ζ_y/m, cut at the largest energy distance
-    that there can be, twice the diameter of the points. It covers μ with 95 % as n, m grow with μ > 0 fixed; 0, if that is
-    the truth, with 95 % but for the skewness of χ², about one per cent; in between, measured on normal samples of 64 and more,
-    with 92 to 98 %. Of fewer than ten points it is too short (of two, 66 %).
+    ζ the mean squares of the doubly centred distances. The first is the variance of the influence
+    functions, of which the normal limit consists where μ > 0. Where μ = 0 they vanish, and nU tends
+    to a weighted sum of χ² − 1 of variance n²v. Between the two, and for one eigenvalue at μ = 0 as
+    well, that variance is small whenever U is, and U ± 1.96 of its roots misses too often (down to
+    81 % measured). The interval is therefore that of all μ with |U − μ| ≤ 1.96 √(κμ + v), as
+    Wilson's for fractions, κ the larger of two estimates, but at most 4√ζ_x/n + 4√ζ_y/m, cut at the
+    largest energy distance that there can be, twice the diameter of the points. It covers μ with 95
+    % as n, m grow with μ > 0 fixed; 0, if that is the truth, with 95 % but for the skewness of χ²,
+    about one per cent; in between, measured on normal samples of 64 and more, with 92 to 98 %. Of
+    fewer than ten points it is too short (of two, 66 %).
 
     Args:
         x: [n, d], n ≥ 2.
@@ -107,25 +119,32 @@ def energy_distance(x: Points, y: Float[Array | np.ndarray, "m d"]) -> Estimate:
         An :class:`Estimate`.
 
     Raises:
-        ValueError: samples that are no finite floating-point matrices of one dimension and dtype with at least two rows.
+        ValueError: samples that are no finite floating-point matrices of one dimension and dtype
+            with at least two rows.
 
     Example:
         >>> import jax.numpy as jnp
         >>> float(energy_distance(jnp.array([[0.0], [1.0]]), jnp.array([[2.0], [4.0]])))  # 2 · 2.5 − 1 − 2
         2.0
 
-    Source: Székely and Rizzo (2013), J. Stat. Plan. Inference 143, 1249-1272; Hoeffding (1948), Ann. Math. Stat. 19, 293-325.
+    Source: Székely and Rizzo (2013), J. Stat. Plan. Inference 143, 1249-1272; Hoeffding (1948),
+    Ann. Math. Stat. 19, 293-325.
     """
     x, y = as_samples(2, x=x, y=y)
     return discrepancy(x, y, None)
 
 
-def mmd(x: Points, y: Float[Array | np.ndarray, "m d"], bandwidth: float | Float[Array, ""] | None = None) -> Estimate:
-    r"""Return the squared maximum mean discrepancy with k(x, y) = exp(−|x − y|²/(2b²)), without bias.
+def mmd(
+    x: Points,
+    y: Float[Array | np.ndarray, "m d"],
+    bandwidth: float | Float[Array, ""] | None = None,
+) -> Estimate:
+    r"""Return the squared maximum mean discrepancy with k(x, y) = exp(−|x − y|²/(2b²)), without
+    bias.
 
-    MMD² = E k(X, X') + E k(Y, Y') − 2E k(X, Y) is zero exactly for equal distributions. The estimate may be negative; estimate
-    and interval are those of :func:`energy_distance` with 1 − k for the distance. The interval covers MMD² at the bandwidth
-    that was used, taken as given.
+    MMD² = E k(X, X') + E k(Y, Y') − 2E k(X, Y) is zero exactly for equal distributions. The
+    estimate may be negative; estimate and interval are those of :func:`energy_distance` with 1 − k
+    for the distance. The interval covers MMD² at the bandwidth that was used, taken as given.
 
     Args:
         x: [n, d], n ≥ 2.
@@ -136,8 +155,8 @@ def mmd(x: Points, y: Float[Array | np.ndarray, "m d"], bandwidth: float | Float
         An :class:`Estimate`.
 
     Raises:
-        ValueError: samples that are no finite floating-point matrices of one dimension and dtype with at least two rows, a
-            bandwidth that is not positive.
+        ValueError: samples that are no finite floating-point matrices of one dimension and dtype
+            with at least two rows, a bandwidth that is not positive.
 
     Example:
         >>> import jax.numpy as jnp
@@ -145,7 +164,8 @@ def mmd(x: Points, y: Float[Array | np.ndarray, "m d"], bandwidth: float | Float
         >>> round(float(mmd(x, y, bandwidth=1.0)), 4)
         0.3652
 
-    Source: Gretton et al. (2012), J. Mach. Learn. Res. 13, 723-773, lemma 6 and section 8 (the median).
+    Source: Gretton et al. (2012), J. Mach. Learn. Res. 13, 723-773, lemma 6 and section 8 (the
+    median).
     """
     x, y = as_samples(2, x=x, y=y)
     width = median(x, y) if bandwidth is None else check_number("bandwidth", bandwidth, above=0)
@@ -156,7 +176,8 @@ def mmd(x: Points, y: Float[Array | np.ndarray, "m d"], bandwidth: float | Float
 
 
 def median_bandwidth(x: Points, y: Float[Array | np.ndarray, "m d"]) -> Float[Array, ""]:
-    """Return the median distance of two different points among at most 500 evenly spaced rows of each sample.
+    """Return the median distance of two different points among at most 500 evenly spaced rows of
+    each sample.
 
     It is 1 if all of them are equal.
 
@@ -168,7 +189,8 @@ def median_bandwidth(x: Points, y: Float[Array | np.ndarray, "m d"]) -> Float[Ar
         A positive scalar.
 
     Raises:
-        ValueError: samples that are no finite floating-point matrices of one dimension and dtype with at least two rows.
+        ValueError: samples that are no finite floating-point matrices of one dimension and dtype
+            with at least two rows.
 
     Example:
         >>> import jax.numpy as jnp

@@ -40,7 +40,9 @@ def normal(value: Array, variance: Array, least: float = -math.inf) -> Estimate:
     return Estimate(value=value, lower=jnp.maximum(value - half, least), upper=value + half)
 
 
-def score_interval(value: Array, slope: Array, variance: Array, most: Array | float = math.inf) -> Estimate:
+def score_interval(
+    value: Array, slope: Array, variance: Array, most: Array | float = math.inf
+) -> Estimate:
     """Return all truths μ ≤ most with |value − μ| ≤ z √(slope · μ + variance).
 
     Where value is negative it counts as 0 under the root.
@@ -49,16 +51,26 @@ def score_interval(value: Array, slope: Array, variance: Array, most: Array | fl
     excess = _Z**2 * (slope * jnp.maximum(value, 0) + variance)
     half = root(shift**2 + excess)
     wide = half > 0
-    below = jnp.where(wide, excess / jnp.where(wide, shift + half, 1), 0)  # half − shift without cancellation
-    return Estimate(value=value, lower=value - below, upper=jnp.clip(value + shift + half, value, jnp.maximum(most, value)))
+    # half − shift without cancellation
+    below = jnp.where(wide, excess / jnp.where(wide, shift + half, 1), 0)
+    return Estimate(
+        value=value,
+        lower=value - below,
+        upper=jnp.clip(value + shift + half, value, jnp.maximum(most, value)),
+    )
 
 
 def wilson(fraction: Array, n: int) -> Estimate:
-    """Return a fraction of n independent draws, with Wilson's interval: neither empty at 0 and 1 nor outside of them.
+    """Return a fraction of n independent draws, with Wilson's interval: neither empty at 0 and 1
+    nor outside of them.
 
     Source: Wilson (1927), J. Am. Stat. Assoc. 22, 209-212.
     """
     shrink = 1 / (1 + _Z**2 / n)
     centre = shrink * (fraction + _Z**2 / (2 * n))
     half = shrink * _Z * jnp.sqrt(fraction * (1 - fraction) / n + (_Z / (2 * n)) ** 2)
-    return Estimate(value=fraction, lower=jnp.clip(centre - half, 0, fraction), upper=jnp.clip(centre + half, fraction, 1))
+    return Estimate(
+        value=fraction,
+        lower=jnp.clip(centre - half, 0, fraction),
+        upper=jnp.clip(centre + half, fraction, 1),
+    )

@@ -40,7 +40,8 @@ class Memorisation:
         distance: the median distance of the samples to their nearest training points.
         held_out_distance: that of the held-out points.
         ratio: the first by the second: about 1 without memorisation, 0 for copies.
-        fraction: of the samples, no farther from a training point than the stated quantile of the held-out distances.
+        fraction: of the samples, no farther from a training point than the stated quantile of the
+            held-out distances.
     """
 
     distance: Float[Array, ""]
@@ -49,20 +50,23 @@ class Memorisation:
     fraction: Estimate
 
 
-def nearest_training_point(x: Points, train: Float[Array | np.ndarray, "N d"], exclude_self: bool = False) -> Nearest:
+def nearest_training_point(
+    x: Points, train: Float[Array | np.ndarray, "N d"], exclude_self: bool = False
+) -> Nearest:
     """Return the distance of each sample to its nearest training point, and which that is.
 
     Args:
         x: [n, d].
         train: [N, d].
-        exclude_self: x is train, row by row: no point counts as its own neighbour. Copies in other rows do, at distance 0.
+        exclude_self: x is train, row by row: no point counts as its own neighbour. Copies in other
+            rows do, at distance 0.
 
     Returns:
         A :class:`Nearest`; a copy has distance exactly 0.
 
     Raises:
-        ValueError: points that are no finite floating-point matrices of one dimension and dtype; exclude_self with another
-            number of rows than train, or one row.
+        ValueError: points that are no finite floating-point matrices of one dimension and dtype;
+            exclude_self with another number of rows than train, or one row.
 
     Example:
         >>> import jax.numpy as jnp
@@ -82,12 +86,17 @@ def nearest_training_point(x: Points, train: Float[Array | np.ndarray, "N d"], e
 
 
 def memorisation(
-    x: Points, train: Float[Array | np.ndarray, "N d"], held_out: Float[Array | np.ndarray, "m d"], quantile: float = 0.05
+    x: Points,
+    train: Float[Array | np.ndarray, "N d"],
+    held_out: Float[Array | np.ndarray, "m d"],
+    quantile: float = 0.05,
 ) -> Memorisation:
-    """Tell whether samples are copies: their distances to the training points against those of data that were not trained on.
+    """Tell whether samples are copies: their distances to the training points against those of data
+    that were not trained on.
 
-    Samples as good as fresh data have a ratio of about 1 and a fraction of about ``quantile``; copies have 0 and 1. A sampler
-    that leaves the data has a large ratio: that is no memorisation, and no good either.
+    Samples as good as fresh data have a ratio of about 1 and a fraction of about ``quantile``;
+    copies have 0 and 1. A sampler that leaves the data has a large ratio: that is no memorisation,
+    and no good either.
 
     Args:
         x: samples, [n, d].
@@ -96,11 +105,13 @@ def memorisation(
         quantile: of the held-out distances, in (0, 1).
 
     Returns:
-        A :class:`Memorisation`. The interval of ``fraction`` is over the samples, for the held-out points as they are.
+        A :class:`Memorisation`. The interval of ``fraction`` is over the samples, for the held-out
+        points as they are.
 
     Raises:
-        ValueError: points that are no finite floating-point matrices of one dimension and dtype; a quantile outside (0, 1);
-            half of held_out in train (inside jit the ratio is then infinite or NaN).
+        ValueError: points that are no finite floating-point matrices of one dimension and dtype; a
+            quantile outside (0, 1); half of held_out in train (inside jit the ratio is then
+            infinite or NaN).
 
     Example:
         >>> import jax
@@ -115,8 +126,11 @@ def memorisation(
     ours, theirs = (nearest(points, train, False)[0] for points in (x, held_out))
     distance, held_out_distance = jnp.median(ours), jnp.median(theirs)
     if is_concrete(held_out_distance) and held_out_distance == 0:
-        raise ValueError("held_out must be points that are not in train, got copies for half of it or more. Take other ones.")
-    unit = binary_scale(held_out_distance)  # the derivative of the ratio has the square of what it is divided by
+        raise ValueError(
+            "held_out must be points that are not in train, got copies for half of it or more. Take other ones."
+        )
+    # the derivative of the ratio has the square of what it is divided by
+    unit = binary_scale(held_out_distance)
     fraction = jnp.mean(ours <= jnp.quantile(theirs, quantile), dtype=ours.dtype)
     return Memorisation(
         distance=distance,

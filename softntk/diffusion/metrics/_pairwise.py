@@ -20,7 +20,9 @@ _SUBSAMPLE = 500  # points of each sample whose distances give the bandwidth
 
 
 def as_samples(least: int, **samples: Any) -> list[Array]:
-    """Return matrices of one dimension and dtype with ``least`` rows; of half precision, in float32."""
+    """Return matrices of one dimension and dtype with ``least`` rows; of half precision, in
+    float32.
+    """
     reference, *_ = samples
     converted = []
     for name, points in samples.items():
@@ -31,7 +33,9 @@ def as_samples(least: int, **samples: Any) -> list[Array]:
                 f"{name} must have as many columns as {reference}, got shapes {array.shape} and {converted[0].shape}."
             )
         if array.dtype != converted[0].dtype:
-            raise ValueError(f"{name} must have the dtype of {reference}, got {array.dtype}. Convert one of them.")
+            raise ValueError(
+                f"{name} must have the dtype of {reference}, got {array.dtype}. Convert one of them."
+            )
         if len(array) < least:
             raise ValueError(f"{name} must have at least {least} rows, got {len(array)}.")
     half = jnp.finfo(converted[0].dtype).bits < 32
@@ -39,13 +43,15 @@ def as_samples(least: int, **samples: Any) -> list[Array]:
 
 
 class _Rescaled(NamedTuple):
-    """Two samples in a unit in which squared distances have the range of the precision to themselves.
+    """Two samples in a unit in which squared distances have the range of the precision to
+    themselves.
 
     Attributes:
         x: [n, d].
         y: [m, d].
         unit: about the largest entry of both, a power of two.
-        headroom: what entries of one unit are after rescaling, a power of two: of their squares a sum just does not overflow.
+        headroom: what entries of one unit are after rescaling, a power of two: of their squares a
+            sum just does not overflow.
     """
 
     x: Array
@@ -65,9 +71,13 @@ def _rescale(x: Array, y: Array) -> _Rescaled:
 
 
 def _squared_distances(columns: Array, point: Array) -> Array:
-    """Return |y_j − x|² to all points, given as columns [d, m]: summed over the coordinates, so that [m, d] is never formed."""
+    """Return |y_j − x|² to all points, given as columns [d, m]: summed over the coordinates, so
+    that [m, d] is never formed.
+    """
     add = lambda k, total: total + (columns[k] - point[k]) ** 2
-    return lax.fori_loop(0, len(point), add, jnp.zeros(columns.shape[1], point.dtype), unroll=min(4, len(point)))
+    return lax.fori_loop(
+        0, len(point), add, jnp.zeros(columns.shape[1], point.dtype), unroll=min(4, len(point))
+    )
 
 
 @jax.custom_jvp
@@ -77,8 +87,11 @@ def _distances(columns: Array, point: Array) -> Array:
 
 
 @_distances.defjvp
-def _distances_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    # By way of the squares a cotangent would be divided by the square of the headroom, and underflow.
+def _distances_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    # By way of the squares a cotangent would be divided by the square of the headroom, and
+    # underflow.
     columns, point = primals
     column_moves, point_move = tangents
     distances = _distances(columns, point)
@@ -87,7 +100,9 @@ def _distances_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) 
     def add(k: Array, total: Array) -> Array:
         return total + (columns[k] - point[k]) * inverse * (column_moves[k] - point_move[k])
 
-    return distances, lax.fori_loop(0, len(point), add, jnp.zeros_like(distances), unroll=min(4, len(point)))
+    return distances, lax.fori_loop(
+        0, len(point), add, jnp.zeros_like(distances), unroll=min(4, len(point))
+    )
 
 
 def _rows_at_once(m: int) -> int:
@@ -113,7 +128,8 @@ def _dissimilarity(scaled: _Rescaled, bandwidth: Array | None) -> Callable[[Arra
 def discrepancy(x: Array, y: Array, bandwidth: Array | None) -> Estimate:
     """Return 2E ρ(X, Y) − E ρ(X, X') − E ρ(Y, Y'); see ``metrics.energy_distance``.
 
-    ρ is the distance, or 1 − k of a Gaussian kernel: no digits are lost for a wide one, and ρ(x, x) = 0.
+    ρ is the distance, or 1 − k of a Gaussian kernel: no digits are lost for a wide one, and ρ(x, x)
+    = 0.
     """
     n, m = len(x), len(y)
     scaled = _rescale(x, y)
@@ -122,7 +138,9 @@ def discrepancy(x: Array, y: Array, bandwidth: Array | None) -> Estimate:
     dissimilarity = _dissimilarity(scaled, bandwidth)
 
     def row(item: tuple[Array, Array]) -> tuple[tuple[Array, Array], tuple[Array, Array], Array]:
-        """Return mean and variance of ρ from one point to x and to y, itself left out, and its largest distance."""
+        """Return mean and variance of ρ from one point to x and to y, itself left out, and its
+        largest distance.
+        """
         i, point = item
         distances = _distances(columns, point)
         rho = dissimilarity(distances)
@@ -135,18 +153,29 @@ def discrepancy(x: Array, y: Array, bandwidth: Array | None) -> Estimate:
 
         return moments(rho[:n], i < n), moments(rho[n:], i >= n), jnp.max(distances)
 
-    to_x, to_y, farthest = lax.map(row, (jnp.arange(n + m), pooled), batch_size=_rows_at_once(n + m))
+    to_x, to_y, farthest = lax.map(
+        row, (jnp.arange(n + m), pooled), batch_size=_rows_at_once(n + m)
+    )
     xx, yx, xy, yy = to_x[0][:n], to_x[0][n:], to_y[0][:n], to_y[0][n:]
-    within_xx, within_xy, within_yy = jnp.mean(to_x[1][:n]), jnp.mean(to_y[1][:n]), jnp.mean(to_y[1][n:])
+    within_xx, within_xy, within_yy = (
+        jnp.mean(to_x[1][:n]),
+        jnp.mean(to_y[1][:n]),
+        jnp.mean(to_y[1][n:]),
+    )
     first_order = 4 * jnp.var(xy - xx, ddof=1) / n + 4 * jnp.var(yx - yy, ddof=1) / m
     # ζ, the mean squares of ρ without its row and column means
-    zeta_x, zeta_y, zeta_xy = within_xx - jnp.var(xx), within_yy - jnp.var(yy), within_xy - jnp.var(yx)
+    zeta_x, zeta_y, zeta_xy = (
+        within_xx - jnp.var(xx),
+        within_yy - jnp.var(yy),
+        within_xy - jnp.var(yx),
+    )
     second_order = jnp.maximum(2 * zeta_x / n**2 + 2 * zeta_y / m**2 + 4 * zeta_xy / n / m, 0)
     value = jnp.mean(xy - xx) + jnp.mean(yx - yy)
     biased = value + jnp.mean(xx) / n + jnp.mean(yy) / m
-    # first_order estimates slope · truth + 2 second_order; were all eigenvalues of ρ equal, it would be slope · biased.
-    # Where the value is clear of the noise its own variance, one second_order less, tells the slope without that assumption.
-    # Neither is more than the largest eigenvalues allow, which √ζ bounds: of copies biased is nothing but rounding.
+    # first_order estimates slope · truth + 2 second_order; were all eigenvalues of ρ equal, it
+    # would be slope · biased. Where the value is clear of the noise its own variance, one
+    # second_order less, tells the slope without that assumption. Neither is more than the largest
+    # eigenvalues allow, which √ζ bounds: of copies biased is nothing but rounding.
     largest_slope = 4 * _eigenvalue_bound(zeta_x, xx) / n + 4 * _eigenvalue_bound(zeta_y, yy) / m
     of_biased = _ratio(first_order, jnp.maximum(biased, _ratio(first_order, largest_slope)))
     of_value = _ratio(first_order - second_order, jnp.maximum(value, root(second_order)))
@@ -154,11 +183,15 @@ def discrepancy(x: Array, y: Array, bandwidth: Array | None) -> Estimate:
     if bandwidth is not None:
         return score_interval(value, slope, second_order, 2.0)
     most = 2 * jnp.max(farthest) / scaled.headroom
-    return jax.tree.map(lambda end: end * scaled.unit, score_interval(value, slope, second_order, most))
+    return jax.tree.map(
+        lambda end: end * scaled.unit, score_interval(value, slope, second_order, most)
+    )
 
 
 def _eigenvalue_bound(zeta: Array, row_means: Array) -> Array:
-    """Return what the largest eigenvalue of ρ is at most, the root of ζ, corrected for n; of two or three points, the trace."""
+    """Return what the largest eigenvalue of ρ is at most, the root of ζ, corrected for n; of two or
+    three points, the trace.
+    """
     n = len(row_means)
     return root(zeta) * n / (n - 3) if n > 3 else jnp.mean(row_means)
 
@@ -173,7 +206,10 @@ def median(x: Array, y: Array) -> Array:
     scaled = _rescale(*(points[:: -(-len(points) // _SUBSAMPLE)] for points in (x, y)))
     pooled = jnp.concatenate([scaled.x, scaled.y])
     columns = pooled.T
-    distances = lax.map(lambda p: _distances(columns, p), pooled, batch_size=_rows_at_once(len(pooled))) / scaled.headroom
+    distances = (
+        lax.map(lambda p: _distances(columns, p), pooled, batch_size=_rows_at_once(len(pooled)))
+        / scaled.headroom
+    )
     middle = jnp.nanmedian(jnp.where(distances > 0, distances, jnp.nan))
     return jnp.where(jnp.isnan(middle), 1, middle * scaled.unit)
 
@@ -192,5 +228,7 @@ def nearest(x: Array, train: Array, exclude_self: bool) -> tuple[Array, Array]:
             squares = jnp.where(numbers == i, jnp.inf, squares)
         return jnp.argmin(squares)
 
-    index = lax.map(nearest_of, (jnp.arange(len(x)), scaled.x), batch_size=_rows_at_once(len(train)))
+    index = lax.map(
+        nearest_of, (jnp.arange(len(x)), scaled.x), batch_size=_rows_at_once(len(train))
+    )
     return scaled_norm((x - train[index]) / scaled.unit, 1) * scaled.unit, index

@@ -24,7 +24,10 @@ from softntk.diffusion.metrics._intervals import Estimate, normal
 
 
 class Distribution(Protocol):
-    """What :func:`score_error` asks of the truth: draws of X_0, and the score of X_t. A pytree, as both in ``mixture`` are."""
+    """What :func:`score_error` asks of the truth: draws of X_0, and the score of X_t.
+
+    A pytree, as both in ``mixture`` are.
+    """
 
     def sample(self, key: PRNGKeyArray, n: int) -> Float[Array, "n d"]:
         """Draws of X_0, [n, d]."""
@@ -58,16 +61,17 @@ def score_error(
     t: Float[Array | np.ndarray, " k"] | Float[Array | np.ndarray, ""] | float,
     n: int = 4096,
 ) -> ScoreError:
-    r"""Return the error of a score at times t, on n independent draws X_t of the distribution at each.
+    r"""Return the error of a score at times t, on n independent draws X_t of the distribution at
+    each.
 
-    With a = ‖s − s*‖² and b = ‖s*‖² on each draw the errors are ā and R = ā/b̄, of variances var(a)/n and, to first order,
-    var(a − Rb)/(n b̄²): the intervals are normal, cut at 0.
+    With a = ‖s − s*‖² and b = ‖s*‖² on each draw the errors are ā and R = ā/b̄, of variances
+    var(a)/n and, to first order, var(a − Rb)/(n b̄²): the intervals are normal, cut at 0.
 
     Args:
         key: randomness.
         sde: the noising process.
-        score_fn: the score (t, x) -> [n, d], called with one time as a scalar and x of shape [n, d]. What is jitted in it stays
-            compiled: it is called, not traced.
+        score_fn: the score (t, x) -> [n, d], called with one time as a scalar and x of shape [n,
+            d]. What is jitted in it stays compiled: it is called, not traced.
         distribution: the truth, e.g. a :class:`~softntk.diffusion.GaussianMixture`.
         t: in (0, T], a scalar or [k].
         n: draws at each time, at least 2.
@@ -76,8 +80,8 @@ def score_error(
         A :class:`ScoreError` whose fields have the shape of t.
 
     Raises:
-        ValueError: t outside (0, T], empty or no floating-point numbers; n below 2; a score of another shape than x, or one
-            that is not finite (inside jit it is returned).
+        ValueError: t outside (0, T], empty or no floating-point numbers; n below 2; a score of
+            another shape than x, or one that is not finite (inside jit it is returned).
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -87,7 +91,8 @@ def score_error(
         >>> [round(float(v), 4) for v in error.relative.value]
         [0.01, 0.01]
 
-    Source: MATHEMATICS.md#diffusion; van der Vaart (1998), Asymptotic Statistics, chapter 3, for the ratio.
+    Source: MATHEMATICS.md#diffusion; van der Vaart (1998), Asymptotic Statistics, chapter 3, for
+    the ratio.
     """
     key = check_key("key", key)
     check_sde(sde)
@@ -100,9 +105,14 @@ def score_error(
     as_times(sde, t)
     times = jnp.atleast_1d(t)
     keys = jax.random.split(key, len(times))
-    errors = [_error_at(k, sde, score_fn, distribution, time, n) for k, time in zip(keys, times, strict=True)]
+    errors = [
+        _error_at(k, sde, score_fn, distribution, time, n)
+        for k, time in zip(keys, times, strict=True)
+    ]
     together = lambda *leaves: jnp.stack(leaves).reshape(t.shape)
-    absolute, relative = (jax.tree.map(together, *estimates) for estimates in zip(*errors, strict=True))
+    absolute, relative = (
+        jax.tree.map(together, *estimates) for estimates in zip(*errors, strict=True)
+    )
     return ScoreError(t=t, relative=relative, absolute=absolute)
 
 
@@ -120,7 +130,9 @@ def _check_distribution(distribution: Any) -> None:
 
 
 @partial(jax.jit, static_argnames="n")
-def _draw(key: Array, sde: VPSDE, distribution: Distribution, t: Array, n: int) -> tuple[Array, Array]:
+def _draw(
+    key: Array, sde: VPSDE, distribution: Distribution, t: Array, n: int
+) -> tuple[Array, Array]:
     of_data, of_noise = jax.random.split(key)
     x = sde.perturb(of_noise, t, distribution.sample(of_data, n))
     return x, distribution.score(sde, t, x)
@@ -133,7 +145,9 @@ def _error_at(
     score = as_output("score_fn", score_fn(t.astype(x.dtype), x), x)
     absolute, relative, bad = _compare(score, truth)
     if is_concrete(bad) and bad:
-        raise ValueError(f"score_fn must be finite, got {bad} of {n} rows with an error that is NaN or infinite, at t = {t}.")
+        raise ValueError(
+            f"score_fn must be finite, got {bad} of {n} rows with an error that is NaN or infinite, at t = {t}."
+        )
     return absolute, relative
 
 
@@ -145,8 +159,16 @@ def _compare(score: Array, truth: Array) -> tuple[Estimate, Estimate, Array]:
     n, size = len(a), jnp.mean(b)
     error = jnp.mean(a)
     # A truth of zero has no relative error, but for a score that is zero too.
-    ratio = jnp.where(size > 0, error / jnp.where(size > 0, size, 1), jnp.where(error > 0, jnp.inf, 0))
+    ratio = jnp.where(
+        size > 0, error / jnp.where(size > 0, size, 1), jnp.where(error > 0, jnp.inf, 0)
+    )
     spread = jnp.var(a - jnp.where(size > 0, ratio, 0) * b, ddof=1) / n
     absolute = normal(error, jnp.var(a, ddof=1) / n, 0.0)
-    relative = normal(ratio, jnp.where(size > 0, spread / jnp.where(size > 0, size, 1) ** 2, 0), 0.0)
-    return jax.tree.map(lambda end: end * unit * unit, absolute), relative, jnp.sum(~jnp.isfinite(a))
+    relative = normal(
+        ratio, jnp.where(size > 0, spread / jnp.where(size > 0, size, 1) ** 2, 0), 0.0
+    )
+    return (
+        jax.tree.map(lambda end: end * unit * unit, absolute),
+        relative,
+        jnp.sum(~jnp.isfinite(a)),
+    )

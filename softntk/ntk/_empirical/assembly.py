@@ -1,4 +1,6 @@
-"""The kernel of a softntk network from the factors of its rows: which form, and its parts put together."""
+"""The kernel of a softntk network from the factors of its rows: which form, and its parts put
+together.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -41,13 +43,18 @@ Form = Callable[[Factors], Kernel]
 
 
 def two_layer_kernel(
-    architecture: Architecture, params: Parameters, x1: Array, x2: Array | None, outputs: str, block_size: int | None
+    architecture: Architecture,
+    params: Parameters,
+    x1: Array,
+    x2: Array | None,
+    outputs: str,
+    block_size: int | None,
 ) -> Kernel:
     """Return the kernel of a softntk network, without checks of the points."""
     a, units, planned = params.readout, None, None
     known = is_concrete(a)
-    # Signs save products. Inside jit they are not known, but to be expected of a readout that nothing trains: that they are
-    # signs is then tested at run time.
+    # Signs save products. Inside jit they are not known, but to be expected of a readout that
+    # nothing trains: that they are signs is then tested at run time.
     signs = bool(np.all(np.abs(np.asarray(a)) == 1)) if known else not architecture.train_readout
     if signs and outputs == "full" and a.shape[1] > 1:
         planned = plan(*a.shape, architecture.normalized)
@@ -68,7 +75,9 @@ class Case(NamedTuple):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _kernel(case: Case, params: Parameters, x1: Array, x2: Array | None, units: Array | None) -> Kernel:
+def _kernel(
+    case: Case, params: Parameters, x1: Array, x2: Array | None, units: Array | None
+) -> Kernel:
     return _assembled(case, _unless, params, x1, x2, units)
 
 
@@ -81,7 +90,12 @@ def _kernel_jvp(case: Case, primals: tuple, tangents: tuple) -> tuple[Kernel, Ke
     return jax.jvp(partial(_assembled, case, lax.cond), primals, tangents)
 
 
-def _unless(fine: Bool[Array, ""], quick: Callable[[Any], Kernel], slow: Callable[[Any], Kernel], factors: Any) -> Kernel:
+def _unless(
+    fine: Bool[Array, ""],
+    quick: Callable[[Any], Kernel],
+    slow: Callable[[Any], Kernel],
+    factors: Any,
+) -> Kernel:
     """``quick(factors)`` if it is fine, else ``slow(factors)``.
 
     A loop of at most one round leaves the result where it is; a conditional would copy it.
@@ -115,8 +129,17 @@ def _as_side(architecture: Architecture, params: Parameters, x: Array) -> _Side:
     return _Side(rows, inputs, scale_rows(inputs))
 
 
-def _assembled(case: Case, choose: Callable, params: Parameters, x1: Array, x2: Array | None, units: Array | None) -> Kernel:
-    """Return the kernel; ``choose`` decides at run time between a quick form and one that keeps its digits."""
+def _assembled(
+    case: Case,
+    choose: Callable,
+    params: Parameters,
+    x1: Array,
+    x2: Array | None,
+    units: Array | None,
+) -> Kernel:
+    """Return the kernel; ``choose`` decides at run time between a quick form and one that keeps its
+    digits.
+    """
     if not case.architecture.train_readout:
         params = replace(params, readout=lax.stop_gradient(params.readout))
     side1 = _as_side(case.architecture, params, x1)
@@ -151,7 +174,9 @@ class _Assembly(NamedTuple):
             return direct(self._factors())
 
         # 2. Several outputs: sums of products, if these do not cancel.
-        form = FourTerms(normalized, self.case.signs) if outputs == "full" else TwoProducts(normalized)
+        form = (
+            FourTerms(normalized, self.case.signs) if outputs == "full" else TwoProducts(normalized)
+        )
         quick = self._by(form)
         is_fine = self._keeps_digits() if normalized else True  # else there is one term
         plan = self.case.plan
@@ -173,7 +198,9 @@ class _Assembly(NamedTuple):
     def _factors(self) -> Factors:
         return self.readout, self.side1.rows, self.side2.rows
 
-    def _quick_or_direct(self, choose: Callable, is_fine: Bool[Array, ""] | bool, quick: Form, direct: Form) -> Kernel:
+    def _quick_or_direct(
+        self, choose: Callable, is_fine: Bool[Array, ""] | bool, quick: Form, direct: Form
+    ) -> Kernel:
         """Return the quick form, where a network is normalized only if it is fine."""
         if not self.case.architecture.normalized:
             return quick(self._factors())
@@ -229,12 +256,15 @@ class _Assembly(NamedTuple):
     def _keeps_digits(self) -> Bool[Array, ""]:
         """Return whether the terms of the quick forms do not cancel at either set of points."""
         fine1, fine2 = (
-            keeps_digits(side.rows, self.readout, _relative_squares(side.inputs)) for side in (self.side1, self.side2)
+            keeps_digits(side.rows, self.readout, _relative_squares(side.inputs))
+            for side in (self.side1, self.side2)
         )
         return fine1 & fine2
 
 
-def network_inputs(params: Parameters, x: Float[Array, "n d"], rows: RowFactors) -> Float[Array, "n e"]:
+def network_inputs(
+    params: Parameters, x: Float[Array, "n d"], rows: RowFactors
+) -> Float[Array, "n e"]:
     """Return what the inner products ⟨x_i, x_j⟩ are taken of: 1 is appended for biases."""
     x = jnp.where(rows.valid[:, None], x, 0)
     return x if params.bias is None else jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)

@@ -58,39 +58,48 @@ def empirical(
 
         H[i, j, ℓ, ℓ'] = ⟨x_i, x_j⟩ ⟨g_{iℓ}, g_{jℓ'}⟩  (+ δ_ℓℓ' ⟨φ_i, φ_j⟩ when the readout is trained),
 
-    where 1 is added to ⟨x_i, x_j⟩ for a network with biases. On one set of points that takes (k² + k + 2)/4 products of n²m
-    multiplications for all outputs of a ±1 readout, ½ for k = 1 and 3/2 for the mean, instead of k², 1 and k: see
-    ``softntk/ntk/_empirical/contractions.py`` for the algebra, and for the slower form chosen where the quick one would lose digits.
-    For several outputs of a wide network ``softntk/ntk/_empirical/sign_patterns.py`` needs fewer still: about one product up to k = 4.
-    Of any other ``apply_fn(params, x)``, and any triple that holds one, it is the product of two Jacobians.
+    where 1 is added to ⟨x_i, x_j⟩ for a network with biases. On one set of points that takes (k² +
+    k + 2)/4 products of n²m multiplications for all outputs of a ±1 readout, ½ for k = 1 and 3/2
+    for the mean, instead of k², 1 and k: see ``softntk/ntk/_empirical/contractions.py`` for the
+    algebra, and for the slower form chosen where the quick one would lose digits. For several
+    outputs of a wide network ``softntk/ntk/_empirical/sign_patterns.py`` needs fewer still: about
+    one product up to k = 4. Of any other ``apply_fn(params, x)``, and any triple that holds one, it
+    is the product of two Jacobians.
 
     Args:
-        net: a network of :func:`softntk.networks.two_layer`, another triple, or an ``apply_fn(params, x, **apply_kwargs)``
-            that returns one array, [n, k] or [n] (k = 1). Outputs with more axes are to be flattened by the function.
-        params: its weights. For functions of your own any pytree: a module of equinox or flax.nnx, the variables of
-            flax.linen, a dataclass. Derivatives are taken by its floating-point arrays; integers, flags, keys, functions and
-            names are constants. So are, of flax.linen's variables, ``batch_stats`` (and ``cache``, ``intermediates``), of
+        net: a network of :func:`softntk.networks.two_layer`, another triple, or an
+            ``apply_fn(params, x, **apply_kwargs)`` that returns one array, [n, k] or [n] (k = 1).
+            Outputs with more axes are to be flattened by the function.
+        params: its weights. For functions of your own any pytree: a module of equinox or flax.nnx,
+            the variables of flax.linen, a dataclass. Derivatives are taken by its floating-point
+            arrays; integers, flags, keys, functions and names are constants. So are, of
+            flax.linen's variables, ``batch_stats`` (and ``cache``, ``intermediates``), of
             flax.nnx's all but ``nnx.Param``, and Python's floats in equinox' modules.
         x1: [n1, d]; for functions of your own [n1, …], e.g. images.
         x2: [n2, …]; None means x1 again.
-        outputs: "full" for [n1, n2, k, k], "mean" for the mean over outputs [n1, n2] (neural_tangents' trace),
-            "diagonal" for [n1, n2, k].
-        block_size: rows computed at a time, for softntk networks; what is held of them is in proportion to their number.
-            None (default): so many that it fits into the caches, and at most a quarter, so that symmetry saves.
-        vmap_axes: for functions that are not softntk networks: 0 if the rows do not interact (no batch normalisation in
-            training mode), which is very much faster; None (default) assumes nothing.
-        apply_kwargs: further arguments of apply_fn, e.g. ``{"train": False, "rngs": {"dropout": key}}``. Arrays among them
-            may change without compiling anew; everything else is part of the program.
+        outputs: "full" for [n1, n2, k, k], "mean" for the mean over outputs [n1, n2]
+            (neural_tangents' trace), "diagonal" for [n1, n2, k].
+        block_size: rows computed at a time, for softntk networks; what is held of them is in
+            proportion to their number. None (default): so many that it fits into the caches, and at
+            most a quarter, so that symmetry saves.
+        vmap_axes: for functions that are not softntk networks: 0 if the rows do not interact (no
+            batch normalisation in training mode), which is very much faster; None (default) assumes
+            nothing.
+        apply_kwargs: further arguments of apply_fn, e.g. ``{"train": False, "rngs": {"dropout":
+            key}}``. Arrays among them may change without compiling anew; everything else is part of
+            the program.
 
     Returns:
-        The kernel. Entries of rows that are outside the network's domain, known only at run time, are +inf, never NaN.
-        Entries beyond the largest number of the precision are that number, with their sign. Points and weights of different
-        precision are computed with in the wider one.
+        The kernel. Entries of rows that are outside the network's domain, known only at run time,
+        are +inf, never NaN. Entries beyond the largest number of the precision are that number,
+        with their sign. Points and weights of different precision are computed with in the wider
+        one.
 
     Raises:
-        ValueError: outputs unknown, block_size not positive, or points of wrong rank, feature count or dtype, empty or
-            not finite; params that do not fit the network; an apply_fn that returns anything but one array [n] or [n, k],
-            or whose rows interact while vmap_axes is 0.
+        ValueError: outputs unknown, block_size not positive, or points of wrong rank, feature count
+            or dtype, empty or not finite; params that do not fit the network; an apply_fn that
+            returns anything but one array [n] or [n, k], or whose rows interact while vmap_axes is
+            0.
 
     Example:
         >>> import jax, softntk as sn
@@ -117,7 +126,9 @@ def empirical(
         params = as_parameters(architecture, params)
         first, second = as_pair(x1, x2)
         if first.shape[1] != len(params.hidden):
-            raise ValueError(f"x1 must have the {len(params.hidden)} features that params.hidden has, got shape {first.shape}.")
+            raise ValueError(
+                f"x1 must have the {len(params.hidden)} features that params.hidden has, got shape {first.shape}."
+            )
         params, first, second = same_precision(params, first, second)
         return two_layer_kernel(architecture, params, first, second, outputs, block_size)
     first = as_inputs("x1", x1)
@@ -125,11 +136,15 @@ def empirical(
     if second is not None:
         check_shape("x2", second, ("n2", *first.shape[1:]))
         if second.dtype != first.dtype:
-            raise ValueError(f"x2 must have the dtype of x1, got {second.dtype} and {first.dtype}. Convert one of them.")
+            raise ValueError(
+                f"x2 must have the dtype of x1, got {second.dtype} and {first.dtype}. Convert one of them."
+            )
     function = bind(net, params, first, apply_kwargs)
     if vmap_axes == 0:
         check_rows_alone(function, first, ", or vmap_axes=None")
-    return call_automatic(partial(_own_kernel, outputs, vmap_axes == 0), first, function, first, second)
+    return call_automatic(
+        partial(_own_kernel, outputs, vmap_axes == 0), first, function, first, second
+    )
 
 
 def as_inputs(name: str, x: object) -> Float[Array, "n ..."]:
@@ -157,14 +172,19 @@ def same_precision(params: Parameters, *points: Array | None) -> tuple[Any, ...]
         return (params, *points)
     widest = max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
     mixed = widest.itemsize == 2  # float16 and bfloat16 hold neither the other
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32 if mixed else widest), (params, *points))
+    return jax.tree.map(
+        lambda leaf: leaf.astype(jnp.float32 if mixed else widest), (params, *points)
+    )
 
 
-# --- functions of the user's ------------------------------------------------------------------------------------------
+# --- functions of the user's
+# ------------------------------------------------------------------------------------------
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _own_kernel(outputs: str, rows_alone: bool, function: OwnFunction, x1: Array, x2: Array | None) -> Kernel:
+def _own_kernel(
+    outputs: str, rows_alone: bool, function: OwnFunction, x1: Array, x2: Array | None
+) -> Kernel:
     """Return the product of two Jacobians, added up over the leaves of the weights."""
     dtype = function.out_structure(x1).dtype
     jacobians1 = _jacobians(function, x1, rows_alone, dtype)
@@ -173,7 +193,9 @@ def _own_kernel(outputs: str, rows_alone: bool, function: OwnFunction, x1: Array
     return jnp.sum(jnp.stack(terms), axis=0) if len(terms) > 1 else terms[0]
 
 
-def _jacobians(function: OwnFunction, x: Array, rows_alone: bool, dtype: jnp.dtype) -> list[Float[Array, "n k p"]]:
+def _jacobians(
+    function: OwnFunction, x: Array, rows_alone: bool, dtype: jnp.dtype
+) -> list[Float[Array, "n k p"]]:
     """Return ∂F/∂θ for each leaf of the weights, the leaf flattened."""
     weights = vary_like(function.weights, function, x)
     if rows_alone:
@@ -181,7 +203,10 @@ def _jacobians(function: OwnFunction, x: Array, rows_alone: bool, dtype: jnp.dty
         leaves = jax.vmap(of_row, in_axes=(None, 0))(weights, x)
     else:
         leaves = jax.jacrev(function)(weights, x)
-    return [leaf.reshape(len(x), -1, weight.size).astype(dtype) for leaf, weight in zip(leaves, weights, strict=True)]
+    return [
+        leaf.reshape(len(x), -1, weight.size).astype(dtype)
+        for leaf, weight in zip(leaves, weights, strict=True)
+    ]
 
 
 def _contract(outputs: str, j1: Float[Array, "n1 k p"], j2: Float[Array, "n2 k p"]) -> Kernel:

@@ -1,18 +1,22 @@
-r"""All P_c = (S∘c) Sᵀ of a readout of signs, from products over the hidden units that share their signs.
+r"""All P_c = (S∘c) Sᵀ of a readout of signs, from products over the hidden units that share their
+signs.
 
-The c of the four terms (:mod:`softntk.ntk._empirical.contractions`) are 1, a_ℓ and a_ℓ∘a_ℓ': products c = s_p∘s_q of two columns of
-signs out of [1, a_1, …, a_k]. Take a few such columns, a set Q. Units r whose signs agree on Q, up to one sign for all of Q,
-have the same s_p∘s_q for every p, q ∈ Q; with the units gathered by that pattern t, 2^(|Q|−1) of them,
+The c of the four terms (:mod:`softntk.ntk._empirical.contractions`) are 1, a_ℓ and a_ℓ∘a_ℓ':
+products c = s_p∘s_q of two columns of signs out of [1, a_1, …, a_k]. Take a few such columns, a set
+Q. Units r whose signs agree on Q, up to one sign for all of Q, have the same s_p∘s_q for every p, q
+∈ Q; with the units gathered by that pattern t, 2^(|Q|−1) of them,
 
     P_{s_p∘s_q} = Σ_t (s_p s_q)(t) G_t,    G_t = Σ_{r of pattern t} S_{·r} S_{·r}ᵀ.
 
-The G_t together cost one product of n²m multiplications, whatever the number of pairs in Q, and their signed sums n² for each
-pair and pattern. A few sets hold every pair: one set serves up to k = 4, thirteen sets of four all 55 pairs of k = 10. That
-is a half (k = 10, m = 1024) to a quarter (k = 4, m = 2048) of the multiplications that the products one by one take with both
-their symmetries, and S is never multiplied by any c.
+The G_t together cost one product of n²m multiplications, whatever the number of pairs in Q, and
+their signed sums n² for each pair and pattern. A few sets hold every pair: one set serves up to k =
+4, thirteen sets of four all 55 pairs of k = 10. That is a half (k = 10, m = 1024) to a quarter (k =
+4, m = 2048) of the multiplications that the products one by one take with both their symmetries,
+and S is never multiplied by any c.
 
-The gathered units fill 2^(|Q|−1) groups of one static size, with zeros where there are fewer; the signs are random, so four
-standard deviations above the mean are hardly ever too few. Where they are, the products are taken one by one.
+The gathered units fill 2^(|Q|−1) groups of one static size, with zeros where there are fewer; the
+signs are random, so four standard deviations above the mean are hardly ever too few. Where they
+are, the products are taken one by one.
 """
 
 from functools import lru_cache
@@ -30,8 +34,8 @@ from softntk._linalg.products import product
 from softntk.networks import RowFactors
 from softntk.ntk._empirical.contractions import FourTerms, four_terms, pairs
 
-# What a number of the result costs beside its multiplications, in multiplications: a product of few terms is not as fast as a
-# long one, and a signed sum waits for memory (measured on a CPU).
+# What a number of the result costs beside its multiplications, in multiplications: a product of few
+# terms is not as fast as a long one, and a signed sum waits for memory (measured on a CPU).
 PRODUCT, SUM = 64, 8
 
 
@@ -41,7 +45,8 @@ class Plan(NamedTuple):
     Attributes:
         sets: columns of [1, a_1, …, a_k], as many in each.
         capacity: units a pattern may have.
-        pairs: for each set the pairs of columns that are taken from it, as many in each; (p, p) is P_1.
+        pairs: for each set the pairs of columns that are taken from it, as many in each; (p, p) is
+            P_1.
     """
 
     sets: tuple[tuple[int, ...], ...]
@@ -61,12 +66,22 @@ class Plan(NamedTuple):
     def weights(self) -> Float[np.ndarray, "s c t"]:
         """The sign with which G_t of a set enters each of its pairs."""
         columns = np.concatenate([np.zeros((self.patterns, 1), int), _bits(self)], axis=1)
-        sign = lambda members, p, q: 1 - 2 * (columns[:, members.index(p)] ^ columns[:, members.index(q)])
-        return np.array([[sign(s, p, q) for p, q in pairs] for s, pairs in zip(self.sets, self.pairs, strict=True)], float)
+        sign = lambda members, p, q: (
+            1 - 2 * (columns[:, members.index(p)] ^ columns[:, members.index(q)])
+        )
+        return np.array(
+            [
+                [sign(s, p, q) for p, q in pairs]
+                for s, pairs in zip(self.sets, self.pairs, strict=True)
+            ],
+            float,
+        )
 
 
 def _bits(plan: Plan) -> np.ndarray:
-    """Pattern t as bits: whether the sign of each column but the first differs from that of the first."""
+    """Pattern t as bits: whether the sign of each column but the first differs from that of the
+    first.
+    """
     return np.arange(plan.patterns)[:, None] >> np.arange(len(plan.sets[0]) - 1) & 1
 
 
@@ -87,7 +102,9 @@ def _cover(columns: range, size: int) -> list[tuple[int, ...]]:
 
 
 def _share(sets: list[tuple[int, ...]]) -> tuple[tuple[tuple[int, int], ...], ...]:
-    """Each pair to the set that has the fewest of those that hold it; what is missing to the longest list is P_1 again."""
+    """Each pair to the set that has the fewest of those that hold it; what is missing to the
+    longest list is P_1 again.
+    """
     holders: dict[tuple[int, int], list[int]] = {}
     for i, members in enumerate(sets):
         for pair in combinations(members, 2):
@@ -98,7 +115,10 @@ def _share(sets: list[tuple[int, ...]]) -> tuple[tuple[tuple[int, int], ...], ..
     least = min(range(len(sets)), key=lambda i: len(shares[i]))
     shares[least].insert(0, (sets[least][0], sets[least][0]))
     longest = max(map(len, shares))
-    return tuple(tuple(share + [(s[0], s[0])] * (longest - len(share))) for s, share in zip(sets, shares, strict=True))
+    return tuple(
+        tuple(share + [(s[0], s[0])] * (longest - len(share)))
+        for s, share in zip(sets, shares, strict=True)
+    )
 
 
 @lru_cache(maxsize=256)
@@ -114,8 +134,13 @@ def plan(m: int, k: int, normalized: bool) -> Plan | None:
         capacity = min(m, int(np.ceil((mean + 4 * mean**0.5) / 16)) * 16)
         return Plan(sets=tuple(sets), capacity=capacity, pairs=_share(sets))
 
-    best = min((of_size(size) for size in range(2, min(len(columns), 8) + 1)), key=lambda plan: plan.multiplications)
-    return best if best.multiplications < FourTerms(normalized, signs=True).count(k) * m / 2 else None
+    best = min(
+        (of_size(size) for size in range(2, min(len(columns), 8) + 1)),
+        key=lambda plan: plan.multiplications,
+    )
+    return (
+        best if best.multiplications < FourTerms(normalized, signs=True).count(k) * m / 2 else None
+    )
 
 
 def gather(plan: Plan, readout: Any, xp: ModuleType) -> tuple[Int[Any, "s t u"], Bool[Any, ""]]:
@@ -126,13 +151,20 @@ def gather(plan: Plan, readout: Any, xp: ModuleType) -> tuple[Int[Any, "s t u"],
     m = len(readout)
     negative = xp.concatenate([xp.zeros((m, 1), bool), readout < 0], axis=1)
     members = negative[:, np.array(plan.sets)]  # [m, s, q]
-    bits = xp.sum((members[..., 1:] ^ members[..., :1]) * (1 << np.arange(members.shape[2] - 1))[None, None], axis=2)
+    bits = xp.sum(
+        (members[..., 1:] ^ members[..., :1]) * (1 << np.arange(members.shape[2] - 1))[None, None],
+        axis=2,
+    )
     order = xp.argsort(bits, axis=0, stable=True).T
     counts = xp.sum(bits[:, :, None] == np.arange(plan.patterns)[None, None], axis=0)
     slots = np.arange(plan.capacity)[None, None]
     places = (xp.cumsum(counts, axis=1) - counts)[:, :, None] + slots
-    units = xp.take_along_axis(order, xp.minimum(places, m - 1).reshape(len(order), -1), axis=1).reshape(places.shape)
-    return xp.where(slots < counts[:, :, None], units, m).astype(np.int32), xp.all(counts <= plan.capacity)
+    units = xp.take_along_axis(
+        order, xp.minimum(places, m - 1).reshape(len(order), -1), axis=1
+    ).reshape(places.shape)
+    return xp.where(slots < counts[:, :, None], units, m).astype(np.int32), xp.all(
+        counts <= plan.capacity
+    )
 
 
 def sign_patterns(
@@ -140,8 +172,8 @@ def sign_patterns(
 ) -> Float[Array, "n1 n2 k k"]:
     """The inner products ⟨g_{iℓ}, g_{jℓ'}⟩ of all rows and outputs.
 
-    Rows are taken in lines, all columns at once: half of the tiles would do on one set of points, but in products this thin
-    the smaller tiles lose what that saves.
+    Rows are taken in lines, all columns at once: half of the tiles would do on one set of points,
+    but in products this thin the smaller tiles lose what that saves.
     """
     n1, n2, t = len(p.slopes), len(q.slopes), plan.patterns
     lines = -(-n1 // (block_size or max(numbers_at_a_time() // (t * n2), 16)))
@@ -149,14 +181,23 @@ def sign_patterns(
 
     def gathered(rows: RowFactors, units: Int[Array, "t u"], more: int) -> Float[Array, "t n u"]:
         slopes = jnp.pad(rows.slopes, ((0, more), (0, 1)))
-        return jnp.take(slopes, units.reshape(-1), axis=1).reshape(len(slopes), t, -1).transpose(1, 0, 2)
+        return (
+            jnp.take(slopes, units.reshape(-1), axis=1)
+            .reshape(len(slopes), t, -1)
+            .transpose(1, 0, 2)
+        )
 
     def one_set(given: tuple[Array, Array]) -> Float[Array, "lines c b n2"]:
         units, weights = given
-        one, two = (lax.optimization_barrier(gathered(rows, units, more)) for rows, more in ((p, lines * size - n1), (q, 0)))
+        one, two = (
+            lax.optimization_barrier(gathered(rows, units, more))
+            for rows, more in ((p, lines * size - n1), (q, 0))
+        )
 
         def line(i: Int[Array, ""]) -> Float[Array, "c b n2"]:
-            groups = product(lax.dynamic_slice_in_dim(one, i * size, size, axis=1), two.transpose(0, 2, 1))
+            groups = product(
+                lax.dynamic_slice_in_dim(one, i * size, size, axis=1), two.transpose(0, 2, 1)
+            )
             return product(weights, groups.reshape(t, -1)).reshape(-1, size, n2)
 
         return lax.map(line, jnp.arange(lines))

@@ -3,7 +3,8 @@ r"""Gram matrices that are never formed, as lineax operators: what all of them s
     GramOperator    symmetric, positive semidefinite, on arrays [n, k] or [n]; by points and a kernel between them
     CrossOperator   the same kernel between other points and these, on the way from [n, …] to [t, …]
 
-The kernels themselves: :mod:`softntk.ntk._operators.two_layer` (empirical), :mod:`softntk.ntk._operators.kernel_function` (infinite width).
+The kernels themselves: :mod:`softntk.ntk._operators.two_layer` (empirical),
+:mod:`softntk.ntk._operators.kernel_function` (infinite width).
 
 Example:
     >>> import jax, softntk as sn
@@ -48,8 +49,9 @@ Points = Float[Array | np.ndarray, "t ..."]
 class GramOperator(lx.AbstractLinearOperator):
     """A symmetric positive semidefinite matrix on arrays of one shape, known by its products.
 
-    Anything that lineax or matfree do with a linear operator works on it; it tells them that it is symmetric and positive
-    semidefinite. Beyond lineax' methods: :meth:`mm`, :meth:`rows`, :meth:`diagonal`, :meth:`astype`, :meth:`cross`.
+    Anything that lineax or matfree do with a linear operator works on it; it tells them that it is
+    symmetric and positive semidefinite. Beyond lineax' methods: :meth:`mm`, :meth:`rows`,
+    :meth:`diagonal`, :meth:`astype`, :meth:`cross`.
     """
 
     x: eqx.AbstractVar[Array]
@@ -74,7 +76,9 @@ class GramOperator(lx.AbstractLinearOperator):
 
     @abc.abstractmethod
     def _rows(self, points: Array, outputs: Int[Array, " b"]) -> Float[Array, "b size"]:
-        """Return one row of the kernel with x for each of the points, [b, …], at one of its outputs."""
+        """Return one row of the kernel with x for each of the points, [b, …], at one of its
+        outputs.
+        """
 
     @abc.abstractmethod
     def _diagonal(self) -> Float[Array, " size"]: ...
@@ -101,7 +105,9 @@ class GramOperator(lx.AbstractLinearOperator):
         if not jnp.issubdtype(wanted, jnp.floating):
             raise ValueError(f"dtype must be a floating-point type, got {wanted}.")
         if jax.dtypes.canonicalize_dtype(wanted) != wanted:
-            raise ValueError(f"dtype must be one that JAX works in, got {wanted}. Enable jax_enable_x64.")
+            raise ValueError(
+                f"dtype must be one that JAX works in, got {wanted}. Enable jax_enable_x64."
+            )
         return self._in_precision(wanted)
 
     def mv(self, vector: Vector) -> Float[Array, "*shape"]:
@@ -109,20 +115,24 @@ class GramOperator(lx.AbstractLinearOperator):
         return _mv(self, _as_vectors("vector", vector, self.shape, self.dtype))
 
     def mm(self, vectors: AnyVectors) -> Vectors:
-        """Return the products with r vectors at once, ``shape`` + (r,), for little more than the price of one."""
+        """Return the products with r vectors at once, ``shape`` + (r,), for little more than the
+        price of one.
+        """
         return _mm(self, _as_vectors("vectors", vectors, (*self.shape, "r"), self.dtype))
 
     def rows(self, indices: Int[Array | np.ndarray, " b"]) -> Float[Array, "b size"]:
         """Return rows of ``as_matrix()``, computed on demand: [b, size].
 
-        Negative indices count from the end. Those that are out of range raise a ValueError where they are known, and are
-        clipped inside ``jax.jit``.
+        Negative indices count from the end. Those that are out of range raise a ValueError where
+        they are known, and are clipped inside ``jax.jit``.
         """
         indices, size = as_integers("indices", indices, ("b",)), self.in_size()
         if is_concrete(indices) and indices.size:
             least, largest = int(jnp.min(indices)), int(jnp.max(indices))
             if least < -size or largest >= size:
-                raise ValueError(f"indices must lie between {-size} and {size - 1}, got {least} to {largest}.")
+                raise ValueError(
+                    f"indices must lie between {-size} and {size - 1}, got {least} to {largest}."
+                )
         return _rows_at(self, indices)
 
     def diagonal(self) -> Float[Array, " size"]:
@@ -164,7 +174,8 @@ class GramOperator(lx.AbstractLinearOperator):
 
 
 class CrossOperator(lx.AbstractLinearOperator):
-    """The kernel between t other points and the n of a Gram operator: what carries coefficients to predictions.
+    """The kernel between t other points and the n of a Gram operator: what carries coefficients to
+    predictions.
 
     Made by :meth:`GramOperator.cross`. Its transpose is the kernel between the n and the t.
     """
@@ -204,11 +215,14 @@ class CrossOperator(lx.AbstractLinearOperator):
         return jax.ShapeDtypeStruct(self.shape, self.gram.dtype)
 
 
-# --- vectors ----------------------------------------------------------------------------------------------------------
+# --- vectors
+# ----------------------------------------------------------------------------------------------------------
 
 
 def _as_vectors(name: str, x: object, shape: tuple[int | str, ...], dtype: jnp.dtype) -> Array:
-    """Return x in that precision; NaN and infinities of an array of JAX go through, as they do in any product."""
+    """Return x in that precision; NaN and infinities of an array of JAX go through, as they do in
+    any product.
+    """
     array = as_floating(name, x, shape, finite=not isinstance(x, jax.Array))
     return _in_dtype(name, array, dtype)
 
@@ -219,11 +233,14 @@ def _in_dtype(name: str, array: Array, dtype: jnp.dtype) -> Array:
         return array
     converted = array.astype(dtype)
     if is_concrete(array) and not bool(jnp.all(jnp.isfinite(converted) == jnp.isfinite(array))):
-        raise ValueError(f"{name} must fit {dtype}, the precision of the operator: it is beyond its largest number.")
+        raise ValueError(
+            f"{name} must fit {dtype}, the precision of the operator: it is beyond its largest number."
+        )
     return converted
 
 
-# --- programs: compiled once for each structure (static fields and shapes), called from methods so that eager use is fast ----
+# --- programs: compiled once for each structure (static fields and shapes), called from methods so
+# that eager use is fast ----
 
 
 @jax.jit
@@ -248,7 +265,9 @@ def _cross(op: GramOperator, points: Array, vectors: Vectors) -> Array:
 
 @jax.jit
 def _rows(op: GramOperator, points: Array, outputs: Int[Array, " b"]) -> Float[Array, "b size"]:
-    return call_automatic(lambda op, points, outputs: op._rows(points, outputs), None, op, points, outputs)
+    return call_automatic(
+        lambda op, points, outputs: op._rows(points, outputs), None, op, points, outputs
+    )
 
 
 @jax.jit
@@ -281,7 +300,9 @@ def _unscale(out: Array, scale: Array) -> Array:
 
 
 def _column_scale(vectors: Vectors) -> Float[Array, "..."]:
-    """Return the power of two near the largest entry of each vector, at least one: sums of large ones overflow."""
+    """Return the power of two near the largest entry of each vector, at least one: sums of large
+    ones overflow.
+    """
     exponents = binary_exponent(vectors, axis=tuple(range(vectors.ndim - 1)))
     return power_of_two(jnp.maximum(exponents, 0), vectors.dtype)
 

@@ -1,4 +1,6 @@
-"""``ntk.operator`` and ``ntk.kernel_operator``: large Gram matrices as lineax operators that are never formed."""
+"""``ntk.operator`` and ``ntk.kernel_operator``: large Gram matrices as lineax operators that are
+never formed.
+"""
 
 import inspect
 import math
@@ -33,7 +35,9 @@ Inputs = Float[Array | np.ndarray, "n ..."]
 
 @dataclass(frozen=True)
 class _GetKernel:
-    """A kernel_fn(·, ·, get) as a function of two arguments; equal to others of the same parts: nothing recompiles."""
+    """A kernel_fn(·, ·, get) as a function of two arguments; equal to others of the same parts:
+    nothing recompiles.
+    """
 
     kernel_fn: Callable
     get: str
@@ -50,31 +54,37 @@ def operator(
     block_size: int | None = None,
     apply_kwargs: Mapping[str, Any] | None = None,
 ) -> GramOperator:
-    r"""Return the empirical NTK on n points with k outputs, n·k × n·k, as a lineax operator on [n, k] that is never formed.
+    r"""Return the empirical NTK on n points with k outputs, n·k × n·k, as a lineax operator on [n,
+    k] that is never formed.
 
-    (HV)_{iℓ} = Σ_{jℓ'} H[i, j, ℓ, ℓ'] V_{jℓ'}. For a softntk network: two passes over blocks of rows, 4 n m d multiplications a
-    product, O(block · m) memory; for any other function a vjp and a jvp of blocks of rows.
+    (HV)_{iℓ} = Σ_{jℓ'} H[i, j, ℓ, ℓ'] V_{jℓ'}. For a softntk network: two passes over blocks of
+    rows, 4 n m d multiplications a product, O(block · m) memory; for any other function a vjp and a
+    jvp of blocks of rows.
 
     Args:
-        net: a network of :func:`softntk.networks.two_layer`, another triple, or an ``apply_fn(params, x, **apply_kwargs)`` that
-            returns one array, [n, k] or [n] (k = 1), and whose rows do not interact. Batch normalisation in training mode and
-            one key of dropout for all rows are noticed where the values are known.
-        params: its weights, as for :func:`softntk.ntk.empirical`: what is no floating-point array is a constant.
+        net: a network of :func:`softntk.networks.two_layer`, another triple, or an
+            ``apply_fn(params, x, **apply_kwargs)`` that returns one array, [n, k] or [n] (k = 1),
+            and whose rows do not interact. Batch normalisation in training mode and one key of
+            dropout for all rows are noticed where the values are known.
+        params: its weights, as for :func:`softntk.ntk.empirical`: what is no floating-point array
+            is a constant.
         x: points, [n, d] for a softntk network, [n, …] for any other.
-        block_size: rows at a time. None: so many that an array of a block has about a million entries (more on accelerators).
-            The last block is filled up with its last row.
+        block_size: rows at a time. None: so many that an array of a block has about a million
+            entries (more on accelerators). The last block is filled up with its last row.
         apply_kwargs: further arguments of apply_fn, as for :func:`softntk.ntk.empirical`.
 
     Returns:
-        A :class:`~softntk.ntk._operators.base.GramOperator`: ``mv`` on [n, k], ``mm`` on [n, k, r], ``rows``, ``diagonal``,
-        ``as_matrix`` [n·k, n·k] (the output is the fast index); tagged symmetric positive semidefinite; differentiable in
-        params and x. If a row is outside the network's domain, known only at run time, products are +inf. Products of a
-        softntk network that leave the precision stay its largest number, as entries of ``empirical`` do. Points and
+        A :class:`~softntk.ntk._operators.base.GramOperator`: ``mv`` on [n, k], ``mm`` on [n, k, r],
+        ``rows``, ``diagonal``, ``as_matrix`` [n·k, n·k] (the output is the fast index); tagged
+        symmetric positive semidefinite; differentiable in params and x. If a row is outside the
+        network's domain, known only at run time, products are +inf. Products of a softntk network
+        that leave the precision stay its largest number, as entries of ``empirical`` do. Points and
         weights of different precision are computed with in the wider one.
 
     Raises:
-        ValueError: points of wrong rank, feature count or dtype, empty or not finite; block_size not positive; params that
-            do not fit the network; an apply_fn that returns anything but one array [n] or [n, k], or whose rows interact.
+        ValueError: points of wrong rank, feature count or dtype, empty or not finite; block_size
+            not positive; params that do not fit the network; an apply_fn that returns anything but
+            one array [n] or [n, k], or whose rows interact.
 
     Example:
         >>> import jax, lineax, softntk as sn
@@ -98,30 +108,41 @@ def operator(
         return TwoLayerOperator(params=params, x=points, architecture=architecture, block_size=size)
     points = as_inputs("x", x)
     function = bind(net, params, points, apply_kwargs)
-    check_rows_alone(function, points, ", or ntk.empirical with vmap_axes=None, which takes rows together")
-    return JacobianOperator(function=function, x=points, block_size=min(len(points), block_size or 256))
+    check_rows_alone(
+        function, points, ", or ntk.empirical with vmap_axes=None, which takes rows together"
+    )
+    return JacobianOperator(
+        function=function, x=points, block_size=min(len(points), block_size or 256)
+    )
 
 
 def kernel_operator(
-    kernel_fn: Callable, x: Inputs, get: Literal["ntk", "nngp"] = "ntk", *, block_size: int | None = None
+    kernel_fn: Callable,
+    x: Inputs,
+    get: Literal["ntk", "nngp"] = "ntk",
+    *,
+    block_size: int | None = None,
 ) -> GramOperator:
-    """Return a kernel on n points, n × n, as a lineax operator on [n] that is never formed: tile by tile.
+    """Return a kernel on n points, n × n, as a lineax operator on [n] that is never formed: tile by
+    tile.
 
     Args:
-        kernel_fn: symmetric, ``(x1, x2) -> [n1, n2]``, or ``(x1, x2, get)`` as ``two_layer(…).kernel_fn`` and those of
-            neural_tangents are.
+        kernel_fn: symmetric, ``(x1, x2) -> [n1, n2]``, or ``(x1, x2, get)`` as
+            ``two_layer(…).kernel_fn`` and those of neural_tangents are.
         x: points, [n, …].
         get: "ntk" or "nngp", for functions that take it.
-        block_size: rows and columns of a tile (default 512; more on accelerators). Each tile is computed once a product and
-            serves both sides of the diagonal; two tiles are held.
+        block_size: rows and columns of a tile (default 512; more on accelerators). Each tile is
+            computed once a product and serves both sides of the diagonal; two tiles are held.
 
     Returns:
-        A :class:`~softntk.ntk._operators.base.GramOperator`: ``mv`` on [n], ``mm`` on [n, r], ``rows``, ``diagonal``,
-        ``as_matrix`` [n, n]; tagged symmetric positive semidefinite; differentiable in x.
+        A :class:`~softntk.ntk._operators.base.GramOperator`: ``mv`` on [n], ``mm`` on [n, r],
+        ``rows``, ``diagonal``, ``as_matrix`` [n, n]; tagged symmetric positive semidefinite;
+        differentiable in x.
 
     Raises:
-        ValueError: points of wrong dtype, empty or not finite; block_size not positive; get unknown; a kernel_fn that does
-            not return [n1, n2] or is not symmetric on the first points.
+        ValueError: points of wrong dtype, empty or not finite; block_size not positive; get
+            unknown; a kernel_fn that does not return [n1, n2] or is not symmetric on the first
+            points.
 
     Example:
         >>> import jax, softntk as sn
@@ -136,7 +157,11 @@ def kernel_operator(
         block_size = check_positive_int("block_size", block_size)
     check_callable("kernel_fn", kernel_fn, "a function (x1, x2) -> [n1, n2]")
     points = as_inputs("x", x)
-    kernel = _GetKernel(kernel_fn, check_choice("get", get, ("nngp", "ntk"))) if _takes_get(kernel_fn) else kernel_fn
+    kernel = (
+        _GetKernel(kernel_fn, check_choice("get", get, ("nngp", "ntk")))
+        if _takes_get(kernel_fn)
+        else kernel_fn
+    )
     _check_kernel(kernel, points)
     size = min(len(points), block_size or math.isqrt(numbers_at_a_time() // 8))
     return KernelOperator(x=points, kernel_fn=kernel, block_size=size)
@@ -154,7 +179,11 @@ def _check_kernel(kernel_fn: Callable, x: Array) -> None:
     few = automatic(lambda x: x[: min(8, len(x))])(x)
     single = (1, *few.shape[1:])
     try:
-        out = jax.eval_shape(kernel_fn, jax.ShapeDtypeStruct(few.shape, few.dtype), jax.ShapeDtypeStruct(single, few.dtype))
+        out = jax.eval_shape(
+            kernel_fn,
+            jax.ShapeDtypeStruct(few.shape, few.dtype),
+            jax.ShapeDtypeStruct(single, few.dtype),
+        )
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(
@@ -164,7 +193,9 @@ def _check_kernel(kernel_fn: Callable, x: Array) -> None:
     if not isinstance(out, jax.ShapeDtypeStruct):
         raise ValueError(f"kernel_fn must return one array [n1, n2], got {type(out).__name__}.")
     if out.shape != (len(few), 1):
-        raise ValueError(f"kernel_fn must return [n1, n2], got shape {out.shape} for {len(few)} and 1 points.")
+        raise ValueError(
+            f"kernel_fn must return [n1, n2], got shape {out.shape} for {len(few)} and 1 points."
+        )
     if not jnp.issubdtype(out.dtype, jnp.floating):
         raise ValueError(f"kernel_fn must return floating-point numbers, got dtype {out.dtype}.")
     one = automatic(lambda x: kernel_fn(x, x[::-1]))(few)

@@ -39,7 +39,9 @@ class JacobianOperator(GramOperator):
 
     def _in_precision(self, dtype: jnp.dtype) -> "JacobianOperator":
         function = self.function.astype(dtype)
-        return JacobianOperator(function=function, x=self.x.astype(dtype), block_size=self.block_size)
+        return JacobianOperator(
+            function=function, x=self.x.astype(dtype), block_size=self.block_size
+        )
 
     def _pull(self, weights: Any, x: Array, v: Array) -> Any:
         return jax.vjp(lambda weights: self.function(weights, x), weights)[1](v)[0]
@@ -66,7 +68,9 @@ class JacobianOperator(GramOperator):
         def add(total: Any, block: tuple[Array, Array]) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, pull(*block)), None
 
-        zeros = jax.tree.map(lambda leaf: jnp.zeros((vectors.shape[-1], *leaf.shape), leaf.dtype), weights)
+        zeros = jax.tree.map(
+            lambda leaf: jnp.zeros((vectors.shape[-1], *leaf.shape), leaf.dtype), weights
+        )
         tangents, _ = lax.scan(add, vary_like(zeros, weights), blocks)
         others = blocks[0]
         if points is not self.x:
@@ -93,7 +97,10 @@ class JacobianOperator(GramOperator):
 
         def row(x: Array) -> Array:
             gradients = jax.vmap(lambda v: self._pull(weights, x[None], v[None]))(basis)
-            squares = [jnp.sum(leaf.reshape(len(basis), -1).astype(out.dtype) ** 2, axis=1) for leaf in gradients]
+            squares = [
+                jnp.sum(leaf.reshape(len(basis), -1).astype(out.dtype) ** 2, axis=1)
+                for leaf in gradients
+            ]
             return jnp.sum(jnp.stack(squares), axis=0)
 
         return lax.map(row, self.x).reshape(-1)

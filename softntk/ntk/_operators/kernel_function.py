@@ -32,7 +32,9 @@ class KernelOperator(GramOperator):
         return self.x.dtype
 
     def _in_precision(self, dtype: jnp.dtype) -> "KernelOperator":
-        return KernelOperator(x=self.x.astype(dtype), kernel_fn=self.kernel_fn, block_size=self.block_size)
+        return KernelOperator(
+            x=self.x.astype(dtype), kernel_fn=self.kernel_fn, block_size=self.block_size
+        )
 
     def _blocks(self) -> tuple[Array, Array]:
         """Return the points in blocks, and which of them were given."""
@@ -40,9 +42,13 @@ class KernelOperator(GramOperator):
         return rows_in_blocks(self.x, self.block_size), given.reshape(-1, self.block_size)
 
     def _tile(self, one: Array, other: Array, given: Array) -> Float[Array, "b1 b2"]:
-        """Return the kernel, zero at columns that only fill up a block: it may be infinite there, and 0 · ∞ is no number."""
+        """Return the kernel, zero at columns that only fill up a block: it may be infinite there,
+        and 0 · ∞ is no number.
+        """
         kernel = self.kernel_fn(one, other)
-        return kernel if len(self.x) % self.block_size == 0 else jnp.where(given[None, :], kernel, 0)
+        return (
+            kernel if len(self.x) % self.block_size == 0 else jnp.where(given[None, :], kernel, 0)
+        )
 
     def _mm(self, vectors: Vectors) -> Vectors:
         (xs, given), vs = self._blocks(), in_blocks(vectors, self.block_size)
@@ -80,4 +86,8 @@ class KernelOperator(GramOperator):
         return out_of_blocks(out, len(self.x)).T
 
     def _diagonal(self) -> Float[Array, " size"]:
-        return lax.map(lambda x: self.kernel_fn(x[None], x[None])[0, 0], self.x, batch_size=min(256, len(self.x)))
+        return lax.map(
+            lambda x: self.kernel_fn(x[None], x[None])[0, 0],
+            self.x,
+            batch_size=min(256, len(self.x)),
+        )

@@ -31,11 +31,13 @@ def _alone(rows: RowFactors) -> Bool[Array, "n m"]:
 class TwoLayerOperator(GramOperator):
     r"""The empirical NTK of a softntk network on [n, k].
 
-    With Φ(V)_i = Σ_ℓ V_{iℓ} g_{iℓ} and Q = XᵀΦ(V),  (HV)_{iℓ} = ⟨x_i Q, g_{iℓ}⟩: two passes over blocks of rows, 4 n m d
-    multiplications and the row factors twice; beside Q [d, m] only one block of rows is held.
+    With Φ(V)_i = Σ_ℓ V_{iℓ} g_{iℓ} and Q = XᵀΦ(V),  (HV)_{iℓ} = ⟨x_i Q, g_{iℓ}⟩: two passes over
+    blocks of rows, 4 n m d multiplications and the row factors twice; beside Q [d, m] only one
+    block of rows is held.
 
-    x_i = 2^{e_i} x̂_i (:mod:`softntk.ntk._row_scales`): Q is taken of 2^{-e} x, e that of the largest row, and brought to order
-    one; the powers of two come back in the end, where what leaves the precision stays its largest number.
+    x_i = 2^{e_i} x̂_i (:mod:`softntk.ntk._row_scales`): Q is taken of 2^{-e} x, e that of the
+    largest row, and brought to order one; the powers of two come back in the end, where what leaves
+    the precision stays its largest number.
     """
 
     params: Parameters
@@ -55,7 +57,9 @@ class TwoLayerOperator(GramOperator):
 
     def _in_precision(self, dtype: jnp.dtype) -> "TwoLayerOperator":
         params, x = jax.tree.map(lambda leaf: leaf.astype(dtype), (self.params, self.x))
-        return TwoLayerOperator(params=params, x=x, architecture=self.architecture, block_size=self.block_size)
+        return TwoLayerOperator(
+            params=params, x=x, architecture=self.architecture, block_size=self.block_size
+        )
 
     def as_matrix(self) -> Float[Array, "size size"]:
         """Return all rows at once, through :func:`softntk.ntk.empirical`."""
@@ -68,8 +72,14 @@ class TwoLayerOperator(GramOperator):
         return automatic(lambda kernel: kernel.transpose(1, 3, 0, 2).reshape(-1, size))(kernel)
 
     def _single(self, rows: RowFactors) -> Float[Array, "b m"] | None:
-        """With one output g itself, which is no larger than its factors; made once, behind a barrier to fusion."""
-        return lax.optimization_barrier(row_vectors(rows, self.params.readout)[:, 0]) if self.shape[1] == 1 else None
+        """With one output g itself, which is no larger than its factors; made once, behind a
+        barrier to fusion.
+        """
+        return (
+            lax.optimization_barrier(row_vectors(rows, self.params.readout)[:, 0])
+            if self.shape[1] == 1
+            else None
+        )
 
     def _exponent(self) -> Int[Array, ""]:
         """Return e, even, of the largest entry of all rows; 1 is an entry of each row for biases."""
@@ -93,7 +103,9 @@ class TwoLayerOperator(GramOperator):
             def one(v: Array) -> Array:
                 if single is not None:
                     return product(inputs.T, single * v)
-                weights = jnp.where(alone, 0, product(v, a.T) - jnp.sum(v * rows.centres, axis=1, keepdims=True))
+                weights = jnp.where(
+                    alone, 0, product(v, a.T) - jnp.sum(v * rows.centres, axis=1, keepdims=True)
+                )
                 weights = weights - jnp.sum(v * rows.offsets, axis=1, keepdims=True)
                 return product(inputs.T, rows.slopes * weights)
 
@@ -101,7 +113,11 @@ class TwoLayerOperator(GramOperator):
             if not trained:
                 return jax.vmap(one, in_axes=-1)(v), jnp.zeros_like(invalid), invalid
             features = rows.features * 2.0 ** _feature_headroom(rows.features)
-            return jax.vmap(one, in_axes=-1)(v), jax.vmap(lambda v: product(features.T, v), in_axes=-1)(v), invalid
+            return (
+                jax.vmap(one, in_axes=-1)(v),
+                jax.vmap(lambda v: product(features.T, v), in_axes=-1)(v),
+                invalid,
+            )
 
         blocks = rows_in_blocks(self.x, self.block_size), in_blocks(vectors, self.block_size)
         shapes = jax.eval_shape(pull, blocks[0][0], blocks[1][0])
@@ -126,7 +142,11 @@ class TwoLayerOperator(GramOperator):
                 moved = product(inputs.values, q) * rows.slopes
                 total = jnp.sum(moved, axis=1, keepdims=True)
                 apart = jnp.where(alone, 0, moved)
-                return product(apart, a) - rows.centres * jnp.sum(apart, axis=1, keepdims=True) - rows.offsets * total
+                return (
+                    product(apart, a)
+                    - rows.centres * jnp.sum(apart, axis=1, keepdims=True)
+                    - rows.offsets * total
+                )
 
             powers = inputs.exponents + exponent + q_exponent
             out = saturate(times_power_of_two(jax.vmap(one, out_axes=-1)(q), powers[:, None, None]))
@@ -137,7 +157,11 @@ class TwoLayerOperator(GramOperator):
                 out = saturate(out + saturate(times_power_of_two(more, powers[:, None, None])))
             return jnp.where(rows.valid[:, None, None], out, jnp.inf)
 
-        others = blocks[0] if points is self.x else rows_in_blocks(points, min(len(points), self.block_size))
+        others = (
+            blocks[0]
+            if points is self.x
+            else rows_in_blocks(points, min(len(points), self.block_size))
+        )
         return jnp.where(invalid > 0, jnp.inf, out_of_blocks(lax.map(push, others), len(points)))
 
     def _rows(self, points: Array, outputs: Int[Array, " b"]) -> Float[Array, "b size"]:
@@ -151,9 +175,13 @@ class TwoLayerOperator(GramOperator):
         def block(x: Array) -> Array:
             others = row_factors(self.architecture, self.params, x)
             scaled = scale_rows(network_inputs(self.params, x, others))
-            inner = product(g, row_vectors(others, a).reshape(-1, g.shape[1]).T).reshape(len(g), -1, k)
+            inner = product(g, row_vectors(others, a).reshape(-1, g.shape[1]).T).reshape(
+                len(g), -1, k
+            )
             roots = (inputs.roots[:, None] * scaled.roots[None, :])[..., None]
-            out = saturate(product(inputs.values, scaled.values.T)[..., None] * inner * roots * roots)
+            out = saturate(
+                product(inputs.values, scaled.values.T)[..., None] * inner * roots * roots
+            )
             if self.architecture.train_readout:
                 other = scale_rows(others.features)
                 roots = features.roots[:, None] * other.roots[None, :]
@@ -175,7 +203,9 @@ class TwoLayerOperator(GramOperator):
             if self.architecture.train_readout:
                 features = scale_rows(rows.features)
                 more = jnp.sum(features.values**2, axis=1, keepdims=True)
-                out = saturate(out + saturate(times_power_of_two(more, 2 * features.exponents[:, None])))
+                out = saturate(
+                    out + saturate(times_power_of_two(more, 2 * features.exponents[:, None]))
+                )
             return jnp.where(rows.valid[:, None], out, jnp.inf)
 
         out = lax.map(block, rows_in_blocks(self.x, self.block_size))
@@ -183,5 +213,7 @@ class TwoLayerOperator(GramOperator):
 
 
 def _feature_headroom(features: Array) -> int:
-    """Return the power of two that features are divided by before they are added up: exponentials fill the precision."""
+    """Return the power of two that features are divided by before they are added up: exponentials
+    fill the precision.
+    """
     return -(jnp.finfo(features.dtype).maxexp // 4)

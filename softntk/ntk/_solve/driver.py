@@ -1,4 +1,6 @@
-"""``ntk.solve``: (K + ridge I) V = Y by preconditioned conjugate gradients, with the true residual as the judge."""
+"""``ntk.solve``: (K + ridge I) V = Y by preconditioned conjugate gradients, with the true residual
+as the judge.
+"""
 
 import contextlib
 
@@ -36,7 +38,8 @@ from softntk.solution import Result, Solution
 _CHUNK = 10  # steps between looks at progress and interrupts
 _COMPLETE = 7000  # up to this size the whole matrix is factorised: 200 MB of float32
 _NUMBERS = 200_000_000  # in the preconditioner of a larger operator: 800 MB of float32
-_UNSOLVED = 0.1  # relative residual above which a direction without positive curvature is the reason
+# relative residual above which a direction without positive curvature is the reason
+_UNSOLVED = 0.1
 
 
 def solve(
@@ -54,39 +57,47 @@ def solve(
 ) -> Solution:
     r"""Solve (K + ridge·I) V = Y for one or many right-hand sides, without ever holding K.
 
-    Conjugate gradients on all right-hand sides at once (one product with K a step), preconditioned by a partial Cholesky
-    factor, a complete one for small sizes (:mod:`softntk.ntk._solve.preconditioner`). The residual that conjugate gradients carry
-    along drifts from the true one in finite precision; so when it says "done" the true one, ‖Y − (K + ridge)V‖/‖Y‖, is
-    computed, and they start again on what is left. With ``refine`` that true residual, and V, are in float64, while the steps
-    stay in the precision of ``op``: float32 products, float64 accuracy. Right-hand sides are solved for in units of their own.
+    Conjugate gradients on all right-hand sides at once (one product with K a step), preconditioned
+    by a partial Cholesky factor, a complete one for small sizes
+    (:mod:`softntk.ntk._solve.preconditioner`). The residual that conjugate gradients carry along
+    drifts from the true one in finite precision; so when it says "done" the true one, ‖Y − (K +
+    ridge)V‖/‖Y‖, is computed, and they start again on what is left. With ``refine`` that true
+    residual, and V, are in float64, while the steps stay in the precision of ``op``: float32
+    products, float64 accuracy. Right-hand sides are solved for in units of their own.
 
-    Inside jit, vmap and grad the same is one program on the device: nothing is raised, shown or refined in float64, ``result``
-    is a traced code; and V is differentiable in y, ridge, and the arrays of op, by one more solve.
+    Inside jit, vmap and grad the same is one program on the device: nothing is raised, shown or
+    refined in float64, ``result`` is a traced code; and V is differentiable in y, ridge, and the
+    arrays of op, by one more solve.
 
     Args:
         op: a Gram operator (:func:`~softntk.ntk.operator`, :func:`~softntk.ntk.kernel_operator`).
         y: right-hand sides, ``op.shape`` or ``op.shape`` + (r,).
         ridge: ≥ 0, added to the diagonal.
-        rtol: relative residual to reach, for each right-hand side. Default 1e-5, or 1e-10 in float64 and with ``refine``.
-        rank: of the preconditioner; 0 for none. Default: the size itself up to 7000, a complete Cholesky factorisation, so that
-            the steps only refine it; beyond that 2500, or as many as fit into 800 MB of float32. It costs rank rows of K and
-            2 · size · rank² multiplications once (size³/3 if complete).
+        rtol: relative residual to reach, for each right-hand side. Default 1e-5, or 1e-10 in
+            float64 and with ``refine``.
+        rank: of the preconditioner; 0 for none. Default: the size itself up to 7000, a complete
+            Cholesky factorisation, so that the steps only refine it; beyond that 2500, or as many
+            as fit into 800 MB of float32. It costs rank rows of K and 2 · size · rank²
+            multiplications once (size³/3 if complete).
         key: of the random pivots; ``jax.random.key(0)`` if None, so that a solve can be repeated.
         max_steps: conjugate gradient steps in all.
         refine: judge, and return, in float64.
-        throw: raise if it does not succeed, instead of returning the best so far with a result code.
+        throw: raise if it does not succeed, instead of returning the best so far with a result
+            code.
         progress: show step and residual (rich).
 
     Returns:
-        A :class:`~softntk.solution.Solution`. ``value``: V, the shape of y. ``stats``: "steps", "residual" (true, the
-        largest over the right-hand sides), "history" of the true residual at each restart. Ctrl-C returns the best so far
+        A :class:`~softntk.solution.Solution`. ``value``: V, the shape of y. ``stats``: "steps",
+        "residual" (true, the largest over the right-hand sides), "history" of the true residual at
+        each restart. Ctrl-C returns the best so far
         with ``Result.INTERRUPTED``. ``state``: the preconditioner.
 
     Raises:
-        ValueError: op not an operator, y of the wrong shape, integer or not finite, ridge negative, rtol not in (0, 1) or below
-            what the precision can give (use ``refine``), rank or max_steps out of range.
-        NumericalError: under ``throw``, outside jit: stagnation, too few steps, a kernel that is not definite or a non-finite
-            product; the message is the advice.
+        ValueError: op not an operator, y of the wrong shape, integer or not finite, ridge negative,
+            rtol not in (0, 1) or below what the precision can give (use ``refine``), rank or
+            max_steps out of range.
+        NumericalError: under ``throw``, outside jit: stagnation, too few steps, a kernel that is
+            not definite or a non-finite product; the message is the advice.
 
     Example:
         >>> import jax, softntk as sn
@@ -120,7 +131,9 @@ def solve(
     largest = np.max(np.abs(y), axis=0)
     exponents = np.frexp(np.where(largest > 0, largest, 1))[1] - 1
     unit = np.ldexp(np.ones_like(largest), np.maximum(exponents, np.finfo(working).minexp))
-    iteration = _Iteration(op, inverse, y / unit, ridge, ridge_, rtol, max_steps, Progress(progress, "solving"))
+    iteration = _Iteration(
+        op, inverse, y / unit, ridge, ridge_, rtol, max_steps, Progress(progress, "solving")
+    )
     result = iteration.run()
     residual = iteration.best_error
     solved, loss = _in_units(iteration.best, unit)
@@ -134,7 +147,9 @@ def solve(
         "residual": np.float64(residual),
         "history": np.asarray(iteration.history),
     }
-    solution = Solution(value=value, result=jnp.asarray(int(result), jnp.int32), stats=stats, state=inverse)
+    solution = Solution(
+        value=value, result=jnp.asarray(int(result), jnp.int32), stats=stats, state=inverse
+    )
     return solution.check() if throw and result is not Result.INTERRUPTED else solution
 
 
@@ -159,7 +174,9 @@ class _Iteration:
         max_steps: int,
         bar: Progress,
     ):
-        """Take the system, (K + ridge I) V = Y with Y in the precision to judge in, and when to end."""
+        """Take the system, (K + ridge I) V = Y with Y in the precision to judge in, and when to
+        end.
+        """
         self.op = op
         self.inverse = inverse
         self.y = y
@@ -254,7 +271,8 @@ class _Iteration:
 
 
 def _in_units(value: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return unit · value, and how much of it the range of the precision has cost, as :func:`rescaled` does.
+    """Return unit · value, and how much of it the range of the precision has cost, as
+    :func:`rescaled` does.
 
     Where all numbers keep their digits that is nothing, and needs no program.
     """
@@ -281,9 +299,15 @@ def _solve_inside(
 ) -> Solution:
     """Solve under a transformation."""
     if refine and op.dtype != jnp.float64:
-        raise ValueError("refine must be False inside jit, vmap and grad. Make the operator of float64 points instead.")
+        raise ValueError(
+            "refine must be False inside jit, vmap and grad. Make the operator of float64 points instead."
+        )
     y, single = _as_columns(op, y)
-    inverse = precondition(without_derivatives(op), key, rank, jax.lax.stop_gradient(ridge)) if rank else None
+    inverse = (
+        precondition(without_derivatives(op), key, rank, jax.lax.stop_gradient(ridge))
+        if rank
+        else None
+    )
     value, stats = solve_traced(op, inverse, y.astype(op.dtype), ridge, rtol, max_steps)
     result = stats.pop("result")
     stats["history"] = stats["residual"][None]
@@ -298,7 +322,9 @@ def _check_operator(op: object) -> None:
             "For a matrix use jax.scipy.linalg.solve, or ntk.kernel_regression."
         )
     if jnp.finfo(op.dtype).bits < 32:
-        raise ValueError(f"op must be float32 or float64, got an operator on {op.dtype}. Make it of points in float32.")
+        raise ValueError(
+            f"op must be float32 or float64, got an operator on {op.dtype}. Make it of points in float32."
+        )
 
 
 def _as_columns(op: GramOperator, y: object) -> tuple[Float[Array, "size r"], bool]:
@@ -325,7 +351,9 @@ def _check_rank(rank: object, size: int) -> int:
         return size if size <= _COMPLETE else min(2500, _NUMBERS // size)
     number = check_integer("rank", rank)
     if not 0 <= number <= size:
-        raise ValueError(f"rank must lie between 0 and the size {size} of the operator, got {number}.")
+        raise ValueError(
+            f"rank must lie between 0 and the size {size} of the operator, got {number}."
+        )
     return number
 
 

@@ -3,8 +3,8 @@ r"""A low-rank factor of a Gram operator, and the preconditioner made of it.
     F = pivoted_cholesky(op, rank, key)     [size, rank],  K ≈ FFᵀ from rank rows of K, randomly pivoted in blocks
     P = Preconditioner.of(op, F, ridge)     P⁻¹ ≈ (FFᵀ + (ridge + what F leaves of the mean diagonal) I)⁻¹
 
-Source: Chen, Epperly, Tropp and Webber (2023), arXiv 2207.06503 (random pivots); Frangella, Tropp and Udell (2021),
-arXiv 2110.02820 (the low-rank factor as a preconditioner).
+Source: Chen, Epperly, Tropp and Webber (2023), arXiv 2207.06503 (random pivots); Frangella, Tropp
+and Udell (2021), arXiv 2110.02820 (the low-rank factor as a preconditioner).
 """
 
 from functools import partial
@@ -24,10 +24,12 @@ from softntk.ntk._operators.base import GramOperator
 def pivoted_cholesky(
     op: GramOperator, key: PRNGKeyArray, rank: int, block: int = 64
 ) -> tuple[Float[Array, "size rank"], Float[Array, " size"]]:
-    r"""Return a partial Cholesky factor with random pivots: each drawn in proportion to the diagonal of K − FFᵀ.
+    r"""Return a partial Cholesky factor with random pivots: each drawn in proportion to the
+    diagonal of K − FFᵀ.
 
-    ``block`` pivots S at a time: with R = K − FFᵀ, the new columns are R_{:S} (R_SS)^{-1/2}, the root taken by eigenvectors so
-    that a pivot that others of its block have already explained gives a zero column instead of a division by rounding.
+    ``block`` pivots S at a time: with R = K − FFᵀ, the new columns are R_{:S} (R_SS)^{-1/2}, the
+    root taken by eigenvectors so that a pivot that others of its block have already explained gives
+    a zero column instead of a division by rounding.
 
     Args:
         op: the operator, K.
@@ -36,8 +38,9 @@ def pivoted_cholesky(
         block: pivots at a time.
 
     Returns:
-        F [size, rank] and the diagonal of K − FFᵀ, [size], which shows how good it is. Costs rank rows of K and
-        size · rank² multiplications. Nothing is checked: :func:`softntk.ntk.solve` has checked before.
+        F [size, rank] and the diagonal of K − FFᵀ, [size], which shows how good it is. Costs rank
+        rows of K and size · rank² multiplications. Nothing is checked: :func:`softntk.ntk.solve`
+        has checked before.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -58,7 +61,9 @@ def pivoted_cholesky(
         factor, left = state
         chance = jnp.where(left > 10 * eps * diagonal, left, 0)
         # Without replacement, by Gumbel's trick.
-        scores = jnp.log(chance) + jax.random.gumbel(jax.random.fold_in(key, i), left.shape, left.dtype)
+        scores = jnp.log(chance) + jax.random.gumbel(
+            jax.random.fold_in(key, i), left.shape, left.dtype
+        )
         pivots = lax.top_k(scores, block)[1]
         rows = op.rows(pivots) - product(factor[pivots], factor.T)
         own = 0.5 * (rows[:, pivots] + rows[:, pivots].T)
@@ -74,7 +79,9 @@ def pivoted_cholesky(
 
 
 class Preconditioner(eqx.Module):
-    """v ↦ (FFᵀ + δI)⁻¹ v = (v − F (FᵀF + δI)⁻¹ Fᵀv)/δ (Woodbury), with the Cholesky factor of the small matrix."""
+    """v ↦ (FFᵀ + δI)⁻¹ v = (v − F (FᵀF + δI)⁻¹ Fᵀv)/δ (Woodbury), with the Cholesky factor of the
+    small matrix.
+    """
 
     factor: Float[Array, "size rank"]
     small: Float[Array, "rank rank"]
@@ -87,7 +94,9 @@ class Preconditioner(eqx.Module):
 
 
 class CompletePreconditioner(eqx.Module):
-    """v ↦ (K + δI)⁻¹ v by the Cholesky factor of the whole; δ is the ridge, unless rounding asks for more."""
+    """v ↦ (K + δI)⁻¹ v by the Cholesky factor of the whole; δ is the ridge, unless rounding asks
+    for more.
+    """
 
     whole: Float[Array, "size size"]
 
@@ -99,7 +108,8 @@ class CompletePreconditioner(eqx.Module):
 def precondition(
     op: GramOperator, key: PRNGKeyArray, rank: int, ridge: Float[Array, ""]
 ) -> Preconditioner | CompletePreconditioner:
-    """Return a preconditioner made of ``rank`` randomly pivoted rows of the operator, or of all of them.
+    """Return a preconditioner made of ``rank`` randomly pivoted rows of the operator, or of all of
+    them.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -115,11 +125,14 @@ def precondition(
     return _factorise(factor, jnp.mean(left) + ridge)
 
 
-def _regular(matrix: Float[Array, "p p"], shift: Float[Array, ""]) -> tuple[Float[Array, "p p"], Float[Array, ""]]:
+def _regular(
+    matrix: Float[Array, "p p"], shift: Float[Array, ""]
+) -> tuple[Float[Array, "p p"], Float[Array, ""]]:
     """Return the Cholesky factor of matrix + shift, and the shift.
 
-    It is raised where it is below rounding of the largest eigenvalue, and tenfold as often as the matrix, of entries that were
-    not computed to rounding, is still not definite. Of a matrix of zeros without a shift it is one.
+    It is raised where it is below rounding of the largest eigenvalue, and tenfold as often as the
+    matrix, of entries that were not computed to rounding, is still not definite. Of a matrix of
+    zeros without a shift it is one.
     """
     identity = jnp.eye(len(matrix), dtype=matrix.dtype)
     shift = jnp.maximum(shift, 4 * float(jnp.finfo(matrix.dtype).eps) * jnp.trace(matrix))

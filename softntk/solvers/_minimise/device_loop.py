@@ -1,4 +1,6 @@
-"""The loop under :func:`softntk.solvers.minimise`, one ``lax.while_loop``; :mod:`softntk.solvers._minimise.host_chunks` runs it in chunks."""
+"""The loop under :func:`softntk.solvers.minimise`, one ``lax.while_loop``;
+:mod:`softntk.solvers._minimise.host_chunks` runs it in chunks.
+"""
 
 from typing import Any, NamedTuple
 
@@ -22,13 +24,18 @@ from softntk.solvers._newton.model import Step
 
 Params = Any
 
-_PATIENCE = 20  # steps without a smaller gradient or a smaller loss (beyond rounding), after which Newton will do no more
-_LONGER = 200  # the same for transforms without curvature, which may swing; only while the loss stands still
-_PROGRESS = 0.9  # of the smallest gradient: what is not below that may be luck, at the floor of rounding
+# steps without a smaller gradient or a smaller loss (beyond rounding), after which Newton will do
+# no more
+_PATIENCE = 20
+# the same for transforms without curvature, which may swing; only while the loss stands still
+_LONGER = 200
+# of the smallest gradient: what is not below that may be luck, at the floor of rounding
+_PROGRESS = 0.9
 _DOUBTS = 5  # steps at a small enough gradient after which what still speaks against it is judged
 _FLAT = 0.9  # of the step before: steps towards a minimum shrink, on a plateau's slope they do not
 _FAR = 0.01  # of the way so far: a damped step of that length is no last one
-_UNLIKE = 0.1  # by which the loss falls more or less than Newton's model says, before a step is doubted
+# by which the loss falls more or less than Newton's model says, before a step is doubted
+_UNLIKE = 0.1
 RUNNING = -1
 
 
@@ -89,10 +96,14 @@ class _Report(NamedTuple):
 
 
 def report(state: Any) -> _Report | None:
-    """Return what the first second-order transform of a chain says in its state; None for transforms without curvature."""
+    """Return what the first second-order transform of a chain says in its state; None for
+    transforms without curvature.
+    """
     says = lambda part: all(hasattr(part, field) for field in _Report._fields[:-1])
     found = [part for part in jax.tree.leaves(state, is_leaf=says) if says(part)]
-    return _Report(*(getattr(found[0], field, False) for field in _Report._fields)) if found else None
+    return (
+        _Report(*(getattr(found[0], field, False) for field in _Report._fields)) if found else None
+    )
 
 
 def _value_and_gradient(problem: Any, x: Params) -> tuple[Array, Params]:
@@ -111,11 +122,15 @@ def _rounding(carry: Carry) -> float:
     return max(float(jnp.finfo(part.dtype).eps) for part in (carry.value, carry.norm))
 
 
-def _transform(problem: Any, tx: optax.GradientTransformation | None) -> optax.GradientTransformationExtraArgs:
+def _transform(
+    problem: Any, tx: optax.GradientTransformation | None
+) -> optax.GradientTransformationExtraArgs:
     return optax.with_extra_args_support(default_transform(problem) if tx is None else tx)
 
 
-def start_at(problem: Any, tx: optax.GradientTransformation | None, x0: Params, *, diagnosed: bool = True) -> Carry:
+def start_at(
+    problem: Any, tx: optax.GradientTransformation | None, x0: Params, *, diagnosed: bool = True
+) -> Carry:
     """Return the carry at x0; diagnosed, with the problem's own word for what is not finite there."""
     value, grad = _value_and_gradient(problem, x0)
     norm = tree_norm(grad)
@@ -160,7 +175,9 @@ def _tolerance(carry: Carry, options: Options) -> Array:
     """Return the norm of the gradient that is asked for."""
     eps = jnp.finfo(carry.norm.dtype).eps
     # A start that was stationary already is no measure.
-    measure = jnp.where(carry.first_norm > jnp.sqrt(eps) * carry.largest_norm, carry.first_norm, carry.largest_norm)
+    measure = jnp.where(
+        carry.first_norm > jnp.sqrt(eps) * carry.largest_norm, carry.first_norm, carry.largest_norm
+    )
     return jnp.maximum(options.atol, options.rtol * measure)
 
 
@@ -168,13 +185,15 @@ def _is_there(carry: Carry, options: Options) -> Array:
     return (carry.norm <= _tolerance(carry, options)) & ~carry.uncertain
 
 
-def _is_plateau(carry: Carry, options: Options, updates: Params, size: Array, value: Array, kind: Array) -> Array:
+def _is_plateau(
+    carry: Carry, options: Options, updates: Params, size: Array, value: Array, kind: Array
+) -> Array:
     """Return whether a step of Newton's kind runs along a plateau instead of into a minimum.
 
-    Towards a minimum steps shrink, however flat it is; where the loss flattens out exponentially, as
-    a saturated softmax does, each is as long as the last, though the gradient falls. Nor is a leap
-    trusted after which the loss has not fallen as the model said. Where the loss itself has vanished
-    there is nothing more to be had.
+    Towards a minimum steps shrink, however flat it is; where the loss flattens out exponentially,
+    as a saturated softmax does, each is as long as the last, though the gradient falls. Nor is a
+    leap trusted after which the loss has not fallen as the model said. Where the loss itself has
+    vanished there is nothing more to be had.
     """
     slopes = jax.tree.map(lambda g, s: jnp.sum(g * s.astype(g.dtype)), carry.grad, updates)
     predicted = -0.5 * sum(slope.astype(value.dtype) for slope in jax.tree.leaves(slopes))
@@ -190,7 +209,9 @@ def _is_plateau(carry: Carry, options: Options, updates: Params, size: Array, va
 def _step(problem: Any, tx: Any, options: Options, carry: Carry) -> tuple[Carry, History]:
     # A plain function of one argument: line searches look at its signature.
     value_fn = problem if isinstance(problem, Bound) else lambda x: problem(x)
-    updates, state = tx.update(carry.grad, carry.state, carry.x, value=carry.value, grad=carry.grad, value_fn=value_fn)
+    updates, state = tx.update(
+        carry.grad, carry.state, carry.x, value=carry.value, grad=carry.grad, value_fn=value_fn
+    )
     x = optax.apply_updates(carry.x, updates)
     value, grad = _value_and_gradient(problem, x)
     value = value.astype(carry.value.dtype)
@@ -236,8 +257,13 @@ def _step(problem: Any, tx: Any, options: Options, carry: Carry) -> tuple[Carry,
         best_norm=jnp.where(better, norm, carry.best_norm),
         norm=jnp.where(good, norm, carry.norm),
         first_norm=carry.first_norm,
-        # A point above the start is an overshoot: its gradient measures nothing that is on the way down.
-        largest_norm=jnp.where(good & (value <= carry.first_value), jnp.maximum(norm, carry.largest_norm), carry.largest_norm),
+        # A point above the start is an overshoot: its gradient measures nothing that is on the way
+        # down.
+        largest_norm=jnp.where(
+            good & (value <= carry.first_value),
+            jnp.maximum(norm, carry.largest_norm),
+            carry.largest_norm,
+        ),
         smallest_norm=jnp.where(good & smaller, norm, carry.smallest_norm),
         stalled=stalled.astype(jnp.int32),
         anchor=jnp.where(improved, jnp.minimum(value, carry.anchor), carry.anchor),
@@ -250,10 +276,21 @@ def _step(problem: Any, tx: Any, options: Options, carry: Carry) -> tuple[Carry,
         result=result.astype(jnp.int32),
     )
     short = (options.step_tol > 0) & (size <= options.step_tol * tree_norm(new.x)) & ~new.uncertain
-    new = new._replace(result=jnp.where((new.result == RUNNING) & short, Result.SUCCESSFUL, new.result).astype(jnp.int32))
+    new = new._replace(
+        result=jnp.where((new.result == RUNNING) & short, Result.SUCCESSFUL, new.result).astype(
+            jnp.int32
+        )
+    )
     zero = jnp.zeros_like(value)
     damping, distortion = (zero, zero) if told is None else (told.damping, told.distortion)
-    entry = History(new.value, new.norm, size.astype(value.dtype), damping, distortion, new.x if options.path else None)
+    entry = History(
+        new.value,
+        new.norm,
+        size.astype(value.dtype),
+        damping,
+        distortion,
+        new.x if options.path else None,
+    )
     return new, entry
 
 
@@ -267,8 +304,12 @@ def _judge_doubts(result: Array, doubts: Array, small: Array, plateau: Array) ->
     return jnp.where(over, jnp.where(plateau, Result.PLATEAU, Result.SUCCESSFUL), result)
 
 
-def advance(problem: Any, tx: Any, options: Options, carry: Carry, limit: Array | int, capacity: int) -> tuple[Carry, History]:
-    """Steps until it is over or ``limit`` of them are made in all; at most ``capacity``, each of which is recorded."""
+def advance(
+    problem: Any, tx: Any, options: Options, carry: Carry, limit: Array | int, capacity: int
+) -> tuple[Carry, History]:
+    """Steps until it is over or ``limit`` of them are made in all; at most ``capacity``, each of
+    which is recorded.
+    """
     transform, base = _transform(problem, tx), carry.count
     _, entry = jax.eval_shape(lambda carry: _step(problem, transform, options, carry), carry)
     history = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), entry)
@@ -281,11 +322,15 @@ def advance(problem: Any, tx: Any, options: Options, carry: Carry, limit: Array 
     def step(both: tuple[Carry, History]) -> tuple[Carry, History]:
         carry, history = both
         new, entry = _step(problem, transform, options, carry)
-        return new, jax.tree.map(lambda kept, leaf: kept.at[carry.count - base].set(leaf), history, entry)
+        return new, jax.tree.map(
+            lambda kept, leaf: kept.at[carry.count - base].set(leaf), history, entry
+        )
 
     carry, history = lax.while_loop(again, step, (carry, history))
     over = jnp.where(_is_there(carry, options), Result.SUCCESSFUL, RUNNING)
-    return carry._replace(result=jnp.where(carry.result == RUNNING, over, carry.result).astype(jnp.int32)), history
+    return carry._replace(
+        result=jnp.where(carry.result == RUNNING, over, carry.result).astype(jnp.int32)
+    ), history
 
 
 def solution_of(start: Carry, carry: Carry, history: History) -> Solution:
@@ -296,7 +341,9 @@ def solution_of(start: Carry, carry: Carry, history: History) -> Solution:
     result = numpy.where(code == RUNNING, Result.MAX_STEPS, code).astype(np.int32)
     # Of points whose losses are equal but for rounding the one with the smaller gradient.
     limit = loss + 8 * _rounding(carry) * numpy.abs(loss)
-    best_is_as_good = (numpy.asarray(carry.best_norm) <= norm) & (numpy.asarray(carry.best_value) <= limit)
+    best_is_as_good = (numpy.asarray(carry.best_norm) <= norm) & (
+        numpy.asarray(carry.best_value) <= limit
+    )
     last = (result == Result.SUCCESSFUL) & ~best_is_as_good
     if on_host:
         value = carry.x if last else carry.best
@@ -320,7 +367,11 @@ def solution_of(start: Carry, carry: Carry, history: History) -> Solution:
 
 
 def as_one_loop(
-    problem: Any, tx: optax.GradientTransformation | None, options: Options, x0: Params, max_steps: int
+    problem: Any,
+    tx: optax.GradientTransformation | None,
+    options: Options,
+    x0: Params,
+    max_steps: int,
 ) -> Solution:
     """For tracing; places of the history that were not reached repeat the last entry that was."""
     has_unit = tx is None and isinstance(problem, Problem)
@@ -339,7 +390,8 @@ def as_one_loop(
     history = jax.tree.map(lambda kept: kept[index], history)
     none = carry.count == 0
     history = history._replace(
-        loss=jnp.where(none, start.value, history.loss), gradient_norm=jnp.where(none, start.norm, history.gradient_norm)
+        loss=jnp.where(none, start.value, history.loss),
+        gradient_norm=jnp.where(none, start.norm, history.gradient_norm),
     )
     return units.measured_back(unit if has_unit else 1.0, solution_of(start, carry, history))
 
@@ -351,11 +403,15 @@ def _with_plateau(problem: Any, options: Options, start: Carry, carry: Carry) ->
         gradient = lambda x: _value_and_gradient(problem, x)[1]
         return has_flattened(gradient, start.x, carry.x, carry.path_length)
 
-    flat = lax.cond(is_doubtful(options, start, carry), look, lambda: vary_like(jnp.asarray(False), carry.norm))
+    flat = lax.cond(
+        is_doubtful(options, start, carry), look, lambda: vary_like(jnp.asarray(False), carry.norm)
+    )
     return carry._replace(result=jnp.where(flat, Result.PLATEAU, carry.result).astype(jnp.int32))
 
 
 def is_doubtful(options: Options, start: Carry, carry: Carry) -> Array:
-    """Return whether a run without curvature has found a small gradient and may have found no minimum."""
+    """Return whether a run without curvature has found a small gradient and may have found no
+    minimum.
+    """
     vanished = jnp.abs(carry.value) <= options.rtol * jnp.abs(start.value)
     return (carry.result == Result.SUCCESSFUL) & (carry.count > 0) & ~vanished

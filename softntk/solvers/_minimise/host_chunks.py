@@ -1,4 +1,6 @@
-"""The loop of :mod:`softntk.solvers._minimise.device_loop` in chunks, with the host between them: it shows, saves, and can be interrupted."""
+"""The loop of :mod:`softntk.solvers._minimise.device_loop` in chunks, with the host between them:
+it shows, saves, and can be interrupted.
+"""
 
 import os
 import time
@@ -44,7 +46,9 @@ def in_chunks(
     checkpoint: Path | None,
 ) -> Solution:
     """Return what the loop comes to, run a chunk at a time."""
-    begin = program("start", tx, problem, lambda problem, x0: start_at(problem, tx, x0, diagnosed=False), x0)
+    begin = program(
+        "start", tx, problem, lambda problem, x0: start_at(problem, tx, x0, diagnosed=False), x0
+    )
     start = begin(x0)
     if int(start.result) != RUNNING:
         start = start._replace(result=refusal(problem, x0))
@@ -73,7 +77,8 @@ def in_chunks(
                 checkpoints.save(checkpoint, (carry, history), mark)
             bar.show(_line(start, history))
             ask = _next_steps(ask, seconds)
-        if int(carry.result) == RUNNING:  # no steps were asked for, or all were made before: only look
+        # no steps were asked for, or all were made before: only look
+        if int(carry.result) == RUNNING:
             carry, _ = run(carry, carry.count)
     except KeyboardInterrupt:
         carry = carry._replace(result=jnp.asarray(Result.INTERRUPTED, jnp.int32))
@@ -88,16 +93,24 @@ def in_chunks(
 
 def _no_history(start: Carry, options: Options) -> History:
     none = np.zeros(0, start.value.dtype)
-    path = jax.tree.map(lambda leaf: np.zeros((0, *leaf.shape), leaf.dtype), start.x) if options.path else None
+    path = (
+        jax.tree.map(lambda leaf: np.zeros((0, *leaf.shape), leaf.dtype), start.x)
+        if options.path
+        else None
+    )
     return History(none, none, none, none, none, path)
 
 
 def _with_entries(history: History, entries: History, count: int) -> History:
     """Return the history with the first ``count`` entries of a chunk behind it."""
-    return jax.tree.map(lambda old, new: np.concatenate([old, np.asarray(new)[:count]]), history, entries)
+    return jax.tree.map(
+        lambda old, new: np.concatenate([old, np.asarray(new)[:count]]), history, entries
+    )
 
 
-def _resumed(run: Any, start: Carry, history: History, checkpoint: Path, mark: str) -> tuple[Carry, History]:
+def _resumed(
+    run: Any, start: Carry, history: History, checkpoint: Path, mark: str
+) -> tuple[Carry, History]:
     """Return where a checkpoint ends, or the start where there is no file.
 
     Raises:
@@ -107,7 +120,9 @@ def _resumed(run: Any, start: Carry, history: History, checkpoint: Path, mark: s
     history = jax.tree.map(np.asarray, history)
     if len(history.loss):
         _, first = run(start, np.ones((), np.int32))
-        same = jax.tree.map(lambda old, new: np.array_equal(old[0], np.asarray(new)[0]), history, first)
+        same = jax.tree.map(
+            lambda old, new: np.array_equal(old[0], np.asarray(new)[0]), history, first
+        )
         if not all(jax.tree.leaves(same)):
             raise ValueError(checkpoints.foreign(checkpoint))
     # Whether it is over is for the tolerances of now to say.

@@ -41,7 +41,8 @@ def hessian(problem: Any, x: PyTree) -> lx.AbstractLinearOperator:
 
 
 def attach(problem: Any, x: PyTree) -> Any:
-    """X, a minimiser of the problem that was found without derivatives, with its derivative in the problem's arrays.
+    """X, a minimiser of the problem that was found without derivatives, with its derivative in the
+    problem's arrays.
 
     The rule uses itself, so that it can be differentiated again.
     """
@@ -60,14 +61,18 @@ def _(primals: Any, tangents: Any) -> Any:
     x = _attach(arrays, x, together)
     if not jax.tree.leaves(tangents[0]):
         return x, jax.tree.map(jnp.zeros_like, x)
-    _, moved = eqx.filter_jvp(lambda arrays: gradient(together(arrays), x), (arrays,), (tangents[0],))
+    _, moved = eqx.filter_jvp(
+        lambda arrays: gradient(together(arrays), x), (arrays,), (tangents[0],)
+    )
     moved = jax.tree.map(_as_tangent, x, moved, is_leaf=lambda leaf: leaf is None)
     change = _least_norm_solution(hessian(together(arrays), x), moved)
     return x, jax.tree.map(lambda leaf: -leaf, change)
 
 
 def _as_tangent(leaf: PyTree, part: Any) -> Any:
-    """Return the tangent of one leaf of the gradient: leaves that do not move have none at all, constants are no leaves."""
+    """Return the tangent of one leaf of the gradient: leaves that do not move have none at all,
+    constants are no leaves.
+    """
     if leaf is None:
         return None
     return jnp.zeros_like(leaf) if part is None else part.astype(leaf.dtype)
@@ -85,7 +90,9 @@ def _least_norm_solution(operator: lx.AbstractLinearOperator, right: Any) -> Any
 
     if len(flat) <= _DENSE:
         matrix = lax.stop_gradient(operator.as_matrix()).astype(flat.dtype)
-        solution = lax.custom_linear_solve(product, flat, lambda _, r: _pseudo_inverse_times(matrix, r), symmetric=True)
+        solution = lax.custom_linear_solve(
+            product, flat, lambda _, r: _pseudo_inverse_times(matrix, r), symmetric=True
+        )
     else:
         solution = lax.custom_linear_solve(product, flat, _conjugate_gradients, symmetric=True)
     return unravel(solution)

@@ -1,7 +1,9 @@
-"""Whether the loss flattens out where a run has come to, so that a small gradient does not mean a minimum near by.
+"""Whether the loss flattens out where a run has come to, so that a small gradient does not mean a
+minimum near by.
 
-Towards a minimum the gradient g vanishes and the curvature ‖∇²L‖ stays, or vanishes more slowly: for |x|^p like ‖g‖ to the
-power (p − 2)/(p − 1). Where a softmax saturates the loss falls to its level exponentially, and both vanish alike.
+Towards a minimum the gradient g vanishes and the curvature ‖∇²L‖ stays, or vanishes more slowly:
+for |x|^p like ‖g‖ to the power (p − 2)/(p − 1). Where a softmax saturates the loss falls to its
+level exponentially, and both vanish alike.
 """
 
 from collections.abc import Callable
@@ -18,13 +20,18 @@ from softntk._linalg.norms import host_norm, scaled_norm
 Params = Any
 
 ALIKE = 3.0
-"""By how much the curvature may have fallen less than the gradient and still count as vanished with it."""
+"""By how much the curvature may have fallen less than the gradient and still count as vanished with
+it.
+"""
 POWER_STEPS = 3
 """Products with the Hessian in which its norm is estimated."""
 
 
-def has_flattened_on_host(gradient: Callable[[Params], Params], first: Params, last: Params, path_length: float) -> bool:
-    """Return whether the curvature has vanished with the gradient between two points whose numbers are known.
+def has_flattened_on_host(
+    gradient: Callable[[Params], Params], first: Params, last: Params, path_length: float
+) -> bool:
+    """Return whether the curvature has vanished with the gradient between two points whose numbers
+    are known.
 
     The Hessian is met in differences of gradients, so that nothing more has to be compiled.
 
@@ -57,7 +64,9 @@ def has_flattened_on_host(gradient: Callable[[Params], Params], first: Params, l
     return bool(bound > 0 or small == 0)
 
 
-def has_flattened(gradient: Callable[[Params], Params], first: Params, last: Params, path_length: Array) -> Array:
+def has_flattened(
+    gradient: Callable[[Params], Params], first: Params, last: Params, path_length: Array
+) -> Array:
     """Return what :func:`has_flattened_on_host` does, inside of a program."""
     flat = _Flat(first, jnp)
 
@@ -66,7 +75,9 @@ def has_flattened(gradient: Callable[[Params], Params], first: Params, last: Par
 
     points = jnp.stack([flat.join(point) for point in (first, last)])
     slopes = lax.map(slope, points)
-    length = _difference_length(scaled_norm(points[1]), path_length.astype(points.dtype), points.dtype)
+    length = _difference_length(
+        scaled_norm(points[1]), path_length.astype(points.dtype), points.dtype
+    )
 
     def estimate(point: Array, at_point: Array) -> Array:
         def step(_: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -113,7 +124,10 @@ class _Flat:
 
     def join(self, params: Params) -> Any:
         """Return one vector."""
-        leaves = [self.numpy.asarray(leaf).astype(self.dtype).reshape(-1) for leaf in jax.tree.leaves(params)]
+        leaves = [
+            self.numpy.asarray(leaf).astype(self.dtype).reshape(-1)
+            for leaf in jax.tree.leaves(params)
+        ]
         return self.numpy.concatenate(leaves)
 
     def split(self, vector: Any) -> Params:

@@ -1,7 +1,8 @@
 """Units: what is so small or so large that squares leave the range is measured in its own.
 
-A regression depends on A x alone: with A/c and c x, c a power of two, nothing changes but exponents.
-A plain function L(x) is L(ℓy)/s in y = x/ℓ, with s near |L| and ℓ near |L|/‖∇L‖ at the start.
+A regression depends on A x alone: with A/c and c x, c a power of two, nothing changes but
+exponents. A plain function L(x) is L(ℓy)/s in y = x/ℓ, with s near |L| and ℓ near |L|/‖∇L‖ at the
+start.
 """
 
 import dataclasses
@@ -91,7 +92,9 @@ class UnitState(NamedTuple):
     length: Float[Array, ""]
 
 
-def in_own_units(tx: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+def in_own_units(
+    tx: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
     """Return a transform without a unit of its own (L-BFGS) that neither over- nor underflows."""
 
     def init(params: Params) -> UnitState:

@@ -1,13 +1,15 @@
-r"""Damped steps: a model with its spectrum, a trust region or Levenberg and Marquardt's μ, and the loss as the judge.
+r"""Damped steps: a model with its spectrum, a trust region or Levenberg and Marquardt's μ, and the
+loss as the judge.
 
     trust region            min gᵀs + ½ sᵀHs   subject to   ‖s‖_M ≤ Δ,
     Levenberg–Marquardt     (H + μM) s = −g.
 
-Both are solved exactly in the coordinates of :class:`~softntk.solvers._newton.model.Spectrum`, negative curvature and the hard case
-included, so that another Δ or μ costs O(dk) and one evaluation of the loss.
+Both are solved exactly in the coordinates of :class:`~softntk.solvers._newton.model.Spectrum`,
+negative curvature and the hard case included, so that another Δ or μ costs O(dk) and one evaluation
+of the loss.
 
-Source: Moré and Sorensen (1983), SIAM J. Sci. Stat. Comput. 4, 553–572; Conn, Gould and Toint (2000), Trust-Region Methods,
-chapter 7; Nielsen (1999), IMM-REP-1999-05 (how μ changes).
+Source: Moré and Sorensen (1983), SIAM J. Sci. Stat. Comput. 4, 553–572; Conn, Gould and Toint
+(2000), Trust-Region Methods, chapter 7; Nielsen (1999), IMM-REP-1999-05 (how μ changes).
 """
 
 from collections.abc import Callable
@@ -37,7 +39,9 @@ _REACH = 1.0  # residuals that a first step may move the predictions by, as the 
 
 
 class Damping(NamedTuple):
-    """One kind: where it starts, the y for a damping, and the damping after a trial; the third argument is the loss."""
+    """One kind: where it starts, the y for a damping, and the damping after a trial; the third
+    argument is the loss.
+    """
 
     kind: Step
     start: Callable[[Spectrum, Array, Array], Array]
@@ -49,7 +53,9 @@ class Damping(NamedTuple):
 
 
 def search(damping: Damping, model: Spectrum, trial: Trial, level: Float[Array, ""]) -> Outcome:
-    """The first step, with stronger and stronger damping, that makes the loss fall; none if thirty do not."""
+    """The first step, with stronger and stronger damping, that makes the loss fall; none if thirty
+    do not.
+    """
 
     def attempt(carry: tuple) -> tuple:
         count, level, *_ = carry
@@ -67,18 +73,24 @@ def search(damping: Damping, model: Spectrum, trial: Trial, level: Float[Array, 
         jnp.zeros_like(start),
         jnp.asarray(False),
     )
-    count, level, step, predicted, found = lax.while_loop(lambda c: (c[0] < _TRIALS) & ~c[-1], attempt, begun)
+    count, level, step, predicted, found = lax.while_loop(
+        lambda c: (c[0] < _TRIALS) & ~c[-1], attempt, begun
+    )
     kind = jnp.where(model.negative, Step.NEGATIVE_CURVATURE, damping.kind)
     kind = jnp.where(found, kind, Step.REJECTED)
     step, predicted = jnp.where(found, step, 0), jnp.where(found, predicted, 0)
     return outcome(step, level, kind, model.negative, model.values[0], count, predicted)
 
 
-def _region(model: Spectrum, radius: Float[Array, ""], value: Float[Array, ""]) -> Float[Array, " k"]:
+def _region(
+    model: Spectrum, radius: Float[Array, ""], value: Float[Array, ""]
+) -> Float[Array, " k"]:
     """The y of the smallest slope·y + ½Σ values y² on ‖y‖ ≤ radius."""
     values, slope, eps = model.values, model.slope, jnp.finfo(model.values.dtype).eps
     least = jnp.maximum(-values[0], 0)
-    at = lambda multiplier: -slope / jnp.where(values + multiplier == 0, jnp.inf, values + multiplier)
+    at = lambda multiplier: (
+        -slope / jnp.where(values + multiplier == 0, jnp.inf, values + multiplier)
+    )
     inside = (values[0] > 0) & (scaled_norm(at(jnp.zeros_like(least))) <= radius)
 
     def halve(_: Any, bracket: tuple) -> tuple:
@@ -89,7 +101,8 @@ def _region(model: Spectrum, radius: Float[Array, ""], value: Float[Array, ""]) 
 
     bracket = (least, least + scaled_norm(slope) / radius)
     multiplier = lax.fori_loop(0, _HALVINGS, halve, bracket)[1]
-    # The hard case: no slope along the smallest curvature, which then has to be gone along to the boundary.
+    # The hard case: no slope along the smallest curvature, which then has to be gone along to the
+    # boundary.
     flat = values - values[0] <= 8 * eps * jnp.max(jnp.abs(values))
     rest = jnp.where(flat, 0, -slope / jnp.where(flat, 1, values + least))
     along_rest = scaled_norm(rest) / radius
@@ -101,7 +114,9 @@ def _region(model: Spectrum, radius: Float[Array, ""], value: Float[Array, ""]) 
 
 
 def _first_radius(model: Spectrum, radius: Array, value: Array) -> Array:
-    """Before anything is known: the length of the Gauss–Newton step; at a stationary point, that of the residual."""
+    """Before anything is known: the length of the Gauss–Newton step; at a stationary point, that of
+    the residual.
+    """
     length = scaled_norm(model.slope)
     residual = jnp.sqrt(2 * jnp.abs(value))
     small = jnp.sqrt(jnp.finfo(value.dtype).eps)
@@ -117,8 +132,9 @@ def _next_radius(radius: Array, ratio: Array, size: Array, count: Array) -> Arra
 def _damped(model: Spectrum, mu: Float[Array, ""], value: Float[Array, ""]) -> Float[Array, " k"]:
     """The y of (values + μ) y = −slope, with μ as large at least as makes the model convex.
 
-    The smallest curvature, if negative, is gone along even where there is no slope: no further than the residual is long.
-    At a stationary point, where nothing else is to be won, by a part of it that shrinks as μ grows.
+    The smallest curvature, if negative, is gone along even where there is no slope: no further than
+    the residual is long. At a stationary point, where nothing else is to be won, by a part of it
+    that shrinks as μ grows.
     """
     least, small = jnp.maximum(-model.values[0], 0), jnp.sqrt(jnp.finfo(value.dtype).eps)
     shifted = model.values + jnp.where(least > 0, least * (1 + small) + mu, mu)
@@ -128,7 +144,8 @@ def _damped(model: Spectrum, mu: Float[Array, ""], value: Float[Array, ""]) -> F
     kick = jnp.where(stationary, (least * small + mu) * part, least * small) * residual
     enough = jnp.maximum(jnp.abs(model.slope[0]), kick)
     slope = model.slope.at[0].set(
-        jnp.where(model.slope[0] > 0, 1, -1) * jnp.where(model.negative, enough, jnp.abs(model.slope[0]))
+        jnp.where(model.slope[0] > 0, 1, -1)
+        * jnp.where(model.negative, enough, jnp.abs(model.slope[0]))
     )
     return jnp.where(shifted > 0, -slope / jnp.where(shifted > 0, shifted, 1), 0)
 
@@ -140,12 +157,16 @@ def _first_mu(model: Spectrum, mu: Float[Array, ""], value: Float[Array, ""]) ->
     """
     residual = scaled_norm(model.slope) + jnp.sqrt(2 * jnp.abs(value))
     # A model that has proved right, so that μ was lowered, may go further.
-    reach = _REACH * residual * jnp.maximum(1, _FIRST_MU / jnp.maximum(mu, jnp.finfo(mu.dtype).tiny))
+    reach = (
+        _REACH * residual * jnp.maximum(1, _FIRST_MU / jnp.maximum(mu, jnp.finfo(mu.dtype).tiny))
+    )
 
     def is_long(mu: Array) -> Array:
         return (scaled_norm(_damped(model, mu, value)) > reach) & (mu < 1 / jnp.finfo(mu.dtype).eps)
 
-    return lax.while_loop(is_long, lambda mu: 4 * mu, jnp.maximum(mu, jnp.sqrt(jnp.finfo(mu.dtype).eps)))
+    return lax.while_loop(
+        is_long, lambda mu: 4 * mu, jnp.maximum(mu, jnp.sqrt(jnp.finfo(mu.dtype).eps))
+    )
 
 
 def _next_mu(mu: Array, ratio: Array, size: Array, count: Array) -> Array:
@@ -159,7 +180,9 @@ DAMPINGS = {
         _first_radius,
         _region,
         _next_radius,
-        lambda radius, predicted: jnp.where(radius > 0, jnp.maximum(radius, jnp.sqrt(2 * jnp.maximum(predicted, 0))), radius),
+        lambda radius, predicted: jnp.where(
+            radius > 0, jnp.maximum(radius, jnp.sqrt(2 * jnp.maximum(predicted, 0))), radius
+        ),
     ),
     "levenberg_marquardt": Damping(
         Step.LEVENBERG_MARQUARDT,

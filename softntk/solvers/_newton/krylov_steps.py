@@ -1,15 +1,18 @@
-r"""Steps from a few products with the true curvature: its model on the Krylov space of the preconditioned gradient.
+r"""Steps from a few products with the true curvature: its model on the Krylov space of the
+preconditioned gradient.
 
-With P = RᵀR the preconditioner, k Lanczos steps on K = R⁻ᵀHR⁻¹ from R⁻ᵀg give an orthonormal Q and a tridiagonal T = QᵀKQ. On
-that space the minimiser of the model is that of k conjugate gradient steps; and since the space is kept, so is every damped
-step: another trust region costs no product. The eigenvalues of T, the Ritz values, lie inside of the spectrum of P⁻¹H, so that
+With P = RᵀR the preconditioner, k Lanczos steps on K = R⁻ᵀHR⁻¹ from R⁻ᵀg give an orthonormal Q and
+a tridiagonal T = QᵀKQ. On that space the minimiser of the model is that of k conjugate gradient
+steps; and since the space is kept, so is every damped step: another trust region costs no product.
+The eigenvalues of T, the Ritz values, lie inside of the spectrum of P⁻¹H, so that
 
     ε = max |θ − 1|
 
 measures, from below and for nothing, how far the preconditioner is from (1 − ε)P ≼ H ≼ (1 + ε)P.
 
-Source: Gould, Lucidi, Roma and Toint (1999), SIAM J. Optim. 9, 504–525; Golub and Van Loan (2013), Matrix Computations,
-chapter 10; Eisenstat and Walker (1996), SIAM J. Sci. Comput. 17, 16–32 (how exactly to solve).
+Source: Gould, Lucidi, Roma and Toint (1999), SIAM J. Optim. 9, 504–525; Golub and Van Loan (2013),
+Matrix Computations, chapter 10; Eisenstat and Walker (1996), SIAM J. Sci. Comput. 17, 16–32 (how
+exactly to solve).
 """
 
 from collections.abc import Callable
@@ -60,12 +63,23 @@ class _State(NamedTuple):
     done: Array
 
 
-def krylov(multiply: Apply, factor: Factor | None, g: Vector, value: Array, rtol: float | Array, max_steps: int) -> Krylov:
-    """Lanczos, reorthogonalised, until conjugate gradients would have reached ``rtol``, the space is exhausted or k is.
+def krylov(
+    multiply: Apply,
+    factor: Factor | None,
+    g: Vector,
+    value: Array,
+    rtol: float | Array,
+    max_steps: int,
+) -> Krylov:
+    """Lanczos, reorthogonalised, until conjugate gradients would have reached ``rtol``, the space
+    is exhausted or k is.
 
-    At a stationary point the first vector is random: there is no other way to see negative curvature.
+    At a stationary point the first vector is random: there is no other way to see negative
+    curvature.
     """
-    halved, transposed = (lambda v: v, lambda v: v) if factor is None else (factor.halved, factor.halved_transposed)
+    halved, transposed = (
+        (lambda v: v, lambda v: v) if factor is None else (factor.halved, factor.halved_transposed)
+    )
     d, eps = len(g), jnp.finfo(g.dtype).eps
     first = transposed(g)
     size = scaled_norm(first)
@@ -101,7 +115,9 @@ def krylov(multiply: Apply, factor: Factor | None, g: Vector, value: Array, rtol
         exhausted = ~(off > 8 * eps * (jnp.abs(diagonal) + before))
         return _State(
             count=s.count + 1,
-            basis=s.basis.at[s.count + 1].set(jnp.where(exhausted, 0, image / jnp.where(off > 0, off, 1))),
+            basis=s.basis.at[s.count + 1].set(
+                jnp.where(exhausted, 0, image / jnp.where(off > 0, off, 1))
+            ),
             diagonal=s.diagonal.at[s.count].set(diagonal),
             off=s.off.at[s.count].set(off),
             pivot=jnp.where(pivot == 0, jnp.where(off > 0, eps * off, eps), pivot),
@@ -138,18 +154,26 @@ def krylov(multiply: Apply, factor: Factor | None, g: Vector, value: Array, rtol
 
 
 def damped(
-    space: Krylov, damping: Damping, trial: Trial, level: Float[Array, ""], otherwise: Callable[[], Outcome] | None = None
+    space: Krylov,
+    damping: Damping,
+    trial: Trial,
+    level: Float[Array, ""],
+    otherwise: Callable[[], Outcome] | None = None,
 ) -> Outcome:
-    """The minimiser on the space where the model is convex there and the loss falls as it says, else a damped step.
+    """The minimiser on the space where the model is convex there and the loss falls as it says,
+    else a damped step.
 
-    ``otherwise`` is taken instead of the damped step on the space, which sees little of a curvature that is not convex.
+    ``otherwise`` is taken instead of the damped step on the space, which sees little of a curvature
+    that is not convex.
     """
     model = space.model
     convex = model.values[0] > 0
     y = jnp.where(convex, -model.slope / jnp.where(convex, model.values, 1), 0)
     step, predicted = model.step(y), model.decrease(y)
     slope = jnp.dot(model.slope, y)
-    good = lax.cond(convex, lambda: judge(trial, step, slope, predicted) > GOOD, lambda: jnp.asarray(False))
+    good = lax.cond(
+        convex, lambda: judge(trial, step, slope, predicted) > GOOD, lambda: jnp.asarray(False)
+    )
     tried = convex.astype(jnp.int32)
 
     def searched() -> Outcome:
@@ -157,13 +181,17 @@ def damped(
         return found._replace(evaluations=found.evaluations + tried)
 
     def taken() -> Outcome:
-        return outcome(step, damping.after_newton(level, predicted), Step.NEWTON, False, model.values[0], tried)
+        return outcome(
+            step, damping.after_newton(level, predicted), Step.NEWTON, False, model.values[0], tried
+        )
 
     return lax.cond(good, taken, searched)
 
 
 def undamped(space: Krylov) -> Outcome:
-    """−|T|⁻¹ times the gradient, on the space: Newton's step where the model is convex, a descent direction in any case."""
+    """−|T|⁻¹ times the gradient, on the space: Newton's step where the model is convex, a descent
+    direction in any case.
+    """
     model = space.model
     sizes = jnp.abs(model.values)
     y = -model.slope / jnp.maximum(sizes, jnp.sqrt(jnp.finfo(sizes.dtype).eps) * jnp.max(sizes))

@@ -1,4 +1,6 @@
-"""The four methods of approximate Newton: exact, on a sample, by products, and by products that a sample preconditions."""
+"""The four methods of approximate Newton: exact, on a sample, by products, and by products that a
+sample preconditions.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -68,7 +70,11 @@ def make_model(options: Options, params: Params, flat: Float[Array, " d"]) -> Mo
         return ravel_pytree(operator.mv(unravel(v)))[0].astype(flat.dtype)
 
     gauss_newton = options.gauss_newton
-    metric = None if gauss_newton is None else lambda: _checked("gauss_newton", gauss_newton(params), params)
+    metric = (
+        None
+        if gauss_newton is None
+        else lambda: _checked("gauss_newton", gauss_newton(params), params)
+    )
     return Model(operator, metric, product)
 
 
@@ -78,7 +84,9 @@ def _checked(name: str, operator: Any, params: Params) -> lx.AbstractLinearOpera
     got = jax.tree.map(lambda leaf: leaf.shape, operator.in_structure())
     want = jax.tree.map(jnp.shape, params)
     if got != want:
-        raise ValueError(f"{name} must be an operator on the params, of shapes {want}; it is one on {got}.")
+        raise ValueError(
+            f"{name} must be an operator on the params, of shapes {want}; it is one on {got}."
+        )
     return operator
 
 
@@ -103,14 +111,16 @@ def _solved(
 ) -> Outcome:
     if options.damping is None:
         return dense_steps.undamped(H, metric, g)
-    return dense_steps.damped(H, metric, g, DAMPINGS[options.damping], trial, state.damping, rounding)
+    return dense_steps.damped(
+        H, metric, g, DAMPINGS[options.damping], trial, state.damping, rounding
+    )
 
 
 def _rounding_of(operator: lx.AbstractLinearOperator) -> Callable[[], Float[Array, " d"]] | None:
     """Return r with which |ΔH_jk| ≤ r_j r_k is the rounding of a structured H, a sum over rows.
 
-    Positive and negative rows cancel in H, their rounding does not: with |D| and |U||M||U|ᵀ instead,
-    the latter bounded by Cauchy and Schwarz, r_j² = γ Σ_i w_i A_ij², γ = 4(d + √n) ε.
+    Positive and negative rows cancel in H, their rounding does not: with |D| and |U||M||U|ᵀ
+    instead, the latter bounded by Cauchy and Schwarz, r_j² = γ Σ_i w_i A_ij², γ = 4(d + √n) ε.
     """
     if not isinstance(operator, StructuredOperator):
         return None
@@ -126,7 +136,9 @@ def _rounding_of(operator: lx.AbstractLinearOperator) -> Callable[[], Float[Arra
     return rounding
 
 
-def _exact(options: Options, model: Model, g: Array, trial: Trial, state: NewtonState) -> tuple[Outcome, Seen]:
+def _exact(
+    options: Options, model: Model, g: Array, trial: Trial, state: NewtonState
+) -> tuple[Outcome, Seen]:
     made = model.metric
     metric = None if made is None else lambda: made().as_matrix().astype(g.dtype)
     H = model.operator.as_matrix().astype(g.dtype)
@@ -134,8 +146,13 @@ def _exact(options: Options, model: Model, g: Array, trial: Trial, state: Newton
     return outcome, Seen(jnp.zeros((), g.dtype), 0, jnp.zeros((), jnp.int32), None)
 
 
-def _sketched(options: Options, model: Model, g: Array, trial: Trial, state: NewtonState) -> tuple[Outcome, Seen]:
-    """The papers' method. Where the curvature is not convex a sample is judged by how the loss falls, else by its ε."""
+def _sketched(
+    options: Options, model: Model, g: Array, trial: Trial, state: NewtonState
+) -> tuple[Outcome, Seen]:
+    """The papers' method.
+
+    Where the curvature is not convex a sample is judged by how the loss falls, else by its ε.
+    """
     operator, sizes, made = structured(model.operator), _sizes(options, model), model.metric
     assert state.sampler is not None
     before, top = row_sampler.judge(state.sampler, trial.value), len(sizes) - 1
@@ -145,22 +162,35 @@ def _sketched(options: Options, model: Model, g: Array, trial: Trial, state: New
     def with_rows(size: int) -> tuple[Outcome, scaled_cholesky.Factor]:
         sample = row_sampler.draw(before, operator, draws, size)
         H = row_sampler.matrix(operator, sample)
-        metric = None if made is None else lambda made=made: row_sampler.matrix(structured(made()), sample)
+        metric = (
+            None
+            if made is None
+            else lambda made=made: row_sampler.matrix(structured(made()), sample)
+        )
         return _solved(options, H, metric, g, trial, state), scaled_cholesky.factorise(H)
 
     outcome, factor = lax.switch(before.level, [partial(with_rows, size) for size in sizes])
     space = krylov_steps.krylov(model.product, factor, g, trial.value, 0.0, _MEASURED)
     distortion = jnp.where(factor.definite, space.distortion, jnp.inf)
-    learned = row_sampler.learn(before, operator, directions, factor, distortion, options.max_distortion, top)
-    convex, watching = factor.definite & ~space.model.negative, row_sampler.watch(before, trial.value)
+    learned = row_sampler.learn(
+        before, operator, directions, factor, distortion, options.max_distortion, top
+    )
+    convex, watching = (
+        factor.definite & ~space.model.negative,
+        row_sampler.watch(before, trial.value),
+    )
     learned = jax.tree.map(lambda new, old: jnp.where(convex, new, old), learned, watching)
     return outcome, Seen(distortion, jnp.asarray(sizes)[before.level], space.products, learned)
 
 
-def _by_products(options: Options, model: Model, g: Array, trial: Trial, state: NewtonState) -> tuple[Outcome, Seen]:
+def _by_products(
+    options: Options, model: Model, g: Array, trial: Trial, state: NewtonState
+) -> tuple[Outcome, Seen]:
     """Conjugate gradients without a preconditioner."""
     assert options.cg_steps is not None
-    space = krylov_steps.krylov(model.product, None, g, trial.value, _rtol(g, state), options.cg_steps)
+    space = krylov_steps.krylov(
+        model.product, None, g, trial.value, _rtol(g, state), options.cg_steps
+    )
     if options.damping is None:
         outcome = krylov_steps.undamped(space)
     else:
@@ -168,12 +198,21 @@ def _by_products(options: Options, model: Model, g: Array, trial: Trial, state: 
     return outcome, Seen(jnp.zeros((), g.dtype), 0, space.products, None)
 
 
-def _preconditioned(options: Options, model: Model, g: Array, trial: Trial, state: NewtonState) -> tuple[Outcome, Seen]:
-    """Conjugate gradients preconditioned by a sample where that is convex, dense steps where it is not.
+def _preconditioned(
+    options: Options, model: Model, g: Array, trial: Trial, state: NewtonState
+) -> tuple[Outcome, Seen]:
+    """Conjugate gradients preconditioned by a sample where that is convex, dense steps where it is
+    not.
 
-    Those are the sample's own while they get on, and exact when they do not, or when no sample preconditions well.
+    Those are the sample's own while they get on, and exact when they do not, or when no sample
+    preconditions well.
     """
-    operator, sizes, steps, made = structured(model.operator), _sizes(options, model), options.cg_steps, model.metric
+    operator, sizes, steps, made = (
+        structured(model.operator),
+        _sizes(options, model),
+        options.cg_steps,
+        model.metric,
+    )
     assert state.sampler is not None
     assert steps is not None
     before = row_sampler.judge(state.sampler, trial.value)
@@ -185,15 +224,20 @@ def _preconditioned(options: Options, model: Model, g: Array, trial: Trial, stat
         return _exact(options, model, g, trial, state)[0]
 
     def by_sample() -> tuple[Outcome, Seen]:
-        levels = sizes if options.damping is None else sizes[:-1] or sizes  # the last is exact, if damped
+        # the last is exact, if damped
+        levels = sizes if options.damping is None else sizes[:-1] or sizes
         drawn = [partial(row_sampler.draw, before, operator, draws, size) for size in levels]
-        H = lax.switch(before.level, [lambda draw=draw: row_sampler.matrix(operator, draw()) for draw in drawn])
+        H = lax.switch(
+            before.level, [lambda draw=draw: row_sampler.matrix(operator, draw()) for draw in drawn]
+        )
         factor = scaled_cholesky.factorise(H)
 
         def metric() -> Float[Array, "d d"]:
             assert made is not None
             like = structured(made())
-            return lax.switch(before.level, [lambda draw=draw: row_sampler.matrix(like, draw()) for draw in drawn])
+            return lax.switch(
+                before.level, [lambda draw=draw: row_sampler.matrix(like, draw()) for draw in drawn]
+            )
 
         def sampled() -> Outcome:
             return _solved(options, H, None if made is None else metric, g, trial, state)
@@ -203,14 +247,22 @@ def _preconditioned(options: Options, model: Model, g: Array, trial: Trial, stat
             return outcome, Seen(nothing, rows, none, row_sampler.watch(before, trial.value))
 
         def products() -> tuple[Outcome, Seen]:
-            space = krylov_steps.krylov(model.product, factor, g, trial.value, _rtol(g, state), steps)
+            space = krylov_steps.krylov(
+                model.product, factor, g, trial.value, _rtol(g, state), steps
+            )
             if options.damping is None:
                 outcome = krylov_steps.undamped(space)
             else:
-                outcome = krylov_steps.damped(space, DAMPINGS[options.damping], trial, state.damping, exact)
-            learned = row_sampler.learn(before, operator, directions, factor, space.distortion, options.max_distortion, top)
+                outcome = krylov_steps.damped(
+                    space, DAMPINGS[options.damping], trial, state.damping, exact
+                )
+            learned = row_sampler.learn(
+                before, operator, directions, factor, space.distortion, options.max_distortion, top
+            )
             # Negative curvature says nothing about the sample.
-            learned = jax.tree.map(lambda new, old: jnp.where(space.model.negative, old, new), learned, before)
+            learned = jax.tree.map(
+                lambda new, old: jnp.where(space.model.negative, old, new), learned, before
+            )
             return outcome, Seen(space.distortion, rows, space.products, learned)
 
         rows = jnp.asarray(levels, jnp.int32)[jnp.minimum(before.level, len(levels) - 1)]
@@ -223,7 +275,9 @@ def _preconditioned(options: Options, model: Model, g: Array, trial: Trial, stat
 
 
 def _rtol(g: Float[Array, " d"], state: NewtonState) -> Float[Array, ""]:
-    """How exactly to solve: as the gradient has shrunk in the last step, so that convergence is faster than linear."""
+    """How exactly to solve: as the gradient has shrunk in the last step, so that convergence is
+    faster than linear.
+    """
     shrunk = scaled_norm(g) / jnp.where(state.gradient_norm > 0, state.gradient_norm, jnp.inf)
     return jnp.where(state.gradient_norm > 0, jnp.clip(shrunk**1.5, _TIGHTEST, _LOOSEST), _LOOSEST)
 
@@ -239,5 +293,10 @@ def _sizes(options: Options, model: Model) -> tuple[int, ...]:
     return row_sampler.sizes(structured(model.operator), options.sketch_size)
 
 
-METHODS = {(False, False): _exact, (True, False): _sketched, (False, True): _by_products, (True, True): _preconditioned}
+METHODS = {
+    (False, False): _exact,
+    (True, False): _sketched,
+    (False, True): _by_products,
+    (True, True): _preconditioned,
+}
 """By whether there is a sample, and whether there are products."""

@@ -1,4 +1,6 @@
-"""What second-order steps have in common: the model in coordinates that suit it, how a trial is judged, what came of it."""
+"""What second-order steps have in common: the model in coordinates that suit it, how a trial is
+judged, what came of it.
+"""
 
 import enum
 from collections.abc import Callable
@@ -36,7 +38,9 @@ class Step(enum.IntEnum):
 
 
 class Spectrum(NamedTuple):
-    """The model L + gᵀs + ½sᵀHs in coordinates y, s = T y, in which the metric is the identity and H diagonal."""
+    """The model L + gᵀs + ½sᵀHs in coordinates y, s = T y, in which the metric is the identity and
+    H diagonal.
+    """
 
     values: Float[Array, " k"]
     """Of H relative to the metric, ascending."""
@@ -89,16 +93,20 @@ def outcome(
     return Outcome(step, real(damping), whole(kind), *rest)
 
 
-def judge(trial: Trial, step: Float[Array, " d"], slope: Float[Array, ""], predicted: Float[Array, ""]) -> Float[Array, ""]:
+def judge(
+    trial: Trial, step: Float[Array, " d"], slope: Float[Array, ""], predicted: Float[Array, ""]
+) -> Float[Array, ""]:
     """Actual over predicted decrease of the loss.
 
-    Where the predicted one is so small that the actual one drowns in the rounding of the loss, the actual one is taken from
-    the slopes ⟨∇L, s⟩ at both ends, −½(before + after), which is right to third order and loses no digits.
+    Where the predicted one is so small that the actual one drowns in the rounding of the loss, the
+    actual one is taken from the slopes ⟨∇L, s⟩ at both ends, −½(before + after), which is right to
+    third order and loses no digits.
     """
     after = trial.after(step)
     close = predicted <= jnp.sqrt(jnp.finfo(predicted.dtype).eps) * jnp.abs(trial.value)
     by_slopes = lambda: -0.5 * (slope + trial.slope(step))
     actual = lax.cond(close & jnp.isfinite(after), by_slopes, lambda: trial.value - after)
     ratio = jnp.where(predicted > 0, actual / jnp.where(predicted > 0, predicted, 1), -1)
-    ratio = jnp.where((predicted == 0) & (actual >= 0), 1, ratio)  # the end of the descent: nothing was promised
+    # the end of the descent: nothing was promised
+    ratio = jnp.where((predicted == 0) & (actual >= 0), 1, ratio)
     return jnp.where(jnp.isfinite(ratio), ratio, -1)

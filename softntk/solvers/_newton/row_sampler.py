@@ -1,15 +1,19 @@
-r"""The sampled Hessian of the approximate Newton method, which learns from one step for the next which rows matter.
+r"""The sampled Hessian of the approximate Newton method, which learns from one step for the next
+which rows matter.
 
-Row i of diag(√|D|)A is drawn with a chance proportional to |D_i| q_i, where q_i estimates a_iᵀP⁻¹a_i. At first q_i = ‖a_i‖²;
-once a sample has been factorised, P̃ = RᵀR, its leverage scores cost one pass over A,
+Row i of diag(√|D|)A is drawn with a chance proportional to |D_i| q_i, where q_i estimates
+a_iᵀP⁻¹a_i. At first q_i = ‖a_i‖²; once a sample has been factorised, P̃ = RᵀR, its leverage scores
+cost one pass over A,
 
     q_i = ‖a_i R⁻¹ G‖²,        G Gaussian, [d, k] / √k.
 
-A poor first sample still gives scores that are right to its own distortion, and the next one drawn with them is good (repeated
-sampling). If the measured ε stays too large, the next sample is four times as large, and at last all of A.
+A poor first sample still gives scores that are right to its own distortion, and the next one drawn
+with them is good (repeated sampling). If the measured ε stays too large, the next sample is four
+times as large, and at last all of A.
 
-Source: arXiv 2309.13482, the approximate Newton method; Cohen, Lee, Musco, Musco, Peng and Sidford (2015), ITCS, Uniform
-sampling for matrix approximation; Drineas, Magdon-Ismail, Mahoney and Woodruff (2012), JMLR 13, 3475–3506.
+Source: arXiv 2309.13482, the approximate Newton method; Cohen, Lee, Musco, Musco, Peng and Sidford
+(2015), ITCS, Uniform sampling for matrix approximation; Drineas, Magdon-Ismail, Mahoney and
+Woodruff (2012), JMLR 13, 3475–3506.
 """
 
 from typing import NamedTuple
@@ -67,7 +71,10 @@ def draw(sampler: Sampler, op: StructuredOperator, key: PRNGKeyArray, size: int)
     chances = jnp.abs(op.logit_diagonal) * sampler.scores
     chances = jnp.where(jnp.isfinite(chances), chances, 0)
     total = jnp.sum(chances)
-    pi = jnp.where(total > 0, (1 - _UNIFORM) * chances / jnp.where(total > 0, total, 1), 0) + _UNIFORM / n
+    pi = (
+        jnp.where(total > 0, (1 - _UNIFORM) * chances / jnp.where(total > 0, total, 1), 0)
+        + _UNIFORM / n
+    )
     return sketch.draw(key, pi / jnp.sum(pi), size)
 
 
@@ -87,7 +94,9 @@ def judge(sampler: Sampler, value: Float[Array, ""]) -> Sampler:
     """Steps that are the sample's own are trusted no more once the loss falls by less than a tenth."""
     watching = jnp.isfinite(sampler.watched)
     slow = watching & ~(value <= sampler.watched - _PROGRESS * jnp.abs(sampler.watched))
-    return sampler._replace(trusted=sampler.trusted & ~slow, watched=jnp.full_like(sampler.watched, jnp.inf))
+    return sampler._replace(
+        trusted=sampler.trusted & ~slow, watched=jnp.full_like(sampler.watched, jnp.inf)
+    )
 
 
 def learn(
@@ -99,17 +108,23 @@ def learn(
     most: float,
     top: int,
 ) -> Sampler:
-    """Where ε was above ``most``: scores from this factor, and, if the scores came from one already, a larger sample."""
+    """Where ε was above ``most``: scores from this factor, and, if the scores came from one
+    already, a larger sample.
+    """
 
     def again() -> Sampler:
         d = len(factor.scale)
         few = d > _DIRECTIONS
         directions = (
-            jax.random.normal(key, (d, _DIRECTIONS), op.dtype) / _DIRECTIONS**0.5 if few else jnp.eye(d, dtype=op.dtype)
+            jax.random.normal(key, (d, _DIRECTIONS), op.dtype) / _DIRECTIONS**0.5
+            if few
+            else jnp.eye(d, dtype=op.dtype)
         )
         right = factor.halved(directions)
         level = jnp.minimum(sampler.level + sampler.learned.astype(sampler.level.dtype), top)
-        level = jnp.where(sampler.learned & ~(distortion <= _HOPELESS * most), top, level).astype(sampler.level.dtype)
+        level = jnp.where(sampler.learned & ~(distortion <= _HOPELESS * most), top, level).astype(
+            sampler.level.dtype
+        )
         scores = matrices.row_squares(op.matrix, right)
         return sampler._replace(scores=scores, learned=jnp.asarray(True), level=level)
 

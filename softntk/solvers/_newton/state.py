@@ -21,7 +21,8 @@ class NewtonState(NamedTuple):
         conjugate_gradient_steps: in all.
         evaluations: of ``value_fn``, in all.
         gradient_norm: of the last updates that came in.
-        result: a :class:`softntk.solution.Result`; STEP_CHANGED if what comes behind a damped step did not take it as it was.
+        result: a :class:`softntk.solution.Result`; STEP_CHANGED if what comes behind a damped step
+            did not take it as it was.
         proposed: where the last damped step leads, flattened, and its length: to see that.
         sampler: of the rows; None without a sample.
     """

@@ -1,8 +1,9 @@
-r"""Approximate Newton as an optax transform: exact, sampled, or by conjugate gradients that a sample preconditions.
+r"""Approximate Newton as an optax transform: exact, sampled, or by conjugate gradients that a
+sample preconditions.
 
-The update is an approximation of H⁻¹∇L, H = ∇²L or any other curvature, in the sign of optax' ``scale_by_…``: chain it with
-``optax.scale(-1)`` and a line search, or let it damp itself. It is given ``value``, ``grad`` and ``value_fn``, as every
-optax loop passes them, and nothing else.
+The update is an approximation of H⁻¹∇L, H = ∇²L or any other curvature, in the sign of optax'
+``scale_by_…``: chain it with ``optax.scale(-1)`` and a line search, or let it damp itself. It is
+given ``value``, ``grad`` and ``value_fn``, as every optax loop passes them, and nothing else.
 
 Example:
     >>> import jax, jax.numpy as jnp, optax, softntk as sn
@@ -18,8 +19,9 @@ Example:
     >>> bool(jnp.linalg.norm(p.gradient(x)) < 1e-4 * jnp.linalg.norm(p.gradient(jnp.zeros(3))))
     True
 
-Source: arXiv 2309.13482 and 2304.10411 (the approximate Newton method); MATHEMATICS.md#approximate-newton; for the steps see
-``softntk/solvers/_newton/globalisation.py``, ``_dense.py`` and ``_krylov.py``, for the sample ``_sampled.py``.
+Source: arXiv 2309.13482 and 2304.10411 (the approximate Newton method);
+MATHEMATICS.md#approximate-newton; for the steps see ``softntk/solvers/_newton/globalisation.py``,
+``_dense.py`` and ``_krylov.py``, for the sample ``_sampled.py``.
 """
 
 from collections.abc import Callable
@@ -99,7 +101,10 @@ def _on_params(matrix: Float[Array, "d d"], params: Params) -> lx.AbstractLinear
 def scale_by_approx_newton(
     curvature: Curvature | lx.AbstractLinearOperator | Float[Array | np.ndarray, "d d"],
     *,
-    gauss_newton: Curvature | lx.AbstractLinearOperator | Float[Array | np.ndarray, "d d"] | None = None,
+    gauss_newton: Curvature
+    | lx.AbstractLinearOperator
+    | Float[Array | np.ndarray, "d d"]
+    | None = None,
     sketch_size: int | None = None,
     max_distortion: float | None = None,
     cg_steps: int | None = None,
@@ -112,42 +117,51 @@ def scale_by_approx_newton(
     | sketch_size | cg_steps | |
     |---|---|---|
     | None | None | exact: the matrix H, [d, d], and its Cholesky factor |
-    | s | None | the papers' method: AᵀDA of s rows, drawn by leverage scores; low-rank part and ridge exact |
-    | s | k | at most k conjugate gradient steps on the true H a step, preconditioned by the sample |
-    | None | k | the same without preconditioner, for curvature that has no rows, in many dimensions |
+    | s | None | the papers' method: AᵀDA of s rows, drawn by leverage scores; low-rank part and
+    ridge exact |
+    | s | k | at most k conjugate gradient steps on the true H a step, preconditioned by the sample
+    |
+    | None | k | the same without preconditioner, for curvature that has no rows, in many dimensions
+    |
 
-    Where H is positive definite the step is Newton's. Where it is not, and there is no damping, it is −M⁻¹g with the
-    Gauss–Newton matrix M, or −|H|⁻¹g without one (by products: on the Krylov space): a descent direction for the line search
-    behind it. Damping, instead of a line search, evaluates ``value_fn`` itself and takes any step only if it makes the loss
-    fall; NaN counts as +inf.
+    Where H is positive definite the step is Newton's. Where it is not, and there is no damping, it
+    is −M⁻¹g with the Gauss–Newton matrix M, or −|H|⁻¹g without one (by products: on the Krylov
+    space): a descent direction for the line search behind it. Damping, instead of a line search,
+    evaluates ``value_fn`` itself and takes any step only if it makes the loss fall; NaN counts as
+    +inf.
 
-    - "trust_region": the exact solution of the model in ‖s‖_M ≤ Δ, which follows directions of negative curvature.
+    - "trust_region": the exact solution of the model in ‖s‖_M ≤ Δ, which follows directions of
+      negative curvature.
     - "levenberg_marquardt": (H + μM)s = −g, μ raised until the loss falls.
 
     Args:
-        curvature: params → a symmetric lineax operator on them: ``p.hessian`` of a problem, ``p.gauss_newton``, or one of your
-            own network and loss. A matrix [d, d] or an operator itself stands for one that is the
-            same everywhere. Arrays that it closes over become constants of a function that is jitted around ``update``:
-            with large ones build the transform inside, from an argument.
-        gauss_newton: params → a positive semidefinite operator: the metric of the damping, and the fallback. None: a diagonal.
+        curvature: params → a symmetric lineax operator on them: ``p.hessian`` of a problem,
+            ``p.gauss_newton``, or one of your own network and loss. A matrix [d, d] or an operator
+            itself stands for one that is the same everywhere. Arrays that it closes over become
+            constants of a function that is jitted around ``update``: with large ones build the
+            transform inside, from an argument.
+        gauss_newton: params → a positive semidefinite operator: the metric of the damping, and the
+            fallback. None: a diagonal.
         sketch_size: s, rows of the sample, for a curvature that is a
             :class:`softntk.curvature.structured.StructuredOperator`; 10 d to 30 d is good.
-        max_distortion: the ε of (1 − ε)H̃ ≼ H ≼ (1 + ε)H̃ from which on scores are estimated anew, and then the sample is
-            taken four times as large, and is at last all rows, for the next step; ½, or 4 with cg_steps, if None. ε is
-            measured by the Ritz values of H̃⁻¹H, from below.
+        max_distortion: the ε of (1 − ε)H̃ ≼ H ≼ (1 + ε)H̃ from which on scores are estimated anew,
+            and then the sample is taken four times as large, and is at last all rows, for the next
+            step; ½, or 4 with cg_steps, if None. ε is measured by the Ritz values of H̃⁻¹H, from
+            below.
         cg_steps: k.
         damping: "trust_region", "levenberg_marquardt" or None.
         initial_damping: the first μ.
         key: of the samples; ``jax.random.key(0)`` if None.
 
     Returns:
-        The transform; its state is a :class:`NewtonState`. A line search behind a damped step is refused: the state's
-        ``result`` becomes STEP_CHANGED.
+        The transform; its state is a :class:`NewtonState`. A line search behind a damped step is
+        refused: the state's ``result`` becomes STEP_CHANGED.
 
     Raises:
-        ValueError: an unknown damping, sizes that are not positive, μ or ε not positive; at ``init`` and ``update``, a
-            curvature that is not an operator on the params, or has no rows to sample; at ``update``, no params, or no
-            ``value`` and ``value_fn`` for a damped step.
+        ValueError: an unknown damping, sizes that are not positive, μ or ε not positive; at
+            ``init`` and ``update``, a curvature that is not an operator on the params, or has no
+            rows to sample; at ``update``, no params, or no ``value`` and ``value_fn`` for a damped
+            step.
 
     Example:
         >>> import jax, jax.numpy as jnp, softntk as sn
@@ -160,7 +174,9 @@ def scale_by_approx_newton(
     """
     curvature = _as_curvature("curvature", curvature)
     gauss_newton = None if gauss_newton is None else _as_curvature("gauss_newton", gauss_newton)
-    sketch_size = None if sketch_size is None else check_integer("sketch_size", sketch_size, at_least=1)
+    sketch_size = (
+        None if sketch_size is None else check_integer("sketch_size", sketch_size, at_least=1)
+    )
     cg_steps = None if cg_steps is None else check_integer("cg_steps", cg_steps, at_least=1)
     if max_distortion is None:
         max_distortion = _DISTORTION if cg_steps is None else _PRECONDITIONED
@@ -168,7 +184,16 @@ def scale_by_approx_newton(
     initial_damping = check_number("initial_damping", initial_damping, above=0)
     damping = None if damping is None else check_choice("damping", damping, DAMPINGS)
     key = jax.random.key(0) if key is None else check_key("key", key)
-    options = Options(curvature, gauss_newton, sketch_size, distortion_limit, cg_steps, damping, initial_damping, key)
+    options = Options(
+        curvature,
+        gauss_newton,
+        sketch_size,
+        distortion_limit,
+        cg_steps,
+        damping,
+        initial_damping,
+        key,
+    )
 
     def init(params: Params) -> NewtonState:
         flat, _ = ravel_pytree(params)
@@ -205,7 +230,9 @@ def scale_by_approx_newton(
         if params is None:
             raise ValueError("update needs params: the curvature is taken there.")
         if damping is not None and (value is None or value_fn is None):
-            raise ValueError(f'damping="{damping}" needs value and value_fn at update, as optax\' line searches do.')
+            raise ValueError(
+                f'damping="{damping}" needs value and value_fn at update, as optax\' line searches do.'
+            )
         flat, unravel = ravel_pytree(params)
         g = ravel_pytree(updates)[0].astype(flat.dtype)
         value = jnp.zeros((), flat.dtype) if value is None else jnp.asarray(value, flat.dtype)
@@ -234,13 +261,16 @@ def scale_by_approx_newton(
             proposed = (flat + moved, size)
         new = NewtonState(
             count=state.count + 1,
-            damping=jnp.where(jnp.isfinite(outcome.damping), outcome.damping, state.damping).astype(flat.dtype),
+            damping=jnp.where(jnp.isfinite(outcome.damping), outcome.damping, state.damping).astype(
+                flat.dtype
+            ),
             kind=jnp.where(finite, outcome.kind, Step.NONE).astype(jnp.int32),
             negative_curvature=outcome.negative,
             smallest_curvature=outcome.smallest.astype(flat.dtype),
             distortion=seen.distortion.astype(flat.dtype),
             sample_size=jnp.asarray(seen.rows, jnp.int32),
-            conjugate_gradient_steps=state.conjugate_gradient_steps + seen.products.astype(jnp.int32),
+            conjugate_gradient_steps=state.conjugate_gradient_steps
+            + seen.products.astype(jnp.int32),
             evaluations=state.evaluations + outcome.evaluations.astype(jnp.int32),
             gradient_norm=jnp.where(finite, scaled_norm(g), state.gradient_norm),
             result=jnp.where(finite, result, Result.NONFINITE_INPUT).astype(jnp.int32),
@@ -255,7 +285,10 @@ def scale_by_approx_newton(
 def approx_newton(
     curvature: Curvature | lx.AbstractLinearOperator | Float[Array | np.ndarray, "d d"],
     *,
-    gauss_newton: Curvature | lx.AbstractLinearOperator | Float[Array | np.ndarray, "d d"] | None = None,
+    gauss_newton: Curvature
+    | lx.AbstractLinearOperator
+    | Float[Array | np.ndarray, "d d"]
+    | None = None,
     sketch_size: int | None = None,
     max_distortion: float | None = None,
     cg_steps: int | None = None,
@@ -263,16 +296,19 @@ def approx_newton(
     linesearch: optax.GradientTransformationExtraArgs | None = None,
     key: PRNGKeyArray | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """:func:`scale_by_approx_newton`, ``optax.scale(-1)`` and a line search, chained; no line search where it damps itself.
+    """:func:`scale_by_approx_newton`, ``optax.scale(-1)`` and a line search, chained; no line
+    search where it damps itself.
 
     Args:
-        curvature: params → a symmetric lineax operator, and the other arguments: as for :func:`scale_by_approx_newton`.
+        curvature: params → a symmetric lineax operator, and the other arguments: as for
+            :func:`scale_by_approx_newton`.
         gauss_newton: the metric and the fallback.
         sketch_size: rows of the sample.
         max_distortion: its largest ε.
         cg_steps: conjugate gradient steps on the true curvature.
         damping: "trust_region", "levenberg_marquardt" or None.
-        linesearch: an optax line search; backtracking with at most 30 halvings if None and not damped.
+        linesearch: an optax line search; backtracking with at most 30 halvings if None and not
+            damped.
         key: of the samples.
 
     Returns:

@@ -1,38 +1,45 @@
 r"""A rigorous certificate that gradient descent converges, for one network and its data.
 
-Loss ½‖F(W) − Y‖², r = F − Y, J the Jacobian of F in the hidden weights, s = σ_min(J(W₀)) > 0. The path of gradient descent is
-measured by its mass τ = Σ η‖r_t‖, not by its length: a step moves unit r by −η γ Σ_j x_j v_jr ⟨r_j, a_r − μ_j⟩, with
-v = u'/α, μ_j = ⟨a, u/α⟩ = F_j/γ, γ = √m (plain networks: v = u', μ = 0, γ = 1/√m; √m times both for "paper").
+Loss ½‖F(W) − Y‖², r = F − Y, J the Jacobian of F in the hidden weights, s = σ_min(J(W₀)) > 0. The
+path of gradient descent is measured by its mass τ = Σ η‖r_t‖, not by its length: a step moves unit
+r by −η γ Σ_j x_j v_jr ⟨r_j, a_r − μ_j⟩, with v = u'/α, μ_j = ⟨a, u/α⟩ = F_j/γ, γ = √m (plain
+networks: v = u', μ = 0, γ = 1/√m; √m times both for "paper").
 
-**Theorem.** Write A_jr = ‖a_r‖ + (‖y_j‖ + ‖r₀‖)/γ, and v⁺(δ), v⁻(δ) for the enclosures of v on the box |z_ir − z⁰_ir| ≤ δ_ir
-(``_boxes.py``). Let δ(τ) solve
+**Theorem.** Write A_jr = ‖a_r‖ + (‖y_j‖ + ‖r₀‖)/γ, and v⁺(δ), v⁻(δ) for the enclosures of v on the
+box |z_ir − z⁰_ir| ≤ δ_ir (``_boxes.py``). Let δ(τ) solve
 
     dδ_ir/dτ = γ (Σ_j ⟨x_i, x_j⟩² (v⁺_jr A_jr)²)^{1/2},        δ(0) = 0,
 
-let ΔJ(τ) bound ‖J(W) − J(W₀)‖ on the box δ(τ), s(τ) = s − ΔJ(τ), β(τ) = ‖J(W₀)‖ + ΔJ(τ), κ(τ) bound the change of J per unit of
-τ there, and let T be the mass at which ‖r₀‖ − (1 − θ)∫₀ᵀ s(τ)² dτ = 0. If s(T) > 0, then gradient descent with
+let ΔJ(τ) bound ‖J(W) − J(W₀)‖ on the box δ(τ), s(τ) = s − ΔJ(τ), β(τ) = ‖J(W₀)‖ + ΔJ(τ), κ(τ) bound
+the change of J per unit of τ there, and let T be the mass at which ‖r₀‖ − (1 − θ)∫₀ᵀ s(τ)² dτ = 0.
+If s(T) > 0, then gradient descent with
 
     η ≤ 1/β²,        η κ β ‖r₀‖ ≤ 2 θ s²        (s, β, κ at T)
 
-stays in the box δ(T), ‖r_{t+1}‖² ≤ (1 − η(1 − θ)s²)² ‖r_t‖² at every step, and so r_t → 0. Gradient flow: dt‖r‖² ≤ −2s²‖r‖².
+stays in the box δ(T), ‖r_{t+1}‖² ≤ (1 − η(1 − θ)s²)² ‖r_t‖² at every step, and so r_t → 0. Gradient
+flow: dt‖r‖² ≤ −2s²‖r‖².
 
-**Proof**, by induction over steps and, within a step, by continuity. (i) Σ_ℓ r_jℓ(a_ℓr − μ_jℓ) is at most ‖r_j‖A_jr, because
-‖F_j‖ ≤ ‖y_j‖ + ‖r₀‖ while ‖r‖ does not grow. By Cauchy and Schwarz over j a step from mass τ changes logit (i, r) by at most
-η‖r_t‖ times the right-hand side at τ; as that increases with τ, the sum over steps is below the integral, and W_t lies in
-the box δ(τ_t). A box is convex, so the segment to W_{t+1} lies in that of τ_{t+1}.
-(ii) r_{t+1} = (I − ηJJᵀ)r_t − η(J̄ − J)Jᵀr_t, J̄ the mean of J over the segment, ‖J̄ − J‖ ≤ ½κη‖r_t‖. As ηβ² ≤ 1,
-‖r_{t+1}‖ ≤ (1 − ηs(τ_t)²)‖r_t‖ + ½η²κβ‖r₀‖‖r_t‖ ≤ ‖r_t‖ − (1 − θ)s(τ_t)²(τ_{t+1} − τ_t). Summed, ‖r_t‖ is below
-‖r₀‖ − (1 − θ)∫s², which keeps τ_t below T (and τ_t + η‖r_t‖ too, as η ≤ 1/s²).
-(iii) g_{iℓ} = γ v_i∘(a_ℓ − μ_iℓ) changes by γΔv∘(a_ℓ − μ_iℓ) − v⁰ΔF_iℓ, |Δv| ≤ max(v⁺ − v⁰, v⁰ − v⁻), |ΔF_i| ≤ 2‖r₀‖. Rows
-of J are x_i ⊗ g_iℓ, so that ‖ΔJᵀR‖² = Σ_r‖Σ_i x_i Δv_ir ⟨R_i, a_r⟩‖² is at most the quadratic form in ‖R_i‖ of
-|⟨x_i, x_j⟩| Σ_r b_ir b_jr, b_ir = γ|Δv_ir|‖a_r‖, and also that of |⟨x_i, x_j⟩|(λ_iλ_j)^{1/2}, for several outputs the better
-one, λ_i = λ_max(γ²Σ_r Δv_ir² a_ra_rᵀ). A non-negative matrix bounds the norm of every smaller one. κ in the same way, with
+**Proof**, by induction over steps and, within a step, by continuity. (i) Σ_ℓ r_jℓ(a_ℓr − μ_jℓ) is
+at most ‖r_j‖A_jr, because ‖F_j‖ ≤ ‖y_j‖ + ‖r₀‖ while ‖r‖ does not grow. By Cauchy and Schwarz over
+j a step from mass τ changes logit (i, r) by at most η‖r_t‖ times the right-hand side at τ; as that
+increases with τ, the sum over steps is below the integral, and W_t lies in the box δ(τ_t). A box is
+convex, so the segment to W_{t+1} lies in that of τ_{t+1}. (ii) r_{t+1} = (I − ηJJᵀ)r_t − η(J̄ −
+J)Jᵀr_t, J̄ the mean of J over the segment, ‖J̄ − J‖ ≤ ½κη‖r_t‖. As ηβ² ≤ 1, ‖r_{t+1}‖ ≤ (1 −
+ηs(τ_t)²)‖r_t‖ + ½η²κβ‖r₀‖‖r_t‖ ≤ ‖r_t‖ − (1 − θ)s(τ_t)²(τ_{t+1} − τ_t). Summed, ‖r_t‖ is below ‖r₀‖
+− (1 − θ)∫s², which keeps τ_t below T (and τ_t + η‖r_t‖ too, as η ≤ 1/s²). (iii) g_{iℓ} = γ v_i∘(a_ℓ
+− μ_iℓ) changes by γΔv∘(a_ℓ − μ_iℓ) − v⁰ΔF_iℓ, |Δv| ≤ max(v⁺ − v⁰, v⁰ − v⁻), |ΔF_i| ≤ 2‖r₀‖. Rows of
+J are x_i ⊗ g_iℓ, so that ‖ΔJᵀR‖² = Σ_r‖Σ_i x_i Δv_ir ⟨R_i, a_r⟩‖² is at most the quadratic form in
+‖R_i‖ of
+|⟨x_i, x_j⟩| Σ_r b_ir b_jr, b_ir = γ|Δv_ir|‖a_r‖, and also that of |⟨x_i, x_j⟩|(λ_iλ_j)^{1/2}, for
+several outputs the better one, λ_i = λ_max(γ²Σ_r Δv_ir² a_ra_rᵀ). A non-negative matrix bounds the
+norm of every smaller one. κ in the same way, with
 |dv| ≤ |u''/α||h| + v⟨v, |h|⟩, h the right-hand side of the equation for δ, and |dF| ≤ β².
 (iv) ‖W_t − W₀‖: as ‖(I − ηJJᵀ)r‖ ≤ ‖r‖ − η(1 − ½ηβ²)‖Jᵀr‖²/‖r‖, the residual falls by at least
 η‖Jᵀr‖((1 − ½ηβ²)s − ½κη‖r₀‖) a step. ∎
 
-The argument with one Lipschitz constant (MATHEMATICS.md#one-lipschitz-constant) needs, on the same data, twenty times the
-width and more: here a unit moves in proportion to its own weight v, and what heavy units do is summed, not maximised.
+The argument with one Lipschitz constant (MATHEMATICS.md#one-lipschitz-constant) needs, on the same
+data, twenty times the width and more: here a unit moves in proportion to its own weight v, and what
+heavy units do is summed, not maximised.
 """
 
 import dataclasses
@@ -70,7 +77,8 @@ class ConvergenceCertificate:
 
     Attributes:
         holds: whether all inequalities hold with rounding counted.
-        learning_rate: η, for ½‖F − Y‖²; zero if it does not hold. Smaller ones have the same guarantee, with their own rate.
+        learning_rate: η, for ½‖F − Y‖²; zero if it does not hold. Smaller ones have the same
+            guarantee, with their own rate.
         radius: ‖W_t − W₀‖_F stays below it; +inf if it does not hold.
         rate: the factor on ‖r‖² a step; one if it does not hold.
         flow_rate: under gradient flow ‖r(t)‖² ≤ e^{−flow_rate·t}‖r₀‖².
@@ -114,28 +122,33 @@ class _Reach(NamedTuple):
     reason: str
 
 
-def certify_convergence(net: Network, params: Parameters, x: Points, y: Targets) -> ConvergenceCertificate:
-    """Return whether full-batch gradient descent from these weights provably fits y: step size, radius and rate.
+def certify_convergence(
+    net: Network, params: Parameters, x: Points, y: Targets
+) -> ConvergenceCertificate:
+    """Return whether full-batch gradient descent from these weights provably fits y: step size,
+    radius and rate.
 
-    Inequalities that this network and these data satisfy or not, with every rounding error of float64 counted; the theorem and
-    its proof stand above, in ``softntk/theory/_certificates/convergence.py``. A certificate that does not hold says nothing: gradient
-    descent may well converge. Wider networks, smaller targets and points further apart help.
+    Inequalities that this network and these data satisfy or not, with every rounding error of
+    float64 counted; the theorem and its proof stand above, in
+    ``softntk/theory/_certificates/convergence.py``. A certificate that does not hold says nothing:
+    gradient descent may well converge. Wider networks, smaller targets and points further apart
+    help.
 
     Args:
-        net: softmax, res_softmax or exp (or their activations, normalized or not), with only the hidden weights trained. For
-            others the certificate does not hold, with the reason: the slope of relu jumps, so that its Jacobian has no
-            Lipschitz constant.
+        net: softmax, res_softmax or exp (or their activations, normalized or not), with only the
+            hidden weights trained. For others the certificate does not hold, with the reason: the
+            slope of relu jumps, so that its Jacobian has no Lipschitz constant.
         params: where gradient descent starts.
         x: [n, d].
         y: targets, [n, k], or [n] for one output.
 
     Returns:
-        A :class:`ConvergenceCertificate`. float32 inputs are converted to float64, and the reason says so; what it
-        guarantees is about exact arithmetic, which float64 follows to about 1e-12.
+        A :class:`ConvergenceCertificate`. float32 inputs are converted to float64, and the reason
+        says so; what it guarantees is about exact arithmetic, which float64 follows to about 1e-12.
 
     Raises:
-        ValueError: net not of ``networks.two_layer``, or params not of it; shapes that do not fit; what is no real
-            floating-point number, NaN, or traced.
+        ValueError: net not of ``networks.two_layer``, or params not of it; shapes that do not fit;
+            what is no real floating-point number, NaN, or traced.
 
     Example:
         >>> import jax, jax.numpy as jnp, softntk as sn
@@ -145,8 +158,9 @@ def certify_convergence(net: Network, params: Parameters, x: Points, y: Targets)
         >>> cert.holds, cert.rate < 1
         (True, True)
 
-    Source: the theorem is ours; its plan (σ_min of the Jacobian against its change) is that of Oymak and Soltanolkotabi (2019);
-    the per-unit moves are those of arXiv 2405.03251. MATHEMATICS.md#certificates.
+    Source: the theorem is ours; its plan (σ_min of the Jacobian against its change) is that of
+    Oymak and Soltanolkotabi (2019); the per-unit moves are those of arXiv 2405.03251.
+    MATHEMATICS.md#certificates.
     """
     net = check_network("net", net)
     check_known("params", params)
@@ -158,7 +172,9 @@ def certify_convergence(net: Network, params: Parameters, x: Points, y: Targets)
     refusal = _refusal(net)
     if refusal:
         return _fails(refusal + note)
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what overflows is not below any bound
+    with np.errstate(
+        over="ignore", invalid="ignore", divide="ignore"
+    ):  # what overflows is not below any bound
         data = prepare(net, params, points, targets)
         certificate = _fails(data) if isinstance(data, str) else _certified(data, targets.size)
     return dataclasses.replace(certificate, reason=certificate.reason + note)
@@ -183,15 +199,20 @@ def _refusal(net: Network) -> str:
     return ""
 
 
-def _advance(data: Data, delta: np.ndarray, slopes: Slopes, step: float, growth: float) -> _Piece | None:
-    """One piece of the mass on: δ from above, the slopes there, and by how much its speed has grown."""
+def _advance(
+    data: Data, delta: np.ndarray, slopes: Slopes, step: float, growth: float
+) -> _Piece | None:
+    """One piece of the mass on: δ from above, the slopes there, and by how much its speed has
+    grown.
+    """
     before = speed(data, slopes)
     candidate = delta + (1 + 1.2 * growth) * step * before
     for _ in range(_TRIES):
         there = data.box.slopes(candidate)
         if there is None:
             return None
-        # On the whole piece the speed is at most that on the candidate, as long as the piece does not leave it.
+        # On the whole piece the speed is at most that on the candidate, as long as the piece does
+        # not leave it.
         moves = speed(data, there)
         reached = delta + step * moves
         if (reached <= candidate).all():
@@ -212,11 +233,20 @@ def _reach(data: Data, smallest: float, largest: float) -> _Reach:
     while left > 0:
         advanced = _advance(data, piece.delta, piece.slopes, step, piece.growth)
         if advanced is None:
-            return _Reach(piece.delta, mass, s, largest + change, left, "the enclosure of the logits explodes")
+            return _Reach(
+                piece.delta, mass, s, largest + change, left, "the enclosure of the logits explodes"
+            )
         piece = advanced
         change = largest_change(data, piece.slopes)
         if not change < smallest:
-            return _Reach(piece.delta, mass, 0.0, largest + change, left, "the smallest singular value is used up")
+            return _Reach(
+                piece.delta,
+                mass,
+                0.0,
+                largest + change,
+                left,
+                "the smallest singular value is used up",
+            )
         s, mass = smallest - change, mass + step
         left -= (1 - _SHARE) * step * s**2 * (1 - slack(1))
     if not left <= 0:
@@ -228,7 +258,9 @@ def _certified(data: Data, unknowns: int) -> ConvergenceCertificate:
     low, high, first, second = kernel(data)
     largest = math.sqrt(high)
     if not low > 0:
-        return _fails(_degenerate(data, unknowns, first, second), largest=largest, residual=data.residual)
+        return _fails(
+            _degenerate(data, unknowns, first, second), largest=largest, residual=data.residual
+        )
     smallest = math.sqrt(low) * (1 - slack(1))
     reach = _reach(data, smallest, largest)
     if not reach.left <= 0:
@@ -293,7 +325,11 @@ def _degenerate(data: Data, unknowns: int, first: int, second: int) -> str:
 
 
 def _fails(
-    reason: str, smallest: float = 0.0, largest: float = math.inf, residual: float = math.inf, progress: float = 0.0
+    reason: str,
+    smallest: float = 0.0,
+    largest: float = math.inf,
+    residual: float = math.inf,
+    progress: float = 0.0,
 ) -> ConvergenceCertificate:
     return ConvergenceCertificate(
         holds=False,

@@ -1,6 +1,8 @@
-"""The Jacobian of a two-layer network in its hidden weights: its singular values, how far it can change on a box of logits.
+"""The Jacobian of a two-layer network in its hidden weights: its singular values, how far it can
+change on a box of logits.
 
-The inequalities are those of the theorem in ``convergence.py``: (i) for ``speed``, (iii) for ``largest_change`` and κ.
+The inequalities are those of the theorem in ``convergence.py``: (i) for ``speed``, (iii) for
+``largest_change`` and κ.
 """
 
 import math
@@ -33,7 +35,9 @@ class Data(NamedTuple):
 
 
 def _double_weights(params: Parameters, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return points, hidden weights and readout in float64; a bias is the weight of a coordinate that is one."""
+    """Return points, hidden weights and readout in float64; a bias is the weight of a coordinate
+    that is one.
+    """
     W = np.asarray(params.hidden, np.float64)
     if params.bias is not None:
         x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
@@ -42,9 +46,13 @@ def _double_weights(params: Parameters, x: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def _are_twins(W: np.ndarray, a: np.ndarray) -> bool:
-    """Return whether the second half of the neurons has the weights of the first and the opposite readout."""
+    """Return whether the second half of the neurons has the weights of the first and the opposite
+    readout.
+    """
     half, odd = divmod(W.shape[1], 2)
-    return not odd and np.array_equal(W[:, :half], W[:, half:]) and np.array_equal(a[:half], -a[half:])
+    return (
+        not odd and np.array_equal(W[:, :half], W[:, half:]) and np.array_equal(a[:half], -a[half:])
+    )
 
 
 def prepare(net: Network, params: Parameters, x: np.ndarray, y: np.ndarray) -> "Data | str":
@@ -66,7 +74,11 @@ def prepare(net: Network, params: Parameters, x: np.ndarray, y: np.ndarray) -> "
         F = np.zeros_like(y) if twins else gamma * (box.values @ a)
         moved = np.expm1(box.start)  # what the rounding of the logits does to u and α, relative
         room = 2 * moved.max() + slack(m)
-        output_error = 0.0 if twins else gamma * room * float(np.max(np.abs(box.values) @ np.abs(a), initial=0.0))
+        output_error = (
+            0.0
+            if twins
+            else gamma * room * float(np.max(np.abs(box.values) @ np.abs(a), initial=0.0))
+        )
         residual = float(host_norm(F - y)) * (1 + slack(F.size)) + math.sqrt(F.size) * output_error
     if not np.isfinite(residual):
         return "The network overflows at the start: there is no proof for it."
@@ -74,11 +86,16 @@ def prepare(net: Network, params: Parameters, x: np.ndarray, y: np.ndarray) -> "
     means = np.zeros((len(x), 1))
     if architecture.normalized:
         means = (host_norm(y, axis=1, keepdims=True) + residual) / gamma
-    dots = (np.abs(x @ x.T) + (d + 2) * np.finfo(float).eps * (np.abs(x) @ np.abs(x).T)) * (1 + slack(d))
-    squares = np.where(dots > 0, np.maximum(dots**2, np.finfo(float).tiny), 0)  # from above, where they underflow
+    dots = (np.abs(x @ x.T) + (d + 2) * np.finfo(float).eps * (np.abs(x) @ np.abs(x).T)) * (
+        1 + slack(d)
+    )
+    # from above, where they underflow
+    squares = np.where(dots > 0, np.maximum(dots**2, np.finfo(float).tiny), 0)
     if not np.isfinite(squares).all():
         return "Squares of inner products of rows of x exceed the largest float: there is no proof. Take another unit."
-    return Data(x, dots, squares, box, a, copies, gamma, lengths + means, means, residual, output_error)
+    return Data(
+        x, dots, squares, box, a, copies, gamma, lengths + means, means, residual, output_error
+    )
 
 
 def speed(data: Data, slopes: Slopes) -> np.ndarray:
@@ -99,7 +116,9 @@ def _norm(data: Data, moved: np.ndarray, rest: np.ndarray) -> float:
                 "ir,rk,rl->ikl", moved**2, data.readout, data.readout, optimize=True
             )
             if np.isfinite(outer).all():
-                tops = np.sqrt(np.linalg.eigvalsh(outer)[:, -1].clip(0) * (1 + slack(data.readout.shape[0])))
+                tops = np.sqrt(
+                    np.linalg.eigvalsh(outer)[:, -1].clip(0) * (1 + slack(data.readout.shape[0]))
+                )
                 main = min(main, perron_norm(data.dots * np.outer(tops, tops)))
         other = root * rest
         total = math.sqrt(main) + math.sqrt(perron_norm(data.dots * (other @ other.T)))
@@ -125,7 +144,9 @@ def curvature(data: Data, slopes: Slopes, largest: float) -> float:
 
 
 def kernel(data: Data) -> tuple[float, float, int, int]:
-    """Squares of σ_min(J) from below and of σ_max from above, and the two points that are hardest to tell apart."""
+    """Squares of σ_min(J) from below and of σ_max from above, and the two points that are hardest
+    to tell apart.
+    """
     a, centre, (n, m) = data.readout, data.box.centre, data.box.centre.shape
     k = a.shape[1]
     means = data.box.values @ a if data.box.normalized and data.output_error else np.zeros((n, k))

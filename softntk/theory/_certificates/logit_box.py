@@ -1,10 +1,12 @@
-r"""What the factors of a Jacobian can become while no logit moves by more than δ: enclosures on a box of logits.
+r"""What the factors of a Jacobian can become while no logit moves by more than δ: enclosures on a
+box of logits.
 
 For u = e^z or e^z + z, which increase and have increasing slopes, with every |z_r − z⁰_r| ≤ δ_r,
 
     Σu(z⁰ − δ) =: α⁻ ≤ α ≤ α⁺ := Σu(z⁰ + δ),      u'(z⁰ − δ)/α⁺ ≤ u'/α ≤ u'(z⁰ + δ)/α⁻,      |u''/α| ≤ e^{z⁰ + δ}/α⁻,
 
-as long as α⁻ > 0 (always, for e^z). Without the normaliser α = 1. All of it in float64, rounded outward.
+as long as α⁻ > 0 (always, for e^z). Without the normaliser α = 1. All of it in float64, rounded
+outward.
 """
 
 from typing import NamedTuple
@@ -55,14 +57,22 @@ class Box:
         self._linear = z if activation == "res_exp" else None
         self._unit = np.exp(-shift) if activation == "res_exp" else np.zeros((len(z), 1))
         self._slack = slack(z.shape[1] * copies)
-        self.start = EPS * ((x.shape[1] + 8) * (np.abs(x) @ np.abs(weights)) + 8 * np.abs(z - shift) + 8 * np.abs(shift))
+        self.start = EPS * (
+            (x.shape[1] + 8) * (np.abs(x) @ np.abs(weights))
+            + 8 * np.abs(z - shift)
+            + 8 * np.abs(shift)
+        )
         u = self._power if self._linear is None else self._power + self._unit * z
-        self.total = copies * np.sum(u, axis=1, keepdims=True) if normalized else np.ones((len(z), 1))
+        self.total = (
+            copies * np.sum(u, axis=1, keepdims=True) if normalized else np.ones((len(z), 1))
+        )
         with np.errstate(divide="ignore", invalid="ignore"):
             self.centre, self.values = (self._power + self._unit) / self.total, u / self.total
 
     def slopes(self, delta: Matrix) -> Slopes | None:
-        """On the box of half-widths δ; None where the normaliser may vanish, or something overflows."""
+        """On the box of half-widths δ; None where the normaliser may vanish, or something
+        overflows.
+        """
         with np.errstate(over="ignore", invalid="ignore"):
             factor = np.exp(delta)
             high, low = self._power * factor, self._power / factor
@@ -75,7 +85,9 @@ class Box:
                 bend = high * above
                 found = Slopes(low * below, bend, bend)
             else:
-                found = Slopes((low + self._unit) * below, (high + self._unit) * above, high * above)
+                found = Slopes(
+                    (low + self._unit) * below, (high + self._unit) * above, high * above
+                )
         return found if np.isfinite(found.high).all() else None
 
     def _totals(self, high: Matrix, low: Matrix, delta: Matrix) -> tuple[np.ndarray, np.ndarray]:
@@ -85,6 +97,9 @@ class Box:
         if self._linear is not None:
             sizes = self._unit * (np.abs(self._linear) + delta)
             sizes_high, sizes_low = high + sizes, low + sizes
-            high, low = high + self._unit * (self._linear + delta), low + self._unit * (self._linear - delta)
+            high, low = (
+                high + self._unit * (self._linear + delta),
+                low + self._unit * (self._linear - delta),
+            )
         add = lambda part: self.copies * np.sum(part, axis=1, keepdims=True)
         return add(high) + self._slack * add(sizes_high), add(low) - self._slack * add(sizes_low)

@@ -1,15 +1,17 @@
-r"""A rigorous certificate that a regression has exactly one minimiser near a point, and error bars for it.
+r"""A rigorous certificate that a regression has exactly one minimiser near a point, and error bars
+for it.
 
-**Theorem** (Kantorovich). Let H(x₀) ≽ I/β, K a Lipschitz constant of H = ∇²L on the ball ‖x − x₀‖ ≤ R, η ≥ ‖H(x₀)^{-1}∇L(x₀)‖,
-h = βKη ≤ ½ and t = 2η/(1 + √(1 − 2h)) ≤ R. Then L has a stationary point x* with ‖x* − x₀‖ ≤ t; by Weyl H ≻ 0 on
-‖x − x₀‖ < min(R, 1/βK), so that it is a minimiser and the only stationary point there. One Newton step from x₀ ends within
-t − η of it.
+**Theorem** (Kantorovich). Let H(x₀) ≽ I/β, K a Lipschitz constant of H = ∇²L on the ball ‖x − x₀‖ ≤
+R, η ≥ ‖H(x₀)^{-1}∇L(x₀)‖, h = βKη ≤ ½ and t = 2η/(1 + √(1 − 2h)) ≤ R. Then L has a stationary point
+x* with ‖x* − x₀‖ ≤ t; by Weyl H ≻ 0 on ‖x − x₀‖ < min(R, 1/βK), so that it is a minimiser and the
+only stationary point there. One Newton step from x₀ ends within t − η of it.
 
-**Newton's method from elsewhere.** With β* = β/(1 − βKt) ≥ ‖H(x*)^{-1}‖ a step from distance e to x* ends at most
-β*Ke²/(2(1 − β*Ke)) away, which is less than e while e < 2/(3β*K) and everything stays in the ball. So it converges to x* from
-all points within min(2/(3β*K), R − t) − t of x₀.
+**Newton's method from elsewhere.** With β* = β/(1 − βKt) ≥ ‖H(x*)^{-1}‖ a step from distance e to
+x* ends at most β*Ke²/(2(1 − β*Ke)) away, which is less than e while e < 2/(3β*K) and everything
+stays in the ball. So it converges to x* from all points within min(2/(3β*K), R − t) − t of x₀.
 
-K is that of :func:`softntk.regression.lipschitz` around x₀ and so depends on R: R is chosen where R and 1/βK(R) meet.
+K is that of :func:`softntk.regression.lipschitz` around x₀ and so depends on R: R is chosen where R
+and 1/βK(R) meet.
 """
 
 import math
@@ -31,7 +33,8 @@ _MAX_REACH = 1e300
 """What a radius is at most, so that it is a number."""
 
 _PROVED = ("exp", "res_exp", "cosh", "sinh", "identity")
-_WIDE = 4 * 64 * float(np.finfo(np.longdouble).eps)  # rounding of a sum of one term, with room; grows with the terms
+# rounding of a sum of one term, with room; grows with the terms
+_WIDE = 4 * 64 * float(np.finfo(np.longdouble).eps)
 
 
 @record
@@ -40,9 +43,11 @@ class MinimumCertificate:
 
     Attributes:
         holds: whether the theorem applies, with rounding counted.
-        radius: exactly one minimiser within it of x₀, to which Newton's method converges from all of that ball (from x₀ alone,
-            if it is no larger than ``error``); zero if it does not hold.
-        convex_radius: the loss is strictly convex on that ball, which is larger: no other stationary point in it either.
+        radius: exactly one minimiser within it of x₀, to which Newton's method converges from all
+            of that ball (from x₀ alone, if it is no larger than ``error``); zero if it does not
+            hold.
+        convex_radius: the loss is strictly convex on that ball, which is larger: no other
+            stationary point in it either.
         error: ‖x* − x₀‖ is at most that; +inf if it does not hold.
         bars: |x*_j − x₀_j| is at most bars[j], [d].
         strength: the smallest eigenvalue of ∇²L(x₀), from below.
@@ -70,22 +75,26 @@ class _Derivatives(NamedTuple):
 
 
 def certify_minimum(p: Problem, x0: Float[Array | np.ndarray, " d"]) -> MinimumCertificate:
-    """Return a ball around x₀ that provably holds exactly one minimiser, and how far from x₀ that can be.
+    """Return a ball around x₀ that provably holds exactly one minimiser, and how far from x₀ that
+    can be.
 
-    For x₀ from :func:`softntk.solvers.minimise` the bars are error bars of the solution, usually a few units in the last
-    place times the condition number. Theorem and proof stand above, in ``softntk/theory/_certificates/minimum.py``. The gradient is evaluated
-    in ``numpy.longdouble`` (80 bits on x86, float64 elsewhere, and the bars say which), the rest in float64, everything with
-    its rounding error.
+    For x₀ from :func:`softntk.solvers.minimise` the bars are error bars of the solution, usually a
+    few units in the last place times the condition number. Theorem and proof stand above, in
+    ``softntk/theory/_certificates/minimum.py``. The gradient is evaluated in ``numpy.longdouble``
+    (80 bits on x86, float64 elsewhere, and the bars say which), the rest in float64, everything
+    with its rounding error.
 
     Args:
         p: of :func:`softntk.regression._problem`, with u exp, res_exp, cosh, sinh or identity.
         x0: [d].
 
     Returns:
-        A :class:`MinimumCertificate`. What is float32 is converted to float64 exactly; the certificate is about that problem.
+        A :class:`MinimumCertificate`. What is float32 is converted to float64 exactly; the
+        certificate is about that problem.
 
     Raises:
-        ValueError: p of another kind, or traced; x0 no real floating-point numbers, not finite, or of another shape than [d].
+        ValueError: p of another kind, or traced; x0 no real floating-point numbers, not finite, or
+            of another shape than [d].
 
     Example:
         >>> import jax, jax.numpy as jnp, softntk as sn
@@ -95,19 +104,25 @@ def certify_minimum(p: Problem, x0: Float[Array | np.ndarray, " d"]) -> MinimumC
         >>> ball.holds, ball.error < 1e-4 < ball.radius
         (True, True)
 
-    Source: Kantorovich (1948), in the form of Ortega and Rheinboldt (1970), 12.6; MATHEMATICS.md#newton-kantorovich.
+    Source: Kantorovich (1948), in the form of Ortega and Rheinboldt (1970), 12.6;
+    MATHEMATICS.md#newton-kantorovich.
     """
     if not isinstance(p, Problem):
-        raise ValueError(f"p must be a problem of softntk.regression._problem, got {type(p).__name__}.")
+        raise ValueError(
+            f"p must be a problem of softntk.regression._problem, got {type(p).__name__}."
+        )
     check_known("p", p)
     d = p.shape[1]
     x0 = as_double("x0", x0, (d,))
     if p.activation.name not in _PROVED or p.activation != activations.get(p.activation.name):
         return _fails(
-            d, f"There are Lipschitz constants for the activations {', '.join(_PROVED)}, none for {p.activation.name!r}."
+            d,
+            f"There are Lipschitz constants for the activations {', '.join(_PROVED)}, none for {p.activation.name!r}.",
         )
     with on_host():
-        A, b, weights = (np.asarray(leaf, np.float64) for leaf in (matrices.dense(p.A), p.b, p.weights))
+        A, b, weights = (
+            np.asarray(leaf, np.float64) for leaf in (matrices.dense(p.A), p.b, p.weights)
+        )
         return _certified(problem(A, b, p.activation, p.form, weights), x0)
 
 
@@ -115,8 +130,14 @@ def _certified(p: Problem, x0: np.ndarray) -> MinimumCertificate:
     d = len(x0)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         found = _derivatives(p, x0)
-    if not (np.isfinite(found.gradient).all() and np.isfinite(found.gradient_error) and np.isfinite(found.hessian).all()):
-        return _fails(d, "x0 lies outside of the domain, or the loss overflows there: see p.check(x0).")
+    if not (
+        np.isfinite(found.gradient).all()
+        and np.isfinite(found.gradient_error)
+        and np.isfinite(found.hessian).all()
+    ):
+        return _fails(
+            d, "x0 lies outside of the domain, or the loss overflows there: see p.check(x0)."
+        )
     strength = smallest_eigenvalue(found.hessian, found.hessian_error)
     if not strength > 0:
         return _fails(
@@ -129,13 +150,21 @@ def _certified(p: Problem, x0: np.ndarray) -> MinimumCertificate:
     step = np.linalg.solve(found.hessian, found.gradient)
     # H⁻¹g as computed, its residual, and what g and H may be off by.
     length = float(host_norm(step))
-    missing = float(host_norm(found.hessian @ step - found.gradient)) + slack(d) * float(host_norm(found.hessian)) * length
+    missing = (
+        float(host_norm(found.hessian @ step - found.gradient))
+        + slack(d) * float(host_norm(found.hessian)) * length
+    )
     missing += found.gradient_error + found.hessian_error * length
     room = inverse * missing
     eta = (length + room) * (1 + slack(d))
     if not math.isfinite(eta):
-        return _fails(d, "Newton's step from x0 is beyond the largest number: go closer to the minimum.", strength)
-    size = float(host_norm(x0)) + 1 / float(host_norm(np.asarray(p.A)))  # the unit of x is that of 1/A
+        return _fails(
+            d,
+            "Newton's step from x0 is beyond the largest number: go closer to the minimum.",
+            strength,
+        )
+    # the unit of x is that of 1/A
+    size = float(host_norm(x0)) + 1 / float(host_norm(np.asarray(p.A)))
     for reach in _reaches(p, x0, inverse, eta, size):
         K = lipschitz(p, reach, x0).hessian.ours
         h = inverse * K * eta * (1 + slack(1))
@@ -146,7 +175,9 @@ def _certified(p: Problem, x0: np.ndarray) -> MinimumCertificate:
             continue
         convex = min(reach, (1 - slack(1)) / (inverse * K)) if K > 0 else reach
         there = inverse / (1 - inverse * K * error) if inverse * K * error < 1 else math.inf
-        newton = min(2 / (3 * there * K) if K > 0 else math.inf, reach - error) * (1 - slack(1)) - error
+        newton = (
+            min(2 / (3 * there * K) if K > 0 else math.inf, reach - error) * (1 - slack(1)) - error
+        )
         return MinimumCertificate(
             holds=True,
             radius=max(error, min(newton, convex)),
@@ -167,7 +198,9 @@ def _certified(p: Problem, x0: np.ndarray) -> MinimumCertificate:
 
 
 def _reaches(p: Problem, x0: np.ndarray, inverse: float, eta: float, size: float) -> list[float]:
-    """Values of R worth trying: where R = 1/βK(R), and, for points that are barely near enough, little more than η."""
+    """Values of R worth trying: where R = 1/βK(R), and, for points that are barely near enough,
+    little more than η.
+    """
     wide = lambda reach: inverse * lipschitz(p, reach, x0).hessian.ours * reach < 1
     low = max(2 * eta, 1e-14 * size)
     high = min(1e6 * size, _MAX_REACH)
@@ -204,7 +237,9 @@ def _derivatives(p: Problem, x0: np.ndarray) -> _Derivatives:
         float(np.max(sizes_v**2 + np.abs(parts.bend) * sizes_s + w * w)) + parts.factors
     )  # ‖∇²L‖ in the logits, from moduli
     spectral = float(host_norm(A64))
-    error = float(host_norm(np.abs(A.T) @ sizes)) * wide + 1.01 * spectral * curved * wide * float(host_norm(spread))
+    error = float(host_norm(np.abs(A.T) @ sizes)) * wide + 1.01 * spectral * curved * wide * float(
+        host_norm(spread)
+    )
     hessian_error = slack(terms) * parts.condition * spectral**2 * curved
     return _Derivatives(
         np.asarray(gradient, np.float64),
@@ -215,7 +250,9 @@ def _derivatives(p: Problem, x0: np.ndarray) -> _Derivatives:
 
 
 class _Parts(NamedTuple):
-    """∇L in the logits is v∘s + w²z; moduli of what v and s are sums of; factors: what rank two can add to the norm."""
+    """∇L in the logits is v∘s + w²z; moduli of what v and s are sums of; factors: what rank two can
+    add to the norm.
+    """
 
     v: np.ndarray
     bend: np.ndarray
@@ -231,10 +268,17 @@ def _parts(p: Problem, z: np.ndarray) -> _Parts:
     b, name = np.asarray(p.b, np.longdouble), p.activation.name
     shift = np.longdouble(0)
     if p.form == "normalized" and name != "identity":
-        shift = z.max() if name == "exp" else max(shift, np.abs(z).max() if name != "res_exp" else z.max())
+        shift = (
+            z.max()
+            if name == "exp"
+            else max(shift, np.abs(z).max() if name != "res_exp" else z.max())
+        )
     up, one, far = np.exp(z - shift), np.exp(-shift), np.exp(np.abs(z) - shift)
     # Without a difference of two numbers that are nearly equal.
-    cosh, sinh = far * (1 + np.exp(-2 * np.abs(z))) / 2, -np.sign(z) * far * np.expm1(-2 * np.abs(z)) / 2
+    cosh, sinh = (
+        far * (1 + np.exp(-2 * np.abs(z))) / 2,
+        -np.sign(z) * far * np.expm1(-2 * np.abs(z)) / 2,
+    )
     # u, u', u'', and moduli of what u and u' are sums of.
     u, du, d2u, sizes, slopes = {
         "exp": (up, up, up, up, up),
@@ -250,9 +294,18 @@ def _parts(p: Problem, z: np.ndarray) -> _Parts:
     if p.form == "rescaled":
         r, sizes_r = u - total * b, sizes + largest * np.abs(b)
         s, sizes_s = r - b @ r, sizes_r + np.abs(b) @ sizes_r
-        factors = float((slopes @ slopes) * (b @ b) + 2 * np.sqrt((slopes @ slopes) * ((slopes * b) @ (slopes * b))))
+        factors = float(
+            (slopes @ slopes) * (b @ b)
+            + 2 * np.sqrt((slopes @ slopes) * ((slopes * b) @ (slopes * b)))
+        )
         return _Parts(du, d2u, slopes, s, sizes_s, factors, condition)
-    f, v, bend, sizes_f, sizes_v = u / total, du / total, d2u / total, sizes / abs(total), slopes / abs(total)
+    f, v, bend, sizes_f, sizes_v = (
+        u / total,
+        du / total,
+        d2u / total,
+        sizes / abs(total),
+        slopes / abs(total),
+    )
     r, sizes_r = f - b, sizes_f + np.abs(b)
     s, sizes_s = r - r @ f, sizes_r + sizes_r @ sizes_f
     second, square = sizes_v * (sizes_f + sizes_s), sizes_v @ sizes_v
@@ -261,7 +314,9 @@ def _parts(p: Problem, z: np.ndarray) -> _Parts:
     return _Parts(v, bend, sizes_v, s, sizes_s, factors, condition * (1 + lost) ** 2)
 
 
-def _fails(d: int, reason: str, strength: float = 0.0, kantorovich: float = math.inf) -> MinimumCertificate:
+def _fails(
+    d: int, reason: str, strength: float = 0.0, kantorovich: float = math.inf
+) -> MinimumCertificate:
     return MinimumCertificate(
         holds=False,
         radius=0.0,

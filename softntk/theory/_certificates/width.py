@@ -19,7 +19,8 @@ class CertifiedWidth:
     Attributes:
         width: the smallest one whose certificate holds; None if none up to ``largest`` does.
         certificate: of that width, or of the largest one tried.
-        tried: (width, whether it holds, the part of the way that the proof reached), in order of width.
+        tried: (width, whether it holds, the part of the way that the proof reached), in order of
+            width.
     """
 
     width: int | None
@@ -37,10 +38,12 @@ def certified_width(
     largest: int = 2**20,
     precision: float = 0.05,
 ) -> CertifiedWidth:
-    """Return how wide a network must be for :func:`softntk.theory.certify_convergence` to hold on these data, by bisection.
+    """Return how wide a network must be for :func:`softntk.theory.certify_convergence` to hold on
+    these data, by bisection.
 
-    Doubles the width until the certificate holds, then halves the ratio of the last two until it is below 1 + precision. Every
-    width has other weights, drawn with the same key, so that near the threshold the answer carries their chance.
+    Doubles the width until the certificate holds, then halves the ratio of the last two until it is
+    below 1 + precision. Every width has other weights, drawn with the same key, so that near the
+    threshold the answer carries their chance.
 
     Args:
         make: width -> network, as ``lambda m: sn.networks.two_layer("softmax", width=m)``.
@@ -56,8 +59,8 @@ def certified_width(
 
     Raises:
         ValueError: make no function, or not of networks of that width; key no key; x or y as for
-            :func:`softntk.theory.certify_convergence`; widths not positive and even, or in the wrong order; precision
-            not in (0, 1).
+            :func:`softntk.theory.certify_convergence`; widths not positive and even, or in the
+            wrong order; precision not in (0, 1).
 
     Example:
         >>> import jax, jax.numpy as jnp, softntk as sn
@@ -73,7 +76,9 @@ def certified_width(
     smallest = check_positive_int("smallest", smallest)
     largest = check_positive_int("largest", largest)
     if smallest % 2 or largest % 2 or smallest > largest:
-        raise ValueError(f"smallest and largest must be even and in order, got {smallest} and {largest}.")
+        raise ValueError(
+            f"smallest and largest must be even and in order, got {smallest} and {largest}."
+        )
     precision = known_number("precision", precision, above=0, below=1)
     points = as_double("x", x, ("n", "d"))
     as_host_targets("y", y, len(points))
@@ -82,8 +87,14 @@ def certified_width(
     def holds(width: int) -> bool:
         net = make(width)
         if not isinstance(net, Network) or net.architecture.width != width:
-            got = type(net).__name__ if not isinstance(net, Network) else f"one of width {net.architecture.width}"
-            raise ValueError(f"make must return a network of softntk.networks.two_layer of width {width}, got {got}.")
+            got = (
+                type(net).__name__
+                if not isinstance(net, Network)
+                else f"one of width {net.architecture.width}"
+            )
+            raise ValueError(
+                f"make must return a network of softntk.networks.two_layer of width {width}, got {got}."
+            )
         _, params = net.init_fn(key, (-1, points.shape[1]))
         found[width] = certify_convergence(net, params, x, y)
         return found[width].holds

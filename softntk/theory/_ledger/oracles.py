@@ -1,4 +1,6 @@
-"""What the ledger measures with: NumPy and dense automatic differentiation of the definitions, nothing of softntk."""
+"""What the ledger measures with: NumPy and dense automatic differentiation of the definitions,
+nothing of softntk.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +13,8 @@ import numpy as np
 _QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 """Each program runs a few times and takes longer to compile."""
 
-# --- two-layer softmax networks, F = √m softmax(xW) a ----------------------------------------------------------------
+# --- two-layer softmax networks, F = √m softmax(xW) a
+# ----------------------------------------------------------------
 
 
 def softmax(z: np.ndarray) -> np.ndarray:
@@ -68,13 +71,18 @@ def softmax_jacobian(z: Any) -> jax.Array:
     return jax.jacfwd(lambda z: jnp.exp(z) / jnp.sum(jnp.exp(z)))(z)
 
 
-# --- regressions --------------------------------------------------------------------------------------------------
+# --- regressions
+# --------------------------------------------------------------------------------------------------
 
 _JETS: dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]] = {
     "exp": lambda z: (np.exp(z), np.exp(z), np.exp(z)),
     "res_exp": lambda z: (np.exp(z) + z, np.exp(z) + 1, np.exp(z)),
 }
-_FUNCTIONS: dict[str, Callable[[Any], Any]] = {"exp": jnp.exp, "res_exp": lambda z: jnp.exp(z) + z, "cosh": jnp.cosh}
+_FUNCTIONS: dict[str, Callable[[Any], Any]] = {
+    "exp": jnp.exp,
+    "res_exp": lambda z: jnp.exp(z) + z,
+    "cosh": jnp.cosh,
+}
 
 
 def activation(name: str, z: np.ndarray) -> np.ndarray:

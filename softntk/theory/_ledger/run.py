@@ -1,4 +1,6 @@
-"""The ledger: every statement run on random instances, with its tightness, or with its smallest counterexample."""
+"""The ledger: every statement run on random instances, with its tightness, or with its smallest
+counterexample.
+"""
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,15 +39,17 @@ class Row:
     """A statement and what came of it.
 
     Attributes:
-        reference: the paper, by its letter in MATHEMATICS.md#sources, and what it calls the statement.
+        reference: the paper, by its letter in MATHEMATICS.md#sources, and what it calls the
+            statement.
         statement: in symbols.
         instances: how many were measured.
         held: how many of them agreed.
-        tightness: bound over the largest value that was seen, of each instance; None for equalities.
+        tightness: bound over the largest value that was seen, of each instance; None for
+            equalities.
         error: the largest relative error of an equality; None for bounds.
         counterexample: the smallest one found, in words; None if every instance held.
-        source: "printed" (in the abstract), "as remembered" (the full text was not at hand), or "ours": a bound of ours, or a
-            step of the papers' proofs with constants derived here.
+        source: "printed" (in the abstract), "as remembered" (the full text was not at hand), or
+            "ours": a bound of ours, or a step of the papers' proofs with constants derived here.
         case: the counterexample itself, or None.
     """
 
@@ -70,12 +74,14 @@ def ledger(
 ) -> list[Row]:
     r"""Return every statement of the papers that can be run, on random instances: a row each.
 
-    An instance is a bound β(case) and the value v(case) that it is about, by NumPy or dense automatic differentiation; it holds
-    if v ≤ β. The tightness is β/v. Where an instance fails the row has a counterexample, made smaller for as long as it still
-    fails: axes are cut, numbers halved, and rounded to a digit.
+    An instance is a bound β(case) and the value v(case) that it is about, by NumPy or dense
+    automatic differentiation; it holds if v ≤ β. The tightness is β/v. Where an instance fails the
+    row has a counterexample, made smaller for as long as it still fails: axes are cut, numbers
+    halved, and rounded to a digit.
 
-    The papers' full text was not at hand: but for what their abstracts print, statements, constants and exponents are as
-    remembered, and a row that fails is a failure of that. Statements about widths that nobody can run say what was scaled.
+    The papers' full text was not at hand: but for what their abstracts print, statements, constants
+    and exponents are as remembered, and a row that fails is a failure of that. Statements about
+    widths that nobody can run say what was scaled.
 
     Args:
         quick: in half a minute; otherwise with twenty times the instances.
@@ -96,8 +102,8 @@ def ledger(
         [D] lemma: ‖f‖ ≤ 1 True None
         [S] lemma: ‖f‖ ≤ 1 False A = [[1.], [0.]], x = [-0.6]: 1.055 > 1
 
-    Source: [G] arXiv 2405.03251, [S] 2309.13482, and where [S] builds on them [D] 2304.10411 and [H] 2305.00660:
-    MATHEMATICS.md#sources.
+    Source: [G] arXiv 2405.03251, [S] 2309.13482, and where [S] builds on them [D] 2304.10411 and
+    [H] 2305.00660: MATHEMATICS.md#sources.
     """
     quick = check_flag("quick", quick)
     progress = check_flag("progress", progress)
@@ -124,8 +130,14 @@ def ledger(
 
 
 def _checked_statements(statements: Any) -> tuple[Statement, ...]:
-    if not (isinstance(statements, list | tuple) and statements and all(isinstance(one, Statement) for one in statements)):
-        raise ValueError(f"statements must be a list of at least one Statement, got {statements!r}.")
+    if not (
+        isinstance(statements, list | tuple)
+        and statements
+        and all(isinstance(one, Statement) for one in statements)
+    ):
+        raise ValueError(
+            f"statements must be a list of at least one Statement, got {statements!r}."
+        )
     return tuple(statements)
 
 
@@ -161,7 +173,9 @@ def _run(statement: Statement, count: int, seed: int) -> Row:
         instances=len(found),
         held=sum(instance.holds for instance in found),
         tightness=None if statement.equality or not found else _tightness(found),
-        error=max((instance.value for instance in found), default=None) if statement.equality else None,
+        error=max((instance.value for instance in found), default=None)
+        if statement.equality
+        else None,
         counterexample=text,
         source=statement.source,
         case=failing,
@@ -177,11 +191,14 @@ def _measured(statement: Statement, case: Case) -> Instance | None:
 
 
 def _tightness(found: list[Instance]) -> Tightness:
-    ratios = np.array([instance.bound / instance.value if instance.value > 0 else np.inf for instance in found])
+    ratios = np.array(
+        [instance.bound / instance.value if instance.value > 0 else np.inf for instance in found]
+    )
     return Tightness(float(np.median(ratios)), float(np.min(ratios)))
 
 
-# --- counterexamples ----------------------------------------------------------------------------------------------
+# --- counterexamples
+# ----------------------------------------------------------------------------------------------
 
 
 class _Watched(dict[str, Any]):
@@ -197,8 +214,14 @@ class _Watched(dict[str, Any]):
 
 
 def _excess(instance: Instance | None) -> float:
-    """By how much it fails, relative to the bound; zero if it does not, or if that is lost in infinities."""
-    if instance is None or instance.holds or not np.isfinite([instance.bound, instance.value]).all():
+    """By how much it fails, relative to the bound; zero if it does not, or if that is lost in
+    infinities.
+    """
+    if (
+        instance is None
+        or instance.holds
+        or not np.isfinite([instance.bound, instance.value]).all()
+    ):
         return 0.0
     return (instance.value - instance.bound) / max(abs(instance.bound), np.finfo(float).tiny)
 
@@ -220,7 +243,9 @@ def _shrunk(statement: Statement, case: Case) -> tuple[Case, str]:
             if tried is not None and not tried.holds and _excess(tried) >= enough:
                 case, instance, shrinking = smaller, tried, True
                 break
-    parts = ", ".join(f"{name} = {_text(value)}" for name, value in case.items() if name in watched.used)
+    parts = ", ".join(
+        f"{name} = {_text(value)}" for name, value in case.items() if name in watched.used
+    )
     return case, f"{parts}: {instance.value:.4g} > {instance.bound:.4g}"
 
 
@@ -232,11 +257,17 @@ def _smaller(case: Case, axes: Mapping[str, str], used: set[str]) -> Iterator[Ca
 
 
 def _cases_of_shorter_axes(case: Case, axes: Mapping[str, str]) -> Iterator[Case]:
-    sizes = {letter: size for name, letters in axes.items() for letter, size in zip(letters, case[name].shape, strict=True)}
+    sizes = {
+        letter: size
+        for name, letters in axes.items()
+        for letter, size in zip(letters, case[name].shape, strict=True)
+    }
     for letter, size in sizes.items():
         for indices in _shorter(size):
             yield {
-                name: _cut(value, axes[name], letter, indices) if letter in axes.get(name, "") else value
+                name: _cut(value, axes[name], letter, indices)
+                if letter in axes.get(name, "")
+                else value
                 for name, value in case.items()
             }
 
@@ -256,7 +287,11 @@ def _cases_of_half_the_numbers(case: Case, used: set[str]) -> Iterator[Case]:
             continue
         if isinstance(value, int) and value > 1:
             yield {**case, name: value // 2}
-        elif isinstance(value, float | np.ndarray) and np.size(value) and np.max(np.abs(value)) > _SMALL:
+        elif (
+            isinstance(value, float | np.ndarray)
+            and np.size(value)
+            and np.max(np.abs(value)) > _SMALL
+        ):
             yield {**case, name: value / 2}
 
 
@@ -289,5 +324,7 @@ def _text(value: Any) -> str:
     if isinstance(value, np.ndarray):
         if value.size > 12:
             return "[" + ", ".join(map(str, value.shape)) + "]"
-        return np.array2string(value, precision=4, separator=", ", floatmode="maxprec").replace("\n", "")
+        return np.array2string(value, precision=4, separator=", ", floatmode="maxprec").replace(
+            "\n", ""
+        )
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,6 @@
-"""What a line of the ledger is made from: a statement, how to draw an instance of it, and how to measure one."""
+"""What a line of the ledger is made from: a statement, how to draw an instance of it, and how to
+measure one.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,7 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Case = dict[str, Any]
-"""An instance by the names of its parts: arrays, numbers, and a seed for what is drawn while measuring."""
+"""An instance by the names of its parts: arrays, numbers, and a seed for what is drawn while
+measuring.
+"""
 
 TOLERANCE = 1e-8
 """Of equalities, relative."""
@@ -37,15 +41,17 @@ class Statement:
     """A definition, lemma or theorem that can be measured.
 
     Attributes:
-        reference: the paper's letter as in MATHEMATICS.md#sources, and what it calls the statement; unique.
+        reference: the paper's letter as in MATHEMATICS.md#sources, and what it calls the statement;
+            unique.
         statement: in symbols.
         sample: draws a case.
         check: measures it; None where the premises are not met, so that it is no instance.
-        axes: a letter for each axis of each array of the case: what is cut together when a counterexample is made smaller.
+        axes: a letter for each axis of each array of the case: what is cut together when a
+            counterexample is made smaller.
         equality: whether value is a relative error.
         count: instances of a quick run.
-        source: "printed" (in the abstract), "as remembered", or "ours": a bound of ours, or a step of the papers' proofs with
-            constants that were derived here.
+        source: "printed" (in the abstract), "as remembered", or "ours": a bound of ours, or a step
+            of the papers' proofs with constants that were derived here.
     """
 
     reference: str
@@ -62,6 +68,11 @@ def equal(actual: Any, desired: Any) -> Instance:
     """|actual − desired| against the largest entry of the latter."""
     actual, desired = np.asarray(actual, np.float64), np.asarray(desired, np.float64)
     if actual.shape != desired.shape:
-        raise ValueError(f"actual must have the shape of desired, {desired.shape}, got {actual.shape}.")
+        raise ValueError(
+            f"actual must have the shape of desired, {desired.shape}, got {actual.shape}."
+        )
     size = float(np.max(np.abs(desired), initial=0.0))
-    return Instance(TOLERANCE, float(np.max(np.abs(actual - desired), initial=0.0)) / (size if size > 0 else 1.0))
+    return Instance(
+        TOLERANCE,
+        float(np.max(np.abs(actual - desired), initial=0.0)) / (size if size > 0 else 1.0),
+    )

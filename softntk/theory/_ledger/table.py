@@ -41,7 +41,15 @@ def cells(row: Row) -> tuple[str, ...]:
     """A line, in the order of the headings."""
     median, worst = ("", "") if row.tightness is None else map(_number, row.tightness)
     error = "" if row.error is None else _number(row.error)
-    return row.reference, row.statement, f"{row.held} of {row.instances}", median, worst, error, row.source
+    return (
+        row.reference,
+        row.statement,
+        f"{row.held} of {row.instances}",
+        median,
+        worst,
+        error,
+        row.source,
+    )
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -85,7 +93,9 @@ def show(rows: Sequence[Row]) -> None:
         for heading in _HEADINGS:
             table.add_column(heading, overflow="fold")
         for row in rows:
-            table.add_row(*map(escape, cells(row)), style=None if row.held == row.instances else "red")
+            table.add_row(
+                *map(escape, cells(row)), style=None if row.held == row.instances else "red"
+            )
         Console().print(table)
     else:
         for row in rows:
@@ -95,7 +105,9 @@ def show(rows: Sequence[Row]) -> None:
     for row in rows:
         if row.counterexample is not None:
             print(f"{row.reference} fails: {row.counterexample}")
-    print(f"{sum(row.held == row.instances for row in rows)} of {len(rows)} statements held on every instance.")
+    print(
+        f"{sum(row.held == row.instances for row in rows)} of {len(rows)} statements held on every instance."
+    )
 
 
 def _line(entries: Sequence[str]) -> str:

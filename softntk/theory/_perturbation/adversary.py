@@ -40,7 +40,9 @@ _kernel = jax.jit(_matrix, static_argnums=0)
 
 @partial(jax.jit, static_argnums=0)
 def _uphill(architecture: Architecture, params: Parameters, x: Points, change: Matrix) -> Move:
-    """The gradient of ½‖H(W̃) − H‖² in W̃ at H(W̃) − H = change; [d, m], or [d + 1, m] with the bias as the last row."""
+    """The gradient of ½‖H(W̃) − H‖² in W̃ at H(W̃) − H = change; [d, m], or [d + 1, m] with the
+    bias as the last row.
+    """
     kernel = lambda move: _matrix(architecture, _moved(params, move), x)
     rows = params.hidden.shape[0] + (params.bias is not None)
     return jax.vjp(kernel, jnp.zeros((rows, params.hidden.shape[1])))[1](change)[0]
@@ -67,10 +69,14 @@ class Laboratory:
 
     def __init__(self, architecture: Architecture, params: Parameters, x: np.ndarray) -> None:
         self.architecture, self.params, self.x = architecture, params, x
-        self.sizes = host_norm(x if params.bias is None else np.concatenate([x, np.ones((len(x), 1))], axis=1), axis=1)
+        self.sizes = host_norm(
+            x if params.bias is None else np.concatenate([x, np.ones((len(x), 1))], axis=1), axis=1
+        )
         self.kernel = np.asarray(_kernel(architecture, params, x))
         if not np.isfinite(self.kernel).all():
-            raise ValueError("x must be in the domain of the network at params, got rows outside it. Take smaller weights.")
+            raise ValueError(
+                "x must be in the domain of the network at params, got rows outside it. Take smaller weights."
+            )
 
     def change(self, params: Parameters) -> np.ndarray:
         """H(W̃) − H(W)."""
@@ -93,7 +99,12 @@ class Laboratory:
         architecture = self.architecture
         if architecture.activation.name == "relu":  # piecewise constant: slopes as wide as the move
             architecture = replace(architecture, activation=_softplus())
-            return _uphill(architecture, _scaled(params, 1 / (R * float(self.sizes.mean()))), self.x, self.change(params))
+            return _uphill(
+                architecture,
+                _scaled(params, 1 / (R * float(self.sizes.mean()))),
+                self.x,
+                self.change(params),
+            )
         return _uphill(architecture, params, self.x, self.change(params))
 
 
@@ -117,7 +128,12 @@ class _Trial(NamedTuple):
 
 
 def search(
-    lab: Laboratory, radii: list[float], key: PRNGKeyArray, kinds: Sequence[str], trials: int, steps: int
+    lab: Laboratory,
+    radii: list[float],
+    key: PRNGKeyArray,
+    kinds: Sequence[str],
+    trials: int,
+    steps: int,
 ) -> list[Found]:
     rows, m = sum(len(part) for part in _hidden(lab.params)), lab.params.hidden.shape[1]
     directions = [_unit(d, d) for d in jax.random.normal(key, (trials, rows, m))]
@@ -135,13 +151,24 @@ def search(
             adversary = end.move / R
             best["adversarial"] = (end, max(spectral, end.spectral))
         found += [
-            Found(kind, R, _moved(lab.params, best[kind][0].move), best[kind][0].frobenius, best[kind][1]) for kind in kinds
+            Found(
+                kind,
+                R,
+                _moved(lab.params, best[kind][0].move),
+                best[kind][0].frobenius,
+                best[kind][1],
+            )
+            for kind in kinds
         ]
     return found
 
 
-def _ascend(lab: Laboratory, attempt: Callable[[Move], _Trial], start: _Trial, R: float, steps: int) -> _Trial:
-    """Full steps of the generalised power method, halved where they do not help; the best that was seen."""
+def _ascend(
+    lab: Laboratory, attempt: Callable[[Move], _Trial], start: _Trial, R: float, steps: int
+) -> _Trial:
+    """Full steps of the generalised power method, halved where they do not help; the best that was
+    seen.
+    """
     best = start
     for _ in range(steps):
         if not math.isfinite(best.frobenius):

@@ -1,6 +1,8 @@
-"""How far a two-layer network's kernel can move while no neuron moves by more than R: enclosures of all it is made of.
+"""How far a two-layer network's kernel can move while no neuron moves by more than R: enclosures of
+all it is made of.
 
-The proof is in the docstring of :func:`softntk.theory.perturbation`; here is its arithmetic, in float64 on the host.
+The proof is in the docstring of :func:`softntk.theory.perturbation`; here is its arithmetic, in
+float64 on the host.
 """
 
 from collections.abc import Callable
@@ -50,8 +52,13 @@ class LocalBound:
     def __init__(self, architecture: Architecture, params: Parameters, x: np.ndarray) -> None:
         self.architecture, self.params, self.x = architecture, params, x
         rows, (m, k) = row_factors(architecture, params, x), params.readout.shape
-        self._g, self._features = np.asarray(row_vectors(rows, params.readout)).reshape(-1, m), np.asarray(rows.features)
-        self._dots = np.kron(np.abs(x @ x.T + (0.0 if params.bias is None else 1.0)), np.ones((k, k)))
+        self._g, self._features = (
+            np.asarray(row_vectors(rows, params.readout)).reshape(-1, m),
+            np.asarray(rows.features),
+        )
+        self._dots = np.kron(
+            np.abs(x @ x.T + (0.0 if params.bias is None else 1.0)), np.ones((k, k))
+        )
         softmax = architecture.activation == activations.get("exp") and architecture.normalized
         self._expansion = Expansion(architecture, params, x) if softmax else None
 
@@ -68,7 +75,9 @@ class LocalBound:
         return min(b[0] for b in bounds), min(b[1] for b in bounds)
 
     def _changes(self, R: float) -> tuple[np.ndarray, np.ndarray]:
-        """Above the change of what the hidden weights and a trained readout add to H, entry by entry, [nk, nk]."""
+        """Above the change of what the hidden weights and a trained readout add to H, entry by
+        entry, [nk, nk].
+        """
         unknown, nothing = np.full(self._dots.shape, np.inf), np.zeros(self._dots.shape)
         trained = self.architecture.train_readout
         with np.errstate(all="ignore"):  # infinities are meant, and what is undefined is infinite
@@ -76,8 +85,12 @@ class LocalBound:
             if enclosed is None:
                 return unknown, unknown if trained else nothing
             weights = self._dots * _gram_change(self._g, *enclosed[0])
-            readout = np.kron(_gram_change(self._features, *enclosed[1]), np.eye(self.params.readout.shape[1]))
-            weights, readout = (np.where(np.isnan(part), np.inf, part) for part in (weights, readout))
+            readout = np.kron(
+                _gram_change(self._features, *enclosed[1]), np.eye(self.params.readout.shape[1])
+            )
+            weights, readout = (
+                np.where(np.isnan(part), np.inf, part) for part in (weights, readout)
+            )
         return weights, readout if trained else nothing
 
 
@@ -88,7 +101,9 @@ def _norms(change: Float[np.ndarray, "p p"]) -> tuple[float, float]:
     return frobenius, min(frobenius, perron_norm(change))
 
 
-def _factors(architecture: Architecture, params: Parameters, x: np.ndarray, R: float) -> tuple[Interval, Interval] | None:
+def _factors(
+    architecture: Architecture, params: Parameters, x: np.ndarray, R: float
+) -> tuple[Interval, Interval] | None:
     """Enclosures of g, [nk, m], and of the features, [n, m]."""
     activation, a = architecture.activation, np.asarray(params.readout)
     if activation.name not in _SHAPES or activation != activations.get(activation.name):
@@ -100,7 +115,12 @@ def _factors(architecture: Architecture, params: Parameters, x: np.ndarray, R: f
     delta = R * host_norm(x, axis=1, keepdims=True)
     shift = activation.log_scale(jnp.asarray(z)) if architecture.normalized else 0.0
     u, slopes = (
-        _range(lambda t, order=order: np.asarray(activation.jet(jnp.asarray(t), shift)[order]), shape, z, delta)
+        _range(
+            lambda t, order=order: np.asarray(activation.jet(jnp.asarray(t), shift)[order]),
+            shape,
+            z,
+            delta,
+        )
         for order, shape in enumerate(_SHAPES[activation.name])
     )
     m, outer = z.shape[1], np.sqrt(architecture.kernel_scale)
@@ -113,7 +133,9 @@ def _factors(architecture: Architecture, params: Parameters, x: np.ndarray, R: f
         return None
     inverse = Interval(outer * np.sqrt(m) / total.high, outer * np.sqrt(m) / total.low)
     means = mean_range(a, u)
-    centred = Interval(*((a[None] - end[:, None, :]).transpose(0, 2, 1) for end in (means.high, means.low)))
+    centred = Interval(
+        *((a[None] - end[:, None, :]).transpose(0, 2, 1) for end in (means.high, means.low))
+    )
     return _flat(slopes * inverse, centred), u * inverse
 
 
@@ -123,7 +145,9 @@ def _flat(slopes: Interval, readout: Interval) -> Interval:
     return Interval(*(end.reshape(-1, end.shape[-1]) for end in product))
 
 
-def _range(f: Callable[[np.ndarray], np.ndarray], shape: str, z: np.ndarray, delta: np.ndarray) -> Interval:
+def _range(
+    f: Callable[[np.ndarray], np.ndarray], shape: str, z: np.ndarray, delta: np.ndarray
+) -> Interval:
     """What f takes on [z − δ, z + δ]."""
     if shape == "increasing":
         return Interval(f(z - delta), f(z + delta))
@@ -134,14 +158,17 @@ def _range(f: Callable[[np.ndarray], np.ndarray], shape: str, z: np.ndarray, del
 def mean_range(a: Float[np.ndarray, "m k"], u: Interval) -> Interval:
     """Exactly what ⟨a_ℓ, u⟩/1ᵀu takes while every u_r is in its interval and 1ᵀu > 0, [n, k].
 
-    A ratio of linear functions is largest at a corner: where it is μ⁺, ⟨a − μ⁺, u⟩ is at its largest, zero, so u_r is at its
-    upper end for a_r > μ⁺ and at its lower end for a_r < μ⁺. With the units sorted by a only m + 1 corners are left.
+    A ratio of linear functions is largest at a corner: where it is μ⁺, ⟨a − μ⁺, u⟩ is at its
+    largest, zero, so u_r is at its upper end for a_r > μ⁺ and at its lower end for a_r < μ⁺. With
+    the units sorted by a only m + 1 corners are left.
     """
     ends = []
     for column in a.T:
         order = np.argsort(column)
         column, low, high = column[order], u.low[:, order], u.high[:, order]
-        ends.append((_corners(column, high, low).min(axis=1), _corners(column, low, high).max(axis=1)))
+        ends.append(
+            (_corners(column, high, low).min(axis=1), _corners(column, low, high).max(axis=1))
+        )
     return Interval(*(np.stack(end, axis=1) for end in zip(*ends, strict=True)))
 
 
@@ -158,7 +185,9 @@ def _corners(a: np.ndarray, first: np.ndarray, rest: np.ndarray) -> np.ndarray:
 
 
 def _gram_change(g: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Above |g̃g̃ᵀ − ggᵀ| for g̃ in the interval: by its middle c = g + s and its half-width w, g̃ = c + e, |e| ≤ w."""
+    """Above |g̃g̃ᵀ − ggᵀ| for g̃ in the interval: by its middle c = g + s and its half-width w, g̃
+    = c + e, |e| ≤ w.
+    """
     low, high = np.minimum(low, g), np.maximum(high, g)
     s, w = 0.5 * ((high - g) - (g - low)), 0.5 * ((high - g) + (g - low))
     c = np.abs(g + s)

@@ -1,6 +1,8 @@
-"""How far the kernel of a softmax network can move: its derivative, and what is left of second order.
+"""How far the kernel of a softmax network can move: its derivative, and what is left of second
+order.
 
-The proof is in the docstring of :func:`softntk.theory.perturbation` (there f is the softmax, s = f(a − μ), γs = g).
+The proof is in the docstring of :func:`softntk.theory.perturbation` (there f is the softmax, s =
+f(a − μ), γs = g).
 """
 
 import numpy as np
@@ -14,13 +16,18 @@ _ROUNDING = 1e-12  # of the sums that Q is the difference of
 
 
 class Expansion:
-    """Bounds of ‖H(W̃) − H(W)‖ for a softmax network, without what a trained readout adds; in float64 on the host."""
+    """Bounds of ‖H(W̃) − H(W)‖ for a softmax network, without what a trained readout adds; in
+    float64 on the host.
+    """
 
     def __init__(self, architecture: Architecture, params: Parameters, x: np.ndarray) -> None:
         self.a, self.k = np.asarray(params.readout), params.readout.shape[1]
         z, points = x @ np.asarray(params.hidden), x
         if params.bias is not None:
-            z, points = z + np.asarray(params.bias), np.concatenate([x, np.ones((len(x), 1))], axis=1)
+            z, points = (
+                z + np.asarray(params.bias),
+                np.concatenate([x, np.ones((len(x), 1))], axis=1),
+            )
         self.lengths = host_norm(points, axis=1)
         f = np.exp(z - z.max(axis=1, keepdims=True))
         self.f = f / f.sum(axis=1, keepdims=True)
@@ -51,13 +58,17 @@ class Expansion:
         weights = self.dots**2 * self._squares(self.f**2 / (h / h.sum()))
         per_point = weights.sum(axis=1).reshape(-1, self.k).sum(axis=1)
         coupled = 2 * float(np.linalg.eigvalsh((points.T * per_point) @ points)[-1]) ** 0.5
-        entries = np.repeat(self.lengths, self.k)[:, None] * self.dots * np.sqrt(self._squares(self.f))
+        entries = (
+            np.repeat(self.lengths, self.k)[:, None] * self.dots * np.sqrt(self._squares(self.f))
+        )
         entries = entries + entries.T
         frobenius = min(coupled, float(host_norm(entries)))
         return frobenius, min(frobenius, perron_norm(entries))
 
     def _squares(self, p: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "p p"]:
-        """Q[iℓ, jℓ'] = Σ_r p_ir (α_iℓr (s_jℓ'r − ν) − c)², expanded into matrix products, and rounded up."""
+        """Q[iℓ, jℓ'] = Σ_r p_ir (α_iℓr (s_jℓ'r − ν) − c)², expanded into matrix products, and
+        rounded up.
+        """
         flat = lambda v: v.reshape(-1, v.shape[-1])
         f, alpha, p = self.f[:, None], self.centred, p[:, None]
         s, one, two = flat(f * alpha), flat(p * alpha), flat(p * alpha**2)
@@ -76,7 +87,9 @@ class Expansion:
             f = np.exp(2 * delta) * self.f[:, None]
             b = np.abs(self.centred) + half * delta
             flat = lambda v: v.reshape(-1, v.shape[-1])
-            zero, one, two = (flat(f * v) for v in (b, delta * (2 * b + half), delta**2 * (4 * b + 6 * half)))
+            zero, one, two = (
+                flat(f * v) for v in (b, delta * (2 * b + half), delta**2 * (4 * b + 6 * half))
+            )
             cross = two @ zero.T
             rest = 0.5 * self.dots * (cross + cross.T + 2 * one @ one.T)
         return np.where(np.isnan(rest), np.inf, rest)

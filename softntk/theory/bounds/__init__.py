@@ -1,7 +1,8 @@
-"""The first paper's statements as numbers: how wide, how many steps, how far, for softmax, exp and ReLU.
+"""The first paper's statements as numbers: how wide, how many steps, how far, for softmax, exp and
+ReLU.
 
-With n points, k outputs, λ = λ_min of the infinite-width kernel, failure probability δ and B = max(Cσ√log(nk/δ), 1)
-(:func:`growth`), for ``parameterization="ntk"``:
+With n points, k outputs, λ = λ_min of the infinite-width kernel, failure probability δ and B =
+max(Cσ√log(nk/δ), 1) (:func:`growth`), for ``parameterization="ntk"``:
 
 | | softmax, exp | relu |
 |---|---|---|
@@ -13,14 +14,15 @@ With n points, k outputs, λ = λ_min of the infinite-width kernel, failure prob
 | :func:`smallest_eigenvalue` | ¾λ − the bound above | ¾λ − the bound above |
 | :func:`descent_factor` | 1 − ηλ/2 | 1 − ηλ/2 |
 
-The paper writes F = m⟨a, softmax⟩, √m times our F (``parameterization="paper"``): there kernels are m times as large, and so
-is what moves them; learning rates are m times smaller, and D is 4 m⁻¹ λ⁻¹ …, for residuals that are √m times as large. The λ
-of every function is that of the "ntk" kernel, λ_min(kernel)/m of the other.
+The paper writes F = m⟨a, softmax⟩, √m times our F (``parameterization="paper"``): there kernels are
+m times as large, and so is what moves them; learning rates are m times smaller, and D is 4 m⁻¹ λ⁻¹
+…, for residuals that are √m times as large. The λ of every function is that of the "ntk" kernel,
+λ_min(kernel)/m of the other.
 
-The full text was not at hand. Exponents and constants are as remembered, so they are fields of :class:`Constants`; those
-hidden in Ω are 1, but for T, whose 20 = 2/0.1 makes (1 − ηλ/2)^T nk ≤ ε true. The paper compares with ReLU for k = 1; k and
-δ stand in its column by analogy. Everything is computed in logarithms: a width of 1e40 is a number, and +inf one beyond
-the largest.
+The full text was not at hand. Exponents and constants are as remembered, so they are fields of
+:class:`Constants`; those hidden in Ω are 1, but for T, whose 20 = 2/0.1 makes (1 − ηλ/2)^T nk ≤ ε
+true. The paper compares with ReLU for k = 1; k and δ stand in its column by analogy. Everything is
+computed in logarithms: a width of 1e40 is a number, and +inf one beyond the largest.
 
 Example:
     >>> from softntk.theory import bounds
@@ -30,7 +32,8 @@ Example:
     exp      m ~ λ⁻² n^{2+o(1)} log² n   = 3.1e+15   T ~ λ⁻² n^{2+o(1)} log(n/ε) = 2.0e+15
     softmax  m ~ λ⁻² n^{2+o(1)} log² n   = 3.1e+15   T ~ λ⁻² n^{2+o(1)} log(n/ε) = 2.0e+15
 
-Source: arXiv 2405.03251, the main theorem, its lemmas, and its table; MATHEMATICS.md#convergence-statements.
+Source: arXiv 2405.03251, the main theorem, its lemmas, and its table;
+MATHEMATICS.md#convergence-statements.
 """
 
 from softntk.theory.bounds._ball import perturbation_bound as perturbation_bound

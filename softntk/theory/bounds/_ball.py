@@ -1,4 +1,5 @@
-"""The first paper's ball around the initial weights: how far neurons move, and what that does to the kernel.
+"""The first paper's ball around the initial weights: how far neurons move, and what that does to
+the kernel.
 
 Public in :mod:`softntk.theory.bounds`.
 """
@@ -30,11 +31,13 @@ def radius(
     parameterization: str = "ntk",
     constants: Constants = AS_REMEMBERED,
 ) -> float:
-    """How far a neuron moves at most, D = 4 m^{-1/2} λ⁻¹ e^{3B} √(nk) ‖Y − F(0)‖_F; m⁻¹ for "paper".
+    """How far a neuron moves at most, D = 4 m^{-1/2} λ⁻¹ e^{3B} √(nk) ‖Y − F(0)‖_F; m⁻¹ for
+    "paper".
 
-    A neuron's gradient is at most e^{3B} √(nk) m^{-1/2} times the residual, which shrinks like (1 − ηλ/2)^{τ/2}: the sum of
-    η e^{3B} √(nk) m^{-1/2} (1 − ηλ/2)^{τ/2} over all steps is at most D. In the other scaling the gradient has no m^{-1/2}
-    and the rate is mηλ/2, so there is m⁻¹; for the same move of the weights its residual is √m times ours.
+    A neuron's gradient is at most e^{3B} √(nk) m^{-1/2} times the residual, which shrinks like (1 −
+    ηλ/2)^{τ/2}: the sum of η e^{3B} √(nk) m^{-1/2} (1 − ηλ/2)^{τ/2} over all steps is at most D. In
+    the other scaling the gradient has no m^{-1/2} and the rate is mηλ/2, so there is m⁻¹; for the
+    same move of the weights its residual is √m times ours.
 
     Args:
         residual: ‖Y − F(0)‖_F, in the scaling of the parameterization.
@@ -52,8 +55,8 @@ def radius(
         D; +inf beyond the largest float.
 
     Raises:
-        ValueError: as :func:`softntk.theory.required_width`; residual not positive; width no positive integer; an unknown
-            parameterization.
+        ValueError: as :func:`softntk.theory.required_width`; residual not positive; width no
+            positive integer; an unknown parameterization.
 
     Example:
         >>> round(radius("relu", 4, 0.5, 2.0, 1024), 9)
@@ -66,8 +69,15 @@ def radius(
     B = checked_growth(family, n, smallest, k, sigma, failure, constants)
     kernel_scale(parameterization, width)
     power = 1.0 if parameterization == "paper" else 0.5
-    size = math.log(constants.radius) - power * math.log(width) - math.log(smallest) + math.log(residual)
-    return exp(size + exponent(family, constants.radius_exponent) * B + 0.5 * (math.log(n) + math.log(k)))
+    size = (
+        math.log(constants.radius)
+        - power * math.log(width)
+        - math.log(smallest)
+        + math.log(residual)
+    )
+    return exp(
+        size + exponent(family, constants.radius_exponent) * B + 0.5 * (math.log(n) + math.log(k))
+    )
 
 
 def perturbation_bound(
@@ -82,7 +92,8 @@ def perturbation_bound(
     width: int | None = None,
     constants: Constants = AS_REMEMBERED,
 ) -> float:
-    """‖H(W̃) − H(W)‖_F ≤ R n k e^{10B} for every W̃ with ‖w̃_r − w_r‖ ≤ R; relu: 2 R n k/σ. Points within the unit ball.
+    """‖H(W̃) − H(W)‖_F ≤ R n k e^{10B} for every W̃ with ‖w̃_r − w_r‖ ≤ R; relu: 2 R n k/σ. Points
+    within the unit ball.
 
     :func:`softntk.theory.perturbation` measures it, and has a bound that is proven and far smaller.
 
@@ -101,14 +112,15 @@ def perturbation_bound(
         The bound; +inf beyond the largest float.
 
     Raises:
-        ValueError: as :func:`softntk.theory.required_width`; R not positive; an unknown parameterization; no width where one is
-            needed.
+        ValueError: as :func:`softntk.theory.required_width`; R not positive; an unknown
+            parameterization; no width where one is needed.
 
     Example:
         >>> f"{perturbation_bound(0.01, 100, sigma=0.3):.0f}"
         '22026'
 
-    Source: arXiv 2405.03251, the lemma on perturbed weights; relu: Song and Yang, arXiv 1906.03593, Lemma 3.2, for σ = 1.
+    Source: arXiv 2405.03251, the lemma on perturbed weights; relu: Song and Yang, arXiv 1906.03593,
+    Lemma 3.2, for σ = 1.
     """
     R = known_number("R", R, above=0)
     B = checked_growth(family, n, 1.0, k, sigma, failure, constants)
@@ -159,5 +171,7 @@ def smallest_eigenvalue(
     """
     smallest = known_number("smallest", smallest, above=0)
     scaling = {"parameterization": parameterization, "width": width}
-    lost = perturbation_bound(R, n, family=family, k=k, sigma=sigma, failure=failure, constants=constants, **scaling)
+    lost = perturbation_bound(
+        R, n, family=family, k=k, sigma=sigma, failure=failure, constants=constants, **scaling
+    )
     return 0.75 * kernel_scale(parameterization, width) * smallest - lost

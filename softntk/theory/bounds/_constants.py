@@ -1,4 +1,6 @@
-"""The constants of the first paper's statements, and the logarithms that :mod:`softntk.theory.bounds` writes them in."""
+"""The constants of the first paper's statements, and the logarithms that
+:mod:`softntk.theory.bounds` writes them in.
+"""
 
 import dataclasses
 import math
@@ -28,7 +30,8 @@ class Constants:
         radius: in D.
         radius_exponent: of e^B in D.
         perturbation_exponent: of e^B in the perturbation bound.
-        relu_perturbation: in the perturbation bound of ReLU, which holds with probability 1 − n² e^{−mR/10} (Song and Yang).
+        relu_perturbation: in the perturbation bound of ReLU, which holds with probability 1 − n²
+            e^{−mR/10} (Song and Yang).
     """
 
     concentration: float = 1.0
@@ -44,11 +47,15 @@ class Constants:
     relu_perturbation: float = 2.0
 
     def __post_init__(self) -> None:
-        """Refuse factors that are not positive; exponents, and C, may be any number (B is at least one)."""
+        """Refuse factors that are not positive; exponents, and C, may be any number (B is at least
+        one).
+        """
         factors = ("width", "step", "steps", "radius", "relu_perturbation")
         for constant in dataclasses.fields(self):
             value = getattr(self, constant.name)
-            number = known_number(constant.name, value, above=0 if constant.name in factors else None)
+            number = known_number(
+                constant.name, value, above=0 if constant.name in factors else None
+            )
             object.__setattr__(self, constant.name, number)
 
 
@@ -73,8 +80,15 @@ def log_size(n: int, k: int, smallest: float) -> float:
     return 2 * (math.log(n) + math.log(k) - math.log(smallest))
 
 
-def growth(n: int, k: int = 1, sigma: float = 1.0, failure: float = 0.1, constants: Constants = AS_REMEMBERED) -> float:
-    """Return B = max(Cσ√log(nk/δ), 1), the size of logits of points in the unit ball that the paper's proofs count with.
+def growth(
+    n: int,
+    k: int = 1,
+    sigma: float = 1.0,
+    failure: float = 0.1,
+    constants: Constants = AS_REMEMBERED,
+) -> float:
+    """Return B = max(Cσ√log(nk/δ), 1), the size of logits of points in the unit ball that the
+    paper's proofs count with.
 
     Args:
         n: points.
@@ -103,10 +117,14 @@ def growth(n: int, k: int = 1, sigma: float = 1.0, failure: float = 0.1, constan
 def check_constants(constants: object) -> None:
     """Refuse what are no constants."""
     if not isinstance(constants, Constants):
-        raise ValueError(f"constants must be theory.bounds.Constants, got {type(constants).__name__}.")
+        raise ValueError(
+            f"constants must be theory.bounds.Constants, got {type(constants).__name__}."
+        )
 
 
-def checked_growth(family: str, n: int, smallest: float, k: int, sigma: float, failure: float, constants: Constants) -> float:
+def checked_growth(
+    family: str, n: int, smallest: float, k: int, sigma: float, failure: float, constants: Constants
+) -> float:
     """Return B, after a look at what every statement is given."""
     check_choice("family", family, FAMILIES)
     known_number("smallest", smallest, above=0)

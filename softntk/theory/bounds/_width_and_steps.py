@@ -1,7 +1,8 @@
-r"""The first paper's statements as numbers: how wide, how many steps, how far, for softmax, exp and ReLU.
+r"""The first paper's statements as numbers: how wide, how many steps, how far, for softmax, exp and
+ReLU.
 
-With n points, k outputs, λ = λ_min of the infinite-width kernel, failure probability δ and B = max(Cσ√log(nk/δ), 1)
-(:func:`growth`), for ``parameterization="ntk"``:
+With n points, k outputs, λ = λ_min of the infinite-width kernel, failure probability δ and B =
+max(Cσ√log(nk/δ), 1) (:func:`growth`), for ``parameterization="ntk"``:
 
 | | softmax, exp | relu |
 |---|---|---|
@@ -13,14 +14,15 @@ With n points, k outputs, λ = λ_min of the infinite-width kernel, failure prob
 | :func:`smallest_eigenvalue` | ¾λ − the bound above | ¾λ − the bound above |
 | :func:`descent_factor` | 1 − ηλ/2 | 1 − ηλ/2 |
 
-The paper writes F = m⟨a, softmax⟩, √m times our F (``parameterization="paper"``): there kernels are m times as large, and so
-is what moves them; learning rates are m times smaller, and D is 4 m⁻¹ λ⁻¹ …, for residuals that are √m times as large. The λ
-of every function is that of the "ntk" kernel, λ_min(kernel)/m of the other.
+The paper writes F = m⟨a, softmax⟩, √m times our F (``parameterization="paper"``): there kernels are
+m times as large, and so is what moves them; learning rates are m times smaller, and D is 4 m⁻¹ λ⁻¹
+…, for residuals that are √m times as large. The λ of every function is that of the "ntk" kernel,
+λ_min(kernel)/m of the other.
 
-The full text was not at hand. Exponents and constants are as remembered, so they are fields of :class:`Constants`; those
-hidden in Ω are 1, but for T, whose 20 = 2/0.1 makes (1 − ηλ/2)^T nk ≤ ε true. The paper compares with ReLU for k = 1; k and
-δ stand in its column by analogy. Everything is computed in logarithms: a width of 1e40 is a number, and +inf one beyond
-the largest.
+The full text was not at hand. Exponents and constants are as remembered, so they are fields of
+:class:`Constants`; those hidden in Ω are 1, but for T, whose 20 = 2/0.1 makes (1 − ηλ/2)^T nk ≤ ε
+true. The paper compares with ReLU for k = 1; k and δ stand in its column by analogy. Everything is
+computed in logarithms: a width of 1e40 is a number, and +inf one beyond the largest.
 
 Example:
     >>> from softntk.theory import bounds
@@ -30,7 +32,8 @@ Example:
     exp      m ~ λ⁻² n^{2+o(1)} log² n   = 3.1e+15   T ~ λ⁻² n^{2+o(1)} log(n/ε) = 2.0e+15
     softmax  m ~ λ⁻² n^{2+o(1)} log² n   = 3.1e+15   T ~ λ⁻² n^{2+o(1)} log(n/ε) = 2.0e+15
 
-Source: arXiv 2405.03251, the main theorem, its lemmas, and its table; MATHEMATICS.md#convergence-statements.
+Source: arXiv 2405.03251, the main theorem, its lemmas, and its table;
+MATHEMATICS.md#convergence-statements.
 """
 
 import math
@@ -76,10 +79,12 @@ def required_width(
     failure: float = 0.1,
     constants: Constants = AS_REMEMBERED,
 ) -> float:
-    """The width from which training provably converges, λ⁻² n²k² e^{18B} log²(nk/δ); relu: λ⁻² n²k² log(nk/δ).
+    """The width from which training provably converges, λ⁻² n²k² e^{18B} log²(nk/δ); relu: λ⁻² n²k²
+    log(nk/δ).
 
-    With another exponent (``constants.width_exponent``) it is the one from which ‖H(0) − H*‖_F ≤ λ/4 at the start.
-    A certificate of the instance asks for far less: :func:`softntk.theory.certify_convergence`.
+    With another exponent (``constants.width_exponent``) it is the one from which ‖H(0) − H*‖_F ≤
+    λ/4 at the start. A certificate of the instance asks for far less:
+    :func:`softntk.theory.certify_convergence`.
 
     Args:
         family: "softmax", "exp" or "relu".
@@ -94,7 +99,8 @@ def required_width(
         m, not rounded; +inf beyond the largest float.
 
     Raises:
-        ValueError: an unknown family, λ or σ not positive, n or k no positive integer, δ not in (0, 1).
+        ValueError: an unknown family, λ or σ not positive, n or k no positive integer, δ not in (0,
+            1).
 
     Example:
         >>> round(required_width("softmax", 100, 0.1, sigma=0.3) / required_width("softmax", 100, 0.2, sigma=0.3), 9)
@@ -104,7 +110,12 @@ def required_width(
     """
     B = checked_growth(family, n, smallest, k, sigma, failure, constants)
     logs = (1 if family == "relu" else 2) * math.log(log_ratio(n, k, failure))
-    return exp(math.log(constants.width) + log_size(n, k, smallest) + exponent(family, constants.width_exponent) * B + logs)
+    return exp(
+        math.log(constants.width)
+        + log_size(n, k, smallest)
+        + exponent(family, constants.width_exponent) * B
+        + logs
+    )
 
 
 def required_steps(
@@ -118,7 +129,8 @@ def required_steps(
     failure: float = 0.1,
     constants: Constants = AS_REMEMBERED,
 ) -> float:
-    """The steps of size :func:`learning_rate` to ‖F(T) − Y‖² ≤ ε, from nk: 20 λ⁻² n²k² e^{16B} log(nk/ε); relu without e^{16B}.
+    """The steps of size :func:`learning_rate` to ‖F(T) − Y‖² ≤ ε, from nk: 20 λ⁻² n²k² e^{16B}
+    log(nk/ε); relu without e^{16B}.
 
     20 is 2/0.1: since 1 − t ≤ e^{−t}, T = (2/ηλ) log(nk/ε) brings (1 − ηλ/2)^T nk below ε.
 
@@ -165,7 +177,8 @@ def learning_rate(
     width: int | None = None,
     constants: Constants = AS_REMEMBERED,
 ) -> float:
-    """η = 0.1 λ/(n²k² e^{16B}), and m times less for "paper": :func:`softntk.solvers.step_sizes.paper` at this B.
+    """η = 0.1 λ/(n²k² e^{16B}), and m times less for "paper":
+    :func:`softntk.solvers.step_sizes.paper` at this B.
 
     Args:
         parameterization: "ntk" or "paper".
@@ -182,7 +195,8 @@ def learning_rate(
         η; zero if it underflows.
 
     Raises:
-        ValueError: as :func:`required_width`; an unknown parameterization; no width where one is needed.
+        ValueError: as :func:`required_width`; an unknown parameterization; no width where one is
+            needed.
 
     Example:
         >>> learning_rate("relu", 10, 1.0)
@@ -193,10 +207,16 @@ def learning_rate(
     B = checked_growth(family, n, smallest, k, sigma, failure, constants)
     m = kernel_scale(parameterization, width)
     power = exponent(family, constants.step_exponent)
-    return float(step_sizes.paper(float(smallest), int(n), int(k), m, B, constant=constants.step, exponent=power))
+    return float(
+        step_sizes.paper(
+            float(smallest), int(n), int(k), m, B, constant=constants.step, exponent=power
+        )
+    )
 
 
-def descent_factor(smallest: float, rate: float, *, parameterization: str = "ntk", width: int | None = None) -> float:
+def descent_factor(
+    smallest: float, rate: float, *, parameterization: str = "ntk", width: int | None = None
+) -> float:
     """What a step multiplies ‖F − Y‖² by at most: 1 − ηλ/2, or 1 − mηλ/2 for "paper".
 
     Args:
@@ -209,7 +229,8 @@ def descent_factor(smallest: float, rate: float, *, parameterization: str = "ntk
         A factor in [0, 1].
 
     Raises:
-        ValueError: λ or η not positive, or η too large; an unknown parameterization; no width where one is needed.
+        ValueError: λ or η not positive, or η too large; an unknown parameterization; no width where
+            one is needed.
 
     Example:
         >>> descent_factor(0.5, 0.1), descent_factor(0.5, 0.1 / 64, parameterization="paper", width=64)
@@ -221,7 +242,9 @@ def descent_factor(smallest: float, rate: float, *, parameterization: str = "ntk
     rate = known_number("rate", rate, above=0)
     shrinkage = 0.5 * kernel_scale(parameterization, width) * rate * smallest
     if shrinkage > 1:
-        raise ValueError(f"rate must be at most {rate / shrinkage:.3g} for this λ (and width), got {rate!r}. Take less.")
+        raise ValueError(
+            f"rate must be at most {rate / shrinkage:.3g} for this λ (and width), got {rate!r}. Take less."
+        )
     return 1 - shrinkage
 
 
@@ -235,7 +258,8 @@ def table(
     failure: float = 0.1,
     constants: Constants = AS_REMEMBERED,
 ) -> list[Row]:
-    """The paper's table for ReLU, exp and softmax: how width and steps grow with n, and what they are for these numbers.
+    """The paper's table for ReLU, exp and softmax: how width and steps grow with n, and what they
+    are for these numbers.
 
     Args:
         accuracy: ε.
@@ -258,7 +282,9 @@ def table(
 
     Source: arXiv 2405.03251, table 1.
     """
-    orders: dict[str, tuple[str, str]] = dict.fromkeys(FAMILIES, ("λ⁻² n^{2+o(1)} log² n", "λ⁻² n^{2+o(1)} log(n/ε)"))
+    orders: dict[str, tuple[str, str]] = dict.fromkeys(
+        FAMILIES, ("λ⁻² n^{2+o(1)} log² n", "λ⁻² n^{2+o(1)} log(n/ε)")
+    )
     orders["relu"] = ("λ⁻² n² log n", "λ⁻² n² log(n/ε)")
     rest = {"k": k, "sigma": sigma, "failure": failure, "constants": constants}
     return [

@@ -1,7 +1,9 @@
-"""What a kernel promises on data that it has not seen: norms, effective ranks, the noise, and when to stop.
+"""What a kernel promises on data that it has not seen: norms, effective ranks, the noise, and when
+to stop.
 
-Everything is computed in float64 on the host, from one symmetric eigenvalue decomposition of the kernel, O(n³); no function
-here is for jit. Kernels are [n, n], the same for every output, unless said otherwise.
+Everything is computed in float64 on the host, from one symmetric eigenvalue decomposition of the
+kernel, O(n³); no function here is for jit. Kernels are [n, n], the same for every output, unless
+said otherwise.
 
 Example:
     >>> import jax, softntk as sn

@@ -1,7 +1,9 @@
-r"""What a kernel promises on data that it has not seen: norms, effective ranks, the noise, and when to stop.
+r"""What a kernel promises on data that it has not seen: norms, effective ranks, the noise, and when
+to stop.
 
-Everything is computed in float64 on the host, from one symmetric eigenvalue decomposition of the kernel, O(n³); no function
-here is for jit. Kernels are [n, n], the same for every output, unless said otherwise.
+Everything is computed in float64 on the host, from one symmetric eigenvalue decomposition of the
+kernel, O(n³); no function here is for jit. Kernels are [n, n], the same for every output, unless
+said otherwise.
 
 Example:
     >>> import jax, softntk as sn
@@ -47,7 +49,8 @@ class RkhsNorm:
     """The norm of the interpolant of the targets.
 
     Attributes:
-        outputs: √(y_ℓᵀH⁻¹y_ℓ) for each output, [k]; for a kernel of all outputs one number, the total.
+        outputs: √(y_ℓᵀH⁻¹y_ℓ) for each output, [k]; for a kernel of all outputs one number, the
+            total.
         total: the root of the sum of their squares.
         outputs_error: the norms for the exact kernel are within this of ``outputs``, [k].
         total_error: the same for ``total``.
@@ -67,15 +70,18 @@ class RkhsNorm:
 
 
 def rkhs_norm(gram: Gram, y: Targets) -> RkhsNorm:
-    r"""Return √(yᵀH⁻¹y), the least norm of a function of the kernel's space that takes the values y.
+    r"""Return √(yᵀH⁻¹y), the least norm of a function of the kernel's space that takes the values
+    y.
 
-    The kernel that is decomposed differs from the exact one by at most δ = 2√n ε λ_max (rounding of its entries, ε of its
-    precision, and of LAPACK). For ‖E‖ ≤ δ < λ_min/2 (H + δI)⁻¹ ≼ (H + E)⁻¹ ≼ (H − δI)⁻¹, so that with u = H⁻¹y
+    The kernel that is decomposed differs from the exact one by at most δ = 2√n ε λ_max (rounding of
+    its entries, ε of its precision, and of LAPACK). For ‖E‖ ≤ δ < λ_min/2 (H + δI)⁻¹ ≼ (H + E)⁻¹ ≼
+    (H − δI)⁻¹, so that with u = H⁻¹y
 
         −δ‖u‖² ≤ yᵀ(H+E)⁻¹y − yᵀH⁻¹y ≤ 2δ‖u‖²,
 
-    and the root of it is within δ‖u‖²/√(yᵀH⁻¹y) of the norm, which is the error stated: √(s − e) ≥ √s − e/√s and
-    √(s + 2e) ≤ √s + e/√s. Where λ_min ≤ 2δ the norm is not known: it is refused, +inf, with a reason.
+    and the root of it is within δ‖u‖²/√(yᵀH⁻¹y) of the norm, which is the error stated: √(s − e) ≥
+    √s − e/√s and √(s + 2e) ≤ √s + e/√s. Where λ_min ≤ 2δ the norm is not known: it is refused,
+    +inf, with a reason.
 
     Args:
         gram: H, [n, n] or [n, n, k, k].
@@ -85,7 +91,8 @@ def rkhs_norm(gram: Gram, y: Targets) -> RkhsNorm:
         :class:`RkhsNorm`; c·y has c times the norm, and c²·H the c-th part, in any unit.
 
     Raises:
-        ValueError: a gram that is not square, symmetric, floating-point or finite; y of another shape, integer or not finite.
+        ValueError: a gram that is not square, symmetric, floating-point or finite; y of another
+            shape, integer or not finite.
 
     Example:
         >>> import numpy as np
@@ -106,7 +113,8 @@ def rkhs_norm(gram: Gram, y: Targets) -> RkhsNorm:
             total_error=math.inf,
             result=int(Result.NOT_DEFINITE),
         )
-    # In units of the largest target and the largest eigenvalue, whose squares neither over- nor underflow.
+    # In units of the largest target and the largest eigenvalue, whose squares neither over- nor
+    # underflow.
     unit = unit_of(columns)
     largest = values[-1]
     components = (vectors.T @ (columns / unit)) ** 2
@@ -142,23 +150,30 @@ class EffectiveRanks:
     tail_flatness: Float[np.ndarray, " p"]
 
     def critical(self, samples: int, b: float = 1.0) -> int | None:
-        """Return k* = min{k: r_k ≥ b·samples}, the directions that are fitted; the others act as a ridge. None without one."""
+        """Return k* = min{k: r_k ≥ b·samples}, the directions that are fitted; the others act as a
+        ridge. None without one.
+        """
         samples = check_integer("samples", samples, at_least=1)
         flat = np.flatnonzero(self.tail >= known_number("b", b, above=0) * samples)
         return int(flat[0]) if len(flat) else None
 
     def variance(self, samples: int, b: float = 1.0) -> float:
-        """Return k*/n + n/R_{k*}: interpolated noise costs this, times its variance and a constant. +inf without k*."""
+        """Return k*/n + n/R_{k*}: interpolated noise costs this, times its variance and a constant.
+
+        +inf without k*.
+        """
         k = self.critical(samples, b)
         return math.inf if k is None else k / samples + samples / float(self.tail_flatness[k])
 
 
 def effective_rank(gram: Gram | None, *, eigenvalues: Eigenvalues | None = None) -> EffectiveRanks:
-    r"""Return the effective ranks of a kernel or covariance: tr/λ_max, and r_k and R_k: is overfitting benign?
+    r"""Return the effective ranks of a kernel or covariance: tr/λ_max, and r_k and R_k: is
+    overfitting benign?
 
-    Interpolating noise is harmless where k*/n + n/R_{k*} is small: few directions far above a long flat tail. For n samples the
-    tail must be that of the population, so give the eigenvalues of the covariance (of features, or of a kernel on many
-    more points, divided by their number), not those of n points. The number of directions that a ridge fits is another one:
+    Interpolating noise is harmless where k*/n + n/R_{k*} is small: few directions far above a long
+    flat tail. For n samples the tail must be that of the population, so give the eigenvalues of the
+    covariance (of features, or of a kernel on many more points, divided by their number), not those
+    of n points. The number of directions that a ridge fits is another one:
     :func:`softntk.ntk.effective_dimension`.
 
     Args:
@@ -169,8 +184,8 @@ def effective_rank(gram: Gram | None, *, eigenvalues: Eigenvalues | None = None)
         :class:`EffectiveRanks`.
 
     Raises:
-        ValueError: both or neither given; gram as for :func:`rkhs_norm`; eigenvalues negative beyond rounding, not finite,
-            empty or all zero.
+        ValueError: both or neither given; gram as for :func:`rkhs_norm`; eigenvalues negative
+            beyond rounding, not finite, empty or all zero.
 
     Example:
         >>> import numpy as np
@@ -186,14 +201,18 @@ def effective_rank(gram: Gram | None, *, eigenvalues: Eigenvalues | None = None)
     squares = np.cumsum(values[::-1] ** 2)[::-1]
     safe = np.where(values > 0, values, 1)
     tail = np.where(values > 0, sums / safe, 0)
-    flatness = np.where(squares > 0, sums**2 / np.where(squares > 0, squares, 1), np.where(values > 0, tail, 0))
+    flatness = np.where(
+        squares > 0, sums**2 / np.where(squares > 0, squares, 1), np.where(values > 0, tail, 0)
+    )
     return EffectiveRanks(rank=float(tail[0]), tail=tail, tail_flatness=flatness)
 
 
 def noise_level(gram: Gram, y: Targets) -> Float[np.ndarray, " l"]:
-    r"""Return the standard deviation of the noise in the targets, from the residual of generalised cross-validation.
+    r"""Return the standard deviation of the noise in the targets, from the residual of generalised
+    cross-validation.
 
-    With A = H(H + ρ)⁻¹ at the ρ that minimises n‖(I−A)y‖²/tr(I − 1.4 A)²,   σ̂² = ‖(I−A)y‖²/tr(I−A).
+    With A = H(H + ρ)⁻¹ at the ρ that minimises n‖(I−A)y‖²/tr(I − 1.4 A)²,   σ̂² =
+    ‖(I−A)y‖²/tr(I−A).
 
     The 1.4 keeps it from taking the noise of few points for signal.
 
@@ -202,8 +221,9 @@ def noise_level(gram: Gram, y: Targets) -> Float[np.ndarray, " l"]:
         y: [n, k], or [n] for one output.
 
     Returns:
-        [k], or [1] for a kernel of all outputs. Not to be trusted where the kernel cannot tell noise from signal: a multiple of
-        the identity, or targets far outside of its space (then it is the noise and what is not fitted).
+        [k], or [1] for a kernel of all outputs. Not to be trusted where the kernel cannot tell
+        noise from signal: a multiple of the identity, or targets far outside of its space (then it
+        is the noise and what is not fitted).
 
     Raises:
         ValueError: as :func:`rkhs_norm`; a gram without positive eigenvalues.
@@ -215,8 +235,8 @@ def noise_level(gram: Gram, y: Targets) -> Float[np.ndarray, " l"]:
         >>> round(float(noise_level(gram, (np.sin(3 * t) + 0.2 * rng.normal(size=300))[:, None])[0]), 1)
         0.2
 
-    Source: Golub, Heath and Wahba (1979), Technometrics 21(2), 215-223; Wahba (1983), JRSS B 45(1), 133-150, for σ̂;
-    Kim and Gu (2004), JRSS B 66(2), 337-356, for the factor 1.4.
+    Source: Golub, Heath and Wahba (1979), Technometrics 21(2), 215-223; Wahba (1983), JRSS B 45(1),
+    133-150, for σ̂; Kim and Gu (2004), JRSS B 66(2), 337-356, for the factor 1.4.
     """
     values, vectors, delta = decompose(gram)
     columns = targets(gram, y)
@@ -225,5 +245,8 @@ def noise_level(gram: Gram, y: Targets) -> Float[np.ndarray, " l"]:
     components = vectors.T @ (columns / units)
     shares = np.maximum(values / values[-1], 0)
     smallest = delta / values[-1]
-    variances = [cross_validated_ridge(shares, part[:, None], smallest, _INFLATION)[1] for part in components.T]
+    variances = [
+        cross_validated_ridge(shares, part[:, None], smallest, _INFLATION)[1]
+        for part in components.T
+    ]
     return units * np.sqrt(np.array(variances))

@@ -1,4 +1,6 @@
-"""Statements of [S] and [D] about convexity and the approximate Newton method, and the theorem of Kantorovich."""
+"""Statements of [S] and [D] about convexity and the approximate Newton method, and the theorem of
+Kantorovich.
+"""
 
 import math
 from collections.abc import Callable
@@ -29,7 +31,8 @@ from softntk.theory._ledger.statements.regression import (
 _EPSILON = 0.5
 _FAILURE = 0.1
 
-# --- convexity ----------------------------------------------------------------------------------------------------
+# --- convexity
+# ----------------------------------------------------------------------------------------------------
 
 
 def _parts(name: str, case: Case) -> dict[str, np.ndarray]:
@@ -52,7 +55,9 @@ def _sum_of_parts(case: Case) -> Instance | None:
     z = case["A"] @ case["x"]
     if abs(oracles.activation("res_exp", z).sum()) < 0.5:
         return None
-    return equal(sum(_parts("res_exp", case).values()), oracles.logit_hessian("res_exp", z, case["b"]))
+    return equal(
+        sum(_parts("res_exp", case).values()), oracles.logit_hessian("res_exp", z, case["b"])
+    )
 
 
 def _part(name: str, which: str, bound: float) -> Callable[[Case], Instance | None]:
@@ -74,14 +79,18 @@ def _whole(name: str, constant: float) -> Callable[[Case], Instance | None]:
 
 
 def _unweighted(name: str) -> Callable[[Case], Instance | None]:
-    """−λ_min(AᵀBA) against the terms that B is a sum of: they may cancel, all of them for one sample."""
+    """−λ_min(AᵀBA) against the terms that B is a sum of: they may cancel, all of them for one
+    sample.
+    """
 
     def check(case: Case) -> Instance | None:
         A = case["A"]
         H = A.T @ oracles.logit_hessian(name, A @ case["x"], case["b"]) @ A
         if not (simplex(case) and np.isfinite(H).all() and np.any(A)):
             return None
-        terms = sum(float(np.linalg.norm(A.T @ part @ A, 2)) for part in _parts(name, case).values())
+        terms = sum(
+            float(np.linalg.norm(A.T @ part @ A, 2)) for part in _parts(name, case).values()
+        )
         return Instance(TOLERANCE, max(-float(np.linalg.eigvalsh(H)[0]), 0.0) / terms)
 
     return check
@@ -97,7 +106,11 @@ def _convex(name: str, which: str) -> Callable[[Case], Instance | None]:
         w = getattr(regression.convexity_weight(p, strength, radius), which)
         if not (math.isfinite(w) and simplex(case)):
             return None
-        H = A.T @ (oracles.logit_hessian(name, A @ case["x"], case["b"]) + w**2 * np.eye(len(A))) @ A
+        H = (
+            A.T
+            @ (oracles.logit_hessian(name, A @ case["x"], case["b"]) + w**2 * np.eye(len(A)))
+            @ A
+        )
         return Instance(float(np.linalg.eigvalsh(H)[0]), strength) if np.isfinite(H).all() else None
 
     return check
@@ -122,7 +135,8 @@ def _centred(rng: np.random.Generator) -> Case:
     return draw(rng, (6, 3), 0.1)
 
 
-# --- sampling -----------------------------------------------------------------------------------------------------
+# --- sampling
+# -----------------------------------------------------------------------------------------------------
 
 
 def _rows(rng: np.random.Generator) -> Case:
@@ -139,7 +153,10 @@ def _leverage(case: Case) -> Instance:
 
 
 def _rank(case: Case) -> Instance:
-    return equal(float(jnp.sum(leverage.scores(case["A"], case["D"]))), float(np.linalg.matrix_rank(case["A"])))
+    return equal(
+        float(jnp.sum(leverage.scores(case["A"], case["D"]))),
+        float(np.linalg.matrix_rank(case["A"])),
+    )
 
 
 def _distortion(approximate: np.ndarray, exact: np.ndarray) -> float:
@@ -157,15 +174,22 @@ def _sampled(case: Case) -> Instance:
     A, D = jnp.asarray(case["A"]), jnp.asarray(case["D"])
     d, exact = A.shape[1], case["A"].T @ (case["D"][:, None] * case["A"])
     size = math.ceil(3 * d * math.log(2 * d / _FAILURE) / _EPSILON**2)
-    grams = np.asarray(_grams(jax.random.key(case["seed"]), sketch.probabilities("leverage", A, D), A, D, size))
-    return Instance(_EPSILON, float(np.quantile([_distortion(gram, exact) for gram in grams], 1 - _FAILURE)))
+    grams = np.asarray(
+        _grams(jax.random.key(case["seed"]), sketch.probabilities("leverage", A, D), A, D, size)
+    )
+    return Instance(
+        _EPSILON, float(np.quantile([_distortion(gram, exact) for gram in grams], 1 - _FAILURE))
+    )
 
 
-# --- Newton -------------------------------------------------------------------------------------------------------
+# --- Newton
+# -------------------------------------------------------------------------------------------------------
 
 
 def _strong(rng: np.random.Generator, size: tuple[int, int] = (6, 3)) -> Case:
-    """A strongly convex softmax regression, where to start, and the error of its Hessians, εE with ‖E‖ = 1."""
+    """A strongly convex softmax regression, where to start, and the error of its Hessians, εE with
+    ‖E‖ = 1.
+    """
     case, turn = draw(rng, size, 0.5), np.linalg.qr(rng.normal(size=(size[1], size[1])))[0]
     return {
         **case,
@@ -180,7 +204,11 @@ def _strong(rng: np.random.Generator, size: tuple[int, int] = (6, 3)) -> Case:
 def _long(rng: np.random.Generator) -> Case:
     """The same with columns of different lengths: condition numbers up to 1e4."""
     case = _strong(rng, (3, 2))
-    return {**case, "A": case["A"] * 10 ** rng.uniform(-2, 0, size=2), "distance": float(10 ** rng.uniform(-6, -2))}
+    return {
+        **case,
+        "A": case["A"] * 10 ** rng.uniform(-2, 0, size=2),
+        "distance": float(10 ** rng.uniform(-6, -2)),
+    }
 
 
 def _exact(rng: np.random.Generator) -> Case:
@@ -231,7 +259,10 @@ def _contraction(euclidean: bool) -> Callable[[Case], Instance | None]:
         after = _approximate_step(case, x)
         half = np.eye(len(x)) if euclidean else np.linalg.cholesky(_hessian(case, best)).T
         factor = 2 * (case["epsilon"] + bent / (strength - bent))
-        return Instance(factor * float(np.linalg.norm(half @ (x - best))), float(np.linalg.norm(half @ (after - best))))
+        return Instance(
+            factor * float(np.linalg.norm(half @ (x - best))),
+            float(np.linalg.norm(half @ (after - best))),
+        )
 
     return check
 
@@ -277,9 +308,28 @@ STATEMENTS = (
         )
         for which, bound in (("B₁", 1.0), ("B₂", 6.0), ("B₃", 1.0), ("B₄", 2.0))
     ),
-    Statement("[D] lemma: −20 I ≼ B ≼ 20 I", "for u = e^z, b ≥ 0, ‖b‖₁ ≤ 1", draw, _whole("exp", 20.0), AXES),
-    Statement("[S] lemma: −20 I ≼ B ≼ 20 I", "for u = e^z + z, b ≥ 0, ‖b‖₁ ≤ 1", draw, _whole("res_exp", 20.0), AXES),
-    Statement("[D] Hessian is PSD without weights", "AᵀBA ≽ 0, w = 0", draw, _unweighted("exp"), AXES, True),
+    Statement(
+        "[D] lemma: −20 I ≼ B ≼ 20 I",
+        "for u = e^z, b ≥ 0, ‖b‖₁ ≤ 1",
+        draw,
+        _whole("exp", 20.0),
+        AXES,
+    ),
+    Statement(
+        "[S] lemma: −20 I ≼ B ≼ 20 I",
+        "for u = e^z + z, b ≥ 0, ‖b‖₁ ≤ 1",
+        draw,
+        _whole("res_exp", 20.0),
+        AXES,
+    ),
+    Statement(
+        "[D] Hessian is PSD without weights",
+        "AᵀBA ≽ 0, w = 0",
+        draw,
+        _unweighted("exp"),
+        AXES,
+        True,
+    ),
     Statement(
         "[S] Hessian is PSD without weights",
         "AᵀBA ≽ 0, w = 0, as the abstract reads",
@@ -289,7 +339,13 @@ STATEMENTS = (
         True,
         source="printed",
     ),
-    Statement("[D] lemma: convexity", "∇²L ≽ l I for w² ≥ 20 + l/σ_min(A)²", _tall, _convex("exp", "paper"), AXES),
+    Statement(
+        "[D] lemma: convexity",
+        "∇²L ≽ l I for w² ≥ 20 + l/σ_min(A)²",
+        _tall,
+        _convex("exp", "paper"),
+        AXES,
+    ),
     Statement(
         "[ours] convexity, exp",
         "∇²L ≽ l I for w² ≥ C + l/σ_min(A)², our C (regression.convexity_weight)",
@@ -314,7 +370,15 @@ STATEMENTS = (
         count=30,
         source="ours",
     ),
-    Statement("[D] leverage scores", "τ_i = (A(AᵀA)⁻¹Aᵀ)_ii of diag(√D)A", _rows, _leverage, _SAMPLES, True, 10),
+    Statement(
+        "[D] leverage scores",
+        "τ_i = (A(AᵀA)⁻¹Aᵀ)_ii of diag(√D)A",
+        _rows,
+        _leverage,
+        _SAMPLES,
+        True,
+        10,
+    ),
     Statement("[D] leverage scores: sum", "Σ τ_i = d", _rows, _rank, _SAMPLES, True, 10),
     Statement(
         "[S] lemma: sparsifier",

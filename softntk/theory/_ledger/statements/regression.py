@@ -1,4 +1,6 @@
-"""Statements of [S] and [D] on normalized regressions: definitions, derivatives, sizes, Lipschitz constants, and one of [H]."""
+"""Statements of [S] and [D] on normalized regressions: definitions, derivatives, sizes, Lipschitz
+constants, and one of [H].
+"""
 
 import math
 from collections.abc import Callable
@@ -20,7 +22,9 @@ AXES = {"A": "nd", "b": "n", "x": "d", "y": "d", "w": "n"}
 SIZES = ((2, 1), (6, 3))
 
 
-def draw(rng: np.random.Generator, size: tuple[int, int] | None = None, scale: float | None = None) -> Case:
+def draw(
+    rng: np.random.Generator, size: tuple[int, int] | None = None, scale: float | None = None
+) -> Case:
     """A, b in the simplex, two points of which the second is near the first or not, and weights."""
     n, d = SIZES[rng.integers(len(SIZES))] if size is None else size
     scale = float(rng.choice([0.1, 0.5, 1.5])) if scale is None else scale
@@ -39,14 +43,18 @@ def one_size(rng: np.random.Generator) -> Case:
     return draw(rng, (6, 3))
 
 
-def problem(case: Case, name: str, weighted: bool = True, form: str = "normalized") -> regression.Problem:
+def problem(
+    case: Case, name: str, weighted: bool = True, form: str = "normalized"
+) -> regression.Problem:
     """That of softntk."""
     return regression.problem(case["A"], case["b"], name, form, case["w"] if weighted else 0.0)
 
 
 def size(case: Case) -> float:
     """R = max(‖A‖, ‖x‖, ‖y‖); the papers ask for R ≥ 4 too, which only loosens bounds."""
-    return float(max(np.linalg.norm(case["A"], 2), np.linalg.norm(case["x"]), np.linalg.norm(case["y"])))
+    return float(
+        max(np.linalg.norm(case["A"], 2), np.linalg.norm(case["x"]), np.linalg.norm(case["y"]))
+    )
 
 
 def reach(case: Case) -> float:
@@ -64,12 +72,15 @@ def simplex(case: Case) -> bool:
     return bool(case["b"].sum() <= 1 + 1e-9 and (case["b"] >= 0).all())
 
 
-# --- definitions and derivatives ----------------------------------------------------------------------------------
+# --- definitions and derivatives
+# ----------------------------------------------------------------------------------
 
 Measure = Callable[[Case, str, oracles.Derivatives], Instance]
 
 
-def _derivative(name: str, measure: Measure, form: str = "normalized") -> Callable[[Case], Instance | None]:
+def _derivative(
+    name: str, measure: Measure, form: str = "normalized"
+) -> Callable[[Case], Instance | None]:
     """Equalities are told where α is not lost against its terms."""
 
     def check(case: Case) -> Instance | None:
@@ -81,7 +92,10 @@ def _derivative(name: str, measure: Measure, form: str = "normalized") -> Callab
 
 def _slopes(case: Case, name: str) -> tuple[np.ndarray, np.ndarray, float]:
     """u, u' and α of softntk's table of activations."""
-    u, du, _ = (np.asarray(part) for part in activations.get(name).jet(jnp.asarray(case["A"] @ case["x"]), 0.0))
+    u, du, _ = (
+        np.asarray(part)
+        for part in activations.get(name).jet(jnp.asarray(case["A"] @ case["x"]), 0.0)
+    )
     return u, du, float(u.sum())
 
 
@@ -103,14 +117,42 @@ def _gauss_newton(case: Case, name: str, true: oracles.Derivatives) -> Instance:
 
 
 _MEASURES: tuple[tuple[str, str, Measure], ...] = (
-    ("definition: loss", "L = ½‖f − b‖² + ½‖diag(w)Ax‖², f = u/⟨u, 1⟩", lambda c, u, t: equal(problem(c, u)(at(c)), t.loss)),
-    ("definition: f", "f = α⁻¹u, α = ⟨u, 1⟩", lambda c, u, t: equal(problem(c, u).predict(at(c)), t.f)),
-    ("derivative: du/dx", "du/dx_i = u'(Ax)∘A_{∗i}", lambda c, u, t: equal(_slopes(c, u)[1][:, None] * c["A"], t.jacobian_u)),
-    ("derivative: dα/dx", "dα/dx_i = ⟨u'(Ax), A_{∗i}⟩", lambda c, u, t: equal(_slopes(c, u)[1] @ c["A"], t.alpha_gradient)),
+    (
+        "definition: loss",
+        "L = ½‖f − b‖² + ½‖diag(w)Ax‖², f = u/⟨u, 1⟩",
+        lambda c, u, t: equal(problem(c, u)(at(c)), t.loss),
+    ),
+    (
+        "definition: f",
+        "f = α⁻¹u, α = ⟨u, 1⟩",
+        lambda c, u, t: equal(problem(c, u).predict(at(c)), t.f),
+    ),
+    (
+        "derivative: du/dx",
+        "du/dx_i = u'(Ax)∘A_{∗i}",
+        lambda c, u, t: equal(_slopes(c, u)[1][:, None] * c["A"], t.jacobian_u),
+    ),
+    (
+        "derivative: dα/dx",
+        "dα/dx_i = ⟨u'(Ax), A_{∗i}⟩",
+        lambda c, u, t: equal(_slopes(c, u)[1] @ c["A"], t.alpha_gradient),
+    ),
     ("derivative: df/dx", "df/dx_i = dc/dx_i = v∘A_{∗i} − f⟨v, A_{∗i}⟩, v = u'/α", _f_gradient),
-    ("derivative: dL/dx", "∇L = Aᵀ(v∘(c − ⟨c, f⟩) + w²∘Ax)", lambda c, u, t: equal(problem(c, u).gradient(at(c)), t.gradient)),
-    ("Hessian", "∇²L = Aᵀ(B + diag(w²))A", lambda c, u, t: equal(problem(c, u).hessian(at(c)).as_matrix(), t.hessian)),
-    ("Hessian: B = diagonal + rank two", "the third singular value of B − diag(D) vanishes", _rank_two),
+    (
+        "derivative: dL/dx",
+        "∇L = Aᵀ(v∘(c − ⟨c, f⟩) + w²∘Ax)",
+        lambda c, u, t: equal(problem(c, u).gradient(at(c)), t.gradient),
+    ),
+    (
+        "Hessian",
+        "∇²L = Aᵀ(B + diag(w²))A",
+        lambda c, u, t: equal(problem(c, u).hessian(at(c)).as_matrix(), t.hessian),
+    ),
+    (
+        "Hessian: B = diagonal + rank two",
+        "the third singular value of B − diag(D) vanishes",
+        _rank_two,
+    ),
     ("Hessian: part of Gauss and Newton", "(df/dx)ᵀ(df/dx), without u''", _gauss_newton),
     (
         "Hessian: weights",
@@ -123,17 +165,25 @@ _PRINTED = ("definition: f", "Hessian: B = diagonal + rank two")
 
 def _hyperbolic(case: Case, name: str, true: oracles.Derivatives) -> Instance:
     p = problem(case, name, form="rescaled")
-    found = [np.asarray(p.gradient(at(case))).ravel(), np.asarray(p.hessian(at(case)).as_matrix()).ravel()]
-    return equal(np.concatenate(found), np.concatenate([np.ravel(true.gradient), np.ravel(true.hessian)]))
+    found = [
+        np.asarray(p.gradient(at(case))).ravel(),
+        np.asarray(p.hessian(at(case)).as_matrix()).ravel(),
+    ]
+    return equal(
+        np.concatenate(found), np.concatenate([np.ravel(true.gradient), np.ravel(true.hessian)])
+    )
 
 
-# --- sizes --------------------------------------------------------------------------------------------------------
+# --- sizes
+# --------------------------------------------------------------------------------------------------------
 
 
 def _norm_of_u(name: str, scale: float) -> Callable[[Case], Instance]:
     def check(case: Case) -> Instance:
         bound = scale * math.sqrt(len(case["A"])) * math.exp(size(case) ** 2)
-        return Instance(bound, float(np.linalg.norm(oracles.activation(name, case["A"] @ case["x"]))))
+        return Instance(
+            bound, float(np.linalg.norm(oracles.activation(name, case["A"] @ case["x"])))
+        )
 
     return check
 
@@ -150,9 +200,13 @@ def _alpha(name: str, which: str) -> Callable[[Case], Instance]:
     """β ≤ α, for the bound of [D], which is for exp, or ours, which knows u."""
 
     def check(case: Case) -> Instance:
-        p = regression.problem(case["A"], np.zeros(len(case["A"])), name if which == "ours" else "exp")
+        p = regression.problem(
+            case["A"], np.zeros(len(case["A"])), name if which == "ours" else "exp"
+        )
         beta = regression.normaliser(p, float(np.linalg.norm(case["x"])) * (1 + 1e-9))
-        return Instance(float(oracles.activation(name, case["A"] @ case["x"]).sum()), getattr(beta, which))
+        return Instance(
+            float(oracles.activation(name, case["A"] @ case["x"]).sum()), getattr(beta, which)
+        )
 
     return check
 
@@ -162,7 +216,8 @@ def _positive(case: Case) -> Instance:
     return Instance(float(np.exp(z).sum()), -float(z.sum()))
 
 
-# --- Lipschitz ----------------------------------------------------------------------------------------------------
+# --- Lipschitz
+# ----------------------------------------------------------------------------------------------------
 
 
 def _step(case: Case) -> float:
@@ -176,7 +231,9 @@ def _ends(name: str, case: Case) -> tuple[np.ndarray, np.ndarray]:
 def _u_moves(name: str) -> Callable[[Case], Instance]:
     def check(case: Case) -> Instance:
         R, (first, second) = size(case), _ends(name, case)
-        constant = 2 * math.sqrt(len(case["A"])) * R * math.exp(R**2) + (R if name == "res_exp" else 0)
+        constant = 2 * math.sqrt(len(case["A"])) * R * math.exp(R**2) + (
+            R if name == "res_exp" else 0
+        )
         return Instance(constant * _step(case), float(np.linalg.norm(first - second)))
 
     return check
@@ -185,7 +242,10 @@ def _u_moves(name: str) -> Callable[[Case], Instance]:
 def _alpha_moves(name: str) -> Callable[[Case], Instance]:
     def check(case: Case) -> Instance:
         first, second = _ends(name, case)
-        return Instance(math.sqrt(len(first)) * float(np.linalg.norm(first - second)), abs(float(first.sum() - second.sum())))
+        return Instance(
+            math.sqrt(len(first)) * float(np.linalg.norm(first - second)),
+            abs(float(first.sum() - second.sum())),
+        )
 
     return check
 
@@ -195,14 +255,18 @@ def _inverse_moves(name: str) -> Callable[[Case], Instance]:
 
     def check(case: Case) -> Instance:
         alphas = [float(u.sum()) for u in _ends(name, case)]
-        beta = regression.normaliser(regression.problem(case["A"], np.zeros(len(case["A"])), "exp"), reach(case)).paper
+        beta = regression.normaliser(
+            regression.problem(case["A"], np.zeros(len(case["A"])), "exp"), reach(case)
+        ).paper
         return Instance(beta**-2 * abs(alphas[0] - alphas[1]), abs(1 / alphas[0] - 1 / alphas[1]))
 
     return check
 
 
 def _moves(name: str, what: str, which: str) -> Callable[[Case], Instance | None]:
-    """Predictions, gradients or Hessians at two points of the ball, against a bound of softntk.regression."""
+    """Predictions, gradients or Hessians at two points of the ball, against a bound of
+    softntk.regression.
+    """
 
     def measured(case: Case, x: np.ndarray) -> np.ndarray:
         A, b, z = case["A"], case["b"], case["A"] @ x
@@ -213,7 +277,10 @@ def _moves(name: str, what: str, which: str) -> Callable[[Case], Instance | None
         return A.T @ oracles.logit_hessian(name, z, b) @ A
 
     def check(case: Case) -> Instance | None:
-        constant = getattr(getattr(regression.lipschitz(problem(case, name, weighted=False), reach(case)), what), which)
+        constant = getattr(
+            getattr(regression.lipschitz(problem(case, name, weighted=False), reach(case)), what),
+            which,
+        )
         changed = measured(case, case["x"]) - measured(case, case["y"])
         value = float(np.linalg.norm(changed, 2) if changed.ndim == 2 else np.linalg.norm(changed))
         return Instance(constant * _step(case), value) if math.isfinite(constant) else None
@@ -243,7 +310,8 @@ STATEMENTS = (
     *(
         Statement(f"[D] {title}", text, one_size, _derivative("exp", measure), AXES, True, 20)
         for title, text, measure in _MEASURES
-        if title in ("definition: loss", "derivative: dL/dx", "Hessian", "Hessian: B = diagonal + rank two")
+        if title
+        in ("definition: loss", "derivative: dL/dx", "Hessian", "Hessian: B = diagonal + rank two")
     ),
     Statement(
         "[H] gradient and Hessian",
@@ -254,11 +322,23 @@ STATEMENTS = (
         True,
         20,
     ),
-    Statement("[D] lemma: ‖exp(Ax)‖", "‖exp(Ax)‖ ≤ √n e^{R²}, ‖A‖, ‖x‖ ≤ R", draw, _norm_of_u("exp", 1.0), AXES),
-    Statement("[S] lemma: ‖u(x)‖", "‖exp(Ax) + Ax‖ ≤ 2√n e^{R²}", draw, _norm_of_u("res_exp", 2.0), AXES),
+    Statement(
+        "[D] lemma: ‖exp(Ax)‖",
+        "‖exp(Ax)‖ ≤ √n e^{R²}, ‖A‖, ‖x‖ ≤ R",
+        draw,
+        _norm_of_u("exp", 1.0),
+        AXES,
+    ),
+    Statement(
+        "[S] lemma: ‖u(x)‖", "‖exp(Ax) + Ax‖ ≤ 2√n e^{R²}", draw, _norm_of_u("res_exp", 2.0), AXES
+    ),
     Statement("[D] lemma: ‖f‖ ≤ 1", "‖f‖ ≤ ‖f‖₁ = 1 for u = e^z", draw, _norm_of_f("exp"), AXES),
-    Statement("[S] lemma: ‖f‖ ≤ 1", "‖f‖ ≤ ‖f‖₁ = 1 for u = e^z + z", draw, _norm_of_f("res_exp"), AXES),
-    Statement("[D] lemma: α ≥ β", "⟨exp(Ax), 1⟩ ≥ n e^{−‖A‖‖x‖}", draw, _alpha("exp", "paper"), AXES),
+    Statement(
+        "[S] lemma: ‖f‖ ≤ 1", "‖f‖ ≤ ‖f‖₁ = 1 for u = e^z + z", draw, _norm_of_f("res_exp"), AXES
+    ),
+    Statement(
+        "[D] lemma: α ≥ β", "⟨exp(Ax), 1⟩ ≥ n e^{−‖A‖‖x‖}", draw, _alpha("exp", "paper"), AXES
+    ),
     Statement(
         "[ours] α from below, exp",
         "⟨exp(Ax), 1⟩ ≥ our β (regression.normaliser)",
@@ -267,7 +347,13 @@ STATEMENTS = (
         AXES,
         source="ours",
     ),
-    Statement("[S] lemma: α ≥ β", "⟨exp(Ax) + Ax, 1⟩ ≥ n e^{−‖A‖‖x‖}, the β of exp", draw, _alpha("res_exp", "paper"), AXES),
+    Statement(
+        "[S] lemma: α ≥ β",
+        "⟨exp(Ax) + Ax, 1⟩ ≥ n e^{−‖A‖‖x‖}, the β of exp",
+        draw,
+        _alpha("res_exp", "paper"),
+        AXES,
+    ),
     Statement(
         "[S] lemma: α > 0",
         "⟨exp(Ax) + Ax, 1⟩ ≥ 0 (told as −⟨Ax, 1⟩ ≤ ⟨exp(Ax), 1⟩), so that f is defined",
@@ -283,11 +369,34 @@ STATEMENTS = (
         AXES,
         source="ours",
     ),
-    Statement("[D] Lipschitz: u", "‖exp(Ax) − exp(Ay)‖ ≤ 2√n R e^{R²}‖x − y‖", draw, _u_moves("exp"), AXES),
-    Statement("[S] Lipschitz: u", "‖u(x) − u(y)‖ ≤ (2√n R e^{R²} + R)‖x − y‖", draw, _u_moves("res_exp"), AXES, source="ours"),
-    Statement("[D] Lipschitz: α", "|α(x) − α(y)| ≤ √n ‖exp(Ax) − exp(Ay)‖", draw, _alpha_moves("exp"), AXES),
-    Statement("[S] Lipschitz: α", "|α(x) − α(y)| ≤ √n ‖u(x) − u(y)‖", draw, _alpha_moves("res_exp"), AXES),
-    Statement("[D] Lipschitz: 1/α", "|1/α(x) − 1/α(y)| ≤ β⁻²|α(x) − α(y)|", draw, _inverse_moves("exp"), AXES),
+    Statement(
+        "[D] Lipschitz: u", "‖exp(Ax) − exp(Ay)‖ ≤ 2√n R e^{R²}‖x − y‖", draw, _u_moves("exp"), AXES
+    ),
+    Statement(
+        "[S] Lipschitz: u",
+        "‖u(x) − u(y)‖ ≤ (2√n R e^{R²} + R)‖x − y‖",
+        draw,
+        _u_moves("res_exp"),
+        AXES,
+        source="ours",
+    ),
+    Statement(
+        "[D] Lipschitz: α",
+        "|α(x) − α(y)| ≤ √n ‖exp(Ax) − exp(Ay)‖",
+        draw,
+        _alpha_moves("exp"),
+        AXES,
+    ),
+    Statement(
+        "[S] Lipschitz: α", "|α(x) − α(y)| ≤ √n ‖u(x) − u(y)‖", draw, _alpha_moves("res_exp"), AXES
+    ),
+    Statement(
+        "[D] Lipschitz: 1/α",
+        "|1/α(x) − 1/α(y)| ≤ β⁻²|α(x) − α(y)|",
+        draw,
+        _inverse_moves("exp"),
+        AXES,
+    ),
     Statement(
         "[S] Lipschitz: 1/α",
         "|1/α(x) − 1/α(y)| ≤ β⁻²|α(x) − α(y)| for u = e^z + z, with the β of exp",
@@ -297,7 +406,8 @@ STATEMENTS = (
     ),
     *(
         Statement(
-            f"[{paper if which == 'paper' else 'ours'}] Lipschitz: {word}" + (f", {name}" if which == "ours" else ""),
+            f"[{paper if which == 'paper' else 'ours'}] Lipschitz: {word}"
+            + (f", {name}" if which == "ours" else ""),
             f"‖Δ{word}‖ ≤ {f'β⁻²n^{{3/2}}e^{{{q}R²}}, R ≥ 4, times' if which == 'paper' else 'our constant times'} ‖x − y‖"
             + (" for u = e^z + z, where it is finite" if name == "res_exp" else " for u = e^z"),
             sample,

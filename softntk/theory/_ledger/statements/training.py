@@ -1,4 +1,6 @@
-"""Statements of [G] about the network while it is trained: perturbed weights, one step, many steps, and diffusion."""
+"""Statements of [G] about the network while it is trained: perturbed weights, one step, many steps,
+and diffusion.
+"""
 
 import math
 from typing import Any
@@ -30,11 +32,17 @@ from softntk.theory._perturbation.measure import perturbation
 
 _AXES = {"x": "nd", "W": "dm", "a": "mk", "Y": "nk"}
 _WITHOUT = bounds.Constants(step_exponent=0.0, steps_exponent=0.0)
-"""e^B without its powers in η and T: a step that is e^{16B} times as large, and so a stronger statement that can be run."""
+"""e^B without its powers in η and T: a step that is e^{16B} times as large, and so a stronger
+statement that can be run.
+"""
 
 
 def _near_start(rng: np.random.Generator) -> Case:
-    return {**draw(rng, sigma=0.2), "R": float(10 ** rng.uniform(-4, -2)), "seed": int(rng.integers(2**31))}
+    return {
+        **draw(rng, sigma=0.2),
+        "R": float(10 ** rng.uniform(-4, -2)),
+        "seed": int(rng.integers(2**31)),
+    }
 
 
 def _moves(case: Case) -> list[np.ndarray]:
@@ -43,7 +51,13 @@ def _moves(case: Case) -> list[np.ndarray]:
     unit = lambda v: v / np.linalg.norm(v, axis=0, keepdims=True)
     towards = [np.repeat(unit(point[:, None]), W.shape[1], axis=1) for point in x]
     signs = case["a"][:, 0][None, :]
-    found = [unit(rng.normal(size=W.shape)), unit(W), -unit(W), *towards, *(signs * move for move in towards)]
+    found = [
+        unit(rng.normal(size=W.shape)),
+        unit(W),
+        -unit(W),
+        *towards,
+        *(signs * move for move in towards),
+    ]
     return [W + case["R"] * move for move in found]
 
 
@@ -51,13 +65,18 @@ def _largest(case: Case, size: Any) -> float:
     return float(max(size(W) for W in _moves(case)))
 
 
-# --- perturbed weights --------------------------------------------------------------------------------------------
+# --- perturbed weights
+# --------------------------------------------------------------------------------------------
 
 
 def _moved_powers(case: Case) -> Instance | None:
     R, before = case["R"], np.exp(case["x"] @ case["W"])
     bound = R * math.exp(growth(case) + R)
-    return Instance(bound, _largest(case, lambda W: np.abs(np.exp(case["x"] @ W) - before).max())) if calm(case) else None
+    return (
+        Instance(bound, _largest(case, lambda W: np.abs(np.exp(case["x"] @ W) - before).max()))
+        if calm(case)
+        else None
+    )
 
 
 def _moved_normaliser(case: Case) -> Instance | None:
@@ -70,7 +89,11 @@ def _moved_normaliser(case: Case) -> Instance | None:
 def _moved_shares(case: Case) -> Instance | None:
     R, f = case["R"], oracles.softmax(case["x"] @ case["W"])
     bound = R * math.exp(5 * growth(case) + 3 * R) / len(case["a"])
-    return Instance(bound, _largest(case, lambda W: np.abs(oracles.softmax(case["x"] @ W) - f).max())) if calm(case) else None
+    return (
+        Instance(bound, _largest(case, lambda W: np.abs(oracles.softmax(case["x"] @ W) - f).max()))
+        if calm(case)
+        else None
+    )
 
 
 def _moved_kernel(case: Case) -> Instance | None:
@@ -83,7 +106,15 @@ def _moved_kernel(case: Case) -> Instance | None:
 
 def _our_kernel(case: Case) -> Instance:
     net, params = network(case)
-    found = perturbation(net, params, case["x"], case["R"], key=jax.random.key(case["seed"]), kinds=("random",), trials=1)
+    found = perturbation(
+        net,
+        params,
+        case["x"],
+        case["R"],
+        key=jax.random.key(case["seed"]),
+        kinds=("random",),
+        trials=1,
+    )
     moves = [*_moves(case), np.asarray(found.worst.hidden[0])]
     H = oracles.kernel(case["W"], case["a"], case["x"])
     value = max(np.linalg.norm(oracles.kernel(W, case["a"], case["x"]) - H) for W in moves)
@@ -96,12 +127,19 @@ def _wide_move(rng: np.random.Generator) -> Case:
 
 def _moved_eigenvalue(case: Case) -> Instance | None:
     (n, k), lowest = case["Y"].shape, smallest(case)
-    promised = bounds.smallest_eigenvalue(case["R"], n, lowest, k=k, sigma=case["sigma"], failure=FAILURE)
-    seen = min(np.linalg.eigvalsh(oracles.kernel(W, case["a"], case["x"]))[0] for W in _moves(case)[:3])
-    return Instance(float(seen), promised) if near(case) and calm(case, bounds.AS_REMEMBERED) else None
+    promised = bounds.smallest_eigenvalue(
+        case["R"], n, lowest, k=k, sigma=case["sigma"], failure=FAILURE
+    )
+    seen = min(
+        np.linalg.eigvalsh(oracles.kernel(W, case["a"], case["x"]))[0] for W in _moves(case)[:3]
+    )
+    return (
+        Instance(float(seen), promised) if near(case) and calm(case, bounds.AS_REMEMBERED) else None
+    )
 
 
-# --- one step -----------------------------------------------------------------------------------------------------
+# --- one step
+# -----------------------------------------------------------------------------------------------------
 
 
 def _step(rng: np.random.Generator) -> Case:
@@ -112,7 +150,9 @@ def _step(rng: np.random.Generator) -> Case:
 
 def _rate(case: Case) -> float:
     n, k = case["Y"].shape
-    return bounds.learning_rate("softmax", n, smallest(case), k=k, sigma=case["sigma"], failure=FAILURE, constants=_WITHOUT)
+    return bounds.learning_rate(
+        "softmax", n, smallest(case), k=k, sigma=case["sigma"], failure=FAILURE, constants=_WITHOUT
+    )
 
 
 class _Parts:
@@ -157,17 +197,26 @@ def _second(case: Case) -> Instance | None:
 def _descent(case: Case) -> Instance | None:
     parts = _Parts(case)
     promised = 1 - bounds.descent_factor(parts.lambda_, parts.rate)
-    return Instance(1 - parts.after / parts.before, promised) if parts.lowest >= parts.lambda_ / 2 else None
+    return (
+        Instance(1 - parts.after / parts.before, promised)
+        if parts.lowest >= parts.lambda_ / 2
+        else None
+    )
 
 
 def _gradient(case: Case) -> Instance | None:
     residual = oracles.forward(case["W"], case["a"], case["x"]) - case["Y"]
     sizes = np.linalg.norm(oracles.gradient(case["W"], case["a"], case["x"], residual), axis=0)
     scale = math.exp(3 * growth(case)) * math.sqrt(residual.size / len(case["a"]))
-    return Instance(scale * float(np.linalg.norm(residual)), float(sizes.max())) if calm(case) else None
+    return (
+        Instance(scale * float(np.linalg.norm(residual)), float(sizes.max()))
+        if calm(case)
+        else None
+    )
 
 
-# --- many steps ---------------------------------------------------------------------------------------------------
+# --- many steps
+# ---------------------------------------------------------------------------------------------------
 
 
 def _start(rng: np.random.Generator) -> Case:
@@ -207,10 +256,19 @@ def _theorem(case: Case) -> Instance | None:
     if not near(case):
         return None
     steps = bounds.required_steps(
-        "softmax", n, smallest(case), case["accuracy"], k=k, sigma=case["sigma"], failure=FAILURE, constants=_WITHOUT
+        "softmax",
+        n,
+        smallest(case),
+        case["accuracy"],
+        k=k,
+        sigma=case["sigma"],
+        failure=FAILURE,
+        constants=_WITHOUT,
     )
     W = _train(case, math.ceil(steps))
-    return Instance(case["accuracy"], float(np.sum((oracles.forward(W, case["a"], case["x"]) - case["Y"]) ** 2)))
+    return Instance(
+        case["accuracy"], float(np.sum((oracles.forward(W, case["a"], case["x"]) - case["Y"]) ** 2))
+    )
 
 
 def _linear(case: Case) -> Instance:
@@ -221,7 +279,8 @@ def _linear(case: Case) -> Instance:
     return equal(ntk.predict_gd(jnp.asarray(H), jnp.asarray(case["Y"]), rate, np.array([30]))[0], F)
 
 
-# --- diffusion ----------------------------------------------------------------------------------------------------
+# --- diffusion
+# ----------------------------------------------------------------------------------------------------
 
 
 def _mixture(rng: np.random.Generator) -> Case:
@@ -235,16 +294,23 @@ def _mixture(rng: np.random.Generator) -> Case:
 
 
 class _Grid:
-    """The density of (X₀, X_t) on a grid: sums are integrals to rounding, because everything is smooth and decays."""
+    """The density of (X₀, X_t) on a grid: sums are integrals to rounding, because everything is
+    smooth and decays.
+    """
 
     def __init__(self, case: Case) -> None:
         self.alpha = case["alpha"]
         self.h = 1 - self.alpha**2
-        normal = lambda x, mean, variance: np.exp(-((x - mean) ** 2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
+        normal = lambda x, mean, variance: (
+            np.exp(-((x - mean) ** 2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
+        )
         self.x = np.linspace(-10, 10, 801)
         self.mesh = self.x[1] - self.x[0]
         x0, xt = self.x[:, None], self.x[None, :]
-        density = 0.5 * sum(normal(x0, mean, s**2) for mean, s in zip(case["means"], case["deviations"], strict=True))
+        density = 0.5 * sum(
+            normal(x0, mean, s**2)
+            for mean, s in zip(case["means"], case["deviations"], strict=True)
+        )
         self.joint = self.mesh**2 * density * normal(xt, self.alpha * x0, self.h)
         self.marginal = self.joint.sum(axis=0)
         safe = np.where(self.marginal > 0, self.marginal, 1)
@@ -286,13 +352,30 @@ STATEMENTS = (
         source="ours",
     ),
     Statement(
-        "[G] perturbed 1/α", "|1/α̃_i − 1/α_i| ≤ R e^{3B+2R}/m", _near_start, _moved_normaliser, _AXES, count=20, source="ours"
+        "[G] perturbed 1/α",
+        "|1/α̃_i − 1/α_i| ≤ R e^{3B+2R}/m",
+        _near_start,
+        _moved_normaliser,
+        _AXES,
+        count=20,
+        source="ours",
     ),
     Statement(
-        "[G] perturbed softmax", "|f̃_ir − f_ir| ≤ R e^{5B+3R}/m", _near_start, _moved_shares, _AXES, count=20, source="ours"
+        "[G] perturbed softmax",
+        "|f̃_ir − f_ir| ≤ R e^{5B+3R}/m",
+        _near_start,
+        _moved_shares,
+        _AXES,
+        count=20,
+        source="ours",
     ),
     Statement(
-        "[G] lemma: perturbed kernel", "‖H(W̃) − H(0)‖_F ≤ R n k e^{10B}, R ≤ 0.01", _near_start, _moved_kernel, _AXES, count=20
+        "[G] lemma: perturbed kernel",
+        "‖H(W̃) − H(0)‖_F ≤ R n k e^{10B}, R ≤ 0.01",
+        _near_start,
+        _moved_kernel,
+        _AXES,
+        count=20,
     ),
     Statement(
         "[ours] perturbed kernel",
@@ -303,7 +386,14 @@ STATEMENTS = (
         count=5,
         source="ours",
     ),
-    Statement("[G] lemma: λ_min(H(W̃))", "λ_min(H(W̃)) ≥ ¾λ − R n k e^{10B}", _wide_move, _moved_eigenvalue, _AXES, count=10),
+    Statement(
+        "[G] lemma: λ_min(H(W̃))",
+        "λ_min(H(W̃)) ≥ ¾λ − R n k e^{10B}",
+        _wide_move,
+        _moved_eigenvalue,
+        _AXES,
+        count=10,
+    ),
     Statement(
         "[G] one step: C₁ + C₂ + C₃",
         "‖r₊‖² = ‖r‖² + C₁ + C₂ + C₃, C₁ = −2η rᵀHr, C₂ = 2⟨r, F₊ − F + ηHr⟩, C₃ = ‖F₊ − F‖²",
@@ -313,9 +403,17 @@ STATEMENTS = (
         True,
         20,
     ),
-    Statement("[G] one step: C₁", "C₁ ≤ −mηλ‖r‖² where λ_min(H) ≥ λ/2", _step, _along, _AXES, count=20),
     Statement(
-        "[G] one step: C₂", "|C₂| ≤ 0.1 mηλ‖r‖²; scaled: η without e^{−16B}", _step, _beyond, _AXES, count=20, source="ours"
+        "[G] one step: C₁", "C₁ ≤ −mηλ‖r‖² where λ_min(H) ≥ λ/2", _step, _along, _AXES, count=20
+    ),
+    Statement(
+        "[G] one step: C₂",
+        "|C₂| ≤ 0.1 mηλ‖r‖²; scaled: η without e^{−16B}",
+        _step,
+        _beyond,
+        _AXES,
+        count=20,
+        source="ours",
     ),
     Statement(
         "[G] one step: C₃",
@@ -344,9 +442,16 @@ STATEMENTS = (
         count=5,
     ),
     Statement(
-        "[G] main theorem", "‖F(T) − Y‖² ≤ ε; scaled: m = 512, η and T without e^{16B}", _start, _theorem, _AXES, count=5
+        "[G] main theorem",
+        "‖F(T) − Y‖² ≤ ε; scaled: m = 512, η and T without e^{16B}",
+        _start,
+        _theorem,
+        _AXES,
+        count=5,
     ),
-    Statement("[G] linear dynamics", "F(τ) − Y = (I − ηH)^τ (F(0) − Y)", draw, _linear, _AXES, True, 10),
+    Statement(
+        "[G] linear dynamics", "F(τ) − Y = (I − ηH)^τ (F(0) − Y)", draw, _linear, _AXES, True, 10
+    ),
     Statement(
         "[G] diffusion: denoising",
         "E‖s − ∇log p(X_t | X₀)‖² − E‖s − ∇log p_t‖² does not depend on s",
