@@ -245,7 +245,7 @@ class Given(NamedTuple):
     def jacobian(self, x: Float[Array, " d"]) -> Float[Array, "m d"]:
         """Of the residual, dense, in closed form."""
         p = self.problem
-        A, z = matrices.dense(p.A), p.logits(x)
+        A, z = matrices.to_dense(p.A), p.logits(x)
         shift = p.activation.log_scale(z) if p.form == "normalized" else 0.0
         u, slope, _ = p.activation.jet(z, shift)
         total = jnp.sum(u) if p.form == "normalized" else 1.0
@@ -257,7 +257,7 @@ class Given(NamedTuple):
 
 def given(p: Problem) -> Given:
     """The problem with its scale and the triangular factor of A."""
-    root = jnp.asarray(np.linalg.qr(np.asarray(matrices.dense(p.A)), mode="r"))
+    root = jnp.asarray(np.linalg.qr(np.asarray(matrices.to_dense(p.A)), mode="r"))
     return Given(p, jnp.asarray(p.shape[0] ** 2.0 if p.form == "normalized" else 1.0), root)
 
 

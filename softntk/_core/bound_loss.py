@@ -14,7 +14,7 @@ Params = Any
 
 
 @jax.tree_util.register_pytree_node_class
-class Bound:
+class BoundLoss:
     """``function(params, *args)`` as a function of the floating-point leaves of params alone.
 
     A pytree: its arrays may be traced, and it may be differentiated by them.
@@ -44,7 +44,7 @@ class Bound:
         return (self.function, self.args, self.constants), None
 
     @classmethod
-    def tree_unflatten(cls, _: None, children: tuple) -> "Bound":
+    def tree_unflatten(cls, _: None, children: tuple) -> "BoundLoss":
         """Return it from its children."""
         return cls(*children)
 
@@ -55,7 +55,7 @@ def as_argument(leaf: Any) -> Any:
     return jnp.asarray(leaf) if numeric else leaf
 
 
-def split(name: str, params: Params) -> tuple[Params, Params]:
+def split_leaves(name: str, params: Params) -> tuple[Params, Params]:
     """Return the floating-point arrays of params, and the rest of its leaves, which are constants.
 
     So are the running averages of flax's models (:mod:`softntk._core.trained_leaves`).

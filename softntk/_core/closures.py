@@ -14,13 +14,13 @@ import equinox as eqx
 import jax
 import jax.extend.core
 
-from softntk._core.bound_loss import Bound
+from softntk._core.bound_loss import BoundLoss
 from softntk._core.validation import is_concrete
 
 _CACHE: "weakref.WeakKeyDictionary[Any, dict]" = weakref.WeakKeyDictionary()
 
 
-def taken_apart(tree: Any) -> tuple[list, Callable[[list], Any]]:
+def split_arrays(tree: Any) -> tuple[list, Callable[[list], Any]]:
     """The arrays of a pytree, None where a leaf is something else, and how to put it together
     again.
     """
@@ -41,7 +41,7 @@ def has_arrays(tree: Any) -> bool:
     return any(map(eqx.is_array, jax.tree.leaves(tree)))
 
 
-def program(
+def compile_with_closure(
     name: Any, tx: Any, problem: Any, function: Callable[..., Any], *example: Any
 ) -> Callable[..., Any]:
     """``function(problem, *arguments)`` for arguments like the example, compiled; from the cache if
@@ -59,21 +59,15 @@ def program(
     Returns:
         A function of the arguments alone.
     """
-    arrays, together = taken_apart(problem)
+    arrays, together = split_arrays(problem)
     arguments = (arrays, *example)
     shapes = tuple(map(_shape_and_dtype, jax.tree.leaves(arguments)))
     owner = _owner(tx, problem)
     leaves, structure = jax.tree.flatten(problem)
     # it must not keep itself alive
     leaves = tuple(None if leaf is owner or eqx.is_array(leaf) else leaf for leaf in leaves)
-    key = (
-        name,
-        leaves,
-        structure,
-        jax.tree.structure(arguments),
-        shapes,
-        jax.config.jax_enable_x64,
-    )  # pyright: ignore
+    precision = jax.config.jax_enable_x64  # pyright: ignore
+    key = (name, leaves, structure, jax.tree.structure(arguments), shapes, precision)
     known = _CACHE.setdefault(owner, {})
     if key not in known:
         run, constants = _compiled(
@@ -97,7 +91,7 @@ def without_derivatives(function: Callable[..., Any], *arguments: Any) -> Any:
     """``function(*arguments)``, whose result has no derivative by anything that the function closes
     over.
     """
-    arrays, together = taken_apart(arguments)
+    arrays, together = split_arrays(arguments)
     run, constants = _compiled(lambda arrays: function(*together(arrays)), (arrays,))
     return run(constants, arrays)
 
@@ -108,7 +102,7 @@ def _owner(tx: Any, problem: Any) -> Any:
     """
     if tx is not None:
         return tx.update
-    function = problem.function if isinstance(problem, Bound) else problem
+    function = problem.function if isinstance(problem, BoundLoss) else problem
     return type(function) if has_arrays(function) else function
 
 

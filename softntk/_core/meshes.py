@@ -71,7 +71,7 @@ def _varying_axes(leaf: Any) -> frozenset[str]:
     return kind.mat.varying if hasattr(kind, "mat") else getattr(kind, "vma", frozenset())
 
 
-def call_automatic(function: Callable, rows: Any, *arguments: Any) -> Any:
+def call_without_explicit_axes(function: Callable, rows: Any, *arguments: Any) -> Any:
     """Return ``function(*arguments)``, computed with automatic axes where the arguments' are
     explicit.
 
@@ -93,8 +93,8 @@ def _first_axis(rows: Any) -> PartitionSpec:
     return PartitionSpec(spec[0]) if len(spec) else PartitionSpec()
 
 
-def automatic(function: Callable) -> Callable:
+def run_without_explicit_axes(function: Callable) -> Callable:
     """Return the function with its arguments' explicit axes as automatic and a result on every
     device.
     """
-    return partial(call_automatic, function, None)
+    return partial(call_without_explicit_axes, function, None)

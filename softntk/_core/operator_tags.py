@@ -15,7 +15,7 @@ _NO = (
 )
 
 
-def answer(
+def register_tags(
     kind: type[lx.AbstractLinearOperator],
     *,
     symmetric: bool = True,

@@ -10,7 +10,7 @@ has them passes sin θ on:
 - the variances, taken as exact numbers: q11 q22 − q12² from products that are split so that nothing
   is rounded (:func:`sine`);
 - the points: with unit vectors u, v the chord c = ‖u − v‖ is known to rounding, and sin θ = c √(1 −
-  c²/4) (:func:`between_rows`). That is θ = 2 atan2(‖u − v‖, ‖u + v‖).
+  c²/4) (:func:`sine_between_rows`). That is θ = 2 atan2(‖u − v‖, ‖u + v‖).
 
 Variances are divided by powers of four before they are multiplied, so that nothing here over- or
 underflows.
@@ -34,12 +34,12 @@ less than of some.
 """
 
 
-def root(q: Scalars) -> Scalars:
+def safe_sqrt(q: Scalars) -> Scalars:
     """Return √q for q ≥ 0, with a finite derivative (zero) at zero, where the true one is infinite."""
     return jnp.where(q > 0, jnp.sqrt(jnp.where(q > 0, q, 1)), 0)
 
 
-def inverse_root(q: Scalars) -> Scalars:
+def safe_inverse_sqrt(q: Scalars) -> Scalars:
     """Return 1/√q for q > 0, else 0."""
     return jnp.where(q > 0, lax.rsqrt(jnp.where(q > 0, q, 1)), 0)
 
@@ -79,13 +79,13 @@ def sine(q11: Scalars, q12: Scalars, q22: Scalars) -> Scalars:
     c1 = half(c)
     c2 = c - c1
     determinant = (a1 * b1 - c1 * c1) + ((a1 * b2 + a2 * b1 - 2 * c1 * c2) + (a2 * b2 - c2 * c2))
-    sines = root(determinant) * _once(lax.rsqrt(a), q12) * _once(lax.rsqrt(b), q12)
+    sines = safe_sqrt(determinant) * _once(lax.rsqrt(a), q12) * _once(lax.rsqrt(b), q12)
     return jnp.where((q11 > 0) & (q22 > 0), jnp.minimum(sines, 1), 1)
 
 
 @jax.custom_jvp
 def _cos(q11: Scalars, q12: Scalars, q22: Scalars) -> Scalars:
-    return q12 * _once(inverse_root(q11), q12) * _once(inverse_root(q22), q12)
+    return q12 * _once(safe_inverse_sqrt(q11), q12) * _once(safe_inverse_sqrt(q22), q12)
 
 
 @_cos.defjvp
@@ -94,7 +94,7 @@ def _cos_jvp(primals: tuple, tangents: tuple) -> tuple[Scalars, Scalars]:
     q11, _, q22 = primals
     d11, d12, d22 = tangents
     cos = _cos(*primals)
-    inverse1, inverse2 = inverse_root(q11), inverse_root(q22)
+    inverse1, inverse2 = safe_inverse_sqrt(q11), safe_inverse_sqrt(q22)
     return cos, d12 * inverse1 * inverse2 - 0.5 * cos * (
         d11 * inverse1 * inverse1 + d22 * inverse2 * inverse2
     )
@@ -109,7 +109,7 @@ def cosine(
     few units of it is *set* to 0 or π. So equal points get the exact kernel instead of one that is
     wrong by the root of the precision.
     """
-    norms = _once(root(q11), q12) * _once(root(q22), q12)
+    norms = _once(safe_sqrt(q11), q12) * _once(safe_sqrt(q22), q12)
     cos = _cos(q11, q12, q22)
     if sines is not None:
         return norms, cos, sines
@@ -141,19 +141,19 @@ def _sine_along_jvp(
 
 
 @jax.custom_jvp
-def angle_left(cos: Scalars, sines: Scalars) -> Scalars:
+def angle_to_pi(cos: Scalars, sines: Scalars) -> Scalars:
     """Return π − θ, with a finite derivative (zero) at θ = 0 and π, where the true one is infinite."""
     return jnp.arctan2(sines, -cos)
 
 
-@angle_left.defjvp
+@angle_to_pi.defjvp
 def _angle_left_jvp(
     primals: tuple[Scalars, Scalars], tangents: tuple[Scalars, Scalars]
 ) -> tuple[Scalars, Scalars]:
     cos, sines = primals
     inside = sines > 0
     slope = jnp.where(inside, 1 / jnp.where(inside, _sine_along(cos, sines), 1), 0)
-    return angle_left(cos, sines), slope * tangents[0]
+    return angle_to_pi(cos, sines), slope * tangents[0]
 
 
 @jax.custom_jvp
@@ -162,20 +162,20 @@ def arc_cosine_1(cos: Scalars, sines: Scalars) -> Scalars:
 
     Its derivative in cos θ is π − θ; the chain rule would give ∞ − ∞ at θ = 0.
     """
-    return sines + angle_left(cos, sines) * cos
+    return sines + angle_to_pi(cos, sines) * cos
 
 
 @arc_cosine_1.defjvp
 def _arc_cosine_1_jvp(
     primals: tuple[Scalars, Scalars], tangents: tuple[Scalars, Scalars]
 ) -> tuple[Scalars, Scalars]:
-    return arc_cosine_1(*primals), angle_left(*primals) * tangents[0]
+    return arc_cosine_1(*primals), angle_to_pi(*primals) * tangents[0]
 
 
 @jax.custom_jvp
 def _half_root(k: Scalars, q11: Scalars, q12: Scalars, q22: Scalars, sines: Scalars) -> Scalars:
     trace = jnp.sqrt(0.25 + (0.25 * k * q11 + 0.25 * k * q22))
-    rest = (0.5 * k) * (_once(root(q11), q12) * _once(root(q22), q12) * sines)
+    rest = (0.5 * k) * (_once(safe_sqrt(q11), q12) * _once(safe_sqrt(q22), q12) * sines)
     larger = jnp.maximum(trace, rest)
     return larger * jnp.sqrt(1 + (jnp.minimum(trace, rest) / larger) ** 2)
 
@@ -189,7 +189,7 @@ def _half_root_jvp(primals: tuple, tangents: tuple) -> tuple[Scalars, Scalars]:
     return half, (k / 8) * (around - 2 * k * (q12 / half) * d12)
 
 
-def half_root_determinant(
+def half_sqrt_determinant(
     k: float, q11: Scalars, q12: Scalars, q22: Scalars, sines: Scalars | None = None
 ) -> Scalars:
     """Return ½ √((1 + k q11)(1 + k q22) − k² q12²), as the root of 1 + k (q11 + q22) + k² q11 q22
@@ -203,7 +203,7 @@ def half_root_determinant(
 # -------------------------------------------------------------------------------------------------------
 
 
-def between_rows(
+def sine_between_rows(
     x1: Float[Array, "n1 d"],
     x2: Float[Array, "n2 d"],
     dots: Float[Array, "n1 n2"],

@@ -66,17 +66,17 @@ def implicit(A: Matrix) -> Matrix:
 
 
 def is_operator(A: Matrix) -> bool:
-    """Whether A is a lineax operator, as :func:`checked` returns it."""
+    """Whether A is a lineax operator, as :func:`check_design_matrix` returns it."""
     return isinstance(A, Implicit)
 
 
-def operand(name: str, A: Matrix) -> Matrix:
+def as_design_matrix(name: str, A: Matrix) -> Matrix:
     """Return what a structured operator holds: arrays of JAX, BCOOs and operators as they are,
     others checked.
     """
     if isinstance(A, jax.Array) and A.ndim == 2 and jnp.issubdtype(A.dtype, jnp.floating):
         return A
-    return A if isinstance(A, Implicit) or is_sparse(A) else checked(name, A)
+    return A if isinstance(A, Implicit) or is_sparse(A) else check_design_matrix(name, A)
 
 
 def shape(A: Matrix) -> tuple[int, int]:
@@ -89,7 +89,7 @@ def dtype(A: Matrix) -> jnp.dtype:
     return jnp.result_type(A.operator.out_structure().dtype if is_operator(A) else A.dtype)
 
 
-def checked(name: str, A: Matrix, *, half: bool = True) -> Matrix:
+def check_design_matrix(name: str, A: Matrix, *, half: bool = True) -> Matrix:
     """Return A as the routines want it.
 
     Args:
@@ -211,7 +211,7 @@ def adjoint(A: Matrix, V: Float[Array, "n *r"]) -> Float[Array, "d *r"]:
     return product(V, A) if V.ndim == 1 else product(V.T, A).T
 
 
-def dense(A: Matrix) -> Float[Array, "n d"]:
+def to_dense(A: Matrix) -> Float[Array, "n d"]:
     """A as an array."""
     if is_operator(A):
         return A.operator.as_matrix()
@@ -223,20 +223,20 @@ def gram(A: Matrix, D: Float[Array, " n"]) -> Float[Array, "d d"]:
     """Aᵀ diag(D) A, exactly symmetric."""
     if is_sparse(A):
         return _sparse_gram(A, D)
-    A = dense(A)
+    A = to_dense(A)
     return lax.platform_dependent(
         A, D, cpu=_blocked_gram, default=lambda A, D: _symmetric(product(A.T, D[:, None] * A))
     )
 
 
 @jax.jit
-def squares(A: Matrix, D: Float[Array, " n"]) -> Float[Array, " d"]:
+def gram_diagonal(A: Matrix, D: Float[Array, " n"]) -> Float[Array, " d"]:
     """The diagonal of Aᵀ diag(D) A, Σ_i D_i A_ij²."""
     if is_sparse(A):
         rows, columns = A.indices.T
         terms = A.data * (A.data * D.at[rows].get(mode="fill", fill_value=0))
         return jnp.zeros(A.shape[1], A.dtype).at[columns].add(terms, mode="drop")
-    A = dense(A)
+    A = to_dense(A)
     # in this order, as in the Gram matrix: A² alone may overflow
     return jnp.sum(A * (A * D[:, None]), axis=0)
 
@@ -309,7 +309,7 @@ def _sparse_gram(A: Any, D: Float[Array, " n"]) -> Float[Array, "d d"]:
 def row_squares(A: Matrix, right: Float[Array, "d k"] | None = None) -> Float[Array, " n"]:
     """‖a_i‖², or ‖a_i R‖²."""
     if not is_sparse(A):
-        return jnp.sum((dense(A) if right is None else times(A, right)) ** 2, axis=1)
+        return jnp.sum((to_dense(A) if right is None else times(A, right)) ** 2, axis=1)
     if right is None:
         return jnp.zeros(A.shape[0], A.dtype).at[A.indices[:, 0]].add(A.data**2, mode="drop")
     blocks = (
@@ -328,7 +328,7 @@ def row_squares(A: Matrix, right: Float[Array, "d k"] | None = None) -> Float[Ar
 def row_norms(A: Matrix) -> Float[Array, " n"]:
     """Return ‖a_i‖, [n], without squaring what would overflow or vanish."""
     if not is_sparse(A):
-        return scaled_norm(dense(A), axis=1)
+        return scaled_norm(to_dense(A), axis=1)
     rows = A.indices[:, 0]
     largest = jnp.zeros(A.shape[0], A.dtype).at[rows].max(jnp.abs(A.data), mode="drop")
     scale = binary_scale(largest[:, None], axis=1)[:, 0]
@@ -338,11 +338,11 @@ def row_norms(A: Matrix) -> Float[Array, " n"]:
 
 def entries(A: Matrix) -> Float[Array, "..."]:
     """Return the numbers that A consists of."""
-    return A.data if is_sparse(A) else dense(A)
+    return A.data if is_sparse(A) else to_dense(A)
 
 
 @jax.jit
-def unit_scaled(A: Matrix) -> Matrix:
+def scale_to_unit(A: Matrix) -> Matrix:
     """Return A over the largest power of two below its largest entry; an operator becomes dense."""
     scaled = entries(A)
     scaled = scaled / jnp.squeeze(binary_scale(scaled))
@@ -350,7 +350,7 @@ def unit_scaled(A: Matrix) -> Matrix:
 
 
 @jax.jit
-def take(A: Matrix, indices: Int[Array, " s"]) -> Float[Array, "s d"]:
+def take_rows(A: Matrix, indices: Int[Array, " s"]) -> Float[Array, "s d"]:
     """Rows of A by ascending and different indices, dense; an index of n gives a row of zeros."""
     n, d = shape(A)
     if is_sparse(A):
@@ -359,10 +359,10 @@ def take(A: Matrix, indices: Int[Array, " s"]) -> Float[Array, "s d"]:
         rows, columns = A.indices.T
         target = place.at[rows].get(mode="fill", fill_value=len(indices))
         return jnp.zeros((len(indices), d), A.dtype).at[target, columns].add(A.data, mode="drop")
-    return dense(A).at[indices].get(mode="fill", fill_value=0)
+    return to_dense(A).at[indices].get(mode="fill", fill_value=0)
 
 
-def embedded(
+def embed_rows(
     A: Matrix, buckets: Int[Array, "z n"], signs: Float[Array, "z n"], size: int
 ) -> Float[Array, "size d"]:
     """S A for the sparse S [size, n] whose column i has the entry signs[k, i] in row buckets[k, i],
@@ -374,7 +374,7 @@ def embedded(
         entries = [(h.at[rows].get(mode="fill", fill_value=size), columns) for h in buckets]
         values = [A.data * s.at[rows].get(mode="fill", fill_value=0) for s in signs]
     else:
-        entries, A = [(h,) for h in buckets], dense(A)
+        entries, A = [(h,) for h in buckets], to_dense(A)
         values = [A * s[:, None] for s in signs]
     out = jnp.zeros((size, d), dtype(A))
     for where, value in zip(entries, values, strict=True):
@@ -383,12 +383,12 @@ def embedded(
 
 
 @jax.jit
-def scaled_rows(A: Matrix, scale: Float[Array, " n"]) -> Matrix:
+def scale_rows(A: Matrix, scale: Float[Array, " n"]) -> Matrix:
     """diag(scale) A; an operator becomes dense."""
     if is_sparse(A):
         rows = A.indices[:, 0]
         return _with_data(A, A.data * scale.at[rows].get(mode="fill", fill_value=0))
-    return scale[:, None] * dense(A)
+    return scale[:, None] * to_dense(A)
 
 
 def _with_data(A: Any, data: Float[Array, " z"]) -> Any:
@@ -400,7 +400,7 @@ def _with_data(A: Any, data: Float[Array, " z"]) -> Any:
     )
 
 
-def stacked(parts: Sequence[Matrix]) -> Matrix:
+def stack_rows(parts: Sequence[Matrix]) -> Matrix:
     """By rows; all sparse, or none of them.
 
     Raises:
@@ -415,4 +415,4 @@ def stacked(parts: Sequence[Matrix]) -> Matrix:
         raise ValueError(
             "operators must share one matrix, or all have sparse ones, or none; got a mixture."
         )
-    return jnp.concatenate([dense(part) for part in parts])
+    return jnp.concatenate([to_dense(part) for part in parts])

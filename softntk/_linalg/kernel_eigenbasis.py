@@ -54,7 +54,7 @@ def decompose(gram: Gram) -> Decomposition:
     )
 
 
-def targets(gram: Gram, y: Float[Array | np.ndarray, "..."]) -> np.ndarray:
+def as_target_matrix(gram: Gram, y: Float[Array | np.ndarray, "..."]) -> np.ndarray:
     """Return the targets in float64 as columns that the kernel acts on: [n, k], or [nk, 1] for a
     kernel of all outputs.
 
@@ -76,7 +76,7 @@ def check_positive_part(name: str, values: np.ndarray) -> None:
         )
 
 
-def unit_of(x: np.ndarray) -> float:
+def target_unit(x: np.ndarray) -> float:
     """Return a power of two near max|x|, one for zeros: dividing by it rounds nothing, and squares
     stay in range.
     """
@@ -112,7 +112,7 @@ def cross_validated_ridge(
         (ρ, σ²).
     """
     largest = float(values.max())
-    unit = unit_of(components)
+    unit = target_unit(components)
     squares = np.sum((components / unit) ** 2, axis=1)
     freedom = components.shape[1] * (len(values) + outside)
     if not largest > 0:  # nothing is fitted, whatever the ridge

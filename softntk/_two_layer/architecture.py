@@ -171,7 +171,7 @@ def row_factors(architecture: Architecture, params: Parameters, x: Points) -> Ro
         none = jnp.zeros((x.shape[0], a.shape[1]), z.dtype)
         return RowFactors(features, slopes, jnp.zeros(z.shape, bool), none, none, finite)
     alpha = jnp.sum(u, axis=1, keepdims=True)
-    kept = activations.is_kept(u, alpha)
+    kept = activations.normaliser_is_resolved(u, alpha)
     inverse = jnp.where(kept, 1, 0) / jnp.where(kept, alpha, 1)
     weights = u * inverse
     # With a tolerance, because u may be computed twice, differently rounded; and once for all that

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from softntk._core.meshes import place_automatically
 from softntk._core.validation import is_hashable
-from softntk._linalg.angles import between_rows
+from softntk._linalg.angles import sine_between_rows
 from softntk._linalg.norms import binary_scale
 from softntk._linalg.products import product
 from softntk._two_layer.architecture import Architecture
@@ -79,7 +79,9 @@ def _kernels(
     )
     squares1, squares2 = (jnp.sum(x * x, axis=1) for x in (x1, x2_))
     dots = _inner_products(x1, x2_, squares1, same=x2 is None)
-    dots, sines = between_rows(x1, x2_, dots, same=x2 is None) if moments.angular else (dots, None)
+    dots, sines = (
+        sine_between_rows(x1, x2_, dots, same=x2 is None) if moments.angular else (dots, None)
+    )
     variance = jnp.ones_like(sigma) if has_units else sigma**2
     variances = (variance * squares1[:, None], variance * dots, variance * squares2[None, :])
     units = _units_of_pairs(sigma * units1, sigma * units2) if moments.in_units else None

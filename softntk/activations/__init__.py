@@ -30,7 +30,7 @@ from softntk.activations._moments import Moments as Moments
 from softntk.activations._moments import chain as chain
 from softntk.activations._moments import infinite_limit as infinite_limit
 from softntk.activations._moments import quadrature_moments as quadrature_moments
-from softntk.activations._normalize import is_kept as is_kept
+from softntk.activations._normalize import normaliser_is_resolved as normaliser_is_resolved
 from softntk.activations._normalize import normalize as normalize
 from softntk.activations._table import ACTIVATIONS as ACTIVATIONS
 from softntk.activations._table import crrelu as crrelu

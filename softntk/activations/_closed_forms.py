@@ -15,11 +15,11 @@ from jax.scipy.special import erf
 from jaxtyping import Array, Float
 
 from softntk._linalg.angles import (
-    angle_left,
+    angle_to_pi,
     arc_cosine_1,
     cosine,
-    half_root_determinant,
-    root,
+    half_sqrt_determinant,
+    safe_sqrt,
     sine,
 )
 
@@ -185,7 +185,7 @@ def relu_jet(z: Scalars, c: Scalars | float) -> Jet:
 
 
 def relu_mean(q: Scalars, s: Scalars | float) -> Scalars:
-    return root(q / (2 * jnp.pi)) * unscale(q, s)
+    return safe_sqrt(q / (2 * jnp.pi)) * unscale(q, s)
 
 
 def relu_covariance(
@@ -199,7 +199,7 @@ def relu_derivative(
     q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None
 ) -> Scalars:
     _, cos, sines = cosine(q11, q12, q22, sines)
-    return angle_left(cos, sines) / (2 * jnp.pi) * unscale(q12, s)
+    return angle_to_pi(cos, sines) / (2 * jnp.pi) * unscale(q12, s)
 
 
 # --- CRReLU: max(0, z) + ε z e^{-z²/2}
@@ -225,7 +225,7 @@ def _crrelu_parts(
     and E[g₁ g₂ e^{-(g₁²+g₂²)/2}] = q12 D^{-3/2},  D = (1+q11)(1+q22) − q12².
     """
     first = 0.5 * ((1 + q11) ** -1.5 + (1 + q22) ** -1.5)
-    return first, 2 * half_root_determinant(1.0, q11, q12, q22, sines)
+    return first, 2 * half_sqrt_determinant(1.0, q11, q12, q22, sines)
 
 
 def _times_units(
@@ -322,7 +322,7 @@ def _erf_covariance(q11: Scalars, q12: Scalars, q22: Scalars, sines: Scalars) ->
     """Return (2/π) arcsin(2 q12 / √((1 + 2 q11)(1 + 2 q22))) (Williams 1997), as an arctangent:
     nothing cancels.
     """
-    return (2 / jnp.pi) * jnp.arctan2(q12, half_root_determinant(2.0, q11, q12, q22, sines))
+    return (2 / jnp.pi) * jnp.arctan2(q12, half_sqrt_determinant(2.0, q11, q12, q22, sines))
 
 
 @_erf_covariance.defjvp
@@ -330,7 +330,7 @@ def _erf_covariance_jvp(primals: tuple, tangents: tuple) -> tuple[Scalars, Scala
     q11, q12, q22, _ = primals
     d11, d12, d22, _ = tangents
     around = q12 / (1 + 2 * q11) * d11 + q12 / (1 + 2 * q22) * d22
-    return _erf_covariance(*primals), (2 / jnp.pi) / half_root_determinant(2.0, *primals) * (
+    return _erf_covariance(*primals), (2 / jnp.pi) / half_sqrt_determinant(2.0, *primals) * (
         d12 - around
     )
 
@@ -345,7 +345,7 @@ def erf_covariance(
 def erf_derivative(
     q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None
 ) -> Scalars:
-    return (2 / jnp.pi) / half_root_determinant(2.0, q11, q12, q22, sines) * unscale(q12, s)
+    return (2 / jnp.pi) / half_sqrt_determinant(2.0, q11, q12, q22, sines) * unscale(q12, s)
 
 
 def identity_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:

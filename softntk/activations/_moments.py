@@ -22,7 +22,7 @@ from softntk._core.validation import (
     check_integer,
     is_hashable,
 )
-from softntk._linalg.angles import cosine, root
+from softntk._linalg.angles import cosine, safe_sqrt
 from softntk.activations import _closed_forms as forms
 from softntk.activations._closed_forms import Jet, Scalars
 
@@ -243,8 +243,8 @@ def _quadrature_moments(jet: Callable[[Scalars, Scalars | float], Jet], order: i
             across = sines[..., None] * t
 
             def add(a: Array, total: Scalars) -> Scalars:
-                z1 = root(q11) * t[..., a]
-                z2 = root(q22)[..., None] * ((rho * t[..., a])[..., None] + across)
+                z1 = safe_sqrt(q11) * t[..., a]
+                z2 = safe_sqrt(q22)[..., None] * ((rho * t[..., a])[..., None] + across)
                 values = jet(z1, 0.0)[first] * (z1 if tilted else 1)
                 return total + w[a] * values * jnp.matmul(jet(z2, 0.0)[second], w)
 
@@ -293,7 +293,7 @@ def _quadrature_moments(jet: Callable[[Scalars, Scalars | float], Jet], order: i
         )
 
     def mean(q: Scalars, s: Scalars | float) -> Scalars:
-        values = jet(root(q)[..., None] * _on_last_axis(nodes, q), 0.0)[0]
+        values = jet(safe_sqrt(q)[..., None] * _on_last_axis(nodes, q), 0.0)[0]
         return jnp.matmul(values, jnp.asarray(weights, q.dtype)) * forms.unscale(q, s)
 
     with jax.ensure_compile_time_eval():  # whatever is being traced around it

@@ -42,13 +42,13 @@ def normalize(activation: str | Activation, z: Scalars) -> Scalars:
     # its derivative divides by the square of the sum, which would underflow
     u = u / binary_scale(u, -1)
     total = jnp.sum(u, axis=-1, keepdims=True)
-    kept = is_kept(u, total)
+    kept = normaliser_is_resolved(u, total)
     shares = jnp.where(kept, u, 0) / jnp.where(kept, total, 1)
     missing = jnp.any(jnp.isnan(z), axis=-1, keepdims=True)
     return jnp.where(missing, jnp.nan, jnp.where(kept, shares, jnp.inf))
 
 
-def is_kept(u: Scalars, total: Scalars) -> Bool[Array, "..."]:
+def normaliser_is_resolved(u: Scalars, total: Scalars) -> Bool[Array, "..."]:
     """Return whether the normaliser 1ᵀu along the last axis is more than what rounding of 1ᵀ|u| may
     leave.
     """

@@ -225,7 +225,7 @@ def factorise(op: "StructuredOperator") -> Factorisation:
 
 def _scaled_parts(op: "StructuredOperator") -> tuple[Array, Any, Array, Array, Array, Array]:
     """Return log₂ s, and Â, D̂, ÂᵀU, M̂, ρ̂ with H = s (Âᵀ diag(D̂) Â + (ÂᵀU) M̂ (ÂᵀU)ᵀ + ρ̂ I)."""
-    A, entries = matrices.unit_scaled(op.matrix), matrices.entries(op.matrix)
+    A, entries = matrices.scale_to_unit(op.matrix), matrices.entries(op.matrix)
     dtype = op.dtype
     ridge = jnp.asarray(op.ridge, dtype)
     square = 2 * _exponent(entries)

@@ -119,7 +119,7 @@ def approximate_scores(
 
 def arguments(A: Any, weights: Any, *, half: bool = False) -> tuple[Any, Float[Array, " n"] | None]:
     """Return A and the weights, checked."""
-    A = matrices.checked("A", A, half=half)
+    A = matrices.check_design_matrix("A", A, half=half)
     return A, None if weights is None else as_weights(
         "weights", weights, matrices.dtype(A), (matrices.shape(A)[0],)
     )
@@ -128,9 +128,9 @@ def arguments(A: Any, weights: Any, *, half: bool = False) -> tuple[Any, Float[A
 @jax.jit
 def weighted(A: Any, weights: Float[Array, " n"] | None) -> Any:
     """Return diag(√D) A up to a factor: both are brought to entries of order one."""
-    A = matrices.unit_scaled(A)
+    A = matrices.scale_to_unit(A)
     return (
-        A if weights is None else matrices.scaled_rows(A, jnp.sqrt(weights / binary_scale(weights)))
+        A if weights is None else matrices.scale_rows(A, jnp.sqrt(weights / binary_scale(weights)))
     )
 
 
@@ -167,7 +167,7 @@ def _pseudoinverse(R: Float[Array, "q d"]) -> tuple[Float[Array, "d q"], Float[A
 
 @jax.jit
 def _exact(A: Any, weights: Float[Array, " n"] | None) -> Float[Array, " n"]:
-    A = matrices.dense(A)
+    A = matrices.to_dense(A)
     A = A / binary_scale(A, axis=0)  # the unit of each column drops out
     weights = jnp.ones(len(A), A.dtype) if weights is None else weights / binary_scale(weights)
     return _scores(A, weights)
@@ -210,7 +210,7 @@ def _approximate(
         entries, dtype=jnp.int32
     )[:, None]
     signs = (1 - 2 * (bits & 1).astype(jnp.int32)).astype(dtype) / math.sqrt(entries)
-    R = jnp.linalg.qr(matrices.embedded(A, buckets, signs, rows), mode="r")
+    R = jnp.linalg.qr(matrices.embed_rows(A, buckets, signs, rows), mode="r")
     # Columns of one scale, so that rank is not decided by units.
     size = _column_size(R)
     right = _pseudoinverse(R / size[None])[0] / size[:, None]

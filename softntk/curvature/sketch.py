@@ -70,7 +70,7 @@ class Sample:
         self, A: Any, weights: Float[Array | np.ndarray, " n"] | None = None
     ) -> Float[Array, "d d"]:
         """Return Ã for A [n, d] and D, [n] (one if None)."""
-        A = matrices.checked("A", A)
+        A = matrices.check_design_matrix("A", A)
         n, dtype = matrices.shape(A)[0], matrices.dtype(A)
         if is_concrete(self.indices) and int(jnp.max(self.indices)) > n:
             raise ValueError(
@@ -79,7 +79,7 @@ class Sample:
         D = self.scales.astype(dtype)
         if weights is not None:
             D = D * self._of(as_dtype("weights", weights, dtype, (n,)))
-        return matrices.gram(matrices.take(A, self.indices), D)
+        return matrices.gram(matrices.take_rows(A, self.indices), D)
 
     def _of(self, values: Float[Array, " n"]) -> Float[Array, " s"]:
         return values.at[self.indices].get(mode="fill", fill_value=0)
@@ -214,7 +214,7 @@ def sketched(op: StructuredOperator, sample: Sample) -> StructuredOperator:
     check_operator("op", op)
     if not isinstance(sample, Sample):
         raise ValueError(f"sample must be what sketch.draw returns, got {type(sample).__name__}.")
-    rows, columns = matrices.take(op.matrix, sample.indices), op.columns()
+    rows, columns = matrices.take_rows(op.matrix, sample.indices), op.columns()
     r = columns.shape[1]
     return StructuredOperator(
         jnp.concatenate([rows, columns.T]),

@@ -37,7 +37,7 @@ import jax.scipy.linalg
 import lineax as lx
 from jaxtyping import Array, Float
 
-from softntk._core.operator_tags import answer
+from softntk._core.operator_tags import register_tags
 from softntk._core.validation import as_dtype, check_flag, check_number
 from softntk._linalg import design_matrix as matrices
 from softntk._linalg.products import product
@@ -81,7 +81,7 @@ class StructuredOperator(lx.AbstractLinearOperator):
         """Convert everything to the precision of the matrix; shapes that do not fit are refused by
         name, values pass.
         """
-        self.matrix = matrices.operand("matrix", matrices.implicit(matrix))
+        self.matrix = matrices.as_design_matrix("matrix", matrices.implicit(matrix))
         (n, _), dtype = matrices.shape(self.matrix), matrices.dtype(self.matrix)
         self.logit_diagonal = as_dtype("logit_diagonal", logit_diagonal, dtype, (n,), finite=False)
         rank = factors.shape[1] if isinstance(factors, jax.Array) and factors.ndim == 2 else "r"
@@ -312,7 +312,7 @@ def weighted_sum(
         return StructuredOperator(
             matrix, jnp.sum(jnp.stack(diagonals), axis=0), factors, core, ridge, positive
         )
-    stacked = matrices.stacked([op.matrix for op in operators])
+    stacked = matrices.stack_rows([op.matrix for op in operators])
     factors = jax.scipy.linalg.block_diag(*(op.factors for op in operators))
     return StructuredOperator(stacked, jnp.concatenate(diagonals), factors, core, ridge, positive)
 
@@ -378,13 +378,13 @@ def _as_matrix(op: StructuredOperator) -> Float[Array, "d d"]:
 def _diagonal(op: StructuredOperator) -> Float[Array, " d"]:
     V = op.columns()
     return (
-        matrices.squares(op.matrix, op.logit_diagonal)
+        matrices.gram_diagonal(op.matrix, op.logit_diagonal)
         + jnp.sum(product(V, op.core) * V, axis=1)
         + op.ridge
     )
 
 
-answer(StructuredOperator, positive=lambda operator: operator.positive_semidefinite)
+register_tags(StructuredOperator, positive=lambda operator: operator.positive_semidefinite)
 lx.diagonal.register(StructuredOperator, lambda operator: operator.diagonal())
 
 

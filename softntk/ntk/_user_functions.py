@@ -18,7 +18,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from softntk._core.meshes import automatic
+from softntk._core.meshes import run_without_explicit_axes
 from softntk._core.trained_leaves import trained_leaves
 from softntk._core.validation import check_callable, is_concrete
 from softntk._linalg.norms import tree_norm
@@ -330,7 +330,7 @@ def check_rows_alone(function: OwnFunction, x: Float[Array, "n ..."], cure: str 
     if program in _PROGRAMS_OF_SINGLE_ROWS:
         return
     spread = np.unique(np.linspace(0, len(x) - 1, min(len(x), MAX_ROWS_COMPARED)).astype(int))
-    few = automatic(lambda x: x[spread])(x)
+    few = run_without_explicit_axes(lambda x: x[spread])(x)
     _try_outputs(function, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
     difference, size = np.asarray(_compare_rows(function, few), np.float64)
     if difference > ROWS_TOLERANCE * size:
@@ -367,7 +367,7 @@ does.
 
 @jax.jit
 def _compare_rows(function: OwnFunction, x: Float[Array, "b ..."]) -> Float[Array, "2"]:
-    return automatic(_rows_difference)(function, x)
+    return run_without_explicit_axes(_rows_difference)(function, x)
 
 
 def _rows_difference(function: OwnFunction, x: Float[Array, "b ..."]) -> Float[Array, "2"]:

@@ -34,7 +34,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from softntk import activations
-from softntk._core.operator_tags import answer
+from softntk._core.operator_tags import register_tags
 from softntk._core.records import function_record, static
 from softntk._core.validation import as_dtype, as_rows, as_weights
 from softntk._linalg.products import product
@@ -369,7 +369,7 @@ def _matrix(op: AttentionOperator) -> Float[Array, "p p"]:
     return jnp.where(jnp.isnan(matrix), jnp.inf, matrix)  # of infinities of both signs
 
 
-answer(AttentionOperator, positive=lambda operator: operator.positive_semidefinite)
+register_tags(AttentionOperator, positive=lambda operator: operator.positive_semidefinite)
 lx.diagonal.register(AttentionOperator, lambda operator: jnp.diagonal(operator.as_matrix()))
 
 

@@ -306,7 +306,7 @@ def _norms(p: Problem) -> tuple[float, float]:
     """Return (‖A‖ from above, σ_min(A) from below), zero where it is not told from zero."""
     n, d = p.shape
     eps = float(np.finfo(p.dtype).eps)
-    A, scale = matrices.unit_scaled(p.A), float(binary_scale(matrices.entries(p.A)).squeeze())
+    A, scale = matrices.scale_to_unit(p.A), float(binary_scale(matrices.entries(p.A)).squeeze())
     if matrices.is_sparse(A):  # which has no QR; the Gram matrix squares the condition number
         squares = np.linalg.eigvalsh(np.asarray(matrices.gram(A, jnp.ones(n, p.dtype)), np.float64))
         error = 2 * math.sqrt(n) * eps * squares[-1]
@@ -362,7 +362,7 @@ def _reached(
 
 def _adjoint_norm(p: Problem, v: np.ndarray) -> float:
     """Return ‖Aᵀv‖."""
-    A, scale = matrices.unit_scaled(p.A), float(binary_scale(matrices.entries(p.A)).squeeze())
+    A, scale = matrices.scale_to_unit(p.A), float(binary_scale(matrices.entries(p.A)).squeeze())
     size = float(np.abs(v).max())
     if size == 0:
         return 0.0

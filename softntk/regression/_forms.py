@@ -31,7 +31,7 @@ from jaxtyping import Array, Bool, Float
 from softntk import activations
 from softntk._core.validation import check_choice
 from softntk._linalg.norms import binary_scale
-from softntk.activations import Activation, is_kept
+from softntk.activations import Activation, normaliser_is_resolved
 
 Vector = Float[Array, " n"]
 
@@ -81,7 +81,7 @@ def normalized(activation: Activation, z: Vector, b: Vector) -> Local:
     scale = binary_scale(jet[0])
     u, du, d2u = (part / scale for part in jet)
     total = jnp.sum(u)
-    kept = is_kept(u, total[None])[0]
+    kept = normaliser_is_resolved(u, total[None])[0]
     f, v, dv = (part / jnp.where(kept, total, 1) for part in (u, du, d2u))
     c = f - b
     # s = c − ⟨c, f⟩, which loses its digits where f is nearly all on one sample; as Σf = 1, any

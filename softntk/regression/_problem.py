@@ -183,7 +183,7 @@ def problem(
     Source: arXiv 2309.13482, Definition 1.1 (res_exp, normalized); MATHEMATICS.md#regression-forms
     for the family.
     """
-    A = matrices.checked("A", A)
+    A = matrices.check_design_matrix("A", A)
     n, _ = matrices.shape(A)
     dtype = matrices.dtype(A)
     target = as_dtype("b", as_floating("b", b, (n,)), dtype, finite=False)
@@ -287,7 +287,7 @@ def _matrix_is_finite(A: Any, part: Curvature) -> Array:
     either is larger.
     """
     columns = matrices.adjoint(A, part.factors)
-    squares = matrices.squares(A, jnp.abs(part.diagonal))
+    squares = matrices.gram_diagonal(A, jnp.abs(part.diagonal))
     return jnp.isfinite(squares).all() & jnp.isfinite(
         jnp.sum(columns**2) * jnp.sum(jnp.abs(part.core))
     )

@@ -12,10 +12,10 @@ import optax
 from jax import lax
 
 from softntk._core.bound_loss import (
-    Bound,
+    BoundLoss,
     as_argument,
     check_scalar,
-    split,
+    split_leaves,
 )
 from softntk._core.validation import check_callable, check_integer
 from softntk.solution import Result, Solution
@@ -71,8 +71,8 @@ def train(
         snapshot_every = check_integer("snapshot_every", snapshot_every, at_least=1)
         if steps % snapshot_every:
             raise ValueError(f"snapshot_every must divide steps, got {snapshot_every} and {steps}.")
-    params, constants = split("params", params)
-    bound = Bound(None, jax.tree.map(as_argument, args), constants)
+    params, constants = split_leaves("params", params)
+    bound = BoundLoss(None, jax.tree.map(as_argument, args), constants)
     arrays, others = eqx.partition(bound, eqx.is_array)
     leaves, structure = jax.tree.flatten(others)
     static = tuple(leaves), structure
@@ -94,7 +94,7 @@ def _train(
     snapshot_every: int | None,
     static: tuple,
     params: Params,
-    arrays: Bound,
+    arrays: BoundLoss,
 ) -> Solution:
     bound = eqx.combine(arrays, jax.tree.unflatten(static[1], static[0]))
 

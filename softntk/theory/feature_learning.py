@@ -52,7 +52,7 @@ from softntk._core.validation.on_host import (
     check_known,
     known_number,
 )
-from softntk._linalg.kernel_eigenbasis import cross_validated_ridge, decompose, unit_of
+from softntk._linalg.kernel_eigenbasis import cross_validated_ridge, decompose, target_unit
 from softntk._linalg.norms import binary_scale, scaled_norm
 from softntk.networks import Network, Parameters, Points, row_factors
 from softntk.theory._arguments import (
@@ -344,8 +344,8 @@ def ridge_features(
     ridge = None if ridge is None else known_number("ridge", ridge, above=0)
     # In units of the largest feature and the largest target; the ridge is in that of squared
     # features.
-    unit = unit_of(np.asarray(train, np.float64))
-    scale = unit_of(targets)
+    unit = target_unit(np.asarray(train, np.float64))
+    scale = target_unit(targets)
     left, sizes, right = np.linalg.svd(np.asarray(train, np.float64) / unit, full_matrices=False)
     components = left.T @ (targets / scale)
     if ridge is None:

@@ -264,7 +264,7 @@ def test_numbers_that_may_be_traced(x64):
 def test_half_precision_where_nothing_is_factorised(dtype, half):
     matrix = jnp.ones((3, 2), dtype)
     if half or dtype == "float32":
-        assert design_matrix.checked("A", matrix, half=half).dtype == dtype
+        assert design_matrix.check_design_matrix("A", matrix, half=half).dtype == dtype
     else:
         with pytest.raises(ValueError, match="A must be float32 or float64"):
-            design_matrix.checked("A", matrix, half=half)
+            design_matrix.check_design_matrix("A", matrix, half=half)

@@ -55,7 +55,7 @@ def test_products_and_pieces(dtype):
 @pytest.mark.parametrize("kind", [jnp.asarray, sparse.BCOO.fromdense])
 def test_a_row_beyond_the_last_is_one_of_zeros(kind):
     A = np.arange(1.0, 7.0).reshape(3, 2)
-    assert_close(design_matrix.take(kind(A), jnp.array([0, 2, 3])), [[1, 2], [5, 6], [0, 0]])
+    assert_close(design_matrix.take_rows(kind(A), jnp.array([0, 2, 3])), [[1, 2], [5, 6], [0, 0]])
 
 
 @pytest.mark.parametrize("n", first([1, 700, 5000], 5000))

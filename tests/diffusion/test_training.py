@@ -83,7 +83,7 @@ def test_runs_are_reproducible_and_differ_by_key():
 
 def test_resumed_runs_have_the_same_bits(tmp_path, monkeypatch):
     file, whole = tmp_path / "fit", fit()
-    save = network_module._checkpoint.save
+    save = network_module.checkpoints.save
 
     def save_once(*args):
         save(*args)

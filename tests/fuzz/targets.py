@@ -32,7 +32,7 @@ NEEDS_NONE = {
     "activations.Moments": "functions of a table entry",
     "activations.infinite_limit": _INSIDE,
     "activations.chain": _INSIDE,
-    "activations.is_kept": _INSIDE,
+    "activations.normaliser_is_resolved": _INSIDE,
     "networks.row_factors": _INSIDE,
     "networks.Architecture": "static description that two_layer builds after checking",
     "networks.Network": "built by two_layer; its three functions are targets",

@@ -12,9 +12,8 @@ from tools import assert_close
 import softntk as sn
 from softntk._linalg.kernel_eigenbasis import cross_validated_ridge
 from softntk.solution import Result
-from softntk.theory.generalisation._early_stopping import least_risk_time
+from softntk.theory.generalisation._early_stopping import early_stopping_time, least_risk_time
 from softntk.theory.generalisation._norms_and_ranks import (
-    early_stopping_time,
     effective_rank,
     noise_level,
     rkhs_norm,

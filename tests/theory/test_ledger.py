@@ -107,7 +107,7 @@ def test_a_broken_bound_is_noticed():
     assert (n, d) == (1, 1)  # f = 1 for a single sample
     assert (
         row.counterexample
-        == f"A = {_ledger._text(row.case['A'])}, x = {_ledger._text(row.case['x'])}: 1 > 0.5"
+        == f"A = {run_module._text(row.case['A'])}, x = {run_module._text(row.case['x'])}: 1 > 0.5"
     )
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from softntk._linalg.blocks import in_blocks
+from softntk._linalg.blocks import split_into_blocks
 from softntk._linalg.kernel_eigenbasis import cross_validated_ridge
 from softntk._linalg.products import product
 
@@ -90,7 +90,11 @@ def moments(
 ) -> Moments:
     """Return the sums over those samples that are there (1, not 0), in one pass."""
     size = min(_BLOCK, len(points))
-    blocks = in_blocks(points, size), in_blocks(targets, size), in_blocks(there, size)
+    blocks = (
+        split_into_blocks(points, size),
+        split_into_blocks(targets, size),
+        split_into_blocks(there, size),
+    )
 
     def add(total: Moments, block: tuple[Array, Array, Array]) -> tuple[Moments, None]:
         z, y, one = block

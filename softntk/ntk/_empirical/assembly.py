@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Shaped
 
-from softntk._core.meshes import call_automatic
+from softntk._core.meshes import call_without_explicit_axes
 from softntk._core.validation import is_concrete
 from softntk._linalg.norms import binary_scale, scaled_norm
 from softntk._linalg.products import product
@@ -63,7 +63,7 @@ def two_layer_kernel(
             planned, units = (planned, units) if found else (None, None)
     case = Case(architecture, outputs, signs and known, planned, block_size)
     units = None if units is None else jnp.asarray(units)
-    return call_automatic(partial(_two_layer_kernel, case), x1, params, x1, x2, units)
+    return call_without_explicit_axes(partial(_two_layer_kernel, case), x1, params, x1, x2, units)
 
 
 class Case(NamedTuple):

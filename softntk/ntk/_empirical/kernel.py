@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from softntk._core.meshes import call_automatic, vary_like
+from softntk._core.meshes import call_without_explicit_axes, vary_like
 from softntk._core.validation import (
     as_floating,
     as_jax_array,
@@ -142,7 +142,7 @@ def empirical(
     function = bind(net, params, first, apply_kwargs)
     if vmap_axes == 0:
         check_rows_alone(function, first, ", or vmap_axes=None")
-    return call_automatic(
+    return call_without_explicit_axes(
         partial(_own_kernel, outputs, vmap_axes == 0), first, function, first, second
     )
 

@@ -29,7 +29,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from softntk._linalg.blocks import numbers_at_a_time
+from softntk._linalg.blocks import cache_budget
 from softntk._linalg.products import product
 from softntk.networks import RowFactors
 from softntk.ntk._empirical.contractions import FourTerms, four_terms, pairs
@@ -176,7 +176,7 @@ def sign_patterns(
     but in products this thin the smaller tiles lose what that saves.
     """
     n1, n2, t = len(p.slopes), len(q.slopes), plan.patterns
-    lines = -(-n1 // (block_size or max(numbers_at_a_time() // (t * n2), 16)))
+    lines = -(-n1 // (block_size or max(cache_budget() // (t * n2), 16)))
     size = -(-n1 // lines)
 
     def gathered(rows: RowFactors, units: Int[Array, "t u"], more: int) -> Float[Array, "t n u"]:

@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from softntk._core.meshes import vary_like
-from softntk._linalg.blocks import numbers_at_a_time
+from softntk._linalg.blocks import cache_budget
 from softntk.ntk._empirical.contractions import Contraction, Readout
 
 
@@ -26,7 +26,7 @@ def rows_of_a_line(n: int, numbers: int, block_size: int | None) -> int:
     if block_size is not None:
         return min(n, block_size)
     most = 128 if jax.default_backend() == "cpu" else n
-    rows = min(max(numbers_at_a_time() // numbers, 16), max(n // 4, 16), most, n)
+    rows = min(max(cache_budget() // numbers, 16), max(n // 4, 16), most, n)
     return min(n, 2 ** (rows.bit_length() - 1))
 
 

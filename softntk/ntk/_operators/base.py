@@ -29,8 +29,8 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from softntk._core.meshes import automatic, call_automatic
-from softntk._core.operator_tags import answer
+from softntk._core.meshes import call_without_explicit_axes, run_without_explicit_axes
+from softntk._core.operator_tags import register_tags
 from softntk._core.validation import (
     as_floating,
     as_integers,
@@ -86,7 +86,9 @@ class GramOperator(lx.AbstractLinearOperator):
     def _matrix(self, points: Array) -> Float[Array, "rows size"]:
         """Return the kernel between points and x, all rows of it."""
         outputs = self.in_size() // len(self.x)
-        repeated = automatic(lambda points: jnp.repeat(points, outputs, axis=0))(points)
+        repeated = run_without_explicit_axes(lambda points: jnp.repeat(points, outputs, axis=0))(
+            points
+        )
         return _rows(self, repeated, jnp.tile(jnp.arange(outputs), len(points)))
 
     @abc.abstractmethod
@@ -250,7 +252,7 @@ def _mv(op: GramOperator, vector: Vector) -> Float[Array, "*shape"]:
 
 @jax.jit
 def _mm(op: GramOperator, vectors: Vectors) -> Vectors:
-    return call_automatic(_scaled_mm, op.x, op, vectors)
+    return call_without_explicit_axes(_scaled_mm, op.x, op, vectors)
 
 
 @jax.jit
@@ -260,12 +262,12 @@ def _cross_mv(op: GramOperator, points: Array, vector: Array) -> Array:
 
 @jax.jit
 def _cross(op: GramOperator, points: Array, vectors: Vectors) -> Array:
-    return call_automatic(_scaled_cross, points, op, points, vectors)
+    return call_without_explicit_axes(_scaled_cross, points, op, points, vectors)
 
 
 @jax.jit
 def _rows(op: GramOperator, points: Array, outputs: Int[Array, " b"]) -> Float[Array, "b size"]:
-    return call_automatic(
+    return call_without_explicit_axes(
         lambda op, points, outputs: op._rows(points, outputs), None, op, points, outputs
     )
 
@@ -276,12 +278,12 @@ def _rows_at(op: GramOperator, indices: Int[Array, " b"]) -> Float[Array, "b siz
         outputs = op.in_size() // len(op.x)
         return op._rows(op.x[indices // outputs], indices % outputs)
 
-    return call_automatic(rows, None, op, indices)
+    return call_without_explicit_axes(rows, None, op, indices)
 
 
 @jax.jit
 def _diagonal(op: GramOperator) -> Float[Array, " size"]:
-    return call_automatic(lambda op: op._diagonal(), op.x, op)
+    return call_without_explicit_axes(lambda op: op._diagonal(), op.x, op)
 
 
 def _scaled_mm(op: GramOperator, vectors: Vectors) -> Vectors:
@@ -307,8 +309,8 @@ def _column_scale(vectors: Vectors) -> Float[Array, "..."]:
     return power_of_two(jnp.maximum(exponents, 0), vectors.dtype)
 
 
-answer(GramOperator, positive=lambda operator: True)
-answer(CrossOperator, symmetric=False)
+register_tags(GramOperator, positive=lambda operator: True)
+register_tags(CrossOperator, symmetric=False)
 lx.diagonal.register(GramOperator, lambda operator: operator.diagonal())
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from softntk._core.meshes import automatic
+from softntk._core.meshes import run_without_explicit_axes
 from softntk._core.validation import (
     as_rows,
     check_callable,
@@ -21,7 +21,7 @@ from softntk._core.validation import (
     check_positive_int,
     is_concrete,
 )
-from softntk._linalg.blocks import numbers_at_a_time
+from softntk._linalg.blocks import cache_budget
 from softntk.networks import Network
 from softntk.ntk._empirical.kernel import as_inputs, as_parameters, same_precision
 from softntk.ntk._operators.base import GramOperator
@@ -104,7 +104,7 @@ def operator(
         params = as_parameters(architecture, params)
         features, width = params.hidden.shape
         params, points = same_precision(params, as_rows("x", x, features))
-        size = min(len(points), block_size or max(1, numbers_at_a_time() // (2 * width)))
+        size = min(len(points), block_size or max(1, cache_budget() // (2 * width)))
         return TwoLayerOperator(params=params, x=points, architecture=architecture, block_size=size)
     points = as_inputs("x", x)
     function = bind(net, params, points, apply_kwargs)
@@ -163,7 +163,7 @@ def kernel_operator(
         else kernel_fn
     )
     _check_kernel(kernel, points)
-    size = min(len(points), block_size or math.isqrt(numbers_at_a_time() // 8))
+    size = min(len(points), block_size or math.isqrt(cache_budget() // 8))
     return KernelOperator(x=points, kernel_fn=kernel, block_size=size)
 
 
@@ -176,7 +176,7 @@ def _takes_get(kernel_fn: Callable) -> bool:
 
 def _check_kernel(kernel_fn: Callable, x: Array) -> None:
     """Refuse a kernel_fn that does not return [n1, n2], or is not symmetric on the first points."""
-    few = automatic(lambda x: x[: min(8, len(x))])(x)
+    few = run_without_explicit_axes(lambda x: x[: min(8, len(x))])(x)
     single = (1, *few.shape[1:])
     try:
         out = jax.eval_shape(
@@ -198,10 +198,10 @@ def _check_kernel(kernel_fn: Callable, x: Array) -> None:
         )
     if not jnp.issubdtype(out.dtype, jnp.floating):
         raise ValueError(f"kernel_fn must return floating-point numbers, got dtype {out.dtype}.")
-    one = automatic(lambda x: kernel_fn(x, x[::-1]))(few)
+    one = run_without_explicit_axes(lambda x: kernel_fn(x, x[::-1]))(few)
     if not is_concrete(one):
         return
-    other = automatic(lambda x: kernel_fn(x[::-1], x).T)(few)
+    other = run_without_explicit_axes(lambda x: kernel_fn(x[::-1], x).T)(few)
     one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
     finite = np.isfinite(one) & np.isfinite(other)
     size = np.max(np.abs(one), where=finite, initial=0)

@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from softntk._core.meshes import vary_like
-from softntk._linalg.blocks import in_blocks, out_of_blocks, rows_in_blocks
+from softntk._linalg.blocks import join_blocks, map_row_blocks, split_into_blocks
 from softntk.ntk._operators.base import GramOperator, Vectors
 from softntk.ntk._user_functions import OwnFunction
 
@@ -55,7 +55,10 @@ class JacobianOperator(GramOperator):
     def _cross(self, points: Array, vectors: Vectors) -> Array:
         weights = vary_like(self.function.weights, self.function, self.x, points, vectors)
         vectors = vary_like(vectors, weights)
-        blocks = rows_in_blocks(self.x, self.block_size), in_blocks(vectors, self.block_size)
+        blocks = (
+            map_row_blocks(self.x, self.block_size),
+            split_into_blocks(vectors, self.block_size),
+        )
 
         @jax.checkpoint
         def pull(x: Array, v: Array) -> Any:
@@ -74,19 +77,19 @@ class JacobianOperator(GramOperator):
         tangents, _ = lax.scan(add, vary_like(zeros, weights), blocks)
         others = blocks[0]
         if points is not self.x:
-            others = rows_in_blocks(points, min(len(points), self.block_size))
-        return out_of_blocks(lax.map(push, others), len(points))
+            others = map_row_blocks(points, min(len(points), self.block_size))
+        return join_blocks(lax.map(push, others), len(points))
 
     def _rows(self, points: Array, outputs: Int[Array, " b"]) -> Float[Array, "b size"]:
         out = self.function.out_structure(self.x)
         weights = vary_like(self.function.weights, self.function, self.x, points, outputs)
-        blocks = rows_in_blocks(self.x, self.block_size)
+        blocks = map_row_blocks(self.x, self.block_size)
 
         def row(point: Array, output: Array) -> Array:
             cotangent = jax.nn.one_hot(output, out.shape[1], dtype=out.dtype)[None]
             tangent = self._pull(weights, point[None], vary_like(cotangent, weights))
             images = lax.map(lambda x: self._push(weights, x, tangent), blocks)
-            return out_of_blocks(images, len(self.x)).reshape(-1)
+            return join_blocks(images, len(self.x)).reshape(-1)
 
         return lax.map(lambda pair: row(*pair), (points, outputs))
 

@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from softntk._core.meshes import vary_like
-from softntk._linalg.blocks import in_blocks, out_of_blocks, rows_in_blocks
+from softntk._linalg.blocks import join_blocks, map_row_blocks, split_into_blocks
 from softntk._linalg.products import product
 from softntk.ntk._operators.base import GramOperator, Vectors
 
@@ -39,7 +39,7 @@ class KernelOperator(GramOperator):
     def _blocks(self) -> tuple[Array, Array]:
         """Return the points in blocks, and which of them were given."""
         given = jnp.arange(-(-len(self.x) // self.block_size) * self.block_size) < len(self.x)
-        return rows_in_blocks(self.x, self.block_size), given.reshape(-1, self.block_size)
+        return map_row_blocks(self.x, self.block_size), given.reshape(-1, self.block_size)
 
     def _tile(self, one: Array, other: Array, given: Array) -> Float[Array, "b1 b2"]:
         """Return the kernel, zero at columns that only fill up a block: it may be infinite there,
@@ -51,7 +51,7 @@ class KernelOperator(GramOperator):
         )
 
     def _mm(self, vectors: Vectors) -> Vectors:
-        (xs, given), vs = self._blocks(), in_blocks(vectors, self.block_size)
+        (xs, given), vs = self._blocks(), split_into_blocks(vectors, self.block_size)
         pairs = jnp.asarray([(i, j) for i in range(len(xs)) for j in range(i, len(xs))])
 
         @jax.checkpoint
@@ -65,10 +65,10 @@ class KernelOperator(GramOperator):
             return out.at[pair[0]].add(above).at[pair[1]].add(below), None
 
         out, _ = lax.scan(add, vary_like(jnp.zeros_like(vs), self.x, vectors), pairs)
-        return out_of_blocks(out, len(self.x))
+        return join_blocks(out, len(self.x))
 
     def _cross(self, points: Array, vectors: Vectors) -> Array:
-        (xs, given), vs = self._blocks(), in_blocks(vectors, self.block_size)
+        (xs, given), vs = self._blocks(), split_into_blocks(vectors, self.block_size)
 
         def line(mine: Array) -> Array:
             def add(out: Array, block: tuple[Array, Array, Array]) -> tuple[Array, None]:
@@ -78,12 +78,12 @@ class KernelOperator(GramOperator):
             zeros = jnp.zeros((len(mine), vectors.shape[-1]), vectors.dtype)
             return lax.scan(add, vary_like(zeros, mine, self.x, vectors), (xs, given, vs))[0]
 
-        others = rows_in_blocks(points, min(len(points), self.block_size))
-        return out_of_blocks(lax.map(jax.checkpoint(line), others), len(points))
+        others = map_row_blocks(points, min(len(points), self.block_size))
+        return join_blocks(lax.map(jax.checkpoint(line), others), len(points))
 
     def _rows(self, points: Array, outputs: Int[Array, " b"]) -> Float[Array, "b size"]:
-        out = lax.map(lambda x: self.kernel_fn(x, points), rows_in_blocks(self.x, self.block_size))
-        return out_of_blocks(out, len(self.x)).T
+        out = lax.map(lambda x: self.kernel_fn(x, points), map_row_blocks(self.x, self.block_size))
+        return join_blocks(out, len(self.x)).T
 
     def _diagonal(self) -> Float[Array, " size"]:
         return lax.map(

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from softntk._core.meshes import automatic, vary_like
-from softntk._linalg.blocks import in_blocks, out_of_blocks, rows_in_blocks
+from softntk._core.meshes import run_without_explicit_axes, vary_like
+from softntk._linalg.blocks import join_blocks, map_row_blocks, split_into_blocks
 from softntk._linalg.norms import binary_exponent
 from softntk._linalg.products import product
 from softntk._two_layer.architecture import row_vectors
@@ -69,7 +69,9 @@ class TwoLayerOperator(GramOperator):
         """Return the kernel of the points (None: of x itself) with x."""
         kernel = two_layer_kernel(self.architecture, self.params, self.x, points, "full", None)
         size = self.in_size()
-        return automatic(lambda kernel: kernel.transpose(1, 3, 0, 2).reshape(-1, size))(kernel)
+        return run_without_explicit_axes(
+            lambda kernel: kernel.transpose(1, 3, 0, 2).reshape(-1, size)
+        )(kernel)
 
     def _single(self, rows: RowFactors) -> Float[Array, "b m"] | None:
         """With one output g itself, which is no larger than its factors; made once, behind a
@@ -119,7 +121,10 @@ class TwoLayerOperator(GramOperator):
                 invalid,
             )
 
-        blocks = rows_in_blocks(self.x, self.block_size), in_blocks(vectors, self.block_size)
+        blocks = (
+            map_row_blocks(self.x, self.block_size),
+            split_into_blocks(vectors, self.block_size),
+        )
         shapes = jax.eval_shape(pull, blocks[0][0], blocks[1][0])
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         (q, features, invalid), _ = lax.scan(
@@ -160,9 +165,9 @@ class TwoLayerOperator(GramOperator):
         others = (
             blocks[0]
             if points is self.x
-            else rows_in_blocks(points, min(len(points), self.block_size))
+            else map_row_blocks(points, min(len(points), self.block_size))
         )
-        return jnp.where(invalid > 0, jnp.inf, out_of_blocks(lax.map(push, others), len(points)))
+        return jnp.where(invalid > 0, jnp.inf, join_blocks(lax.map(push, others), len(points)))
 
     def _rows(self, points: Array, outputs: Int[Array, " b"]) -> Float[Array, "b size"]:
         k, a = self.shape[1], self.params.readout
@@ -190,8 +195,8 @@ class TwoLayerOperator(GramOperator):
             valid = rows.valid[:, None, None] & others.valid[None, :, None]
             return jnp.where(valid, out, jnp.inf).transpose(1, 2, 0)
 
-        out = lax.map(block, rows_in_blocks(self.x, self.block_size))
-        return out_of_blocks(out, self.x.shape[0]).reshape(self.in_size(), -1).T
+        out = lax.map(block, map_row_blocks(self.x, self.block_size))
+        return join_blocks(out, self.x.shape[0]).reshape(self.in_size(), -1).T
 
     def _diagonal(self) -> Float[Array, " size"]:
         def block(x: Array) -> Array:
@@ -208,8 +213,8 @@ class TwoLayerOperator(GramOperator):
                 )
             return jnp.where(rows.valid[:, None], out, jnp.inf)
 
-        out = lax.map(block, rows_in_blocks(self.x, self.block_size))
-        return out_of_blocks(out, self.x.shape[0]).reshape(-1)
+        out = lax.map(block, map_row_blocks(self.x, self.block_size))
+        return join_blocks(out, self.x.shape[0]).reshape(-1)
 
 
 def _feature_headroom(features: Array) -> int:

@@ -11,7 +11,7 @@ import optax
 from jax import lax
 from jaxtyping import Array
 
-from softntk._core.bound_loss import Bound
+from softntk._core.bound_loss import BoundLoss
 from softntk._core.closures import without_derivatives
 from softntk._core.meshes import vary_like
 from softntk._linalg.norms import tree_norm
@@ -208,7 +208,7 @@ def _is_plateau(
 
 def _step(problem: Any, tx: Any, options: Options, carry: Carry) -> tuple[Carry, History]:
     # A plain function of one argument: line searches look at its signature.
-    value_fn = problem if isinstance(problem, Bound) else lambda x: problem(x)
+    value_fn = problem if isinstance(problem, BoundLoss) else lambda x: problem(x)
     updates, state = tx.update(
         carry.grad, carry.state, carry.x, value=carry.value, grad=carry.grad, value_fn=value_fn
     )

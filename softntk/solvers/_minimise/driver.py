@@ -30,10 +30,10 @@ from jax import lax
 from jaxtyping import Array
 
 from softntk._core.bound_loss import (
-    Bound,
+    BoundLoss,
     as_argument,
     check_scalar,
-    split,
+    split_leaves,
 )
 from softntk._core.closures import has_arrays
 from softntk._core.validation import (
@@ -167,9 +167,9 @@ def _bound(
     """
     if isinstance(problem, Problem):
         x0 = as_floating("x0", x0, problem.shape[1:], finite=False)
-    x0, constants = split("x0", x0)
+    x0, constants = split_leaves("x0", x0)
     if args or jax.tree.leaves(constants):
-        problem = Bound(problem, jax.tree.map(as_argument, args), constants)
+        problem = BoundLoss(problem, jax.tree.map(as_argument, args), constants)
     return problem, x0, constants
 
 
@@ -185,7 +185,7 @@ def _with_its_arrays(problem: Callable[[Params], Array], x0: Params) -> Callable
     """Return the problem as a pytree of what it may be differentiated by, where that is not known
     already.
     """
-    plain = isinstance(problem, Bound) or not has_arrays(problem)
+    plain = isinstance(problem, BoundLoss) or not has_arrays(problem)
     return (
         eqx.filter_closure_convert(problem, x0)
         if plain and _closes_over_tracers(problem, x0)

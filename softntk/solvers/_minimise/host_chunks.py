@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from softntk._core import checkpoint as checkpoints
-from softntk._core.closures import program
+from softntk._core.closures import compile_with_closure
 from softntk._core.progress import Progress
 from softntk.solution import Result, Solution
 from softntk.solvers._minimise.device_loop import (
@@ -46,13 +46,13 @@ def in_chunks(
     checkpoint: Path | None,
 ) -> Solution:
     """Return what the loop comes to, run a chunk at a time."""
-    begin = program(
+    begin = compile_with_closure(
         "start", tx, problem, lambda problem, x0: start_at(problem, tx, x0, diagnosed=False), x0
     )
     start = begin(x0)
     if int(start.result) != RUNNING:
         start = start._replace(result=refusal(problem, x0))
-    run = program(
+    run = compile_with_closure(
         ("advance", options),
         tx,
         problem,

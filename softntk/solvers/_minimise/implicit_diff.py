@@ -17,7 +17,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from softntk._core.closures import taken_apart
+from softntk._core.closures import split_arrays
 from softntk._linalg.norms import scaled_norm
 
 _DENSE = 4096  # unknowns up to which the Hessian is factorised as a matrix
@@ -46,7 +46,7 @@ def attach(problem: Any, x: PyTree) -> Any:
 
     The rule uses itself, so that it can be differentiated again.
     """
-    arrays, together = taken_apart(problem)
+    arrays, together = split_arrays(problem)
     return _attach(arrays, x, together)
 
 

@@ -131,7 +131,7 @@ def _rounding_of(operator: lx.AbstractLinearOperator) -> Callable[[], Float[Arra
         others = product(jnp.abs(operator.core), jnp.sum(factors, axis=0))
         weights = jnp.abs(operator.logit_diagonal) + product(factors, others)
         gamma = 4 * (d + n**0.5) * float(jnp.finfo(operator.dtype).eps)
-        return jnp.sqrt(gamma * matrices.squares(operator.matrix, weights))
+        return jnp.sqrt(gamma * matrices.gram_diagonal(operator.matrix, weights))
 
     return rounding
 

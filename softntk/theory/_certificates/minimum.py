@@ -121,7 +121,7 @@ def certify_minimum(p: Problem, x0: Float[Array | np.ndarray, " d"]) -> MinimumC
         )
     with on_host():
         A, b, weights = (
-            np.asarray(leaf, np.float64) for leaf in (matrices.dense(p.A), p.b, p.weights)
+            np.asarray(leaf, np.float64) for leaf in (matrices.to_dense(p.A), p.b, p.weights)
         )
         return _certified(problem(A, b, p.activation, p.form, weights), x0)
 

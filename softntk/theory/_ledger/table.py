@@ -9,7 +9,7 @@ from pathlib import Path
 
 from softntk.theory._ledger.run import Row
 
-PATH = Path(__file__).with_name("LEDGER.md")
+PATH = Path(__file__).parent.with_name("LEDGER.md")
 
 _HEADINGS = ("reference", "statement", "held", "tightness, median", "worst", "error", "source")
 

@@ -29,11 +29,11 @@ from softntk._core.validation import check_integer
 from softntk._core.validation.on_host import Targets, known_number
 from softntk._linalg.gram_arrays import Gram
 from softntk._linalg.kernel_eigenbasis import (
+    as_target_matrix,
     check_positive_part,
     cross_validated_ridge,
     decompose,
-    targets,
-    unit_of,
+    target_unit,
 )
 from softntk.solution import Result
 from softntk.theory.generalisation._early_stopping import (
@@ -103,7 +103,7 @@ def rkhs_norm(gram: Gram, y: Targets) -> RkhsNorm:
     Source: Arora et al. (2019), arXiv 1901.08584, Theorem 5.1 (their complexity of the labels).
     """
     values, vectors, delta = decompose(gram)
-    columns = targets(gram, y)
+    columns = as_target_matrix(gram, y)
     if not values[0] > 2 * delta:
         infinite = np.full(columns.shape[1], np.inf)
         return RkhsNorm(
@@ -115,7 +115,7 @@ def rkhs_norm(gram: Gram, y: Targets) -> RkhsNorm:
         )
     # In units of the largest target and the largest eigenvalue, whose squares neither over- nor
     # underflow.
-    unit = unit_of(columns)
+    unit = target_unit(columns)
     largest = values[-1]
     components = (vectors.T @ (columns / unit)) ** 2
     shares = values[:, None] / largest
@@ -239,9 +239,9 @@ def noise_level(gram: Gram, y: Targets) -> Float[np.ndarray, " l"]:
     133-150, for σ̂; Kim and Gu (2004), JRSS B 66(2), 337-356, for the factor 1.4.
     """
     values, vectors, delta = decompose(gram)
-    columns = targets(gram, y)
+    columns = as_target_matrix(gram, y)
     check_positive_part("gram", values)
-    units = np.array([unit_of(column) for column in columns.T])
+    units = np.array([target_unit(column) for column in columns.T])
     components = vectors.T @ (columns / units)
     shares = np.maximum(values / values[-1], 0)
     smallest = delta / values[-1]

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from softntk._core.records import record
 from softntk._core.validation.on_host import Targets, known_number
-from softntk._linalg.kernel_eigenbasis import decompose, targets, unit_of
+from softntk._linalg.kernel_eigenbasis import as_target_matrix, decompose, target_unit
 from softntk._linalg.norms import host_norm
 
 
@@ -121,14 +121,14 @@ def risk_bound(
         raise ValueError(
             f"gram must have shape [n, n], got {np.shape(gram)}. Use outputs='mean', or one output at a time."
         )
-    columns = targets(gram, y)
+    columns = as_target_matrix(gram, y)
     n, k = columns.shape
     kept = values > delta
     safe = np.where(kept, values, 1)
     with np.errstate(over="ignore", invalid="ignore"):
         factors = 1 / (safe + ridge) if time == math.inf else -np.expm1(-safe * time) / safe
         # of the targets; the squares of what is divided by it neither over- nor underflow
-        scale = unit_of(columns)
+        scale = target_unit(columns)
         components = vectors.T @ (columns / scale)
         along = np.where(kept, factors, 0)[:, None] * components
         sizes = host_norm(along, axis=0)
