@@ -64,7 +64,7 @@ def main() -> None:
         square = jax.random.normal(jax.random.key(1), (2048, 2048))
         contenders = {
             "product": lambda s=square: square_product(s),
-            "softntk": partial(sn.ntk.empirical, net, params, x, outputs=outputs),
+            "softntk": partial(sn.ntk.empirical, net, params, x, outputs=outputs),  # pyright: ignore
             "einsum": lambda params=params, x=x, o=outputs: einsum(o, params, x),
         }
         seconds = alternate(contenders, options.repeats)
