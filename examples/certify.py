@@ -9,18 +9,14 @@ Below, ``certify_minimum`` along Newton's method on a softmax regression: the ce
 the true one.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib as mpl
 import numpy as np
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
+from _common import BLUE, GREEN, ORANGE, PURPLE, make_figure, make_parser, save_figure
 from matplotlib.lines import Line2D
 from rich.console import Console
 from rich.table import Table
@@ -28,7 +24,7 @@ from rich.table import Table
 import softntk as sn
 
 FAMILIES = ("softmax", "res_softmax", "exp")
-COLOURS = {"softmax": "#0072B2", "res_softmax": "#CC79A7", "exp": "#009E73"}  # Okabe and Ito
+COLOURS = {"softmax": BLUE, "res_softmax": PURPLE, "exp": GREEN}
 STEPS = 60
 # width; for targets of norm √20 the only one that is tried: 2**20 is not enough either
 LARGEST = 2**18
@@ -169,8 +165,7 @@ def table(proofs: Sequence[Proof], n: int) -> Table:
 
 def picture(proofs: Sequence[Proof], found: Sequence[Bar], path: Path) -> None:
     """How far proofs reach against width; a run against its certificate; error bars."""
-    plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False})
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
+    figure, (left, middle, right) = make_figure(1, 3, 14, 4.6)
     norms = sorted({p.norm for p in proofs})
     for p in proofs:
         widths, _, progress = zip(*p.found.tried, strict=True)
@@ -210,7 +205,7 @@ def picture(proofs: Sequence[Proof], found: Sequence[Bar], path: Path) -> None:
         [b.step for b in held],
         [b.ball.error for b in held],
         "v:",
-        color="#D55E00",
+        color=ORANGE,
         lw=2,
         label="certified error",
     )
@@ -218,7 +213,7 @@ def picture(proofs: Sequence[Proof], found: Sequence[Bar], path: Path) -> None:
         [b.step for b in held],
         [b.ball.radius for b in held],
         "s--",
-        color="#0072B2",
+        color=BLUE,
         lw=2,
         label="one minimiser within",
     )
@@ -240,17 +235,12 @@ def picture(proofs: Sequence[Proof], found: Sequence[Bar], path: Path) -> None:
             )
         )
     figure.legend(handles=lines, frameon=False, loc="outside lower center", ncols=5)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def main(argv: Sequence[str] | None = None) -> tuple[list[Proof], list[Bar]]:
     """Certify, print, draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--small", action="store_true", help="four points, one norm")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".png"))
+    parser = make_parser(__file__, __doc__, small="four points, one norm")
     options = parser.parse_args(argv)
     n, d, norms, precision, smallest = (
         (4, 4, (0.3,), 0.3, 64) if options.small else (20, 16, (1.0, 20**0.5), 0.1, 8192)

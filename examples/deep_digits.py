@@ -15,11 +15,8 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib as mpl
 import numpy as np
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
+from _common import BLUE, ORANGE, make_figure, make_parser, save_figure
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -35,9 +32,9 @@ NETWORKS = {
 }
 KERNELS = {"nngp": "GP", "ntk": "NTK"}
 COLOURS = {
-    "softmax": "#0072B2",
-    "ReLU": "#D55E00",
-}  # Okabe and Ito: told apart by colour-blind readers
+    "softmax": BLUE,
+    "ReLU": ORANGE,
+}
 STYLES = {"nngp": "--o", "ntk": "-s"}
 
 
@@ -174,8 +171,7 @@ def depth_scale(name: str) -> float:
 
 def picture(rows: Sequence[Row], path: Path) -> None:
     """Errors against depth, and contrasts."""
-    plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False})
-    figure, panels = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
+    figure, panels = make_figure(1, 3, 15, 4.6)
     depths = sorted({r.depth for r in rows})
     for axes, conv in zip(panels, (False, True), strict=False):
         for name in NETWORKS:
@@ -232,8 +228,7 @@ def picture(rows: Sequence[Row], path: Path) -> None:
     )
     panels[2].set_title("What is left to tell digits apart", fontsize=12)
     panels[2].legend(frameon=False, fontsize=11, loc="lower left")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def standard_error(row: Row) -> float:
@@ -243,9 +238,7 @@ def standard_error(row: Row) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> list[Row]:
     """Run it as the command line asks for it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__file__, __doc__, small="a few seconds: 200 digits, depths 1 and 3")
     parser.add_argument(
         "--points",
         type=int,
@@ -264,15 +257,6 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     )
     parser.add_argument(
         "--ridge", type=float, default=1e-2, help="in units of the kernel's contrast (default 0.01)"
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path(__file__).with_suffix(".png"),
-        help="where the picture goes",
-    )
-    parser.add_argument(
-        "--small", action="store_true", help="a few seconds: 200 digits, depths 1 and 3"
     )
     options = parser.parse_args(arguments)
     depths = range(1, 9)

@@ -7,18 +7,15 @@ told apart. Then, for finite softmax networks, the distance of the empirical NTK
 against width and depth. Prints both, and saves a picture.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib as mpl
-import numpy as np
-
-mpl.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
+from _common import BLUE, GREEN, ORANGE, PURPLE, make_figure, make_parser, save_figure
 from matplotlib.colors import LogNorm
 from rich.console import Console
 from rich.table import Table
@@ -29,12 +26,7 @@ from softntk.ntk._depth import FixedPoint
 
 STACKS = {"softmax": ("exp", True, 0.5), "ReLU": ("relu", False, 3.0), "erf": ("erf", False, 3.0)}
 """Activation, normalized, and the largest weight variance shown."""
-COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-)  # Okabe and Ito: told apart by colour-blind readers
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
 MARKERS = ("o", "s", "^", "D")
 
 
@@ -122,15 +114,8 @@ def table(found: Sequence[Distances]) -> Table:
 
 def picture(diagrams: Sequence[Phases], found: Sequence[Distances], path: Path) -> None:
     """Three phase diagrams, and distances against width."""
-    plt.rcParams.update(
-        {
-            "font.size": 12,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "hatch.color": "#999999",
-        }
-    )
-    figure, panels = plt.subplots(1, 4, figsize=(17, 4.4), layout="constrained")
+    plt.rcParams["hatch.color"] = "#999999"
+    figure, panels = make_figure(1, 4, 17, 4.4)
     for axes, p in zip(panels, diagrams, strict=False):
         exists, scale = np.asarray(p.found.exists), np.asarray(p.found.depth_scale)
         shown = np.ma.masked_where(~exists, np.clip(scale, 0.3, 300))
@@ -194,29 +179,17 @@ def picture(diagrams: Sequence[Phases], found: Sequence[Distances], path: Path) 
     panels[3].minorticks_off()
     panels[3].set_title("Finite softmax networks and their limit", fontsize=12)
     panels[3].legend(frameon=False, fontsize=11, ncols=2, loc="lower left")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> tuple[list[Phases], list[Distances]]:
     """Run it as the command line asks for it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__file__, __doc__, small="a few seconds: a coarse grid, narrow networks")
     parser.add_argument(
         "--size", type=int, default=160, help="points of the grid along each axis (default 160)"
     )
     parser.add_argument(
         "--draws", type=int, default=64, help="networks to average over (default 64)"
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path(__file__).with_suffix(".png"),
-        help="where the picture goes",
-    )
-    parser.add_argument(
-        "--small", action="store_true", help="a few seconds: a coarse grid, narrow networks"
     )
     options = parser.parse_args(arguments)
     depths, widths = [1, 2, 4, 8], [32, 64, 128, 256, 512]

@@ -8,7 +8,6 @@ to one as the nearest twentieth of the digits not seen: a sampler that copies sc
 first two. Saves generated digits beside real ones and beside their nearest neighbours.
 """
 
-import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +15,9 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib as mpl
-import numpy as np
-
-mpl.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
+from _common import BLUE, make_figure, make_parser, save_figure
 from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_digits
@@ -121,8 +118,7 @@ def grid(images: np.ndarray, columns: int) -> np.ndarray:
 
 def picture(reports: Sequence[Report], train: np.ndarray, path: Path) -> None:
     """Real, generated, their nearest neighbours, and the two others."""
-    plt.rcParams.update({"font.size": 12})
-    figure, panels = plt.subplots(1, 5, figsize=(16, 3.9), layout="constrained")
+    figure, panels = make_figure(1, 5, 16, 3.9)
     by_name = {r.name: r.samples for r in reports}
     drawn = by_name["softmax network"][:64]
     shown = {
@@ -134,19 +130,16 @@ def picture(reports: Sequence[Report], train: np.ndarray, path: Path) -> None:
         "Gaussian": by_name["Gaussian"][:64],
         "kernel density": by_name["kernel density"][:64],
     }
-    colours = plt.get_cmap("gray_r").with_extremes(bad="#0072B2")
+    colours = plt.get_cmap("gray_r").with_extremes(bad=BLUE)
     for panel, (name, images) in zip(panels, shown.items(), strict=True):
         panel.imshow(grid(images, 8), cmap=colours, vmin=-1, vmax=1)
         panel.set(title=name, xticks=[], yticks=[])
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Report]:
     """Run everything."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true", help="seconds instead of minutes")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".png"))
+    parser = make_parser(__file__, __doc__, small="seconds instead of minutes")
     options = parser.parse_args(arguments)
     small, console = options.small, Console()
     train, labels, unseen = digits(400 if small else 1400)

@@ -12,7 +12,6 @@ far the network, its linearisation and the kernel are from each other after the 
 descent, over the width.
 """
 
-import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,25 +19,22 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib as mpl
 import numpy as np
 import optax
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
+from _common import BLUE, GREEN, ORANGE, make_figure, make_parser, save_figure
 from rich.console import Console
 from rich.table import Table
 
 from softntk import diffusion
 
 COLOURS = {
-    "softmax": "#0072B2",
+    "softmax": BLUE,
     "res_softmax": "#56B4E9",
-    "relu": "#D55E00",
-    "exp": "#009E73",
-}  # Okabe and Ito
+    "relu": ORANGE,
+    "exp": GREEN,
+}
 SDE = diffusion.vp_sde()
-RULES = {"holdout": "#D55E00", "rademacher": "#0072B2", "least_risk": "#009E73"}
+RULES = {"holdout": ORANGE, "rademacher": BLUE, "least_risk": GREEN}
 STOPPED_AT = 0.15  # the time t at which early stopping is looked at
 SHOWN_AT = 0.2  # the time of the score fields
 GRID = (
@@ -226,8 +222,7 @@ def picture(
     path: Path,
 ) -> None:
     """Score fields over samples above; errors, stopping and coupling below."""
-    plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False})
-    figure, panels = plt.subplots(2, 3, figsize=(14, 9), layout="constrained")
+    figure, panels = make_figure(2, 3, 14, 9)
     shown = [e for e in estimates if e.family == "softmax"]
     mixture = ring()
     true = np.asarray(mixture.sample(jax.random.key(4), len(shown[0].samples)))
@@ -274,7 +269,7 @@ def picture(
     stop.set_title(f"early stopping, t = {STOPPED_AT}, one draw a point")
     stop.legend()
     for (name, values), colour in zip(
-        coupled.distances.items(), ("#0072B2", "#D55E00", "#009E73"), strict=True
+        coupled.distances.items(), (BLUE, ORANGE, GREEN), strict=True
     ):
         slope = np.polyfit(np.log(coupled.widths), np.log(values), 1)[0]
         couple.loglog(
@@ -285,8 +280,7 @@ def picture(
         xlabel="width m", ylabel="relative distance", title="the same training, three estimators"
     )
     couple.legend(fontsize=9)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def dimensions(
@@ -318,9 +312,7 @@ def main(
     arguments: Sequence[str] | None = None,
 ) -> tuple[list[Estimate], Stopping, Coupling, dict[int, np.ndarray]]:
     """Run everything."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true", help="seconds instead of minutes")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".png"))
+    parser = make_parser(__file__, __doc__, small="seconds instead of minutes")
     options = parser.parse_args(arguments)
     small, console = options.small, Console()
     mixture = ring()

@@ -9,7 +9,6 @@ real flights reach, and what a classifier that saw synthetic flights only is wor
 then saves columns, correlations and scores.
 """
 
-import argparse
 import importlib.util
 import time
 from collections.abc import Sequence
@@ -18,12 +17,9 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
+from _common import BLUE, ORANGE, make_figure, make_parser, save_figure
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
@@ -36,7 +32,7 @@ from softntk import diffusion
 NUMBERS = ("sched_dep_time", "dep_delay", "arr_delay", "air_time", "distance", "month")
 CATEGORIES = ("origin", "carrier")
 LATE = 15  # minutes
-COLOURS = {"real": "0.6", "softmax network": "#0072B2", "Gaussian copula": "#D55E00"}
+COLOURS = {"real": "0.6", "softmax network": BLUE, "Gaussian copula": ORANGE}
 SDE = diffusion.vp_sde()
 
 
@@ -187,8 +183,7 @@ def show(reports: Sequence[Report]) -> Table:
 
 def picture(reports: Sequence[Report], encoding: Encoding, path: Path) -> None:
     """Four columns, two tables of correlations, scores."""
-    plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
-    figure, panels = plt.subplots(2, 4, figsize=(15, 7.5), layout="constrained")
+    figure, panels = make_figure(2, 4, 15, 7.5)
     units = {
         "dep_delay": "departure delay (min)",
         "sched_dep_time": "departure (h)",
@@ -244,15 +239,12 @@ def picture(reports: Sequence[Report], encoding: Encoding, path: Path) -> None:
         panels[1, 3].bar_label(bars, fmt="%.2f", fontsize=8)
     panels[1, 3].set_xticks(np.arange(2), ("late arrival:\narea under curve", "airport:\naccuracy"))
     panels[1, 3].set(ylim=(0, 1.1), ylabel="score on real flights", title="trained on each table")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Report]:
     """Run everything."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true", help="seconds instead of minutes")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".png"))
+    parser = make_parser(__file__, __doc__, small="seconds instead of minutes")
     options = parser.parse_args(arguments)
     small, console = options.small, Console()
     n = 1000 if small else 20000

@@ -6,7 +6,6 @@ should descent stop, and how far is the risk bound from the risk? Prints a table
 with a panel for each question.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -15,11 +14,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib as mpl
 import numpy as np
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
+from _common import BLUE, GREEN, ORANGE, PURPLE, make_figure, make_parser, save_figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 from rich.console import Console
@@ -31,9 +27,9 @@ from softntk.theory import generalisation, lazy
 from softntk.theory.generalisation import _risk
 
 FAMILIES = ("softmax", "relu")
-COLOURS = {"softmax": "#0072B2", "relu": "#D55E00"}  # Okabe and Ito
+COLOURS = {"softmax": BLUE, "relu": ORANGE}
 MARKERS = {"softmax": "o", "relu": "s"}
-NOISE = {"gaussian": "#009E73", "flips": "#CC79A7", "adversarial": "#E69F00"}
+NOISE = {"gaussian": GREEN, "flips": PURPLE, "adversarial": "#E69F00"}
 TARGETS = {
     "single index": ("polynomial", 3, 1),
     "hierarchical": ("staircase", 3, 3),
@@ -290,8 +286,7 @@ def draw(axes: Any, curve: Curve) -> None:
 
 def picture(curves: Sequence[Curve], path: Path) -> None:
     """Nine panels."""
-    plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False})
-    figure, grid = plt.subplots(3, 3, figsize=(14, 12), layout="constrained")
+    figure, grid = make_figure(3, 3, 14, 12)
     for axes, (name, (title, xlabel, ylabel)) in zip(grid.flat, PANELS.items(), strict=True):
         for curve in curves:
             if curve.panel == name:
@@ -353,8 +348,7 @@ def picture(curves: Sequence[Curve], path: Path) -> None:
         for f in FAMILIES
     ]
     figure.legend(handles=families, frameon=False, loc="outside upper center", ncols=2, fontsize=14)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    save_figure(figure, path, dpi=100)
 
 
 def table(curves: Sequence[Curve]) -> Table:
@@ -383,22 +377,13 @@ def table(curves: Sequence[Curve]) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> list[Curve]:
     """Run it as the command line asks for it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__file__, __doc__, small="a few seconds: width 512, 300 points")
     parser.add_argument(
         "--width", type=int, default=8192, help="largest of the first panel (default 8192)"
     )
     parser.add_argument(
         "--points", type=int, default=1500, help="samples of the one-step experiment (default 1500)"
     )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path(__file__).with_suffix(".png"),
-        help="where the picture goes",
-    )
-    parser.add_argument("--small", action="store_true", help="a few seconds: width 512, 300 points")
     options = parser.parse_args(arguments)
     small = options.small
     if small:

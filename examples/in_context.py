@@ -14,11 +14,8 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib as mpl
 import numpy as np
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
+from _common import BLUE, ORANGE, make_figure, make_parser, save_figure
 from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_digits
@@ -27,9 +24,9 @@ from sklearn.decomposition import PCA
 import softntk as sn
 
 COLOURS = {
-    "learned": "#0072B2",
-    "similarity": "#D55E00",
-}  # Okabe and Ito: told apart by colour-blind readers
+    "learned": BLUE,
+    "similarity": ORANGE,
+}
 MARKERS = {"learned": "o", "similarity": "s"}
 
 
@@ -157,10 +154,7 @@ def picture(report: Report, path: Path) -> None:
     """The attention of new queries, learned and by similarity; the fit; accuracies over the size of
     the prompt.
     """
-    plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False})
-    figure, panels = plt.subplots(
-        1, 4, figsize=(17, 4.4), layout="constrained", width_ratios=[1.15, 1.15, 1, 1]
-    )
+    figure, panels = make_figure(1, 4, 17, 4.4, width_ratios=[1.15, 1.15, 1, 1])
     per_class = len(report.prompt.labels) // 10
     for axes, (name, values) in zip(panels, report.attention.items(), strict=False):
         image = axes.imshow(
@@ -208,14 +202,13 @@ def picture(report: Report, path: Path) -> None:
     panels[3].minorticks_off()
     panels[3].set_title("In context, on new digits", fontsize=12)
     panels[3].legend(frameon=False, fontsize=11)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> Report:
     """Run it as the command line asks for it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = make_parser(
+        __file__, __doc__, small="a few seconds: fewer digits, components and steps"
     )
     parser.add_argument(
         "--queries", type=int, default=300, help="digits that ask, in each prompt (default 300)"
@@ -229,15 +222,6 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     parser.add_argument("--steps", type=int, default=12, help="Gauss–Newton steps (default 12)")
     parser.add_argument(
         "--prompts", type=int, default=10, help="new prompts to average over (default 10)"
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path(__file__).with_suffix(".png"),
-        help="where the picture goes",
-    )
-    parser.add_argument(
-        "--small", action="store_true", help="a few seconds: fewer digits, components and steps"
     )
     options = parser.parse_args(arguments)
     sizes = [10, 20, 50, 100, 200]

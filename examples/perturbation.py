@@ -14,7 +14,6 @@ the size σ of the weights and the width are varied. What can be seen:
   Small moves cost most here, large ones least.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +21,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib as mpl
 import numpy as np
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
+from _common import FAMILY_COLOURS, make_figure, make_parser, save_figure
 from matplotlib.lines import Line2D
 from rich import box
 from rich.console import Console
@@ -36,7 +32,6 @@ import softntk as sn
 from softntk import theory
 
 FAMILIES = ("softmax", "exp", "relu")
-COLOURS = {"softmax": "#0072B2", "relu": "#D55E00", "exp": "#009E73"}  # Okabe and Ito
 SIGMA, RADIUS = 0.5, 0.01  # where they are not varied
 
 
@@ -96,8 +91,7 @@ def proven_radius(rows: Sequence[Row]) -> float:
 
 def picture(sweeps: dict[str, list[Row]], path: Path) -> None:
     """The change of the kernel against R, σ and width."""
-    plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False})
-    figure, panels = plt.subplots(1, 3, figsize=(13, 5), layout="constrained", sharey=True)
+    figure, panels = make_figure(1, 3, 13, 5, sharey=True)
     looks: dict[str, dict[str, Any]] = {
         "adversarial": {"ls": "-", "lw": 2.4, "marker": "o", "ms": 6},
         "random": {"ls": ":", "lw": 1.8},
@@ -116,7 +110,7 @@ def picture(sweeps: dict[str, list[Row]], path: Path) -> None:
                 axes.plot(
                     [getattr(r, name) for r in chosen],
                     [getattr(r, kind) for r in chosen],
-                    color=COLOURS[family],
+                    color=FAMILY_COLOURS[family],
                     **look,
                 )
         axes.axhline(1, color="grey", lw=0.8)
@@ -127,7 +121,8 @@ def picture(sweeps: dict[str, list[Row]], path: Path) -> None:
             axes.xaxis.set_minor_formatter("")
     panels[0].set(ylabel="‖H(W̃) − H(W)‖ / λ_min(H)", ylim=(1e-4, 1e8))
     lines = [
-        Line2D([], [], color=colour, lw=2.4, label=family) for family, colour in COLOURS.items()
+        Line2D([], [], color=colour, lw=2.4, label=family)
+        for family, colour in FAMILY_COLOURS.items()
     ]
     titles = {
         "adversarial": "worst found",
@@ -139,8 +134,7 @@ def picture(sweeps: dict[str, list[Row]], path: Path) -> None:
         Line2D([], [], color="black", label=titles[kind], **look) for kind, look in looks.items()
     ]
     figure.legend(handles=lines, frameon=False, loc="outside lower center", ncols=7)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def table(sweeps: dict[str, list[Row]]) -> Table:
@@ -173,22 +167,13 @@ def table(sweeps: dict[str, list[Row]]) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, list[Row]]:
     """Run it as the command line asks for it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = make_parser(
+        __file__, __doc__, small="a few seconds: 20 points, width 128, fewer sizes"
     )
     parser.add_argument(
         "--points", type=int, default=50, help="on the unit sphere in R^20 (default 50)"
     )
     parser.add_argument("--width", type=int, default=1024, help="of the networks (default 1024)")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path(__file__).with_suffix(".png"),
-        help="where the picture goes",
-    )
-    parser.add_argument(
-        "--small", action="store_true", help="a few seconds: 20 points, width 128, fewer sizes"
-    )
     options = parser.parse_args(arguments)
     radii, sigmas, widths = (
         np.geomspace(1e-4, 1, 9),

@@ -6,7 +6,6 @@ infinite-width kernel, their distance, the training loss measured and predicted,
 and how far weights and kernel moved; then saves a picture.
 """
 
-import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +13,8 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib as mpl
 import numpy as np
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
+from _common import FAMILY_COLOURS, FAMILY_MARKERS, make_figure, make_parser, save_figure
 from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_digits
@@ -26,12 +22,6 @@ from sklearn.datasets import load_digits
 import softntk as sn
 
 FAMILIES = ("softmax", "relu", "exp")
-COLOURS = {
-    "softmax": "#0072B2",
-    "relu": "#D55E00",
-    "exp": "#009E73",
-}  # Okabe and Ito: told apart by colour-blind readers
-MARKERS = {"softmax": "o", "relu": "s", "exp": "^"}
 
 
 @dataclass(frozen=True)
@@ -212,12 +202,9 @@ def table(reports: Sequence[Report], title: str) -> Table:
 
 def picture(reports: Sequence[Report], widths: Sequence[int], path: Path) -> None:
     """Loss measured over predicted, spectra, distance to infinite width."""
-    plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False})
-    figure, (losses, spectra, distances) = plt.subplots(
-        1, 3, figsize=(15, 4.6), layout="constrained"
-    )
+    figure, (losses, spectra, distances) = make_figure(1, 3, 15, 4.6)
     for i, r in enumerate(reports):
-        colour, marker = COLOURS[r.family], MARKERS[r.family]
+        colour, marker = FAMILY_COLOURS[r.family], FAMILY_MARKERS[r.family]
         positive = r.steps > 0
         # Softmax and exp have the same kernel up to scale: broad under narrow and staggered dots
         # keep both visible.
@@ -264,14 +251,13 @@ def picture(reports: Sequence[Report], widths: Sequence[int], path: Path) -> Non
     distances.set_title("Distance to the infinite width", fontsize=12)
     for axes in (losses, spectra, distances):
         axes.legend(frameon=False, fontsize=11)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Report]:
     """Run the comparison as the command line asks for it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = make_parser(
+        __file__, __doc__, small="a few seconds: 40 digits of 3 classes, width 256, 100 steps"
     )
     parser.add_argument("--points", type=int, default=200, help="training digits (default 200)")
     parser.add_argument(
@@ -292,17 +278,6 @@ def main(arguments: Sequence[str] | None = None) -> list[Report]:
     )
     parser.add_argument(
         "--seeds", type=int, default=5, help="networks a width in the third panel (default 5)"
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path(__file__).with_suffix(".png"),
-        help="where the picture goes",
-    )
-    parser.add_argument(
-        "--small",
-        action="store_true",
-        help="a few seconds: 40 digits of 3 classes, width 256, 100 steps",
     )
     options = parser.parse_args(arguments)
     if options.small:

@@ -9,18 +9,14 @@ rank-two parts, and the smallest eigenvalue over random points of a ball as the 
 beside the w from which on convexity is proved.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib as mpl
 import numpy as np
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
+from _common import BLUE, GREEN, ORANGE, PURPLE, make_figure, make_parser, save_figure
 from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_diabetes
@@ -29,11 +25,11 @@ import softntk as sn
 from softntk.regression import Problem
 
 COLOURS = {
-    "res_exp": "#0072B2",
-    "exp": "#D55E00",
-    "diagonal": "#009E73",
-    "rank two": "#CC79A7",
-}  # Okabe and Ito
+    "res_exp": BLUE,
+    "exp": ORANGE,
+    "diagonal": GREEN,
+    "rank two": PURPLE,
+}
 NAMES = {"res_exp": "ResNet-softmax", "exp": "softmax"}
 
 
@@ -141,8 +137,7 @@ def picture(
     found: Sequence[Found], convex: Sequence[Convexity], surfaces: Sequence[tuple], path: Path
 ) -> None:
     """Two landscapes, the spectra, the convexity."""
-    plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False})
-    figure, panels = plt.subplots(1, 4, figsize=(18, 4.6), layout="constrained")
+    figure, panels = make_figure(1, 4, 18, 4.6)
     for axes, f, (s, t, loss) in zip(panels, found, surfaces, strict=False):
         shown = np.ma.masked_invalid(np.where(loss < 1.5, loss, np.nan))
         image = axes.contourf(s, t, np.log10(shown), levels=20, cmap="cividis")
@@ -193,8 +188,7 @@ def picture(
     panels[3].set_xlim(1e-3, None)
     panels[3].set_title("Convex from where on (dotted: proved)", fontsize=12)
     panels[3].legend(frameon=False, fontsize=11, loc="upper left")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def table(found: Sequence[Found], convex: Sequence[Convexity]) -> Table:
@@ -219,9 +213,7 @@ def table(found: Sequence[Found], convex: Sequence[Convexity]) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> tuple[list[Found], list[Convexity]]:
     """Run it as the command line asks for it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__file__, __doc__, small="a few seconds: 60 patients, few points")
     parser.add_argument("--rows", type=int, default=100, help="patients (default 100)")
     parser.add_argument(
         "--scale", type=float, default=1.0, help="of the standardised columns (default 1)"
@@ -234,15 +226,6 @@ def main(arguments: Sequence[str] | None = None) -> tuple[list[Found], list[Conv
         type=float,
         default=1.0,
         help="of the ball in which convexity is looked for (default 1)",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path(__file__).with_suffix(".png"),
-        help="where the picture goes",
-    )
-    parser.add_argument(
-        "--small", action="store_true", help="a few seconds: 60 patients, few points"
     )
     options = parser.parse_args(arguments)
     size, points, steps = 81, 500, 30

@@ -9,7 +9,6 @@ needs for 1e-3. Beside the widths at which that succeeds, the smallest one for w
 seeds, with 95 % bands.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +16,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib as mpl
 import numpy as np
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
+from _common import FAMILY_COLOURS, make_figure, make_parser, save_figure
 from matplotlib.lines import Line2D
 from rich.console import Console
 from rich.table import Table
@@ -29,7 +25,6 @@ from rich.table import Table
 import softntk as sn
 
 FAMILIES = ("softmax", "relu", "exp")
-COLOURS = {"softmax": "#0072B2", "relu": "#D55E00", "exp": "#009E73"}  # Okabe and Ito
 GOAL = 1e-3  # of ‖r‖²
 
 
@@ -186,10 +181,9 @@ def _first(widths: np.ndarray, good: np.ndarray) -> str:
 
 def picture(reports: Sequence[Report], path: Path) -> None:
     """Concentration and drift, λ_min, loss."""
-    plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False})
-    figure, panels = plt.subplots(1, 3, figsize=(14, 4.8), layout="constrained")
+    figure, panels = make_figure(1, 3, 14, 4.8)
     for r in reports:
-        colour = COLOURS[r.family]
+        colour = FAMILY_COLOURS[r.family]
         for name, style in (("concentration", "-"), ("drift", "--")):
             _band(panels[0], r.widths, getattr(r, name), colour, style)
         _band(panels[1], r.widths, r.smallest, colour, "-")
@@ -208,10 +202,11 @@ def picture(reports: Sequence[Report], path: Path) -> None:
         yscale="log", xlabel="steps, η = 1/λ_max", ylabel="‖r_t‖²/‖r_0‖², widest networks"
     )
     panels[2].set_title("seen (solid), 1 − ηλ_min/2 (dotted)")
-    lines = [Line2D([], [], color=COLOURS[r.family], lw=2.2, label=r.family) for r in reports]
+    lines = [
+        Line2D([], [], color=FAMILY_COLOURS[r.family], lw=2.2, label=r.family) for r in reports
+    ]
     figure.legend(handles=lines, frameon=False, loc="outside lower center", ncols=4)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def _band(axes: Any, x: np.ndarray, values: np.ndarray, colour: str, style: str) -> None:
@@ -222,11 +217,7 @@ def _band(axes: Any, x: np.ndarray, values: np.ndarray, colour: str, style: str)
 
 def main(argv: Sequence[str] | None = None) -> list[Report]:
     """Train, measure, print, draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--small", action="store_true", help="few points, narrow networks")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".png"))
+    parser = make_parser(__file__, __doc__, small="few points, narrow networks")
     options = parser.parse_args(argv)
     n, d, seeds, widths = (
         (6, 6, 4, 2 ** np.arange(6, 11)) if options.small else (20, 16, 10, 2 ** np.arange(7, 15))
