@@ -10,6 +10,8 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+import softntk as sn
+
 # Okabe and Ito (2008): colours that are told apart by colour-blind readers.
 BLUE = "#0072B2"
 ORANGE = "#D55E00"
@@ -19,8 +21,15 @@ FAMILY_COLOURS = {"softmax": BLUE, "relu": ORANGE, "exp": GREEN}
 FAMILY_MARKERS = {"softmax": "o", "relu": "s", "exp": "^"}
 
 
+class _SwitchCacheOn(argparse.Action):
+    """An option without a value that keeps compiled programs in the user's cache folder."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        setattr(namespace, self.dest, sn.compilation_cache())
+
+
 def make_parser(script: str, description: str | None, small: str) -> argparse.ArgumentParser:
-    """Return a parser with the two options that every example has, ``--output`` and ``--small``.
+    """Return a parser with the options that every example has: where to, how large, what is kept.
 
     Args:
         script: ``__file__`` of the example; the picture goes beside it.
@@ -33,6 +42,8 @@ def make_parser(script: str, description: str | None, small: str) -> argparse.Ar
     picture = Path(script).with_suffix(".png")
     parser.add_argument("--output", type=Path, default=picture, help="where the picture goes")
     parser.add_argument("--small", action="store_true", help=small)
+    kept = "keep compiled programs for the next run, in the user's cache folder"
+    parser.add_argument("--cache", action=_SwitchCacheOn, nargs=0, help=kept)
     return parser
 
 

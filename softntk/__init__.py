@@ -14,6 +14,7 @@ from softntk import ntk as ntk
 from softntk import regression as regression
 from softntk import solution as solution
 from softntk import solvers as solvers
+from softntk._core.compilation import compilation_cache as compilation_cache
 
 __version__ = "0.1.0"
 

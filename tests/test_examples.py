@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
+import _common
 import numpy as np
 import pytest
 
@@ -200,6 +201,16 @@ def test_help_explains_the_options(name, capsys):
     with pytest.raises(SystemExit):
         load(name).main(["--help"])
     assert "--small" in capsys.readouterr().out
+
+
+def test_the_cache_is_switched_on_when_asked_for(monkeypatch):
+    calls = []
+    monkeypatch.setattr("softntk.compilation_cache", lambda: calls.append("on"))
+    parser = _common.make_parser("example.py", "What it does.", small="seconds")
+    assert not parser.parse_args([]).small
+    assert calls == []
+    parser.parse_args(["--cache"])
+    assert calls == ["on"]
 
 
 def test_every_example_has_a_test():
