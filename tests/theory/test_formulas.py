@@ -22,7 +22,7 @@ from softntk.theory._certificates.jacobian_bounds import prepare
 from softntk.theory._ledger.statements import networks as networks
 from softntk.theory._ledger.statements import newton as newton
 from softntk.theory._ledger.statements import training as training
-from softntk.theory._perturbation.softmax_bound import Expansion
+from softntk.theory._perturbation.softmax_bound import SoftmaxExpansion
 
 EPS = 2.0**-52
 N, K, M, LAMBDA, SIGMA, DELTA, R, ACCURACY = 7, 3, 64, 0.2, 0.5, 0.05, 1.7, 1e-3
@@ -164,9 +164,9 @@ def test_the_least_of_the_bounds_of_a_softmax_is_taken(x64):
     params = Parameters(
         hidden=jnp.tile(jnp.arange(6.0), (2, 1)), readout=jnp.asarray([[1.0], [-1.0]] * 3)
     )
-    expansion = Expansion(net.architecture, params, np.array([[1.0, 0.5], [0.3, -0.2]]))
+    expansion = SoftmaxExpansion(net.architecture, params, np.array([[1.0, 0.5], [0.3, -0.2]]))
     expansion._remainder = lambda R: np.zeros((2, 2))
-    expansion.most = (5.0, 3.0)
+    expansion.total_norms = (5.0, 3.0)
     for first, R, desired in [
         ((2.0, 1.0), 1.0, (2.0, 1.0)),
         ((2.0, 1.0), 10.0, (5.0, 3.0)),
@@ -174,12 +174,12 @@ def test_the_least_of_the_bounds_of_a_softmax_is_taken(x64):
         ((4.0, 9.0), 1.0, (4.0, 3.0)),
         ((0.5, 0.25), 2.0, (1.0, 0.5)),
     ]:
-        expansion.first = first
+        expansion.derivative_norms = first
         assert expansion.norms(R) == desired
     rest = np.array([[3.0, 0.0], [0.0, 4.0]])
     expansion._remainder = lambda R: rest
-    expansion.first = (1.0, 0.5)
-    expansion.most = (100.0, 100.0)
+    expansion.derivative_norms = (1.0, 0.5)
+    expansion.total_norms = (100.0, 100.0)
     frobenius, spectral = expansion.norms(2.0)
     assert_close(frobenius, 2.0 + 5.0)
     assert_close(spectral, 1.0 + 4.0, rtol=0.01)
