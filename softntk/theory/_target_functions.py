@@ -153,6 +153,7 @@ def _split_exponent(terms: _ScaledTerms, exponent: Array) -> tuple[_ScaledTerms,
 
     The power puts the largest term into [¼, ½). It carries no gradient.
     """
+    # Scaling is exact, so that its derivative is one whatever the power is.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(jnp.stack(terms)), axis=0))
     limit = int(jnp.finfo(largest.dtype).maxexp) - 4
     _, power = jnp.frexp(largest)
@@ -163,6 +164,7 @@ def _split_exponent(terms: _ScaledTerms, exponent: Array) -> tuple[_ScaledTerms,
 
 def _times_power(value: Array, exponent: Array) -> Array:
     """Return value · 2^exponent in two steps that stay in range wherever the result does."""
+    # Beyond twice the range the result is zero or infinite in any case.
     limit = int(jnp.finfo(value.dtype).maxexp)
     exponent = jnp.clip(exponent, -2 * limit + 8, 2 * limit - 8)
     first_exponent = exponent // 2

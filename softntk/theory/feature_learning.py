@@ -236,6 +236,7 @@ def features(net: Network, params: Parameters, x: Points) -> Float[Array, "n m"]
     net = check_network("net", net)
     params = check_parameters("params", params, net)
     x = as_points("x", x, params)
+    # Rows whose normaliser vanishes or overflows are marked, and become infinite.
     rows = row_factors(net.architecture, params, x)
     return jnp.where(rows.valid[:, None], rows.features, jnp.inf)
 
@@ -319,6 +320,7 @@ def _choose_ridge(
     The part of the targets outside the span of Φ enters by its norm only, so that one extra
     direction of eigenvalue zero carries it and the other extra directions are zero.
     """
+    # The squares of the components beyond the span, by Pythagoras.
     outside = np.zeros((len(targets) - len(singular_values), targets.shape[1]))
     unreached = np.sum(targets**2, axis=0) - np.sum(components**2, axis=0)
     outside[:1] = np.sqrt(np.maximum(unreached, 0))

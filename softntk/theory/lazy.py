@@ -255,6 +255,7 @@ def _as_measured_steps(steps: int, at: StepIndices | None) -> np.ndarray:
     if at is None:
         geometric = np.geomspace(1, steps, DEFAULT_SAMPLE_COUNT)
         return np.unique(np.round(geometric).astype(np.int32))
+    # Their number and values decide shapes and a memory plan, so that they must not be traced.
     check_known("at", at)
     requirement = f"at must hold ascending integers between 0 and steps = {steps}, got "
     try:
@@ -301,6 +302,7 @@ def _descend(
 
 def _ratio(part: Float[Array, "*s"], total: Float[Array, ""]) -> Float[Array, "*s"]:
     """Return part/total; 0/0 is zero, and a positive part of zero is +inf."""
+    # The inner where keeps the quotient finite, so that no NaN enters its derivative.
     safe_total = jnp.where(total > 0, total, 1)
     return jnp.where(part == 0, 0, jnp.where(total > 0, part / safe_total, jnp.inf))
 

@@ -26,8 +26,8 @@ grow. By Cauchy and Schwarz over j a step from mass τ changes logit (i, r) by a
 the right-hand side at τ; as that increases with τ, the sum over steps is below the integral, and
 W_t lies in the box δ(τ_t). A box is convex, so the segment to W_{t+1} lies in that of τ_{t+1}.
 
-(ii) r_{t+1} = (I − ηJJᵀ)r_t − η(J̄ − J)Jᵀr_t, J̄ the mean of J over the segment, ‖J̄ − J‖ ≤ ½κη‖r_t‖.
-As ηβ² ≤ 1,
+(ii) r_{t+1} = (I − ηJJᵀ)r_t − η(J̄ − J)Jᵀr_t, J̄ the mean of J over the segment,
+‖J̄ − J‖ ≤ ½κη‖r_t‖. As ηβ² ≤ 1,
 
     ‖r_{t+1}‖ ≤ (1 − ηs(τ_t)²)‖r_t‖ + ½η²κβ‖r₀‖‖r_t‖ ≤ ‖r_t‖ − (1 − θ)s(τ_t)²(τ_{t+1} − τ_t).
 
@@ -188,6 +188,7 @@ def _refusal_reason(net: Network) -> str:
     """Return why there is no theorem for such a network; empty if there is one."""
     architecture = net.architecture
     name = architecture.activation.name
+    # The theorem is about the Jacobian in the hidden weights alone.
     if architecture.train_readout:
         return "The proof is for trained hidden weights: make the network with train_readout=False."
     if name in ("relu", "crrelu", "threshold"):
@@ -195,6 +196,7 @@ def _refusal_reason(net: Network) -> str:
             f"The slope of {name} jumps where a logit changes sign: the Jacobian has no Lipschitz "
             "constant, and no radius is small enough for this proof."
         )
+    # A custom activation may carry the name of a table entry: compare the whole activation.
     if name not in ENCLOSED_ACTIVATIONS or architecture.activation != activations.get(name):
         proved_names = ", ".join(ENCLOSED_ACTIVATIONS)
         return f"There is a proof for the activations {proved_names}, none for {name!r}."
@@ -203,7 +205,7 @@ def _refusal_reason(net: Network) -> str:
 
 def _certify_data(data: ProofData, target_count: int) -> ConvergenceCertificate:
     """Return the certificate of the theorem, for data without an overflow."""
-    # 1. Singular values at the start.
+    # 1. Singular values at the start, rounded outward.
     smallest_squared, largest_squared, first_row, second_row = bound_singular_values(data)
     largest = math.sqrt(largest_squared)
     if not smallest_squared > 0:
@@ -250,7 +252,8 @@ def _proved_certificate(
     s = reached.smallest
     beta = reached.largest
     residual_norm = data.residual_norm
-    # The residual falls by at least η‖Jᵀr‖ times this number a step.
+    # Two bounds of ‖W_t − W₀‖: β times the mass, and ‖r₀‖ over the decrease of ‖r‖ per unit of
+    # path length (the residual falls by at least η‖Jᵀr‖ times this number a step).
     decrease = (1 - step_size * beta**2 / 2) * s - kappa * step_size * residual_norm / 2
     residual_radius = residual_norm / decrease if decrease > 0 else math.inf
     radius = min(beta * reached.mass, residual_radius) * (1 + slack(1))

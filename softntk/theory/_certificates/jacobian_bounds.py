@@ -148,7 +148,7 @@ def prepare(net: Network, params: Parameters, x: np.ndarray, y: np.ndarray) -> "
 
 def _output_error(box: LogitBox, readout: np.ndarray, gamma: float, m: int) -> float:
     """Return the largest error of an entry of F = γ (u/α) a as computed."""
-    # Relative error of u and of α from the rounding of the logits.
+    # Relative error of u and of α from the rounding of the logits, and of the sum over units.
     exponential_error = np.expm1(box.start)
     relative_error = 2 * exponential_error.max() + slack(m)
     moduli = np.abs(box.values) @ np.abs(readout)
@@ -196,6 +196,7 @@ def _bound_change_norm(data: ProofData, slope_change: Matrix, mean_change: Matri
 def bound_jacobian_change(data: ProofData, slopes: SlopeBounds) -> float:
     """Return ΔJ, a bound of ‖J(W) − J(W₀)‖ on the box of these slopes, J(W₀) as computed."""
     centre = data.box.centre
+    # |v − v⁰| is largest at an end of the enclosure.
     slope_change = np.maximum(slopes.upper - centre, centre - slopes.lower)
     # ‖ΔF_i‖ ≤ 2‖r₀‖ while the residual does not grow.
     output_change = 2 * data.residual_norm + data.output_error if data.box.normalized else 0.0
@@ -208,6 +209,7 @@ def bound_jacobian_curvature(data: ProofData, slopes: SlopeBounds, largest: floa
 
     |dv| ≤ |u''/α||h| + v⟨v, |h|⟩, h the speed of the logits, and |dF| ≤ β² with β = ``largest``.
     """
+    # The first term is the unit's own move, the second the change of its normaliser.
     speed = bound_logit_speed(data, slopes)
     slope_change = slopes.second * speed
     if data.box.normalized:

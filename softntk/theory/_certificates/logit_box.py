@@ -103,6 +103,7 @@ class LogitBox:
         None where the normaliser may vanish, or something overflows.
         """
         with np.errstate(over="ignore", invalid="ignore"):
+            # e^{z⁰ ± δ} bound the exponentials, as they increase.
             factor = np.exp(delta)
             upper_power = self._power * factor
             lower_power = self._power / factor
@@ -113,7 +114,8 @@ class LogitBox:
             inverse_upper = (1 + self._slack) / smallest_total
             inverse_lower = (1 - self._slack) / largest_total
             second = upper_power * inverse_upper
-            if self._linear is None:  # then u'' = u'
+            if self._linear is None:
+                # e^z is its own derivative, so that one array serves u' and u''.
                 bounds = SlopeBounds(lower_power * inverse_lower, second, second)
             else:
                 bounds = SlopeBounds(
@@ -129,6 +131,7 @@ class LogitBox:
         """Return α⁺ and α⁻; rounding is relative to the sums of the moduli of all terms."""
         if not self.normalized:
             return self.total, self.total
+        # For e^z all terms are positive and their own moduli; the linear part of e^z + z has signs.
         if self._linear is None:
             upper_terms = upper_moduli = upper_power
             lower_terms = lower_moduli = lower_power

@@ -13,7 +13,7 @@ the absolute values of the terms that a quantity is a sum of, which its rounding
     r    u − b (plain), u − αb (rescaled), f − b (normalized)        [n]
     s    r (plain), r − ⟨b, r⟩1 (rescaled), r − ⟨r, f⟩1 (normalized) [n]
     ∇L   Aᵀ(v∘s + w²∘z)                                              [d]
-    ∇²L  Aᵀ(diag(v² + v₂∘s + w²) + rank two)A, at most               [d, d]
+    ∇²L  Aᵀ(diag(v² + v₂∘s + w²) + rank two)A                        [d, d]
 """
 
 from typing import NamedTuple
@@ -100,6 +100,7 @@ def evaluate_derivatives(p: Problem, x0: Float[np.ndarray, " d"]) -> Derivatives
     z = A @ x
     logit_moduli = np.abs(A) @ np.abs(x)
     parts = evaluate_in_logits(p, z)
+    # Each entry is a sum over rows of A, of products with sums over its columns.
     term_count = n + d + 64
     relative_error = term_count * LONG_DOUBLE_SLACK * parts.condition
     # 2. The gradient, Aᵀ(v∘s + w²∘z).
@@ -155,6 +156,7 @@ def evaluate_in_logits(p: Problem, z: LongVector) -> LogitDerivatives:
     if p.form == "rescaled":
         r = u - alpha * b
         r_moduli = moduli + alpha_modulus * np.abs(b)
+        # The rank-two part is ‖b‖²vvᵀ − v(v∘b)ᵀ − (v∘b)vᵀ: add the norms of its terms.
         slope_square = slope_moduli @ slope_moduli
         target_slopes = slope_moduli * b
         rank_two_norm = slope_square * (b @ b) + 2 * np.sqrt(
@@ -177,6 +179,7 @@ def evaluate_in_logits(p: Problem, z: LongVector) -> LogitDerivatives:
     r_moduli = f_moduli + np.abs(b)
     s_moduli = r_moduli + r_moduli @ f_moduli
     mixed_moduli = v_moduli * (f_moduli + s_moduli)
+    #    The rank-two part is ‖f‖²vvᵀ − vmᵀ − mvᵀ, m = v∘(f + s): add the norms of its terms.
     slope_square = v_moduli @ v_moduli
     rank_two_norm = slope_square * (f_moduli @ f_moduli) + 2 * np.sqrt(
         slope_square * (mixed_moduli @ mixed_moduli)

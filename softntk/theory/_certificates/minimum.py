@@ -103,6 +103,7 @@ def certify_minimum(p: Problem, x0: Float[Array | np.ndarray, " d"]) -> MinimumC
     Source: Kantorovich (1948), in the form of Ortega and Rheinboldt (1970), 12.6;
     MATHEMATICS.md#newton-kantorovich.
     """
+    # 1. Check the arguments; a custom activation may carry the name of a table entry.
     if not isinstance(p, Problem):
         raise ValueError(f"p must be a problem of softntk.regression, got {type(p).__name__}.")
     check_known("p", p)
@@ -115,6 +116,7 @@ def certify_minimum(p: Problem, x0: Float[Array | np.ndarray, " d"]) -> MinimumC
             f"There are Lipschitz constants for the activations {proved_names}, none for {name!r}."
         )
         return _failed_certificate(d, reason)
+    # 2. A dense problem in float64: converting float32 is exact.
     with on_host():
         A, b, weights = (
             np.asarray(leaf, np.float64) for leaf in (matrices.to_dense(p.A), p.b, p.weights)
@@ -168,9 +170,11 @@ def _certify_problem(p: Problem, x0: Float[np.ndarray, " d"]) -> MinimumCertific
         h = beta * K * eta * (1 + slack(1))
         if not h <= 0.5:
             continue
+        # t = 2η/(1 + √(1 − 2h)) must lie in the ball that K holds on.
         error = 2 * eta / (1 + math.sqrt(1 - 2 * h)) * (1 + slack(1))
         if not error <= radius:
             continue
+        # By Weyl H ≻ 0 while the distance from x₀ is below 1/βK.
         convex_radius = min(radius, (1 - slack(1)) / (beta * K)) if K > 0 else radius
         newton_radius = _newton_radius(beta, K, error, radius)
         bars = np.abs(step) + step_error + (error - eta) + slack(1) * error
@@ -221,6 +225,7 @@ def _candidate_radii(
     def is_contractive(radius: float) -> bool:
         return beta * lipschitz(p, radius, x0).hessian.ours * radius < 1
 
+    # The search interval: R must exceed t ≤ 2η, and radii far below rounding of x₀ are useless.
     lower = max(2 * eta, 1e-14 * size)
     upper = min(1e6 * size, MAX_RADIUS)
     if not lower < upper:
@@ -229,6 +234,7 @@ def _candidate_radii(
         return [upper]
     if not is_contractive(lower):
         return [eta * factor for factor in (*SMALL_RADIUS_FACTORS, 1.1) if eta > 0]
+    # βK(R)R increases with R: bisect for the value one.
     for _ in range(RADIUS_BISECTIONS):
         middle = math.sqrt(lower) * math.sqrt(upper)
         if is_contractive(middle):

@@ -72,6 +72,7 @@ def _enclose_segment(
     A candidate box is verified as in Picard's theorem: if the speed on all of the candidate carries
     δ no further than the candidate, the solution stays in it over the whole segment.
     """
+    # The first guess follows the speed at the start, with the growth seen on the last segment.
     initial_speed = bound_logit_speed(data, slopes)
     candidate = delta + (1 + 1.2 * speed_growth) * mass_step * initial_speed
     for _ in range(MAX_ENCLOSURE_ATTEMPTS):
@@ -81,6 +82,7 @@ def _enclose_segment(
         largest_speed = bound_logit_speed(data, candidate_slopes)
         reached = delta + mass_step * largest_speed
         if (reached <= candidate).all():
+            # Verified: ``reached`` encloses the end, and is narrower than the candidate.
             final_slopes = data.box.slopes(reached)
             speed_ratio = np.divide(
                 largest_speed,

@@ -58,6 +58,7 @@ def _kernel_gradient(
     def kernel_at(move: Move) -> KernelMatrix:
         return _kernel_matrix(architecture, _perturb(params, move), x)
 
+    # Reverse mode at Δ = 0 of Δ ↦ H(W̃ + Δ): one product with the transposed derivative.
     rows = params.hidden.shape[0] + (params.bias is not None)
     return jax.vjp(kernel_at, jnp.zeros((rows, params.hidden.shape[1])))[1](change)[0]
 
@@ -130,6 +131,7 @@ class KernelNeighbourhood:
         range of logits as wide as a move of length R.
         """
         architecture = self.architecture
+        # The residual H(W̃) − H(W) is that of the network itself, also where its slope is replaced.
         change = self.change(params)
         if architecture.activation.name == "relu":
             architecture = replace(architecture, activation=_softplus())
@@ -186,6 +188,7 @@ def worst_perturbations(
         trials: random moves a radius.
         steps: ascent steps of the adversary.
     """
+    # The same directions for all radii, so that results are comparable between radii.
     params = neighbourhood.params
     rows = sum(len(part) for part in _moving_weights(params))
     width = params.hidden.shape[1]
@@ -210,6 +213,7 @@ def worst_perturbations(
             final = _ascend(neighbourhood, evaluate, start, R, steps)
             adversary = final.move / R
             worst["adversarial"] = (final, max(largest_spectral, final.spectral))
+        # 3. One result a kind, in the order that was asked for.
         for kind in kinds:
             trial, spectral = worst[kind]
             perturbed_params = _perturb(params, trial.move)
@@ -237,7 +241,7 @@ def _ascend(
         if trial.frobenius <= best.frobenius:
             trial = evaluate(R * _unit_columns(direction + gradient_direction, direction))
         if trial.frobenius <= best.frobenius:
-            break
+            break  # neither step helps
         best = trial
     return best
 

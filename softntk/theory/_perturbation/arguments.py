@@ -26,6 +26,7 @@ def check_radii(radii: float | Sequence[float] | Float[np.ndarray | Array, " q"]
     values = np.atleast_1d(as_double("radii", radii, integers=True))
     if values.ndim != 1:
         raise ValueError(f"radii must be a number or a list of them, got shape {values.shape}.")
+    # Radii are keys of the results, so that each may occur once.
     for R in values:
         known_number("radii", float(R), above=0)
     if len(set(values.tolist())) < len(values):
@@ -58,6 +59,7 @@ def check_path(params: Parameters, path: object) -> list[Parameters]:
             raise ValueError(_shape_message(params, type(weights).__name__))
         if _leaf_shapes(weights) != _leaf_shapes(params):
             raise ValueError(_shape_message(params, _leaf_shapes(weights)))
+        # The bounds hold for moves of the hidden weights at one readout.
         weights = to_double(check_weights("path", weights))
         if not np.array_equal(np.asarray(weights.readout), params.readout):
             raise ValueError(
@@ -74,6 +76,7 @@ def _shape_message(params: Parameters, actual: object) -> str:
 
 def _split_path(path: object) -> Sequence[object]:
     """Return a path as a list of weights, at least one."""
+    # Weights stacked along a leading axis, as a scan returns them, are taken apart.
     if isinstance(path, Parameters):
         leaves = jax.tree.leaves(path)
         length = len(leaves[0]) if np.ndim(leaves[0]) else 0

@@ -58,7 +58,7 @@ class Interval(NamedTuple):
     lower: np.ndarray
     upper: np.ndarray
 
-    def __mul__(self, other: "Interval") -> "Interval":  # type: ignore[override]
+    def __mul__(self, other: "Interval") -> "Interval":
         """Return the interval of the products."""
         products = [end * other_end for end in self for other_end in other]
         return Interval(np.minimum.reduce(products), np.maximum.reduce(products))
@@ -83,6 +83,7 @@ class IntervalBound:
         self._features = np.asarray(rows.features)
         inner_products = x @ x.T + (0.0 if params.bias is None else 1.0)
         self._inner_products = np.kron(np.abs(inner_products), np.ones((k, k)))
+        # For a softmax alone there is a second bound, which is usually the smaller one.
         is_softmax = architecture.activation == activations.get("exp") and architecture.normalized
         self._expansion = SoftmaxExpansion(architecture, params, x) if is_softmax else None
 
@@ -128,6 +129,7 @@ class IntervalBound:
 
 def _norm_bounds(change: Float[np.ndarray, "p p"]) -> tuple[float, float]:
     """Return bounds on the (Frobenius, spectral) norm of every matrix below these entries."""
+    # ‖E‖_F and, by Perron and Frobenius, ‖E‖₂.
     with np.errstate(over="ignore"):
         frobenius = float(host_norm(change))
     return frobenius, min(frobenius, perron_norm(change))
@@ -190,6 +192,7 @@ def _enclose(
     """Return the range of a function of this shape on [z − δ, z + δ]."""
     if shape == "increasing":
         return Interval(function(z - delta), function(z + delta))
+    # Functions of |z|: the interval [z − δ, z + δ] contains zero where |z| < δ.
     at_smallest_modulus = function(np.maximum(np.abs(z) - delta, 0))
     at_largest_modulus = function(np.abs(z) + delta)
     if shape == "even":
@@ -204,6 +207,7 @@ def mean_interval(a: Float[np.ndarray, "m k"], u: Interval) -> Interval:
     largest value, zero, so that u_r is at its upper end for a_r > μ⁺ and at its lower end for
     a_r < μ⁺. With the units sorted by a only m + 1 corners have to be compared.
     """
+    # Ends of μ are ratios with one end of u for the units below a threshold and the other above.
     lower_ends = []
     upper_ends = []
     for column in a.T:
@@ -224,6 +228,7 @@ def _corner_ratios(a: np.ndarray, leading: np.ndarray, trailing: np.ndarray) -> 
 
     def split_sums(leading: np.ndarray, trailing: np.ndarray) -> np.ndarray:
         zero = np.zeros((len(leading), 1))
+        # All m + 1 splits at once: prefix sums of one array plus suffix sums of the other.
         prefix_sums = np.concatenate([zero, np.cumsum(leading, axis=1)], axis=1)
         suffix_sums = np.concatenate([zero, np.cumsum(trailing[:, ::-1], axis=1)], axis=1)
         return prefix_sums + suffix_sums[:, ::-1]

@@ -276,6 +276,7 @@ def _paper_bound(
     Points outside the unit ball are scaled into it, by homogeneity.
     """
     architecture = neighbourhood.architecture
+    # The paper states a bound for three families, with the hidden weights trained.
     family_key = (architecture.activation.name, architecture.normalized)
     family = next((name for name in PAPER_FAMILIES if FAMILIES[name] == family_key), None)
     if R == 0:

@@ -87,6 +87,7 @@ class SoftmaxExpansion:
 
     def _total_norms(self) -> tuple[float, float]:
         """Return the bound of step 8 for any move: |H| at W plus the largest |H| there can be."""
+        # ‖g_iℓ‖ ≤ γA_ℓ wherever the weights are, because the variance of a is at most A².
         s = (self.f[:, None] * self.centred_readout).reshape(len(self.inner_products), -1)
         largest_norms = np.tile(self.half_ranges, len(self.f))
         entries = np.abs(s @ s.T) + np.outer(largest_norms, largest_norms)
@@ -113,6 +114,7 @@ class SoftmaxExpansion:
 
         The square is expanded into matrix products: positive terms minus twice the mixed ones.
         """
+        # (α(s − ν) − c)² = α²s² + c² + ν²α² − 2 (cαs + να²s − cνα), summed with weights p.
         f = self.f[:, None]
         alpha = self.centred_readout
         p = p[:, None]
@@ -143,6 +145,7 @@ class SoftmaxExpansion:
             g = _as_rows(f * b)
             first_derivative = _as_rows(f * (delta * (2 * b + half_ranges)))
             second_derivative = _as_rows(f * (delta**2 * (4 * b + 6 * half_ranges)))
+            # ½(⟨|∂²g|, |g|⟩ + 2⟨|∂g|, |∂g|⟩ + ⟨|g|, |∂²g|⟩)
             mixed = second_derivative @ g.T
             sums = mixed + mixed.T + 2 * first_derivative @ first_derivative.T
             remainder = 0.5 * self.inner_products * sums

@@ -68,7 +68,7 @@ def radius(
     residual = known_number("residual", residual, above=0)
     width = check_positive_int("width", width)
     B = checked_growth(family, n, smallest, k, sigma, failure, constants)
-    kernel_scale(parameterization, width)
+    kernel_scale(parameterization, width)  # checks both
     # The logarithm of the product, term by term.
     width_power = 1.0 if parameterization == "paper" else 0.5
     log_scale = (
@@ -175,6 +175,7 @@ def smallest_eigenvalue(
     Source: arXiv 2405.03251, the lemma on perturbed weights.
     """
     smallest = known_number("smallest", smallest, above=0)
+    # Concentration at the start leaves ¾λ, and the move of the weights costs its bound (Weyl).
     change = perturbation_bound(
         R,
         n,

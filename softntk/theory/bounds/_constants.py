@@ -142,6 +142,7 @@ def kernel_scale(parameterization: str, width: int | None) -> int:
     check_choice("parameterization", parameterization, PARAMETERIZATIONS)
     if width is None and parameterization != "paper":
         return 1
+    # A width that no float holds would overflow later, without a name.
     width = check_positive_int("width", width)
-    check_number("width", width)  # a float holds it
+    check_number("width", width)
     return width if parameterization == "paper" else 1

@@ -221,6 +221,7 @@ def descent_factor(
     """
     smallest = known_number("smallest", smallest, above=0)
     rate = known_number("rate", rate, above=0)
+    # Above 2/λ the statement would promise a negative factor.
     shrinkage = 0.5 * kernel_scale(parameterization, width) * rate * smallest
     if shrinkage > 1:
         raise ValueError(
@@ -265,6 +266,7 @@ def table(
 
     Source: arXiv 2405.03251, table 1.
     """
+    # Growth with n for a fixed σ: B grows like √log n, so that e^{cB} is n^{o(1)}.
     orders: dict[str, tuple[str, str]] = dict.fromkeys(
         FAMILIES, ("λ⁻² n^{2+o(1)} log² n", "λ⁻² n^{2+o(1)} log(n/ε)")
     )

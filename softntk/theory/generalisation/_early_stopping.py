@@ -19,8 +19,11 @@ Eigenvalues = Float[Array | np.ndarray, " p"]
 MIN_POSITIVE = 1e-290
 """Smallest positive number that quotients and logarithms of eigenvalues are clipped to."""
 
+MIN_COMPLEXITY_ROOT = 1e-300
+"""Smallest square root of a complexity, so that quotients by it stay finite."""
+
 MAX_COMPLEXITY_ROOT = 1e300
-"""Largest square root of a complexity level, so that products with it stay finite."""
+"""Largest square root of a complexity, so that products with it stay finite."""
 
 RISK_GRID_SIZE = 400
 """Points of the logarithmic grid on which the risk is first minimised."""
@@ -74,8 +77,9 @@ def early_stopping_time(
     no search is needed.
 
     **The error it leaves** (proof in expectation; the paper has 12 B²ε̂² with high probability).
-    Under noise of variance σ², from F_0 = 0, flow, or steps with ηλ_max ≤ 1, has a bias of at most
-    e^{−λt} and a share of the noise of at most 1 − e^{−λt} ≤ min(λt, 1):
+    With noise of variance σ² and F_0 = 0, flow, or steps with ηλ_max ≤ 1, leave at most the share
+    e^{−λt} of the signal as bias, and let in at most the share 1 − e^{−λt} ≤ min(λt, 1) of the
+    noise:
 
         E‖F_t − F*‖² ≤ Σ e^{−2λ_i t}⟨q_i, F*⟩² + σ² Σ min(tλ_i, 1)²
                      ≤ B² min(λ_max, 1/(2et)) + σ² Σ min(tλ_i, 1)²,
@@ -122,7 +126,7 @@ def early_stopping_time(
     values = values[values > 0] / largest
     # 2. The complexity t Σ min(tλ_i, 1) at the stopping time is (cB/σ)² = root².
     root = constant * (norm / noise) * math.sqrt(largest)
-    root = min(max(root, 1 / MAX_COMPLEXITY_ROOT), MAX_COMPLEXITY_ROOT)
+    root = min(max(root, MIN_COMPLEXITY_ROOT), MAX_COMPLEXITY_ROOT)
     complexity = root * root
     # 3. With the first k eigenvalues above 1/t and S the sum of the others, t k + t² S = root²:
     #    find k from the complexities at the times 1/λ_i, then the positive root of the quadratic.
@@ -158,6 +162,7 @@ def _scaled_rate(learning_rate: float, largest: float, time: float) -> float:
             f"learning_rate must be at most 1/λ_max = {1 / largest:.6g}, as the rule assumes, "
             f"got {learning_rate!r}."
         )
+    # From here on in units of 1/λ_max, as the time is.
     rate = rate * largest
     if not (rate > 0 and math.isfinite(time / rate)):
         raise ValueError(
@@ -203,7 +208,8 @@ def least_risk_time(
 ) -> EarlyStopping:
     r"""Return the time at which the worst-case risk of gradient flow is smallest.
 
-    Use it to stop on noisy targets when only the norm of the noiseless function is known. With F_0 = 0, noise of variance σ² and ‖F*‖ ≤ B in the kernel's space, the risk at the training
+    Use it to stop on noisy targets when only the norm of the noiseless function is known. With
+    F_0 = 0, noise of variance σ² and ‖F*‖ ≤ B in the kernel's space, the risk at the training
     points is, exactly, at most
 
         E‖F_t − F*‖² ≤ B² max_i λ_i e^{−2λ_i t} + σ² Σ (1 − e^{−λ_i t})²,
@@ -265,9 +271,8 @@ def least_risk_time(
     # 4. Refine between the neighbours of the best grid point.
     lower_end = log_times[max(best - 1, 0)]
     upper_end = log_times[min(best + 1, len(log_times) - 1)]
-    refined = float(
-        scipy.optimize.fminbound(risk, lower_end, upper_end, xtol=1e-9)  # pyright: ignore[reportArgumentType]
-    )
+    minimum = scipy.optimize.fminbound(risk, lower_end, upper_end, xtol=1e-9)
+    refined = float(minimum)  # pyright: ignore[reportArgumentType]
     log_time = min(refined, float(log_times[best]), key=risk)
     time = math.exp(log_time)
     bias, variance = bias_and_variance(log_time)
@@ -289,6 +294,7 @@ def descending_eigenvalues(gram: Gram | None, eigenvalues: Eigenvalues | None) -
         raise ValueError("give either gram or eigenvalues, got both.")
     if gram is None and eigenvalues is None:
         raise ValueError("give gram or eigenvalues.")
+    # Negative eigenvalues within the tolerance are rounding, and become zero.
     if gram is not None:
         values = decompose(gram).values
         check_positive_part("gram", values)
