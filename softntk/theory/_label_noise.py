@@ -79,6 +79,7 @@ def corrupt(
         raise ValueError(f"key is needed for {kind} noise, got None. Pass e.g. jax.random.key(0).")
     if kind == "gaussian":
         return y + jnp.asarray(size, y.dtype) * jax.random.normal(key, y.shape, y.dtype)
+    # The share is rounded to a whole number of points.
     flip_count = round(known_number("size", size) * samples)
     flip_rows = jax.random.permutation(key, samples)[:flip_count]
     is_flipped = jnp.zeros(samples, bool).at[flip_rows].set(True)

@@ -49,6 +49,7 @@ def orthonormalise(direction: Directions, d: int | None = None) -> Float[Array, 
         raise ValueError(
             f"direction must have shape [d] or [d, r]{required_rows}, got {columns.shape}."
         )
+    # Each column in its own unit, so that QR neither over- nor underflows.
     columns = columns.reshape(columns.shape[0], -1)
     columns = columns / binary_scale(columns, axis=0)
     basis, triangle = jnp.linalg.qr(columns)

@@ -193,13 +193,14 @@ def alignment(params: Parameters, params_after: Parameters, direction: Direction
 
 
 def _check_hidden(name: str, params: Parameters) -> Float[Array, "d m"]:
-    """Return the hidden weights, at least in single precision."""
+    """Return the hidden weights; refuse half precision, which LAPACK does not have."""
     hidden = check_weights(name, params).hidden
     return as_floating(f"{name}.hidden", hidden, half=False)
 
 
 def _share_in_span(basis: Float[Array, "d r"], matrix: Float[Array, "d m"]) -> Array:
     """Return ‖UᵀM‖_F/‖M‖_F, zero for M = 0."""
+    # A quotient of norms, in the unit of the matrix.
     matrix = matrix / binary_scale(matrix)
     total_norm = scaled_norm(matrix)
     projection = jnp.matmul(basis.T, matrix, precision="highest").astype(matrix.dtype)

@@ -233,6 +233,7 @@ def _kernel_changes(
 
 def _are_finite_parameters(path: Parameters) -> Bool[Array, " s"]:
     """Return, for each measured step, whether all of the parameters are finite."""
+    # All axes but the leading one, which counts the measured steps.
     leaf_flags = [
         jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim)))
         for leaf in jax.tree.leaves(path)
@@ -311,6 +312,7 @@ def _relative_gap(
     outputs: Float[Array, "s n k"], linearised: Float[Array, "s n k"], initial: Float[Array, "n k"]
 ) -> Float[Array, " s"]:
     """Return ‖f − f_lin‖/‖f_lin − f(0)‖ at each measured step, zero without any movement."""
+    # Frobenius norms over points and outputs.
     gap = scaled_norm(outputs - linearised, axis=(1, 2))
     movement = scaled_norm(linearised - initial[None], axis=(1, 2))
     return gap / jnp.where(movement > 0, movement, 1)

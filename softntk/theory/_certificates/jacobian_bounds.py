@@ -31,7 +31,7 @@ MAX_BLOCK_ENTRIES = 20_000_000
 
 
 class ProofData(NamedTuple):
-    """What the proof needs of a network and its data, all in float64.
+    """A network and its data in the form that the proof uses, all in float64.
 
     Units that occur twice with opposite readouts are stored once.
 
@@ -69,6 +69,7 @@ def _double_weights(params: Parameters, x: np.ndarray) -> tuple[np.ndarray, np.n
     """
     hidden = np.asarray(params.hidden, np.float64)
     if params.bias is not None:
+        # ⟨(x, 1), (w, b)⟩ = ⟨x, w⟩ + b.
         x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
         hidden = np.concatenate([hidden, np.asarray(params.bias, np.float64)[None]])
     return x, hidden, np.asarray(params.readout, np.float64)
@@ -76,6 +77,7 @@ def _double_weights(params: Parameters, x: np.ndarray) -> tuple[np.ndarray, np.n
 
 def _has_opposite_pairs(hidden: np.ndarray, readout: np.ndarray) -> bool:
     """Return whether the second half of the units repeats the first with the opposite readout."""
+    # An antisymmetric start stores its pairs as two halves: (W, W) and (a, −a).
     pair_count, remainder = divmod(hidden.shape[1], 2)
     return (
         not remainder
@@ -85,7 +87,7 @@ def _has_opposite_pairs(hidden: np.ndarray, readout: np.ndarray) -> bool:
 
 
 def prepare(net: Network, params: Parameters, x: np.ndarray, y: np.ndarray) -> "ProofData | str":
-    """Return what the proof needs of x [n, d] and y [n, k] in float64, or why there is no proof."""
+    """Return the data of the proof for x [n, d] and y [n, k], or the reason why there is none."""
     # 1. Weights in float64; F = 0 exactly for an antisymmetric start, of which half is enough.
     x, hidden, readout = _double_weights(params, x)
     d, m = hidden.shape
@@ -157,6 +159,7 @@ def _output_error(box: LogitBox, readout: np.ndarray, gamma: float, m: int) -> f
 
 def bound_logit_speed(data: ProofData, slopes: SlopeBounds) -> Matrix:
     """Return the right-hand side of the equation for δ, γ (Σ_j ⟨x_i, x_j⟩² (v⁺_jr A_jr)²)^{1/2}."""
+    # Cauchy and Schwarz over the points j, for all units at once.
     squares = (slopes.upper * data.gradient_sizes) ** 2
     return data.gamma * np.sqrt(data.squared_products @ squares) * (1 + slack(len(data.x)))
 

@@ -53,7 +53,7 @@ class SlopeBounds(NamedTuple):
 
 
 class LogitBox:
-    """A network's logits, and what a box around them encloses.
+    """A network's logits, with enclosures of its slopes on boxes around them.
 
     Attributes:
         start: δ that covers the rounding of the logits themselves, [n, m].
@@ -108,6 +108,7 @@ class LogitBox:
             upper_power = self._power * factor
             lower_power = self._power / factor
             largest_total, smallest_total = self._total_bounds(upper_power, lower_power, delta)
+            # α⁻ ≤ 0: the normaliser may vanish somewhere in the box.
             if not (smallest_total > 0).all() or not np.isfinite(largest_total).all():
                 return None
             # 1/α from above and from below, rounded outward.

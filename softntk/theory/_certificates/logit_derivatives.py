@@ -201,6 +201,7 @@ def _exponent_shift(p: Problem, z: LongVector) -> np.longdouble:
     name = p.activation.name
     if p.form != "normalized" or name == "identity":
         return np.longdouble(0)
+    # e^z cancels its shift for any sign; the other activations have terms that only c ≥ 0 shrinks.
     if name == "exp":
         return z.max()
     largest = z.max() if name == "res_exp" else np.abs(z).max()
@@ -211,6 +212,7 @@ def _evaluate_activation(name: str, z: LongVector, shift: np.longdouble) -> _Act
     """Return u, u', u'' and moduli of u and u', all times e^{−shift}."""
     power = np.exp(z - shift)
     unit = np.exp(-shift)
+    # cosh and sinh are even and odd: the larger of their two exponentials is that of |z|.
     larger_power = np.exp(np.abs(z) - shift)
     # cosh and sinh without a difference of two numbers that are nearly equal.
     cosh = larger_power * (1 + np.exp(-2 * np.abs(z))) / 2

@@ -89,13 +89,14 @@ def certified_width(
 
     def holds(width: int) -> bool:
         """Certify one width, and store the certificate."""
+        # The same key for every width.
         net = make(width)
         _check_width(net, width)
         _, params = net.init_fn(key, (-1, points.shape[1]))
         certificates[width] = certify_convergence(net, params, x, y)
         return certificates[width].holds
 
-    # 2. Double until a certificate holds.
+    # 2. Double until a certificate holds, up to the largest width.
     failing = None
     holding = smallest
     while not holds(holding):

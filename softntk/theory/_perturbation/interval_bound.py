@@ -60,12 +60,15 @@ class Interval(NamedTuple):
 
     def __mul__(self, other: "Interval") -> "Interval":
         """Return the interval of the products."""
+        # The extremes of a product are at the four pairs of ends.
         products = [end * other_end for end in self for other_end in other]
         return Interval(np.minimum.reduce(products), np.maximum.reduce(products))
 
 
 class IntervalBound:
-    """R ↦ (Frobenius, spectral) norm that ‖H(W̃) − H(W)‖ does not exceed; to be called in float64.
+    """A function R ↦ (Frobenius, spectral) norm that ‖H(W̃) − H(W)‖ does not exceed.
+
+    It must be called where JAX has float64.
 
     Attributes:
         architecture: of the network.
@@ -182,6 +185,7 @@ def _enclose_factors(
 
 def _row_products(slopes: Interval, readout: Interval) -> Interval:
     """Return the interval of slopes [n, m] times readout [n, k, m], as rows [nk, m]."""
+    # Slopes are shared by all outputs of a row.
     products = Interval(*(end[:, None, :] for end in slopes)) * readout
     return Interval(*(end.reshape(-1, end.shape[-1]) for end in products))
 
@@ -241,6 +245,7 @@ def _gram_change(g: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndar
 
     With c = g + s the middle of the interval and w its half-width, g̃ = c + e with |e| ≤ w.
     """
+    # Rounding may leave g itself outside of the interval.
     lower = np.minimum(lower, g)
     upper = np.maximum(upper, g)
     s = 0.5 * ((upper - g) - (g - lower))

@@ -80,6 +80,7 @@ class Perturbation:
     def of(self, kind: str) -> "Perturbation":
         """Return the entries of one kind, in the order of their radii or along the path."""
         check_choice("kind", kind, dict.fromkeys(self.kind))
+        # Every array field and every leaf of the weights has the same leading axis.
         selected = np.array([name == kind for name in self.kind], bool)
         arrays = {name: getattr(self, name)[selected] for name in ARRAY_FIELDS}
         worst = jax.tree.map(lambda leaf: leaf[selected], self.worst)
@@ -229,7 +230,7 @@ def perturbation(
                 )
                 for weights in check_path(neighbourhood.params, path)
             ]
-        # 3. Bound every radius once.
+        # 3. Bound every radius once; a random and an adversarial move share theirs.
         bound = IntervalBound(neighbourhood.architecture, neighbourhood.params, neighbourhood.x)
         our_bounds = {R: bound(R) for R in {float(result.radius) for result in results}}
         worst = jax.tree.map(
@@ -250,6 +251,7 @@ def _collect(
     is_converted: bool,
 ) -> Perturbation:
     """Return measurements and bounds side by side."""
+    # Size and extreme eigenvalues of H(W) are the scale that the changes are compared with.
     radii = [float(result.radius) for result in results]
     eigenvalues = np.linalg.eigvalsh(neighbourhood.kernel)
     return Perturbation(

@@ -62,6 +62,7 @@ class SoftmaxExpansion:
             z = z + np.asarray(params.bias)
             points = np.concatenate([x, np.ones((len(x), 1))], axis=1)
         self.lengths = host_norm(points, axis=1)
+        # The shift by the largest logit prevents overflow and cancels.
         power = np.exp(z - z.max(axis=1, keepdims=True))
         self.f = power / power.sum(axis=1, keepdims=True)
         # 2. γ²|⟨x_i, x_j⟩|, the centred readout, and the half-ranges of the readout.
@@ -105,6 +106,7 @@ class SoftmaxExpansion:
         # 2. h = f_i for each row: entry by entry.
         roots = np.sqrt(self._squared_moves(self.f))
         entries = np.repeat(self.lengths, self.k)[:, None] * self.inner_products * roots
+        # Both factors of ⟨g, g'⟩ move.
         entries = entries + entries.T
         frobenius = min(coupled_norm, float(host_norm(entries)))
         return frobenius, min(frobenius, perron_norm(entries))

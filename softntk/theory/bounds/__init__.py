@@ -15,7 +15,7 @@ max(Cσ√log(nk/δ), 1) (:func:`growth`), for ``parameterization="ntk"``:
 | :func:`descent_factor` | 1 − ηλ/2 | 1 − ηλ/2 |
 
 The paper writes F = m⟨a, softmax⟩, √m times our F (``parameterization="paper"``): there kernels are
-m times as large, and so is what moves them; learning rates are m times smaller, and D is 4 m⁻¹ λ⁻¹
+m times as large, and so are their changes; learning rates are m times smaller, and D is 4 m⁻¹ λ⁻¹
 …, for residuals that are √m times as large. The λ of every function is that of the "ntk" kernel,
 λ_min(kernel)/m of the other.
 

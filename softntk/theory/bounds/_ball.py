@@ -100,7 +100,7 @@ def perturbation_bound(
 
     Args:
         R: the largest move of a neuron.
-        parameterization: "ntk" or "paper", whose kernel moves m times as far.
+        parameterization: "ntk" or "paper", whose kernel changes m times as much.
         width: m; needed for "paper" alone.
         family: "softmax", "exp" or "relu".
         n: points.
@@ -123,6 +123,7 @@ def perturbation_bound(
     Source: arXiv 2405.03251, the lemma on perturbed weights; relu: Song and Yang, arXiv 1906.03593,
     Lemma 3.2, for σ = 1.
     """
+    # λ does not enter: any positive number passes the shared check.
     R = known_number("R", R, above=0)
     B = checked_growth(family, n, 1.0, k, sigma, failure, constants)
     scale = kernel_scale(parameterization, width)
@@ -163,7 +164,7 @@ def smallest_eigenvalue(
         constants: see :class:`softntk.theory.bounds.Constants`.
 
     Returns:
-        The bound; not positive where it says nothing.
+        The bound; without content where it is not positive.
 
     Raises:
         ValueError: as :func:`perturbation_bound`; λ not positive.

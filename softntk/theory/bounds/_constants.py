@@ -68,10 +68,11 @@ def exp(t: float) -> float:
 
 
 def log_ratio(n: int, k: int, failure: float) -> float:
-    """Return the logarithm of nk/δ."""
+    """Check n, k and δ, and return the logarithm of nk/δ."""
     check_positive_int("n", n)
     check_positive_int("k", k)
     failure = known_number("failure", failure, above=0, below=1)
+    # A sum of logarithms: nk may be beyond the largest float.
     return math.log(n) + math.log(k) - math.log(failure)
 
 
@@ -110,6 +111,7 @@ def growth(
 
     Source: arXiv 2405.03251, definition of B.
     """
+    # The largest of nk Gaussian logits of deviation σ is below B with probability 1 − δ.
     sigma = known_number("sigma", sigma, above=0)
     check_constants(constants)
     return max(constants.concentration * sigma * math.sqrt(log_ratio(n, k, failure)), 1.0)

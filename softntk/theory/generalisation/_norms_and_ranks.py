@@ -143,6 +143,7 @@ class EffectiveRanks:
 
         The first k* directions are fitted; the others act as a ridge.
         """
+        # r_k need not be monotone: take the first k.
         samples = check_integer("samples", samples, at_least=1)
         flat_tails = np.flatnonzero(self.tail >= known_number("b", b, above=0) * samples)
         return int(flat_tails[0]) if len(flat_tails) else None

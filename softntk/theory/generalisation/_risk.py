@@ -131,6 +131,7 @@ def risk_bound(
         )
     columns = as_target_matrix(gram, y)
     n, k = columns.shape
+    # Eigenvalues below the rounding of the kernel are not resolved, and get no coefficient.
     is_resolved = values > delta
     safe_values = np.where(is_resolved, values, 1)
     with np.errstate(over="ignore", invalid="ignore"):
