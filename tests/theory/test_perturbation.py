@@ -15,8 +15,8 @@ from softntk.theory._perturbation.interval_bound import (
     MONOTONICITY,
     Interval,
     IntervalBound,
-    _gram_change,
     _enclose,
+    _gram_change,
     mean_interval,
 )
 from softntk.theory._perturbation.softmax_bound import SoftmaxExpansion
