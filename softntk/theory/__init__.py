@@ -1,5 +1,7 @@
-"""Every statement of the two papers as a function that can be run on your own network and data,
-with a verdict.
+"""The statements of the two papers as functions that run on your own network and data.
+
+Bounds, certificates, perturbations and stopping times; :func:`ledger` checks every statement and
+returns a verdict for each.
 """
 
 from softntk._core.old_paths import keep_old_paths

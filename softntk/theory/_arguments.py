@@ -1,14 +1,9 @@
-"""Checks of arguments that the functions of this package share: networks, their weights, their
-data, what must be known.
-"""
+"""Checks of arguments that the functions of this package share: networks, weights and points."""
 
 import numpy as np
 from jaxtyping import Array, Float
 
-from softntk._core.validation import (
-    as_floating,
-    as_rows,
-)
+from softntk._core.validation import as_floating, as_rows
 from softntk._core.validation.on_host import check_known, in_double, on_host
 from softntk._two_layer.architecture import check_parameters as check_two_layer_parameters
 from softntk.networks import Network, Parameters
@@ -24,18 +19,20 @@ def check_network(name: str, net: object) -> Network:
 
 
 def check_parameters(name: str, params: object, net: Network, *, finite: bool = True) -> Parameters:
-    """Return the weights of a network as JAX arrays, and refuse those of another one."""
+    """Return the weights of a network as JAX arrays; refuse those of another network."""
     params = check_weights(name, params, finite=finite)
+    # The shapes must be those of the architecture, not only fit each other.
     check_two_layer_parameters(net.architecture, params)
     return params
 
 
 def check_weights(name: str, params: object, *, finite: bool = True) -> Parameters:
-    """Return the weights of any two-layer network as JAX arrays, in the precision that they have."""
+    """Return the weights of any two-layer network as JAX arrays in their own precision."""
     if not isinstance(params, Parameters):
         raise ValueError(
             f"{name} must be the Parameters that net.init_fn makes, got {type(params).__name__}."
         )
+    # The width of the hidden weights decides the shapes of readout and bias.
     hidden = as_floating(f"{name}.hidden", params.hidden, ("d", "m"), finite=finite)
     width = hidden.shape[1]
     readout = as_floating(f"{name}.readout", params.readout, (width, "k"), finite=finite)
@@ -46,18 +43,19 @@ def check_weights(name: str, params: object, *, finite: bool = True) -> Paramete
 
 
 def as_points(name: str, x: object, params: Parameters) -> Float[Array, "n d"]:
-    """Return points [n, d] that a network with these weights takes."""
+    """Return points [n, d] that have as many features as the hidden weights have rows."""
     points = as_rows(name, x)
     features = params.hidden.shape[0]
     if points.shape[1] != features:
         raise ValueError(
-            f"{name} must have the {features} features that params.hidden has, got shape {points.shape}."
+            f"{name} must have the {features} features that params.hidden has, "
+            f"got shape {points.shape}."
         )
     return points
 
 
 def as_host_points(name: str, x: object, params: Parameters) -> np.ndarray:
-    """Return what :func:`as_points` does, in float64 on the host."""
+    """Return the points of :func:`as_points` in float64 on the host; refuse traced ones."""
     check_known(name, x)
     with on_host():
         return in_double(x, as_points(name, x, params))

@@ -1,6 +1,9 @@
-"""Targets that depend on a few directions, and the Hermite polynomials that they are made of.
+"""Target functions that depend on a few directions, and the Hermite polynomials they are made of.
 
 Public in :mod:`softntk.theory.feature_learning`.
+
+Overflow: recurrences carry their terms divided by a common power of two, with its exponent beside
+them (``_ScaledTerms``), so that only a result beyond the largest number is ±inf, and none is NaN.
 """
 
 import math
@@ -23,34 +26,50 @@ from softntk._core.validation import (
 from softntk._linalg.norms import binary_scale
 from softntk.networks import Points
 
-_HEADROOM = 16
-"""Powers of two between a product of two factors and the largest number."""
+HEADROOM_BITS = 16
+"""Powers of two by which a product of two scaled factors stays below the largest number."""
 
-_Scaled = tuple[Array, ...]
+MIN_PIVOT_RATIO = 1e-5
+"""Columns whose smallest pivot of QR is below this part of the largest count as dependent."""
+
+_ScaledTerms = tuple[Array, ...]
 Directions = Float[Array | np.ndarray, " d"] | Float[Array | np.ndarray, "d r"]
 
 
-def orthonormal(direction: Directions, d: int | None = None) -> Float[Array, "d r"]:
+def orthonormalise(direction: Directions, d: int | None = None) -> Float[Array, "d r"]:
+    """Return an orthonormal basis of the span of the directions; refuse dependent columns.
+
+    Args:
+        direction: [d], or [d, r].
+        d: the number of rows that is required; None allows any.
+    """
     columns = as_floating("direction", direction, half=False)
     if columns.ndim not in (1, 2) or d not in (None, columns.shape[0]):
-        wanted = "" if d is None else f" with d = {d}"
-        raise ValueError(f"direction must have shape [d] or [d, r]{wanted}, got {columns.shape}.")
+        required_rows = "" if d is None else f" with d = {d}"
+        raise ValueError(
+            f"direction must have shape [d] or [d, r]{required_rows}, got {columns.shape}."
+        )
+    # Each column in its own unit, so that QR neither over- nor underflows.
     columns = columns.reshape(columns.shape[0], -1)
     columns = columns / binary_scale(columns, axis=0)
     basis, triangle = jnp.linalg.qr(columns)
-    dependent = columns.shape[1] > columns.shape[0]
+    # The rank is judged only where the values are known; more columns than rows depend always.
+    is_dependent = columns.shape[1] > columns.shape[0]
     if is_concrete(triangle):
         pivots = np.abs(np.asarray(jnp.diagonal(triangle), np.float64))
-        dependent = dependent or not pivots.min() > 1e-5 * pivots.max()
-    if dependent:
+        is_dependent = is_dependent or not pivots.min() > MIN_PIVOT_RATIO * pivots.max()
+    if is_dependent:
         raise ValueError(
-            "direction must have linearly independent columns that are not zero. Leave out those that repeat others."
+            "direction must have linearly independent columns that are not zero. "
+            "Leave out those that repeat others."
         )
     return basis
 
 
 def hermite(degree: int, z: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """Return He_k(z)/√k!, the Hermite polynomials that are orthonormal under N(0, 1), by √(k+1)
+    """Return He_k(z)/√k!, the Hermite polynomial of degree k that is orthonormal under N(0, 1).
+
+    Use it to build targets of a given information exponent. Computed by the recurrence √(k+1)
     h_{k+1} = z h_k − √k h_{k−1}.
 
     Args:
@@ -75,83 +94,102 @@ def hermite(degree: int, z: Float[Array, "*n"]) -> Float[Array, "*n"]:
 
 
 def _polynomial(degree: int, z: Array) -> Array:
+    """Return (h_1 + … + h_k)/√k, which has variance one under N(0, 1)."""
     return _hermite_and_sum(degree, z)[1] / math.sqrt(degree)
 
 
 @partial(jax.jit, static_argnums=0)
 def _hermite_and_sum(degree: int, z: Array) -> tuple[Array, Array]:
-    """Return h_k and h_1 + … + h_k, ±inf beyond the largest number: all terms share a power of two
-    that is split off.
+    """Return h_k and h_1 + … + h_k, ±inf beyond the largest number.
+
+    All terms of the recurrence share a power of two that is split off.
     """
-    one = jnp.ones_like(z)
+    unit = jnp.ones_like(z)
     if degree <= 1:
-        return (z, z) if degree else (one, jnp.zeros_like(z))
+        return (z, z) if degree else (unit, jnp.zeros_like(z))
+    # 1. Clip z: beyond the limit h_2 and all that follow are infinite anyway.
     limit = float(jnp.finfo(z.dtype).max) / 1024
-    near = jnp.clip(z, -limit, limit)  # further out h_2 and all that follow are infinite
+    clipped = jnp.clip(z, -limit, limit)
 
-    def step(state: tuple[_Scaled, Array], roots: Array) -> tuple[tuple[_Scaled, Array], None]:
-        (before, now, total), exponent = state
-        following = (near * now - roots[0] * before) / roots[1]
-        return _split_off((now, following, total + following), exponent), None
+    # 2. The carry is (h_{j−1}, h_j, h_1 + … + h_j)/2^exponent and the exponent.
+    def step(
+        state: tuple[_ScaledTerms, Array], roots: Array
+    ) -> tuple[tuple[_ScaledTerms, Array], None]:
+        (previous, current, partial_sum), exponent = state
+        following = (clipped * current - roots[0] * previous) / roots[1]
+        terms = (current, following, partial_sum + following)
+        return _split_exponent(terms, exponent), None
 
-    start = _split_off((one, near, near), jnp.zeros(z.shape, jnp.int32))
+    initial = _split_exponent((unit, clipped, clipped), jnp.zeros(z.shape, jnp.int32))
+    # 3. Row j of the roots is (√j, √(j+1)), the coefficients of the recurrence.
     roots = jnp.sqrt(
         jnp.stack([jnp.arange(1, degree), jnp.arange(2, degree + 1)], axis=1).astype(z.dtype)
     )
-    ((_, now, total), exponent), _ = jax.lax.scan(step, start, roots)
-    return _times_power(now, exponent), _times_power(total, exponent)
+    ((_, current, partial_sum), exponent), _ = jax.lax.scan(step, initial, roots)
+    return _times_power(current, exponent), _times_power(partial_sum, exponent)
 
 
 @jax.jit
 def _staircase(z: Array) -> Array:
-    """Return Σ_j z₁⋯z_j, ±inf beyond the largest number."""
+    """Return Σ_j z₁⋯z_j of each row, ±inf beyond the largest number."""
 
-    def step(state: tuple[_Scaled, Array], factor: Array) -> tuple[tuple[_Scaled, Array], None]:
+    # Both terms of the carry shrink by 2^−HEADROOM_BITS before the product, so that a large factor
+    # times a large product stays finite until the new power of two is split off.
+    def step(
+        state: tuple[_ScaledTerms, Array], factor: Array
+    ) -> tuple[tuple[_ScaledTerms, Array], None]:
         (product, total), exponent = state
-        product = product * (factor * 2.0**-_HEADROOM)
-        return _split_off((product, total * 2.0**-_HEADROOM + product), exponent + _HEADROOM), None
+        product = product * (factor * 2.0**-HEADROOM_BITS)
+        terms = (product, total * 2.0**-HEADROOM_BITS + product)
+        return _split_exponent(terms, exponent + HEADROOM_BITS), None
 
-    start = (jnp.ones(z.shape[:1], z.dtype), jnp.zeros(z.shape[:1], z.dtype))
-    ((_, total), exponent), _ = jax.lax.scan(step, (start, jnp.zeros(z.shape[:1], jnp.int32)), z.T)
+    initial_terms = (jnp.ones(z.shape[:1], z.dtype), jnp.zeros(z.shape[:1], z.dtype))
+    initial = (initial_terms, jnp.zeros(z.shape[:1], jnp.int32))
+    ((_, total), exponent), _ = jax.lax.scan(step, initial, z.T)
     return _times_power(total, exponent)
 
 
-def _split_off(values: _Scaled, exponent: Array) -> tuple[_Scaled, Array]:
-    """Return the values over the power of two that puts the largest of them into [¼, ½), and the
-    sum of the exponents.
+def _split_exponent(terms: _ScaledTerms, exponent: Array) -> tuple[_ScaledTerms, Array]:
+    """Return the terms over a common power of two, and the exponent increased by its logarithm.
+
+    The power puts the largest term into [¼, ½). It carries no gradient.
     """
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(jnp.stack(values)), axis=0))
+    # Scaling is exact, so that its derivative is one whatever the power is.
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(jnp.stack(terms)), axis=0))
     limit = int(jnp.finfo(largest.dtype).maxexp) - 4
     _, power = jnp.frexp(largest)
     power = jnp.where((largest > 0) & jnp.isfinite(largest), jnp.clip(power + 1, -limit, limit), 0)
     factor = jnp.ldexp(jnp.ones_like(largest), -power)
-    return tuple(value * factor for value in values), exponent + power
+    return tuple(term * factor for term in terms), exponent + power
 
 
 def _times_power(value: Array, exponent: Array) -> Array:
-    """Return value · 2^exponent in two steps, of which neither leaves the range where the result is
-    in it.
-    """
+    """Return value · 2^exponent in two steps that stay in range wherever the result does."""
+    # Beyond twice the range the result is zero or infinite in any case.
     limit = int(jnp.finfo(value.dtype).maxexp)
     exponent = jnp.clip(exponent, -2 * limit + 8, 2 * limit - 8)
-    half = exponent // 2
-    one = jnp.ones_like(value)
-    return value * jnp.ldexp(one, half) * jnp.ldexp(one, exponent - half)
+    first_exponent = exponent // 2
+    unit = jnp.ones_like(value)
+    return value * jnp.ldexp(unit, first_exponent) * jnp.ldexp(unit, exponent - first_exponent)
 
 
 def _hermite_target(degree: int, z: Array) -> Array:
+    """Return h_k of the first direction."""
     return _hermite_and_sum(degree, z[:, 0])[0]
 
 
 def _polynomial_target(degree: int, z: Array) -> Array:
+    """Return the sum of the first k Hermite polynomials of the first direction."""
     return _polynomial(degree, z[:, 0])
 
 
 def _staircase_target(degree: int, z: Array) -> Array:
+    """Return the staircase of all directions; it does not depend on the degree."""
     return _staircase(z) / math.sqrt(z.shape[1])
 
 
 def _composition_target(degree: int, z: Array) -> Array:
+    """Return tanh of the polynomial target."""
     return jnp.tanh(_polynomial(degree, z[:, 0]))
 
 
@@ -161,9 +199,7 @@ TARGETS: dict[str, Callable[[int, Array], Array]] = {
     "staircase": _staircase_target,
     "composition": _composition_target,
 }
-"""Functions of the degree and of z = Uᵀx, [n, r] -> [n]; an entry of your own is known to
-:func:`target`.
-"""
+"""Functions of the degree and of z = Uᵀx, [n, r] -> [n]; :func:`target` also takes new entries."""
 
 
 def target(
@@ -171,24 +207,22 @@ def target(
 ) -> Callable[[Points], Float[Array, "n 1"]]:
     r"""Return a target that depends on x through a few directions, z = Uᵀx with U orthonormal.
 
-    ===========  ========================
-    ===================================================================================== kind
-    f(x)                      for x ~ N(0, I) ===========  ========================
-    ===================================================================================== hermite
-    He_k(z)/√k!               single index: the first gradient sees θ to order d^{(1−k)/2} only
-    polynomial   Σ_{1≤j≤k} He_j(z)/√(k j!) single index with every degree up to k: the linear part
-    shows the way to the others staircase    Σ_j z₁⋯z_j/√r             hierarchical: each of the r
-    directions can be found once the ones before are known composition  tanh of the polynomial
-    hierarchical, and bounded ===========  ========================
-    =====================================================================================
+    Use it to ask what a network learns that a fixed kernel does not. For x ~ N(0, I):
 
-    All have variance 1, but for the last, which is in [−1, 1]; ±inf beyond the largest number,
-    never NaN.
+    - hermite: He_k(z)/√k!. Single index; the first gradient sees θ to order d^{(1−k)/2} only.
+    - polynomial: Σ_{1≤j≤k} He_j(z)/√(k j!). Single index with every degree up to k; the linear part
+      gives the direction that the other degrees need.
+    - staircase: Σ_j z₁⋯z_j/√r. Hierarchical: each of the r directions can be found once the
+      previous ones are.
+    - composition: tanh of the polynomial. Hierarchical and bounded.
+
+    All have variance 1, except the last, which is in [−1, 1]; ±inf beyond the largest number, never
+    NaN.
 
     Args:
         kind: a name in ``TARGETS``.
-        direction: [d] or [d, r]; more than one is used by the staircase alone. Orthonormalised,
-            signs kept.
+        direction: [d] or [d, r]; only the staircase uses more than one. The columns are
+            orthonormalised and keep their signs.
         degree: k ≥ 1; the staircase's is r.
 
     Returns:
@@ -199,25 +233,28 @@ def target(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> target("hermite", jnp.array([1.0, 0.0]), degree=2)(jnp.array([[3.0, 7.0]]))  # (9 − 1)/√2
+        >>> target("hermite", jnp.array([1.0, 0.0]), degree=2)(jnp.array([[3.0, 7.0]]))  # 8/√2
         Array([[5.656854]], dtype=float32)
 
     Source: Damian, Lee and Soltanolkotabi (2022), arXiv 2206.15144; Abbe, Boix-Adsera and
     Misiakiewicz, arXiv 2202.08658.
     """
+    # 1. An orthonormal basis with the signs of the columns that were passed (QR may flip them).
     function = TARGETS[check_choice("kind", kind, TARGETS)]
     degree = check_positive_int("degree", degree)
-    basis = orthonormal(direction)
-    given = as_floating("direction", direction).reshape(basis.shape)
-    given = given / binary_scale(given, axis=0)
-    signs = jnp.sign(jnp.sum(basis * given, axis=0, keepdims=True))
-    largest = float(jnp.finfo(basis.dtype).max)
+    basis = orthonormalise(direction)
+    columns = as_floating("direction", direction).reshape(basis.shape)
+    columns = columns / binary_scale(columns, axis=0)
+    signs = jnp.sign(jnp.sum(basis * columns, axis=0, keepdims=True))
+    largest_number = float(jnp.finfo(basis.dtype).max)
 
     def evaluate(x: Points) -> Float[Array, "n 1"]:
         """Return the target at points [n, d], as [n, 1]."""
+        # 2. z = Uᵀx, each row in its own unit, and finite.
         x = as_rows("x", x, len(basis))
-        unit = binary_scale(x, axis=1)
-        z = unit * jnp.matmul(x / unit, (basis * signs).astype(x.dtype), precision="highest")
-        return function(degree, jnp.clip(z, -largest, largest))[:, None]
+        row_units = binary_scale(x, axis=1)
+        oriented_basis = (basis * signs).astype(x.dtype)
+        z = row_units * jnp.matmul(x / row_units, oriented_basis, precision="highest")
+        return function(degree, jnp.clip(z, -largest_number, largest_number))[:, None]
 
     return evaluate

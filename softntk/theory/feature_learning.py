@@ -1,15 +1,14 @@
-r"""Feature learning in one step: a large gradient step on the hidden weights, then ridge regression
-on the readout.
+r"""Feature learning by one large gradient step on the hidden weights, then ridge on the readout.
 
 With inputs x ~ N(0, I) and a target that depends on ⟨θ, x⟩ only, the first gradient of the hidden
-weights is nearly of rank one and points along θ as far as the target has a linear part; a step that
-is large enough turns features that see all directions alike into features that see θ. Ridge
-regression on new samples tells what that is worth, against random features (no step).
+weights is nearly of rank one and points along θ as far as the target has a linear part. A step that
+is large enough turns features that treat all directions equally into features that depend on θ.
+Ridge regression on new samples measures the gain over random features (no step).
 
     W₁ = W₀ − η ∇_W ½ΣΣ(F−Y)²,      prediction = φ₁(x)ᵀ (Φ₁ᵀΦ₁ + ρ)⁻¹ Φ₁ᵀ Y,   F = φ a.
 
-Per neuron the gradient is of order n/√m, so η = s√m/n with s of order one moves every neuron by as
-much as it is long.
+Per neuron the gradient is of order n/√m, so η = s√m/n with s of order one moves every neuron by
+about its own length.
 
 Example:
     >>> import jax, jax.numpy as jnp
@@ -22,8 +21,8 @@ Example:
     >>> f = fl.target("polynomial", theta, degree=2)
     >>> x = jax.random.normal(jax.random.key(1), (n, d))
     >>> after = fl.one_step(net, params, x, f(x), 5 * m**0.5 / n)
-    >>> found = fl.alignment(params, after, theta)
-    >>> float(found.change) > 0.8 > 0.3 > float(found.before)
+    >>> shares = fl.alignment(params, after, theta)
+    >>> float(shares.change) > 0.8 > 0.3 > float(shares.before)
     True
 
 Source: Ba et al. (2022), arXiv 2205.01445; Damian, Lee and Soltanolkotabi (2022), arXiv 2206.15144.
@@ -35,24 +34,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from softntk._core.records import record
-from softntk._core.validation import (
-    as_floating,
-    as_rows,
-    check_choice,
-    check_key,
-    check_number,
-)
-from softntk._core.validation.on_host import (
-    Targets,
-    as_kernel_of,
-    as_targets,
-    check_known,
-    known_number,
-)
-from softntk._linalg.kernel_eigenbasis import cross_validated_ridge, decompose, target_unit
+from softntk._core.validation import as_floating, as_rows, check_number
+from softntk._core.validation.on_host import Targets, as_targets, check_known, known_number
+from softntk._linalg.kernel_eigenbasis import cross_validated_ridge, target_unit
 from softntk._linalg.norms import binary_scale, scaled_norm
 from softntk.networks import Network, Parameters, Points, row_factors
 from softntk.theory._arguments import (
@@ -61,8 +48,9 @@ from softntk.theory._arguments import (
     check_parameters,
     check_weights,
 )
+from softntk.theory._label_noise import corrupt as corrupt
 from softntk.theory._target_functions import TARGETS as TARGETS
-from softntk.theory._target_functions import Directions, orthonormal
+from softntk.theory._target_functions import Directions, orthonormalise
 from softntk.theory._target_functions import hermite as hermite
 from softntk.theory._target_functions import target as target
 
@@ -70,8 +58,9 @@ from softntk.theory._target_functions import target as target
 def one_step(
     net: Network, params: Parameters, x: Points, y: Targets, learning_rate: float
 ) -> Parameters:
-    r"""Return the weights after one step of gradient descent on the hidden weights alone, W − η ∇_W
-    ½ΣΣ(F−Y)².
+    r"""Return the weights after one gradient step on the hidden weights, W − η ∇_W ½ΣΣ(F−Y)².
+
+    Use it to see which directions of the input one large step already finds; the readout stays.
 
     Args:
         net: the network; antisymmetric initialisation makes F zero, so that the step sees the
@@ -95,7 +84,8 @@ def one_step(
         >>> import jax, jax.numpy as jnp, softntk as sn
         >>> net = sn.networks.two_layer("softmax", width=8)
         >>> _, params = net.init_fn(jax.random.key(0), (-1, 2))
-        >>> bool(jnp.all(one_step(net, params, jnp.eye(2), jnp.zeros((2, 1)), 0.1).hidden == params.hidden))  # F = 0 = Y
+        >>> after = one_step(net, params, jnp.eye(2), jnp.zeros((2, 1)), 0.1)
+        >>> bool(jnp.all(after.hidden == params.hidden))  # F = 0 = Y
         True
 
     Source: Ba et al. (2022), arXiv 2205.01445 (one step on the first layer).
@@ -105,29 +95,33 @@ def one_step(
     rate = check_number("learning_rate", learning_rate, above=0)
     x = as_points("x", x, params)
     y = as_targets("y", y, x.shape[0], params.readout.shape[1])
-    return replace(
-        params, hidden=_stepped(net, params, x, y, jnp.asarray(rate, params.hidden.dtype))
-    )
+    step_size = jnp.asarray(rate, params.hidden.dtype)
+    return replace(params, hidden=_step_hidden_weights(net, params, x, y, step_size))
 
 
 @partial(jax.jit, static_argnums=0)
-def _stepped(net: Network, params: Parameters, x: Array, y: Array, rate: Array) -> Array:
+def _step_hidden_weights(
+    net: Network, params: Parameters, x: Array, y: Array, step_size: Array
+) -> Array:
+    """Return W − η ∇_W ½‖F − Y‖², infinite where the gradient overflows."""
     outputs, pull_back = jax.vjp(
         lambda hidden: net.apply_fn(replace(params, hidden=hidden), x), params.hidden
     )
-    common = jnp.promote_types(outputs.dtype, y.dtype)
-    residual = outputs.astype(common) - y.astype(common)
-    # The gradient is linear in the residual, which is of order one in its own unit.
-    unit = binary_scale(residual)
-    (slope,) = pull_back((residual / unit).astype(outputs.dtype))
-    hidden = params.hidden - rate * unit[0, 0].astype(rate.dtype) * slope
+    common_dtype = jnp.promote_types(outputs.dtype, y.dtype)
+    residual = outputs.astype(common_dtype) - y.astype(common_dtype)
+    # The gradient is linear in the residual: pull back a residual of order one, then rescale, so
+    # that products inside the backward pass neither over- nor underflow.
+    residual_unit = binary_scale(residual)
+    (gradient,) = pull_back((residual / residual_unit).astype(outputs.dtype))
+    hidden = params.hidden - step_size * residual_unit[0, 0].astype(step_size.dtype) * gradient
     return jnp.where(jnp.isnan(hidden), jnp.inf, hidden)
 
 
 @record
 class Alignment:
-    """How much of the hidden weights lies in the directions of the target, U with orthonormal
-    columns; all in [0, 1].
+    """Shares of the hidden weights that lie in the directions of the target; all in [0, 1].
+
+    U, [d, r], is an orthonormal basis of the directions.
 
     Attributes:
         before: ‖UᵀW₀‖_F/‖W₀‖_F; about √(r/d) for random weights.
@@ -143,12 +137,13 @@ class Alignment:
 
 
 def alignment(params: Parameters, params_after: Parameters, direction: Directions) -> Alignment:
-    r"""Return the alignment of the hidden weights, and of their change, with the direction (or
-    directions) of the target.
+    r"""Return the alignment of the hidden weights, and of their change, with the target directions.
+
+    Use it after :func:`one_step`, or after any training, to measure feature learning.
 
     Args:
-        params: weights before.
-        params_after: and after.
+        params: weights before the training.
+        params_after: weights after it.
         direction: [d], or [d, r] for r of them; they need not be orthonormal.
 
     Returns:
@@ -161,118 +156,63 @@ def alignment(params: Parameters, params_after: Parameters, direction: Direction
         >>> import jax.numpy as jnp
         >>> from softntk.networks import Parameters
         >>> readout = jnp.ones((2, 1))
-        >>> before, after = (Parameters(hidden=h, readout=readout) for h in (jnp.eye(2), jnp.array([[4.0, 3.0], [0.0, 1.0]])))
-        >>> found = alignment(before, after, jnp.array([2.0, 0.0]))
-        >>> round(float(found.before), 4), float(found.change)
+        >>> before = Parameters(hidden=jnp.eye(2), readout=readout)
+        >>> after = Parameters(hidden=jnp.array([[4.0, 3.0], [0.0, 1.0]]), readout=readout)
+        >>> shares = alignment(before, after, jnp.array([2.0, 0.0]))
+        >>> round(float(shares.before), 4), float(shares.change)
         (0.7071, 1.0)
 
     Source: Ba et al. (2022), arXiv 2205.01445 (the gradient is nearly of rank one).
     """
-    before = _checked_hidden("params", params)
-    after = _checked_hidden("params_after", params_after)
-    if after.shape != before.shape:
+    # 1. Both sets of weights must be those of one network.
+    initial_weights = _check_hidden("params", params)
+    final_weights = _check_hidden("params_after", params_after)
+    if final_weights.shape != initial_weights.shape:
         raise ValueError(
-            f"params_after must have hidden weights of the shape of params, {before.shape}, got {after.shape}. Both are of "
-            "one network."
+            "params_after must have hidden weights of the shape of params, "
+            f"{initial_weights.shape}, got {final_weights.shape}. Both are of one network."
         )
     if params_after.readout.shape != params.readout.shape:
         raise ValueError(
-            f"params_after must have the readout of params, {params.readout.shape}, got {params_after.readout.shape}. Both are "
-            "of one network."
+            f"params_after must have the readout of params, {params.readout.shape}, "
+            f"got {params_after.readout.shape}. Both are of one network."
         )
-    basis = orthonormal(direction, before.shape[0])
-    change = after - before
+    # 2. Shares of W₀, W₁, ΔW and of the first left singular vector of ΔW in the span of U.
+    basis = orthonormalise(direction, initial_weights.shape[0])
+    change = final_weights - initial_weights
     leading = jnp.linalg.svd(change / binary_scale(change), full_matrices=False)[0][:, :1]
-    shares = [_share(basis, part) for part in (before, after, change)]
-    still = jnp.all(change == 0)
+    shares = [_share_in_span(basis, matrix) for matrix in (initial_weights, final_weights, change)]
+    # Without a change the singular vector is arbitrary.
+    is_unchanged = jnp.all(change == 0)
     return Alignment(
         before=shares[0],
         after=shares[1],
         change=shares[2],
-        leading=jnp.where(still, 0, _share(basis, leading)),
+        leading=jnp.where(is_unchanged, 0, _share_in_span(basis, leading)),
     )
 
 
-def _checked_hidden(name: str, params: Parameters) -> Float[Array, "d m"]:
+def _check_hidden(name: str, params: Parameters) -> Float[Array, "d m"]:
+    """Return the hidden weights; refuse half precision, which LAPACK does not have."""
     hidden = check_weights(name, params).hidden
     return as_floating(f"{name}.hidden", hidden, half=False)
 
 
-def _share(basis: Float[Array, "d r"], matrix: Float[Array, "d m"]) -> Array:
+def _share_in_span(basis: Float[Array, "d r"], matrix: Float[Array, "d m"]) -> Array:
+    """Return ‖UᵀM‖_F/‖M‖_F, zero for M = 0."""
+    # A quotient of norms, in the unit of the matrix.
     matrix = matrix / binary_scale(matrix)
-    whole = scaled_norm(matrix)
-    inside = scaled_norm(jnp.matmul(basis.T, matrix, precision="highest").astype(matrix.dtype))
-    return jnp.minimum(inside / jnp.where(whole > 0, whole, 1), 1)
-
-
-def corrupt(
-    kind: str,
-    y: Targets,
-    size: float,
-    *,
-    key: PRNGKeyArray | None = None,
-    gram: Float[Array | np.ndarray, "n n"] | None = None,
-) -> Float[Array, "n k"]:
-    r"""Return labels with noise: ``gaussian``, sign ``flips``, or the worst of its size for a
-    kernel, ``adversarial``.
-
-    - gaussian: y + size·N(0, 1).
-    - flips: −y for a share ``size`` of the points, drawn without replacement.
-    - adversarial: y ± size √n q, q the eigenvector of the lowest eigenvalue of the kernel: of all
-      noise e of that norm the one that costs an interpolant most, √(eᵀH⁻¹e). The sign is that which
-      makes (y + e)ᵀH⁻¹(y + e) the larger.
-
-    Args:
-        kind: of the noise.
-        y: [n, k], or [n] for one output.
-        size: ≥ 0, which may be traced but for flips; a share of at most 1 for flips.
-        key: for gaussian and flips.
-        gram: H, for adversarial.
-
-    Returns:
-        [n, k].
-
-    Raises:
-        ValueError: kind unknown, size negative or a share above 1, key or gram missing, y integer
-            or not finite.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> float(jnp.sum(corrupt("flips", jnp.ones((10, 1)), 0.3, key=jax.random.key(0))))
-        4.0
-
-    Source: Zhang et al. (2017), arXiv 1611.03530 (random labels); Arora et al. (2019), arXiv
-    1901.08584, section 5 (yᵀH⁻¹y).
-    """
-    kinds = {"gaussian": "key", "flips": "key", "adversarial": "gram"}
-    check_choice("kind", kind, kinds)
-    y = as_floating("y", y)
-    y = as_rows("y", y[:, None] if y.ndim == 1 else y)
-    samples = len(y)
-    size = check_number("size", size, at_least=0, at_most=1 if kind == "flips" else None)
-    if gram is not None:
-        as_kernel_of(y, "gram", gram)
-    key = None if key is None else check_key("key", key)
-    if kind == "adversarial":
-        if gram is None:
-            raise ValueError(
-                "gram is needed for adversarial noise, got None. Pass the kernel on the points of y, [n, n]."
-            )
-        check_known("y", y)
-        q = decompose(gram).vectors[:, :1]
-        signs = np.where(q.T @ np.asarray(y, np.float64) < 0, -1.0, 1.0)
-        return y + jnp.asarray(size, y.dtype) * jnp.asarray(samples**0.5 * q * signs, y.dtype)
-    if key is None:
-        raise ValueError(f"key is needed for {kind} noise, got None. Pass e.g. jax.random.key(0).")
-    if kind == "gaussian":
-        return y + jnp.asarray(size, y.dtype) * jax.random.normal(key, y.shape, y.dtype)
-    number = round(known_number("size", size) * samples)
-    flipped = jnp.zeros(samples, bool).at[jax.random.permutation(key, samples)[:number]].set(True)
-    return jnp.where(flipped[:, None], -y, y)
+    total_norm = scaled_norm(matrix)
+    projection = jnp.matmul(basis.T, matrix, precision="highest").astype(matrix.dtype)
+    projected_norm = scaled_norm(projection)
+    # Rounding may carry the quotient past one.
+    return jnp.minimum(projected_norm / jnp.where(total_norm > 0, total_norm, 1), 1)
 
 
 def features(net: Network, params: Parameters, x: Points) -> Float[Array, "n m"]:
-    r"""Return φ(x), what the readout multiplies: F = φ a.
+    r"""Return the features φ(x) that the readout multiplies, F = φ a.
+
+    Use them with :func:`ridge_features` to refit the readout after a step on the hidden weights.
 
     Args:
         net: the network.
@@ -297,6 +237,7 @@ def features(net: Network, params: Parameters, x: Points) -> Float[Array, "n m"]
     net = check_network("net", net)
     params = check_parameters("params", params, net)
     x = as_points("x", x, params)
+    # Rows whose normaliser vanishes or overflows are marked, and become infinite.
     rows = row_factors(net.architecture, params, x)
     return jnp.where(rows.valid[:, None], rows.features, jnp.inf)
 
@@ -307,15 +248,16 @@ def ridge_features(
     test: Float[Array | np.ndarray, "t m"],
     ridge: float | None = None,
 ) -> Float[Array, "t k"]:
-    r"""Return the ridge regression on features, φ_test (ΦᵀΦ + ρ I)⁻¹ Φᵀ Y, through the singular
-    values of Φ in float64.
+    r"""Return the ridge regression on features, φ_test (ΦᵀΦ + ρ I)⁻¹ Φᵀ Y.
+
+    Use it to compare learned with random :func:`features`. Computed through the singular values of
+    Φ in float64 on the host.
 
     Args:
         train: Φ, features of the training points, [n, m].
         y: targets, [n, k], or [n] for one output.
         test: features of the test points, [t, m].
-        ridge: ρ > 0; None for the one of generalised cross-validation on the training points, which
-            uses no others.
+        ridge: ρ > 0; None chooses it by generalised cross-validation on the training points.
 
     Returns:
         Predictions, [t, k]; zero where all training features are.
@@ -332,8 +274,9 @@ def ridge_features(
     Source: Hoerl and Kennard (1970), Technometrics 12(1), 55-67; Golub, Heath and Wahba (1979) for
     the choice of the ridge.
     """
-    for name, values in (("train", train), ("y", y), ("test", test)):
-        check_known(name, values)
+    # 1. Check the arguments.
+    for name, array in (("train", train), ("y", y), ("test", test)):
+        check_known(name, array)
     train = as_rows("train", train)
     test = as_rows("test", test)
     if test.shape[1] != train.shape[1]:
@@ -342,28 +285,49 @@ def ridge_features(
         )
     targets = np.asarray(as_targets("y", y, train.shape[0]), np.float64)
     ridge = None if ridge is None else known_number("ridge", ridge, above=0)
-    # In units of the largest feature and the largest target; the ridge is in that of squared
-    # features.
-    unit = target_unit(np.asarray(train, np.float64))
+    # 2. Φ = L diag(σ) R, in units of the largest feature and of the largest target.
+    feature_unit = target_unit(np.asarray(train, np.float64))
     scale = target_unit(targets)
-    left, sizes, right = np.linalg.svd(np.asarray(train, np.float64) / unit, full_matrices=False)
-    components = left.T @ (targets / scale)
+    scaled_features = np.asarray(train, np.float64) / feature_unit
+    left_vectors, singular_values, right_vectors = np.linalg.svd(
+        scaled_features, full_matrices=False
+    )
+    components = left_vectors.T @ (targets / scale)
+    # 3. The ridge, in the unit of squared features.
     if ridge is None:
-        # Of what no feature reaches only the size matters: one more direction, and others without
-        # targets.
-        beyond = np.zeros((len(targets) - len(sizes), targets.shape[1]))
-        missed = np.sum((targets / scale) ** 2, axis=0) - np.sum(components**2, axis=0)
-        beyond[:1] = np.sqrt(np.maximum(missed, 0))
-        values = np.append(sizes**2, np.zeros(len(beyond)))
-        error = 2 * len(values) ** 0.5 * float(jnp.finfo(train.dtype).eps) * sizes[0]
-        ridge, _ = cross_validated_ridge(
-            values, np.concatenate([components, beyond]), max(error**2, 1e-300)
+        ridge = _choose_ridge(
+            targets / scale, singular_values, components, float(jnp.finfo(train.dtype).eps)
         )
     else:
-        ridge = ridge / unit / unit
-    denominators = sizes**2 + ridge
-    factors = np.where(denominators > 0, sizes / np.where(denominators > 0, denominators, 1), 0)
-    weights = right.T @ (components * factors[:, None])
+        ridge = ridge / feature_unit / feature_unit
+    # 4. Filter the components: σ/(σ² + ρ), zero where both are.
+    denominators = singular_values**2 + ridge
+    is_positive = denominators > 0
+    factors = np.where(is_positive, singular_values / np.where(is_positive, denominators, 1), 0)
+    weights = right_vectors.T @ (components * factors[:, None])
     with np.errstate(over="ignore"):
-        predictions = scale * (np.asarray(test, np.float64) / unit @ weights)
+        predictions = scale * (np.asarray(test, np.float64) / feature_unit @ weights)
         return jnp.asarray(predictions, train.dtype)
+
+
+def _choose_ridge(
+    targets: Float[np.ndarray, "n k"],
+    singular_values: Float[np.ndarray, " r"],
+    components: Float[np.ndarray, "r k"],
+    eps: float,
+) -> float:
+    """Return the ridge of least generalised cross-validation, not below rounding of the features.
+
+    The part of the targets outside the span of Φ enters by its norm only, so that one extra
+    direction of eigenvalue zero carries it and the other extra directions are zero.
+    """
+    # The squares of the components beyond the span, by Pythagoras.
+    outside = np.zeros((len(targets) - len(singular_values), targets.shape[1]))
+    unreached = np.sum(targets**2, axis=0) - np.sum(components**2, axis=0)
+    outside[:1] = np.sqrt(np.maximum(unreached, 0))
+    eigenvalues = np.append(singular_values**2, np.zeros(len(outside)))
+    error = 2 * len(eigenvalues) ** 0.5 * eps * singular_values[0]
+    ridge, _ = cross_validated_ridge(
+        eigenvalues, np.concatenate([components, outside]), max(error**2, 1e-300)
+    )
+    return ridge

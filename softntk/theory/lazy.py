@@ -1,17 +1,20 @@
-r"""When does a network leave its linearisation? Distances of function, weights and kernel along
-gradient descent.
+r"""Distances between a network and its linearisation along gradient descent.
+
+Lazy training means that outputs, weights and kernel stay close to those of the network linearised
+at the start; this module measures how close.
 
 With an output scale s the network is f = sF and the loss ½ΣΣ(f−Y)²/s², so that the linearised
-dynamics of f, with the kernel H of F, are the same for every s, and the weights move like 1/s: the
-larger, the lazier.
+dynamics of f, with the kernel H of F, are the same for every s, and the weights move like 1/s: a
+larger scale is lazier.
 
-With the width m, weights move like m^{-1/2} in units of their size, and what that does depends on
-the activation. The second order of a smooth network is a sum of terms with the random signs of the
-readout, without a mean (and exactly zero if the start is antisymmetric: F(w + δ, w − δ) is odd in
-δ): function and kernel depart like m^{-1}. Across the kink of ReLU a unit is switched on where that
-helps and off where it does not: the terms have a mean, and both depart like m^{-1/2}. In the scale
-s a smooth antisymmetric network departs like s^{-2} (s^{-1} without the antisymmetry), and ReLU
-like s^{-1}; its σ is an output scale too, as it is homogeneous.
+With the width m, weights move like m^{-1/2} relative to their size; the effect depends on the
+activation. The second order of a smooth network is a sum of terms with the random signs of the
+readout, which has mean zero (and is exactly zero if the start is antisymmetric: F(w + δ, w − δ) is
+odd in δ): function and kernel change like m^{-1}. At the kink of ReLU, training switches a unit on
+where that lowers the loss and off where it does not: the terms have a mean, and both change like
+m^{-1/2}. In the scale s a smooth antisymmetric network departs from its linearisation like s^{-2}
+(s^{-1} without the antisymmetry), and ReLU like s^{-1}; its σ is an output scale too, as it is
+homogeneous.
 
 Example:
     >>> import jax, jax.numpy as jnp, softntk as sn
@@ -19,7 +22,9 @@ Example:
     >>> net = sn.networks.two_layer("softmax", width=256, sigma=0.5)
     >>> x = jax.random.normal(jax.random.key(0), (8, 4)) / 2
     >>> _, params = net.init_fn(jax.random.key(1), (-1, 4))
-    >>> run = lambda scale: lazy.distances(net, params, x, x[:, :1], learning_rate=0.1, steps=100, scale=scale)
+    >>> def run(scale):
+    ...     options = {"learning_rate": 0.1, "steps": 100, "scale": scale}
+    ...     return lazy.distances(net, params, x, x[:, :1], **options)
     >>> bool(run(10.0).train[-1] < 0.1 * run(1.0).train[-1])
     True
 
@@ -30,7 +35,6 @@ scale are ours.
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,35 +44,35 @@ from jaxtyping import Array, Bool, Float, Integer
 
 from softntk import ntk
 from softntk._core.records import record
-from softntk._core.validation import (
-    as_integers,
-    check_integer,
-    check_number,
-    is_concrete,
-)
+from softntk._core.validation import as_integers, check_integer, check_number, is_concrete
 from softntk._core.validation.on_host import Targets, as_targets, check_known
 from softntk._linalg.norms import scaled_norm
 from softntk.networks import Network, Parameters, Points
 from softntk.solution import Result
 from softntk.theory._arguments import as_points, check_network, check_parameters
 
-_MAX_STEPS = 2**31 - 1
-"""So many fit the counter on the device."""
+MAX_DESCENT_STEPS = 2**31 - 1
+"""Largest number of steps: the counter on the device is an int32."""
+
+DEFAULT_SAMPLE_COUNT = 10
+"""Number of steps, spaced geometrically, at which distances are measured by default."""
+
+StepIndices = Sequence[int] | Integer[Array | np.ndarray, " s"]
 
 
 @record
 class Distances:
-    """How far a network is from its linearisation after some steps; each [s], zero at the start.
+    """Distances of a network from its linearisation after the steps ``at``; zero at the start.
 
     Attributes:
-        at: the steps.
+        at: the steps, [s].
         train: ‖f − f_lin‖/‖f_lin − f(0)‖ on the training points, Frobenius norms.
         test: the same on the test points, or None.
         weights: ‖W − W(0)‖_F/‖W(0)‖_F.
-        neuron: max_r ‖w_r − w_r(0)‖ in units of the root mean square of the ‖w_r(0)‖.
+        neuron: max_r ‖w_r − w_r(0)‖ relative to the root mean square of the ‖w_r(0)‖.
         kernel: ‖H − H(0)‖_F/‖H(0)‖_F on the training points.
         loss: ½ΣΣ(f−Y)², of the network; +inf beyond the largest number of the precision.
-        linearised_loss: the same of its linearisation.
+        linearised_loss: the loss of its linearisation.
         result: DIVERGED where f is not finite in the end (distances are +inf then), an int32
             scalar.
     """
@@ -93,13 +97,19 @@ def distances(
     learning_rate: float,
     steps: int,
     x_test: Float[Array | np.ndarray, "t d"] | None = None,
-    at: Sequence[int] | Integer[Array | np.ndarray, " s"] | None = None,
+    at: StepIndices | None = None,
     scale: float = 1.0,
 ) -> Distances:
-    r"""Full-batch gradient descent beside its prediction by the empirical kernel at the start.
+    r"""Return distances between full-batch gradient descent and its prediction by the kernel.
 
-    f = sF with the loss ½ΣΣ(f−Y)²/s²:  f_lin(τ) = Y + (I − ηH(0))^τ (f(0) − Y), and on test points
-    :func:`softntk.ntk.predict_gd`'s. H and f_lin do not depend on s if f(0) is zero.
+    Use it to find out whether a network of this width and scale trains lazily, so that the
+    empirical kernel at the start predicts it. The network is f = sF, its loss ½ΣΣ(f−Y)²/s², and its
+    prediction
+
+        f_lin(τ) = Y + (I − ηH(0))^τ (f(0) − Y),
+
+    on test points that of :func:`softntk.ntk.predict_gd`. H and f_lin do not depend on s if f(0) is
+    zero.
 
     Args:
         net: a network of :func:`softntk.networks.two_layer`. All of its trained parameters move; W
@@ -111,7 +121,8 @@ def distances(
         steps: number of steps.
         x_test: more points, [t, d].
         at: steps at which to measure, ascending, in [0, steps]; about ten between 1 and ``steps``
-            if None. So many copies of the weights, and one kernel [n, n, k, k], are held.
+            if None. Memory: one copy of the weights a measured step, and one kernel
+            [n, n, k, k].
         scale: s > 0.
 
     Returns:
@@ -127,112 +138,139 @@ def distances(
         >>> net = sn.networks.two_layer("softmax", width=64)
         >>> _, params = net.init_fn(jax.random.key(0), (-1, 3))
         >>> x = jax.random.normal(jax.random.key(1), (6, 3))
-        >>> found = distances(net, params, x, x[:, :1], learning_rate=0.01, steps=50, at=[0, 5, 50])
-        >>> found.train.shape, float(found.kernel[0]), bool(found.weights[2] > found.weights[1] > 0)
+        >>> options = {"learning_rate": 0.01, "steps": 50, "at": [0, 5, 50]}
+        >>> path = distances(net, params, x, x[:, :1], **options)
+        >>> path.train.shape, float(path.kernel[0]), bool(path.weights[2] > path.weights[1] > 0)
         ((3,), 0.0, True)
 
     Source: Chizat, Oyallon and Bach (2019), arXiv 1812.07956.
     """
+    # 1. Check the arguments.
     rate = check_number("learning_rate", learning_rate, above=0)
     scale = check_number("scale", scale, above=0)
-    steps = check_integer("steps", steps, at_least=1, at_most=_MAX_STEPS)
+    steps = check_integer("steps", steps, at_least=1, at_most=MAX_DESCENT_STEPS)
     net = check_network("net", net)
     params = check_parameters("params", params, net)
     x = as_points("x", x, params)
     y = as_targets("y", y, x.shape[0], params.readout.shape[1])
     x_test = None if x_test is None else as_points("x_test", x_test, params)
-    measured = _measured_steps(steps, at)
-    known = jnp.asarray(measured)
-    kernel = _finite_at_start("x", ntk.empirical(net, params, x))
-    f0 = _finite_at_start("x", scale * net.apply_fn(params, x))
-    line = ntk.predict_gd(kernel, y, rate, known, f0)
-    gaps = jnp.asarray(np.diff(measured, prepend=0))
-    path = _descend(
-        net, params, x, y, gaps, jnp.asarray(rate, params.hidden.dtype), jnp.asarray(scale, y.dtype)
-    )
+    measured_steps = _as_measured_steps(steps, at)
+    step_array = jnp.asarray(measured_steps)
 
-    def relative(f: Array, line: Array, start: Array) -> Array:
-        return jnp.where(known == 0, 0, _relative(f, line, start))  # at 0 both are rounding
+    # 2. The prediction f_lin by the kernel at the start, and the weights that descent goes through.
+    kernel = _check_finite_start("x", ntk.empirical(net, params, x))
+    initial_outputs = _check_finite_start("x", scale * net.apply_fn(params, x))
+    linearised = ntk.predict_gd(kernel, y, rate, step_array, initial_outputs)
+    gaps = jnp.asarray(np.diff(measured_steps, prepend=0))
+    step_size = jnp.asarray(rate, params.hidden.dtype)
+    path = _descend(net, params, x, y, gaps, step_size, jnp.asarray(scale, y.dtype))
 
-    def outputs(points: Array) -> Array:
-        return scale * lax.map(lambda p: net.apply_fn(p, points), path)
+    def relative_distance(outputs: Array, linearised: Array, initial: Array) -> Array:
+        # At step 0 both norms are rounding.
+        return jnp.where(step_array == 0, 0, _relative_gap(outputs, linearised, initial))
 
-    f = outputs(x)
-    test = None
+    def outputs_on_path(points: Array) -> Array:
+        return scale * lax.map(lambda weights: net.apply_fn(weights, points), path)
+
+    # 3. Functions: on the training points, then on test points through the cross kernel.
+    outputs = outputs_on_path(x)
+    test_distance = None
     if x_test is not None:
-        cross = _finite_at_start("x_test", ntk.empirical(net, params, x_test, x))
-        start = _finite_at_start("x_test", scale * net.apply_fn(params, x_test))
-        test = relative(
-            outputs(x_test),
-            ntk.predict_gd(kernel, y, rate, known, f0, cross=cross, f0_test=start),
-            start,
+        cross = _check_finite_start("x_test", ntk.empirical(net, params, x_test, x))
+        initial_test = _check_finite_start("x_test", scale * net.apply_fn(params, x_test))
+        test_distance = relative_distance(
+            outputs_on_path(x_test),
+            ntk.predict_gd(
+                kernel, y, rate, step_array, initial_outputs, cross=cross, f0_test=initial_test
+            ),
+            initial_test,
         )
-    moved = path.hidden - params.hidden[None]
-    size = scaled_norm(params.hidden)
-    neurons = jnp.max(scaled_norm(moved, axis=1), axis=1)
-    losses = [0.5 * jnp.sum((out - y[None]) ** 2, axis=(1, 2)) for out in (f, line)]
-    kernel_size = scaled_norm(kernel)
-    changes = []
-    finite = jnp.all(jnp.isfinite(f), axis=(1, 2)) & _finite_parameters(path)
-    for i in range(len(measured)):
-        # There is no kernel of parameters that are not finite: those at the start take their place.
-        later = jax.tree.map(
-            lambda leaf, first, i=i: jnp.where(finite[i], leaf[i], first), path, params
-        )
-        changes.append(_ratio(scaled_norm(ntk.empirical(net, later, x) - kernel), kernel_size))
+    # 4. Weights, losses and kernels.
+    weight_change = path.hidden - params.hidden[None]
+    weight_norm = scaled_norm(params.hidden)
+    largest_change = jnp.max(scaled_norm(weight_change, axis=1), axis=1)
+    losses = [0.5 * jnp.sum((f - y[None]) ** 2, axis=(1, 2)) for f in (outputs, linearised)]
+    is_finite = jnp.all(jnp.isfinite(outputs), axis=(1, 2)) & _are_finite_parameters(path)
+    kernel_change = _kernel_changes(net, params, path, is_finite, x, kernel)
 
-    def bounded(values: Array) -> Array:
-        return jnp.where(finite & jnp.isfinite(values), values, jnp.inf)
+    # 5. Distances are +inf once descent has diverged.
+    def infinite_if_diverged(distance: Array) -> Array:
+        return jnp.where(is_finite & jnp.isfinite(distance), distance, jnp.inf)
 
+    mean_neuron_norm = weight_norm / math.sqrt(params.hidden.shape[1])
     return Distances(
-        at=known,
-        train=bounded(relative(f, line, f0)),
-        test=None if test is None else bounded(test),
-        weights=bounded(_ratio(scaled_norm(moved, axis=(1, 2)), size)),
-        neuron=bounded(_ratio(neurons, size / math.sqrt(params.hidden.shape[1]))),
-        kernel=bounded(jnp.stack(changes)),
-        loss=bounded(losses[0]),
-        linearised_loss=bounded(losses[1]),
-        result=jnp.where(finite[-1], Result.SUCCESSFUL, Result.DIVERGED).astype(jnp.int32),
+        at=step_array,
+        train=infinite_if_diverged(relative_distance(outputs, linearised, initial_outputs)),
+        test=None if test_distance is None else infinite_if_diverged(test_distance),
+        weights=infinite_if_diverged(_ratio(scaled_norm(weight_change, axis=(1, 2)), weight_norm)),
+        neuron=infinite_if_diverged(_ratio(largest_change, mean_neuron_norm)),
+        kernel=infinite_if_diverged(kernel_change),
+        loss=infinite_if_diverged(losses[0]),
+        linearised_loss=infinite_if_diverged(losses[1]),
+        result=jnp.where(is_finite[-1], Result.SUCCESSFUL, Result.DIVERGED).astype(jnp.int32),
     )
 
 
-def _finite_parameters(path: Parameters) -> Bool[Array, " s"]:
-    """Return at which steps all of the parameters are finite."""
-    flags = [
+def _kernel_changes(
+    net: Network,
+    params: Parameters,
+    path: Parameters,
+    is_finite: Bool[Array, " s"],
+    x: Array,
+    kernel: Array,
+) -> Float[Array, " s"]:
+    """Return ‖H − H(0)‖_F/‖H(0)‖_F at each measured step, one kernel at a time."""
+    kernel_norm = scaled_norm(kernel)
+    changes = []
+    for i in range(len(is_finite)):
+        # There is no kernel of parameters that are not finite: use those at the start instead.
+        weights = jax.tree.map(
+            lambda leaf, initial, i=i: jnp.where(is_finite[i], leaf[i], initial), path, params
+        )
+        changes.append(_ratio(scaled_norm(ntk.empirical(net, weights, x) - kernel), kernel_norm))
+    return jnp.stack(changes)
+
+
+def _are_finite_parameters(path: Parameters) -> Bool[Array, " s"]:
+    """Return, for each measured step, whether all of the parameters are finite."""
+    # All axes but the leading one, which counts the measured steps.
+    leaf_flags = [
         jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim)))
         for leaf in jax.tree.leaves(path)
     ]
-    return jnp.all(jnp.stack(flags), axis=0)
+    return jnp.all(jnp.stack(leaf_flags), axis=0)
 
 
-def _finite_at_start(name: str, values: Array) -> Array:
-    """Refuse points that the network at the start makes infinities of."""
+def _check_finite_start(name: str, values: Array) -> Array:
+    """Return outputs or kernels at the start; refuse points at which they are not finite."""
     if is_concrete(values) and not bool(jnp.all(jnp.isfinite(values))):
         raise ValueError(
-            f"{name} must have finite outputs and a finite kernel at params in {values.dtype}, got others. Take points (or "
-            "weights) in another unit."
+            f"{name} must have finite outputs and a finite kernel at params in {values.dtype}, "
+            "got others. Take points (or weights) in another unit."
         )
     return values
 
 
-def _measured_steps(steps: int, at: Any) -> np.ndarray:
+def _as_measured_steps(steps: int, at: StepIndices | None) -> np.ndarray:
+    """Return the steps at which to measure, ascending, as int32 on the host."""
     if at is None:
-        return np.unique(np.round(np.geomspace(1, steps, 10)).astype(np.int32))
+        geometric = np.geomspace(1, steps, DEFAULT_SAMPLE_COUNT)
+        return np.unique(np.round(geometric).astype(np.int32))
+    # Their number and values decide shapes and a memory plan, so that they must not be traced.
     check_known("at", at)
-    wanted = f"at must hold ascending integers between 0 and steps = {steps}, got "
+    requirement = f"at must hold ascending integers between 0 and steps = {steps}, got "
     try:
-        measured = np.asarray(as_integers("at", at, ("s",)))
+        measured_steps = np.asarray(as_integers("at", at, ("s",)))
     except ValueError as error:
-        raise ValueError(f"{wanted}{at!r}: {error}") from None
+        raise ValueError(f"{requirement}{at!r}: {error}") from None
     if (
-        not measured.size
-        or measured[0] < 0
-        or measured[-1] > steps
-        or np.any(np.diff(measured) <= 0)
+        not measured_steps.size
+        or measured_steps[0] < 0
+        or measured_steps[-1] > steps
+        or np.any(np.diff(measured_steps) <= 0)
     ):
-        raise ValueError(f"{wanted}{measured.tolist()}.")
-    return measured.astype(np.int32)
+        raise ValueError(f"{requirement}{measured_steps.tolist()}.")
+    return measured_steps.astype(np.int32)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -245,32 +283,36 @@ def _descend(
     learning_rate: Array,
     scale: Array,
 ) -> Parameters:
-    """The parameters after each gap of steps, stacked."""
+    """Run gradient descent on ½‖F − Y/s‖²; return the parameters after each gap, stacked."""
 
-    def loss(p: Parameters) -> Array:
-        return 0.5 * jnp.sum((net.apply_fn(p, x) - y / scale) ** 2)
+    # ½‖f − Y‖²/s² with f = sF, written without the large numbers sF.
+    def loss(weights: Parameters) -> Array:
+        return 0.5 * jnp.sum((net.apply_fn(weights, x) - y / scale) ** 2)
 
-    def step(_: Array, p: Parameters) -> Parameters:
-        return jax.tree.map(lambda leaf, slope: leaf - learning_rate * slope, p, jax.grad(loss)(p))
+    def step(_: Array, weights: Parameters) -> Parameters:
+        gradient = jax.grad(loss)(weights)
+        return jax.tree.map(lambda leaf, slope: leaf - learning_rate * slope, weights, gradient)
 
-    def leg(p: Parameters, gap: Array) -> tuple[Parameters, Parameters]:
-        p = lax.fori_loop(0, gap, step, p)
-        return p, p
+    # The outer scan stacks the weights at the measured steps only; the inner loop keeps nothing.
+    def advance(weights: Parameters, gap: Array) -> tuple[Parameters, Parameters]:
+        weights = lax.fori_loop(0, gap, step, weights)
+        return weights, weights
 
-    return lax.scan(leg, params, gaps)[1]
-
-
-def _ratio(part: Float[Array, "*s"], whole: Float[Array, ""]) -> Float[Array, "*s"]:
-    """Return part/whole, zero for nothing and +inf for something of nothing."""
-    return jnp.where(
-        part == 0, 0, jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1), jnp.inf)
-    )
+    return lax.scan(advance, params, gaps)[1]
 
 
-def _relative(
-    f: Float[Array, "s n k"], line: Float[Array, "s n k"], start: Float[Array, "n k"]
+def _ratio(part: Float[Array, "*s"], total: Float[Array, ""]) -> Float[Array, "*s"]:
+    """Return part/total; 0/0 is zero, and a positive part of zero is +inf."""
+    # The inner where keeps the quotient finite, so that no NaN enters its derivative.
+    safe_total = jnp.where(total > 0, total, 1)
+    return jnp.where(part == 0, 0, jnp.where(total > 0, part / safe_total, jnp.inf))
+
+
+def _relative_gap(
+    outputs: Float[Array, "s n k"], linearised: Float[Array, "s n k"], initial: Float[Array, "n k"]
 ) -> Float[Array, " s"]:
-    """Return ‖f − line‖/‖line − start‖ of each step."""
-    gap = scaled_norm(f - line, axis=(1, 2))
-    moved = scaled_norm(line - start[None], axis=(1, 2))
-    return gap / jnp.where(moved > 0, moved, 1)
+    """Return ‖f − f_lin‖/‖f_lin − f(0)‖ at each measured step, zero without any movement."""
+    # Frobenius norms over points and outputs.
+    gap = scaled_norm(outputs - linearised, axis=(1, 2))
+    movement = scaled_norm(linearised - initial[None], axis=(1, 2))
+    return gap / jnp.where(movement > 0, movement, 1)

@@ -173,12 +173,13 @@ def test_singular_values_hold_on_the_path(case, x64):
 
 
 @pytest.mark.parametrize(
-    ("activation", "normalized"), list(itertools.product(logit_box.INCREASING, (True, False)))
+    ("activation", "normalized"),
+    list(itertools.product(logit_box.ENCLOSED_ACTIVATIONS, (True, False))),
 )
 def test_boxes_enclose(activation, normalized, x64):
     rng = np.random.default_rng(0)
     x, W = rng.normal(size=(4, 3)), rng.normal(size=(3, 30))
-    box = logit_box.Box(activation, normalized, x, W, 1)
+    box = logit_box.LogitBox(activation, normalized, x, W, 1)
     delta = 0.3 * rng.random((4, 30))
     found, u = box.slopes(delta), sn.activations.get(activation)
     assert found is not None
@@ -186,9 +187,9 @@ def test_boxes_enclose(activation, normalized, x64):
         z = jnp.asarray(x @ W + delta * rng.choice([-1, 1, rng.uniform(-1, 1)], size=(4, 30)))
         total = np.asarray(u.u(z)).sum(axis=1, keepdims=True) if normalized else 1.0
         v, bend = np.asarray(u.du(z)) / total, np.abs(np.asarray(u.d2u(z)) / total)
-        assert (found.low <= v * (1 + 1e-12)).all()
-        assert (v <= found.high * (1 + 1e-12)).all()
-        assert (bend <= found.bend * (1 + 1e-12)).all()
+        assert (found.lower <= v * (1 + 1e-12)).all()
+        assert (v <= found.upper * (1 + 1e-12)).all()
+        assert (bend <= found.second * (1 + 1e-12)).all()
 
 
 def test_eigenvalues_from_below_and_norms_from_above():

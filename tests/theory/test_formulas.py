@@ -17,11 +17,12 @@ from softntk._linalg import rigorous
 from softntk.networks import Parameters
 from softntk.theory import bounds
 from softntk.theory import feature_learning as fl
-from softntk.theory._certificates import convergence, logit_box
+from softntk.theory._certificates import convergence, logit_box, proof_path
+from softntk.theory._certificates.jacobian_bounds import prepare
 from softntk.theory._ledger.statements import networks as networks
 from softntk.theory._ledger.statements import newton as newton
 from softntk.theory._ledger.statements import training as training
-from softntk.theory._perturbation.softmax_bound import Expansion
+from softntk.theory._perturbation.softmax_bound import SoftmaxExpansion
 
 EPS = 2.0**-52
 N, K, M, LAMBDA, SIGMA, DELTA, R, ACCURACY = 7, 3, 64, 0.2, 0.5, 0.05, 1.7, 1e-3
@@ -120,7 +121,7 @@ def test_slack_and_eigenvalues_from_below_are_as_close_as_stated():
 def test_boxes_hold_slopes_and_totals(activation, normalized):
     x = np.array([[1.0, 0.5], [-0.2, 0.1]])
     W = np.array([[0.3, -0.1, 0.2], [-0.4, 0.2, 0.1]])
-    box = logit_box.Box(activation, normalized, x, W, 2)
+    box = logit_box.LogitBox(activation, normalized, x, W, 2)
     z = x @ W
     linear = 1.0 if activation == "res_exp" else 0.0
 
@@ -139,11 +140,11 @@ def test_boxes_hold_slopes_and_totals(activation, normalized):
     found = box.slopes(delta)
     most = 2 * u(z + delta).sum(axis=1, keepdims=True) if normalized else alpha
     least = 2 * u(z - delta).sum(axis=1, keepdims=True) if normalized else alpha
-    assert_close(found.low, (np.exp(z - delta) + linear) / most, rtol=1e-11)
-    assert_close(found.high, (np.exp(z + delta) + linear) / least, rtol=1e-11)
-    assert_close(found.bend, np.exp(z + delta) / least, rtol=1e-11)
-    assert (found.low < (np.exp(z - delta) + linear) / most).all()
-    assert (found.high > (np.exp(z + delta) + linear) / least).all()
+    assert_close(found.lower, (np.exp(z - delta) + linear) / most, rtol=1e-11)
+    assert_close(found.upper, (np.exp(z + delta) + linear) / least, rtol=1e-11)
+    assert_close(found.second, np.exp(z + delta) / least, rtol=1e-11)
+    assert (found.lower < (np.exp(z - delta) + linear) / most).all()
+    assert (found.upper > (np.exp(z + delta) + linear) / least).all()
     far = box.slopes(delta + 800.0)
     assert far is None
 
@@ -151,9 +152,9 @@ def test_boxes_hold_slopes_and_totals(activation, normalized):
 def test_boxes_far_from_zero_neither_over_nor_underflow():
     """All logits of a softmax far below zero or above; a normaliser that vanishes has no box."""
     for offset in (-1000.0, 1000.0):
-        box = logit_box.Box("exp", True, np.array([[1.0]]), offset + np.array([[0.0, 1.0]]), 1)
+        box = logit_box.LogitBox("exp", True, np.array([[1.0]]), offset + np.array([[0.0, 1.0]]), 1)
         assert_close(box.centre, np.exp([[0.0, 1.0]]) / np.sum(np.exp([0.0, 1.0])))
-    lost = logit_box.Box("res_exp", True, np.array([[1.0]]), np.array([[-1.0, -2.0]]), 1)
+    lost = logit_box.LogitBox("res_exp", True, np.array([[1.0]]), np.array([[-1.0, -2.0]]), 1)
     assert lost.total[0, 0] < 0
     assert lost.slopes(np.full((1, 2), 1e-9)) is None
 
@@ -163,9 +164,9 @@ def test_the_least_of_the_bounds_of_a_softmax_is_taken(x64):
     params = Parameters(
         hidden=jnp.tile(jnp.arange(6.0), (2, 1)), readout=jnp.asarray([[1.0], [-1.0]] * 3)
     )
-    expansion = Expansion(net.architecture, params, np.array([[1.0, 0.5], [0.3, -0.2]]))
+    expansion = SoftmaxExpansion(net.architecture, params, np.array([[1.0, 0.5], [0.3, -0.2]]))
     expansion._remainder = lambda R: np.zeros((2, 2))
-    expansion.most = (5.0, 3.0)
+    expansion.total_norms = (5.0, 3.0)
     for first, R, desired in [
         ((2.0, 1.0), 1.0, (2.0, 1.0)),
         ((2.0, 1.0), 10.0, (5.0, 3.0)),
@@ -173,12 +174,12 @@ def test_the_least_of_the_bounds_of_a_softmax_is_taken(x64):
         ((4.0, 9.0), 1.0, (4.0, 3.0)),
         ((0.5, 0.25), 2.0, (1.0, 0.5)),
     ]:
-        expansion.first = first
+        expansion.derivative_norms = first
         assert expansion.norms(R) == desired
     rest = np.array([[3.0, 0.0], [0.0, 4.0]])
     expansion._remainder = lambda R: rest
-    expansion.first = (1.0, 0.5)
-    expansion.most = (100.0, 100.0)
+    expansion.derivative_norms = (1.0, 0.5)
+    expansion.total_norms = (100.0, 100.0)
     frobenius, spectral = expansion.norms(2.0)
     assert_close(frobenius, 2.0 + 5.0)
     assert_close(spectral, 1.0 + 4.0, rtol=0.01)
@@ -211,7 +212,7 @@ def test_why_the_kernel_is_singular():
 def small_data(x64):
     net = sn.networks.two_layer("softmax", width=4000)
     _, params = net.init_fn(jax.random.key(0), (-1, 2))
-    return convergence.prepare(net, params, np.eye(2), np.full((2, 1), 1e-3))
+    return prepare(net, params, np.eye(2), np.full((2, 1), 1e-3))
 
 
 def test_singular_values_that_are_used_up_stop_the_proof(x64, monkeypatch):
@@ -221,39 +222,39 @@ def test_singular_values_that_are_used_up_stop_the_proof(x64, monkeypatch):
     data = small_data(x64)
     smallest, largest = 0.5, 2.0
     monkeypatch.setattr(
-        convergence,
-        "_advance",
-        lambda data, delta, slopes, step, growth: convergence._Piece(delta, slopes, growth),
+        proof_path,
+        "_enclose_segment",
+        lambda data, delta, slopes, step, growth: proof_path._PathSegment(delta, slopes, growth),
     )
-    monkeypatch.setattr(convergence, "largest_change", lambda data, slopes: smallest)
-    stopped = convergence._reach(data, smallest, largest)
-    assert stopped.left == data.residual
+    monkeypatch.setattr(proof_path, "bound_jacobian_change", lambda data, slopes: smallest)
+    stopped = proof_path.integrate_bounds(data, smallest, largest)
+    assert stopped.remaining_residual == data.residual_norm
     assert (stopped.smallest, stopped.mass, stopped.largest) == (0.0, 0.0, largest + smallest)
     assert "used up" in stopped.reason
-    monkeypatch.setattr(convergence, "largest_change", lambda data, slopes: smallest / 2)
-    reached = convergence._reach(data, smallest, largest)
-    step = data.residual / smallest**2 / 40
-    pieces = math.ceil(data.residual / (0.95 * step * (smallest / 2) ** 2))
+    monkeypatch.setattr(proof_path, "bound_jacobian_change", lambda data, slopes: smallest / 2)
+    reached = proof_path.integrate_bounds(data, smallest, largest)
+    step = data.residual_norm / smallest**2 / 40
+    pieces = math.ceil(data.residual_norm / (0.95 * step * (smallest / 2) ** 2))
     assert_close(reached.mass, pieces * step)
-    assert (reached.left, reached.smallest, reached.largest, reached.reason) == (
+    assert (reached.remaining_residual, reached.smallest, reached.largest, reached.reason) == (
         0.0,
         smallest / 2,
         largest + smallest / 2,
         "",
     )
-    monkeypatch.setattr(convergence, "_advance", lambda *_: None)
-    assert "explodes" in convergence._reach(data, smallest, largest).reason
+    monkeypatch.setattr(proof_path, "_enclose_segment", lambda *_: None)
+    assert "explodes" in proof_path.integrate_bounds(data, smallest, largest).reason
 
 
 @pytest.mark.parametrize("kappa", [0.0, 3.0, math.nan, math.inf])
 def test_step_size_rate_and_radius_of_a_certificate(kappa, x64, monkeypatch):
     data = small_data(x64)
-    r = data.residual
-    reach = convergence._Reach(data.box.start, 0.01, 0.4, 2.0, 0.0, "")
-    monkeypatch.setattr(convergence, "kernel", lambda data: (0.25, 1.0, 0, 1))
-    monkeypatch.setattr(convergence, "_reach", lambda data, smallest, largest: reach)
-    monkeypatch.setattr(convergence, "curvature", lambda data, slopes, beta: kappa)
-    found = convergence._certified(data, 2)
+    r = data.residual_norm
+    reach = proof_path.ProofProgress(data.box.start, 0.01, 0.4, 2.0, 0.0, "")
+    monkeypatch.setattr(convergence, "bound_singular_values", lambda data: (0.25, 1.0, 0, 1))
+    monkeypatch.setattr(convergence, "integrate_bounds", lambda data, smallest, largest: reach)
+    monkeypatch.setattr(convergence, "bound_jacobian_curvature", lambda data, slopes, beta: kappa)
+    found = convergence._certify_data(data, 2)
     assert found.holds == math.isfinite(kappa)
     if not found.holds:  # never by a comparison with NaN
         assert (found.learning_rate, found.radius) == (0.0, math.inf)
@@ -271,11 +272,15 @@ def test_step_size_rate_and_radius_of_a_certificate(kappa, x64, monkeypatch):
     )
     assert (found.residual_norm, found.progress) == (r, 1.0)
     monkeypatch.setattr(
-        convergence, "_reach", lambda data, smallest, largest: reach._replace(left=math.nan)
+        convergence,
+        "integrate_bounds",
+        lambda data, smallest, largest: reach._replace(remaining_residual=math.nan),
     )
-    assert not convergence._certified(data, 2).holds
-    monkeypatch.setattr(convergence, "kernel", lambda data: (math.nan, math.nan, 0, 1))
-    assert not convergence._certified(data, 2).holds
+    assert not convergence._certify_data(data, 2).holds
+    monkeypatch.setattr(
+        convergence, "bound_singular_values", lambda data: (math.nan, math.nan, 0, 1)
+    )
+    assert not convergence._certify_data(data, 2).holds
 
 
 # --- Hermite polynomials and targets

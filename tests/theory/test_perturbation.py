@@ -12,14 +12,14 @@ from tools import assert_close, cast, dense_kernels, first, points
 from softntk import activations, ntk, theory
 from softntk.networks import FAMILIES, two_layer
 from softntk.theory._perturbation.interval_bound import (
-    _SHAPES,
+    MONOTONICITY,
     Interval,
-    LocalBound,
+    IntervalBound,
+    _enclose,
     _gram_change,
-    _range,
-    mean_range,
+    mean_interval,
 )
-from softntk.theory._perturbation.softmax_bound import Expansion
+from softntk.theory._perturbation.softmax_bound import SoftmaxExpansion
 
 RADII = (1e-3, 0.1, 1.0)
 # (family, outputs, bias, parameterization, trained readout)
@@ -143,14 +143,14 @@ def test_measures_what_dense_jacobians_say_and_nothing_breaks_the_bounds(
 def test_bounds_of_any_known_activation(activation, normalize, x64):
     net, params, x = start(activation, 2, normalize=normalize, train_readout=True)
     before = np.asarray(ntk.empirical(net, params, x))
-    bound = LocalBound(net.architecture, params, np.asarray(x))
+    bound = IntervalBound(net.architecture, params, np.asarray(x))
     for R, moved in itertools.product((1e-2, 0.3), moves(params, 1.0, 3)):
         scaled = params.replace(hidden=params.hidden + R * (moved.hidden - params.hidden))
         change = np.asarray(ntk.empirical(net, scaled, x)) - before
         assert np.linalg.norm(change) <= bound(R)[0] or (normalize and bound(R)[0] == math.inf)
     assert normalize or bound(0.3)[0] < math.inf
     net, params, x = start("crrelu")
-    assert LocalBound(net.architecture, params, np.asarray(x))(0.1) == (math.inf, math.inf)
+    assert IntervalBound(net.architecture, params, np.asarray(x))(0.1) == (math.inf, math.inf)
 
 
 @pytest.mark.parametrize(("family", "below_paper", "above_found"), first(HEADLINE, HEADLINE[0]))
@@ -196,7 +196,7 @@ def test_normalisation_makes_the_derivative_vanish(x64):
 def test_expansion_of_softmax(k, x64):
     """Q against its definition, and the remainder against the kernel less its derivative."""
     net, params, x = start("softmax", k, bias=True)
-    expansion = Expansion(net.architecture, params, np.asarray(x))
+    expansion = SoftmaxExpansion(net.architecture, params, np.asarray(x))
     f, a = expansion.f, np.asarray(params.readout)
     alpha = a.T[None] - (f @ a)[:, :, None]
     s = f[:, None] * alpha
@@ -205,13 +205,13 @@ def test_expansion_of_softmax(k, x64):
     for i, el, j, em in np.ndindex(*desired.shape):
         q = alpha[i, el] * (s[j, em] - f[i] @ s[j, em]) - s[i, el] @ s[j, em]
         desired[i, el, j, em] = p[i] @ q**2
-    assert_close(expansion._squares(p), desired.reshape(6 * k, -1), rtol=1e-9)
+    assert_close(expansion._squared_moves(p), desired.reshape(6 * k, -1), rtol=1e-9)
     kernel = lambda hidden, bias: ntk.empirical(net, params.replace(hidden=hidden, bias=bias), x)
     flat = lambda H: np.asarray(H).transpose(0, 2, 1, 3).reshape(6 * k, -1)
     for moved in moves(params, 1.0, 3):
         D = (moved.hidden - params.hidden, moved.bias - params.bias)
         before, slope = jax.jvp(kernel, (params.hidden, params.bias), D)
-        assert np.linalg.norm(slope) <= expansion.first[0]
+        assert np.linalg.norm(slope) <= expansion.derivative_norms[0]
         for R in (1e-2, 0.3):
             after = kernel(params.hidden + R * D[0], params.bias + R * D[1])
             assert np.all(
@@ -219,7 +219,7 @@ def test_expansion_of_softmax(k, x64):
             )
 
 
-def test_mean_range_is_exact():
+def test_the_interval_of_means_is_exact():
     """Against all corners of the box."""
     rng = np.random.default_rng(0)
     for a in (rng.normal(size=(7, 3)), rng.choice([-1.0, 1.0], size=(7, 3)), np.ones((7, 3))):
@@ -228,9 +228,9 @@ def test_mean_range_is_exact():
         ends = np.array(list(itertools.product([0, 1], repeat=7)))
         corners = np.where(ends[:, None], high, low)
         ratios = corners @ a / corners.sum(-1, keepdims=True)
-        found = mean_range(a, Interval(low, high))
-        assert_close(found.low, ratios.min(0))
-        assert_close(found.high, ratios.max(0))
+        found = mean_interval(a, Interval(low, high))
+        assert_close(found.lower, ratios.min(0))
+        assert_close(found.upper, ratios.max(0))
 
 
 def test_change_of_a_gram_matrix_is_enclosed():
@@ -246,18 +246,18 @@ def test_change_of_a_gram_matrix_is_enclosed():
     assert np.all(found <= 2 * most)
 
 
-@pytest.mark.parametrize("activation", sorted(_SHAPES))
+@pytest.mark.parametrize("activation", sorted(MONOTONICITY))
 def test_ranges_of_activations(activation):
     """Against a fine grid between the ends."""
     z, delta = np.linspace(-2, 2, 9), 0.7
     inside = z[:, None] + delta * np.linspace(-1, 1, 1401)
-    for order, shape in enumerate(_SHAPES[activation]):
+    for order, shape in enumerate(MONOTONICITY[activation]):
         f = lambda t, order=order: np.asarray(
             activations.get(activation).jet(jnp.asarray(t), 0.0)[order], float
         )
-        found = _range(f, shape, z, delta)
-        np.testing.assert_allclose(found.low, f(inside).min(axis=1), rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(found.high, f(inside).max(axis=1), rtol=1e-5, atol=1e-6)
+        found = _enclose(f, shape, z, delta)
+        np.testing.assert_allclose(found.lower, f(inside).min(axis=1), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found.upper, f(inside).max(axis=1), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", ["softmax", "exp"])
@@ -268,8 +268,8 @@ def test_a_bias_is_one_more_weight(family, x64):
     longer = np.concatenate([x, np.ones((6, 1))], axis=1)
     for R in (1e-3, 0.5):
         one, two = (
-            LocalBound(net.architecture, params, np.asarray(x)),
-            LocalBound(plain.architecture, joined, longer),
+            IntervalBound(net.architecture, params, np.asarray(x)),
+            IntervalBound(plain.architecture, joined, longer),
         )
         assert_close(one(R), two(R))
 

@@ -1,1 +1,1 @@
-"""Certificates that are rigorous, for one network or one regression."""
+"""Rigorous certificates for one network or one regression."""

@@ -1,7 +1,6 @@
 """The smallest width for which convergence is certified."""
 
 from collections.abc import Callable
-from typing import Any
 
 from jaxtyping import PRNGKeyArray
 
@@ -14,13 +13,13 @@ from softntk.theory._certificates.convergence import ConvergenceCertificate, cer
 
 @record
 class CertifiedWidth:
-    """What :func:`certified_width` found.
+    """The result of :func:`certified_width`.
 
     Attributes:
         width: the smallest one whose certificate holds; None if none up to ``largest`` does.
         certificate: of that width, or of the largest one tried.
-        tried: (width, whether it holds, the part of the way that the proof reached), in order of
-            width.
+        tried: (width, whether it holds, the part of ‖r₀‖ whose decrease the proof covers), in order
+            of width.
     """
 
     width: int | None
@@ -38,15 +37,17 @@ def certified_width(
     largest: int = 2**20,
     precision: float = 0.05,
 ) -> CertifiedWidth:
-    """Return how wide a network must be for :func:`softntk.theory.certify_convergence` to hold on
-    these data, by bisection.
+    """Return the smallest width whose network has a certificate of convergence on these data.
 
-    Doubles the width until the certificate holds, then halves the ratio of the last two until it is
-    below 1 + precision. Every width has other weights, drawn with the same key, so that near the
-    threshold the answer carries their chance.
+    Use it to compare families by the width they need for
+    :func:`softntk.theory.certify_convergence`, and with :func:`softntk.theory.required_width`.
+
+    Doubles the width until the certificate holds, then bisects, on a logarithmic scale, until the
+    ratio of the last two widths is below 1 + precision. Every width has its own weights, drawn with
+    the same key, so that near the threshold the result is random.
 
     Args:
-        make: width -> network, as ``lambda m: sn.networks.two_layer("softmax", width=m)``.
+        make: width -> network, e.g. ``lambda m: sn.networks.two_layer("softmax", width=m)``.
         x: [n, d].
         y: [n, k], or [n] for one output.
         key: of the weights.
@@ -58,19 +59,21 @@ def certified_width(
         A :class:`CertifiedWidth`.
 
     Raises:
-        ValueError: make no function, or not of networks of that width; key no key; x or y as for
+        ValueError: make no function, or its network not of that width; key no key; x or y as for
             :func:`softntk.theory.certify_convergence`; widths not positive and even, or in the
             wrong order; precision not in (0, 1).
 
     Example:
         >>> import jax, jax.numpy as jnp, softntk as sn
         >>> make = lambda m: sn.networks.two_layer("softmax", width=m)
-        >>> found = certified_width(make, jnp.eye(3), jnp.full((3, 1), 0.05), key=jax.random.key(0))
-        >>> found.certificate.holds, found.width < 2000
+        >>> targets = jnp.full((3, 1), 0.05)
+        >>> result = certified_width(make, jnp.eye(3), targets, key=jax.random.key(0))
+        >>> result.certificate.holds, result.width < 2000
         (True, True)
 
     Source: MATHEMATICS.md#certificates.
     """
+    # 1. Check the arguments.
     check_callable("make", make, "a function of the width that returns a network")
     key = check_key("key", key)
     smallest = check_positive_int("smallest", smallest)
@@ -82,36 +85,54 @@ def certified_width(
     precision = known_number("precision", precision, above=0, below=1)
     points = as_double("x", x, ("n", "d"))
     as_host_targets("y", y, len(points))
-    found: dict[int, Any] = {}
+    certificates: dict[int, ConvergenceCertificate] = {}
 
     def holds(width: int) -> bool:
+        """Certify one width, and store the certificate."""
+        # The same key for every width.
         net = make(width)
-        if not isinstance(net, Network) or net.architecture.width != width:
-            got = (
-                type(net).__name__
-                if not isinstance(net, Network)
-                else f"one of width {net.architecture.width}"
-            )
-            raise ValueError(
-                f"make must return a network of softntk.networks.two_layer of width {width}, got {got}."
-            )
+        _check_width(net, width)
         _, params = net.init_fn(key, (-1, points.shape[1]))
-        found[width] = certify_convergence(net, params, x, y)
-        return found[width].holds
+        certificates[width] = certify_convergence(net, params, x, y)
+        return certificates[width].holds
 
-    low, high = None, smallest
-    while not holds(high):
-        if high == largest:
-            return _told(None, high, found)
-        low, high = high, min(2 * high, largest)
-    while low is not None and high - low > max(2, precision * low):
-        middle = 2 * round((low * high) ** 0.5 / 2)
-        if not low < middle < high:
+    # 2. Double until a certificate holds, up to the largest width.
+    failing = None
+    holding = smallest
+    while not holds(holding):
+        if holding == largest:
+            return _summary(None, holding, certificates)
+        failing = holding
+        holding = min(2 * holding, largest)
+    # 3. Bisect between the last width that fails and the first that holds; widths are even.
+    while failing is not None and holding - failing > max(2, precision * failing):
+        middle = 2 * round((failing * holding) ** 0.5 / 2)
+        if not failing < middle < holding:
             break
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return _told(high, high, found)
+        if holds(middle):
+            holding = middle
+        else:
+            failing = middle
+    return _summary(holding, holding, certificates)
 
 
-def _told(width: int | None, shown: int, found: dict[int, Any]) -> CertifiedWidth:
-    tried = [(m, found[m].holds, found[m].progress) for m in sorted(found)]
-    return CertifiedWidth(width=width, certificate=found[shown], tried=tried)
+def _check_width(net: object, width: int) -> None:
+    """Refuse results of ``make`` that are no network of that width."""
+    if not isinstance(net, Network):
+        description = type(net).__name__
+    elif net.architecture.width != width:
+        description = f"one of width {net.architecture.width}"
+    else:
+        return
+    raise ValueError(
+        f"make must return a network of softntk.networks.two_layer of width {width}, "
+        f"got {description}."
+    )
+
+
+def _summary(
+    width: int | None, reported_width: int, certificates: dict[int, ConvergenceCertificate]
+) -> CertifiedWidth:
+    """Return the smallest width with the certificate of ``reported_width`` and all trials."""
+    tried = [(m, certificates[m].holds, certificates[m].progress) for m in sorted(certificates)]
+    return CertifiedWidth(width=width, certificate=certificates[reported_width], tried=tried)

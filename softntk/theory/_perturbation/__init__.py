@@ -1,1 +1,1 @@
-"""How far a kernel moves when the weights do."""
+"""Measured changes of a kernel under perturbed weights, and bounds on them."""

@@ -1,4 +1,8 @@
-"""Kernels at moved weights, and the moves that change them most."""
+"""Kernels at perturbed weights, and a search for the perturbations that change them most.
+
+With W the weights, Δ a perturbation and H the empirical kernel as a matrix [nk, nk], the adversary
+maximises ½‖H(W + Δ) − H(W)‖_F² over all Δ whose columns, one a neuron, have length R.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,101 +23,138 @@ from softntk.activations import Activation
 from softntk.networks import Architecture, Parameters, Points, row_factors
 
 Move = Float[Array, "c m"]
-Matrix = Float[Array | np.ndarray, "p p"]
+"""A perturbation of the hidden weights, [d, m], or [d + 1, m] with the bias as the last row."""
+
+KernelMatrix = Float[Array | np.ndarray, "p p"]
 
 
-def _matrix(architecture: Architecture, params: Parameters, x: Points) -> Matrix:
-    """H as a matrix [nk, nk] with rows (i, ℓ)."""
+def _kernel_matrix(architecture: Architecture, params: Parameters, x: Points) -> KernelMatrix:
+    """Return H as a matrix [nk, nk] with rows (i, ℓ)."""
+    # H = ⟨x_i, x_j⟩⟨g_iℓ, g_jℓ'⟩ + (a trained readout) ⟨φ_i, φ_j⟩ δ_ℓℓ'.
     k = params.readout.shape[1]
     rows = row_factors(architecture, params, x)
     g = row_vectors(rows, params.readout).reshape(-1, rows.slopes.shape[1])
-    dots = product(x, x.T) + (0.0 if params.bias is None else 1.0)
-    spread = lambda matrix: jnp.repeat(jnp.repeat(matrix, k, axis=0), k, axis=1)
-    kernel = spread(dots) * product(g, g.T)
+    inner_products = product(x, x.T) + (0.0 if params.bias is None else 1.0)
+
+    def repeat_outputs(matrix: Array) -> Array:
+        return jnp.repeat(jnp.repeat(matrix, k, axis=0), k, axis=1)
+
+    kernel = repeat_outputs(inner_products) * product(g, g.T)
     if architecture.train_readout:
         kernel = kernel + jnp.kron(product(rows.features, rows.features.T), jnp.eye(k))
-    return jnp.where(spread(rows.valid[:, None] & rows.valid[None, :]), kernel, jnp.inf)
+    is_valid = repeat_outputs(rows.valid[:, None] & rows.valid[None, :])
+    return jnp.where(is_valid, kernel, jnp.inf)
 
 
-_kernel = jax.jit(_matrix, static_argnums=0)
+_compiled_kernel_matrix = jax.jit(_kernel_matrix, static_argnums=0)
 
 
 @partial(jax.jit, static_argnums=0)
-def _uphill(architecture: Architecture, params: Parameters, x: Points, change: Matrix) -> Move:
-    """The gradient of ½‖H(W̃) − H‖² in W̃ at H(W̃) − H = change; [d, m], or [d + 1, m] with the
-    bias as the last row.
-    """
-    kernel = lambda move: _matrix(architecture, _moved(params, move), x)
+def _kernel_gradient(
+    architecture: Architecture, params: Parameters, x: Points, change: KernelMatrix
+) -> Move:
+    """Return the gradient of ½‖H(W̃) − H‖² in W̃ where H(W̃) − H is ``change``."""
+
+    def kernel_at(move: Move) -> KernelMatrix:
+        return _kernel_matrix(architecture, _perturb(params, move), x)
+
+    # Reverse mode at Δ = 0 of Δ ↦ H(W̃ + Δ): one product with the transposed derivative.
     rows = params.hidden.shape[0] + (params.bias is not None)
-    return jax.vjp(kernel, jnp.zeros((rows, params.hidden.shape[1])))[1](change)[0]
+    return jax.vjp(kernel_at, jnp.zeros((rows, params.hidden.shape[1])))[1](change)[0]
 
 
-def _moved(params: Parameters, move: Move) -> Parameters:
+def _perturb(params: Parameters, move: Move) -> Parameters:
+    """Return the weights W + Δ; the last row of the move belongs to a bias."""
     if params.bias is None:
         return replace(params, hidden=params.hidden + move)
     return replace(params, hidden=params.hidden + move[:-1], bias=params.bias + move[-1])
 
 
-def _scaled(params: Parameters, factor: float) -> Parameters:
+def _scale_weights(params: Parameters, factor: float) -> Parameters:
+    """Return the weights with hidden weights and bias times a factor."""
     bias = None if params.bias is None else factor * params.bias
     return replace(params, hidden=factor * params.hidden, bias=bias)
 
 
 @lru_cache(maxsize=1)
 def _softplus() -> Activation:
+    """Return softplus, whose slope is smooth where that of relu jumps."""
     return activations.from_function(jax.nn.softplus, "softplus", activations.get("relu").moments)
 
 
-class Laboratory:
-    """A network, its weights W and its points, in float64, with H(W)."""
+class KernelNeighbourhood:
+    """A network at W and its points, in float64, with H(W) and distances from it.
+
+    Attributes:
+        architecture: of the network.
+        params: W.
+        x: points, [n, d].
+        row_norms: ‖x_i‖, with a 1 appended under bias, [n].
+        kernel: H(W), [nk, nk].
+    """
 
     def __init__(self, architecture: Architecture, params: Parameters, x: np.ndarray) -> None:
-        self.architecture, self.params, self.x = architecture, params, x
-        self.sizes = host_norm(
-            x if params.bias is None else np.concatenate([x, np.ones((len(x), 1))], axis=1), axis=1
-        )
-        self.kernel = np.asarray(_kernel(architecture, params, x))
+        self.architecture = architecture
+        self.params = params
+        self.x = x
+        has_bias = params.bias is not None
+        rows = np.concatenate([x, np.ones((len(x), 1))], axis=1) if has_bias else x
+        self.row_norms = host_norm(rows, axis=1)
+        self.kernel = np.asarray(_compiled_kernel_matrix(architecture, params, x))
         if not np.isfinite(self.kernel).all():
             raise ValueError(
-                "x must be in the domain of the network at params, got rows outside it. Take smaller weights."
+                "x must be in the domain of the network at params, got rows outside it. "
+                "Take smaller weights."
             )
 
     def change(self, params: Parameters) -> np.ndarray:
-        """H(W̃) − H(W)."""
-        return np.asarray(_kernel(self.architecture, params, self.x)) - self.kernel
+        """Return H(W̃) − H(W)."""
+        return np.asarray(_compiled_kernel_matrix(self.architecture, params, self.x)) - self.kernel
 
     def distance(self, params: Parameters) -> tuple[float, float]:
-        """Its (Frobenius, spectral) norm."""
+        """Return the (Frobenius, spectral) norm of H(W̃) − H(W), +inf outside the domain."""
         change = self.change(params)
         if not np.isfinite(change).all():
             return math.inf, math.inf
         return float(host_norm(change)), float(np.abs(np.linalg.eigvalsh(change)).max())
 
-    def length(self, params: Parameters) -> float:
-        """The largest move of a neuron, R."""
-        moves = [one - two for one, two in zip(_hidden(params), _hidden(self.params), strict=True)]
+    def radius(self, params: Parameters) -> float:
+        """Return the largest move of a neuron, R = max_r ‖w̃_r − w_r‖."""
+        pairs = zip(_moving_weights(params), _moving_weights(self.params), strict=True)
+        moves = [perturbed - initial for perturbed, initial in pairs]
         return float(jnp.max(scaled_norm(jnp.concatenate(moves), axis=0)))
 
-    def uphill(self, params: Parameters, R: float) -> Move:
-        """Where ‖H(W̃) − H(W)‖ grows fastest."""
+    def ascent_direction(self, params: Parameters, R: float) -> Move:
+        """Return the gradient of ½‖H(W̃) − H(W)‖² in W̃, that of a smoothed slope for relu.
+
+        The kernel of relu is piecewise constant. Its slope is replaced by that of softplus, over a
+        range of logits as wide as a move of length R.
+        """
         architecture = self.architecture
-        if architecture.activation.name == "relu":  # piecewise constant: slopes as wide as the move
+        # The residual H(W̃) − H(W) is that of the network itself, also where its slope is replaced.
+        change = self.change(params)
+        if architecture.activation.name == "relu":
             architecture = replace(architecture, activation=_softplus())
-            return _uphill(
-                architecture,
-                _scaled(params, 1 / (R * float(self.sizes.mean()))),
-                self.x,
-                self.change(params),
-            )
-        return _uphill(architecture, params, self.x, self.change(params))
+            params = _scale_weights(params, 1 / (R * float(self.row_norms.mean())))
+        return _kernel_gradient(architecture, params, self.x, change)
 
 
-def _hidden(params: Parameters) -> list[Array]:
-    """The weights that move, [d, m] and [1, m]."""
+def _moving_weights(params: Parameters) -> list[Array]:
+    """Return the weights that move, [d, m] and the bias as [1, m]."""
     return [params.hidden, *([] if params.bias is None else [params.bias[None]])]
 
 
-class Found(NamedTuple):
+class Perturbed(NamedTuple):
+    """Perturbed weights of one kind and radius.
+
+    Attributes:
+        kind: "random", "adversarial" or "path".
+        radius: R.
+        params: W̃ of the largest Frobenius norm.
+        frobenius: ‖H(W̃) − H(W)‖_F.
+        spectral: the largest ‖H(W̃) − H(W)‖₂ of this kind and radius.
+    """
+
     kind: str
     radius: float
     params: Parameters
@@ -122,70 +163,91 @@ class Found(NamedTuple):
 
 
 class _Trial(NamedTuple):
+    """A move with the norms of the change of H that it causes."""
+
     move: Move
     frobenius: float
     spectral: float
 
 
-def search(
-    lab: Laboratory,
-    radii: list[float],
+def worst_perturbations(
+    neighbourhood: KernelNeighbourhood,
+    radii: Sequence[float],
     key: PRNGKeyArray,
     kinds: Sequence[str],
     trials: int,
     steps: int,
-) -> list[Found]:
-    rows, m = sum(len(part) for part in _hidden(lab.params)), lab.params.hidden.shape[1]
-    directions = [_unit(d, d) for d in jax.random.normal(key, (trials, rows, m))]
-    attempt = lambda move: _Trial(move, *lab.distance(_moved(lab.params, move)))
-    found, adversary = [], None
+) -> list[Perturbed]:
+    """Return the worst perturbation that was found for each radius and kind.
+
+    Args:
+        neighbourhood: network, points and H(W).
+        radii: R.
+        key: of the random directions, which are the same for all radii.
+        kinds: of "random" and "adversarial".
+        trials: random moves a radius.
+        steps: ascent steps of the adversary.
+    """
+    # The same directions for all radii, so that results are comparable between radii.
+    params = neighbourhood.params
+    rows = sum(len(part) for part in _moving_weights(params))
+    width = params.hidden.shape[1]
+    gaussian = jax.random.normal(key, (trials, rows, width))
+    directions = [_unit_columns(direction, direction) for direction in gaussian]
+
+    def evaluate(move: Move) -> _Trial:
+        return _Trial(move, *neighbourhood.distance(_perturb(params, move)))
+
+    results = []
+    adversary = None
     for R in radii:
-        random = [attempt(R * d) for d in directions]
-        worst = max(random, key=lambda t: t.frobenius)
-        spectral = max(t.spectral for t in random)
-        best = {"random": (worst, spectral)}
+        # 1. Random moves of length R.
+        random_trials = [evaluate(R * direction) for direction in directions]
+        worst_random = max(random_trials, key=lambda trial: trial.frobenius)
+        largest_spectral = max(trial.spectral for trial in random_trials)
+        worst = {"random": (worst_random, largest_spectral)}
+        # 2. Ascent from the worst of these, or from the adversary of the previous radius.
         if "adversarial" in kinds:
-            before = [] if adversary is None else [attempt(R * adversary)]
-            start = max([worst, *before], key=lambda t: t.frobenius)
-            end = _ascend(lab, attempt, start, R, steps)
-            adversary = end.move / R
-            best["adversarial"] = (end, max(spectral, end.spectral))
-        found += [
-            Found(
-                kind,
-                R,
-                _moved(lab.params, best[kind][0].move),
-                best[kind][0].frobenius,
-                best[kind][1],
-            )
-            for kind in kinds
-        ]
-    return found
+            previous = [] if adversary is None else [evaluate(R * adversary)]
+            start = max([worst_random, *previous], key=lambda trial: trial.frobenius)
+            final = _ascend(neighbourhood, evaluate, start, R, steps)
+            adversary = final.move / R
+            worst["adversarial"] = (final, max(largest_spectral, final.spectral))
+        # 3. One result a kind, in the order that was asked for.
+        for kind in kinds:
+            trial, spectral = worst[kind]
+            perturbed_params = _perturb(params, trial.move)
+            results.append(Perturbed(kind, R, perturbed_params, trial.frobenius, spectral))
+    return results
 
 
 def _ascend(
-    lab: Laboratory, attempt: Callable[[Move], _Trial], start: _Trial, R: float, steps: int
+    neighbourhood: KernelNeighbourhood,
+    evaluate: Callable[[Move], _Trial],
+    start: _Trial,
+    R: float,
+    steps: int,
 ) -> _Trial:
-    """Full steps of the generalised power method, halved where they do not help; the best that was
-    seen.
-    """
+    """Return the best trial of a generalised power method; a step that does not help is halved."""
     best = start
     for _ in range(steps):
         if not math.isfinite(best.frobenius):
             break
-        unit = best.move / R
-        target = _unit(lab.uphill(_moved(lab.params, best.move), R), unit)
-        trial = attempt(R * target)
+        # A full step goes to the normalised gradient, a half step to the middle direction.
+        direction = best.move / R
+        perturbed = _perturb(neighbourhood.params, best.move)
+        gradient_direction = _unit_columns(neighbourhood.ascent_direction(perturbed, R), direction)
+        trial = evaluate(R * gradient_direction)
         if trial.frobenius <= best.frobenius:
-            trial = attempt(R * _unit(unit + target, unit))
+            trial = evaluate(R * _unit_columns(direction + gradient_direction, direction))
         if trial.frobenius <= best.frobenius:
-            break
+            break  # neither step helps
         best = trial
     return best
 
 
-def _unit(move: Move, otherwise: Move) -> Move:
-    """Columns of length one; those without a direction as they were."""
+def _unit_columns(move: Move, fallback: Move) -> Move:
+    """Return the columns scaled to length one; columns without a direction come from fallback."""
     lengths = scaled_norm(move, axis=0, keepdims=True)
-    fine = (lengths > 0) & jnp.isfinite(lengths)
-    return jnp.where(fine, move / jnp.where(fine, lengths, 1), otherwise)
+    has_direction = (lengths > 0) & jnp.isfinite(lengths)
+    return jnp.where(has_direction, move / jnp.where(has_direction, lengths, 1), fallback)

@@ -1,12 +1,21 @@
-"""How far a two-layer network's kernel can move while no neuron moves by more than R: enclosures of
-all it is made of.
+"""A bound on the change of a two-layer network's kernel while no neuron moves by more than R.
 
-The proof is in the docstring of :func:`softntk.theory.perturbation`; here is its arithmetic, in
-float64 on the host.
+Interval arithmetic on everything the kernel is made of: steps 1 to 5 of the proof in the docstring
+of :func:`softntk.theory.perturbation`, in float64 on the host.
+
+Symbols, with n points, m units and k outputs:
+
+    z     logits                                       [n, m]
+    δ     ‖x_i‖R, the largest move of a logit          [n, 1]
+    u     activation at the logits                     [n, m]
+    α     Σ_r u_r (one without the normaliser)         [n, 1]
+    a     readout                                      [m, k]
+    μ     ⟨a, u⟩/α                                     [n, k]
+    g     γ (u'/α)(a − μ), with rows (i, ℓ)            [nk, m]
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,13 +26,15 @@ from softntk._linalg.norms import host_norm
 from softntk._linalg.rigorous import perron_norm
 from softntk._two_layer.architecture import row_vectors
 from softntk.networks import Architecture, Parameters, row_factors
-from softntk.theory._perturbation.softmax_bound import Expansion
+from softntk.theory._perturbation.softmax_bound import SoftmaxExpansion
 
-_ROUNDING = 1e-9  # relative, added to R
-_KEPT = 1e-14  # of a normaliser that is no more than rounding
+RADIUS_MARGIN = 1e-9
+"""Added to R, relative, so that the rounding of the enclosures is covered."""
 
-# How u and u' behave: monotone, or as a function of |z|.
-_SHAPES: dict[str, tuple[str, str]] = {
+MIN_NORMALISER_RATIO = 1e-14
+"""A normaliser below this part of the sum of moduli is no more than rounding."""
+
+MONOTONICITY: dict[str, tuple[str, str]] = {
     "exp": ("increasing", "increasing"),
     "res_exp": ("increasing", "increasing"),
     "relu": ("increasing", "increasing"),
@@ -32,81 +43,109 @@ _SHAPES: dict[str, tuple[str, str]] = {
     "sinh": ("increasing", "even"),
     "erf": ("increasing", "bump"),
 }
+"""Shapes of u and u': increasing in z, or even and increasing ("even") or decreasing ("bump") in
+|z|."""
 
 
 class Interval(NamedTuple):
-    """Ends, entry by entry."""
+    """An interval for each entry of an array.
 
-    low: np.ndarray
-    high: np.ndarray
+    Attributes:
+        lower: the lower ends.
+        upper: the upper ends, of the same shape.
+    """
 
-    def __mul__(self, other: Any) -> "Interval":
-        """The interval of the products."""
-        ends = [one * two for one in self for two in other]
-        return Interval(np.minimum.reduce(ends), np.maximum.reduce(ends))
+    lower: np.ndarray
+    upper: np.ndarray
+
+    def __mul__(self, other: "Interval") -> "Interval":
+        """Return the interval of the products."""
+        # The extremes of a product are at the four pairs of ends.
+        products = [end * other_end for end in self for other_end in other]
+        return Interval(np.minimum.reduce(products), np.maximum.reduce(products))
 
 
-class LocalBound:
-    """R ↦ (Frobenius, spectral) norm that ‖H(W̃) − H(W)‖ does not exceed; to be called in float64."""
+class IntervalBound:
+    """A function R ↦ (Frobenius, spectral) norm that ‖H(W̃) − H(W)‖ does not exceed.
+
+    It must be called where JAX has float64.
+
+    Attributes:
+        architecture: of the network.
+        params: W.
+        x: points, [n, d].
+    """
 
     def __init__(self, architecture: Architecture, params: Parameters, x: np.ndarray) -> None:
-        self.architecture, self.params, self.x = architecture, params, x
-        rows, (m, k) = row_factors(architecture, params, x), params.readout.shape
-        self._g, self._features = (
-            np.asarray(row_vectors(rows, params.readout)).reshape(-1, m),
-            np.asarray(rows.features),
-        )
-        self._dots = np.kron(
-            np.abs(x @ x.T + (0.0 if params.bias is None else 1.0)), np.ones((k, k))
-        )
-        softmax = architecture.activation == activations.get("exp") and architecture.normalized
-        self._expansion = Expansion(architecture, params, x) if softmax else None
+        self.architecture = architecture
+        self.params = params
+        self.x = x
+        rows = row_factors(architecture, params, x)
+        m, k = params.readout.shape
+        self._g = np.asarray(row_vectors(rows, params.readout)).reshape(-1, m)
+        self._features = np.asarray(rows.features)
+        inner_products = x @ x.T + (0.0 if params.bias is None else 1.0)
+        self._inner_products = np.kron(np.abs(inner_products), np.ones((k, k)))
+        # For a softmax alone there is a second bound, which is usually the smaller one.
+        is_softmax = architecture.activation == activations.get("exp") and architecture.normalized
+        self._expansion = SoftmaxExpansion(architecture, params, x) if is_softmax else None
 
     def __call__(self, R: float) -> tuple[float, float]:
-        """The least of the bounds there are; zero for no move, +inf where nothing is known."""
+        """Return the smallest of the available bounds; zero for R = 0, +inf where there is none."""
         if R == 0:
             return 0.0, 0.0
-        R = R * (1 + _ROUNDING)
-        weights, readout = self._changes(R)
-        bounds = [_norms(weights + readout)]
+        R = R * (1 + RADIUS_MARGIN)
+        hidden_change, readout_change = self._entry_bounds(R)
+        bounds = [_norm_bounds(hidden_change + readout_change)]
         if self._expansion is not None:
-            one, two = self._expansion.norms(R), _norms(readout)
-            bounds.append((one[0] + two[0], one[1] + two[1]))
-        return min(b[0] for b in bounds), min(b[1] for b in bounds)
+            # Steps 6 to 8 bound the part of the hidden weights; that of the readout is added.
+            hidden_norms = self._expansion.norms(R)
+            readout_norms = _norm_bounds(readout_change)
+            bounds.append((hidden_norms[0] + readout_norms[0], hidden_norms[1] + readout_norms[1]))
+        return min(bound[0] for bound in bounds), min(bound[1] for bound in bounds)
 
-    def _changes(self, R: float) -> tuple[np.ndarray, np.ndarray]:
-        """Above the change of what the hidden weights and a trained readout add to H, entry by
-        entry, [nk, nk].
+    def _entry_bounds(self, R: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return bounds on the change of each entry of H, [nk, nk].
+
+        The first is for the part of the hidden weights, the second for that of a trained readout.
         """
-        unknown, nothing = np.full(self._dots.shape, np.inf), np.zeros(self._dots.shape)
-        trained = self.architecture.train_readout
-        with np.errstate(all="ignore"):  # infinities are meant, and what is undefined is infinite
-            enclosed = _factors(self.architecture, self.params, self.x, R)
-            if enclosed is None:
-                return unknown, unknown if trained else nothing
-            weights = self._dots * _gram_change(self._g, *enclosed[0])
-            readout = np.kron(
-                _gram_change(self._features, *enclosed[1]), np.eye(self.params.readout.shape[1])
+        infinite = np.full(self._inner_products.shape, np.inf)
+        zero = np.zeros(self._inner_products.shape)
+        has_readout = self.architecture.train_readout
+        # Overflow gives infinite bounds, and what is undefined becomes infinite below.
+        with np.errstate(all="ignore"):
+            enclosures = _enclose_factors(self.architecture, self.params, self.x, R)
+            if enclosures is None:
+                return infinite, infinite if has_readout else zero
+            g_interval, feature_interval = enclosures
+            hidden_change = self._inner_products * _gram_change(self._g, *g_interval)
+            readout_change = np.kron(
+                _gram_change(self._features, *feature_interval),
+                np.eye(self.params.readout.shape[1]),
             )
-            weights, readout = (
-                np.where(np.isnan(part), np.inf, part) for part in (weights, readout)
+            hidden_change, readout_change = (
+                np.where(np.isnan(change), np.inf, change)
+                for change in (hidden_change, readout_change)
             )
-        return weights, readout if trained else nothing
+        return hidden_change, readout_change if has_readout else zero
 
 
-def _norms(change: Float[np.ndarray, "p p"]) -> tuple[float, float]:
-    """(Frobenius, spectral) norm that no matrix below these entries exceeds."""
+def _norm_bounds(change: Float[np.ndarray, "p p"]) -> tuple[float, float]:
+    """Return bounds on the (Frobenius, spectral) norm of every matrix below these entries."""
+    # ‖E‖_F and, by Perron and Frobenius, ‖E‖₂.
     with np.errstate(over="ignore"):
         frobenius = float(host_norm(change))
     return frobenius, min(frobenius, perron_norm(change))
 
 
-def _factors(
+def _enclose_factors(
     architecture: Architecture, params: Parameters, x: np.ndarray, R: float
 ) -> tuple[Interval, Interval] | None:
-    """Enclosures of g, [nk, m], and of the features, [n, m]."""
-    activation, a = architecture.activation, np.asarray(params.readout)
-    if activation.name not in _SHAPES or activation != activations.get(activation.name):
+    """Return enclosures of g, [nk, m], and of the features, [n, m]; None where there is none."""
+    # 1. Logits, and how far they move; a bias is the weight of a feature that is one.
+    activation = architecture.activation
+    a = np.asarray(params.readout)
+    if activation.name not in MONOTONICITY or activation != activations.get(activation.name):
         return None
     z = x @ np.asarray(params.hidden)
     if params.bias is not None:
@@ -114,82 +153,104 @@ def _factors(
         x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
     delta = R * host_norm(x, axis=1, keepdims=True)
     shift = activation.log_scale(jnp.asarray(z)) if architecture.normalized else 0.0
-    u, slopes = (
-        _range(
-            lambda t, order=order: np.asarray(activation.jet(jnp.asarray(t), shift)[order]),
-            shape,
-            z,
-            delta,
-        )
-        for order, shape in enumerate(_SHAPES[activation.name])
-    )
-    m, outer = z.shape[1], np.sqrt(architecture.kernel_scale)
+
+    # 2. u and u', in units of e^shift.
+    def enclose_derivative(order: int) -> Interval:
+        def evaluate(t: np.ndarray) -> np.ndarray:
+            return np.asarray(activation.jet(jnp.asarray(t), shift)[order])
+
+        return _enclose(evaluate, MONOTONICITY[activation.name][order], z, delta)
+
+    u = enclose_derivative(0)
+    slopes = enclose_derivative(1)
+    # 3. Without a normaliser g = γu'a.
+    m = z.shape[1]
+    kernel_root = np.sqrt(architecture.kernel_scale)
     if not architecture.normalized:
-        scale = Interval(outer / np.sqrt(m), outer / np.sqrt(m))
-        return _flat(scale * slopes, Interval(a.T[None], a.T[None])), scale * u
-    total = Interval(*(np.sum(end, axis=1, keepdims=True) for end in u))
-    size = np.sum(np.maximum(np.abs(u.low), np.abs(u.high)), axis=1, keepdims=True)
-    if not np.all(total.low > _KEPT * size):
+        gamma = Interval(kernel_root / np.sqrt(m), kernel_root / np.sqrt(m))
+        return _row_products(gamma * slopes, Interval(a.T[None], a.T[None])), gamma * u
+    # 4. With it, α must be positive beyond rounding, and μ moves too.
+    alpha = Interval(*(np.sum(end, axis=1, keepdims=True) for end in u))
+    moduli = np.sum(np.maximum(np.abs(u.lower), np.abs(u.upper)), axis=1, keepdims=True)
+    if not np.all(alpha.lower > MIN_NORMALISER_RATIO * moduli):
         return None
-    inverse = Interval(outer * np.sqrt(m) / total.high, outer * np.sqrt(m) / total.low)
-    means = mean_range(a, u)
-    centred = Interval(
-        *((a[None] - end[:, None, :]).transpose(0, 2, 1) for end in (means.high, means.low))
+    gamma = kernel_root * np.sqrt(m)
+    scaled_inverse = Interval(gamma / alpha.upper, gamma / alpha.lower)
+    means = mean_interval(a, u)
+    centred_readout = Interval(
+        *((a[None] - end[:, None, :]).transpose(0, 2, 1) for end in (means.upper, means.lower))
     )
-    return _flat(slopes * inverse, centred), u * inverse
+    return _row_products(slopes * scaled_inverse, centred_readout), u * scaled_inverse
 
 
-def _flat(slopes: Interval, readout: Interval) -> Interval:
-    """The products, [nk, m]."""
-    product = Interval(*(end[:, None, :] for end in slopes)) * readout
-    return Interval(*(end.reshape(-1, end.shape[-1]) for end in product))
+def _row_products(slopes: Interval, readout: Interval) -> Interval:
+    """Return the interval of slopes [n, m] times readout [n, k, m], as rows [nk, m]."""
+    # Slopes are shared by all outputs of a row.
+    products = Interval(*(end[:, None, :] for end in slopes)) * readout
+    return Interval(*(end.reshape(-1, end.shape[-1]) for end in products))
 
 
-def _range(
-    f: Callable[[np.ndarray], np.ndarray], shape: str, z: np.ndarray, delta: np.ndarray
+def _enclose(
+    function: Callable[[np.ndarray], np.ndarray], shape: str, z: np.ndarray, delta: np.ndarray
 ) -> Interval:
-    """What f takes on [z − δ, z + δ]."""
+    """Return the range of a function of this shape on [z − δ, z + δ]."""
     if shape == "increasing":
-        return Interval(f(z - delta), f(z + delta))
-    near, far = f(np.maximum(np.abs(z) - delta, 0)), f(np.abs(z) + delta)
-    return Interval(near, far) if shape == "even" else Interval(far, near)
+        return Interval(function(z - delta), function(z + delta))
+    # Functions of |z|: the interval [z − δ, z + δ] contains zero where |z| < δ.
+    at_smallest_modulus = function(np.maximum(np.abs(z) - delta, 0))
+    at_largest_modulus = function(np.abs(z) + delta)
+    if shape == "even":
+        return Interval(at_smallest_modulus, at_largest_modulus)
+    return Interval(at_largest_modulus, at_smallest_modulus)
 
 
-def mean_range(a: Float[np.ndarray, "m k"], u: Interval) -> Interval:
-    """Exactly what ⟨a_ℓ, u⟩/1ᵀu takes while every u_r is in its interval and 1ᵀu > 0, [n, k].
+def mean_interval(a: Float[np.ndarray, "m k"], u: Interval) -> Interval:
+    """Return the exact range of ⟨a_ℓ, u⟩/1ᵀu for every u_r in its interval with 1ᵀu > 0, [n, k].
 
-    A ratio of linear functions is largest at a corner: where it is μ⁺, ⟨a − μ⁺, u⟩ is at its
-    largest, zero, so u_r is at its upper end for a_r > μ⁺ and at its lower end for a_r < μ⁺. With
-    the units sorted by a only m + 1 corners are left.
+    A ratio of linear functions is largest at a corner. Where it is μ⁺, ⟨a − μ⁺, u⟩ is at its
+    largest value, zero, so that u_r is at its upper end for a_r > μ⁺ and at its lower end for
+    a_r < μ⁺. With the units sorted by a only m + 1 corners have to be compared.
     """
-    ends = []
+    # Ends of μ are ratios with one end of u for the units below a threshold and the other above.
+    lower_ends = []
+    upper_ends = []
     for column in a.T:
         order = np.argsort(column)
-        column, low, high = column[order], u.low[:, order], u.high[:, order]
-        ends.append(
-            (_corners(column, high, low).min(axis=1), _corners(column, low, high).max(axis=1))
-        )
-    return Interval(*(np.stack(end, axis=1) for end in zip(*ends, strict=True)))
+        sorted_column = column[order]
+        lower = u.lower[:, order]
+        upper = u.upper[:, order]
+        lower_ends.append(_corner_ratios(sorted_column, upper, lower).min(axis=1))
+        upper_ends.append(_corner_ratios(sorted_column, lower, upper).max(axis=1))
+    return Interval(np.stack(lower_ends, axis=1), np.stack(upper_ends, axis=1))
 
 
-def _corners(a: np.ndarray, first: np.ndarray, rest: np.ndarray) -> np.ndarray:
-    """The ratio with the first t units at one end and the rest at the other, t = 0 … m, [n, m + 1]."""
+def _corner_ratios(a: np.ndarray, leading: np.ndarray, trailing: np.ndarray) -> np.ndarray:
+    """Return ⟨a, u⟩/1ᵀu at the corners t = 0 … m, [n, m + 1].
 
-    def sums(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-        zero = np.zeros((len(one), 1))
-        before = np.concatenate([zero, np.cumsum(one, axis=1)], axis=1)
-        after = np.concatenate([zero, np.cumsum(two[:, ::-1], axis=1)], axis=1)[:, ::-1]
-        return before + after
-
-    return sums(a * first, a * rest) / sums(first, rest)
-
-
-def _gram_change(g: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Above |g̃g̃ᵀ − ggᵀ| for g̃ in the interval: by its middle c = g + s and its half-width w, g̃
-    = c + e, |e| ≤ w.
+    At corner t the first t units have the values ``leading`` and the others ``trailing``.
     """
-    low, high = np.minimum(low, g), np.maximum(high, g)
-    s, w = 0.5 * ((high - g) - (g - low)), 0.5 * ((high - g) + (g - low))
+
+    def split_sums(leading: np.ndarray, trailing: np.ndarray) -> np.ndarray:
+        zero = np.zeros((len(leading), 1))
+        # All m + 1 splits at once: prefix sums of one array plus suffix sums of the other.
+        prefix_sums = np.concatenate([zero, np.cumsum(leading, axis=1)], axis=1)
+        suffix_sums = np.concatenate([zero, np.cumsum(trailing[:, ::-1], axis=1)], axis=1)
+        return prefix_sums + suffix_sums[:, ::-1]
+
+    return split_sums(a * leading, a * trailing) / split_sums(leading, trailing)
+
+
+def _gram_change(g: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+    """Return a bound on |g̃g̃ᵀ − ggᵀ|, entry by entry, for every g̃ in the interval.
+
+    With c = g + s the middle of the interval and w its half-width, g̃ = c + e with |e| ≤ w.
+    """
+    # Rounding may leave g itself outside of the interval.
+    lower = np.minimum(lower, g)
+    upper = np.maximum(upper, g)
+    s = 0.5 * ((upper - g) - (g - lower))
+    w = 0.5 * ((upper - g) + (g - lower))
     c = np.abs(g + s)
-    across = s @ g.T
-    return np.abs(across + across.T + s @ s.T) + (c @ w.T + w @ (c + w).T)
+    # ccᵀ − ggᵀ = sgᵀ + gsᵀ + ssᵀ, and then the terms with e.
+    mixed = s @ g.T
+    return np.abs(mixed + mixed.T + s @ s.T) + (c @ w.T + w @ (c + w).T)

@@ -1,11 +1,12 @@
-"""How far the kernel moves when every hidden weight may move by R: measured, as the paper bounds
-it, and as we do.
+"""The change of the kernel when every hidden weight vector may move by R: measured and bounded.
+
+Measurements come from ``adversary.py``, our bound from ``interval_bound.py`` and
+``softmax_bound.py``, the paper's from :mod:`softntk.theory.bounds`.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,28 +14,39 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from softntk._core.validation import check_choice, check_key, check_positive_int
-from softntk._core.validation.on_host import as_double, check_known, known_number, on_host
+from softntk._core.validation.on_host import check_known, known_number, on_host
 from softntk._linalg.norms import host_norm
 from softntk.networks import FAMILIES, Network, Parameters, Points
-from softntk.theory._arguments import (
-    as_host_points,
-    check_network,
-    check_parameters,
-    check_weights,
+from softntk.theory._arguments import as_host_points, check_network, check_parameters
+from softntk.theory._perturbation.adversary import (
+    KernelNeighbourhood,
+    Perturbed,
+    worst_perturbations,
 )
-from softntk.theory._perturbation.adversary import Found, Laboratory, search
-from softntk.theory._perturbation.interval_bound import LocalBound
+from softntk.theory._perturbation.arguments import (
+    PERTURBATION_KINDS,
+    check_kinds,
+    check_path,
+    check_radii,
+    to_double,
+)
+from softntk.theory._perturbation.interval_bound import IntervalBound
 from softntk.theory.bounds import AS_REMEMBERED, Constants, perturbation_bound
-from softntk.theory.bounds import FAMILIES as STATED
+from softntk.theory.bounds import FAMILIES as PAPER_FAMILIES
 from softntk.theory.bounds._constants import check_constants
 
-KINDS = ("random", "adversarial")
+ARRAY_FIELDS = ("radius", "frobenius", "spectral", "paper", "ours_frobenius", "ours_spectral")
+"""Fields of :class:`Perturbation` that are arrays with one entry for each kind and radius."""
+
+SCALAR_FIELDS = ("size", "smallest", "largest", "converted")
+"""Fields of :class:`Perturbation` that do not depend on kind or radius."""
 
 
 @dataclass(frozen=True)
 class Perturbation:
-    """What was measured beside what was promised; arrays [r] with an entry for every kind and
-    radius, NumPy, float64.
+    """Measured changes of the kernel beside their bounds, for every kind and radius.
+
+    Arrays are [r], NumPy, float64.
 
     Attributes:
         kind: "random", "adversarial" or "path".
@@ -68,16 +80,12 @@ class Perturbation:
     def of(self, kind: str) -> "Perturbation":
         """Return the entries of one kind, in the order of their radii or along the path."""
         check_choice("kind", kind, dict.fromkeys(self.kind))
-        chosen = np.array([name == kind for name in self.kind], bool)
-        parts: dict[str, Any] = {name: getattr(self, name)[chosen] for name in _ARRAYS}
-        worst = jax.tree.map(lambda leaf: leaf[chosen], self.worst)
-        scalars = {
-            name: getattr(self, name) for name in ("size", "smallest", "largest", "converted")
-        }
-        return Perturbation(kind=(kind,) * int(chosen.sum()), worst=worst, **parts, **scalars)
-
-
-_ARRAYS = ("radius", "frobenius", "spectral", "paper", "ours_frobenius", "ours_spectral")
+        # Every array field and every leaf of the weights has the same leading axis.
+        selected = np.array([name == kind for name in self.kind], bool)
+        arrays = {name: getattr(self, name)[selected] for name in ARRAY_FIELDS}
+        worst = jax.tree.map(lambda leaf: leaf[selected], self.worst)
+        scalars = {name: getattr(self, name) for name in SCALAR_FIELDS}
+        return Perturbation(kind=(kind,) * int(selected.sum()), worst=worst, **arrays, **scalars)
 
 
 def perturbation(
@@ -87,23 +95,25 @@ def perturbation(
     radii: float | Sequence[float] | Float[np.ndarray | Array, " q"],
     *,
     key: PRNGKeyArray,
-    kinds: Sequence[str] = KINDS,
+    kinds: Sequence[str] = PERTURBATION_KINDS,
     trials: int = 4,
     ascent_steps: int = 10,
     path: Parameters | Sequence[Parameters] | None = None,
     failure: float = 0.1,
     constants: Constants = AS_REMEMBERED,
 ) -> Perturbation:
-    r"""Return ‖H(W̃) − H(W)‖ for ‖w̃_r − w_r‖ ≤ R, over all neurons r: measured, and bounded by the
-    paper and by us.
+    r"""Return ‖H(W̃) − H(W)‖ for ‖w̃_r − w_r‖ ≤ R: measured, bounded by the paper, and by us.
 
-    **Measured.** Random: every neuron moves by exactly R in a direction of its own, uniform on the
+    Use it to see how far the weights of a network may move before its kernel changes, and how loose
+    a bound on that is. R holds for every neuron r.
+
+    **Measured.** Random: every neuron moves by exactly R in its own direction, uniform on the
     sphere; the largest of some trials. Adversarial: from the worst of these (and from the adversary
-    of the radius before) Δ ← R·(G_r/‖G_r‖)_r, with G the gradient of ½‖H(W + Δ) − H(W)‖_F² by
+    of the previous radius) Δ ← R·(G_r/‖G_r‖)_r, with G the gradient of ½‖H(W + Δ) − H(W)‖_F² by
     reverse differentiation. For small R that is the power method for the derivative of H on a
     product of balls, and monotone; a step that does not help is halved. Where H is piecewise
     constant (relu) the gradient is taken through softplus slopes, as wide as the move is in logits.
-    Path: weights that training went through.
+    Path: weights that training passed through.
 
     **Paper.** R n k e^{10B} for points of the unit ball,
     :func:`softntk.theory.bounds.perturbation_bound`, and that of relu. For s = max‖x_i‖ > 1, H at
@@ -129,11 +139,12 @@ def perturbation(
 
     Moves below about 1e-12 of the weights are lost in rounding.
 
-    **Ours, softmax**, is the least of that and of two more, because here the derivative of H nearly
-    cancels. With f the softmax of row i, ζ_r the move of logit (i, r), α_iℓ = a_ℓ − μ_iℓ and s_iℓ =
-    f_i∘α_iℓ, ∂f = f∘(ζ − ⟨f, ζ⟩) gives
+    **Ours, softmax**, is the smallest of that bound and two more, because here the derivative of H
+    nearly cancels. With f the softmax of row i, ζ_r the move of logit (i, r), α_iℓ = a_ℓ − μ_iℓ and
+    s_iℓ = f_i∘α_iℓ, ∂f = f∘(ζ − ⟨f, ζ⟩) gives
 
-        ⟨∂g_iℓ, g_jℓ'⟩ = γ² Σ_r f_ir ζ_r q_r,    q = α_iℓ∘(s_jℓ' − ν) − c,    ν = ⟨f_i, s_jℓ'⟩,    c = ⟨s_iℓ, s_jℓ'⟩.
+        ⟨∂g_iℓ, g_jℓ'⟩ = γ² Σ_r f_ir ζ_r q_r,    q = α_iℓ∘(s_jℓ' − ν) − c,
+        ν = ⟨f_i, s_jℓ'⟩,    c = ⟨s_iℓ, s_jℓ'⟩.
 
     6. For every distribution h, (Σ f_i ζ q)² ≤ Q Σ_r h_r ζ_r² with Q = Σ_r (f_ir²/h_r) q_r², which
        is a few matrix products. With h = f_i: |DH| ≤ γ²|⟨x_i, x_j⟩|(δ_i √Q + δ_j √Q'), entry by
@@ -142,14 +153,16 @@ def perturbation(
        W_i x_i x_iᵀ)^{1/2}.
     7. On the box f ≤ e^{2δ}f⁰, |ζ − ⟨f, ζ⟩| ≤ 2δ, Var ζ ≤ δ², Var a ≤ A² (A half the range of a_ℓ),
        |a − μ| ≤ b = |α⁰| + Aδ; so
-       |∂μ| ≤ Aδ, |∂²μ| = |⟨f, (a − μ)(ζ − ⟨f, ζ⟩)²⟩| ≤ 2Aδ², |∂²f| ≤ 4δ²f, and |g|, |∂g|, |∂²g| ≤ γ e^{2δ}f⁰∘(b, δ(2b + A),
-       δ²(4b + 6A)). By Taylor |H̃ − H − DH| ≤ ½|⟨x_i, x_j⟩|(⟨|∂²g|, |g|⟩ + 2⟨|∂g|, |∂g|⟩ + ⟨|g|, |∂²g|⟩), added to 6 in norm.
+       |∂μ| ≤ Aδ, |∂²μ| = |⟨f, (a − μ)(ζ − ⟨f, ζ⟩)²⟩| ≤ 2Aδ², |∂²f| ≤ 4δ²f, and
+       |g|, |∂g|, |∂²g| ≤ γ e^{2δ}f⁰∘(b, δ(2b + A), δ²(4b + 6A)). By Taylor
+       |H̃ − H − DH| ≤ ½|⟨x_i, x_j⟩|(⟨|∂²g|, |g|⟩ + 2⟨|∂g|, |∂g|⟩ + ⟨|g|, |∂²g|⟩), added to 6 in
+       norm.
     8. ‖g_iℓ‖² ≤ γ² max f Var a ≤ γ²A², wherever the weights are: |H̃ − H| ≤ |H| + γ²A_ℓA_ℓ'|⟨x_i,
        x_j⟩|. ∎
 
-    No e^{10B} is left. As σ → 0 f becomes uniform, and for ±1 readouts in pairs ±a q vanishes where
-    ℓ = ℓ', and so does the derivative of these blocks (all of H if k = 1): that is what
-    normalisation does. For exp it does not vanish.
+    No factor e^{10B} remains. As σ → 0 f becomes uniform, and for ±1 readouts in pairs ±a q
+    vanishes where ℓ = ℓ', and so does the derivative of these blocks (all of H if k = 1): this is
+    the effect of normalisation. For exp it does not vanish.
 
     Args:
         net: a network of :func:`softntk.networks.two_layer`. Custom activations and crrelu have no
@@ -161,21 +174,20 @@ def perturbation(
         kinds: of "random" and "adversarial"; none if a path is given.
         trials: random moves a radius.
         ascent_steps: of the adversary.
-        path: weights with a leading axis, or a sequence of them; each is an entry with the radius
-            that it really has.
+        path: weights with a leading axis, or a sequence of them; each is an entry with its own
+            radius.
         failure: δ of the paper's bound.
         constants: of the paper's bound.
 
     Returns:
         A :class:`Perturbation`, computed in float64 whatever the inputs; for "paper" networks
-        kernels, and so all norms, are m
-        times as large. Every matrix is formed: nk × nk.
+        kernels, and so all norms, are m times as large. Every matrix is formed: nk × nk.
 
     Raises:
         ValueError: net no network, params not of it, key no key; a radius that is not positive and
-            finite or is there twice; an unknown kind or one there twice; nothing to do; trials or
-            ascent_steps no positive integers; points or weights not finite or of wrong shape, or
-            outside the network's domain; a path of another shape or with another readout.
+            finite or is repeated; a kind that is unknown or repeated; neither kinds nor a path;
+            trials or ascent_steps no positive integers; points or weights not finite or of wrong
+            shape, or outside the network's domain; a path of another shape or readout.
 
     Example:
         >>> import jax, softntk as sn
@@ -183,16 +195,19 @@ def perturbation(
         >>> _, params = net.init_fn(jax.random.key(0), (-1, 8))
         >>> x = jax.random.normal(jax.random.key(1), (10, 8)) / 3
         >>> p = sn.theory.perturbation(net, params, x, [0.01, 0.1], key=jax.random.key(2))
-        >>> bool((p.frobenius <= p.ours_frobenius).all()), bool((p.ours_frobenius < 0.01 * p.paper).all())
-        (True, True)
+        >>> bool((p.frobenius <= p.ours_frobenius).all())
+        True
+        >>> bool((p.ours_frobenius < 0.01 * p.paper).all())
+        True
 
     Source: arXiv 2405.03251, the lemma on perturbed weights; the bound of ours is ours.
     """
+    # 1. Check the arguments.
     net = check_network("net", net)
     check_known("params", params)
     key = check_key("key", key)
-    radii = _checked_radii(radii)
-    kinds = _checked_kinds(kinds, path)
+    radii = check_radii(radii)
+    kinds = check_kinds(kinds, path)
     trials = check_positive_int("trials", trials)
     ascent_steps = check_positive_int("ascent_steps", ascent_steps)
     failure = known_number("failure", failure, above=0, below=1)
@@ -200,63 +215,81 @@ def perturbation(
     with on_host():
         params = check_parameters("params", params, net)
         points = as_host_points("x", x, params)
-        converted = any(
+        is_converted = any(
             np.asarray(leaf).dtype != np.float64 for leaf in jax.tree.leaves((x, params))
         )
-        lab = Laboratory(net.architecture, _float64(params), points)
-        found = search(lab, radii, key, kinds, trials, ascent_steps) if kinds else []
+        # 2. Measure, in float64: random moves, the adversary, and the weights of a path.
+        neighbourhood = KernelNeighbourhood(net.architecture, to_double(params), points)
+        results: list[Perturbed] = []
+        if kinds:
+            results = worst_perturbations(neighbourhood, radii, key, kinds, trials, ascent_steps)
         if path is not None:
-            found += [
-                Found("path", lab.length(p), p, *lab.distance(p)) for p in _steps(lab.params, path)
+            results += [
+                Perturbed(
+                    "path", neighbourhood.radius(weights), weights, *neighbourhood.distance(weights)
+                )
+                for weights in check_path(neighbourhood.params, path)
             ]
-        radius = np.array([one.radius for one in found])
-        bound = LocalBound(lab.architecture, lab.params, lab.x)
-        ours = {R: bound(R) for R in set(radius.tolist())}
-        worst = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(one.params for one in found))
-    paper = np.array([_paper(lab, R, failure, constants) for R in radius.tolist()])
-    return _collected(lab, found, paper, ours, worst, converted)
+        # 3. Bound every radius once; a random and an adversarial move share theirs.
+        bound = IntervalBound(neighbourhood.architecture, neighbourhood.params, neighbourhood.x)
+        our_bounds = {R: bound(R) for R in {float(result.radius) for result in results}}
+        worst = jax.tree.map(
+            lambda *leaves: jnp.stack(leaves), *(result.params for result in results)
+        )
+    paper_bounds = np.array(
+        [_paper_bound(neighbourhood, float(r.radius), failure, constants) for r in results]
+    )
+    return _collect(neighbourhood, results, paper_bounds, our_bounds, worst, is_converted)
 
 
-def _collected(
-    lab: Laboratory,
-    found: list[Found],
-    paper: np.ndarray,
-    ours: dict[float, tuple[float, float]],
-    worst: Any,
-    converted: bool,
+def _collect(
+    neighbourhood: KernelNeighbourhood,
+    results: list[Perturbed],
+    paper_bounds: Float[np.ndarray, " r"],
+    our_bounds: dict[float, tuple[float, float]],
+    worst: Parameters,
+    is_converted: bool,
 ) -> Perturbation:
-    """Return moves and bounds side by side."""
-    radius = np.array([one.radius for one in found])
-    eigenvalues = np.linalg.eigvalsh(lab.kernel)
+    """Return measurements and bounds side by side."""
+    # Size and extreme eigenvalues of H(W) are the scale that the changes are compared with.
+    radii = [float(result.radius) for result in results]
+    eigenvalues = np.linalg.eigvalsh(neighbourhood.kernel)
     return Perturbation(
-        kind=tuple(one.kind for one in found),
-        radius=radius,
-        frobenius=np.array([one.frobenius for one in found]),
-        spectral=np.array([one.spectral for one in found]),
-        paper=paper,
-        ours_frobenius=np.array([ours[R][0] for R in radius.tolist()]),
-        ours_spectral=np.array([ours[R][1] for R in radius.tolist()]),
+        kind=tuple(result.kind for result in results),
+        radius=np.array(radii),
+        frobenius=np.array([result.frobenius for result in results]),
+        spectral=np.array([result.spectral for result in results]),
+        paper=paper_bounds,
+        ours_frobenius=np.array([our_bounds[R][0] for R in radii]),
+        ours_spectral=np.array([our_bounds[R][1] for R in radii]),
         worst=worst,
-        size=float(host_norm(lab.kernel)),
+        size=float(host_norm(neighbourhood.kernel)),
         smallest=float(eigenvalues[0]),
         largest=float(eigenvalues[-1]),
-        converted=converted,
+        converted=is_converted,
     )
 
 
-def _paper(lab: Laboratory, R: float, failure: float, constants: Constants) -> float:
-    """The paper's bound, by homogeneity for points outside the unit ball."""
-    architecture = lab.architecture
-    this = (architecture.activation.name, architecture.normalized)
-    family = next((name for name in STATED if FAMILIES[name] == this), None)
+def _paper_bound(
+    neighbourhood: KernelNeighbourhood, R: float, failure: float, constants: Constants
+) -> float:
+    """Return the paper's bound, +inf where it has none.
+
+    Points outside the unit ball are scaled into it, by homogeneity.
+    """
+    architecture = neighbourhood.architecture
+    # The paper states a bound for three families, with the hidden weights trained.
+    family_key = (architecture.activation.name, architecture.normalized)
+    family = next((name for name in PAPER_FAMILIES if FAMILIES[name] == family_key), None)
     if R == 0:
         return 0.0
     if family is None or architecture.train_readout:
         return math.inf
-    s = max(1.0, float(lab.sizes.max()))
+    # For s = max‖x_i‖ > 1, H at x, W is s² times H at x/s, sW.
+    s = max(1.0, float(neighbourhood.row_norms.max()))
     return s**2 * perturbation_bound(
         s * R,
-        len(lab.x),
+        len(neighbourhood.x),
         family=family,
         k=architecture.out_dim,
         sigma=s * float(architecture.sigma),
@@ -265,77 +298,3 @@ def _paper(lab: Laboratory, R: float, failure: float, constants: Constants) -> f
         width=architecture.width,
         constants=constants,
     )
-
-
-# --- what comes in
-# ------------------------------------------------------------------------------------------------
-
-
-def _float64(params: Parameters) -> Parameters:
-    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float64)), params)
-
-
-def _checked_radii(radii: Any) -> list[float]:
-    values = np.atleast_1d(as_double("radii", radii, integers=True))
-    if values.ndim != 1:
-        raise ValueError(f"radii must be a number or a list of them, got shape {values.shape}.")
-    for R in values:
-        known_number("radii", float(R), above=0)
-    if len(set(values.tolist())) < len(values):
-        raise ValueError(f"radii must name each radius once, got {values.tolist()}.")
-    return values.tolist()
-
-
-def _checked_kinds(kinds: Any, path: Any) -> tuple[str, ...]:
-    if isinstance(kinds, str) or not isinstance(kinds, Sequence):
-        raise ValueError(f"kinds must be a tuple of names among {sorted(KINDS)}, got {kinds!r}.")
-    for kind in kinds:
-        check_choice("kinds", kind, KINDS)
-    if len(set(kinds)) < len(kinds) or not (kinds or path is not None):
-        raise ValueError(
-            f"kinds must name each kind once, and at least one where there is no path, got {tuple(kinds)}."
-        )
-    return tuple(kinds)
-
-
-def _steps(params: Parameters, path: Any) -> list[Parameters]:
-    """Return the weights along the path, in float64."""
-    check_known("path", path)
-    steps = []
-    for step in _listed(path):
-        if not isinstance(step, Parameters) or _shapes(step) != _shapes(params):
-            got = _shapes(step) if isinstance(step, Parameters) else type(step).__name__
-            raise ValueError(
-                f"path must have weights of the shapes of params, {_shapes(params)}, got {got}."
-            )
-        step = _float64(check_weights("path", step))
-        if not np.array_equal(np.asarray(step.readout), params.readout):
-            raise ValueError(
-                "path must keep the readout, got one that moves. Only hidden weights are bounded."
-            )
-        steps.append(step)
-    return steps
-
-
-def _listed(path: Any) -> Sequence[Any]:
-    """Return a path as a list of weights, at least one."""
-    if isinstance(path, Parameters):
-        leaves = jax.tree.leaves(path)
-        length = len(leaves[0]) if np.ndim(leaves[0]) else 0
-        if any(np.shape(leaf)[:1] != (length,) for leaf in leaves):
-            raise ValueError(
-                "path must have the same leading axis in all its weights, got others. Stack whole parameters."
-            )
-        path = [jax.tree.map(lambda leaf, i=i: leaf[i], path) for i in range(length)]
-    if not isinstance(path, Sequence) or isinstance(path, str):
-        raise ValueError(
-            f"path must be Parameters with a leading axis, or a list of them, got {type(path).__name__}."
-        )
-    if not path:
-        raise ValueError("path must have at least one set of weights, got none.")
-    return path
-
-
-def _shapes(params: Parameters) -> list[tuple[int, ...]]:
-    leaves = (params.hidden, params.readout, params.bias)
-    return [np.shape(leaf) for leaf in leaves if leaf is not None]

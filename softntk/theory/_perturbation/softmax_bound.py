@@ -1,8 +1,18 @@
-"""How far the kernel of a softmax network can move: its derivative, and what is left of second
-order.
+"""A bound on the change of a softmax network's kernel: derivative plus second-order remainder.
 
-The proof is in the docstring of :func:`softntk.theory.perturbation` (there f is the softmax, s =
-f(a − μ), γs = g).
+Steps 6 to 8 of the proof in the docstring of :func:`softntk.theory.perturbation`, in float64 on the
+host.
+
+Symbols, with n points, m units and k outputs; a row (i, ℓ) stands for a point and an output:
+
+    f     softmax of the logits of a row           [n, m]
+    a     readout                                  [m, k]
+    α     a_ℓ − μ_iℓ, the centred readout          [n, k, m]
+    s     f∘α, so that γs = g                      [nk, m]
+    ν     ⟨f_i, s_jℓ'⟩                             [n, nk]
+    c     ⟨s_iℓ, s_jℓ'⟩                            [nk, nk]
+    A     half the range of a_ℓ                    [k]
+    δ     ‖x_i‖R, the largest move of a logit      [n]
 """
 
 import numpy as np
@@ -12,84 +22,133 @@ from softntk._linalg.norms import host_norm
 from softntk._linalg.rigorous import perron_norm
 from softntk.networks import Architecture, Parameters
 
-_ROUNDING = 1e-12  # of the sums that Q is the difference of
+CANCELLATION_MARGIN = 1e-12
+"""Rounding of Q relative to the sum of the positive terms that it is a difference of."""
+
+MIN_PROBABILITY = 1e-300
+"""Smallest weight h_r of a unit, by which is divided."""
 
 
-class Expansion:
-    """Bounds of ‖H(W̃) − H(W)‖ for a softmax network, without what a trained readout adds; in
-    float64 on the host.
+def _as_rows(values: Float[np.ndarray, "n k m"]) -> Float[np.ndarray, "p m"]:
+    """Return [n, k, m] as rows [nk, m]."""
+    return values.reshape(-1, values.shape[-1])
+
+
+def _row_sums(values: Float[np.ndarray, "p m"]) -> Float[np.ndarray, "p 1"]:
+    """Return the sum of each row as a column."""
+    return values.sum(axis=1, keepdims=True)
+
+
+class SoftmaxExpansion:
+    """Bounds of ‖H(W̃) − H(W)‖ for a softmax network, without the part of a trained readout.
+
+    Attributes:
+        f: [n, m].
+        lengths: ‖x_i‖, with a 1 appended under bias, [n].
+        inner_products: γ²|⟨x_i, x_j⟩|, with rows (i, ℓ), [nk, nk].
+        centred_readout: α, [n, k, m].
+        half_ranges: A, [k].
+        derivative_norms: above the (Frobenius, spectral) norm of DH along moves of length one.
+        total_norms: above the (Frobenius, spectral) norm of H(W̃) − H(W) for any W̃.
     """
 
     def __init__(self, architecture: Architecture, params: Parameters, x: np.ndarray) -> None:
-        self.a, self.k = np.asarray(params.readout), params.readout.shape[1]
-        z, points = x @ np.asarray(params.hidden), x
+        readout = np.asarray(params.readout)
+        self.k = params.readout.shape[1]
+        # 1. The softmax; a bias is the weight of a feature that is one.
+        z = x @ np.asarray(params.hidden)
+        points = x
         if params.bias is not None:
-            z, points = (
-                z + np.asarray(params.bias),
-                np.concatenate([x, np.ones((len(x), 1))], axis=1),
-            )
+            z = z + np.asarray(params.bias)
+            points = np.concatenate([x, np.ones((len(x), 1))], axis=1)
         self.lengths = host_norm(points, axis=1)
-        f = np.exp(z - z.max(axis=1, keepdims=True))
-        self.f = f / f.sum(axis=1, keepdims=True)
-        self.dots = np.kron(np.abs(points @ points.T), np.ones((self.k, self.k)))
-        self.dots = self.dots * architecture.kernel_scale * z.shape[1]  # γ² ⟨x_i, x_j⟩
-        self.centred = self.a.T[None] - (self.f @ self.a)[:, :, None]
-        self.half = 0.5 * (self.a.max(axis=0) - self.a.min(axis=0))
-        self.first, self.most = self._derivative(points), self._whole()
+        # The shift by the largest logit prevents overflow and cancels.
+        power = np.exp(z - z.max(axis=1, keepdims=True))
+        self.f = power / power.sum(axis=1, keepdims=True)
+        # 2. γ²|⟨x_i, x_j⟩|, the centred readout, and the half-ranges of the readout.
+        inner_products = np.kron(np.abs(points @ points.T), np.ones((self.k, self.k)))
+        self.inner_products = inner_products * architecture.kernel_scale * z.shape[1]
+        self.centred_readout = readout.T[None] - (self.f @ readout)[:, :, None]
+        self.half_ranges = 0.5 * (readout.max(axis=0) - readout.min(axis=0))
+        # 3. The bounds that do not depend on the radius.
+        self.derivative_norms = self._derivative_norms(points)
+        self.total_norms = self._total_norms()
 
     def norms(self, R: float) -> tuple[float, float]:
-        """(Frobenius, spectral) of a move of at most R."""
-        rest = self._remainder(R)
+        """Return the (Frobenius, spectral) bound for a move of at most R."""
+        remainder = self._remainder(R)
         with np.errstate(over="ignore", invalid="ignore"):
-            frobenius = R * self.first[0] + float(host_norm(rest))
-            spectral = R * self.first[1] + min(perron_norm(rest), float(host_norm(rest)))
-        return min(frobenius, self.most[0]), min(spectral, frobenius, self.most[1])
+            remainder_norm = float(host_norm(remainder))
+            frobenius = R * self.derivative_norms[0] + remainder_norm
+            spectral = R * self.derivative_norms[1] + min(perron_norm(remainder), remainder_norm)
+        return (
+            min(frobenius, self.total_norms[0]),
+            min(spectral, frobenius, self.total_norms[1]),
+        )
 
-    def _whole(self) -> tuple[float, float]:
-        """Whatever the move: |H| as it is and as large as it can be."""
-        s = (self.f[:, None] * self.centred).reshape(len(self.dots), -1)
-        sizes = np.tile(self.half, len(self.f))
-        change = self.dots * (np.abs(s @ s.T) + np.outer(sizes, sizes))
+    def _total_norms(self) -> tuple[float, float]:
+        """Return the bound of step 8 for any move: |H| at W plus the largest |H| there can be."""
+        # ‖g_iℓ‖ ≤ γA_ℓ wherever the weights are, because the variance of a is at most A².
+        s = (self.f[:, None] * self.centred_readout).reshape(len(self.inner_products), -1)
+        largest_norms = np.tile(self.half_ranges, len(self.f))
+        entries = np.abs(s @ s.T) + np.outer(largest_norms, largest_norms)
+        change = self.inner_products * entries
         return float(host_norm(change)), perron_norm(change)
 
-    def _derivative(self, points: Float[np.ndarray, "n c"]) -> tuple[float, float]:
-        """Above the norms of DH along moves of length one."""
-        h = np.maximum(self.f.mean(axis=0), 1e-300)
-        weights = self.dots**2 * self._squares(self.f**2 / (h / h.sum()))
-        per_point = weights.sum(axis=1).reshape(-1, self.k).sum(axis=1)
-        coupled = 2 * float(np.linalg.eigvalsh((points.T * per_point) @ points)[-1]) ** 0.5
-        entries = (
-            np.repeat(self.lengths, self.k)[:, None] * self.dots * np.sqrt(self._squares(self.f))
-        )
+    def _derivative_norms(self, points: Float[np.ndarray, "n c"]) -> tuple[float, float]:
+        """Return bounds of step 6 on the norms of DH along moves of length one."""
+        # 1. One distribution h for all rows: 2 λ_max(Σ_i W_i x_i x_iᵀ)^{1/2}.
+        h = np.maximum(self.f.mean(axis=0), MIN_PROBABILITY)
+        weighted_squares = self.inner_products**2 * self._squared_moves(self.f**2 / (h / h.sum()))
+        point_weights = weighted_squares.sum(axis=1).reshape(-1, self.k).sum(axis=1)
+        coupling = (points.T * point_weights) @ points
+        coupled_norm = 2 * float(np.linalg.eigvalsh(coupling)[-1]) ** 0.5
+        # 2. h = f_i for each row: entry by entry.
+        roots = np.sqrt(self._squared_moves(self.f))
+        entries = np.repeat(self.lengths, self.k)[:, None] * self.inner_products * roots
+        # Both factors of ⟨g, g'⟩ move.
         entries = entries + entries.T
-        frobenius = min(coupled, float(host_norm(entries)))
+        frobenius = min(coupled_norm, float(host_norm(entries)))
         return frobenius, min(frobenius, perron_norm(entries))
 
-    def _squares(self, p: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "p p"]:
-        """Q[iℓ, jℓ'] = Σ_r p_ir (α_iℓr (s_jℓ'r − ν) − c)², expanded into matrix products, and
-        rounded up.
+    def _squared_moves(self, p: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "p p"]:
+        """Return Q[iℓ, jℓ'] = Σ_r p_ir (α_iℓr (s_jℓ'r − ν) − c)², rounded up.
+
+        The square is expanded into matrix products: positive terms minus twice the mixed ones.
         """
-        flat = lambda v: v.reshape(-1, v.shape[-1])
-        f, alpha, p = self.f[:, None], self.centred, p[:, None]
-        s, one, two = flat(f * alpha), flat(p * alpha), flat(p * alpha**2)
-        c, nu = s @ s.T, np.repeat(self.f @ s.T, self.k, axis=0)
-        sums = lambda v: v.sum(axis=1, keepdims=True)
-        zeroth = np.repeat(sums(p[:, 0]), self.k, axis=0)
-        positive = two @ (s**2).T + c**2 * zeroth + nu**2 * sums(two)
-        mixed = c * (one @ s.T) + nu * (two @ s.T) - c * nu * sums(one)
-        return np.maximum(positive - 2 * mixed, 0) + _ROUNDING * positive
+        # (α(s − ν) − c)² = α²s² + c² + ν²α² − 2 (cαs + να²s − cνα), summed with weights p.
+        f = self.f[:, None]
+        alpha = self.centred_readout
+        p = p[:, None]
+        s = _as_rows(f * alpha)
+        first_moments = _as_rows(p * alpha)
+        second_moments = _as_rows(p * alpha**2)
+        c = s @ s.T
+        nu = np.repeat(self.f @ s.T, self.k, axis=0)
+        weight_sums = np.repeat(_row_sums(p[:, 0]), self.k, axis=0)
+        positive = (
+            second_moments @ (s**2).T + c**2 * weight_sums + nu**2 * _row_sums(second_moments)
+        )
+        mixed = (
+            c * (first_moments @ s.T)
+            + nu * (second_moments @ s.T)
+            - c * nu * _row_sums(first_moments)
+        )
+        return np.maximum(positive - 2 * mixed, 0) + CANCELLATION_MARGIN * positive
 
     def _remainder(self, R: float) -> Float[np.ndarray, "p p"]:
-        """Above |H(W̃) − H(W) − DH(W̃ − W)|, entry by entry."""
+        """Return the bound of step 7 on |H(W̃) − H(W) − DH(W̃ − W)|, entry by entry."""
         delta = (R * self.lengths)[:, None, None]
-        half = self.half[None, :, None]
+        half_ranges = self.half_ranges[None, :, None]
         with np.errstate(over="ignore", invalid="ignore"):
+            # |g|, |∂g| and |∂²g| over γ, on the whole box.
             f = np.exp(2 * delta) * self.f[:, None]
-            b = np.abs(self.centred) + half * delta
-            flat = lambda v: v.reshape(-1, v.shape[-1])
-            zero, one, two = (
-                flat(f * v) for v in (b, delta * (2 * b + half), delta**2 * (4 * b + 6 * half))
-            )
-            cross = two @ zero.T
-            rest = 0.5 * self.dots * (cross + cross.T + 2 * one @ one.T)
-        return np.where(np.isnan(rest), np.inf, rest)
+            b = np.abs(self.centred_readout) + half_ranges * delta
+            g = _as_rows(f * b)
+            first_derivative = _as_rows(f * (delta * (2 * b + half_ranges)))
+            second_derivative = _as_rows(f * (delta**2 * (4 * b + 6 * half_ranges)))
+            # ½(⟨|∂²g|, |g|⟩ + 2⟨|∂g|, |∂g|⟩ + ⟨|g|, |∂²g|⟩)
+            mixed = second_derivative @ g.T
+            sums = mixed + mixed.T + 2 * first_derivative @ first_derivative.T
+            remainder = 0.5 * self.inner_products * sums
+        return np.where(np.isnan(remainder), np.inf, remainder)

@@ -1,6 +1,6 @@
-"""The first paper's statements as numbers: how wide, how many steps, how far, for softmax, exp and
-ReLU.
+"""The first paper's statements as numbers: width, steps, step size and radius for three families.
 
+The families are softmax, exp and ReLU.
 With n points, k outputs, λ = λ_min of the infinite-width kernel, failure probability δ and B =
 max(Cσ√log(nk/δ), 1) (:func:`growth`), for ``parameterization="ntk"``:
 
@@ -15,14 +15,15 @@ max(Cσ√log(nk/δ), 1) (:func:`growth`), for ``parameterization="ntk"``:
 | :func:`descent_factor` | 1 − ηλ/2 | 1 − ηλ/2 |
 
 The paper writes F = m⟨a, softmax⟩, √m times our F (``parameterization="paper"``): there kernels are
-m times as large, and so is what moves them; learning rates are m times smaller, and D is 4 m⁻¹ λ⁻¹
+m times as large, and so are their changes; learning rates are m times smaller, and D is 4 m⁻¹ λ⁻¹
 …, for residuals that are √m times as large. The λ of every function is that of the "ntk" kernel,
 λ_min(kernel)/m of the other.
 
-The full text was not at hand. Exponents and constants are as remembered, so they are fields of
-:class:`Constants`; those hidden in Ω are 1, but for T, whose 20 = 2/0.1 makes (1 − ηλ/2)^T nk ≤ ε
-true. The paper compares with ReLU for k = 1; k and δ stand in its column by analogy. Everything is
-computed in logarithms: a width of 1e40 is a number, and +inf one beyond the largest.
+The full text was not available. Exponents and constants are as remembered, so they are fields of
+:class:`Constants`; those hidden in Ω are 1, except for T, whose 20 = 2/0.1 makes
+(1 − ηλ/2)^T nk ≤ ε true. The paper compares with ReLU for k = 1; k and δ enter its column by
+analogy. Everything is computed in logarithms: a width of 1e40 is a number, and +inf stands for
+numbers beyond the largest float.
 
 Example:
     >>> from softntk.theory import bounds

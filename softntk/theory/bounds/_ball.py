@@ -1,5 +1,4 @@
-"""The first paper's ball around the initial weights: how far neurons move, and what that does to
-the kernel.
+"""The first paper's ball around the initial weights: its radius and the change of the kernel in it.
 
 Public in :mod:`softntk.theory.bounds`.
 """
@@ -13,7 +12,7 @@ from softntk.theory.bounds._constants import (
     Constants,
     checked_growth,
     exp,
-    exponent,
+    growth_exponent,
     kernel_scale,
 )
 
@@ -31,13 +30,15 @@ def radius(
     parameterization: str = "ntk",
     constants: Constants = AS_REMEMBERED,
 ) -> float:
-    """How far a neuron moves at most, D = 4 m^{-1/2} λ⁻¹ e^{3B} √(nk) ‖Y − F(0)‖_F; m⁻¹ for
-    "paper".
+    """Return the largest move of a neuron, D = 4 m^{-1/2} λ⁻¹ e^{3B} √(nk) ‖Y − F(0)‖_F.
 
-    A neuron's gradient is at most e^{3B} √(nk) m^{-1/2} times the residual, which shrinks like (1 −
-    ηλ/2)^{τ/2}: the sum of η e^{3B} √(nk) m^{-1/2} (1 − ηλ/2)^{τ/2} over all steps is at most D. In
-    the other scaling the gradient has no m^{-1/2} and the rate is mηλ/2, so there is m⁻¹; for the
-    same move of the weights its residual is √m times ours.
+    "paper": m⁻¹ instead of m^{-1/2}. Use it as the R of :func:`perturbation_bound`, to see whether
+    the kernel stays positive definite during training.
+
+    A neuron's gradient is at most e^{3B} √(nk) m^{-1/2} times the residual, which shrinks like
+    (1 − ηλ/2)^{τ/2}: the sum of η e^{3B} √(nk) m^{-1/2} (1 − ηλ/2)^{τ/2} over all steps is at most
+    D. In the other scaling the gradient has no m^{-1/2} and the rate is mηλ/2, which gives m⁻¹; for
+    the same move of the weights its residual is √m times ours.
 
     Args:
         residual: ‖Y − F(0)‖_F, in the scaling of the parameterization.
@@ -67,17 +68,17 @@ def radius(
     residual = known_number("residual", residual, above=0)
     width = check_positive_int("width", width)
     B = checked_growth(family, n, smallest, k, sigma, failure, constants)
-    kernel_scale(parameterization, width)
-    power = 1.0 if parameterization == "paper" else 0.5
-    size = (
+    kernel_scale(parameterization, width)  # checks both
+    # The logarithm of the product, term by term.
+    width_power = 1.0 if parameterization == "paper" else 0.5
+    log_scale = (
         math.log(constants.radius)
-        - power * math.log(width)
+        - width_power * math.log(width)
         - math.log(smallest)
         + math.log(residual)
     )
-    return exp(
-        size + exponent(family, constants.radius_exponent) * B + 0.5 * (math.log(n) + math.log(k))
-    )
+    log_growth = growth_exponent(family, constants.radius_exponent) * B
+    return exp(log_scale + log_growth + 0.5 * (math.log(n) + math.log(k)))
 
 
 def perturbation_bound(
@@ -92,14 +93,14 @@ def perturbation_bound(
     width: int | None = None,
     constants: Constants = AS_REMEMBERED,
 ) -> float:
-    """‖H(W̃) − H(W)‖_F ≤ R n k e^{10B} for every W̃ with ‖w̃_r − w_r‖ ≤ R; relu: 2 R n k/σ. Points
-    within the unit ball.
+    """Return the paper's bound ‖H(W̃) − H(W)‖_F ≤ R n k e^{10B} for ‖w̃_r − w_r‖ ≤ R.
 
-    :func:`softntk.theory.perturbation` measures it, and has a bound that is proven and far smaller.
+    relu: 2 R n k/σ. It is for points within the unit ball. Use it to see the paper's numbers;
+    :func:`softntk.theory.perturbation` measures the change and has a much smaller, proven bound.
 
     Args:
         R: the largest move of a neuron.
-        parameterization: "ntk" or "paper", whose kernel moves m times as far.
+        parameterization: "ntk" or "paper", whose kernel changes m times as much.
         width: m; needed for "paper" alone.
         family: "softmax", "exp" or "relu".
         n: points.
@@ -122,12 +123,14 @@ def perturbation_bound(
     Source: arXiv 2405.03251, the lemma on perturbed weights; relu: Song and Yang, arXiv 1906.03593,
     Lemma 3.2, for σ = 1.
     """
+    # λ does not enter: any positive number passes the shared check.
     R = known_number("R", R, above=0)
     B = checked_growth(family, n, 1.0, k, sigma, failure, constants)
-    size = math.log(R) + math.log(n) + math.log(k) + math.log(kernel_scale(parameterization, width))
+    scale = kernel_scale(parameterization, width)
+    log_size = math.log(R) + math.log(n) + math.log(k) + math.log(scale)
     if family == "relu":  # signs flip with a probability in proportion to R/σ
-        return exp(size + math.log(constants.relu_perturbation) - math.log(sigma))
-    return exp(size + constants.perturbation_exponent * B)
+        return exp(log_size + math.log(constants.relu_perturbation) - math.log(sigma))
+    return exp(log_size + constants.perturbation_exponent * B)
 
 
 def smallest_eigenvalue(
@@ -143,7 +146,10 @@ def smallest_eigenvalue(
     width: int | None = None,
     constants: Constants = AS_REMEMBERED,
 ) -> float:
-    """λ_min(H(W̃)) ≥ ¾λ − :func:`perturbation_bound`, at widths for which ‖H(0) − H*‖ ≤ λ/4.
+    """Return the paper's lower bound of λ_min(H(W̃)), ¾λ − :func:`perturbation_bound`.
+
+    Use it at widths for which ‖H(0) − H*‖ ≤ λ/4: where it is positive, the kernel stays positive
+    definite within the ball.
 
     Args:
         R: the largest move of a neuron.
@@ -158,7 +164,7 @@ def smallest_eigenvalue(
         constants: see :class:`softntk.theory.bounds.Constants`.
 
     Returns:
-        The bound; not positive where it says nothing.
+        The bound; without content where it is not positive.
 
     Raises:
         ValueError: as :func:`perturbation_bound`; λ not positive.
@@ -170,8 +176,16 @@ def smallest_eigenvalue(
     Source: arXiv 2405.03251, the lemma on perturbed weights.
     """
     smallest = known_number("smallest", smallest, above=0)
-    scaling = {"parameterization": parameterization, "width": width}
-    lost = perturbation_bound(
-        R, n, family=family, k=k, sigma=sigma, failure=failure, constants=constants, **scaling
+    # Concentration at the start leaves ¾λ, and the move of the weights costs its bound (Weyl).
+    change = perturbation_bound(
+        R,
+        n,
+        family=family,
+        k=k,
+        sigma=sigma,
+        failure=failure,
+        parameterization=parameterization,
+        width=width,
+        constants=constants,
     )
-    return 0.75 * kernel_scale(parameterization, width) * smallest - lost
+    return 0.75 * kernel_scale(parameterization, width) * smallest - change

@@ -1,5 +1,6 @@
-"""The constants of the first paper's statements, and the logarithms that
-:mod:`softntk.theory.bounds` writes them in.
+"""The constants of the first paper's statements, and the logarithms they are computed in.
+
+Public in :mod:`softntk.theory.bounds`.
 """
 
 import dataclasses
@@ -12,26 +13,26 @@ from softntk._core.validation.on_host import known_number
 from softntk.networks import PARAMETERIZATIONS
 
 FAMILIES = ("relu", "exp", "softmax")
-"""What the paper's table compares."""
+"""The families of networks that the paper's table compares."""
 
 
 @dataclass(frozen=True)
 class Constants:
-    """Every constant and exponent of the paper's statements; defaults as remembered.
+    """Constants and exponents of the paper's statements; defaults as remembered.
 
     Attributes:
         concentration: C in B.
-        width: hidden in the Ω of the width.
-        width_exponent: of e^B in the width.
-        step: in the learning rate.
-        step_exponent: of e^{-B} in the learning rate.
-        steps: hidden in the Ω of the number of steps; 2/step.
-        steps_exponent: of e^B in the number of steps.
-        radius: in D.
-        radius_exponent: of e^B in D.
-        perturbation_exponent: of e^B in the perturbation bound.
-        relu_perturbation: in the perturbation bound of ReLU, which holds with probability 1 − n²
-            e^{−mR/10} (Song and Yang).
+        width: factor that Ω hides in the width.
+        width_exponent: power of e^B in the width.
+        step: factor of the learning rate.
+        step_exponent: power of e^{-B} in the learning rate.
+        steps: factor that Ω hides in the number of steps; 2/step.
+        steps_exponent: power of e^B in the number of steps.
+        radius: factor of D.
+        radius_exponent: power of e^B in D.
+        perturbation_exponent: power of e^B in the perturbation bound.
+        relu_perturbation: factor of the perturbation bound of ReLU, which holds with probability
+            1 − n² e^{−mR/10} (Song and Yang).
     """
 
     concentration: float = 1.0
@@ -47,19 +48,18 @@ class Constants:
     relu_perturbation: float = 2.0
 
     def __post_init__(self) -> None:
-        """Refuse factors that are not positive; exponents, and C, may be any number (B is at least
-        one).
-        """
-        factors = ("width", "step", "steps", "radius", "relu_perturbation")
+        """Refuse factors that are not positive; exponents and C may be any number."""
+        # C may be negative too, because B is at least one.
+        factor_names = ("width", "step", "steps", "radius", "relu_perturbation")
         for constant in dataclasses.fields(self):
             value = getattr(self, constant.name)
-            number = known_number(
-                constant.name, value, above=0 if constant.name in factors else None
-            )
+            lower_limit = 0 if constant.name in factor_names else None
+            number = known_number(constant.name, value, above=lower_limit)
             object.__setattr__(self, constant.name, number)
 
 
 AS_REMEMBERED = Constants()
+"""The constants of the paper, as remembered."""
 
 
 def exp(t: float) -> float:
@@ -68,10 +68,11 @@ def exp(t: float) -> float:
 
 
 def log_ratio(n: int, k: int, failure: float) -> float:
-    """Return the logarithm of nk/δ."""
+    """Check n, k and δ, and return the logarithm of nk/δ."""
     check_positive_int("n", n)
     check_positive_int("k", k)
     failure = known_number("failure", failure, above=0, below=1)
+    # A sum of logarithms: nk may be beyond the largest float.
     return math.log(n) + math.log(k) - math.log(failure)
 
 
@@ -87,8 +88,9 @@ def growth(
     failure: float = 0.1,
     constants: Constants = AS_REMEMBERED,
 ) -> float:
-    """Return B = max(Cσ√log(nk/δ), 1), the size of logits of points in the unit ball that the
-    paper's proofs count with.
+    """Return B = max(Cσ√log(nk/δ), 1), the paper's bound on logits of points in the unit ball.
+
+    Use it to see how fast the exponential factors e^{cB} of the statements grow with n and σ.
 
     Args:
         n: points.
@@ -109,13 +111,14 @@ def growth(
 
     Source: arXiv 2405.03251, definition of B.
     """
+    # The largest of nk Gaussian logits of deviation σ is below B with probability 1 − δ.
     sigma = known_number("sigma", sigma, above=0)
     check_constants(constants)
     return max(constants.concentration * sigma * math.sqrt(log_ratio(n, k, failure)), 1.0)
 
 
 def check_constants(constants: object) -> None:
-    """Refuse what are no constants."""
+    """Refuse objects that are no :class:`Constants`."""
     if not isinstance(constants, Constants):
         raise ValueError(
             f"constants must be theory.bounds.Constants, got {type(constants).__name__}."
@@ -125,22 +128,23 @@ def check_constants(constants: object) -> None:
 def checked_growth(
     family: str, n: int, smallest: float, k: int, sigma: float, failure: float, constants: Constants
 ) -> float:
-    """Return B, after a look at what every statement is given."""
+    """Check the arguments that all statements share, and return B."""
     check_choice("family", family, FAMILIES)
     known_number("smallest", smallest, above=0)
     return growth(n, k, sigma, failure, constants)
 
 
-def exponent(family: str, power: float) -> float:
-    """Return the power of e^B: none for ReLU, which does not grow."""
+def growth_exponent(family: str, power: float) -> float:
+    """Return the power of e^B in a statement: zero for ReLU, whose values are not exponential."""
     return 0.0 if family == "relu" else power
 
 
 def kernel_scale(parameterization: str, width: int | None) -> int:
-    """Return what the kernels of that parameterization are multiplied by."""
+    """Return the factor of kernels in that parameterization: m for "paper", 1 for "ntk"."""
     check_choice("parameterization", parameterization, PARAMETERIZATIONS)
     if width is None and parameterization != "paper":
         return 1
+    # A width that no float holds would overflow later, without a name.
     width = check_positive_int("width", width)
-    check_number("width", width)  # a float holds it
+    check_number("width", width)
     return width if parameterization == "paper" else 1

@@ -1,39 +1,6 @@
-r"""The first paper's statements as numbers: how wide, how many steps, how far, for softmax, exp and
-ReLU.
+"""The first paper's statements on width, number of steps and learning rate, and its table.
 
-With n points, k outputs, λ = λ_min of the infinite-width kernel, failure probability δ and B =
-max(Cσ√log(nk/δ), 1) (:func:`growth`), for ``parameterization="ntk"``:
-
-| | softmax, exp | relu |
-|---|---|---|
-| :func:`required_width` m | λ⁻² n²k² e^{18B} log²(nk/δ) | λ⁻² n²k² log(nk/δ) |
-| :func:`required_steps` T | 20 λ⁻² n²k² e^{16B} log(nk/ε) | 20 λ⁻² n²k² log(nk/ε) |
-| :func:`learning_rate` η | 0.1 λ/(n²k² e^{16B}) | 0.1 λ/(n²k²) |
-| :func:`radius` D | 4 m^{-1/2} λ⁻¹ e^{3B} √(nk) ‖Y − F(0)‖ | 4 m^{-1/2} λ⁻¹ √(nk) ‖Y − F(0)‖ |
-| :func:`perturbation_bound` | R n k e^{10B} | 2 R n k/σ |
-| :func:`smallest_eigenvalue` | ¾λ − the bound above | ¾λ − the bound above |
-| :func:`descent_factor` | 1 − ηλ/2 | 1 − ηλ/2 |
-
-The paper writes F = m⟨a, softmax⟩, √m times our F (``parameterization="paper"``): there kernels are
-m times as large, and so is what moves them; learning rates are m times smaller, and D is 4 m⁻¹ λ⁻¹
-…, for residuals that are √m times as large. The λ of every function is that of the "ntk" kernel,
-λ_min(kernel)/m of the other.
-
-The full text was not at hand. Exponents and constants are as remembered, so they are fields of
-:class:`Constants`; those hidden in Ω are 1, but for T, whose 20 = 2/0.1 makes (1 − ηλ/2)^T nk ≤ ε
-true. The paper compares with ReLU for k = 1; k and δ stand in its column by analogy. Everything is
-computed in logarithms: a width of 1e40 is a number, and +inf one beyond the largest.
-
-Example:
-    >>> from softntk.theory import bounds
-    >>> for row in bounds.table(100, 0.1, 1e-3, sigma=0.3):
-    ...     print(row)
-    relu     m ~ λ⁻² n² log n            = 6.9e+06   T ~ λ⁻² n² log(n/ε)         = 2.3e+08
-    exp      m ~ λ⁻² n^{2+o(1)} log² n   = 3.1e+15   T ~ λ⁻² n^{2+o(1)} log(n/ε) = 2.0e+15
-    softmax  m ~ λ⁻² n^{2+o(1)} log² n   = 3.1e+15   T ~ λ⁻² n^{2+o(1)} log(n/ε) = 2.0e+15
-
-Source: arXiv 2405.03251, the main theorem, its lemmas, and its table;
-MATHEMATICS.md#convergence-statements.
+Public in :mod:`softntk.theory.bounds`.
 """
 
 import math
@@ -47,7 +14,7 @@ from softntk.theory.bounds._constants import (
     Constants,
     checked_growth,
     exp,
-    exponent,
+    growth_exponent,
     kernel_scale,
     log_ratio,
     log_size,
@@ -55,7 +22,15 @@ from softntk.theory.bounds._constants import (
 
 
 class Row(NamedTuple):
-    """A line of the paper's table: how width and steps grow, and what they are here."""
+    """A line of the paper's table: how width and steps grow, and their values for these numbers.
+
+    Attributes:
+        family: "relu", "exp" or "softmax".
+        width_order: the growth of the width with n and λ.
+        steps_order: the growth of the number of steps with n, λ and ε.
+        width: the required width.
+        steps: the required number of steps.
+    """
 
     family: str
     width_order: str
@@ -64,9 +39,9 @@ class Row(NamedTuple):
     steps: float
 
     def __str__(self) -> str:
-        """One line of text."""
-        width = f"m ~ {self.width_order:<23} = {self.width:<9.1e}"
-        return f"{self.family:<8} {width} T ~ {self.steps_order:<23} = {self.steps:.1e}"
+        """Return one line of text."""
+        width_text = f"m ~ {self.width_order:<23} = {self.width:<9.1e}"
+        return f"{self.family:<8} {width_text} T ~ {self.steps_order:<23} = {self.steps:.1e}"
 
 
 def required_width(
@@ -79,12 +54,12 @@ def required_width(
     failure: float = 0.1,
     constants: Constants = AS_REMEMBERED,
 ) -> float:
-    """The width from which training provably converges, λ⁻² n²k² e^{18B} log²(nk/δ); relu: λ⁻² n²k²
-    log(nk/δ).
+    """Return the width from which training provably converges, λ⁻² n²k² e^{18B} log²(nk/δ).
 
-    With another exponent (``constants.width_exponent``) it is the one from which ‖H(0) − H*‖_F ≤
-    λ/4 at the start. A certificate of the instance asks for far less:
-    :func:`softntk.theory.certify_convergence`.
+    relu: λ⁻² n²k² log(nk/δ). Use it to see how the requirement grows; a certificate of the
+    instance needs a much smaller width: :func:`softntk.theory.certify_convergence`. With another
+    exponent (``constants.width_exponent``) it is the width from which ‖H(0) − H*‖_F ≤ λ/4 at the
+    start.
 
     Args:
         family: "softmax", "exp" or "relu".
@@ -103,18 +78,21 @@ def required_width(
             1).
 
     Example:
-        >>> round(required_width("softmax", 100, 0.1, sigma=0.3) / required_width("softmax", 100, 0.2, sigma=0.3), 9)
+        >>> wider = required_width("softmax", 100, 0.1, sigma=0.3)
+        >>> round(wider / required_width("softmax", 100, 0.2, sigma=0.3), 9)
         4.0
 
     Source: arXiv 2405.03251, the main theorem; the table for relu.
     """
     B = checked_growth(family, n, smallest, k, sigma, failure, constants)
-    logs = (1 if family == "relu" else 2) * math.log(log_ratio(n, k, failure))
+    # The logarithm of the product, term by term; log(nk/δ) is squared except for ReLU.
+    log_power = 1 if family == "relu" else 2
+    log_factor = log_power * math.log(log_ratio(n, k, failure))
     return exp(
         math.log(constants.width)
         + log_size(n, k, smallest)
-        + exponent(family, constants.width_exponent) * B
-        + logs
+        + growth_exponent(family, constants.width_exponent) * B
+        + log_factor
     )
 
 
@@ -129,10 +107,10 @@ def required_steps(
     failure: float = 0.1,
     constants: Constants = AS_REMEMBERED,
 ) -> float:
-    """The steps of size :func:`learning_rate` to ‖F(T) − Y‖² ≤ ε, from nk: 20 λ⁻² n²k² e^{16B}
-    log(nk/ε); relu without e^{16B}.
+    """Return the number of steps to ‖F(T) − Y‖² ≤ ε, 20 λ⁻² n²k² e^{16B} log(nk/ε).
 
-    20 is 2/0.1: since 1 − t ≤ e^{−t}, T = (2/ηλ) log(nk/ε) brings (1 − ηλ/2)^T nk below ε.
+    relu: without e^{16B}. Use it with steps of size :func:`learning_rate` and an initial loss of
+    nk. 20 is 2/0.1: since 1 − t ≤ e^{−t}, T = (2/ηλ) log(nk/ε) brings (1 − ηλ/2)^T nk below ε.
 
     Args:
         accuracy: ε, of the sum of squares over all points and outputs.
@@ -158,11 +136,12 @@ def required_steps(
     """
     accuracy = known_number("accuracy", accuracy, above=0)
     B = checked_growth(family, n, smallest, k, sigma, failure, constants)
-    rounds = math.log(n) + math.log(k) - math.log(accuracy)
-    if rounds <= 0:
+    # log(nk/ε); nothing is to be done where the initial loss is below ε already.
+    log_reduction = math.log(n) + math.log(k) - math.log(accuracy)
+    if log_reduction <= 0:
         return 0.0
-    size = math.log(constants.steps) + log_size(n, k, smallest) + math.log(rounds)
-    return exp(size + exponent(family, constants.steps_exponent) * B)
+    log_steps = math.log(constants.steps) + log_size(n, k, smallest) + math.log(log_reduction)
+    return exp(log_steps + growth_exponent(family, constants.steps_exponent) * B)
 
 
 def learning_rate(
@@ -177,8 +156,9 @@ def learning_rate(
     width: int | None = None,
     constants: Constants = AS_REMEMBERED,
 ) -> float:
-    """η = 0.1 λ/(n²k² e^{16B}), and m times less for "paper":
-    :func:`softntk.solvers.step_sizes.paper` at this B.
+    """Return the paper's step size, η = 0.1 λ/(n²k² e^{16B}), and m times less for "paper".
+
+    Use it with :func:`required_steps`; it is :func:`softntk.solvers.step_sizes.paper` at this B.
 
     Args:
         parameterization: "ntk" or "paper".
@@ -206,18 +186,17 @@ def learning_rate(
     """
     B = checked_growth(family, n, smallest, k, sigma, failure, constants)
     m = kernel_scale(parameterization, width)
-    power = exponent(family, constants.step_exponent)
-    return float(
-        step_sizes.paper(
-            float(smallest), int(n), int(k), m, B, constant=constants.step, exponent=power
-        )
-    )
+    step_exponent = growth_exponent(family, constants.step_exponent)
+    options = {"constant": constants.step, "exponent": step_exponent}
+    return float(step_sizes.paper(float(smallest), int(n), int(k), m, B, **options))
 
 
 def descent_factor(
     smallest: float, rate: float, *, parameterization: str = "ntk", width: int | None = None
 ) -> float:
-    """What a step multiplies ‖F − Y‖² by at most: 1 − ηλ/2, or 1 − mηλ/2 for "paper".
+    """Return the largest factor of a step on ‖F − Y‖²: 1 − ηλ/2, or 1 − mηλ/2 for "paper".
+
+    Use it to predict the loss after a number of steps, as long as the kernel stays near its start.
 
     Args:
         smallest: λ of the "ntk" kernel.
@@ -233,17 +212,21 @@ def descent_factor(
             one is needed.
 
     Example:
-        >>> descent_factor(0.5, 0.1), descent_factor(0.5, 0.1 / 64, parameterization="paper", width=64)
-        (0.975, 0.975)
+        >>> descent_factor(0.5, 0.1)
+        0.975
+        >>> descent_factor(0.5, 0.1 / 64, parameterization="paper", width=64)
+        0.975
 
     Source: arXiv 2405.03251, the induction on the loss.
     """
     smallest = known_number("smallest", smallest, above=0)
     rate = known_number("rate", rate, above=0)
+    # Above 2/λ the statement would promise a negative factor.
     shrinkage = 0.5 * kernel_scale(parameterization, width) * rate * smallest
     if shrinkage > 1:
         raise ValueError(
-            f"rate must be at most {rate / shrinkage:.3g} for this λ (and width), got {rate!r}. Take less."
+            f"rate must be at most {rate / shrinkage:.3g} for this λ (and width), got {rate!r}. "
+            "Take less."
         )
     return 1 - shrinkage
 
@@ -258,8 +241,9 @@ def table(
     failure: float = 0.1,
     constants: Constants = AS_REMEMBERED,
 ) -> list[Row]:
-    """The paper's table for ReLU, exp and softmax: how width and steps grow with n, and what they
-    are for these numbers.
+    """Return the paper's table for ReLU, exp and softmax, with its values for these numbers.
+
+    Use it to compare how width and number of steps grow with n.
 
     Args:
         accuracy: ε.
@@ -282,17 +266,18 @@ def table(
 
     Source: arXiv 2405.03251, table 1.
     """
+    # Growth with n for a fixed σ: B grows like √log n, so that e^{cB} is n^{o(1)}.
     orders: dict[str, tuple[str, str]] = dict.fromkeys(
         FAMILIES, ("λ⁻² n^{2+o(1)} log² n", "λ⁻² n^{2+o(1)} log(n/ε)")
     )
     orders["relu"] = ("λ⁻² n² log n", "λ⁻² n² log(n/ε)")
-    rest = {"k": k, "sigma": sigma, "failure": failure, "constants": constants}
+    options = {"k": k, "sigma": sigma, "failure": failure, "constants": constants}
     return [
         Row(
             family,
             *orders[family],
-            required_width(family, n, smallest, **rest),
-            required_steps(family, n, smallest, accuracy, **rest),
+            required_width(family, n, smallest, **options),
+            required_steps(family, n, smallest, accuracy, **options),
         )
         for family in FAMILIES
     ]

@@ -1,5 +1,4 @@
-"""What a kernel promises on data that it has not seen: norms, effective ranks, the noise, and when
-to stop.
+"""Generalisation of kernel predictors: norms, effective ranks, noise levels and stopping times.
 
 Everything is computed in float64 on the host, from one symmetric eigenvalue decomposition of the
 kernel, O(n³); no function here is for jit. Kernels are [n, n], the same for every output, unless

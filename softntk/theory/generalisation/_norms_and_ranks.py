@@ -1,22 +1,6 @@
-r"""What a kernel promises on data that it has not seen: norms, effective ranks, the noise, and when
-to stop.
+"""Norms of interpolants, effective ranks of spectra, and the noise level of targets.
 
-Everything is computed in float64 on the host, from one symmetric eigenvalue decomposition of the
-kernel, O(n³); no function here is for jit. Kernels are [n, n], the same for every output, unless
-said otherwise.
-
-Example:
-    >>> import jax, softntk as sn
-    >>> from softntk.theory import generalisation
-    >>> net = sn.networks.two_layer("softmax", width=2)
-    >>> x = jax.random.normal(jax.random.key(0), (200, 3))
-    >>> x = x / jax.numpy.linalg.norm(x, axis=1, keepdims=True)
-    >>> y = x[:, :1] + 0.1 * jax.random.normal(jax.random.key(1), (200, 1))
-    >>> gram = net.kernel_fn(x, None, "ntk")
-    >>> noise = generalisation.noise_level(gram, y)
-    >>> stop = generalisation.early_stopping_time(gram, float(noise[0]))
-    >>> round(float(noise[0]), 1), stop.time > 0
-    (0.1, True)
+Public in :mod:`softntk.theory.generalisation`.
 """
 
 import math
@@ -41,16 +25,16 @@ from softntk.theory.generalisation._early_stopping import (
     descending_eigenvalues,
 )
 
-_INFLATION = 1.4  # of the degrees of freedom, in generalised cross-validation
+FREEDOM_INFLATION = 1.4
+"""Factor on the degrees of freedom in generalised cross-validation (Kim and Gu 2004)."""
 
 
 @record
 class RkhsNorm:
-    """The norm of the interpolant of the targets.
+    """The norm of the interpolant of the targets in the kernel's space, with its error.
 
     Attributes:
-        outputs: √(y_ℓᵀH⁻¹y_ℓ) for each output, [k]; for a kernel of all outputs one number, the
-            total.
+        outputs: √(y_ℓᵀH⁻¹y_ℓ) for each output, [k]; for a kernel of all outputs [1], the total.
         total: the root of the sum of their squares.
         outputs_error: the norms for the exact kernel are within this of ``outputs``, [k].
         total_error: the same for ``total``.
@@ -65,30 +49,33 @@ class RkhsNorm:
 
     @property
     def reason(self) -> str:
-        """What ``result`` says."""
+        """The message of ``result``."""
         return Result(self.result).advice
 
 
 def rkhs_norm(gram: Gram, y: Targets) -> RkhsNorm:
-    r"""Return √(yᵀH⁻¹y), the least norm of a function of the kernel's space that takes the values
-    y.
+    r"""Return √(yᵀH⁻¹y), the smallest norm of a function in the kernel's space through the targets.
 
-    The kernel that is decomposed differs from the exact one by at most δ = 2√n ε λ_max (rounding of
-    its entries, ε of its precision, and of LAPACK). For ‖E‖ ≤ δ < λ_min/2 (H + δI)⁻¹ ≼ (H + E)⁻¹ ≼
-    (H − δI)⁻¹, so that with u = H⁻¹y
+    Use it as a measure of how well targets suit a kernel, and as the ``norm`` of stopping times and
+    risk bounds. The kernel that is decomposed differs from the exact one by at most δ = 2√n ε λ_max
+    (rounding of its entries, ε of its precision, and of LAPACK). For ‖E‖ ≤ δ < λ_min/2
+
+        (H + δI)⁻¹ ≼ (H + E)⁻¹ ≼ (H − δI)⁻¹,
+
+    so that with u = H⁻¹y
 
         −δ‖u‖² ≤ yᵀ(H+E)⁻¹y − yᵀH⁻¹y ≤ 2δ‖u‖²,
 
     and the root of it is within δ‖u‖²/√(yᵀH⁻¹y) of the norm, which is the error stated: √(s − e) ≥
-    √s − e/√s and √(s + 2e) ≤ √s + e/√s. Where λ_min ≤ 2δ the norm is not known: it is refused,
-    +inf, with a reason.
+    √s − e/√s and √(s + 2e) ≤ √s + e/√s. Where λ_min ≤ 2δ the norm is not determined: it is +inf,
+    with a reason.
 
     Args:
         gram: H, [n, n] or [n, n, k, k].
         y: [n, k], or [n] for one output.
 
     Returns:
-        :class:`RkhsNorm`; c·y has c times the norm, and c²·H the c-th part, in any unit.
+        :class:`RkhsNorm`; c·y has c times the norm, and c²·H one c-th of it, in any unit.
 
     Raises:
         ValueError: a gram that is not square, symmetric, floating-point or finite; y of another
@@ -102,6 +89,7 @@ def rkhs_norm(gram: Gram, y: Targets) -> RkhsNorm:
 
     Source: Arora et al. (2019), arXiv 1901.08584, Theorem 5.1 (their complexity of the labels).
     """
+    # 1. A kernel that may be singular within its error has no norm.
     values, vectors, delta = decompose(gram)
     columns = as_target_matrix(gram, y)
     if not values[0] > 2 * delta:
@@ -113,16 +101,17 @@ def rkhs_norm(gram: Gram, y: Targets) -> RkhsNorm:
             total_error=math.inf,
             result=int(Result.NOT_DEFINITE),
         )
-    # In units of the largest target and the largest eigenvalue, whose squares neither over- nor
-    # underflow.
+    # 2. yᵀH⁻¹y and δ‖H⁻¹y‖² in units of the largest target and the largest eigenvalue, so that no
+    #    square over- or underflows.
     unit = target_unit(columns)
     largest = values[-1]
     components = (vectors.T @ (columns / unit)) ** 2
-    shares = values[:, None] / largest
-    squares = np.sum(components / shares, axis=0)
-    errors = delta / largest * np.sum(components / shares**2, axis=0)
+    relative_values = values[:, None] / largest
+    squares = np.sum(components / relative_values, axis=0)
+    errors = delta / largest * np.sum(components / relative_values**2, axis=0)
     unit = unit / math.sqrt(largest)
 
+    # 3. Roots, and their errors δ‖u‖²/√(yᵀH⁻¹y).
     def root_error(square: np.ndarray, error: np.ndarray) -> np.ndarray:
         return error / np.sqrt(np.where(square > 0, square, 1))
 
@@ -137,11 +126,11 @@ def rkhs_norm(gram: Gram, y: Targets) -> RkhsNorm:
 
 @record
 class EffectiveRanks:
-    """How flat a spectrum is; λ in descending order.
+    """Measures of how flat a spectrum is, with λ in descending order.
 
     Attributes:
         rank: Σλ_i/λ_1, between 1 and the rank.
-        tail: r_k = Σ_{i>k} λ_i/λ_{k+1} for k = 0, 1, …, [p]; zero where nothing is left.
+        tail: r_k = Σ_{i>k} λ_i/λ_{k+1} for k = 0, 1, …, [p]; zero where λ_{k+1} is.
         tail_flatness: R_k = (Σ_{i>k} λ_i)²/Σ_{i>k} λ_i², [p]; r_k ≤ R_k ≤ r_k².
     """
 
@@ -150,15 +139,17 @@ class EffectiveRanks:
     tail_flatness: Float[np.ndarray, " p"]
 
     def critical(self, samples: int, b: float = 1.0) -> int | None:
-        """Return k* = min{k: r_k ≥ b·samples}, the directions that are fitted; the others act as a
-        ridge. None without one.
+        """Return k* = min{k: r_k ≥ b·samples}, or None if there is no such k.
+
+        The first k* directions are fitted; the others act as a ridge.
         """
+        # r_k need not be monotone: take the first k.
         samples = check_integer("samples", samples, at_least=1)
-        flat = np.flatnonzero(self.tail >= known_number("b", b, above=0) * samples)
-        return int(flat[0]) if len(flat) else None
+        flat_tails = np.flatnonzero(self.tail >= known_number("b", b, above=0) * samples)
+        return int(flat_tails[0]) if len(flat_tails) else None
 
     def variance(self, samples: int, b: float = 1.0) -> float:
-        """Return k*/n + n/R_{k*}: interpolated noise costs this, times its variance and a constant.
+        """Return k*/n + n/R_{k*}, the risk of interpolated noise up to its variance and a constant.
 
         +inf without k*.
         """
@@ -167,14 +158,13 @@ class EffectiveRanks:
 
 
 def effective_rank(gram: Gram | None, *, eigenvalues: Eigenvalues | None = None) -> EffectiveRanks:
-    r"""Return the effective ranks of a kernel or covariance: tr/λ_max, and r_k and R_k: is
-    overfitting benign?
+    r"""Return the effective ranks of a kernel or covariance: tr/λ_max, and r_k and R_k.
 
-    Interpolating noise is harmless where k*/n + n/R_{k*} is small: few directions far above a long
-    flat tail. For n samples the tail must be that of the population, so give the eigenvalues of the
-    covariance (of features, or of a kernel on many more points, divided by their number), not those
-    of n points. The number of directions that a ridge fits is another one:
-    :func:`softntk.ntk.effective_dimension`.
+    Use it to decide whether overfitting is benign: interpolating noise is harmless where k*/n +
+    n/R_{k*} is small, that is, with few directions far above a long flat tail. For n samples the
+    tail must be that of the population, so give the eigenvalues of the covariance (of features, or
+    of a kernel on many more points, divided by their number), not those of n points. The number of
+    directions that a ridge fits is a different quantity: :func:`softntk.ntk.effective_dimension`.
 
     Args:
         gram: [n, n] or [n, n, k, k], or None with eigenvalues.
@@ -195,35 +185,38 @@ def effective_rank(gram: Gram | None, *, eigenvalues: Eigenvalues | None = None)
 
     Source: Bartlett, Long, Lugosi and Tsigler (2020), arXiv 1906.11300, Definition 3 and Theorem 4.
     """
+    # Ranks have no unit; dividing by λ_1 keeps the squares in range.
     values = descending_eigenvalues(gram, eigenvalues)
-    values = values / values[0]  # ranks have no unit, squares one
-    sums = np.cumsum(values[::-1])[::-1]
-    squares = np.cumsum(values[::-1] ** 2)[::-1]
-    safe = np.where(values > 0, values, 1)
-    tail = np.where(values > 0, sums / safe, 0)
-    flatness = np.where(
-        squares > 0, sums**2 / np.where(squares > 0, squares, 1), np.where(values > 0, tail, 0)
-    )
+    values = values / values[0]
+    tail_sums = np.cumsum(values[::-1])[::-1]
+    tail_squares = np.cumsum(values[::-1] ** 2)[::-1]
+    is_positive = values > 0
+    tail = np.where(is_positive, tail_sums / np.where(is_positive, values, 1), 0)
+    # Squares may underflow before the eigenvalues do: then R_k is replaced by its lower bound r_k.
+    has_squares = tail_squares > 0
+    safe_squares = np.where(has_squares, tail_squares, 1)
+    flatness = np.where(has_squares, tail_sums**2 / safe_squares, np.where(is_positive, tail, 0))
     return EffectiveRanks(rank=float(tail[0]), tail=tail, tail_flatness=flatness)
 
 
 def noise_level(gram: Gram, y: Targets) -> Float[np.ndarray, " l"]:
-    r"""Return the standard deviation of the noise in the targets, from the residual of generalised
-    cross-validation.
+    r"""Return the standard deviation of the noise in the targets, by generalised cross-validation.
 
-    With A = H(H + ρ)⁻¹ at the ρ that minimises n‖(I−A)y‖²/tr(I − 1.4 A)²,   σ̂² =
-    ‖(I−A)y‖²/tr(I−A).
+    Use it as the ``noise`` of :func:`early_stopping_time` and :func:`least_risk_time`. With
+    A = H(H + ρ)⁻¹ at the ρ that minimises n‖(I−A)y‖²/tr(I − 1.4 A)²,
 
-    The 1.4 keeps it from taking the noise of few points for signal.
+        σ̂² = ‖(I−A)y‖²/tr(I−A).
+
+    The factor 1.4 prevents the noise of few points from being fitted as signal.
 
     Args:
         gram: H, [n, n] or [n, n, k, k].
         y: [n, k], or [n] for one output.
 
     Returns:
-        [k], or [1] for a kernel of all outputs. Not to be trusted where the kernel cannot tell
-        noise from signal: a multiple of the identity, or targets far outside of its space (then it
-        is the noise and what is not fitted).
+        [k], or [1] for a kernel of all outputs. Unreliable where the kernel cannot separate noise
+        from signal: a multiple of the identity, or targets far outside of its space (then it
+        contains the part of the signal that is not fitted).
 
     Raises:
         ValueError: as :func:`rkhs_norm`; a gram without positive eigenvalues.
@@ -232,21 +225,23 @@ def noise_level(gram: Gram, y: Targets) -> Float[np.ndarray, " l"]:
         >>> import numpy as np
         >>> t, rng = np.linspace(-1, 1, 300), np.random.default_rng(0)
         >>> gram = np.exp(-5 * (t[:, None] - t[None]) ** 2)
-        >>> round(float(noise_level(gram, (np.sin(3 * t) + 0.2 * rng.normal(size=300))[:, None])[0]), 1)
+        >>> targets = np.sin(3 * t) + 0.2 * rng.normal(size=300)
+        >>> round(float(noise_level(gram, targets[:, None])[0]), 1)
         0.2
 
     Source: Golub, Heath and Wahba (1979), Technometrics 21(2), 215-223; Wahba (1983), JRSS B 45(1),
     133-150, for σ̂; Kim and Gu (2004), JRSS B 66(2), 337-356, for the factor 1.4.
     """
+    # Each output in its own unit and with its own ridge, eigenvalues relative to λ_max.
     values, vectors, delta = decompose(gram)
     columns = as_target_matrix(gram, y)
     check_positive_part("gram", values)
     units = np.array([target_unit(column) for column in columns.T])
     components = vectors.T @ (columns / units)
-    shares = np.maximum(values / values[-1], 0)
-    smallest = delta / values[-1]
+    relative_values = np.maximum(values / values[-1], 0)
+    smallest_ridge = delta / values[-1]
     variances = [
-        cross_validated_ridge(shares, part[:, None], smallest, _INFLATION)[1]
+        cross_validated_ridge(relative_values, part[:, None], smallest_ridge, FREEDOM_INFLATION)[1]
         for part in components.T
     ]
     return units * np.sqrt(np.array(variances))

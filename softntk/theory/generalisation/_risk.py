@@ -1,4 +1,4 @@
-r"""A bound on the risk of kernel predictors, with every constant explicit and its proof beside it.
+r"""A bound on the risk of kernel predictors, with explicit constants and its proof.
 
 Example:
     >>> import jax, softntk as sn
@@ -24,12 +24,13 @@ from softntk._linalg.norms import host_norm
 
 @record
 class RiskBound:
-    """A bound on the risk of one predictor for each output, and what it consists of; all [k] but
-    the coefficients.
+    """A bound on the risk of one predictor for each output, with its terms.
+
+    All fields are [k], except the coefficients.
 
     Attributes:
-        bound: training + complexity + deviation, at most 1; all k hold at once with the probability
-            asked for.
+        bound: training + complexity + deviation, at most 1; with probability 1 − δ all k hold at
+            once.
         training: mean clipped absolute error on the training points.
         complexity: 2R√tr(H)/n.
         deviation: 3√(log(2/δ_j)/2n).
@@ -55,11 +56,11 @@ def risk_bound(
     unit: float = 1.0,
     ratio: float = 1.25,
 ) -> RiskBound:
-    r"""E min(1, |f(x) − y|) of the interpolant, of a ridge regression, or of gradient flow stopped
-    at a time, from above.
+    r"""Return an upper bound on the risk E min(1, |f(x) − y|) of a kernel predictor.
 
-    With probability 1 − δ over n independent pairs (x_i, y_i), for the predictor f = Σ c_i K(·,
-    x_i) of norm ‖f‖² = cᵀHc,
+    Use it to bound the error on new data of the interpolant, of a ridge regression, or of gradient
+    flow stopped at a time, without test data. With probability 1 − δ over n independent pairs
+    (x_i, y_i), for the predictor f = Σ c_i K(·, x_i) of norm ‖f‖² = cᵀHc,
 
         E min(1, |f(x) − y|) ≤ 1/n Σ min(1, |f(x_i) − y_i|) + 2R √tr(H)/n + 3 √(log(2/δ_j)/2n),
 
@@ -68,30 +69,35 @@ def risk_bound(
     H/n)/n), but for the grid: the bound of Arora et al.
 
     **Proof.** Fix R, and let G be the losses ℓ(f(x), y) = min(1, |f(x) − y|) ∈ [0, 1] of all f with
-    ‖f‖ ≤ R, and 𝓡 = E_s sup_G 1/n Σ s_i ℓ_i with random signs s. (1) sup_G(E ℓ − mean ℓ) changes by
-    at most 1/n with one pair. By McDiarmid it exceeds its mean by √(log(2/δ)/2n) with probability
-    at most δ/2. That mean is at most 2 E 𝓡 (symmetrisation). 𝓡 also changes by at most 1/n with one
-    pair, so that E 𝓡 ≤ 𝓡 + √(log(2/δ)/2n) but for δ/2. Together: E ℓ ≤ mean ℓ + 2𝓡 +
-    3√(log(2/δ)/2n) for all of G, with probability 1 − δ. (2) ℓ is 1-Lipschitz in f(x): 𝓡 is at most
-    that of the functions themselves (contraction; Ledoux and Talagrand). (3) That is E sup ⟨f, 1/n
-    Σ s_i K(·, x_i)⟩ = R/n E‖Σ s_i K(·, x_i)‖ ≤ R/n √(E Σ s_i s_j K(x_i, x_j)) = R√tr(H)/n. (4) ‖f‖
-    depends on the data. Use (1)–(3) for every R_j with δ_j: Σ_j 1/((|j| + 1)(|j| + 2)) = 3/2, so
-    Σ_j δ_j = δ/k for each of k outputs; then the bound holds for all f, radii and outputs at once.
+    ‖f‖ ≤ R, and 𝓡 = E_s sup_G 1/n Σ s_i ℓ_i with random signs s.
 
-    ``unit`` and ``ratio``, and the kernel, must not depend on the data. What the bound is stated
-    for is the function of the coefficients returned; the rounding δ_H of the kernel's entries is
-    added to its norm, ‖f‖² ≤ cᵀHc + δ_H‖c‖², and to its training errors, δ_H‖c‖. Eigenvalues below
-    δ_H are left out: a singular kernel gives the least-squares fit of least norm.
+    1. sup_G(E ℓ − mean ℓ) changes by at most 1/n with one pair. By McDiarmid it exceeds its mean by
+       √(log(2/δ)/2n) with probability at most δ/2. That mean is at most 2 E 𝓡 (symmetrisation). 𝓡
+       also changes by at most 1/n with one pair, so that E 𝓡 ≤ 𝓡 + √(log(2/δ)/2n) except with
+       probability δ/2. Together: E ℓ ≤ mean ℓ + 2𝓡 + 3√(log(2/δ)/2n) for all of G, with probability
+       1 − δ.
+    2. ℓ is 1-Lipschitz in f(x): 𝓡 is at most that of the functions themselves (contraction; Ledoux
+       and Talagrand).
+    3. That is E sup ⟨f, 1/n Σ s_i K(·, x_i)⟩ = R/n E‖Σ s_i K(·, x_i)‖
+       ≤ R/n √(E Σ s_i s_j K(x_i, x_j)) = R√tr(H)/n.
+    4. ‖f‖ depends on the data. Use 1 to 3 for every R_j with δ_j: Σ_j 1/((|j| + 1)(|j| + 2)) = 3/2,
+       so Σ_j δ_j = δ/k for each of k outputs; then the bound holds for all f, radii and outputs at
+       once. ∎
+
+    ``unit`` and ``ratio``, and the kernel, must not depend on the data. The bound is stated for the
+    function with the returned coefficients; the rounding δ_H of the kernel's entries is added to
+    its norm, ‖f‖² ≤ cᵀHc + δ_H‖c‖², and to its training errors, δ_H‖c‖. Eigenvalues below δ_H are
+    omitted: a singular kernel gives the least-squares fit of smallest norm.
 
     Args:
         gram: H, [n, n].
         y: [n, k], or [n] for one output.
         failure: δ, in (0, 1).
         ridge: ≥ 0; c = (H + ridge I)⁻¹y.
-        time: > 0; c = H⁻¹(I − e^{−Ht})y, gradient flow on ½ΣΣ(F−Y)² from zero until then (learning
-            rate × steps).
-        unit: > 0, a guess of the norm; it costs little if it is wrong.
-        ratio: > 1, of radii that follow each other.
+        time: > 0; c = H⁻¹(I − e^{−Ht})y, gradient flow on ½ΣΣ(F−Y)² from zero until this time
+            (learning rate × steps).
+        unit: > 0, a guess of the norm; a wrong guess increases the bound little.
+        ratio: > 1, of consecutive radii.
 
     Returns:
         :class:`RiskBound`.
@@ -109,6 +115,7 @@ def risk_bound(
     Source: Arora et al. (2019), arXiv 1901.08584, Theorem 5.1; Bartlett and Mendelson (2002), JMLR
     3, 463-482, Lemma 22.
     """
+    # 1. Check the arguments.
     failure = known_number("failure", failure, above=0, below=1)
     ridge = known_number("ridge", ridge, at_least=0)
     time = known_number("time", time, above=0, infinite=True)
@@ -119,31 +126,42 @@ def risk_bound(
     values, vectors, delta = decompose(gram)
     if np.ndim(gram) != 2:
         raise ValueError(
-            f"gram must have shape [n, n], got {np.shape(gram)}. Use outputs='mean', or one output at a time."
+            f"gram must have shape [n, n], got {np.shape(gram)}. Use outputs='mean', or one output "
+            "at a time."
         )
     columns = as_target_matrix(gram, y)
     n, k = columns.shape
-    kept = values > delta
-    safe = np.where(kept, values, 1)
+    # Eigenvalues below the rounding of the kernel are not resolved, and get no coefficient.
+    is_resolved = values > delta
+    safe_values = np.where(is_resolved, values, 1)
     with np.errstate(over="ignore", invalid="ignore"):
-        factors = 1 / (safe + ridge) if time == math.inf else -np.expm1(-safe * time) / safe
-        # of the targets; the squares of what is divided by it neither over- nor underflow
+        # 2. The filter of the predictor on the eigenvalues.
+        if time == math.inf:
+            factors = 1 / (safe_values + ridge)
+        else:
+            factors = -np.expm1(-safe_values * time) / safe_values
+        # 3. Coefficients along the eigenvectors, in the unit of the targets, so that no square
+        #    over- or underflows.
         scale = target_unit(columns)
         components = vectors.T @ (columns / scale)
-        along = np.where(kept, factors, 0)[:, None] * components
-        sizes = host_norm(along, axis=0)
-        inside = np.sqrt(np.maximum(values, 0))[:, None] * along
-        norm = scale * np.hypot(host_norm(inside, axis=0), math.sqrt(delta) * sizes)
-        residual = scale * (
-            np.abs(vectors @ (values[:, None] * along - components)) + delta * sizes
+        spectral_coefficients = np.where(is_resolved, factors, 0)[:, None] * components
+        coefficient_norms = host_norm(spectral_coefficients, axis=0)
+        # 4. ‖f‖² ≤ cᵀHc + δ_H‖c‖², and the clipped training errors.
+        rkhs_coefficients = np.sqrt(np.maximum(values, 0))[:, None] * spectral_coefficients
+        norm = scale * np.hypot(
+            host_norm(rkhs_coefficients, axis=0), math.sqrt(delta) * coefficient_norms
         )
+        misfit = vectors @ (values[:, None] * spectral_coefficients - components)
+        residual = scale * (np.abs(misfit) + delta * coefficient_norms)
         training = np.mean(np.where(residual < 1, residual, 1), axis=0)
-        j = np.ceil((np.log(np.maximum(norm, 1e-300)) - math.log(unit)) / math.log(ratio))
-        trace = math.sqrt(float(np.trace(np.asarray(gram, np.float64))))
-        complexity = 2 * unit * ratio**j * trace / n
-        deviation = 3 * np.sqrt(
-            (np.log(3 * k * (np.abs(j) + 1) * (np.abs(j) + 2)) - math.log(failure)) / (2 * n)
-        )
+        # 5. The radius R = unit·ratio^j next above the norm, and the three terms of the bound.
+        log_norm = np.log(np.maximum(norm, 1e-300))
+        j = np.ceil((log_norm - math.log(unit)) / math.log(ratio))
+        trace_root = math.sqrt(float(np.trace(np.asarray(gram, np.float64))))
+        complexity = 2 * unit * ratio**j * trace_root / n
+        # 2/δ_j = 3k(|j| + 1)(|j| + 2)/δ.
+        log_confidence = np.log(3 * k * (np.abs(j) + 1) * (np.abs(j) + 2)) - math.log(failure)
+        deviation = 3 * np.sqrt(log_confidence / (2 * n))
         total = training + complexity + deviation
     return RiskBound(
         bound=np.where(total < 1, total, 1.0),
@@ -151,5 +169,5 @@ def risk_bound(
         complexity=complexity,
         deviation=deviation,
         norm=norm,
-        coefficients=scale * vectors @ along,
+        coefficients=scale * vectors @ spectral_coefficients,
     )
