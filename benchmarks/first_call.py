@@ -153,7 +153,7 @@ def measure(name: str) -> dict[str, float]:
     """Run one entry twice in this process; return CPU seconds and numbers of programs."""
     compilations: list[str] = []
 
-    def count(event: str, _: float, **__: object) -> None:
+    def count(event: str, duration_secs: float, **details: str | int) -> None:
         if event == COMPILATION:
             compilations.append(event)
 

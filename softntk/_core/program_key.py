@@ -17,6 +17,8 @@ import jax
 import jax.extend.core
 import numpy as np
 
+from softntk._core.validation import is_concrete
+
 # Parameters that only matter when a program is differentiated.
 DERIVATIVE_RULES = frozenset({"jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd", "out_trees", "jvp"})
 
@@ -103,7 +105,7 @@ def _parameter_key(value: Any) -> Hashable:
         if value.dtype.hasobject:
             return _Identity(value)
         return "array", value.shape, str(value.dtype), value.tobytes()
-    if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer):
+    if isinstance(value, jax.Array) and is_concrete(value):
         return _parameter_key(np.asarray(value)) if _is_small(value) else _Identity(value)
     return _hashable_or_identity(value)
 
