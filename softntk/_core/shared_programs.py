@@ -1,0 +1,71 @@
+"""Compiled programs that functions share whose traces are the same.
+
+``jax.jit`` compiles a function object once. Here a function is traced, which takes milliseconds,
+and what XLA compiled for an equal trace is used again, which saves seconds: the losses, transforms
+and scores of users are often made anew for every call.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.extend.core
+from jaxtyping import PyTree
+
+from softntk._core.program_key import program_key
+from softntk._core.validation import is_concrete
+
+MAX_SHARED_PROGRAMS = 256
+"""The programs that were asked for last are kept."""
+
+_PROGRAMS: dict[Any, Callable[..., list]] = {}
+
+
+def share_program(
+    function: Callable[..., PyTree], arguments: tuple
+) -> tuple[Callable[..., PyTree], list]:
+    r"""Return a compiled function of (constants, \*arguments), and the arrays it closes over.
+
+    Args:
+        function: of arrays and pytrees of arrays; it is called once, with traced arguments.
+        arguments: of the shapes and dtypes that the result is called with.
+
+    Returns:
+        The compiled function, and its first argument: a list of arrays, without derivatives.
+    """
+    # 1. Trace; what the function closes over becomes an argument, so that it is not in the key.
+    closed_jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    structure = jax.tree.structure(shapes)
+    constants = [jax.lax.stop_gradient(constant) for constant in closed_jaxpr.consts]
+    # 2. A shared program may have another function's derivative rules, so it is only evaluated:
+    #    under a transformation the function's own program is used.
+    own_program = _compile(closed_jaxpr.jaxpr)
+    shared_program = _find_or_store(program_key(closed_jaxpr.jaxpr), own_program)
+
+    def run_program(constants: list, *arguments: Any) -> PyTree:
+        leaves = jax.tree.leaves(arguments)
+        is_evaluation = all(map(is_concrete, constants)) and all(map(is_concrete, leaves))
+        program = shared_program if is_evaluation else own_program
+        return jax.tree.unflatten(structure, program(constants, leaves))
+
+    return run_program, constants
+
+
+def _compile(jaxpr: jax.extend.core.Jaxpr) -> Callable[..., list]:
+    """Return a compiled function of (constants, leaves of the arguments)."""
+
+    @jax.jit
+    def program(constants: list, leaves: list) -> list:
+        bound_jaxpr = jax.extend.core.ClosedJaxpr(jaxpr, constants)
+        return jax.extend.core.jaxpr_as_fun(bound_jaxpr)(*leaves)
+
+    return program
+
+
+def _find_or_store(key: Any, program: Callable[..., list]) -> Callable[..., list]:
+    """Return the program that is stored under an equal key, or store this one."""
+    stored = _PROGRAMS.pop(key, program)
+    _PROGRAMS[key] = stored  # the last one again
+    if len(_PROGRAMS) > MAX_SHARED_PROGRAMS:
+        _PROGRAMS.pop(next(iter(_PROGRAMS)))
+    return stored
