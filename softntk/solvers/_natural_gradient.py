@@ -42,7 +42,7 @@ from softntk._core.validation import (
 from softntk._linalg.norms import scaled_norm, tree_norm
 from softntk.networks import Network
 from softntk.solution import Result
-from softntk.solvers._newton.model import Step
+from softntk.solvers._diagnostics import Step, StepDiagnostics, initial_diagnostics
 
 Params = Any
 
@@ -57,27 +57,50 @@ class NaturalGradientState(NamedTuple):
 
     Attributes:
         count: updates so far.
-        damping: ρ relative to the mean of the kernel's diagonal.
-        kind: a :class:`softntk.solvers.Step`: GAUSS_NEWTON, or REJECTED where no ridge made the
-            loss fall.
-        negative_curvature: never.
-        distortion: the relative residual of the last solve.
         conjugate_gradient_steps: in all.
         evaluations: of ``value_fn``, in all.
-        result: a :class:`softntk.solution.Result`; FOREIGN_LOSS if the gradient is not that of a
-            multiple of ½‖F − Y‖².
-        fits: whether F = Y up to rounding: there is nothing to do.
+        diagnostics: what ``minimise`` reads, a :class:`softntk.solvers.StepDiagnostics`. ``kind``
+            is GAUSS_NEWTON, CONVERGED where F = Y up to rounding, or REJECTED where no ridge
+            decreased the loss; ``damping`` is ρ relative to the mean of the kernel's diagonal,
+            ``model_error`` the relative residual of the last solve; ``result`` is FOREIGN_LOSS if
+            the gradient is not that of a multiple of ½‖F − Y‖². They are attributes of the state
+            as well, ``model_error`` under the name ``distortion``.
     """
 
     count: Int[Array, ""]
-    damping: Float[Array, ""]
-    kind: Int[Array, ""]
-    negative_curvature: Bool[Array, ""]
-    distortion: Float[Array, ""]
     conjugate_gradient_steps: Int[Array, ""]
     evaluations: Int[Array, ""]
-    result: Int[Array, ""]
-    fits: Bool[Array, ""]
+    diagnostics: StepDiagnostics
+
+    @property
+    def kind(self) -> Int[Array, ""]:
+        """The kind of the last update, a :class:`softntk.solvers.Step`."""
+        return self.diagnostics.kind
+
+    @property
+    def result(self) -> Int[Array, ""]:
+        """A :class:`softntk.solution.Result`."""
+        return self.diagnostics.result
+
+    @property
+    def damping(self) -> Float[Array, ""]:
+        """The ridge ρ, relative to the mean of the kernel's diagonal."""
+        return self.diagnostics.damping
+
+    @property
+    def negative_curvature(self) -> Bool[Array, ""]:
+        """Always False: the Gauss–Newton matrix is positive semidefinite."""
+        return self.diagnostics.negative_curvature
+
+    @property
+    def distortion(self) -> Float[Array, ""]:
+        """The relative residual of the last solve."""
+        return self.diagnostics.model_error
+
+    @property
+    def fits(self) -> Bool[Array, ""]:
+        """Whether F = Y up to rounding, so that no step is needed."""
+        return self.diagnostics.kind == Step.CONVERGED
 
 
 def natural_gradient(
@@ -175,17 +198,12 @@ def natural_gradient(
             )
 
     def init(params: Params) -> NaturalGradientState:
-        zero, no = jnp.zeros((), y.dtype), jnp.zeros((), jnp.int32)
+        no = jnp.zeros((), jnp.int32)
         return NaturalGradientState(
             count=no,
-            damping=jnp.asarray(ridge, y.dtype),
-            kind=jnp.asarray(Step.NONE, jnp.int32),
-            negative_curvature=jnp.asarray(False),
-            distortion=zero,
             conjugate_gradient_steps=no,
             evaluations=no,
-            result=jnp.asarray(Result.SUCCESSFUL, jnp.int32),
-            fits=jnp.asarray(False),
+            diagnostics=initial_diagnostics(ridge, y.dtype),
         )
 
     def update(
@@ -275,16 +293,19 @@ def natural_gradient(
             & ~foreign
             & jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(step)]).all()
         )
+        kind = jnp.where(fits, Step.CONVERGED, jnp.where(fine, Step.GAUSS_NEWTON, Step.REJECTED))
+        diagnostics = StepDiagnostics(
+            kind=kind.astype(jnp.int32),
+            result=jnp.where(foreign, Result.FOREIGN_LOSS, state.result).astype(jnp.int32),
+            damping=level,
+            negative_curvature=jnp.asarray(False),
+            model_error=error,
+        )
         new = NaturalGradientState(
             count=state.count + 1,
-            damping=level,
-            kind=jnp.where(fine, Step.GAUSS_NEWTON, Step.REJECTED).astype(jnp.int32),
-            negative_curvature=jnp.asarray(False),
-            distortion=error,
             conjugate_gradient_steps=state.conjugate_gradient_steps + products,
             evaluations=state.evaluations + (trials if damped else 0),
-            result=jnp.where(foreign, Result.FOREIGN_LOSS, state.result).astype(jnp.int32),
-            fits=fits,
+            diagnostics=diagnostics,
         )
         moved = jax.tree.map(lambda leaf: jnp.where(fine, leaf, 0), step)
         still = jax.tree.map(jnp.zeros_like, eqx.filter(params, eqx.is_array))

@@ -19,9 +19,10 @@ import softntk as sn
 from softntk._linalg import scaled_cholesky
 from softntk.curvature import sketch
 from softntk.solution import Result
+from softntk.solvers._diagnostics import Step
 from softntk.solvers._newton import dense_steps, krylov_steps
 from softntk.solvers._newton.globalisation import DAMPINGS
-from softntk.solvers._newton.model import Step, Trial
+from softntk.solvers._newton.model import Trial
 
 scale_by, approx_newton = sn.solvers.scale_by_approx_newton, sn.solvers.approx_newton
 COMBINATIONS = list(

@@ -17,10 +17,10 @@ from softntk._core.meshes import vary_like
 from softntk._linalg.norms import tree_norm
 from softntk.regression import Problem
 from softntk.solution import Result, Solution
+from softntk.solvers._diagnostics import Step, find_diagnostics
 from softntk.solvers._minimise import units
 from softntk.solvers._minimise.default_transform import default_transform
 from softntk.solvers._minimise.plateaus import has_flattened
-from softntk.solvers._newton.model import Step
 
 Params = Any
 
@@ -84,28 +84,6 @@ class History(NamedTuple):
     path: Any
 
 
-class _Report(NamedTuple):
-    """What a second-order transform says in its state."""
-
-    negative_curvature: Any
-    result: Any
-    kind: Any
-    damping: Any
-    distortion: Any
-    fits: Any = False
-
-
-def report(state: Any) -> _Report | None:
-    """Return what the first second-order transform of a chain says in its state; None for
-    transforms without curvature.
-    """
-    says = lambda part: all(hasattr(part, field) for field in _Report._fields[:-1])
-    found = [part for part in jax.tree.leaves(state, is_leaf=says) if says(part)]
-    return (
-        _Report(*(getattr(found[0], field, False) for field in _Report._fields)) if found else None
-    )
-
-
 def _value_and_gradient(problem: Any, x: Params) -> tuple[Array, Params]:
     """Return the loss and its gradient, in closed form where there is one, in the dtypes of x."""
     if hasattr(problem, "value_and_gradient"):
@@ -152,7 +130,7 @@ def start_at(
         smallest_norm=norm,
         stalled=zero,
         anchor=value,
-        uncertain=jnp.asarray(report(state) is not None),
+        uncertain=jnp.asarray(find_diagnostics(state) is not None),
         doubts=zero,
         first_value=value,
         step_norm=jnp.zeros_like(norm),
@@ -219,7 +197,7 @@ def _step(problem: Any, tx: Any, options: Options, carry: Carry) -> tuple[Carry,
     size = tree_norm(updates).astype(norm.dtype)
     good = jnp.isfinite(value) & jnp.isfinite(norm)
     keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
-    told, rounding = report(state), 8 * _rounding(carry) * jnp.abs(value)
+    told, rounding = find_diagnostics(state), 8 * _rounding(carry) * jnp.abs(value)
     # Of losses that differ by rounding alone the smaller gradient decides.
     equal = jnp.abs(value - carry.best_value) <= rounding
     better = good & jnp.where(equal, norm < carry.best_norm, value < carry.best_value)
@@ -244,7 +222,9 @@ def _step(problem: Any, tx: Any, options: Options, carry: Carry) -> tuple[Carry,
     if told is not None:
         result = jnp.where(told.kind == Step.REJECTED, Result.NO_STEP, result)
         result = jnp.where(told.result != Result.SUCCESSFUL, told.result, result)
-        result = jnp.where((result == RUNNING) & told.fits, Result.SUCCESSFUL, result)
+        result = jnp.where(
+            (result == RUNNING) & (told.kind == Step.CONVERGED), Result.SUCCESSFUL, result
+        )
     result = jnp.where((result == RUNNING) & (stalled >= patience), Result.STAGNATED, result)
     result = _judge_doubts(result, doubts, small, plateau)
     new = Carry(
@@ -282,7 +262,7 @@ def _step(problem: Any, tx: Any, options: Options, carry: Carry) -> tuple[Carry,
         )
     )
     zero = jnp.zeros_like(value)
-    damping, distortion = (zero, zero) if told is None else (told.damping, told.distortion)
+    damping, distortion = (zero, zero) if told is None else (told.damping, told.model_error)
     entry = History(
         new.value,
         new.norm,
@@ -381,7 +361,7 @@ def as_one_loop(
         problem, _, options_in_unit, x0 = units.measured(unit, problem, tx, options, x0)
         start = start_at(problem, tx, x0)
         carry, history = advance(problem, tx, options_in_unit, start, max_steps, max(max_steps, 1))
-        if report(carry.state) is None:
+        if find_diagnostics(carry.state) is None:
             carry = _with_plateau(problem, options, start, carry)
         return unit, start, carry, history
 

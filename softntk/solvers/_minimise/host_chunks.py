@@ -15,6 +15,7 @@ from softntk._core import checkpoint as checkpoints
 from softntk._core.closures import compile_with_closure
 from softntk._core.progress import Progress
 from softntk.solution import Result, Solution
+from softntk.solvers._diagnostics import find_diagnostics
 from softntk.solvers._minimise.device_loop import (
     RUNNING,
     Carry,
@@ -23,7 +24,6 @@ from softntk.solvers._minimise.device_loop import (
     advance,
     is_doubtful,
     refusal,
-    report,
     solution_of,
     start_at,
 )
@@ -84,7 +84,7 @@ def in_chunks(
         carry = carry._replace(result=jnp.asarray(Result.INTERRUPTED, jnp.int32))
     finally:
         bar.close()
-    if report(carry.state) is None and bool(is_doubtful(options, start, carry)):
+    if find_diagnostics(carry.state) is None and bool(is_doubtful(options, start, carry)):
         gradient = lambda x: begin(x).grad
         if has_flattened_on_host(gradient, start.x, carry.x, float(carry.path_length)):
             carry = carry._replace(result=jnp.asarray(Result.PLATEAU, jnp.int32))

@@ -21,11 +21,11 @@ from jaxtyping import Array, Bool, Float
 
 from softntk._linalg.products import product
 from softntk._linalg.scaled_cholesky import Matrix, Vector, factorise
+from softntk.solvers._diagnostics import Step
 from softntk.solvers._newton.globalisation import GOOD, Damping, search
 from softntk.solvers._newton.model import (
     Outcome,
     Spectrum,
-    Step,
     Trial,
     judge,
     outcome,

@@ -20,10 +20,10 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from softntk._linalg.norms import scaled_norm
+from softntk.solvers._diagnostics import Step
 from softntk.solvers._newton.model import (
     Outcome,
     Spectrum,
-    Step,
     Trial,
     judge,
     outcome,

@@ -26,11 +26,11 @@ from jaxtyping import Array, Float, Int
 from softntk._linalg.norms import scaled_norm
 from softntk._linalg.products import product
 from softntk._linalg.scaled_cholesky import Factor
+from softntk.solvers._diagnostics import Step
 from softntk.solvers._newton.globalisation import GOOD, Damping, search
 from softntk.solvers._newton.model import (
     Outcome,
     Spectrum,
-    Step,
     Trial,
     judge,
     outcome,

@@ -2,7 +2,6 @@
 judged, what came of it.
 """
 
-import enum
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,19 +21,6 @@ class Trial(NamedTuple):
     """After a step; +inf for NaN."""
     slope: Callable[[Float[Array, " d"]], Float[Array, ""]]
     """⟨∇L, step⟩ after a step."""
-
-
-class Step(enum.IntEnum):
-    """What kind of step an update was: ``state.kind`` of the second-order transforms."""
-
-    NONE = 0
-    NEWTON = 1
-    TRUST_REGION = 2
-    LEVENBERG_MARQUARDT = 3
-    NEGATIVE_CURVATURE = 4
-    GAUSS_NEWTON = 5
-    ABSOLUTE = 6
-    REJECTED = 7
 
 
 class Spectrum(NamedTuple):

@@ -44,6 +44,7 @@ from softntk._core.validation import (
 )
 from softntk._linalg.norms import scaled_norm
 from softntk.solution import Result
+from softntk.solvers._diagnostics import Step, StepDiagnostics, initial_diagnostics
 from softntk.solvers._gradient_descent import check_transform
 from softntk.solvers._newton import row_sampler
 from softntk.solvers._newton.globalisation import DAMPINGS
@@ -54,7 +55,7 @@ from softntk.solvers._newton.methods import (
     make_model,
     structured,
 )
-from softntk.solvers._newton.model import Step, Trial
+from softntk.solvers._newton.model import Trial
 from softntk.solvers._newton.state import NewtonState
 
 Params = Any
@@ -204,16 +205,12 @@ def scale_by_approx_newton(
         first = initial_damping if damping == "levenberg_marquardt" else 0.0
         return NewtonState(
             count=no,
-            damping=jnp.asarray(first, flat.dtype),
-            kind=jnp.asarray(Step.NONE, jnp.int32),
-            negative_curvature=jnp.asarray(False),
             smallest_curvature=zero,
-            distortion=zero,
             sample_size=no,
             conjugate_gradient_steps=no,
             evaluations=no,
             gradient_norm=zero,
-            result=jnp.asarray(Result.SUCCESSFUL, jnp.int32),
+            diagnostics=initial_diagnostics(first, flat.dtype),
             proposed=None if damping is None else (flat, zero),
             sampler=sampler,
         )
@@ -259,21 +256,23 @@ def scale_by_approx_newton(
             changed = (state.count > 0) & ~(scaled_norm(flat - expected) <= slack)
             result = jnp.where(changed, Result.STEP_CHANGED, state.result)
             proposed = (flat + moved, size)
+        new_damping = jnp.where(jnp.isfinite(outcome.damping), outcome.damping, state.damping)
+        diagnostics = StepDiagnostics(
+            kind=jnp.where(finite, outcome.kind, Step.NONE).astype(jnp.int32),
+            result=jnp.where(finite, result, Result.NONFINITE_INPUT).astype(jnp.int32),
+            damping=new_damping.astype(flat.dtype),
+            negative_curvature=outcome.negative,
+            model_error=seen.distortion.astype(flat.dtype),
+        )
         new = NewtonState(
             count=state.count + 1,
-            damping=jnp.where(jnp.isfinite(outcome.damping), outcome.damping, state.damping).astype(
-                flat.dtype
-            ),
-            kind=jnp.where(finite, outcome.kind, Step.NONE).astype(jnp.int32),
-            negative_curvature=outcome.negative,
             smallest_curvature=outcome.smallest.astype(flat.dtype),
-            distortion=seen.distortion.astype(flat.dtype),
             sample_size=jnp.asarray(seen.rows, jnp.int32),
             conjugate_gradient_steps=state.conjugate_gradient_steps
             + seen.products.astype(jnp.int32),
             evaluations=state.evaluations + outcome.evaluations.astype(jnp.int32),
             gradient_norm=jnp.where(finite, scaled_norm(g), state.gradient_norm),
-            result=jnp.where(finite, result, Result.NONFINITE_INPUT).astype(jnp.int32),
+            diagnostics=diagnostics,
             proposed=proposed,
             sampler=seen.sampler,
         )
