@@ -80,7 +80,8 @@ class StepDiagnostics(NamedTuple):
         ...             return -basis @ (basis.T @ updates / (curvatures + convex_shift + mu))
         ...         def is_rejected(mu):
         ...             return ~(value_fn(params + step_at(mu)) <= value) & (mu < max_damping)
-        ...         mu = jax.lax.while_loop(is_rejected, lambda mu: 4 * mu, state.diagnostics.damping)
+        ...         mu = state.diagnostics.damping
+        ...         mu = jax.lax.while_loop(is_rejected, lambda mu: 4 * mu, mu)
         ...         steps = sn.solvers.Step
         ...         kind = jnp.where(mu < max_damping, steps.LEVENBERG_MARQUARDT, steps.REJECTED)
         ...         return step_at(mu), report(kind, mu / 10, curvatures[0] < 0)
