@@ -81,7 +81,7 @@ def test_the_measured_contraction_is_that_of_the_distances(x64):
 )
 def test_long_regressions_are_sampled(rows, columns, kind, size, monkeypatch, untyped):
     """Ten rows a column, where there are forty and enough columns, or twenty of a sparse matrix."""
-    monkeypatch.setattr(default, "_WORTH", 3)
+    monkeypatch.setattr(default, "MIN_SAMPLED_COLUMNS", 3)
     monkeypatch.setattr(default, "approx_newton", lambda *_, **options: options)
     problem = sn.regression.problem(kind(jnp.ones((rows, columns))), jnp.full(rows, 1 / rows))
     assert default.default_transform(problem).get("sketch_size") == size
@@ -105,7 +105,7 @@ def test_a_sample_of_all_rows_takes_each_once():
     [(10, 0.12, 20), (200, 0.12, 256), (10, 0.2, 10), (10, 0.5, 10), (10, 0.7, 5), (1, 0.7, 1)],
 )
 def test_chunks_take_about_a_third_of_a_second(steps, seconds, wanted):
-    assert host_chunks._next_steps(steps, seconds) == wanted
+    assert host_chunks._next_chunk_steps(steps, seconds) == wanted
 
 
 def test_an_undamped_step_has_a_least_curvature(x64):
