@@ -105,6 +105,7 @@ def is_foreign_gradient(gradient: Params, system: FunctionSpaceSystem) -> Bool[A
     rounding = GRADIENT_ROUNDINGS * eps * jnp.sqrt(row_count * system.kernel_scale) * residual_norm
     expected, expected_norm = _normalise_leaves(system.pull_back(system.residual)[0])
     actual, actual_norm = _normalise_leaves(gradient)
+    # In unit vectors, so that no product overflows.
     products = [jnp.sum(a * b.astype(a.dtype)) for a, b in zip(expected, actual, strict=True)]
     cosine = sum(part.astype(expected_norm.dtype) for part in products)
     differs = cosine < MIN_GRADIENT_COSINE

@@ -184,6 +184,7 @@ def _train(
             snapshots,
             value,
         )
+    # A first loss that is not finite is the fault of the start, not of the steps.
     failure = jnp.where(jnp.isfinite(losses[0]), Result.DIVERGED, Result.NONFINITE_INPUT)
     result = jnp.where(is_finite, Result.SUCCESSFUL, failure)
     return Solution(value=value, result=result.astype(jnp.int32), stats=stats, state=carry.state)

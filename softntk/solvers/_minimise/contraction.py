@@ -136,6 +136,7 @@ def _lipschitz_along_path(
     problem: Problem, path: np.ndarray, distance: np.ndarray, last_hessian: np.ndarray
 ) -> float:
     """Return max ‖∇²L(x_t) − ∇²L(x*)‖/r_t over the points of the path that are not x*."""
+    # x* itself has no quotient.
     is_positive = distance > 0
     slopes = [
         np.linalg.norm(_hessian_at(problem, x) - last_hessian, 2) / r

@@ -213,6 +213,7 @@ def _run_on_host(
     checkpoint: str | os.PathLike | None,
 ) -> Solution:
     """Return the solution of a problem whose numbers are known, with the unit that it needs."""
+    # A transform that users pass has a unit of its own: only the default one is given another.
     unit = units.problem_unit(problem) if tx is None else 1.0
     solution = run_in_chunks(
         *units.to_unit(unit, problem, tx, options, x0), max_steps, progress, checkpoint

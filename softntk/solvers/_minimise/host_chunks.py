@@ -125,6 +125,7 @@ def _is_over(carry: Carry, max_steps: int) -> bool:
 
 def _run_chunk(program: ChunkProgram, state: _HostState, max_steps: int) -> _HostState:
     """Return the state after one chunk."""
+    # block_until_ready: the clock is to measure the steps, not their dispatch.
     first_count = int(state.carry.count)
     limit = min(first_count + state.chunk_steps, max_steps)
     start_time = time.perf_counter()
@@ -184,6 +185,7 @@ def _progress_text(start: Carry, history: History) -> str:
     """Return the line that shows the last step of a run."""
     if not len(history.loss):
         return ""
+    # float64, since norms of half precision would overflow in the quotients.
     norms = np.append(np.asarray(start.norm), history.gradient_norm).astype(np.float64)
     rate = norms[-1] / norms[-2] if norms[-2] > 0 else 0.0
     return (

@@ -120,6 +120,7 @@ def _difference_length(point_norm: Any, path_length: Any, dtype: np.dtype) -> An
 def _mixed_direction(gradient: FlatPoint, numpy: ModuleType) -> Any:
     """Return a unit vector, half along the gradient, half a wave with a part in any direction."""
     norm = host_norm(gradient) if numpy is np else scaled_norm(jnp.asarray(gradient))
+    # cos(1 + j²) has no period: a part along any direction of the Hessian, without a random key.
     wave = numpy.cos(1 + numpy.arange(gradient.size, dtype=gradient.dtype) ** 2)
     mixed = gradient / numpy.where(norm > 0, norm, 1) + wave / gradient.size**0.5
     return mixed / numpy.sqrt(numpy.sum(mixed**2))

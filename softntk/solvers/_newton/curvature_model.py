@@ -87,6 +87,7 @@ def _matrix_on_params(matrix: Float[Array, "d d"], params: Params) -> lx.Abstrac
             f"curvature must be a matrix of the {flat.size} numbers of the params, or a function "
             f"that returns an operator, got a matrix of shape {matrix.shape}."
         )
+    # A matrix that users pass may be symmetric up to rounding only.
     symmetric = (0.5 * (matrix + matrix.T)).astype(flat.dtype)
     if params is flat or getattr(params, "ndim", 0) == 1:
         return lx.MatrixLinearOperator(symmetric, lx.symmetric_tag)

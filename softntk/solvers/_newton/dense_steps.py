@@ -40,6 +40,7 @@ MIN_PREDICTED_DECREASE = 0.01
 
 def jacobi_metric(H: Matrix) -> Matrix:
     """Return the metric of Jacobi, diag |H_ii|."""
+    # Zeros become tiny, so that the metric is definite.
     sizes = jnp.abs(jnp.diagonal(H))
     return jnp.diag(jnp.maximum(sizes, jnp.finfo(H.dtype).eps * jnp.max(sizes)))
 
@@ -71,6 +72,7 @@ def diagonalise(H: Matrix, M: Matrix, g: Vector, rounding: Vector | None = None)
 
 def newton_step(H: Matrix, g: Vector) -> tuple[Vector, Bool[Array, ""]]:
     """Return −H⁻¹g, refined once, and whether H is positive definite; a zero step if it is not."""
+    # One refinement: the residual g + H s is computed with the unfactorised H.
     factor = factorise(H)
     step = -factor.inverse(g)
     step = step - factor.inverse(g + product(H, step))
@@ -197,5 +199,6 @@ def undamped_step(H: Matrix, metric: Callable[[], Matrix] | None, g: Vector) -> 
             eigenvalues[0],
         )
 
+    # A step that is not finite (H = 0, say) is replaced by that of steepest descent.
     result = lax.cond(is_definite, lambda: step_result(step, 0.0, Step.NEWTON), modified_step)
     return result._replace(step=jnp.where(jnp.isfinite(result.step).all(), result.step, -g))

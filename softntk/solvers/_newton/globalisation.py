@@ -113,6 +113,7 @@ def search(
     def is_unfinished(trial: _Trial) -> Bool[Array, ""]:
         return (trial.count < MAX_LOSS_EVALUATIONS) & ~trial.accepted
 
+    # The first damping depends on the model, later ones on how the last trial went.
     first_damping = method.start(model, damping, loss.value)
     first_trial = _Trial(
         count=jnp.asarray(0, jnp.int32),
@@ -261,6 +262,7 @@ def _first_mu(model: DiagonalModel, mu: Scalar, value: Scalar) -> Scalar:
 
 def _next_mu(mu: Scalar, ratio: Scalar, step_length: Scalar, count: Count) -> Scalar:
     """Return Nielsen's μ: smaller the better the prediction was, 2^(count + 1) μ if rejected."""
+    # Nielsen's cubic: a third for ratio 1, unchanged for ratio ½, up to doubled for ratio 0.
     lowered = mu * jnp.maximum(1 / 3, 1 - (2 * jnp.clip(ratio, 0, 1) - 1) ** 3)
     return jnp.where(ratio > MIN_DECREASE_RATIO, lowered, jnp.ldexp(mu, count + 1))
 

@@ -112,10 +112,8 @@ def krylov_model(
         max_steps: products, at most.
     """
     # 1. The first vector, R⁻ᵀg or random.
-    if factor is None:
-        solve_root, solve_root_transposed = _identity, _identity
-    else:
-        solve_root, solve_root_transposed = factor.halved, factor.halved_transposed
+    solve_root = _identity if factor is None else factor.halved
+    solve_root_transposed = _identity if factor is None else factor.halved_transposed
     d = len(g)
     eps = jnp.finfo(g.dtype).eps
     first_vector = solve_root_transposed(g)
@@ -252,6 +250,7 @@ def damped_step(
     ``fallback`` replaces the damped step on the space, which has only a small part of a curvature
     that is not convex.
     """
+    # 1. The minimiser y = −c/θ, where the model is convex.
     model = space.model
     is_convex = model.curvatures[0] > 0
     y = jnp.where(is_convex, -model.gradient / jnp.where(is_convex, model.curvatures, 1), 0)
@@ -265,6 +264,7 @@ def damped_step(
     )
     newton_evaluations = is_convex.astype(jnp.int32)
 
+    # 2. That step, or a damped one.
     def take_newton_step() -> StepResult:
         next_damping = method.after_newton(damping, predicted_decrease)
         curvature = model.curvatures[0]

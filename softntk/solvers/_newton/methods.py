@@ -305,6 +305,7 @@ def _cg_rtol(g: Vector, state: NewtonState) -> Scalar:
 
     Convergence is then faster than linear.
     """
+    # Eisenstat and Walker's second choice; the loosest at the first step.
     last_norm = state.gradient_norm
     shrinkage = scaled_norm(g) / jnp.where(last_norm > 0, last_norm, jnp.inf)
     rtol = jnp.clip(shrinkage**CG_RTOL_EXPONENT, TIGHTEST_CG_RTOL, LOOSEST_CG_RTOL)
@@ -313,6 +314,7 @@ def _cg_rtol(g: Vector, state: NewtonState) -> Scalar:
 
 def _step_keys(options: Options, state: NewtonState) -> tuple[PRNGKeyArray, PRNGKeyArray]:
     """Return the keys of this step's sample, and of the directions that estimate scores."""
+    # By the count, so that a resumed run draws the same rows.
     row_key, direction_key = jax.random.split(jax.random.fold_in(options.key, state.count))
     return row_key, direction_key
 

@@ -81,6 +81,7 @@ def draw(sampler: Sampler, op: StructuredOperator, key: PRNGKeyArray, size: int)
     n = matrices.shape(op.matrix)[0]
     if size == n:
         return Sample(indices=jnp.arange(n), scales=jnp.ones(n, op.dtype))
+    # Rows whose score overflowed are drawn by the uniform share alone.
     weights = jnp.abs(op.logit_diagonal) * sampler.scores
     weights = jnp.where(jnp.isfinite(weights), weights, 0)
     total = jnp.sum(weights)
@@ -104,6 +105,7 @@ def remember_loss(sampler: Sampler, value: Float[Array, ""]) -> Sampler:
 
 def update_reliability(sampler: Sampler, value: Float[Array, ""]) -> Sampler:
     """Mark samples as unreliable if a step from one decreased the loss by less than a tenth."""
+    # Without a loss from before, the last step was not one on the sample alone.
     has_loss = jnp.isfinite(sampler.loss_before)
     loss_bound = sampler.loss_before - MIN_LOSS_DECREASE * jnp.abs(sampler.loss_before)
     too_slow = has_loss & ~(value <= loss_bound)
