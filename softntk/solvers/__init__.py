@@ -2,13 +2,14 @@
 
 from softntk._core.old_paths import keep_old_paths
 from softntk.solvers import step_sizes as step_sizes
+from softntk.solvers._diagnostics import Step as Step
+from softntk.solvers._diagnostics import StepDiagnostics as StepDiagnostics
 from softntk.solvers._gradient_descent import gradient_descent as gradient_descent
 from softntk.solvers._minimise.contraction import Contraction as Contraction
 from softntk.solvers._minimise.contraction import contraction as contraction
 from softntk.solvers._minimise.driver import minimise as minimise
 from softntk.solvers._natural_gradient import NaturalGradientState as NaturalGradientState
 from softntk.solvers._natural_gradient import natural_gradient as natural_gradient
-from softntk.solvers._newton.model import Step as Step
 from softntk.solvers._newton.transform import NewtonState as NewtonState
 from softntk.solvers._newton.transform import approx_newton as approx_newton
 from softntk.solvers._newton.transform import scale_by_approx_newton as scale_by_approx_newton

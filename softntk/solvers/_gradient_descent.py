@@ -1,6 +1,4 @@
-"""Optimisers as optax gradient transformations: they chain with everything in optax and run inside
-other people's loops.
-"""
+"""Gradient descent as an optax transform, and the check of transforms that users pass."""
 
 from typing import Any
 
@@ -8,33 +6,37 @@ import optax
 
 from softntk._core.validation import check_flag, check_number, is_concrete
 
+# Longest representation of an argument that an error message quotes.
+MAX_REPR_LENGTH = 60
+
 
 def check_transform(name: str, tx: Any) -> optax.GradientTransformationExtraArgs:
-    """Return an optax transform that takes the extra arguments.
+    """Return the transform with support of the extra arguments ``value``, ``grad``, ``value_fn``.
 
     Raises:
-        ValueError: it is none: the name of one, or its factory.
+        ValueError: it is no transform, but the name of one, or its factory.
     """
     if isinstance(tx, optax.GradientTransformation):
         return optax.with_extra_args_support(tx)
     if isinstance(tx, str):
-        cure = f"Write optax.{tx}(learning_rate)." if hasattr(optax, tx) else "See optax."
+        advice = f"Write optax.{tx}(learning_rate)." if hasattr(optax, tx) else "See optax."
     elif callable(tx):
-        cure = f"Call it: {getattr(tx, '__name__', 'it')}(learning_rate)."
+        advice = f"Call it: {getattr(tx, '__name__', 'it')}(learning_rate)."
     else:
-        cure = "E.g. optax.adam(1e-3), or softntk.solvers.gradient_descent(0.1)."
-    shown = repr(tx) if len(repr(tx)) <= 60 else type(tx).__name__
-    raise ValueError(f"{name} must be an optax transform, got {shown}. {cure}")
+        advice = "E.g. optax.adam(1e-3), or softntk.solvers.gradient_descent(0.1)."
+    description = repr(tx) if len(repr(tx)) <= MAX_REPR_LENGTH else type(tx).__name__
+    raise ValueError(f"{name} must be an optax transform, got {description}. {advice}")
 
 
 def gradient_descent(
     learning_rate: optax.ScalarOrSchedule, momentum: float | None = None, nesterov: bool = False
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Gradient descent, x ← x − η ∇L(x), optionally with momentum.
+    r"""Return gradient descent, x ← x − η ∇L(x), optionally with momentum.
 
-    Under a constant kernel H and the loss ½‖F − Y‖² the residual is multiplied by I − ηH a step
-    (:func:`softntk.ntk.predict_gd`): it converges for η < 2/λ_max(H), fastest for η = 2/(λ_max +
-    λ_min).
+    Use it to compare training with the theory, which is about this method. Under a constant kernel
+    H and the loss ½‖F − Y‖² the residual is multiplied by I − ηH a step
+    (:func:`softntk.ntk.predict_gd`): it converges for η < 2/λ_max(H), fastest for
+    η = 2/(λ_max + λ_min).
 
     Args:
         learning_rate: η, a positive number or an optax schedule of the step count;

@@ -1,15 +1,16 @@
-"""Full-batch training as one compiled loop."""
+"""Full-batch training with a fixed number of steps, as one compiled loop."""
 
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jaxtyping import PyTree
 
 from softntk._core.bound_loss import (
     BoundLoss,
@@ -21,7 +22,35 @@ from softntk._core.validation import check_callable, check_integer
 from softntk.solution import Result, Solution
 from softntk.solvers._gradient_descent import check_transform
 
-Params = Any  # a pytree of arrays
+Params = PyTree
+
+
+class _StaticLeaves(NamedTuple):
+    """Leaves of the loss's arguments that are no arrays, hashable for ``jax.jit``.
+
+    Attributes:
+        leaves: the leaves.
+        structure: of the pytree that they belong to.
+    """
+
+    leaves: tuple
+    structure: Any
+
+
+class _TrainingState(NamedTuple):
+    """State of the scan over steps.
+
+    Attributes:
+        params: after the last step.
+        last_finite: the last params whose loss is known to be finite.
+        state: of the transform.
+        is_finite: whether all losses were finite so far.
+    """
+
+    params: Params
+    last_finite: Params
+    state: PyTree
+    is_finite: jax.Array
 
 
 def train(
@@ -34,24 +63,27 @@ def train(
 ) -> Solution:
     r"""Run ``steps`` full-batch steps of an optax transform on a loss, in one ``lax.scan``.
 
+    Use it for a path of known length; :func:`softntk.solvers.minimise` ends at a tolerance.
+
     Args:
         loss: ``(params, *args) -> scalar``. Compiled once for each function object and shapes:
             define it outside of your loops, and pass data through ``args``.
         params: a pytree of arrays. Leaves that are no floating-point arrays (functions of an
             equinox module, counters) are constants.
-        tx: any optax transform. It is given ``value``, ``grad`` and ``value_fn``, as line searches
-            want.
+        tx: any optax transform. It gets ``value``, ``grad`` and ``value_fn``, which line searches
+            need.
         steps: number of steps, positive.
         args: passed on to the loss.
-        snapshot_every: keep the parameters before step 0, s, 2s, … and after the last; must divide
-            ``steps``. This holds steps/s + 1 copies in memory.
+        snapshot_every: record the parameters before step 0, s, 2s, … and after the last; must
+            divide ``steps``. This needs steps/s + 1 copies in memory.
 
     Returns:
         A :class:`~softntk.solution.Solution`. ``value``: the final parameters. ``stats["loss"]``:
         [steps + 1], the loss before each step and at the end. ``stats["snapshots"]`` (on request):
         a pytree like params with a leading axis of steps/s + 1. ``state``: the state of the
         transform, to continue with. If the loss becomes NaN or infinite the parameters stay at the
-        last good ones, the remaining losses are +inf and ``result`` says so (``.check()`` raises).
+        last ones with a finite loss, the remaining losses are +inf and ``result`` is DIVERGED
+        (``.check()`` raises).
 
     Raises:
         ValueError: params without floating-point arrays, a tx that is no optax transform, a loss
@@ -60,10 +92,12 @@ def train(
 
     Example:
         >>> import jax.numpy as jnp, softntk as sn
-        >>> sol = sn.solvers.train(lambda x: 0.5 * jnp.sum(x**2), jnp.ones(2), sn.solvers.gradient_descent(0.5), 3)
+        >>> tx = sn.solvers.gradient_descent(0.5)
+        >>> sol = sn.solvers.train(lambda x: 0.5 * jnp.sum(x**2), jnp.ones(2), tx, 3)
         >>> sol.stats["loss"].tolist(), sol.advice
         ([1.0, 0.25, 0.0625, 0.015625], 'The routine did what it was asked for.')
     """
+    # 1. Check the arguments.
     check_callable("loss", loss, "a function of the params")
     tx = check_transform("tx", tx)
     steps = check_integer("steps", steps, at_least=1)
@@ -71,11 +105,15 @@ def train(
         snapshot_every = check_integer("snapshot_every", snapshot_every, at_least=1)
         if steps % snapshot_every:
             raise ValueError(f"snapshot_every must divide steps, got {snapshot_every} and {steps}.")
+
+    # 2. Split what the loss gets into floating-point params, arrays, and static leaves.
     params, constants = split_leaves("params", params)
-    bound = BoundLoss(None, jax.tree.map(as_argument, args), constants)
-    arrays, others = eqx.partition(bound, eqx.is_array)
-    leaves, structure = jax.tree.flatten(others)
-    static = tuple(leaves), structure
+    bound_loss = BoundLoss(None, jax.tree.map(as_argument, args), constants)
+    arrays, static_leaves = eqx.partition(bound_loss, eqx.is_array)
+    leaves, structure = jax.tree.flatten(static_leaves)
+    static = _StaticLeaves(tuple(leaves), structure)
+
+    # 3. Train, and put the constant leaves back.
     solution = _train(loss, tx, steps, snapshot_every, static, params, arrays)
     if jax.tree.leaves(constants):
         stats = dict(solution.stats)
@@ -92,43 +130,53 @@ def _train(
     tx: optax.GradientTransformationExtraArgs,
     steps: int,
     snapshot_every: int | None,
-    static: tuple,
+    static: _StaticLeaves,
     params: Params,
     arrays: BoundLoss,
 ) -> Solution:
-    bound = eqx.combine(arrays, jax.tree.unflatten(static[1], static[0]))
+    """Run :func:`train` as one program; loss, transform and numbers of steps are static."""
+    # 1. The loss of the params.
+    bound_loss = eqx.combine(arrays, jax.tree.unflatten(static.structure, static.leaves))
 
-    def value_fn(p: Params) -> jax.Array:
-        return loss(bound.complete(p), *bound.args)
+    def value_fn(params: Params) -> jax.Array:
+        return loss(bound_loss.complete(params), *bound_loss.args)
 
     check_scalar("loss", jax.eval_shape(value_fn, params))
 
-    def step(carry: tuple, _: None) -> tuple[tuple, jax.Array]:
-        params, last_good, state, alive = carry
-        value, grad = jax.value_and_grad(value_fn)(params)
-        alive = alive & jnp.isfinite(value)
-        updates, new_state = tx.update(
-            grad, state, params, value=value, grad=grad, value_fn=value_fn
+    # 2. A scan of steps in a scan of chunks, between which snapshots are taken.
+    def step(carry: _TrainingState, _: None) -> tuple[_TrainingState, jax.Array]:
+        value, grad = jax.value_and_grad(value_fn)(carry.params)
+        is_finite = carry.is_finite & jnp.isfinite(value)
+        updates, next_state = tx.update(
+            grad, carry.state, carry.params, value=value, grad=grad, value_fn=value_fn
         )
-        new_params = optax.apply_updates(params, updates)
-        keep = partial(jax.tree.map, partial(jnp.where, alive))
-        # A step is known to be bad only at the next evaluation: remember the last parameters whose
-        # loss was finite.
-        carry = (keep(new_params, params), keep(params, last_good), keep(new_state, state), alive)
-        return carry, jnp.where(alive, value, jnp.inf)
+        next_params = optax.apply_updates(carry.params, updates)
+        # Whether a step is good shows only in the next evaluation: `last_finite` are the last
+        # parameters whose loss was finite.
+        next_carry = _TrainingState(
+            params=_select(is_finite, next_params, carry.params),
+            last_finite=_select(is_finite, carry.params, carry.last_finite),
+            state=_select(is_finite, next_state, carry.state),
+            is_finite=is_finite,
+        )
+        return next_carry, jnp.where(is_finite, value, jnp.inf)
 
-    def chunk(carry: tuple, _: None) -> tuple[tuple, tuple[jax.Array, Params]]:
-        out, losses = lax.scan(step, carry, None, length=snapshot_every or steps)
-        return out, (losses, carry[0] if snapshot_every else None)
+    def chunk(
+        carry: _TrainingState, _: None
+    ) -> tuple[_TrainingState, tuple[jax.Array, Params | None]]:
+        next_carry, losses = lax.scan(step, carry, None, length=snapshot_every or steps)
+        return next_carry, (losses, carry.params if snapshot_every else None)
 
-    start = (params, params, tx.init(params), jnp.asarray(True))
-    (params, last_good, state, alive), (losses, snapshots) = lax.scan(
+    start = _TrainingState(params, params, tx.init(params), jnp.asarray(True))
+    carry, (losses, snapshots) = lax.scan(
         chunk, start, None, length=steps // (snapshot_every or steps)
     )
-    final = value_fn(params)
-    alive = alive & jnp.isfinite(final)
-    losses = jnp.append(losses.reshape(steps), jnp.where(alive, final, jnp.inf))
-    value = jax.tree.map(partial(jnp.where, alive), params, last_good)
+
+    # 3. The loss at the end, and the last parameters where it is finite.
+    final_loss = value_fn(carry.params)
+    is_finite = carry.is_finite & jnp.isfinite(final_loss)
+    losses = jnp.append(losses.reshape(steps), jnp.where(is_finite, final_loss, jnp.inf))
+    value = _select(is_finite, carry.params, carry.last_finite)
     stats = {"loss": losses}
     if snapshot_every:
         stats["snapshots"] = jax.tree.map(
@@ -136,9 +184,12 @@ def _train(
             snapshots,
             value,
         )
-    result = jnp.where(
-        alive,
-        Result.SUCCESSFUL,
-        jnp.where(jnp.isfinite(losses[0]), Result.DIVERGED, Result.NONFINITE_INPUT),
-    )
-    return Solution(value=value, result=result.astype(jnp.int32), stats=stats, state=state)
+    # A first loss that is not finite is the fault of the start, not of the steps.
+    failure = jnp.where(jnp.isfinite(losses[0]), Result.DIVERGED, Result.NONFINITE_INPUT)
+    result = jnp.where(is_finite, Result.SUCCESSFUL, failure)
+    return Solution(value=value, result=result.astype(jnp.int32), stats=stats, state=carry.state)
+
+
+def _select(condition: jax.Array, if_true: PyTree, if_false: PyTree) -> PyTree:
+    """Return one of two pytrees."""
+    return jax.tree.map(partial(jnp.where, condition), if_true, if_false)

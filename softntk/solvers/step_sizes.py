@@ -29,7 +29,9 @@ from softntk._core.validation import check_integer, check_number, is_concrete
 
 
 def fastest(smallest: float, largest: float) -> float:
-    """2/(λ_max + λ_min), the constant step that shrinks the worst error most.
+    """Return 2/(λ_max + λ_min), the constant step that shrinks the worst error most.
+
+    Use it for plain gradient descent on a quadratic loss.
 
     Args:
         smallest: λ_min > 0, as of :func:`softntk.ntk.extreme_eigenvalues`.
@@ -47,12 +49,14 @@ def fastest(smallest: float, largest: float) -> float:
 
     Source: see the module.
     """
-    smallest, largest = _checked(smallest, largest)
+    smallest, largest = _check_spectrum(smallest, largest)
     return 2 / (largest + smallest)
 
 
 def heavy_ball(smallest: float, largest: float) -> tuple[float, float]:
-    """Polyak's step and momentum for a quadratic loss.
+    """Return Polyak's step and momentum for a quadratic loss.
+
+    Use it where κ is large: the error shrinks like that of plain descent for √κ.
 
     Args:
         smallest: λ_min > 0.
@@ -70,14 +74,16 @@ def heavy_ball(smallest: float, largest: float) -> tuple[float, float]:
 
     Source: see the module.
     """
-    smallest, largest = _checked(smallest, largest)
-    root = _root(largest) + _root(smallest)
-    return 4 / root**2, ((_root(largest) - _root(smallest)) / root) ** 2
+    smallest, largest = _check_spectrum(smallest, largest)
+    root_sum = _square_root(largest) + _square_root(smallest)
+    root_difference = _square_root(largest) - _square_root(smallest)
+    return 4 / root_sum**2, (root_difference / root_sum) ** 2
 
 
 def nesterov(smallest: float, largest: float) -> tuple[float, float]:
-    """Nesterov's step and momentum for a strongly convex loss; for ``gradient_descent(…,
-    nesterov=True)``.
+    """Return Nesterov's step and momentum for a strongly convex loss.
+
+    Use it with ``gradient_descent(…, nesterov=True)`` where the loss is not quadratic.
 
     Args:
         smallest: λ_min > 0.
@@ -95,9 +101,9 @@ def nesterov(smallest: float, largest: float) -> tuple[float, float]:
 
     Source: see the module.
     """
-    smallest, largest = _checked(smallest, largest)
-    ratio = _root(largest / smallest)
-    return 1 / largest, (ratio - 1) / (ratio + 1)
+    smallest, largest = _check_spectrum(smallest, largest)
+    root_kappa = _square_root(largest / smallest)
+    return 1 / largest, (root_kappa - 1) / (root_kappa + 1)
 
 
 def paper(
@@ -110,11 +116,11 @@ def paper(
     constant: float = 0.1,
     exponent: float = 16.0,
 ) -> float:
-    """0.1 λ/(m n²k² e^{16B}), the step for which the paper proves convergence.
+    """Return 0.1 λ/(m n²k² e^{16B}), the step for which the paper proves convergence.
 
-    Constant and exponent are as remembered (arguments, not facts). It is for
-    ``parameterization="paper"``, whose kernel is m times the one of "ntk" (use width 1 there);
-    proofs are content with steps that are far too short to be used.
+    Use it to compare a step with the theory: it is far too short for practice. Constant and
+    exponent are from memory, and therefore arguments. It is for ``parameterization="paper"``, whose
+    kernel is m times the one of "ntk" (use width 1 there).
 
     Args:
         smallest: λ, the smallest eigenvalue of the infinite-width kernel.
@@ -142,12 +148,12 @@ def paper(
     B = check_number("B", B, above=0)
     constant = check_number("constant", constant, above=0)
     exponent = check_number("exponent", exponent, at_least=0)
-    points, outputs, units = (
-        _check_size(name, size) for name, size in (("n", n), ("k", k), ("width", width))
-    )
-    shrinkage: Any = (
-        math.exp(-exponent * B) if is_concrete(B * exponent) else jnp.exp(-exponent * B)
-    )
+    # Floats: the product of the integers may be beyond the largest integer of an array.
+    points = _check_size("n", n)
+    outputs = _check_size("k", k)
+    units = _check_size("width", width)
+    is_known = is_concrete(B * exponent)
+    shrinkage: Any = math.exp(-exponent * B) if is_known else jnp.exp(-exponent * B)
     return constant * smallest / (units * points * points * outputs * outputs) * shrinkage
 
 
@@ -156,7 +162,8 @@ def _check_size(name: str, size: int) -> float:
     return check_number(name, check_integer(name, size, at_least=1))
 
 
-def _checked(smallest: float, largest: float) -> tuple[float, float]:
+def _check_spectrum(smallest: float, largest: float) -> tuple[float, float]:
+    """Return λ_min and λ_max as positive numbers, or raise ValueError."""
     smallest = check_number("smallest", smallest, above=0)
     largest = check_number("largest", largest, above=0)
     if is_concrete(smallest) and is_concrete(largest) and smallest > largest:
@@ -164,5 +171,6 @@ def _checked(smallest: float, largest: float) -> tuple[float, float]:
     return smallest, largest
 
 
-def _root(value: Any) -> Any:
+def _square_root(value: Any) -> Any:
+    """Return √value, without a program if the number is known."""
     return math.sqrt(value) if is_concrete(value) else jnp.sqrt(value)

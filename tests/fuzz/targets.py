@@ -61,6 +61,7 @@ NEEDS_NONE = {
     "solvers.Contraction": _RECORD,
     "solvers.NaturalGradientState": _RECORD,
     "solvers.NewtonState": _RECORD,
+    "solvers.StepDiagnostics": _RECORD,
     "solvers.Step": "an enumeration",
     "solution.NumericalError": "an exception",
     "solution.Result": "an enumeration",

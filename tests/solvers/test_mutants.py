@@ -14,7 +14,7 @@ from softntk._linalg import scaled_cholesky
 from softntk.solvers._minimise import default_transform as default
 from softntk.solvers._minimise import host_chunks
 from softntk.solvers._newton import globalisation, krylov_steps, row_sampler
-from softntk.solvers._newton.model import Spectrum
+from softntk.solvers._newton.model import DiagonalModel
 
 minimise = sn.solvers.minimise
 
@@ -26,7 +26,7 @@ def test_products_end_soon_after_the_first_negative_curvature(values, products, 
     """All of them where the curvature is convex; else the first and eight more."""
     H = jnp.diag(jnp.asarray(values))
     g = jnp.asarray(np.random.default_rng(0).normal(size=20))
-    space = krylov_steps.krylov(lambda v: H @ v, None, g, jnp.ones(()), 0.0, 20)
+    space = krylov_steps.krylov_model(lambda v: H @ v, None, g, jnp.ones(()), 0.0, 20)
     assert int(space.products) == products
 
 
@@ -34,8 +34,8 @@ def test_products_end_soon_after_the_first_negative_curvature(values, products, 
 def test_curvature_is_negative_beyond_the_rounding_of_the_largest(least, negative, x64):
     """4 d ε ‖H‖ = 7e-14 · 4."""
     values = jnp.asarray([least, 1.0, 2.0, 4.0])
-    space = krylov_steps.krylov(lambda v: values * v, None, jnp.ones(4), jnp.ones(()), 0.0, 4)
-    assert bool(space.model.negative) == negative
+    space = krylov_steps.krylov_model(lambda v: values * v, None, jnp.ones(4), jnp.ones(()), 0.0, 4)
+    assert bool(space.model.is_indefinite) == negative
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_the_trust_radius_grows_only_where_it_held_a_good_step_back(ratio, size,
 
 def test_a_first_step_is_no_longer_than_the_residual(x64):
     """|slope|/μ ≤ |slope| where the loss is zero: 0.15 is raised fourfold until μ ≥ 1."""
-    model = Spectrum(jnp.asarray([1e-12]), jnp.eye(1), jnp.asarray([3.0]), jnp.asarray(False))
+    model = DiagonalModel(jnp.asarray([1e-12]), jnp.eye(1), jnp.asarray([3.0]), jnp.asarray(False))
     assert float(
         globalisation._first_mu(model, jnp.asarray(0.15), jnp.asarray(0.0))
     ) == pytest.approx(2.4)
@@ -81,7 +81,7 @@ def test_the_measured_contraction_is_that_of_the_distances(x64):
 )
 def test_long_regressions_are_sampled(rows, columns, kind, size, monkeypatch, untyped):
     """Ten rows a column, where there are forty and enough columns, or twenty of a sparse matrix."""
-    monkeypatch.setattr(default, "_WORTH", 3)
+    monkeypatch.setattr(default, "MIN_SAMPLED_COLUMNS", 3)
     monkeypatch.setattr(default, "approx_newton", lambda *_, **options: options)
     problem = sn.regression.problem(kind(jnp.ones((rows, columns))), jnp.full(rows, 1 / rows))
     assert default.default_transform(problem).get("sketch_size") == size
@@ -91,7 +91,7 @@ def test_a_sample_of_all_rows_takes_each_once():
     op = sn.regression.softmax(
         jnp.arange(1.0, 7.0)[:, None], jnp.full(6, 1 / 6), weights=1.0
     ).hessian(jnp.zeros(1))
-    sampler = row_sampler.start(op)
+    sampler = row_sampler.initial_sampler(op)
     every = row_sampler.draw(sampler, op, jax.random.key(0), 6)
     assert every.indices.tolist() == list(range(6))
     assert every.scales.tolist() == [1.0] * 6
@@ -105,16 +105,16 @@ def test_a_sample_of_all_rows_takes_each_once():
     [(10, 0.12, 20), (200, 0.12, 256), (10, 0.2, 10), (10, 0.5, 10), (10, 0.7, 5), (1, 0.7, 1)],
 )
 def test_chunks_take_about_a_third_of_a_second(steps, seconds, wanted):
-    assert host_chunks._next_steps(steps, seconds) == wanted
+    assert host_chunks._next_chunk_steps(steps, seconds) == wanted
 
 
 def test_an_undamped_step_has_a_least_curvature(x64):
     """√ε of the largest, also where there is none."""
     values, g = np.array([4.0, 0.0, -1.0]), np.array([1.0, 2.0, 3.0])
-    space = krylov_steps.krylov(
+    space = krylov_steps.krylov_model(
         lambda v: jnp.asarray(values) * v, None, jnp.asarray(g), jnp.ones(()), 0.0, 3
     )
-    step = krylov_steps.undamped(space).step
+    step = krylov_steps.undamped_step(space).step
     np.testing.assert_allclose(step[::2], [-1 / 4, -3], rtol=1e-6)
     np.testing.assert_allclose(step[1], -2 / (4 * np.sqrt(np.finfo(float).eps)), rtol=1e-6)
 
@@ -154,13 +154,15 @@ def test_levels_of_a_sample(learned, level, distortion, wanted, x64):
     A = jnp.asarray(np.random.default_rng(0).normal(size=(40, 3)))
     p = sn.regression.softmax(A, jnp.full(40, 1 / 40), weights=1.0)
     op = p.hessian(jnp.zeros(3))
-    sampler = row_sampler.start(op)._replace(
-        learned=jnp.asarray(learned), level=jnp.asarray(level, jnp.int32)
+    sampler = row_sampler.initial_sampler(op)._replace(
+        has_leverage_scores=jnp.asarray(learned), size_index=jnp.asarray(level, jnp.int32)
     )
     factor = scaled_cholesky.factorise(op.as_matrix())
-    new = row_sampler.learn(sampler, op, jax.random.key(0), factor, jnp.asarray(distortion), 1.0, 2)
-    assert int(new.level) == wanted
-    assert bool(new.learned) == (learned or distortion > 1)
+    new = row_sampler.refresh_scores(
+        sampler, op, jax.random.key(0), factor, jnp.asarray(distortion), 1.0, 2
+    )
+    assert int(new.size_index) == wanted
+    assert bool(new.has_leverage_scores) == (learned or distortion > 1)
 
 
 @pytest.mark.parametrize(

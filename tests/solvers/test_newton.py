@@ -19,9 +19,10 @@ import softntk as sn
 from softntk._linalg import scaled_cholesky
 from softntk.curvature import sketch
 from softntk.solution import Result
+from softntk.solvers._diagnostics import Step
 from softntk.solvers._newton import dense_steps, krylov_steps
 from softntk.solvers._newton.globalisation import DAMPINGS
-from softntk.solvers._newton.model import Step, Trial
+from softntk.solvers._newton.model import LossAlongStep
 
 scale_by, approx_newton = sn.solvers.scale_by_approx_newton, sn.solvers.approx_newton
 COMBINATIONS = list(
@@ -273,7 +274,7 @@ def test_the_trust_region_is_solved_exactly(turned, x64):
 
     @jax.jit
     def region(H, g):
-        model = dense_steps.spectrum(H, jnp.asarray(M), g)
+        model = dense_steps.diagonalise(H, jnp.asarray(M), g)
         return model.step(DAMPINGS["trust_region"].solve(model, jnp.asarray(radius), jnp.zeros(())))
 
     for name, (values, slope) in REGIONS.items():
@@ -306,7 +307,7 @@ def test_levenberg_and_marquardt_solve_their_system(x64):
 
     @jax.jit
     def solve(H, mu):
-        model = dense_steps.spectrum(H, jnp.asarray(M), jnp.asarray(g))
+        model = dense_steps.diagonalise(H, jnp.asarray(M), jnp.asarray(g))
         return model.step(DAMPINGS["levenberg_marquardt"].solve(model, mu, jnp.ones(())))
 
     for mu in (1e-3, 1.0, 100.0):
@@ -319,16 +320,18 @@ def test_levenberg_and_marquardt_solve_their_system(x64):
 def test_krylov_of_full_length_is_dense(x64):
     rng = np.random.default_rng(0)
     (H, P), g = (part @ part.T for part in rng.normal(size=(2, 5, 8))), rng.normal(size=5)
-    trial = Trial(jnp.zeros(()), lambda s: s @ g + 0.5 * s @ H @ s, lambda s: (g + H @ s) @ s)
+    trial = LossAlongStep(
+        jnp.zeros(()), lambda s: s @ g + 0.5 * s @ H @ s, lambda s: (g + H @ s) @ s
+    )
 
     @jax.jit
     def run(preconditioner):
         factor = None if preconditioner is None else scaled_cholesky.factorise(preconditioner)
-        space = krylov_steps.krylov(
+        space = krylov_steps.krylov_model(
             lambda v: jnp.asarray(H) @ v, factor, jnp.asarray(g), jnp.ones(()), 0.0, 5
         )
-        damped = krylov_steps.damped(space, DAMPINGS["trust_region"], trial, jnp.zeros(()))
-        return space, krylov_steps.undamped(space).step, damped.step
+        damped = krylov_steps.damped_step(space, DAMPINGS["trust_region"], trial, jnp.zeros(()))
+        return space, krylov_steps.undamped_step(space).step, damped.step
 
     for preconditioner in (None, P):
         space, *steps = run(preconditioner)

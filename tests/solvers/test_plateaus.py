@@ -163,7 +163,7 @@ def test_derivatives_with_an_intercept_are_of_least_norm(x64):
 
 
 def test_many_unknowns_are_solved_by_products(x64, monkeypatch):
-    monkeypatch.setattr(implicit_diff, "_DENSE", 1)
+    monkeypatch.setattr(implicit_diff, "MAX_DENSE_SIZE", 1)
     rng = np.random.default_rng(0)
     B = rng.normal(size=(6, 4))
     H = B @ B.T  # of rank four

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import softntk as sn
+from softntk.solvers._diagnostics import find_diagnostics
 
 
 def quadratic(x):
@@ -48,3 +49,25 @@ def test_takes_a_schedule_and_chains_with_a_line_search():
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         sn.solvers.gradient_descent(**options)
+
+
+def test_diagnostics_are_found_by_their_type():
+    """In chained and injected states, the first one; first-order methods have none."""
+    x = jnp.ones(2)
+    newton = sn.solvers.approx_newton(jax.hessian(quadratic)(x), damping="levenberg_marquardt")
+    inject = optax.inject_hyperparams(lambda scale: optax.chain(newton, optax.scale(scale)))
+    for tx in (newton, optax.chain(optax.clip(1.0), newton), inject(scale=1.0)):
+        found = find_diagnostics(tx.init(x))
+        assert isinstance(found, sn.solvers.StepDiagnostics)
+        assert int(found.kind) == sn.solvers.Step.NONE
+    assert find_diagnostics(optax.adam(0.1).init(x)) is None
+
+
+def test_fields_of_diagnostics_are_attributes_of_the_state():
+    x = jnp.ones(2)
+    state = sn.solvers.scale_by_approx_newton(jnp.eye(2)).init(x)
+    assert state.kind is state.diagnostics.kind
+    assert state.result is state.diagnostics.result
+    assert state.damping is state.diagnostics.damping
+    assert state.negative_curvature is state.diagnostics.negative_curvature
+    assert state.distortion is state.diagnostics.model_error

@@ -1,4 +1,4 @@
-r"""Theory beside practice: how fast approximate Newton should have converged, and how fast it did.
+r"""The convergence of approximate Newton: promised by the theory, and measured on a path.
 
 With r_t = ‖x_t − x*‖, l the smallest eigenvalue of ∇²L(x*), M a Lipschitz constant of the Hessian
 and ε that of the sample,
@@ -6,8 +6,8 @@ and ε that of the sample,
     r_{t+1} ≤ 2 (ε + r_t M/(l − r_t M)) r_t        while r_t M < l.
 
 For ε > 0 and an ill-conditioned Hessian that is the papers' promise and not a fact: a (1 ± ε)
-approximation says something in the norm of ∇²L(x*) only, and in the Euclidean one steps are seen
-that contract less (softntk/theory/LEDGER.md).
+approximation bounds errors in the norm of ∇²L(x*) only; in the Euclidean norm there are steps that
+contract less (softntk/theory/LEDGER.md).
 
 Source: arXiv 2309.13482 and 2304.10411, the approximate Newton method;
 MATHEMATICS.md#approximate-newton.
@@ -25,20 +25,25 @@ from softntk._linalg.norms import host_norm
 from softntk.regression import Problem, lipschitz
 from softntk.solution import Solution
 
+# Radius of the ball for a path that stays at zero.
+MIN_BALL_RADIUS = 1e-12
+# An infinite M is replaced by this one, so that zero times M is zero.
+LARGEST_LIPSCHITZ = 1e300
+
 
 @record
 class Contraction:
-    """Factors from one step to the next, as :func:`contraction` finds them.
+    """Factors by which the distance to the minimiser falls, results of :func:`contraction`.
 
     Attributes:
         distance: r_t, [steps + 1]; the last is zero, x* being the last point.
         measured: r_{t+1}/r_t, [steps].
         promised: 2(ε + r_t M/(l − r_t M)) with the proved M, [steps]; +inf where r_t M ≥ l: nothing
             is promised there.
-        along_path: the same with the M that was seen on the path, max ‖∇²L(x_t) − ∇²L(x*)‖/r_t.
+        along_path: the same with the M of the path, max ‖∇²L(x_t) − ∇²L(x*)‖/r_t.
         strength: l.
-        lipschitz: the proved M, on a ball around zero that holds the path.
-        lipschitz_along_path: the M that was seen.
+        lipschitz: the proved M, on a ball around zero that contains the path.
+        lipschitz_along_path: the M of the path.
     """
 
     distance: Float[Array | np.ndarray, " t"]
@@ -55,7 +60,10 @@ def contraction(
     path: Float[Array | np.ndarray, "t d"],
     distortion: Float[Array | np.ndarray, " s"],
 ) -> Contraction:
-    r"""The factor that the papers promise for the measured ε and r, beside the measured one.
+    r"""Compute the contraction promised at each step of a path, and the measured one.
+
+    Use it to see whether a run converged as fast as the theory says; ``minimise(…, theory=True)``
+    calls it for its own path.
 
     Args:
         problem: of :func:`softntk.regression._problem`.
@@ -78,6 +86,7 @@ def contraction(
 
     Source: see the module.
     """
+    # 1. Check the arguments.
     if not isinstance(problem, Problem):
         raise ValueError(
             f"problem must be one of softntk.regression._problem, got {type(problem).__name__}."
@@ -89,51 +98,73 @@ def contraction(
     d = problem.shape[1]
     if path.ndim != 2 or path.shape[1] != d or distortion.shape != (len(path) - 1,):
         raise ValueError(
-            f"path must be [T + 1, {d}] and distortion [T], got shapes {path.shape} and {distortion.shape}."
+            f"path must be [T + 1, {d}] and distortion [T], "
+            f"got shapes {path.shape} and {distortion.shape}."
         )
     if (distortion < 0).any():
         raise ValueError(f"distortion must not be negative, got {float(distortion.min())}.")
-    hessian = lambda x: np.asarray(
-        problem.hessian(jnp.asarray(x, problem.dtype)).as_matrix(), np.float64
-    )
-    last = hessian(path[-1])
-    strength = float(np.linalg.eigvalsh(last)[0])
+
+    # 2. The constants l and M, from the Hessians and from the proof.
     distance = host_norm(path - path[-1], axis=1)
-    moved = distance > 0
-    changes = [
-        np.linalg.norm(hessian(x) - last, 2) / r
-        for x, r in zip(path[moved], distance[moved], strict=True)
-    ]
-    seen = float(max(changes, default=0.0))
-    try:
-        proved = float(
-            lipschitz(problem, max(float(np.max(host_norm(path, axis=1))), 1e-12)).hessian.ours
-        )
-    except ValueError:  # an activation without bounds
-        proved = float("inf")
-    before = distance[:-1]
-    safe = np.where(before > 0, before, 1)
-    measured = np.where(before > 0, distance[1:] / safe, 0)
+    last_hessian = _hessian_at(problem, path[-1])
+    strength = float(np.linalg.eigvalsh(last_hessian)[0])
+    path_constant = _lipschitz_along_path(problem, path, distance, last_hessian)
+    proved_constant = _proved_lipschitz(problem, path)
+
+    # 3. Measured and promised factors.
+    step_distance = distance[:-1]
+    is_positive = step_distance > 0
+    measured = np.where(is_positive, distance[1:] / np.where(is_positive, step_distance, 1), 0)
     return Contraction(
         distance=distance,
         measured=measured,
-        promised=_promised(distortion, before, proved, strength),
-        along_path=_promised(distortion, before, seen, strength),
+        promised=_promised_factor(distortion, step_distance, proved_constant, strength),
+        along_path=_promised_factor(distortion, step_distance, path_constant, strength),
         strength=strength,
-        lipschitz=proved,
-        lipschitz_along_path=seen,
+        lipschitz=proved_constant,
+        lipschitz_along_path=path_constant,
     )
 
 
-def _promised(
+def _hessian_at(problem: Problem, x: np.ndarray) -> np.ndarray:
+    """Return the Hessian at a point as a matrix of NumPy, in float64."""
+    operator = problem.hessian(jnp.asarray(x, problem.dtype))
+    return np.asarray(operator.as_matrix(), np.float64)
+
+
+def _lipschitz_along_path(
+    problem: Problem, path: np.ndarray, distance: np.ndarray, last_hessian: np.ndarray
+) -> float:
+    """Return max ‖∇²L(x_t) − ∇²L(x*)‖/r_t over the points of the path that are not x*."""
+    # x* itself has no quotient.
+    is_positive = distance > 0
+    slopes = [
+        np.linalg.norm(_hessian_at(problem, x) - last_hessian, 2) / r
+        for x, r in zip(path[is_positive], distance[is_positive], strict=True)
+    ]
+    return float(max(slopes, default=0.0))
+
+
+def _proved_lipschitz(problem: Problem, path: np.ndarray) -> float:
+    """Return the proved M on a ball that contains the path; +inf where no bound is known."""
+    radius = max(float(np.max(host_norm(path, axis=1))), MIN_BALL_RADIUS)
+    try:
+        return float(lipschitz(problem, radius).hessian.ours)
+    except ValueError:  # an activation without bounds
+        return float("inf")
+
+
+def _promised_factor(
     distortion: np.ndarray, distance: np.ndarray, M: float, strength: float
 ) -> np.ndarray:
-    bent = np.where(distance > 0, distance * min(M, 1e300), 0)
-    inside = bent < strength
-    return np.where(inside, 2 * (distortion + bent / np.where(inside, strength - bent, 1)), np.inf)
+    """Return 2(ε + rM/(l − rM)) for each step, +inf where rM ≥ l."""
+    curvature_change = np.where(distance > 0, distance * min(M, LARGEST_LIPSCHITZ), 0)
+    has_promise = curvature_change < strength
+    denominator = np.where(has_promise, strength - curvature_change, 1)
+    return np.where(has_promise, 2 * (distortion + curvature_change / denominator), np.inf)
 
 
 def with_contraction(problem: Problem, solution: Solution) -> Solution:
-    """The solution with ``stats["contraction"]``."""
-    found = contraction(problem, solution.stats["path"], solution.stats["distortion"])
-    return dataclasses.replace(solution, stats={**solution.stats, "contraction": found})
+    """Return the solution with ``stats["contraction"]``."""
+    result = contraction(problem, solution.stats["path"], solution.stats["distortion"])
+    return dataclasses.replace(solution, stats={**solution.stats, "contraction": result})

@@ -1,4 +1,4 @@
-"""Which transform ``minimise`` takes when none is given."""
+"""The transform that ``minimise`` chooses when none is given."""
 
 from typing import Any
 
@@ -6,34 +6,49 @@ import optax
 
 from softntk._linalg import design_matrix as matrices
 from softntk.regression import Problem
+from softntk.solvers._minimise.loop_state import Loss
 from softntk.solvers._minimise.units import in_own_units
 from softntk.solvers._newton.transform import approx_newton
 
-_DENSE = 2000  # unknowns up to which a curvature without rows is formed as a matrix
-_ROWS = 10  # of a sample, for each column
-# columns from which on a sample and a few products are cheaper than the whole Gram product
-_WORTH = 300
-_STEPS = 40  # conjugate gradient steps a step, at most
+# Unknowns up to which a curvature without rows is formed as a matrix.
+MAX_DENSE_SIZE = 2000
+# Rows of a sample, for each column.
+ROWS_PER_COLUMN = 10
+# Columns from which on a sample and a few products cost less than the whole Gram product.
+MIN_SAMPLED_COLUMNS = 300
+# Conjugate gradient steps of a Newton step, at most.
+MAX_CG_STEPS = 40
 
 
-def default_transform(problem: Any) -> optax.GradientTransformationExtraArgs:
-    """Approximate Newton for what has a Hessian, L-BFGS for the rest."""
+def default_transform(problem: Loss) -> optax.GradientTransformationExtraArgs:
+    """Return approximate Newton for a problem with a ``hessian``, L-BFGS for any other function.
+
+    Newton is exact where that is cheap. By products it needs no matrix [d, d]; a sample of rows
+    preconditions these where there are many rows for each column.
+    """
     if not hasattr(problem, "hessian"):
         return in_own_units(optax.lbfgs())
+    hessian = problem.hessian
     options: dict[str, Any] = {
         "gauss_newton": getattr(problem, "gauss_newton", None),
         "damping": "levenberg_marquardt",
     }
+    # 1. Regressions: by shape and kind of the design matrix.
     if isinstance(problem, Problem):
         n, d = problem.shape
-        if matrices.is_operator(problem.A) and d > _DENSE:
-            return approx_newton(problem.hessian, cg_steps=_STEPS, **options)
-        wide, sparse = (
-            d >= _WORTH and n >= 4 * _ROWS * d,
-            matrices.is_sparse(problem.A) and n >= 2 * _ROWS * d,
-        )
-        if wide or sparse:
-            return approx_newton(problem.hessian, sketch_size=_ROWS * d, cg_steps=_STEPS, **options)
-        return approx_newton(problem.hessian, **options)
-    size = sum(leaf.size for leaf in problem.structure[0]) if hasattr(problem, "structure") else 0
-    return approx_newton(problem.hessian, cg_steps=None if size <= _DENSE else _STEPS, **options)
+        if matrices.is_operator(problem.A) and d > MAX_DENSE_SIZE:
+            return approx_newton(hessian, cg_steps=MAX_CG_STEPS, **options)
+        sample_rows = ROWS_PER_COLUMN * d
+        is_large = d >= MIN_SAMPLED_COLUMNS and n >= 4 * sample_rows
+        is_long_sparse = matrices.is_sparse(problem.A) and n >= 2 * sample_rows
+        if is_large or is_long_sparse:
+            sampled = {"sketch_size": sample_rows, "cg_steps": MAX_CG_STEPS}
+            return approx_newton(hessian, **sampled, **options)
+        return approx_newton(hessian, **options)
+
+    # 2. Other problems: by the number of unknowns.
+    size = 0
+    if hasattr(problem, "structure"):
+        size = sum(leaf.size for leaf in problem.structure[0])
+    cg_steps = None if size <= MAX_DENSE_SIZE else MAX_CG_STEPS
+    return approx_newton(hessian, cg_steps=cg_steps, **options)

@@ -1,10 +1,9 @@
-"""The loop of :mod:`softntk.solvers._minimise.device_loop` in chunks, with the host between them:
-it shows, saves, and can be interrupted.
-"""
+"""The loop of ``minimise`` in chunks, between which the host shows, saves, and hears Ctrl-C."""
 
 import os
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,135 +11,181 @@ import numpy as np
 import optax
 
 from softntk._core import checkpoint as checkpoints
+from softntk._core import host_loop
 from softntk._core.closures import compile_with_closure
-from softntk._core.progress import Progress
 from softntk.solution import Result, Solution
+from softntk.solvers._diagnostics import find_diagnostics
 from softntk.solvers._minimise.device_loop import (
+    advance,
+    as_solution,
+    refusal_code,
+    start_at,
+)
+from softntk.solvers._minimise.loop_state import (
     RUNNING,
     Carry,
     History,
+    Loss,
     Options,
-    advance,
-    is_doubtful,
-    refusal,
-    report,
-    solution_of,
-    start_at,
+    Params,
 )
 from softntk.solvers._minimise.plateaus import has_flattened_on_host
+from softntk.solvers._minimise.stopping_rules import needs_plateau_check
 
-Params = Any
-Path = str | os.PathLike
+FilePath = str | os.PathLike
+# (carry, limit of steps in all) → the next carry and the history of the steps made
+ChunkProgram = Callable[[Carry, np.ndarray | jax.Array], tuple[Carry, History]]
 
-_MAX_CHUNK_STEPS = 256
-_CHUNK_SECONDS = 0.3  # that a chunk should take
+MAX_CHUNK_STEPS = 256
+# Seconds that a chunk should take.
+CHUNK_SECONDS = 0.3
 
 
-def in_chunks(
-    problem: Any,
+class _HostState(NamedTuple):
+    """State of the loop on the host.
+
+    Attributes:
+        carry: of the loop on the device.
+        history: of all steps, NumPy arrays.
+        chunk_steps: number of steps of the next chunk.
+    """
+
+    carry: Carry
+    history: History
+    chunk_steps: int
+
+
+def run_in_chunks(
+    problem: Loss,
     tx: optax.GradientTransformation | None,
     options: Options,
     x0: Params,
     max_steps: int,
     progress: bool,
-    checkpoint: Path | None,
+    checkpoint: FilePath | None,
 ) -> Solution:
-    """Return what the loop comes to, run a chunk at a time."""
-    begin = compile_with_closure(
+    """Return the solution of the loop, run a chunk at a time."""
+    # 1. The start.
+    start_program = compile_with_closure(
         "start", tx, problem, lambda problem, x0: start_at(problem, tx, x0, diagnosed=False), x0
     )
-    start = begin(x0)
+    start = start_program(x0)
     if int(start.result) != RUNNING:
-        start = start._replace(result=refusal(problem, x0))
-    run = compile_with_closure(
+        start = start._replace(result=refusal_code(problem, x0))
+    chunk_program = compile_with_closure(
         ("advance", options),
         tx,
         problem,
-        lambda problem, carry, limit: advance(problem, tx, options, carry, limit, _MAX_CHUNK_STEPS),
+        lambda problem, carry, limit: advance(problem, tx, options, carry, limit, MAX_CHUNK_STEPS),
         start,
         np.zeros((), np.int32),
     )
-    carry, history, mark = start, _no_history(start, options), ""
+
+    # 2. The checkpoint, if there is one.
+    carry = start
+    history = _empty_history(start, options)
+    checkpoint_file = None
     if checkpoint is not None:
         mark = checkpoints.fingerprint((start.x, start.value, start.grad, start.state))
-        carry, history = _resumed(run, start, history, checkpoint, mark)
-    bar, ask = Progress(progress, "minimising"), 1
-    try:
-        while int(carry.result) == RUNNING and int(carry.count) < max_steps:
-            before = int(carry.count)
-            limit = min(before + ask, max_steps)
-            began = time.perf_counter()
-            carry, entries = jax.block_until_ready(run(carry, np.asarray(limit, np.int32)))
-            seconds = time.perf_counter() - began
-            history = _with_entries(history, entries, int(carry.count) - before)
-            if checkpoint is not None:
-                checkpoints.save(checkpoint, (carry, history), mark)
-            bar.show(_line(start, history))
-            ask = _next_steps(ask, seconds)
-        # no steps were asked for, or all were made before: only look
-        if int(carry.result) == RUNNING:
-            carry, _ = run(carry, carry.count)
-    except KeyboardInterrupt:
+        checkpoint_file = host_loop.CheckpointFile(checkpoint, mark, lambda state: state[:2])
+        carry, history = _resume(chunk_program, start, history, checkpoint, mark)
+
+    # 3. The chunks.
+    state, interrupted = host_loop.run(
+        lambda state: _run_chunk(chunk_program, state, max_steps),
+        _HostState(carry, history, 1),
+        until=lambda state: _is_over(state.carry, max_steps),
+        progress=host_loop.ProgressLine(
+            progress, "minimising", lambda state: _progress_text(start, state.history)
+        ),
+        checkpoint=checkpoint_file,
+    )
+    carry = state.carry
+    if interrupted:
         carry = carry._replace(result=jnp.asarray(Result.INTERRUPTED, jnp.int32))
-    finally:
-        bar.close()
-    if report(carry.state) is None and bool(is_doubtful(options, start, carry)):
-        gradient = lambda x: begin(x).grad
+    elif int(carry.result) == RUNNING:
+        # Where no steps were allowed, or all were made before, nothing has tested the tolerance.
+        carry, _ = chunk_program(carry, carry.count)
+
+    # 4. A small gradient may be that of a plateau.
+    if find_diagnostics(carry.state) is None and needs_plateau_check(options, start, carry):
+
+        def gradient(x: Params) -> Params:
+            return start_program(x).grad
+
         if has_flattened_on_host(gradient, start.x, carry.x, float(carry.path_length)):
             carry = carry._replace(result=jnp.asarray(Result.PLATEAU, jnp.int32))
-    return solution_of(start, carry, history)
+    return as_solution(start, carry, state.history)
 
 
-def _no_history(start: Carry, options: Options) -> History:
-    none = np.zeros(0, start.value.dtype)
-    path = (
-        jax.tree.map(lambda leaf: np.zeros((0, *leaf.shape), leaf.dtype), start.x)
-        if options.path
-        else None
-    )
-    return History(none, none, none, none, none, path)
+def _is_over(carry: Carry, max_steps: int) -> bool:
+    """Return whether a run has a result, or has made all its steps."""
+    return int(carry.result) != RUNNING or int(carry.count) >= max_steps
 
 
-def _with_entries(history: History, entries: History, count: int) -> History:
-    """Return the history with the first ``count`` entries of a chunk behind it."""
+def _run_chunk(program: ChunkProgram, state: _HostState, max_steps: int) -> _HostState:
+    """Return the state after one chunk."""
+    # block_until_ready: the clock is to measure the steps, not their dispatch.
+    first_count = int(state.carry.count)
+    limit = min(first_count + state.chunk_steps, max_steps)
+    start_time = time.perf_counter()
+    carry, entries = jax.block_until_ready(program(state.carry, np.asarray(limit, np.int32)))
+    seconds = time.perf_counter() - start_time
+    history = _append_entries(state.history, entries, int(carry.count) - first_count)
+    return _HostState(carry, history, _next_chunk_steps(state.chunk_steps, seconds))
+
+
+def _empty_history(start: Carry, options: Options) -> History:
+    """Return a history of no steps, on the host."""
+    empty = np.zeros(0, start.value.dtype)
+    path = None
+    if options.path:
+        path = jax.tree.map(lambda leaf: np.zeros((0, *leaf.shape), leaf.dtype), start.x)
+    return History(empty, empty, empty, empty, empty, path)
+
+
+def _append_entries(history: History, entries: History, count: int) -> History:
+    """Return the history with the first ``count`` entries of a chunk appended."""
     return jax.tree.map(
         lambda old, new: np.concatenate([old, np.asarray(new)[:count]]), history, entries
     )
 
 
-def _resumed(
-    run: Any, start: Carry, history: History, checkpoint: Path, mark: str
+def _resume(
+    program: ChunkProgram, start: Carry, history: History, checkpoint: FilePath, mark: str
 ) -> tuple[Carry, History]:
-    """Return where a checkpoint ends, or the start where there is no file.
+    """Return carry and history of a checkpoint, or of the start where there is no file.
 
     Raises:
-        ValueError: the first step is another one than the file knows.
+        ValueError: the first step is not the one that the file records.
     """
     carry, history = checkpoints.load(checkpoint, (start, history), mark) or (start, history)
     history = jax.tree.map(np.asarray, history)
     if len(history.loss):
-        _, first = run(start, np.ones((), np.int32))
-        same = jax.tree.map(
-            lambda old, new: np.array_equal(old[0], np.asarray(new)[0]), history, first
+        _, first_entries = program(start, np.ones((), np.int32))
+        is_same = jax.tree.map(
+            lambda old, new: np.array_equal(old[0], np.asarray(new)[0]), history, first_entries
         )
-        if not all(jax.tree.leaves(same)):
+        if not all(jax.tree.leaves(is_same)):
             raise ValueError(checkpoints.foreign(checkpoint))
-    # Whether it is over is for the tolerances of now to say.
+    # Tolerances and max_steps may have changed: the run is tested anew.
     if int(carry.result) in (Result.SUCCESSFUL, Result.MAX_STEPS, Result.INTERRUPTED):
         carry = carry._replace(result=jnp.asarray(RUNNING, jnp.int32))
     return carry, history
 
 
-def _next_steps(steps: int, seconds: float) -> int:
-    """Return how many steps to ask for, after so many took so long."""
-    if seconds < _CHUNK_SECONDS / 2:
-        return min(2 * steps, _MAX_CHUNK_STEPS)
-    return max(steps // 2, 1) if seconds > 2 * _CHUNK_SECONDS else steps
+def _next_chunk_steps(steps: int, seconds: float) -> int:
+    """Return the number of steps of the next chunk, after so many took so long."""
+    if seconds < CHUNK_SECONDS / 2:
+        return min(2 * steps, MAX_CHUNK_STEPS)
+    return max(steps // 2, 1) if seconds > 2 * CHUNK_SECONDS else steps
 
 
-def _line(start: Carry, history: History) -> str:
+def _progress_text(start: Carry, history: History) -> str:
+    """Return the line that shows the last step of a run."""
     if not len(history.loss):
         return ""
+    # float64, since norms of half precision would overflow in the quotients.
     norms = np.append(np.asarray(start.norm), history.gradient_norm).astype(np.float64)
     rate = norms[-1] / norms[-2] if norms[-2] > 0 else 0.0
     return (

@@ -1,119 +1,135 @@
-"""Whether the loss flattens out where a run has come to, so that a small gradient does not mean a
-minimum near by.
+"""Tests whether the loss flattens out at the end of a run, where no minimum needs to be near.
 
 Towards a minimum the gradient g vanishes and the curvature ‖∇²L‖ stays, or vanishes more slowly:
 for |x|^p like ‖g‖ to the power (p − 2)/(p − 1). Where a softmax saturates the loss falls to its
-level exponentially, and both vanish alike.
+limit exponentially, and both vanish alike. So the test compares, between the start and the end of a
+run, by how much the two have fallen. Products with the Hessian are differences of gradients.
 """
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, PyTree
 
 from softntk._linalg.norms import host_norm, scaled_norm
 
-Params = Any
+Params = PyTree
+FlatPoint = Float[Array | np.ndarray, " d"]
 
-ALIKE = 3.0
-"""By how much the curvature may have fallen less than the gradient and still count as vanished with
-it.
-"""
+# By how much less than the gradient the curvature may have fallen and still count as vanished.
+MAX_CURVATURE_RATIO = 3.0
+# Products with the Hessian from which its norm is estimated.
 POWER_STEPS = 3
-"""Products with the Hessian in which its norm is estimated."""
 
 
 def has_flattened_on_host(
     gradient: Callable[[Params], Params], first: Params, last: Params, path_length: float
 ) -> bool:
-    """Return whether the curvature has vanished with the gradient between two points whose numbers
-    are known.
+    """Return whether the curvature has vanished with the gradient, for known numbers.
 
-    The Hessian is met in differences of gradients, so that nothing more has to be compiled.
+    Differences of gradients need no other program than the gradient's, so nothing is compiled.
 
     Args:
         gradient: of the loss.
         first: the start of a run.
-        last: where its gradient was small enough.
+        last: its end, where the gradient is small.
         path_length: of the run.
     """
-    flat = _Flat(first, np)
+    # 1. Gradients at both ends.
+    flattener = _Flattener(first, np)
 
-    def slope(point: np.ndarray) -> np.ndarray:
-        return flat.join(gradient(flat.split(point)))
+    def flat_gradient(point: np.ndarray) -> np.ndarray:
+        return flattener.join(gradient(flattener.split(point)))
 
-    points = [flat.join(point) for point in (first, last)]
-    slopes = [slope(point) for point in points]
-    (begin, end), (steep, small) = points, map(host_norm, slopes)
+    start = flattener.join(first)
+    end = flattener.join(last)
+    start_gradient = flat_gradient(start)
+    end_gradient = flat_gradient(end)
+    start_norm = host_norm(start_gradient)
+    end_norm = host_norm(end_gradient)
     length = _difference_length(host_norm(end), path_length, end.dtype)
-    direction = _mixed_direction(slopes[0], np)
+
+    # 2. The largest curvature at the end that counts as vanished.
+    direction = _mixed_direction(start_gradient, np)
     with np.errstate(all="ignore"):
-        product = (slope(begin + length * direction) - slopes[0]) / length
-        bound = ALIKE * host_norm(product) * (small / steep)
-        direction = _mixed_direction(slopes[1], np)
+        product = (flat_gradient(start + length * direction) - start_gradient) / length
+        bound = MAX_CURVATURE_RATIO * host_norm(product) * (end_norm / start_norm)
+
+        # 3. Power steps at the end, until the curvature exceeds it.
+        direction = _mixed_direction(end_gradient, np)
         for _ in range(POWER_STEPS):
-            product = (slope(end + length * direction) - slopes[1]) / length
-            size = host_norm(product)
-            if not size <= bound:
+            product = (flat_gradient(end + length * direction) - end_gradient) / length
+            curvature = host_norm(product)
+            if not curvature <= bound:
                 return False
-            direction = product / size if size > 0 else direction
-    return bool(bound > 0 or small == 0)
+            direction = product / curvature if curvature > 0 else direction
+    return bool(bound > 0 or end_norm == 0)
 
 
 def has_flattened(
-    gradient: Callable[[Params], Params], first: Params, last: Params, path_length: Array
-) -> Array:
-    """Return what :func:`has_flattened_on_host` does, inside of a program."""
-    flat = _Flat(first, jnp)
+    gradient: Callable[[Params], Params],
+    first: Params,
+    last: Params,
+    path_length: Float[Array, ""],
+) -> Bool[Array, ""]:
+    """Return the same as :func:`has_flattened_on_host`, inside of a program."""
+    # 1. Gradients at both ends.
+    flattener = _Flattener(first, jnp)
 
-    def slope(point: Array) -> Array:
-        return flat.join(gradient(flat.split(point)))
+    def flat_gradient(point: Float[Array, " d"]) -> Float[Array, " d"]:
+        return flattener.join(gradient(flattener.split(point)))
 
-    points = jnp.stack([flat.join(point) for point in (first, last)])
-    slopes = lax.map(slope, points)
-    length = _difference_length(
-        scaled_norm(points[1]), path_length.astype(points.dtype), points.dtype
-    )
+    points = jnp.stack([flattener.join(point) for point in (first, last)])
+    gradients = lax.map(flat_gradient, points)
+    path_length = path_length.astype(points.dtype)
+    length = _difference_length(scaled_norm(points[1]), path_length, points.dtype)
 
-    def estimate(point: Array, at_point: Array) -> Array:
-        def step(_: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    # 2. The curvature there, by power steps.
+    def estimate_curvature(point: Float[Array, " d"], at_point: Float[Array, " d"]) -> Array:
+        def power_step(_: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             direction, largest = carry
-            product = (slope(point + length * direction) - at_point) / length
+            product = (flat_gradient(point + length * direction) - at_point) / length
             size = scaled_norm(product)
-            turned = jnp.where(size > 0, product / jnp.where(size > 0, size, 1), direction)
-            return turned, jnp.maximum(largest, size)
+            next_direction = jnp.where(size > 0, product / jnp.where(size > 0, size, 1), direction)
+            return next_direction, jnp.maximum(largest, size)
 
         start = _mixed_direction(at_point, jnp), jnp.zeros_like(length)
-        return lax.fori_loop(0, POWER_STEPS, step, start)[1]
+        return lax.fori_loop(0, POWER_STEPS, power_step, start)[1]
 
-    begin, end = lax.map(lambda both: estimate(*both), (points, slopes))
-    steep, small = (scaled_norm(part) for part in slopes)
-    bound = ALIKE * begin * (small / steep)
-    return (end <= bound) & ((bound > 0) | (small == 0))
+    start_curvature, end_curvature = lax.map(
+        lambda pair: estimate_curvature(*pair), (points, gradients)
+    )
+
+    # 3. Has it fallen as the gradient has?
+    start_norm, end_norm = (scaled_norm(part) for part in gradients)
+    bound = MAX_CURVATURE_RATIO * start_curvature * (end_norm / start_norm)
+    return (end_curvature <= bound) & ((bound > 0) | (end_norm == 0))
 
 
-def _difference_length(size: Any, path_length: Any, dtype: np.dtype) -> Any:
-    """Return the length over which differences of gradients are taken."""
+def _difference_length(point_norm: Any, path_length: Any, dtype: np.dtype) -> Any:
+    """Return the length over which differences of gradients are taken, √ε times the points'."""
     limits = jnp.finfo(dtype)
-    return (size + path_length) * float(limits.eps) ** 0.5 + float(limits.tiny)
+    return (point_norm + path_length) * float(limits.eps) ** 0.5 + float(limits.tiny)
 
 
-def _mixed_direction(slope: Any, numpy: Any) -> Any:
-    """Return a unit vector with a part along the gradient and parts along whatever else there is."""
-    norm = host_norm(slope) if numpy is np else scaled_norm(slope)
-    wave = numpy.cos(1 + numpy.arange(slope.size, dtype=slope.dtype) ** 2)
-    mixed = slope / numpy.where(norm > 0, norm, 1) + wave / slope.size**0.5
+def _mixed_direction(gradient: FlatPoint, numpy: ModuleType) -> Any:
+    """Return a unit vector, half along the gradient, half a wave with a part in any direction."""
+    norm = host_norm(gradient) if numpy is np else scaled_norm(jnp.asarray(gradient))
+    # cos(1 + j²) has no period: a part along any direction of the Hessian, without a random key.
+    wave = numpy.cos(1 + numpy.arange(gradient.size, dtype=gradient.dtype) ** 2)
+    mixed = gradient / numpy.where(norm > 0, norm, 1) + wave / gradient.size**0.5
     return mixed / numpy.sqrt(numpy.sum(mixed**2))
 
 
-class _Flat:
-    """Params as one vector, of NumPy or JAX, and back."""
+class _Flattener:
+    """Params as one vector, of NumPy or JAX, and back; in float32 at least."""
 
-    def __init__(self, params: Params, numpy: Any) -> None:
+    def __init__(self, params: Params, numpy: ModuleType) -> None:
         leaves, self.structure = jax.tree.flatten(params)
         self.numpy = numpy
         self.shapes = [leaf.shape for leaf in leaves]
@@ -123,18 +139,20 @@ class _Flat:
             self.dtype = jnp.dtype("float32")
 
     def join(self, params: Params) -> Any:
-        """Return one vector."""
+        """Return the params as one vector."""
         leaves = [
             self.numpy.asarray(leaf).astype(self.dtype).reshape(-1)
             for leaf in jax.tree.leaves(params)
         ]
         return self.numpy.concatenate(leaves)
 
-    def split(self, vector: Any) -> Params:
+    def split(self, vector: FlatPoint) -> Params:
         """Return the params of a vector."""
-        ends = np.cumsum([int(np.prod(shape)) for shape in self.shapes])
+        sizes = [int(np.prod(shape)) for shape in self.shapes]
         parts = [
-            jnp.asarray(vector[end - int(np.prod(shape)) : end].reshape(shape).astype(dtype))
-            for end, shape, dtype in zip(ends, self.shapes, self.dtypes, strict=True)
+            jnp.asarray(vector[end - size : end].reshape(shape).astype(dtype))
+            for end, size, shape, dtype in zip(
+                np.cumsum(sizes), sizes, self.shapes, self.dtypes, strict=True
+            )
         ]
         return jax.tree.unflatten(self.structure, parts)

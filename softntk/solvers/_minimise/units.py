@@ -1,4 +1,4 @@
-"""Units: what is so small or so large that squares leave the range is measured in its own.
+"""Units of problems whose numbers are so small or so large that their squares are out of range.
 
 A regression depends on A x alone: with A/c and c x, c a power of two, nothing changes but
 exponents. A plain function L(x) is L(ℓy)/s in y = x/ℓ, with s near |L| and ℓ near |L|/‖∇L‖ at the
@@ -13,49 +13,62 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from softntk._core.validation import is_concrete
 from softntk._linalg import design_matrix as matrices
 from softntk._linalg.norms import binary_scale, tree_norm
 from softntk.regression import Problem
 from softntk.solution import Solution
+from softntk.solvers._minimise.loop_state import Loss, Options, Params
 
-Params = Any
+Unit = float | Array
 
-_ORDINARY = 0.3  # power of the smallest number from which to whose inverse squares are harmless
+# Numbers between tiny^0.3 and its inverse, tiny the smallest normal number, need no unit: their
+# squares, and squares of these, are in range.
+HARMLESS_EXPONENT = 0.3
 
 
-def unit_of(problem: Any) -> float | Array:
-    """Return c of a regression whose A is far from one, otherwise one; an array where A is traced."""
+def problem_unit(problem: Loss) -> Unit:
+    """Return c of a regression whose A is far from one, else one; an array where A is traced."""
     if not isinstance(problem, Problem) or matrices.is_operator(problem.A):
         return 1.0
     data = problem.A.data if matrices.is_sparse(problem.A) else problem.A
     if not data.size:
         return 1.0
-    least = float(jnp.finfo(data.dtype).tiny) ** _ORDINARY
+    lower_bound = float(jnp.finfo(data.dtype).tiny) ** HARMLESS_EXPONENT
     if not is_concrete(data):
         scale = jnp.reshape(binary_scale(data), ())
-        return jnp.where((least <= scale) & (scale <= 1 / least), 1, scale)
-    largest = float(_largest(data))
-    if not np.isfinite(largest) or largest == 0 or least <= largest <= 1 / least:
+        return jnp.where((lower_bound <= scale) & (scale <= 1 / lower_bound), 1, scale)
+    largest = float(_largest_size(data))
+    is_harmless = lower_bound <= largest <= 1 / lower_bound
+    if not np.isfinite(largest) or largest == 0 or is_harmless:
         return 1.0
     return float(jnp.max(binary_scale(data)))
 
 
-def _is_one(unit: float | Array) -> bool:
+def _is_one(unit: Unit) -> bool:
+    """Return whether a unit is one, and not an array."""
     return not isinstance(unit, jax.Array) and unit == 1
 
 
 @jax.jit
-def _largest(data: Float[Array, "..."]) -> Float[Array, ""]:
+def _largest_size(data: Float[Array, "..."]) -> Float[Array, ""]:
+    """Return max |a|."""
     return jnp.max(jnp.abs(data))
 
 
-def measured(unit: float | Array, problem: Any, tx: Any, options: Any, x0: Params) -> tuple:
-    """Return problem, transform, options and start with A in the unit."""
+def to_unit(
+    unit: Unit,
+    problem: Loss,
+    tx: optax.GradientTransformation | None,
+    options: Options,
+    x0: Params,
+) -> tuple[Loss, optax.GradientTransformation | None, Options, Params]:
+    """Return problem, transform, options and start with A/c for A, and c x for x."""
     if _is_one(unit):
         return problem, tx, options, x0
+    assert isinstance(problem, Problem)
     A = problem.A
     if matrices.is_sparse(A):
         flags = {"indices_sorted": A.indices_sorted, "unique_indices": A.unique_indices}
@@ -66,8 +79,8 @@ def measured(unit: float | Array, problem: Any, tx: Any, options: Any, x0: Param
     return dataclasses.replace(problem, A=A), tx, options, x0 * unit
 
 
-def measured_back(unit: float | Array, solution: Solution) -> Solution:
-    """Return the solution of the problem as it was given; ``state`` stays in the unit."""
+def from_unit(unit: Unit, solution: Solution) -> Solution:
+    """Return the solution for the original A; ``state`` stays in the unit."""
     if _is_one(unit):
         return solution
     stats = dict(solution.stats)
@@ -79,15 +92,15 @@ def measured_back(unit: float | Array, solution: Solution) -> Solution:
 
 
 class UnitState(NamedTuple):
-    """What :func:`in_own_units` remembers.
+    """State of :func:`in_own_units`.
 
     Attributes:
         inner: the state of the transform.
-        loss: the unit of the loss; zero before the first update.
-        length: the unit of the params.
+        loss: s, the unit of the loss; zero before the first update.
+        length: ℓ, the unit of the params.
     """
 
-    inner: Any
+    inner: PyTree
     loss: Float[Array, ""]
     length: Float[Array, ""]
 
@@ -95,53 +108,63 @@ class UnitState(NamedTuple):
 def in_own_units(
     tx: optax.GradientTransformationExtraArgs,
 ) -> optax.GradientTransformationExtraArgs:
-    """Return a transform without a unit of its own (L-BFGS) that neither over- nor underflows."""
+    """Return the transform in units of loss and length that the first update chooses.
+
+    Use it for a transform without scale of its own (L-BFGS): it then neither over- nor underflows.
+    """
 
     def init(params: Params) -> UnitState:
         zero = jnp.zeros_like(tree_norm(params))
         return UnitState(tx.init(params), zero, zero + 1)
-
-    def first_units(value: Array, grad: Params) -> tuple[Array, Array]:
-        norm = tree_norm(grad)
-        size = jnp.where(value == 0, norm, jnp.abs(value).astype(norm.dtype))
-        loss = jnp.reshape(binary_scale(size), ())
-        length = jnp.reshape(binary_scale(loss / norm), ())
-        known = (norm > 0) & jnp.isfinite(norm)
-        return jnp.where(known, loss, 1), jnp.where(known, length, 1)
 
     def update(
         updates: Params,
         state: UnitState,
         params: Params | None = None,
         *,
-        value: Any,
+        value: ArrayLike,
         grad: Params,
         value_fn: Callable[[Params], Array],
-        **extra: Any,
+        **extra_args: Any,
     ) -> tuple[Params, UnitState]:
-        loss, length = first_units(jnp.asarray(value), grad)
-        loss = jnp.where(state.loss > 0, state.loss, loss)
-        length = jnp.where(state.loss > 0, state.length, length)
+        # 1. The units.
+        value = jnp.asarray(value)
+        first_loss, first_length = _first_units(value, grad)
+        loss_unit = jnp.where(state.loss > 0, state.loss, first_loss)
+        length_unit = jnp.where(state.loss > 0, state.length, first_length)
 
-        def times(tree: Params, factor: Array) -> Params:
-            return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), tree)
+        # 2. The update in these units: ∇ of L(ℓy)/s is ℓ∇L/s.
+        def scale_gradient(tree: Params) -> Params:
+            return _scale_tree(_scale_tree(tree, 1 / loss_unit), length_unit)
 
-        def slope(tree: Params) -> Params:
-            return times(times(tree, 1 / loss), length)
+        def scaled_loss(params: Params) -> Array:
+            loss = value_fn(_scale_tree(params, length_unit))
+            return loss / loss_unit.astype(loss.dtype)
 
-        def scaled_value(params: Params) -> Array:
-            found = value_fn(times(params, length))
-            return found / loss.astype(found.dtype)
-
-        inner_updates, inner = tx.update(
-            slope(updates),
+        scaled_updates, inner = tx.update(
+            scale_gradient(updates),
             state.inner,
-            times(params, 1 / length),
-            value=value / loss.astype(value.dtype),
-            grad=slope(grad),
-            value_fn=scaled_value,
-            **extra,
+            _scale_tree(params, 1 / length_unit),
+            value=value / loss_unit.astype(value.dtype),
+            grad=scale_gradient(grad),
+            value_fn=scaled_loss,
+            **extra_args,
         )
-        return times(inner_updates, length), UnitState(inner, loss, length)
+        return _scale_tree(scaled_updates, length_unit), UnitState(inner, loss_unit, length_unit)
 
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
+
+
+def _first_units(value: Array, grad: Params) -> tuple[Array, Array]:
+    """Return powers of two near |L| and |L|/‖∇L‖; ones where the gradient is zero or infinite."""
+    norm = tree_norm(grad)
+    loss_size = jnp.where(value == 0, norm, jnp.abs(value).astype(norm.dtype))
+    loss_unit = jnp.reshape(binary_scale(loss_size), ())
+    length_unit = jnp.reshape(binary_scale(loss_unit / norm), ())
+    is_usable = (norm > 0) & jnp.isfinite(norm)
+    return jnp.where(is_usable, loss_unit, 1), jnp.where(is_usable, length_unit, 1)
+
+
+def _scale_tree(tree: Params, factor: Array) -> Params:
+    """Return the pytree times a factor, in its dtypes."""
+    return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), tree)

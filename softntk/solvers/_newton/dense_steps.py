@@ -1,14 +1,13 @@
-r"""Steps on a curvature that is a matrix, [d, d]: Newton's by Cholesky, and where that will not do
-the spectrum.
+r"""Steps on a curvature that is a matrix, [d, d]: Newton's by Cholesky, else by its spectrum.
 
 The metric M is the Gauss–Newton matrix, or the diagonal of |H|. With the first, steps are measured
-by how much they move the predictions, so that neither units nor the condition of the data matter:
+by how much they change the predictions, so that neither units nor the condition of the data matter:
 on rows of heavy-tailed scale half as many steps are taken as with a diagonal. It costs a second
-Gram product and the eigenvectors of C⁻¹HC⁻ᵀ, M = CCᵀ, and only where Newton's step is no good.
+Gram product and the eigenvectors of C⁻¹HC⁻ᵀ, M = CCᵀ, and only where Newton's step is rejected.
 
-Gauss–Newton may be blind to a direction that H is not (a loss of the direction of x only: Mx = 0,
-Hx = −g), and then hardly gets on: where a step promises little, one in the diagonal metric is tried
-as well, and the better one taken.
+Gauss–Newton may vanish in a direction where H does not (a loss of the direction of x only: Mx = 0,
+Hx = −g), and steps are then very short: where a step promises little, one in the diagonal metric is
+tried as well, and the better one taken.
 """
 
 from collections.abc import Callable
@@ -17,33 +16,37 @@ import jax
 import jax.numpy as jnp
 import jax.scipy.linalg
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Int
 
 from softntk._linalg.products import product
 from softntk._linalg.scaled_cholesky import Matrix, Vector, factorise
-from softntk.solvers._newton.globalisation import GOOD, Damping, search
+from softntk.solvers._diagnostics import Step
+from softntk.solvers._newton.globalisation import NEWTON_DECREASE_RATIO, Damping, search
 from softntk.solvers._newton.model import (
-    Outcome,
-    Spectrum,
-    Step,
-    Trial,
-    judge,
-    outcome,
+    DiagonalModel,
+    LossAlongStep,
+    Scalar,
+    StepResult,
+    decrease_ratio,
+    step_result,
 )
 
-_FLOOR = 64  # roundings that the metric is raised by, so that flat directions stay finite
-# of the loss: a step that promises to lower it by less is compared with one in the other metric
-_POOR = 0.01
+# Roundings that are added to the metric, so that steps stay finite where it is singular.
+METRIC_ROUNDINGS = 64
+# Relative decrease of the loss: a step that predicts less is compared with one in the diagonal
+# metric.
+MIN_PREDICTED_DECREASE = 0.01
 
 
-def diagonal(H: Matrix) -> Matrix:
-    """The metric of Jacobi: |H_ii|."""
+def jacobi_metric(H: Matrix) -> Matrix:
+    """Return the metric of Jacobi, diag |H_ii|."""
+    # Zeros become tiny, so that the metric is definite.
     sizes = jnp.abs(jnp.diagonal(H))
     return jnp.diag(jnp.maximum(sizes, jnp.finfo(H.dtype).eps * jnp.max(sizes)))
 
 
-def spectrum(H: Matrix, M: Matrix, g: Vector, rounding: Vector | None = None) -> Spectrum:
-    """Return the spectrum of R⁻ᵀHR⁻¹ for M = RᵀR.
+def diagonalise(H: Matrix, M: Matrix, g: Vector, rounding: Vector | None = None) -> DiagonalModel:
+    """Return the model in the eigenvectors of R⁻ᵀHR⁻¹, M = RᵀR.
 
     Args:
         H: the curvature.
@@ -51,24 +54,25 @@ def spectrum(H: Matrix, M: Matrix, g: Vector, rounding: Vector | None = None) ->
         g: the gradient.
         rounding: r, where |H_jk| was computed with an error of r_j r_k; None: of a few ε |H_jk|.
     """
-    factor = factorise(M, _FLOOR)
-    K = factor.halved_transposed(factor.halved_transposed(H).T)
-    values, vectors = jnp.linalg.eigh(0.5 * (K + K.T))
-    back = factor.halved(vectors)
-    # The smallest counts as negative if it is beyond the rounding of the terms that it is the sum
-    # of.
-    v = back[:, 0]
+    # 1. Eigenvectors V of R⁻ᵀHR⁻¹; the basis is T = R⁻¹V.
+    factor = factorise(M, METRIC_ROUNDINGS)
+    relative_curvature = factor.halved_transposed(factor.halved_transposed(H).T)
+    curvatures, vectors = jnp.linalg.eigh(0.5 * (relative_curvature + relative_curvature.T))
+    basis = factor.halved(vectors)
+
+    # 2. The smallest curvature vᵀHv is negative if it is below the rounding of the sum's terms.
+    v = basis[:, 0]
     smallest = jnp.dot(v, product(H, v))
-    noise = jnp.dot(jnp.abs(v), product(jnp.abs(H), jnp.abs(v)))
-    error = 4 * len(g) * jnp.finfo(H.dtype).eps * noise
+    sum_of_terms = jnp.dot(jnp.abs(v), product(jnp.abs(H), jnp.abs(v)))
+    error_bound = 4 * len(g) * jnp.finfo(H.dtype).eps * sum_of_terms
     if rounding is not None:
-        error = error + jnp.dot(jnp.abs(v), rounding) ** 2
-    negative = smallest < -error
-    return Spectrum(values, back, product(back.T, g), negative)
+        error_bound = error_bound + jnp.dot(jnp.abs(v), rounding) ** 2
+    return DiagonalModel(curvatures, basis, product(basis.T, g), smallest < -error_bound)
 
 
-def newton(H: Matrix, g: Vector) -> tuple[Vector, Bool[Array, ""]]:
-    """−H⁻¹g, refined once, and whether H is positive definite; zero where it is not."""
+def newton_step(H: Matrix, g: Vector) -> tuple[Vector, Bool[Array, ""]]:
+    """Return −H⁻¹g, refined once, and whether H is positive definite; a zero step if it is not."""
+    # One refinement: the residual g + H s is computed with the unfactorised H.
     factor = factorise(H)
     step = -factor.inverse(g)
     step = step - factor.inverse(g + product(H, step))
@@ -76,90 +80,125 @@ def newton(H: Matrix, g: Vector) -> tuple[Vector, Bool[Array, ""]]:
     return jnp.where(usable, step, 0), usable
 
 
-def damped(
+def damped_step(
     H: Matrix,
     metric: Callable[[], Matrix] | None,
     g: Vector,
-    damping: Damping,
-    trial: Trial,
-    level: Float[Array, ""],
+    method: Damping,
+    loss: LossAlongStep,
+    damping: Scalar,
     rounding: Callable[[], Vector] | None = None,
-) -> Outcome:
-    """Newton's step where H is positive definite and the loss falls as the model says, else a
-    damped one.
+) -> StepResult:
+    """Return Newton's step if the loss falls as its model predicts, else a damped step.
 
-    In the metric that is given, if any, or in the diagonal one.
+    Args:
+        H: the curvature.
+        metric: of the damped step, tried before the diagonal one; None: the diagonal one alone.
+        g: the gradient.
+        method: of the damping.
+        loss: the loss along steps.
+        damping: the radius or μ.
+        rounding: r of :func:`diagonalise`, computed if needed.
     """
-    step, definite = newton(H, g)
+    # 1. Newton's step.
+    step, is_definite = newton_step(H, g)
     slope = jnp.dot(g, step)
-    predicted = -0.5 * slope
-    good = lax.cond(
-        definite, lambda: judge(trial, step, slope, predicted) > GOOD, lambda: jnp.asarray(False)
+    predicted_decrease = -0.5 * slope
+    is_accepted = lax.cond(
+        is_definite,
+        lambda: decrease_ratio(loss, step, slope, predicted_decrease) > NEWTON_DECREASE_RATIO,
+        lambda: jnp.asarray(False),
     )
-    tried = definite.astype(jnp.int32)
+    newton_evaluations = is_definite.astype(jnp.int32)
 
-    def search_in(M: Matrix, level: Float[Array, ""]) -> Outcome:
-        model = spectrum(H, M, g, None if rounding is None else rounding())
-        return search(damping, model, trial, level)
+    # 2. Damped steps, where it is not accepted.
+    def search_in(M: Matrix, damping: Scalar) -> StepResult:
+        model = diagonalise(H, M, g, None if rounding is None else rounding())
+        return search(method, model, loss, damping)
 
-    def in_both(metric: Callable[[], Matrix]) -> Outcome:
-        """Search in the metric, and where that promises little in the diagonal one: a loop, so that
-        it stands here once.
-        """
+    def take_newton_step() -> StepResult:
+        next_damping = method.after_newton(damping, predicted_decrease)
+        return step_result(step, next_damping, Step.NEWTON, evaluations=newton_evaluations)
 
-        def better(first: Outcome, other: Outcome) -> Outcome:
-            wins = trial.after(other.step) < trial.after(first.step)
-            # The metrics have a damping each: that of the other starts anew.
-            chosen = jax.tree.map(
-                lambda a, b: jnp.where(wins, a, b), other._replace(damping=level), first
-            )
-            return chosen._replace(evaluations=first.evaluations + other.evaluations + 2)
-
-        def unfinished(carry: tuple[Array, Outcome]) -> Array:
-            count, best = carry
-            return (count == 0) | ((count == 1) & (best.predicted < _POOR * jnp.abs(trial.value)))
-
-        def search_next(carry: tuple[Array, Outcome]) -> tuple[Array, Outcome]:
-            count, best = carry
-            first = count == 0
-            M = lax.cond(first, metric, lambda: diagonal(H))
-            found = search_in(M, jnp.where(first, level, 0))
-            return count + 1, lax.cond(first, lambda: found, lambda: better(best, found))
-
-        nothing = outcome(jnp.zeros_like(g), level, Step.NONE)
-        return lax.while_loop(unfinished, search_next, (jnp.zeros((), jnp.int32), nothing))[1]
-
-    def searched() -> Outcome:
-        found = search_in(diagonal(H), level) if metric is None else in_both(metric)
-        return found._replace(evaluations=found.evaluations + tried)
-
-    taken = lambda: outcome(
-        step, damping.after_newton(level, predicted), Step.NEWTON, evaluations=tried
-    )
-    return lax.cond(good, taken, searched)
-
-
-def undamped(H: Matrix, metric: Callable[[], Matrix] | None, g: Vector) -> Outcome:
-    """Newton's step where H is positive definite; else −M⁻¹g, or −|H|⁻¹g without a metric: a
-    descent direction in any case.
-    """
-    step, definite = newton(H, g)
-
-    def modified() -> Outcome:
-        d, eps = len(g), jnp.finfo(H.dtype).eps
-        values, vectors = jnp.linalg.eigh(H)
-        largest = jnp.max(jnp.abs(values))
-        negative = values[0] < -4 * d * eps * largest
-        turned = -product(
-            vectors, product(vectors.T, g) / jnp.maximum(jnp.abs(values), jnp.sqrt(eps) * largest)
-        )
+    def take_damped_step() -> StepResult:
         if metric is None:
-            return outcome(turned, 0.0, Step.ABSOLUTE, negative, values[0])
-        factor = factorise(metric(), _FLOOR)
-        kind = jnp.where(factor.definite, Step.GAUSS_NEWTON, Step.ABSOLUTE)
-        return outcome(
-            jnp.where(factor.definite, -factor.inverse(g), turned), 0.0, kind, negative, values[0]
+            result = search_in(jacobi_metric(H), damping)
+        else:
+            result = _search_in_both_metrics(H, metric, g, loss, damping, search_in)
+        return result._replace(evaluations=result.evaluations + newton_evaluations)
+
+    return lax.cond(is_accepted, take_newton_step, take_damped_step)
+
+
+def _search_in_both_metrics(
+    H: Matrix,
+    metric: Callable[[], Matrix],
+    g: Vector,
+    loss: LossAlongStep,
+    damping: Scalar,
+    search_in: Callable[[Matrix, Scalar], StepResult],
+) -> StepResult:
+    """Return a step in the metric or, where that predicts little, the better of two metrics.
+
+    The search is in a loop, and not called twice, so that the program contains it once.
+    """
+
+    def better_of(first: StepResult, second: StepResult) -> StepResult:
+        second_wins = loss.at(second.step) < loss.at(first.step)
+        # Each metric has its own damping: the radius or μ of the first is kept for the next step.
+        chosen = jax.tree.map(
+            lambda a, b: jnp.where(second_wins, a, b), second._replace(damping=damping), first
+        )
+        return chosen._replace(evaluations=first.evaluations + second.evaluations + 2)
+
+    def is_unfinished(carry: tuple[Int[Array, ""], StepResult]) -> Bool[Array, ""]:
+        count, best = carry
+        predicts_little = best.predicted_decrease < MIN_PREDICTED_DECREASE * jnp.abs(loss.value)
+        return (count == 0) | ((count == 1) & predicts_little)
+
+    def search_next(
+        carry: tuple[Int[Array, ""], StepResult],
+    ) -> tuple[Int[Array, ""], StepResult]:
+        count, best = carry
+        is_first = count == 0
+        M = lax.cond(is_first, metric, lambda: jacobi_metric(H))
+        result = search_in(M, jnp.where(is_first, damping, 0))
+        return count + 1, lax.cond(is_first, lambda: result, lambda: better_of(best, result))
+
+    no_step = step_result(jnp.zeros_like(g), damping, Step.NONE)
+    start = (jnp.zeros((), jnp.int32), no_step)
+    return lax.while_loop(is_unfinished, search_next, start)[1]
+
+
+def undamped_step(H: Matrix, metric: Callable[[], Matrix] | None, g: Vector) -> StepResult:
+    """Return Newton's step where H is positive definite, else a descent direction.
+
+    That is −M⁻¹g with a metric, and −|H|⁻¹g without one.
+    """
+    step, is_definite = newton_step(H, g)
+
+    def modified_step() -> StepResult:
+        # 1. −|H|⁻¹g, the small eigenvalues raised to √ε times the largest.
+        d = len(g)
+        eps = jnp.finfo(H.dtype).eps
+        eigenvalues, vectors = jnp.linalg.eigh(H)
+        largest = jnp.max(jnp.abs(eigenvalues))
+        is_indefinite = eigenvalues[0] < -4 * d * eps * largest
+        divisors = jnp.maximum(jnp.abs(eigenvalues), jnp.sqrt(eps) * largest)
+        absolute_step = -product(vectors, product(vectors.T, g) / divisors)
+        if metric is None:
+            return step_result(absolute_step, 0.0, Step.ABSOLUTE, is_indefinite, eigenvalues[0])
+
+        # 2. −M⁻¹g, if M is positive definite.
+        factor = factorise(metric(), METRIC_ROUNDINGS)
+        return step_result(
+            jnp.where(factor.definite, -factor.inverse(g), absolute_step),
+            0.0,
+            jnp.where(factor.definite, Step.GAUSS_NEWTON, Step.ABSOLUTE),
+            is_indefinite,
+            eigenvalues[0],
         )
 
-    found = lax.cond(definite, lambda: outcome(step, 0.0, Step.NEWTON), modified)
-    return found._replace(step=jnp.where(jnp.isfinite(found.step).all(), found.step, -g))
+    # A step that is not finite (H = 0, say) is replaced by that of steepest descent.
+    result = lax.cond(is_definite, lambda: step_result(step, 0.0, Step.NEWTON), modified_step)
+    return result._replace(step=jnp.where(jnp.isfinite(result.step).all(), result.step, -g))

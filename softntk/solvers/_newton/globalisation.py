@@ -1,195 +1,291 @@
-r"""Damped steps: a model with its spectrum, a trust region or Levenberg and Marquardt's μ, and the
-loss as the judge.
+r"""Damped steps: a trust region or Levenberg and Marquardt's μ, adapted until the loss falls.
 
     trust region            min gᵀs + ½ sᵀHs   subject to   ‖s‖_M ≤ Δ,
     Levenberg–Marquardt     (H + μM) s = −g.
 
-Both are solved exactly in the coordinates of :class:`~softntk.solvers._newton.model.Spectrum`,
+Both are solved exactly in the coordinates of :class:`~softntk.solvers._newton.model.DiagonalModel`,
 negative curvature and the hard case included, so that another Δ or μ costs O(dk) and one evaluation
 of the loss.
+
+| symbol | meaning | shape |
+|---|---|---|
+| λ, c | curvatures and gradient of the model, ``curvatures``, ``gradient`` | [k], [k] |
+| y | coordinates of the step; ‖y‖ is its length in the metric | [k] |
+| Δ, μ | ``radius``, ``mu`` | [], [] |
 
 Source: Moré and Sorensen (1983), SIAM J. Sci. Stat. Comput. 4, 553–572; Conn, Gould and Toint
 (2000), Trust-Region Methods, chapter 7; Nielsen (1999), IMM-REP-1999-05 (how μ changes).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from softntk._linalg.norms import scaled_norm
+from softntk.solvers._diagnostics import Step
 from softntk.solvers._newton.model import (
-    Outcome,
-    Spectrum,
-    Step,
-    Trial,
-    judge,
-    outcome,
+    DiagonalModel,
+    LossAlongStep,
+    Scalar,
+    StepResult,
+    decrease_ratio,
+    step_result,
 )
 
-GOOD = 0.25  # of the predicted decrease: Newton's step is taken, a region is kept
-_ENOUGH = 0.01  # of the predicted decrease: any other step is taken
-_TRIALS = 30  # evaluations of the loss a step, at most
-_HALVINGS = 100  # of the interval that holds the multiplier
-_GROWTH, _SHRINKAGE = 3.0, 0.25
-_FIRST_MU = 1e-3  # relative to the metric
-_REACH = 1.0  # residuals that a first step may move the predictions by, as the linearisation says
+Coordinates = Float[Array, " k"]
+Count = Int[Array, ""]
+
+# Ratio of actual to predicted decrease above which Newton's step is taken and a radius is kept.
+NEWTON_DECREASE_RATIO = 0.25
+# Ratio above which any other step is taken.
+MIN_DECREASE_RATIO = 0.01
+# Ratio above which a radius grows, if the step reached that part of it.
+GROWTH_DECREASE_RATIO = 0.75
+BOUNDARY_FRACTION = 0.9
+MAX_LOSS_EVALUATIONS = 30
+# Halvings of the interval that holds the multiplier: more than the bits of a float64.
+MULTIPLIER_BISECTIONS = 100
+RADIUS_GROWTH = 3.0
+RADIUS_SHRINKAGE = 0.25
+# Relative to the metric.
+INITIAL_MU = 1e-3
+# Length of a first step, in lengths of the residual, as the linearisation predicts it.
+MAX_RESIDUAL_MULTIPLE = 1.0
 
 
 class Damping(NamedTuple):
-    """One kind: where it starts, the y for a damping, and the damping after a trial; the third
-    argument is the loss.
+    """One kind of damping, its four functions, whose damping is Δ or μ.
+
+    Attributes:
+        kind: the :class:`softntk.solvers.Step` that it makes.
+        start: (model, damping, loss) → the damping of the first trial.
+        solve: (model, damping, loss) → y.
+        adapt: (damping, ratio of decreases, ‖y‖, number of rejected steps) → damping.
+        after_newton: (damping, predicted decrease of Newton's step, which was taken) → damping.
     """
 
     kind: Step
-    start: Callable[[Spectrum, Array, Array], Array]
-    solve: Callable[[Spectrum, Array, Array], Array]
-    adapt: Callable[[Array, Array, Array, Array], Array]
-    """(damping, ratio, ‖y‖, how many were rejected before) → damping."""
-    after_newton: Callable[[Array, Array], Array]
-    """(damping, the predicted decrease of Newton's step, which was good) → damping."""
+    start: Callable[[DiagonalModel, Scalar, Scalar], Scalar]
+    solve: Callable[[DiagonalModel, Scalar, Scalar], Coordinates]
+    adapt: Callable[[Scalar, Scalar, Scalar, Count], Scalar]
+    after_newton: Callable[[Scalar, Scalar], Scalar]
 
 
-def search(damping: Damping, model: Spectrum, trial: Trial, level: Float[Array, ""]) -> Outcome:
-    """The first step, with stronger and stronger damping, that makes the loss fall; none if thirty
-    do not.
+class _Trial(NamedTuple):
+    """The last trial of :func:`search`.
+
+    Attributes:
+        count: number of trials so far.
+        damping: Δ or μ for the next trial.
+        step: the step that was tried.
+        predicted_decrease: its decrease of the model.
+        accepted: whether the loss fell enough.
     """
 
-    def attempt(carry: tuple) -> tuple:
-        count, level, *_ = carry
-        y = damping.solve(model, level, trial.value)
-        step, predicted = model.step(y), model.decrease(y)
-        ratio = judge(trial, step, jnp.dot(model.slope, y), predicted)
-        level = damping.adapt(level, ratio, scaled_norm(y), count)
-        return count + 1, level, step, predicted, ratio > _ENOUGH
-
-    start = damping.start(model, level, trial.value)
-    begun = (
-        jnp.asarray(0, jnp.int32),
-        start,
-        jnp.zeros(model.back.shape[0], start.dtype),
-        jnp.zeros_like(start),
-        jnp.asarray(False),
-    )
-    count, level, step, predicted, found = lax.while_loop(
-        lambda c: (c[0] < _TRIALS) & ~c[-1], attempt, begun
-    )
-    kind = jnp.where(model.negative, Step.NEGATIVE_CURVATURE, damping.kind)
-    kind = jnp.where(found, kind, Step.REJECTED)
-    step, predicted = jnp.where(found, step, 0), jnp.where(found, predicted, 0)
-    return outcome(step, level, kind, model.negative, model.values[0], count, predicted)
+    count: Count
+    damping: Scalar
+    step: Float[Array, " d"]
+    predicted_decrease: Scalar
+    accepted: Bool[Array, ""]
 
 
-def _region(
-    model: Spectrum, radius: Float[Array, ""], value: Float[Array, ""]
-) -> Float[Array, " k"]:
-    """The y of the smallest slope·y + ½Σ values y² on ‖y‖ ≤ radius."""
-    values, slope, eps = model.values, model.slope, jnp.finfo(model.values.dtype).eps
-    least = jnp.maximum(-values[0], 0)
-    at = lambda multiplier: (
-        -slope / jnp.where(values + multiplier == 0, jnp.inf, values + multiplier)
-    )
-    inside = (values[0] > 0) & (scaled_norm(at(jnp.zeros_like(least))) <= radius)
+def search(
+    method: Damping, model: DiagonalModel, loss: LossAlongStep, damping: Scalar
+) -> StepResult:
+    """Return the first step, under stronger and stronger damping, that decreases the loss.
 
-    def halve(_: Any, bracket: tuple) -> tuple:
-        low, high = bracket
-        middle = 0.5 * (low + high)
-        long = scaled_norm(at(middle)) > radius
-        return jnp.where(long, middle, low), jnp.where(long, high, middle)
-
-    bracket = (least, least + scaled_norm(slope) / radius)
-    multiplier = lax.fori_loop(0, _HALVINGS, halve, bracket)[1]
-    # The hard case: no slope along the smallest curvature, which then has to be gone along to the
-    # boundary.
-    flat = values - values[0] <= 8 * eps * jnp.max(jnp.abs(values))
-    rest = jnp.where(flat, 0, -slope / jnp.where(flat, 1, values + least))
-    along_rest = scaled_norm(rest) / radius
-    room = 1 - along_rest**2
-    level = scaled_norm(jnp.where(flat, slope, 0)) <= 8 * eps * scaled_norm(slope)
-    hard = (values[0] <= 0) & (room > 0) & level
-    along = rest.at[0].add(jnp.where(slope[0] > 0, -1, 1) * radius * jnp.sqrt(jnp.maximum(room, 0)))
-    return jnp.where(inside, at(jnp.zeros_like(least)), jnp.where(hard, along, at(multiplier)))
-
-
-def _first_radius(model: Spectrum, radius: Array, value: Array) -> Array:
-    """Before anything is known: the length of the Gauss–Newton step; at a stationary point, that of
-    the residual.
+    The step is zero, and its kind REJECTED, if thirty trials do not.
     """
-    length = scaled_norm(model.slope)
-    residual = jnp.sqrt(2 * jnp.abs(value))
-    small = jnp.sqrt(jnp.finfo(value.dtype).eps)
-    natural = jnp.where(length > small * residual, length, residual + length)
-    return jnp.where(radius > 0, radius, jnp.where(natural > 0, natural, 1))
+
+    def try_step(trial: _Trial) -> _Trial:
+        y = method.solve(model, trial.damping, loss.value)
+        step = model.step(y)
+        predicted_decrease = model.decrease(y)
+        slope = jnp.dot(model.gradient, y)
+        ratio = decrease_ratio(loss, step, slope, predicted_decrease)
+        next_damping = method.adapt(trial.damping, ratio, scaled_norm(y), trial.count)
+        accepted = ratio > MIN_DECREASE_RATIO
+        return _Trial(trial.count + 1, next_damping, step, predicted_decrease, accepted)
+
+    def is_unfinished(trial: _Trial) -> Bool[Array, ""]:
+        return (trial.count < MAX_LOSS_EVALUATIONS) & ~trial.accepted
+
+    # The first damping depends on the model, later ones on how the last trial went.
+    first_damping = method.start(model, damping, loss.value)
+    first_trial = _Trial(
+        count=jnp.asarray(0, jnp.int32),
+        damping=first_damping,
+        step=jnp.zeros(model.basis.shape[0], first_damping.dtype),
+        predicted_decrease=jnp.zeros_like(first_damping),
+        accepted=jnp.asarray(False),
+    )
+    trial = lax.while_loop(is_unfinished, try_step, first_trial)
+    kind = jnp.where(model.is_indefinite, Step.NEGATIVE_CURVATURE, method.kind)
+    return step_result(
+        jnp.where(trial.accepted, trial.step, 0),
+        trial.damping,
+        jnp.where(trial.accepted, kind, Step.REJECTED),
+        model.is_indefinite,
+        model.curvatures[0],
+        trial.count,
+        jnp.where(trial.accepted, trial.predicted_decrease, 0),
+    )
 
 
-def _next_radius(radius: Array, ratio: Array, size: Array, count: Array) -> Array:
-    grown = jnp.where((ratio > 0.75) & (size > 0.9 * radius), _GROWTH * radius, radius)
-    return jnp.where(ratio < GOOD, _SHRINKAGE * jnp.where(size > 0, size, radius), grown)
+def _solve_trust_region(model: DiagonalModel, radius: Scalar, value: Scalar) -> Coordinates:
+    """Return the minimiser of cᵀy + ½ Σ λ y² in ‖y‖ ≤ radius."""
+    # 1. The interior solution y = −c/λ, if the model is convex and it is short enough.
+    curvatures = model.curvatures
+    gradient = model.gradient
+    eps = jnp.finfo(curvatures.dtype).eps
+    min_multiplier = jnp.maximum(-curvatures[0], 0)
+
+    def solution_at(multiplier: Scalar) -> Coordinates:
+        shifted = curvatures + multiplier
+        return -gradient / jnp.where(shifted == 0, jnp.inf, shifted)
+
+    newton_coordinates = solution_at(jnp.zeros_like(min_multiplier))
+    is_interior = (curvatures[0] > 0) & (scaled_norm(newton_coordinates) <= radius)
+
+    # 2. Else the multiplier ν with ‖c/(λ + ν)‖ = radius, by bisection.
+    def halve(_: Array | int, bracket: tuple[Scalar, Scalar]) -> tuple[Scalar, Scalar]:
+        lower, upper = bracket
+        middle = 0.5 * (lower + upper)
+        too_long = scaled_norm(solution_at(middle)) > radius
+        return jnp.where(too_long, middle, lower), jnp.where(too_long, upper, middle)
+
+    bracket = (min_multiplier, min_multiplier + scaled_norm(gradient) / radius)
+    multiplier = lax.fori_loop(0, MULTIPLIER_BISECTIONS, halve, bracket)[1]
+
+    # 3. Hard case (Conn, Gould, Toint, section 7.3.1): the gradient is orthogonal to the lowest
+    # eigenspace, so the secular equation has no root; complete the solution on the other
+    # eigenvectors with one of the lowest until it reaches the boundary.
+    lowest_eigenspace = curvatures - curvatures[0] <= 8 * eps * jnp.max(jnp.abs(curvatures))
+    other_shifted = jnp.where(lowest_eigenspace, 1, curvatures + min_multiplier)
+    other_coordinates = jnp.where(lowest_eigenspace, 0, -gradient / other_shifted)
+    relative_length = scaled_norm(other_coordinates) / radius
+    boundary_gap = 1 - relative_length**2
+    lowest_gradient = scaled_norm(jnp.where(lowest_eigenspace, gradient, 0))
+    is_orthogonal = lowest_gradient <= 8 * eps * scaled_norm(gradient)
+    is_hard_case = (curvatures[0] <= 0) & (boundary_gap > 0) & is_orthogonal
+    lowest_sign = jnp.where(gradient[0] > 0, -1, 1)
+    lowest_length = lowest_sign * radius * jnp.sqrt(jnp.maximum(boundary_gap, 0))
+    hard_solution = other_coordinates.at[0].add(lowest_length)
+
+    boundary_solution = jnp.where(is_hard_case, hard_solution, solution_at(multiplier))
+    return jnp.where(is_interior, newton_coordinates, boundary_solution)
 
 
-def _damped(model: Spectrum, mu: Float[Array, ""], value: Float[Array, ""]) -> Float[Array, " k"]:
-    """The y of (values + μ) y = −slope, with μ as large at least as makes the model convex.
+def _first_radius(model: DiagonalModel, radius: Scalar, value: Scalar) -> Scalar:
+    """Return the radius; before the first step the length of a Gauss–Newton step.
 
-    The smallest curvature, if negative, is gone along even where there is no slope: no further than
-    the residual is long. At a stationary point, where nothing else is to be won, by a part of it
-    that shrinks as μ grows.
+    At a stationary point it is the length of the residual, √(2L).
     """
-    least, small = jnp.maximum(-model.values[0], 0), jnp.sqrt(jnp.finfo(value.dtype).eps)
-    shifted = model.values + jnp.where(least > 0, least * (1 + small) + mu, mu)
-    residual = jnp.sqrt(2 * jnp.abs(value))
-    stationary = scaled_norm(model.slope) <= small * residual
-    part = jnp.where(least > 0, least / (least + mu), 0)
-    kick = jnp.where(stationary, (least * small + mu) * part, least * small) * residual
-    enough = jnp.maximum(jnp.abs(model.slope[0]), kick)
-    slope = model.slope.at[0].set(
-        jnp.where(model.slope[0] > 0, 1, -1)
-        * jnp.where(model.negative, enough, jnp.abs(model.slope[0]))
+    gradient_norm = scaled_norm(model.gradient)
+    residual_norm = jnp.sqrt(2 * jnp.abs(value))
+    root_eps = jnp.sqrt(jnp.finfo(value.dtype).eps)
+    natural_radius = jnp.where(
+        gradient_norm > root_eps * residual_norm, gradient_norm, residual_norm + gradient_norm
     )
-    return jnp.where(shifted > 0, -slope / jnp.where(shifted > 0, shifted, 1), 0)
+    first_radius = jnp.where(natural_radius > 0, natural_radius, 1)
+    return jnp.where(radius > 0, radius, first_radius)
 
 
-def _first_mu(model: Spectrum, mu: Float[Array, ""], value: Float[Array, ""]) -> Float[Array, ""]:
-    """Return a μ whose step is no longer than the residual, beyond which no model is to be trusted.
+def _next_radius(radius: Scalar, ratio: Scalar, step_length: Scalar, count: Count) -> Scalar:
+    """Return a larger radius after a good step that it limited, a smaller one after a poor step."""
+    limits_step = step_length > BOUNDARY_FRACTION * radius
+    grows = (ratio > GROWTH_DECREASE_RATIO) & limits_step
+    kept_or_grown = jnp.where(grows, RADIUS_GROWTH * radius, radius)
+    shrunk = RADIUS_SHRINKAGE * jnp.where(step_length > 0, step_length, radius)
+    return jnp.where(ratio < NEWTON_DECREASE_RATIO, shrunk, kept_or_grown)
 
-    In the metric of Gauss–Newton ‖y‖ is what the predictions move, and √(2L) what they have to.
+
+def _radius_after_newton(radius: Scalar, predicted_decrease: Scalar) -> Scalar:
+    """Return a radius that contains Newton's step, of length √(2 · predicted decrease)."""
+    newton_length = jnp.sqrt(2 * jnp.maximum(predicted_decrease, 0))
+    return jnp.where(radius > 0, jnp.maximum(radius, newton_length), radius)
+
+
+def _solve_levenberg_marquardt(model: DiagonalModel, mu: Scalar, value: Scalar) -> Coordinates:
+    """Return the solution of (λ + μ) y = −c, with μ large enough to make the model convex.
+
+    Differs from the textbook: a step goes along a negative curvature even where the gradient has no
+    part there, no further than the residual is long. At a stationary point, where there is no other
+    way to decrease the loss, by a part of it that shrinks as μ grows.
     """
-    residual = scaled_norm(model.slope) + jnp.sqrt(2 * jnp.abs(value))
-    # A model that has proved right, so that μ was lowered, may go further.
-    reach = (
-        _REACH * residual * jnp.maximum(1, _FIRST_MU / jnp.maximum(mu, jnp.finfo(mu.dtype).tiny))
+    # 1. Shift the spectrum above zero, by a little more than −λ₀.
+    convex_shift = jnp.maximum(-model.curvatures[0], 0)
+    root_eps = jnp.sqrt(jnp.finfo(value.dtype).eps)
+    convex_mu = jnp.where(convex_shift > 0, convex_shift * (1 + root_eps) + mu, mu)
+    shifted = model.curvatures + convex_mu
+
+    # 2. Raise the gradient along the lowest eigenvector, so that the step has a part there.
+    residual_norm = jnp.sqrt(2 * jnp.abs(value))
+    is_stationary = scaled_norm(model.gradient) <= root_eps * residual_norm
+    fraction = jnp.where(convex_shift > 0, convex_shift / (convex_shift + mu), 0)
+    stationary_gradient = (convex_shift * root_eps + mu) * fraction
+    min_gradient = (
+        jnp.where(is_stationary, stationary_gradient, convex_shift * root_eps) * residual_norm
+    )
+    lowest_gradient = jnp.abs(model.gradient[0])
+    raised_gradient = jnp.maximum(lowest_gradient, min_gradient)
+    lowest_sign = jnp.where(model.gradient[0] > 0, 1, -1)
+    gradient = model.gradient.at[0].set(
+        lowest_sign * jnp.where(model.is_indefinite, raised_gradient, lowest_gradient)
     )
 
-    def is_long(mu: Array) -> Array:
-        return (scaled_norm(_damped(model, mu, value)) > reach) & (mu < 1 / jnp.finfo(mu.dtype).eps)
-
-    return lax.while_loop(
-        is_long, lambda mu: 4 * mu, jnp.maximum(mu, jnp.sqrt(jnp.finfo(mu.dtype).eps))
-    )
+    # 3. Solve; zero where the shifted curvature is zero.
+    return jnp.where(shifted > 0, -gradient / jnp.where(shifted > 0, shifted, 1), 0)
 
 
-def _next_mu(mu: Array, ratio: Array, size: Array, count: Array) -> Array:
+def _first_mu(model: DiagonalModel, mu: Scalar, value: Scalar) -> Scalar:
+    """Return a μ whose step is no longer than the residual, beyond which no model is reliable.
+
+    In the Gauss–Newton metric ‖y‖ is the change of the predictions, and √(2L) the change that is
+    needed.
+    """
+    limits = jnp.finfo(mu.dtype)
+    residual_norm = scaled_norm(model.gradient) + jnp.sqrt(2 * jnp.abs(value))
+    # A model that predicted well, so that μ was lowered, may go further.
+    reliability = jnp.maximum(1, INITIAL_MU / jnp.maximum(mu, limits.tiny))
+    max_length = MAX_RESIDUAL_MULTIPLE * residual_norm * reliability
+
+    def is_too_long(mu: Scalar) -> Bool[Array, ""]:
+        step_length = scaled_norm(_solve_levenberg_marquardt(model, mu, value))
+        return (step_length > max_length) & (mu < 1 / limits.eps)
+
+    return lax.while_loop(is_too_long, lambda mu: 4 * mu, jnp.maximum(mu, jnp.sqrt(limits.eps)))
+
+
+def _next_mu(mu: Scalar, ratio: Scalar, step_length: Scalar, count: Count) -> Scalar:
+    """Return Nielsen's μ: smaller the better the prediction was, 2^(count + 1) μ if rejected."""
+    # Nielsen's cubic: a third for ratio 1, unchanged for ratio ½, up to doubled for ratio 0.
     lowered = mu * jnp.maximum(1 / 3, 1 - (2 * jnp.clip(ratio, 0, 1) - 1) ** 3)
-    return jnp.where(ratio > _ENOUGH, lowered, jnp.ldexp(mu, count + 1))
+    return jnp.where(ratio > MIN_DECREASE_RATIO, lowered, jnp.ldexp(mu, count + 1))
+
+
+def _mu_after_newton(mu: Scalar, predicted_decrease: Scalar) -> Scalar:
+    """Return a tenth of μ."""
+    return mu / 10
 
 
 DAMPINGS = {
     "trust_region": Damping(
-        Step.TRUST_REGION,
-        _first_radius,
-        _region,
-        _next_radius,
-        lambda radius, predicted: jnp.where(
-            radius > 0, jnp.maximum(radius, jnp.sqrt(2 * jnp.maximum(predicted, 0))), radius
-        ),
+        kind=Step.TRUST_REGION,
+        start=_first_radius,
+        solve=_solve_trust_region,
+        adapt=_next_radius,
+        after_newton=_radius_after_newton,
     ),
     "levenberg_marquardt": Damping(
-        Step.LEVENBERG_MARQUARDT,
-        _first_mu,
-        _damped,
-        _next_mu,
-        lambda mu, predicted: mu / 10,
+        kind=Step.LEVENBERG_MARQUARDT,
+        start=_first_mu,
+        solve=_solve_levenberg_marquardt,
+        adapt=_next_mu,
+        after_newton=_mu_after_newton,
     ),
 }
-"""By name. Another is one entry more."""
+"""The kinds of damping by name; a new one is one more entry."""

@@ -1,14 +1,19 @@
-r"""Steps from a few products with the true curvature: its model on the Krylov space of the
-preconditioned gradient.
+r"""Steps from a few products with the true curvature: its model on a Krylov space.
 
 With P = RᵀR the preconditioner, k Lanczos steps on K = R⁻ᵀHR⁻¹ from R⁻ᵀg give an orthonormal Q and
 a tridiagonal T = QᵀKQ. On that space the minimiser of the model is that of k conjugate gradient
-steps; and since the space is kept, so is every damped step: another trust region costs no product.
-The eigenvalues of T, the Ritz values, lie inside of the spectrum of P⁻¹H, so that
+steps; and since the space is stored, so is every damped step: another trust region costs no
+product. The eigenvalues of T, the Ritz values, lie inside of the spectrum of P⁻¹H, so that
 
     ε = max |θ − 1|
 
-measures, from below and for nothing, how far the preconditioner is from (1 − ε)P ≼ H ≼ (1 + ε)P.
+measures, from below and at no cost, how far the preconditioner is from (1 − ε)P ≼ H ≼ (1 + ε)P.
+
+| symbol | meaning | shape |
+|---|---|---|
+| Q | ``vectors``, one row per product and one more | [k + 1, d] |
+| T | ``diagonal``, ``off_diagonal`` | [k], [k] |
+| θ | ``ritz_values``, ascending | [k] |
 
 Source: Gould, Lucidi, Roma and Toint (1999), SIAM J. Optim. 9, 504–525; Golub and Van Loan (2013),
 Matrix Computations, chapter 10; Eisenstat and Walker (1996), SIAM J. Sci. Comput. 17, 16–32 (how
@@ -21,179 +26,265 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from softntk._linalg.norms import scaled_norm
 from softntk._linalg.products import product
 from softntk._linalg.scaled_cholesky import Factor
-from softntk.solvers._newton.globalisation import GOOD, Damping, search
+from softntk.solvers._diagnostics import Step
+from softntk.solvers._newton.globalisation import NEWTON_DECREASE_RATIO, Damping, search
 from softntk.solvers._newton.model import (
-    Outcome,
-    Spectrum,
-    Step,
-    Trial,
-    judge,
-    outcome,
+    DiagonalModel,
+    LossAlongStep,
+    Scalar,
+    StepResult,
+    Vector,
+    decrease_ratio,
+    step_result,
 )
 
-_BEYOND = 8  # products after the first negative curvature, which learn how it goes on
+# Products after the first negative curvature, which find the directions where it is most negative.
+PRODUCTS_AFTER_INDEFINITE = 8
 
-Vector = Float[Array, " d"]
-Apply = Callable[[Vector], Vector]
+LinearMap = Callable[[Vector], Vector]
 
 
-class Krylov(NamedTuple):
-    """The model on the space, and what it cost to make."""
+class KrylovModel(NamedTuple):
+    """The quadratic model on a Krylov space, and what it cost.
 
-    model: Spectrum
+    Attributes:
+        model: in the Ritz vectors.
+        products: number of products with the curvature.
+        distortion: ε, from below.
+    """
+
+    model: DiagonalModel
     products: Int[Array, ""]
-    distortion: Float[Array, ""]
-    """ε as far as it was seen."""
+    distortion: Scalar
 
 
-class _State(NamedTuple):
-    count: Array
-    basis: Array  # Q, [k + 1, d]
-    diagonal: Array  # of T
-    off: Array  # below it
-    pivot: Array  # of T = LDLᵀ, the last one
-    residual: Array  # of the conjugate gradients, relative
-    room: Array  # products that are left
-    indefinite: Array  # whether T is
-    done: Array
+class _LanczosState(NamedTuple):
+    """State of the Lanczos iteration.
+
+    Attributes:
+        count: number of products.
+        vectors: Q.
+        diagonal: of T.
+        off_diagonal: below the diagonal of T.
+        pivot: the last pivot of T = LDLᵀ.
+        residual: relative residual that conjugate gradients would have.
+        products_left: how many more products are allowed.
+        is_indefinite: whether T is.
+        done: whether the residual is small enough or the space exhausted.
+    """
+
+    count: Int[Array, ""]
+    vectors: Float[Array, "k_plus_one d"]
+    diagonal: Float[Array, " k"]
+    off_diagonal: Float[Array, " k"]
+    pivot: Scalar
+    residual: Scalar
+    products_left: Int[Array, ""]
+    is_indefinite: Bool[Array, ""]
+    done: Bool[Array, ""]
 
 
-def krylov(
-    multiply: Apply,
+def krylov_model(
+    multiply: LinearMap,
     factor: Factor | None,
     g: Vector,
-    value: Array,
-    rtol: float | Array,
+    value: Scalar,
+    rtol: float | Scalar,
     max_steps: int,
-) -> Krylov:
-    """Lanczos, reorthogonalised, until conjugate gradients would have reached ``rtol``, the space
-    is exhausted or k is.
+) -> KrylovModel:
+    """Return the model on the Krylov space of the preconditioned gradient.
 
-    At a stationary point the first vector is random: there is no other way to see negative
-    curvature.
+    Run reorthogonalised Lanczos until the equivalent CG residual falls below rtol, the Krylov space
+    is exhausted, or max_steps products are used. At a stationary point the first vector is random:
+    there is no other way to find negative curvature.
+
+    Args:
+        multiply: v ↦ Hv.
+        factor: R of the preconditioner; None for the identity.
+        g: the gradient.
+        value: the loss, which tells a zero gradient from a small one.
+        rtol: relative residual.
+        max_steps: products, at most.
     """
-    halved, transposed = (
-        (lambda v: v, lambda v: v) if factor is None else (factor.halved, factor.halved_transposed)
-    )
-    d, eps = len(g), jnp.finfo(g.dtype).eps
-    first = transposed(g)
-    size = scaled_norm(first)
-    # Preconditioned, ‖g‖² is in the unit of the loss; otherwise there is nothing to compare with.
-    least = 0.0 if factor is None else eps * jnp.sqrt(jnp.abs(value))
-    stationary = ~(size > least)
-    first = jnp.where(stationary, jax.random.normal(jax.random.key(0), (d,), g.dtype), first)
+    # 1. The first vector, R⁻ᵀg or random.
+    solve_root = _identity if factor is None else factor.halved
+    solve_root_transposed = _identity if factor is None else factor.halved_transposed
+    d = len(g)
+    eps = jnp.finfo(g.dtype).eps
+    first_vector = solve_root_transposed(g)
+    gradient_norm = scaled_norm(first_vector)
+    # Preconditioned, ‖g‖² has the unit of the loss; otherwise there is nothing to compare with.
+    min_gradient_norm = 0.0 if factor is None else eps * jnp.sqrt(jnp.abs(value))
+    is_stationary = ~(gradient_norm > min_gradient_norm)
+    random_vector = jax.random.normal(jax.random.key(0), (d,), g.dtype)
+    first_vector = jnp.where(is_stationary, random_vector, first_vector)
     k = min(max_steps, d)
-    start = _State(
+    first_state = _LanczosState(
         count=jnp.asarray(0, jnp.int32),
-        basis=jnp.zeros((k + 1, d), g.dtype).at[0].set(first / scaled_norm(first)),
+        vectors=jnp.zeros((k + 1, d), g.dtype).at[0].set(first_vector / scaled_norm(first_vector)),
         diagonal=jnp.zeros(k, g.dtype),
-        off=jnp.zeros(k, g.dtype),
+        off_diagonal=jnp.zeros(k, g.dtype),
         pivot=jnp.ones((), g.dtype),
         residual=jnp.ones((), g.dtype),
-        room=jnp.asarray(k, jnp.int32),
-        indefinite=jnp.asarray(False),
-        done=~jnp.isfinite(size),
+        products_left=jnp.asarray(k, jnp.int32),
+        is_indefinite=jnp.asarray(False),
+        done=~jnp.isfinite(gradient_norm),
     )
 
-    def step(s: _State) -> _State:
-        q = s.basis[s.count]
-        image = transposed(multiply(halved(q)))
-        diagonal = jnp.dot(q, image)
-        for _ in range(2):
-            image = image - product(product(s.basis, image), s.basis)
-        off = scaled_norm(image)
-        before = jnp.where(s.count > 0, s.off[s.count - 1], 0)
-        pivot = diagonal - before * (before / s.pivot)
-        residual = s.residual * off / jnp.abs(pivot)
-        convex = pivot > 0
-        room = jnp.where(convex | s.indefinite, s.room - 1, jnp.minimum(s.room - 1, _BEYOND))
-        exhausted = ~(off > 8 * eps * (jnp.abs(diagonal) + before))
-        return _State(
-            count=s.count + 1,
-            basis=s.basis.at[s.count + 1].set(
-                jnp.where(exhausted, 0, image / jnp.where(off > 0, off, 1))
-            ),
-            diagonal=s.diagonal.at[s.count].set(diagonal),
-            off=s.off.at[s.count].set(off),
-            pivot=jnp.where(pivot == 0, jnp.where(off > 0, eps * off, eps), pivot),
-            residual=residual,
-            room=room,
-            indefinite=s.indefinite | ~convex,
-            done=exhausted | (convex & ~s.indefinite & (residual <= rtol)),
-        )
+    # 2. Lanczos.
+    def is_unfinished(state: _LanczosState) -> Bool[Array, ""]:
+        return ~state.done & (state.products_left > 0)
 
-    s = lax.while_loop(lambda s: ~s.done & (s.room > 0), step, start)
-    used = jnp.arange(k, dtype=jnp.int32) < s.count
-    T = jnp.diag(jnp.where(used, s.diagonal, 0))
-    off = jnp.where(used[1:], s.off[:-1], 0)
-    T = T + jnp.diag(off, 1) + jnp.diag(off, -1)
+    def step(state: _LanczosState) -> _LanczosState:
+        q = state.vectors[state.count]
+        return _lanczos_step(state, q, solve_root_transposed(multiply(solve_root(q))), rtol)
+
+    state = lax.while_loop(is_unfinished, step, first_state)
+
+    # 3. Ritz values and vectors.
+    return _ritz_model(state, solve_root, g, scale_by_norm=factor is None)
+
+
+def _identity(v: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return the argument."""
+    return v
+
+
+def _lanczos_step(
+    state: _LanczosState, q: Vector, image: Vector, rtol: float | Scalar
+) -> _LanczosState:
+    """Return the state after one product, ``image`` = K q with the last vector q.
+
+    The pivots of T = LDLᵀ and the residual are those of conjugate gradients: pivot ≤ 0 is the first
+    sign of negative curvature, and residual · off/|pivot| the next residual.
+    """
+    # 1. Orthogonalise against all vectors, twice (once is not enough in floating point).
+    eps = jnp.finfo(image.dtype).eps
+    diagonal = jnp.dot(q, image)
+    for _ in range(2):
+        image = image - product(product(state.vectors, image), state.vectors)
+    off_diagonal = scaled_norm(image)
+
+    # 2. Pivot and residual.
+    last_off = jnp.where(state.count > 0, state.off_diagonal[state.count - 1], 0)
+    pivot = diagonal - last_off * (last_off / state.pivot)
+    residual = state.residual * off_diagonal / jnp.abs(pivot)
+    is_convex = pivot > 0
+
+    # 3. The products that are left: all while T is definite, few after it has become indefinite.
+    products_left = jnp.where(
+        is_convex | state.is_indefinite,
+        state.products_left - 1,
+        jnp.minimum(state.products_left - 1, PRODUCTS_AFTER_INDEFINITE),
+    )
+    is_exhausted = ~(off_diagonal > 8 * eps * (jnp.abs(diagonal) + last_off))
+    next_vector = jnp.where(is_exhausted, 0, image / jnp.where(off_diagonal > 0, off_diagonal, 1))
+    # A pivot of zero is replaced by a tiny one, by which the next step can divide.
+    tiny_pivot = jnp.where(off_diagonal > 0, eps * off_diagonal, eps)
+    return _LanczosState(
+        count=state.count + 1,
+        vectors=state.vectors.at[state.count + 1].set(next_vector),
+        diagonal=state.diagonal.at[state.count].set(diagonal),
+        off_diagonal=state.off_diagonal.at[state.count].set(off_diagonal),
+        pivot=jnp.where(pivot == 0, tiny_pivot, pivot),
+        residual=residual,
+        products_left=products_left,
+        is_indefinite=state.is_indefinite | ~is_convex,
+        done=is_exhausted | (is_convex & ~state.is_indefinite & (residual <= rtol)),
+    )
+
+
+def _ritz_model(
+    state: _LanczosState, solve_root: LinearMap, g: Vector, *, scale_by_norm: bool
+) -> KrylovModel:
+    """Return the model in the Ritz vectors; ``scale_by_norm`` makes ‖H‖ I the metric."""
+    # 1. T, with places that were not used at the upper end of its spectrum and without gradient.
+    d = len(g)
+    eps = jnp.finfo(g.dtype).eps
+    k = len(state.diagonal)
+    is_used = jnp.arange(k, dtype=jnp.int32) < state.count
+    T = jnp.diag(jnp.where(is_used, state.diagonal, 0))
+    off_diagonal = jnp.where(is_used[1:], state.off_diagonal[:-1], 0)
+    T = T + jnp.diag(off_diagonal, 1) + jnp.diag(off_diagonal, -1)
     T = jnp.where(jnp.isfinite(T).all(), T, 0)
-    # Places that were not used become values above all others, without slope.
-    largest = jnp.max(jnp.abs(T))
-    T = T + jnp.diag(jnp.where(used, 0, jnp.where(largest > 0, 4 * largest, 1)))
-    values, vectors = jnp.linalg.eigh(T)
-    weights = jnp.sum(jnp.where(used[:, None], vectors**2, 0), axis=0) > 0.5
-    basis = jnp.where(used[:, None], s.basis[:k], 0)
-    back = halved(product(basis.T, vectors))
-    slope = product(back.T, g)
-    negative = values[0] < -4 * d * eps * jnp.max(jnp.abs(jnp.where(weights, values, 0)))
-    distortion = jnp.max(jnp.where(weights, jnp.abs(values - 1), 0))
-    if factor is None:
-        # Without a preconditioner the metric is ‖H‖ times the identity, so that no unit matters.
-        top = jnp.max(jnp.where(weights, jnp.abs(values), 0))
-        root = jnp.sqrt(jnp.where(top > 0, top, 1))
-        values = values / jnp.where(top > 0, top, 1)
-        back = back / root
-        slope = slope / root
-    return Krylov(Spectrum(values, back, slope, negative), s.count, distortion)
+    largest_entry = jnp.max(jnp.abs(T))
+    unused_value = jnp.where(largest_entry > 0, 4 * largest_entry, 1)
+    T = T + jnp.diag(jnp.where(is_used, 0, unused_value))
+
+    # 2. Its eigenvalues; those of used places have their eigenvectors there.
+    ritz_values, ritz_vectors = jnp.linalg.eigh(T)
+    used_weights = jnp.sum(jnp.where(is_used[:, None], ritz_vectors**2, 0), axis=0)
+    is_ritz_value = used_weights > 0.5
+    lanczos_vectors = jnp.where(is_used[:, None], state.vectors[:k], 0)
+    basis = solve_root(product(lanczos_vectors.T, ritz_vectors))
+    gradient = product(basis.T, g)
+    largest_ritz = jnp.max(jnp.abs(jnp.where(is_ritz_value, ritz_values, 0)))
+    is_indefinite = ritz_values[0] < -4 * d * eps * largest_ritz
+    distortion = jnp.max(jnp.where(is_ritz_value, jnp.abs(ritz_values - 1), 0))
+
+    # 3. Without a preconditioner the metric is ‖H‖ times the identity, so that no unit matters.
+    if scale_by_norm:
+        curvature_norm = jnp.max(jnp.where(is_ritz_value, jnp.abs(ritz_values), 0))
+        metric_root = jnp.sqrt(jnp.where(curvature_norm > 0, curvature_norm, 1))
+        ritz_values = ritz_values / jnp.where(curvature_norm > 0, curvature_norm, 1)
+        basis = basis / metric_root
+        gradient = gradient / metric_root
+    model = DiagonalModel(ritz_values, basis, gradient, is_indefinite)
+    return KrylovModel(model, state.count, distortion)
 
 
-def damped(
-    space: Krylov,
-    damping: Damping,
-    trial: Trial,
-    level: Float[Array, ""],
-    otherwise: Callable[[], Outcome] | None = None,
-) -> Outcome:
-    """The minimiser on the space where the model is convex there and the loss falls as it says,
-    else a damped step.
+def damped_step(
+    space: KrylovModel,
+    method: Damping,
+    loss: LossAlongStep,
+    damping: Scalar,
+    fallback: Callable[[], StepResult] | None = None,
+) -> StepResult:
+    """Return the minimiser on the space if the loss falls as predicted, else a damped step.
 
-    ``otherwise`` is taken instead of the damped step on the space, which sees little of a curvature
+    ``fallback`` replaces the damped step on the space, which has only a small part of a curvature
     that is not convex.
     """
+    # 1. The minimiser y = −c/θ, where the model is convex.
     model = space.model
-    convex = model.values[0] > 0
-    y = jnp.where(convex, -model.slope / jnp.where(convex, model.values, 1), 0)
-    step, predicted = model.step(y), model.decrease(y)
-    slope = jnp.dot(model.slope, y)
-    good = lax.cond(
-        convex, lambda: judge(trial, step, slope, predicted) > GOOD, lambda: jnp.asarray(False)
+    is_convex = model.curvatures[0] > 0
+    y = jnp.where(is_convex, -model.gradient / jnp.where(is_convex, model.curvatures, 1), 0)
+    step = model.step(y)
+    predicted_decrease = model.decrease(y)
+    slope = jnp.dot(model.gradient, y)
+    is_accepted = lax.cond(
+        is_convex,
+        lambda: decrease_ratio(loss, step, slope, predicted_decrease) > NEWTON_DECREASE_RATIO,
+        lambda: jnp.asarray(False),
     )
-    tried = convex.astype(jnp.int32)
+    newton_evaluations = is_convex.astype(jnp.int32)
 
-    def searched() -> Outcome:
-        found = search(damping, model, trial, level) if otherwise is None else otherwise()
-        return found._replace(evaluations=found.evaluations + tried)
+    # 2. That step, or a damped one.
+    def take_newton_step() -> StepResult:
+        next_damping = method.after_newton(damping, predicted_decrease)
+        curvature = model.curvatures[0]
+        return step_result(step, next_damping, Step.NEWTON, False, curvature, newton_evaluations)
 
-    def taken() -> Outcome:
-        return outcome(
-            step, damping.after_newton(level, predicted), Step.NEWTON, False, model.values[0], tried
-        )
+    def take_damped_step() -> StepResult:
+        result = search(method, model, loss, damping) if fallback is None else fallback()
+        return result._replace(evaluations=result.evaluations + newton_evaluations)
 
-    return lax.cond(good, taken, searched)
+    return lax.cond(is_accepted, take_newton_step, take_damped_step)
 
 
-def undamped(space: Krylov) -> Outcome:
-    """−|T|⁻¹ times the gradient, on the space: Newton's step where the model is convex, a descent
-    direction in any case.
+def undamped_step(space: KrylovModel) -> StepResult:
+    """Return −|T|⁻¹ times the gradient on the space, a descent direction in any case.
+
+    Where the model is convex it is Newton's step.
     """
     model = space.model
-    sizes = jnp.abs(model.values)
-    y = -model.slope / jnp.maximum(sizes, jnp.sqrt(jnp.finfo(sizes.dtype).eps) * jnp.max(sizes))
-    kind = jnp.where(model.values[0] > 0, Step.NEWTON, Step.ABSOLUTE)
-    return outcome(model.step(y), 0.0, kind, model.negative, model.values[0])
+    sizes = jnp.abs(model.curvatures)
+    min_curvature = jnp.sqrt(jnp.finfo(sizes.dtype).eps) * jnp.max(sizes)
+    y = -model.gradient / jnp.maximum(sizes, min_curvature)
+    kind = jnp.where(model.curvatures[0] > 0, Step.NEWTON, Step.ABSOLUTE)
+    return step_result(model.step(y), 0.0, kind, model.is_indefinite, model.curvatures[0])

@@ -1,17 +1,21 @@
-"""The four methods of approximate Newton: exact, on a sample, by products, and by products that a
-sample preconditions.
+"""The four methods of approximate Newton: exact, sampled, by products, and both.
+
+| symbol | meaning | shape |
+|---|---|---|
+| H, M | the curvature, the metric of the damping (Gauss–Newton) | [d, d] |
+| g | the incoming updates, flattened: the gradient | [d] |
+| ε | ``distortion`` of a sample P of H, (1 − ε)P ≼ H ≼ (1 + ε)P | [] |
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import lineax as lx
 from jax import lax
-from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from softntk._linalg import design_matrix as matrices
 from softntk._linalg import scaled_cholesky
@@ -19,104 +23,79 @@ from softntk._linalg.norms import scaled_norm
 from softntk._linalg.products import product
 from softntk.curvature.structured import StructuredOperator
 from softntk.solvers._newton import dense_steps, krylov_steps, row_sampler
+from softntk.solvers._newton.curvature_model import (
+    CurvatureModel,
+    Matrix,
+    Options,
+    require_rows,
+)
 from softntk.solvers._newton.globalisation import DAMPINGS
-from softntk.solvers._newton.model import Outcome, Trial
+from softntk.solvers._newton.model import LossAlongStep, Scalar, StepResult, Vector
 from softntk.solvers._newton.row_sampler import Sampler
 from softntk.solvers._newton.state import NewtonState
 
-Params = Any
-Curvature = Callable[[Params], lx.AbstractLinearOperator]
-
-_LOOSEST, _TIGHTEST = 0.1, 1e-4  # relative residuals of the conjugate gradients
-_MEASURED = 4  # products that measure the ε of a sample which no conjugate gradients use
-
-
-class Options(NamedTuple):
-    """What :func:`softntk.solvers.scale_by_approx_newton` was asked for."""
-
-    curvature: Curvature
-    gauss_newton: Curvature | None
-    sketch_size: int | None
-    max_distortion: float
-    cg_steps: int | None
-    damping: str | None
-    initial_damping: float
-    key: PRNGKeyArray
+# Relative residuals of the conjugate gradients.
+LOOSEST_CG_RTOL = 0.1
+TIGHTEST_CG_RTOL = 1e-4
+# Exponent of Eisenstat and Walker: the residual shrinks faster than the gradient.
+CG_RTOL_EXPONENT = 1.5
+# Products that measure the ε of a sample where no conjugate gradients do.
+DISTORTION_PRODUCTS = 4
 
 
-class Model(NamedTuple):
-    """The curvature at a point, on flat vectors."""
+class SampleDiagnostics(NamedTuple):
+    """What a step measured of its sample and its products.
 
-    operator: lx.AbstractLinearOperator
-    metric: Callable[[], lx.AbstractLinearOperator] | None
-    product: Callable[[Float[Array, " d"]], Float[Array, " d"]]
+    Attributes:
+        distortion: ε, or the part of it that was found; zero without a sample.
+        rows: of the sample; zero without one.
+        products: number of products with H.
+        sampler: for the next step; None without a sample.
+    """
 
-
-class Seen(NamedTuple):
-    """What a step learned about its sample."""
-
-    distortion: Any
-    rows: Any
-    products: Any
+    distortion: Scalar
+    rows: int | Int[Array, ""]
+    products: Int[Array, ""]
     sampler: Sampler | None
 
 
-def make_model(options: Options, params: Params, flat: Float[Array, " d"]) -> Model:
-    """The curvature at the params, checked."""
-    operator = _checked("curvature", options.curvature(params), params)
-    _, unravel = ravel_pytree(params)
-
-    def product(v: Float[Array, " d"]) -> Float[Array, " d"]:
-        return ravel_pytree(operator.mv(unravel(v)))[0].astype(flat.dtype)
-
-    gauss_newton = options.gauss_newton
-    metric = (
-        None
-        if gauss_newton is None
-        else lambda: _checked("gauss_newton", gauss_newton(params), params)
-    )
-    return Model(operator, metric, product)
+Method = Callable[
+    [Options, CurvatureModel, Vector, LossAlongStep, NewtonState],
+    tuple[StepResult, SampleDiagnostics],
+]
 
 
-def _checked(name: str, operator: Any, params: Params) -> lx.AbstractLinearOperator:
-    if not isinstance(operator, lx.AbstractLinearOperator):
-        raise ValueError(f"{name} must return a lineax operator, got {type(operator).__name__}.")
-    got = jax.tree.map(lambda leaf: leaf.shape, operator.in_structure())
-    want = jax.tree.map(jnp.shape, params)
-    if got != want:
-        raise ValueError(
-            f"{name} must be an operator on the params, of shapes {want}; it is one on {got}."
-        )
-    return operator
-
-
-def structured(operator: lx.AbstractLinearOperator) -> StructuredOperator:
-    """The operator itself, if it has rows to draw."""
-    if not isinstance(operator, StructuredOperator):
-        raise ValueError(
-            f"sketch_size needs a curvature with rows to draw, a softntk.curvature.StructuredOperator, got "
-            f"{type(operator).__name__}. Without sketch_size any operator will do."
-        )
-    return operator
-
-
-def _solved(
+def _dense_step(
     options: Options,
-    H: Float[Array, "d d"],
-    metric: Callable[[], Float[Array, "d d"]] | None,
-    g: Float[Array, " d"],
-    trial: Trial,
+    H: Matrix,
+    metric: Callable[[], Matrix] | None,
+    g: Vector,
+    loss: LossAlongStep,
     state: NewtonState,
-    rounding: Callable[[], Float[Array, " d"]] | None = None,
-) -> Outcome:
+    rounding: Callable[[], Vector] | None = None,
+) -> StepResult:
+    """Return a step on a matrix, damped if the options say so."""
     if options.damping is None:
-        return dense_steps.undamped(H, metric, g)
-    return dense_steps.damped(
-        H, metric, g, DAMPINGS[options.damping], trial, state.damping, rounding
-    )
+        return dense_steps.undamped_step(H, metric, g)
+    method = DAMPINGS[options.damping]
+    return dense_steps.damped_step(H, metric, g, method, loss, state.damping, rounding)
 
 
-def _rounding_of(operator: lx.AbstractLinearOperator) -> Callable[[], Float[Array, " d"]] | None:
+def _krylov_step(
+    options: Options,
+    space: krylov_steps.KrylovModel,
+    loss: LossAlongStep,
+    state: NewtonState,
+    fallback: Callable[[], StepResult] | None = None,
+) -> StepResult:
+    """Return a step on a Krylov space, damped if the options say so."""
+    if options.damping is None:
+        return krylov_steps.undamped_step(space)
+    method = DAMPINGS[options.damping]
+    return krylov_steps.damped_step(space, method, loss, state.damping, fallback)
+
+
+def _row_rounding(operator: lx.AbstractLinearOperator) -> Callable[[], Vector] | None:
     """Return r with which |ΔH_jk| ≤ r_j r_k is the rounding of a structured H, a sum over rows.
 
     Positive and negative rows cancel in H, their rounding does not: with |D| and |U||M||U|ᵀ
@@ -128,175 +107,228 @@ def _rounding_of(operator: lx.AbstractLinearOperator) -> Callable[[], Float[Arra
     def rounding() -> Float[Array, " d"]:
         n, d = matrices.shape(operator.matrix)
         factors = jnp.abs(operator.factors)
-        others = product(jnp.abs(operator.core), jnp.sum(factors, axis=0))
-        weights = jnp.abs(operator.logit_diagonal) + product(factors, others)
+        core_sums = product(jnp.abs(operator.core), jnp.sum(factors, axis=0))
+        row_weights = jnp.abs(operator.logit_diagonal) + product(factors, core_sums)
         gamma = 4 * (d + n**0.5) * float(jnp.finfo(operator.dtype).eps)
-        return jnp.sqrt(gamma * matrices.gram_diagonal(operator.matrix, weights))
+        return jnp.sqrt(gamma * matrices.gram_diagonal(operator.matrix, row_weights))
 
     return rounding
 
 
 def _exact(
-    options: Options, model: Model, g: Array, trial: Trial, state: NewtonState
-) -> tuple[Outcome, Seen]:
-    made = model.metric
-    metric = None if made is None else lambda: made().as_matrix().astype(g.dtype)
+    options: Options,
+    model: CurvatureModel,
+    g: Vector,
+    loss: LossAlongStep,
+    state: NewtonState,
+) -> tuple[StepResult, SampleDiagnostics]:
+    """Return a step on the matrix H."""
+    metric = model.dense_metric(g.dtype)
     H = model.operator.as_matrix().astype(g.dtype)
-    outcome = _solved(options, H, metric, g, trial, state, _rounding_of(model.operator))
-    return outcome, Seen(jnp.zeros((), g.dtype), 0, jnp.zeros((), jnp.int32), None)
+    result = _dense_step(options, H, metric, g, loss, state, _row_rounding(model.operator))
+    no_products = jnp.zeros((), jnp.int32)
+    return result, SampleDiagnostics(jnp.zeros((), g.dtype), 0, no_products, None)
 
 
-def _sketched(
-    options: Options, model: Model, g: Array, trial: Trial, state: NewtonState
-) -> tuple[Outcome, Seen]:
-    """The papers' method.
+def _sampled(
+    options: Options,
+    model: CurvatureModel,
+    g: Vector,
+    loss: LossAlongStep,
+    state: NewtonState,
+) -> tuple[StepResult, SampleDiagnostics]:
+    """Return a step on a sample of H, the papers' method.
 
-    Where the curvature is not convex a sample is judged by how the loss falls, else by its ε.
+    Where the curvature is not convex a sample is judged by the decrease of the loss, else by ε.
     """
-    operator, sizes, made = structured(model.operator), _sizes(options, model), model.metric
+    # 1. All rows, if samples have not decreased the loss.
+    operator = require_rows(model.operator)
+    sizes = _sample_sizes(options, model)
+    last_index = len(sizes) - 1
     assert state.sampler is not None
-    before, top = row_sampler.judge(state.sampler, trial.value), len(sizes) - 1
-    before = before._replace(level=jnp.where(before.trusted, before.level, top))
-    draws, directions = _keys(options, state)
+    sampler = row_sampler.update_reliability(state.sampler, loss.value)
+    sampler = sampler._replace(
+        size_index=jnp.where(sampler.reliable, sampler.size_index, last_index)
+    )
+    row_key, direction_key = _step_keys(options, state)
 
-    def with_rows(size: int) -> tuple[Outcome, scaled_cholesky.Factor]:
-        sample = row_sampler.draw(before, operator, draws, size)
-        H = row_sampler.matrix(operator, sample)
-        metric = (
-            None
-            if made is None
-            else lambda made=made: row_sampler.matrix(structured(made()), sample)
-        )
-        return _solved(options, H, metric, g, trial, state), scaled_cholesky.factorise(H)
+    # 2. A step on the sample.
+    def step_with(size: int) -> tuple[StepResult, scaled_cholesky.Factor]:
+        sample = row_sampler.draw(sampler, operator, row_key, size)
+        H = row_sampler.sampled_matrix(operator, sample)
+        result = _dense_step(options, H, model.sampled_metric(sample), g, loss, state)
+        return result, scaled_cholesky.factorise(H)
 
-    outcome, factor = lax.switch(before.level, [partial(with_rows, size) for size in sizes])
-    space = krylov_steps.krylov(model.product, factor, g, trial.value, 0.0, _MEASURED)
+    result, factor = lax.switch(sampler.size_index, [partial(step_with, size) for size in sizes])
+
+    # 3. ε, from a few products.
+    space = krylov_steps.krylov_model(
+        model.product, factor, g, loss.value, 0.0, DISTORTION_PRODUCTS
+    )
     distortion = jnp.where(factor.definite, space.distortion, jnp.inf)
-    learned = row_sampler.learn(
-        before, operator, directions, factor, distortion, options.max_distortion, top
+    refreshed = row_sampler.refresh_scores(
+        sampler, operator, direction_key, factor, distortion, options.max_distortion, last_index
     )
-    convex, watching = (
-        factor.definite & ~space.model.negative,
-        row_sampler.watch(before, trial.value),
-    )
-    learned = jax.tree.map(lambda new, old: jnp.where(convex, new, old), learned, watching)
-    return outcome, Seen(distortion, jnp.asarray(sizes)[before.level], space.products, learned)
+
+    # 4. The sampler for the next step.
+    is_convex = factor.definite & ~space.model.is_indefinite
+    with_loss = row_sampler.remember_loss(sampler, loss.value)
+    next_sampler = _select_sampler(is_convex, refreshed, with_loss)
+    rows = jnp.asarray(sizes)[sampler.size_index]
+    return result, SampleDiagnostics(distortion, rows, space.products, next_sampler)
 
 
 def _by_products(
-    options: Options, model: Model, g: Array, trial: Trial, state: NewtonState
-) -> tuple[Outcome, Seen]:
-    """Conjugate gradients without a preconditioner."""
+    options: Options,
+    model: CurvatureModel,
+    g: Vector,
+    loss: LossAlongStep,
+    state: NewtonState,
+) -> tuple[StepResult, SampleDiagnostics]:
+    """Return a step by conjugate gradients without a preconditioner."""
     assert options.cg_steps is not None
-    space = krylov_steps.krylov(
-        model.product, None, g, trial.value, _rtol(g, state), options.cg_steps
-    )
-    if options.damping is None:
-        outcome = krylov_steps.undamped(space)
-    else:
-        outcome = krylov_steps.damped(space, DAMPINGS[options.damping], trial, state.damping)
-    return outcome, Seen(jnp.zeros((), g.dtype), 0, space.products, None)
+    rtol = _cg_rtol(g, state)
+    space = krylov_steps.krylov_model(model.product, None, g, loss.value, rtol, options.cg_steps)
+    result = _krylov_step(options, space, loss, state)
+    return result, SampleDiagnostics(jnp.zeros((), g.dtype), 0, space.products, None)
 
 
 def _preconditioned(
-    options: Options, model: Model, g: Array, trial: Trial, state: NewtonState
-) -> tuple[Outcome, Seen]:
-    """Conjugate gradients preconditioned by a sample where that is convex, dense steps where it is
-    not.
+    options: Options,
+    model: CurvatureModel,
+    g: Vector,
+    loss: LossAlongStep,
+    state: NewtonState,
+) -> tuple[StepResult, SampleDiagnostics]:
+    """Return a step by conjugate gradients that a sample preconditions, or a dense step.
 
-    Those are the sample's own while they get on, and exact when they do not, or when no sample
-    preconditions well.
+    Dense steps are taken where the sample is not positive definite: on the sample while such steps
+    decrease the loss, on H itself when they do not, or when no sample preconditions well.
     """
-    operator, sizes, steps, made = (
-        structured(model.operator),
-        _sizes(options, model),
-        options.cg_steps,
-        model.metric,
-    )
+    sizes = _sample_sizes(options, model)
+    last_index = len(sizes) - 1
     assert state.sampler is not None
-    assert steps is not None
-    before = row_sampler.judge(state.sampler, trial.value)
-    draws, directions = _keys(options, state)
-    none, nothing = jnp.zeros((), jnp.int32), jnp.zeros((), g.dtype)
-    top = len(sizes) - 1
+    sampler = row_sampler.update_reliability(state.sampler, loss.value)
 
-    def exact() -> Outcome:
-        return _exact(options, model, g, trial, state)[0]
+    def exact_step() -> StepResult:
+        return _exact(options, model, g, loss, state)[0]
 
-    def by_sample() -> tuple[Outcome, Seen]:
-        # the last is exact, if damped
-        levels = sizes if options.damping is None else sizes[:-1] or sizes
-        drawn = [partial(row_sampler.draw, before, operator, draws, size) for size in levels]
-        H = lax.switch(
-            before.level, [lambda draw=draw: row_sampler.matrix(operator, draw()) for draw in drawn]
-        )
-        factor = scaled_cholesky.factorise(H)
-
-        def metric() -> Float[Array, "d d"]:
-            assert made is not None
-            like = structured(made())
-            return lax.switch(
-                before.level, [lambda draw=draw: row_sampler.matrix(like, draw()) for draw in drawn]
-            )
-
-        def sampled() -> Outcome:
-            return _solved(options, H, None if made is None else metric, g, trial, state)
-
-        def dense() -> tuple[Outcome, Seen]:
-            outcome = lax.cond(before.trusted, sampled, exact) if options.damping else sampled()
-            return outcome, Seen(nothing, rows, none, row_sampler.watch(before, trial.value))
-
-        def products() -> tuple[Outcome, Seen]:
-            space = krylov_steps.krylov(
-                model.product, factor, g, trial.value, _rtol(g, state), steps
-            )
-            if options.damping is None:
-                outcome = krylov_steps.undamped(space)
-            else:
-                outcome = krylov_steps.damped(
-                    space, DAMPINGS[options.damping], trial, state.damping, exact
-                )
-            learned = row_sampler.learn(
-                before, operator, directions, factor, space.distortion, options.max_distortion, top
-            )
-            # Negative curvature says nothing about the sample.
-            learned = jax.tree.map(
-                lambda new, old: jnp.where(space.model.negative, old, new), learned, before
-            )
-            return outcome, Seen(space.distortion, rows, space.products, learned)
-
-        rows = jnp.asarray(levels, jnp.int32)[jnp.minimum(before.level, len(levels) - 1)]
-        return lax.cond(factor.definite, products, dense)
+    def sampled_step() -> tuple[StepResult, SampleDiagnostics]:
+        return _preconditioned_step(options, model, g, loss, state, sampler, sizes, exact_step)
 
     if options.damping is None:
-        return by_sample()
-    hopeless = (before.level == top) | (state.negative_curvature & ~before.trusted)
-    return lax.cond(hopeless, lambda: (exact(), Seen(nothing, none, none, before)), by_sample)
+        return sampled_step()
+    no_sample = SampleDiagnostics(
+        distortion=jnp.zeros((), g.dtype),
+        rows=jnp.zeros((), jnp.int32),
+        products=jnp.zeros((), jnp.int32),
+        sampler=sampler,
+    )
+    use_exact = (sampler.size_index == last_index) | (state.negative_curvature & ~sampler.reliable)
+    return lax.cond(use_exact, lambda: (exact_step(), no_sample), sampled_step)
 
 
-def _rtol(g: Float[Array, " d"], state: NewtonState) -> Float[Array, ""]:
-    """How exactly to solve: as the gradient has shrunk in the last step, so that convergence is
-    faster than linear.
+def _preconditioned_step(
+    options: Options,
+    model: CurvatureModel,
+    g: Vector,
+    loss: LossAlongStep,
+    state: NewtonState,
+    sampler: Sampler,
+    sizes: tuple[int, ...],
+    exact_step: Callable[[], StepResult],
+) -> tuple[StepResult, SampleDiagnostics]:
+    """Return a step of :func:`_preconditioned` that draws a sample."""
+    # 1. The sampled H, and its factor. Damped steps on all rows are exact and draw no sample.
+    operator = require_rows(model.operator)
+    last_index = len(sizes) - 1
+    row_key, direction_key = _step_keys(options, state)
+    drawn_sizes = sizes if options.damping is None else sizes[:-1] or sizes
+    draws = [partial(row_sampler.draw, sampler, operator, row_key, size) for size in drawn_sizes]
+
+    def on_sample(sampled: StructuredOperator) -> Matrix:
+        branches = [lambda draw=draw: row_sampler.sampled_matrix(sampled, draw()) for draw in draws]
+        return lax.switch(sampler.size_index, branches)
+
+    H = on_sample(operator)
+    factor = scaled_cholesky.factorise(H)
+    exact_metric = model.metric
+    metric = None if exact_metric is None else lambda: on_sample(require_rows(exact_metric()))
+
+    # 2. A dense step, where the sample is not positive definite.
+    def dense_on_sample() -> StepResult:
+        return _dense_step(options, H, metric, g, loss, state)
+
+    def take_dense_step() -> tuple[StepResult, SampleDiagnostics]:
+        if options.damping:
+            result = lax.cond(sampler.reliable, dense_on_sample, exact_step)
+        else:
+            result = dense_on_sample()
+        with_loss = row_sampler.remember_loss(sampler, loss.value)
+        no_distortion = jnp.zeros((), g.dtype)
+        no_products = jnp.zeros((), jnp.int32)
+        return result, SampleDiagnostics(no_distortion, rows, no_products, with_loss)
+
+    # 3. Conjugate gradients, where it is.
+    def take_krylov_step() -> tuple[StepResult, SampleDiagnostics]:
+        assert options.cg_steps is not None
+        rtol = _cg_rtol(g, state)
+        space = krylov_steps.krylov_model(
+            model.product, factor, g, loss.value, rtol, options.cg_steps
+        )
+        result = _krylov_step(options, space, loss, state, exact_step)
+        refreshed = row_sampler.refresh_scores(
+            sampler,
+            operator,
+            direction_key,
+            factor,
+            space.distortion,
+            options.max_distortion,
+            last_index,
+        )
+        # Negative curvature says nothing about the sample: the scores stay.
+        next_sampler = _select_sampler(space.model.is_indefinite, sampler, refreshed)
+        return result, SampleDiagnostics(space.distortion, rows, space.products, next_sampler)
+
+    size_index = jnp.minimum(sampler.size_index, len(drawn_sizes) - 1)
+    rows = jnp.asarray(drawn_sizes, jnp.int32)[size_index]
+    return lax.cond(factor.definite, take_krylov_step, take_dense_step)
+
+
+def _select_sampler(condition: Array, if_true: Sampler, if_false: Sampler) -> Sampler:
+    """Return one of two samplers."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
+
+
+def _cg_rtol(g: Vector, state: NewtonState) -> Scalar:
+    """Return the relative residual to solve to, smaller the faster the gradient shrinks.
+
+    Convergence is then faster than linear.
     """
-    shrunk = scaled_norm(g) / jnp.where(state.gradient_norm > 0, state.gradient_norm, jnp.inf)
-    return jnp.where(state.gradient_norm > 0, jnp.clip(shrunk**1.5, _TIGHTEST, _LOOSEST), _LOOSEST)
+    # Eisenstat and Walker's second choice; the loosest at the first step.
+    last_norm = state.gradient_norm
+    shrinkage = scaled_norm(g) / jnp.where(last_norm > 0, last_norm, jnp.inf)
+    rtol = jnp.clip(shrinkage**CG_RTOL_EXPONENT, TIGHTEST_CG_RTOL, LOOSEST_CG_RTOL)
+    return jnp.where(last_norm > 0, rtol, LOOSEST_CG_RTOL)
 
 
-def _keys(options: Options, state: NewtonState) -> tuple[PRNGKeyArray, PRNGKeyArray]:
-    """Of this step's sample, and of the directions that estimate scores."""
-    draws, directions = jax.random.split(jax.random.fold_in(options.key, state.count))
-    return draws, directions
+def _step_keys(options: Options, state: NewtonState) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+    """Return the keys of this step's sample, and of the directions that estimate scores."""
+    # By the count, so that a resumed run draws the same rows.
+    row_key, direction_key = jax.random.split(jax.random.fold_in(options.key, state.count))
+    return row_key, direction_key
 
 
-def _sizes(options: Options, model: Model) -> tuple[int, ...]:
+def _sample_sizes(options: Options, model: CurvatureModel) -> tuple[int, ...]:
+    """Return the possible numbers of rows of a sample."""
     assert options.sketch_size is not None
-    return row_sampler.sizes(structured(model.operator), options.sketch_size)
+    return row_sampler.sample_sizes(require_rows(model.operator), options.sketch_size)
 
 
-METHODS = {
+METHODS: dict[tuple[bool, bool], Method] = {
     (False, False): _exact,
-    (True, False): _sketched,
+    (True, False): _sampled,
     (False, True): _by_products,
     (True, True): _preconditioned,
 }
-"""By whether there is a sample, and whether there are products."""
+"""The methods by (whether there is a sample, whether there are products)."""

@@ -1,7 +1,6 @@
-r"""The sampled Hessian of the approximate Newton method, which learns from one step for the next
-which rows matter.
+r"""The sampled Hessian: a sampler of rows whose scores improve from one step to the next.
 
-Row i of diag(√|D|)A is drawn with a chance proportional to |D_i| q_i, where q_i estimates
+Row i of diag(√|D|)A is drawn with probability proportional to |D_i| q_i, where q_i estimates
 a_iᵀP⁻¹a_i. At first q_i = ‖a_i‖²; once a sample has been factorised, P̃ = RᵀR, its leverage scores
 cost one pass over A,
 
@@ -29,103 +28,134 @@ from softntk.curvature import sketch
 from softntk.curvature.sketch import Sample
 from softntk.curvature.structured import StructuredOperator
 
-_DIRECTIONS = 8  # of the estimate of scores: right to a factor of two
-_GROWTH = 4  # of a sample that is too poor, before it is all of A
-_HOPELESS = 10.0  # times the distortion that is allowed: more rows of the same kind will not do
-_PROGRESS = 0.1  # of the loss, by which a step on the sample alone should lower it
-_UNIFORM = 0.01  # of the draws: no row that could matter is out of reach
+# Columns of G: scores are then right to a factor of two.
+SCORE_DIRECTIONS = 8
+# By how much a sample grows that is too poor, before all rows are taken.
+SAMPLE_GROWTH = 4
+# Times the allowed distortion, above which a somewhat larger sample would not do either.
+HOPELESS_DISTORTION_RATIO = 10.0
+# Relative decrease of the loss that a step computed from the sample alone has to reach.
+MIN_LOSS_DECREASE = 0.1
+# Share of uniform draws, so that every row can be drawn.
+UNIFORM_SHARE = 0.01
 
 
 class Sampler(NamedTuple):
-    """What is remembered from step to step."""
+    """Scores of the rows, and how well samples have served.
+
+    Attributes:
+        scores: q, one per row.
+        has_leverage_scores: whether q comes from a factor, and not from the norms of the rows.
+        reliable: whether steps computed from samples alone have decreased the loss enough, where
+            the curvature is not convex.
+        loss_before: the loss before such a step; +inf if the last step was none.
+        size_index: which of :func:`sample_sizes` is used.
+    """
 
     scores: Float[Array, " n"]
-    """q."""
-    learned: Bool[Array, ""]
-    """Whether they come from a factor, and not from the rows' norms."""
-    trusted: Bool[Array, ""]
-    """Whether steps that are the sample's own have got on, where the curvature is not convex."""
-    watched: Float[Array, ""]
-    """The loss before such a step, or +inf."""
-    level: Int[Array, ""]
-    """Of the sample's size: see ``sizes``."""
+    has_leverage_scores: Bool[Array, ""]
+    reliable: Bool[Array, ""]
+    loss_before: Float[Array, ""]
+    size_index: Int[Array, ""]
 
 
-def sizes(op: StructuredOperator, size: int) -> tuple[int, ...]:
-    """The rows of a sample at each level: s, 4s and at last all of them."""
+def sample_sizes(op: StructuredOperator, size: int) -> tuple[int, ...]:
+    """Return the possible numbers of rows of a sample: s, 4s and all of them."""
     n = matrices.shape(op.matrix)[0]
-    return (*(rows for rows in (size, _GROWTH * size) if rows < n), n)
+    return (*(rows for rows in (size, SAMPLE_GROWTH * size) if rows < n), n)
 
 
-def start(op: StructuredOperator) -> Sampler:
-    """Scores by the rows' norms."""
-    yes, no, unknown = jnp.asarray(True), jnp.asarray(False), jnp.asarray(jnp.inf, op.dtype)
-    return Sampler(matrices.row_squares(op.matrix), no, yes, unknown, jnp.asarray(0, jnp.int32))
+def initial_sampler(op: StructuredOperator) -> Sampler:
+    """Return a sampler whose scores are the squared norms of the rows."""
+    return Sampler(
+        scores=matrices.row_squares(op.matrix),
+        has_leverage_scores=jnp.asarray(False),
+        reliable=jnp.asarray(True),
+        loss_before=jnp.asarray(jnp.inf, op.dtype),
+        size_index=jnp.asarray(0, jnp.int32),
+    )
 
 
 def draw(sampler: Sampler, op: StructuredOperator, key: PRNGKeyArray, size: int) -> Sample:
-    """A sample of ``size`` rows; all of them if that is all there are."""
+    """Return a sample of ``size`` rows; each row once if these are all."""
     n = matrices.shape(op.matrix)[0]
     if size == n:
         return Sample(indices=jnp.arange(n), scales=jnp.ones(n, op.dtype))
-    chances = jnp.abs(op.logit_diagonal) * sampler.scores
-    chances = jnp.where(jnp.isfinite(chances), chances, 0)
-    total = jnp.sum(chances)
-    pi = (
-        jnp.where(total > 0, (1 - _UNIFORM) * chances / jnp.where(total > 0, total, 1), 0)
-        + _UNIFORM / n
-    )
-    return sketch.draw(key, pi / jnp.sum(pi), size)
+    # Rows whose score overflowed are drawn by the uniform share alone.
+    weights = jnp.abs(op.logit_diagonal) * sampler.scores
+    weights = jnp.where(jnp.isfinite(weights), weights, 0)
+    total = jnp.sum(weights)
+    divisor = jnp.where(total > 0, total, 1)
+    by_scores = jnp.where(total > 0, (1 - UNIFORM_SHARE) * weights / divisor, 0)
+    probabilities = by_scores + UNIFORM_SHARE / n
+    return sketch.draw(key, probabilities / jnp.sum(probabilities), size)
 
 
-def matrix(op: StructuredOperator, sample: Sample) -> Matrix:
-    """The sampled operator, [d, d]; its low-rank part and ridge exact."""
+def sampled_matrix(op: StructuredOperator, sample: Sample) -> Matrix:
+    """Return the sampled operator, [d, d]; its low-rank part and ridge are exact."""
     if matrices.shape(op.matrix)[0] == len(sample.indices):
         return op.as_matrix()
     return sketch.sketched(op, sample).as_matrix()
 
 
-def watch(sampler: Sampler, value: Float[Array, ""]) -> Sampler:
-    """To be asked at the next step how much the loss fell."""
-    return sampler._replace(watched=value)
+def remember_loss(sampler: Sampler, value: Float[Array, ""]) -> Sampler:
+    """Store the loss so that the next step can check whether the sampled model made progress."""
+    return sampler._replace(loss_before=value)
 
 
-def judge(sampler: Sampler, value: Float[Array, ""]) -> Sampler:
-    """Steps that are the sample's own are trusted no more once the loss falls by less than a tenth."""
-    watching = jnp.isfinite(sampler.watched)
-    slow = watching & ~(value <= sampler.watched - _PROGRESS * jnp.abs(sampler.watched))
+def update_reliability(sampler: Sampler, value: Float[Array, ""]) -> Sampler:
+    """Mark samples as unreliable if a step from one decreased the loss by less than a tenth."""
+    # Without a loss from before, the last step was not one on the sample alone.
+    has_loss = jnp.isfinite(sampler.loss_before)
+    loss_bound = sampler.loss_before - MIN_LOSS_DECREASE * jnp.abs(sampler.loss_before)
+    too_slow = has_loss & ~(value <= loss_bound)
     return sampler._replace(
-        trusted=sampler.trusted & ~slow, watched=jnp.full_like(sampler.watched, jnp.inf)
+        reliable=sampler.reliable & ~too_slow,
+        loss_before=jnp.full_like(sampler.loss_before, jnp.inf),
     )
 
 
-def learn(
+def refresh_scores(
     sampler: Sampler,
     op: StructuredOperator,
     key: PRNGKeyArray,
     factor: Factor,
     distortion: Float[Array, ""],
-    most: float,
-    top: int,
+    max_distortion: float,
+    last_index: int,
 ) -> Sampler:
-    """Where ε was above ``most``: scores from this factor, and, if the scores came from one
-    already, a larger sample.
+    """Return the sampler with new scores, and perhaps a larger size, where ε is too large.
+
+    Args:
+        sampler: the one that drew the sample.
+        op: the operator that is sampled.
+        key: of the directions G.
+        factor: R of the sample.
+        distortion: the measured ε.
+        max_distortion: the ε up to which nothing changes.
+        last_index: of :func:`sample_sizes`, all rows.
     """
 
-    def again() -> Sampler:
+    def with_new_scores() -> Sampler:
+        # 1. Scores ‖a_i R⁻¹ G‖²; in few dimensions G is the identity and they are exact.
         d = len(factor.scale)
-        few = d > _DIRECTIONS
-        directions = (
-            jax.random.normal(key, (d, _DIRECTIONS), op.dtype) / _DIRECTIONS**0.5
-            if few
-            else jnp.eye(d, dtype=op.dtype)
-        )
-        right = factor.halved(directions)
-        level = jnp.minimum(sampler.level + sampler.learned.astype(sampler.level.dtype), top)
-        level = jnp.where(sampler.learned & ~(distortion <= _HOPELESS * most), top, level).astype(
-            sampler.level.dtype
-        )
-        scores = matrices.row_squares(op.matrix, right)
-        return sampler._replace(scores=scores, learned=jnp.asarray(True), level=level)
+        if d > SCORE_DIRECTIONS:
+            gaussian = jax.random.normal(key, (d, SCORE_DIRECTIONS), op.dtype)
+            directions = gaussian / SCORE_DIRECTIONS**0.5
+        else:
+            directions = jnp.eye(d, dtype=op.dtype)
+        scores_root = factor.halved(directions)
 
-    return lax.cond(distortion <= most, lambda: sampler, again)
+        # 2. A larger sample only if the scores were leverage scores already.
+        had_scores = sampler.has_leverage_scores
+        index = sampler.size_index
+        next_index = jnp.minimum(index + had_scores.astype(index.dtype), last_index)
+        is_hopeless = ~(distortion <= HOPELESS_DISTORTION_RATIO * max_distortion)
+        new_index = jnp.where(had_scores & is_hopeless, last_index, next_index)
+        return sampler._replace(
+            scores=matrices.row_squares(op.matrix, scores_root),
+            has_leverage_scores=jnp.asarray(True),
+            size_index=new_index.astype(index.dtype),
+        )
+
+    return lax.cond(distortion <= max_distortion, lambda: sampler, with_new_scores)

@@ -1,42 +1,63 @@
-"""What an approximate Newton transform remembers from step to step."""
+"""The state of an approximate Newton transform."""
 
 from typing import NamedTuple
 
 from jaxtyping import Array, Bool, Float, Int
 
+from softntk.solvers._diagnostics import StepDiagnostics
 from softntk.solvers._newton.row_sampler import Sampler
 
 
 class NewtonState(NamedTuple):
-    """What an approximate Newton transform remembers, and tells.
+    """State of an approximate Newton transform.
 
     Attributes:
-        count: updates so far.
-        damping: the radius of the trust region or the parameter μ; zero where there is none.
-        kind: what the last update was, a :class:`softntk.solvers.Step`.
-        negative_curvature: whether the last curvature had a negative eigenvalue, beyond rounding.
-        smallest_curvature: the smallest it looked at, in the metric; zero where it did not look.
-        distortion: the measured ε of the sample; zero for exact curvature.
-        sample_size: rows of the last sample; zero without one.
-        conjugate_gradient_steps: in all.
-        evaluations: of ``value_fn``, in all.
-        gradient_norm: of the last updates that came in.
-        result: a :class:`softntk.solution.Result`; STEP_CHANGED if what comes behind a damped step
-            did not take it as it was.
-        proposed: where the last damped step leads, flattened, and its length: to see that.
-        sampler: of the rows; None without a sample.
+        count: number of updates.
+        smallest_curvature: the smallest eigenvalue of the curvature in the metric; zero where it
+            was not computed.
+        sample_size: rows of the last sample; zero without a sample.
+        conjugate_gradient_steps: products with the curvature, in all.
+        evaluations: evaluations of ``value_fn``, in all.
+        gradient_norm: norm of the last incoming updates.
+        diagnostics: what ``minimise`` reads, a :class:`softntk.solvers.StepDiagnostics`; its
+            ``result`` is STEP_CHANGED if a transform behind a damped step changed it. Its fields
+            are attributes of the state as well, ``model_error`` under the name ``distortion``.
+        proposed: the point that the last damped step leads to, flattened, and the length of the
+            step; the next update compares it with the params that it gets. None without damping.
+        sampler: the sampler of rows; None without a sample.
     """
 
     count: Int[Array, ""]
-    damping: Float[Array, ""]
-    kind: Int[Array, ""]
-    negative_curvature: Bool[Array, ""]
     smallest_curvature: Float[Array, ""]
-    distortion: Float[Array, ""]
     sample_size: Int[Array, ""]
     conjugate_gradient_steps: Int[Array, ""]
     evaluations: Int[Array, ""]
     gradient_norm: Float[Array, ""]
-    result: Int[Array, ""]
+    diagnostics: StepDiagnostics
     proposed: tuple[Float[Array, " d"], Float[Array, ""]] | None
     sampler: Sampler | None
+
+    @property
+    def kind(self) -> Int[Array, ""]:
+        """Kind of the last update, a :class:`softntk.solvers.Step`."""
+        return self.diagnostics.kind
+
+    @property
+    def result(self) -> Int[Array, ""]:
+        """Result code, a :class:`softntk.solution.Result`."""
+        return self.diagnostics.result
+
+    @property
+    def damping(self) -> Float[Array, ""]:
+        """Trust-region radius or μ; zero without damping."""
+        return self.diagnostics.damping
+
+    @property
+    def negative_curvature(self) -> Bool[Array, ""]:
+        """True where the last curvature had a negative eigenvalue, beyond rounding."""
+        return self.diagnostics.negative_curvature
+
+    @property
+    def distortion(self) -> Float[Array, ""]:
+        """Measured ε of the sample; zero for exact curvature."""
+        return self.diagnostics.model_error

@@ -1,9 +1,8 @@
-r"""Approximate Newton as an optax transform: exact, sampled, or by conjugate gradients that a
-sample preconditions.
+r"""Approximate Newton as an optax transform: exact, sampled, by products, or both.
 
 The update is an approximation of H⁻¹∇L, H = ∇²L or any other curvature, in the sign of optax'
-``scale_by_…``: chain it with ``optax.scale(-1)`` and a line search, or let it damp itself. It is
-given ``value``, ``grad`` and ``value_fn``, as every optax loop passes them, and nothing else.
+``scale_by_…``: chain it with ``optax.scale(-1)`` and a line search, or give it a damping. It needs
+``value``, ``grad`` and ``value_fn``, as every optax loop passes them, and nothing else.
 
 Example:
     >>> import jax, jax.numpy as jnp, optax, softntk as sn
@@ -20,11 +19,12 @@ Example:
     True
 
 Source: arXiv 2309.13482 and 2304.10411 (the approximate Newton method);
-MATHEMATICS.md#approximate-newton; for the steps see ``softntk/solvers/_newton/globalisation.py``,
-``_dense.py`` and ``_krylov.py``, for the sample ``_sampled.py``.
+MATHEMATICS.md#approximate-newton; for the steps see ``globalisation.py``, ``dense_steps.py`` and
+``krylov_steps.py`` beside this file, for the sample ``row_sampler.py``.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -33,10 +33,9 @@ import lineax as lx
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from softntk._core.validation import (
-    as_floating,
     check_choice,
     check_integer,
     check_key,
@@ -44,67 +43,163 @@ from softntk._core.validation import (
 )
 from softntk._linalg.norms import scaled_norm
 from softntk.solution import Result
+from softntk.solvers._diagnostics import Step, StepDiagnostics, initial_diagnostics
 from softntk.solvers._gradient_descent import check_transform
 from softntk.solvers._newton import row_sampler
-from softntk.solvers._newton.globalisation import DAMPINGS
-from softntk.solvers._newton.methods import (
-    METHODS,
+from softntk.solvers._newton.curvature_model import (
     Curvature,
     Options,
+    as_curvature,
     make_model,
-    structured,
+    require_rows,
 )
-from softntk.solvers._newton.model import Step, Trial
+from softntk.solvers._newton.globalisation import DAMPINGS
+from softntk.solvers._newton.methods import METHODS, SampleDiagnostics
+from softntk.solvers._newton.model import LossAlongStep, StepResult, Vector
 from softntk.solvers._newton.state import NewtonState
 
-Params = Any
+Params = PyTree
+CurvatureLike = Curvature | lx.AbstractLinearOperator | Float[Array | np.ndarray, "d d"]
 
-_DISTORTION = 0.5  # of a sample that stands for the curvature, at most
-_PRECONDITIONED = 4.0  # of one that only preconditions
-
-
-def _as_curvature(name: str, curvature: Any) -> Curvature:
-    """Return a function of the params; a matrix, or an operator, is the same everywhere."""
-    if isinstance(curvature, lx.AbstractLinearOperator):
-        return lambda _: curvature
-    if isinstance(curvature, jax.Array | np.ndarray | list | tuple):
-        matrix = as_floating(name, curvature, ("d", "d"), half=False)
-        if matrix.shape[0] != matrix.shape[1]:
-            raise ValueError(f"{name} must be a square matrix, got shape {matrix.shape}.")
-        return lambda params: _on_params(matrix, params)
-    if not callable(curvature):
-        raise ValueError(
-            f"{name} must be a function of the params, a matrix or a lineax operator, got "
-            f"{type(curvature).__name__}. Pass p.hessian, say."
-        )
-    return curvature  # pyright: ignore[reportReturnType]
+# Largest ε of a sample that replaces the curvature, and of one that only preconditions.
+MAX_SAMPLE_DISTORTION = 0.5
+MAX_PRECONDITIONER_DISTORTION = 4.0
+# A damped step counts as changed if it ends further from its proposed end than this part of its
+# length, plus some roundings of the params.
+STEP_CHANGE_TOLERANCE = 0.01
+STEP_CHANGE_ROUNDINGS = 16
+# The default line search: halvings, and roundings by which the loss may rise.
+MAX_BACKTRACKING_STEPS = 30
+LINESEARCH_ROUNDINGS = 64
 
 
-def _on_params(matrix: Float[Array, "d d"], params: Params) -> lx.AbstractLinearOperator:
-    """Return a matrix on flattened params as an operator on params."""
-    flat, unravel = ravel_pytree(params)
-    if flat.shape != matrix.shape[:1]:
-        raise ValueError(
-            f"curvature must be a matrix of the {flat.size} numbers of the params, or a function "
-            f"that returns an operator, got a matrix of shape {matrix.shape}."
-        )
-    symmetric = (0.5 * (matrix + matrix.T)).astype(flat.dtype)
-    if params is flat or getattr(params, "ndim", 0) == 1:
-        return lx.MatrixLinearOperator(symmetric, lx.symmetric_tag)
-    return lx.FunctionLinearOperator(
-        lambda v: unravel(symmetric @ ravel_pytree(v)[0]),
-        jax.eval_shape(lambda: params),
-        lx.symmetric_tag,
+def _init(options: Options, params: Params) -> NewtonState:
+    """Return the state before the first update."""
+    flat, _ = ravel_pytree(params)
+    sampler = None
+    if options.sketch_size is not None:
+        operator = require_rows(make_model(options, params, flat).operator)
+        sampler = row_sampler.initial_sampler(operator)
+    is_marquardt = options.damping == "levenberg_marquardt"
+    first_damping = options.initial_damping if is_marquardt else 0.0
+    zero = jnp.zeros((), flat.dtype)
+    zero_count = jnp.zeros((), jnp.int32)
+    return NewtonState(
+        count=zero_count,
+        smallest_curvature=zero,
+        sample_size=zero_count,
+        conjugate_gradient_steps=zero_count,
+        evaluations=zero_count,
+        gradient_norm=zero,
+        diagnostics=initial_diagnostics(first_damping, flat.dtype),
+        proposed=None if options.damping is None else (flat, zero),
+        sampler=sampler,
     )
 
 
-def scale_by_approx_newton(
-    curvature: Curvature | lx.AbstractLinearOperator | Float[Array | np.ndarray, "d d"],
+def _update(
+    options: Options,
+    updates: Params,
+    state: NewtonState,
+    params: Params | None = None,
     *,
-    gauss_newton: Curvature
-    | lx.AbstractLinearOperator
-    | Float[Array | np.ndarray, "d d"]
-    | None = None,
+    value: ArrayLike | None = None,
+    value_fn: Callable[[Params], ArrayLike] | None = None,
+    **extra_args: Any,
+) -> tuple[Params, NewtonState]:
+    """Return H⁻¹ times the updates, and the next state."""
+    if params is None:
+        raise ValueError("update needs params: the curvature is taken there.")
+    if options.damping is not None and (value is None or value_fn is None):
+        raise ValueError(
+            f'damping="{options.damping}" needs value and value_fn at update, '
+            "as optax' line searches do."
+        )
+    # 1. Loss and gradient on flat vectors.
+    flat, unravel = ravel_pytree(params)
+    gradient = ravel_pytree(updates)[0].astype(flat.dtype)
+    loss_value = jnp.asarray(0 if value is None else value, flat.dtype)
+    loss = _loss_along_step(loss_value, value_fn, flat, unravel)
+
+    # 2. A step; none where the input is not finite.
+    is_finite = jnp.isfinite(gradient).all() & jnp.isfinite(loss_value)
+    model = make_model(options, params, flat)
+    method = METHODS[options.sketch_size is not None, options.cg_steps is not None]
+    result, sample = method(options, model, jnp.where(is_finite, gradient, 0), loss, state)
+    step = jnp.where(is_finite & jnp.isfinite(result.step), result.step, 0)
+
+    # 3. The next state.
+    step_length = scaled_norm(step)
+    proposed = None if state.proposed is None else (flat + step, step_length)
+    next_state = NewtonState(
+        count=state.count + 1,
+        smallest_curvature=result.smallest_curvature.astype(flat.dtype),
+        sample_size=jnp.asarray(sample.rows, jnp.int32),
+        conjugate_gradient_steps=state.conjugate_gradient_steps + sample.products.astype(jnp.int32),
+        evaluations=state.evaluations + result.evaluations.astype(jnp.int32),
+        gradient_norm=jnp.where(is_finite, scaled_norm(gradient), state.gradient_norm),
+        diagnostics=_diagnose(state, flat, is_finite, result, sample),
+        proposed=proposed,
+        sampler=sample.sampler,
+    )
+    return unravel(-step), next_state
+
+
+def _loss_along_step(
+    loss_value: Float[Array, ""],
+    value_fn: Callable[[Params], ArrayLike] | None,
+    flat: Vector,
+    unravel: Callable[[Vector], Params],
+) -> LossAlongStep:
+    """Return the loss as a function of a flat step; it may be called only with a ``value_fn``."""
+
+    def loss_after(step: Vector) -> Float[Array, ""]:
+        assert value_fn is not None
+        return jnp.asarray(value_fn(unravel(flat + step)), flat.dtype)
+
+    def loss_or_inf(step: Vector) -> Float[Array, ""]:
+        return jnp.nan_to_num(loss_after(step), nan=jnp.inf, posinf=jnp.inf, neginf=-jnp.inf)
+
+    def slope_after(step: Vector) -> Float[Array, ""]:
+        return jnp.dot(jax.grad(loss_after)(step), step)
+
+    return LossAlongStep(loss_value, loss_or_inf, slope_after)
+
+
+def _diagnose(
+    state: NewtonState,
+    flat: Vector,
+    is_finite: Bool[Array, ""],
+    result: StepResult,
+    sample: SampleDiagnostics,
+) -> StepDiagnostics:
+    """Return what ``minimise`` is told of an update."""
+    damping = jnp.where(jnp.isfinite(result.damping), result.damping, state.damping)
+    code = _check_last_step(state, flat)
+    return StepDiagnostics(
+        kind=jnp.where(is_finite, result.kind, Step.NONE).astype(jnp.int32),
+        result=jnp.where(is_finite, code, Result.NONFINITE_INPUT).astype(jnp.int32),
+        damping=damping.astype(flat.dtype),
+        negative_curvature=result.negative_curvature,
+        model_error=sample.distortion.astype(flat.dtype),
+    )
+
+
+def _check_last_step(state: NewtonState, flat: Vector) -> Int[Array, ""]:
+    """Return STEP_CHANGED if the params are not where the last damped step led."""
+    if state.proposed is None:
+        return jnp.asarray(Result.SUCCESSFUL)
+    expected, length = state.proposed
+    params_rounding = STEP_CHANGE_ROUNDINGS * jnp.finfo(flat.dtype).eps * scaled_norm(flat)
+    tolerance = STEP_CHANGE_TOLERANCE * length + params_rounding
+    is_changed = (state.count > 0) & ~(scaled_norm(flat - expected) <= tolerance)
+    return jnp.where(is_changed, Result.STEP_CHANGED, state.result)
+
+
+def scale_by_approx_newton(
+    curvature: CurvatureLike,
+    *,
+    gauss_newton: CurvatureLike | None = None,
     sketch_size: int | None = None,
     max_distortion: float | None = None,
     cg_steps: int | None = None,
@@ -112,23 +207,22 @@ def scale_by_approx_newton(
     initial_damping: float = 1e-3,
     key: PRNGKeyArray | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""H⁻¹ times the updates, for a curvature H that a function gives at every point.
+    r"""Multiply updates by H⁻¹, for a curvature H that a function gives at every point.
 
-    | sketch_size | cg_steps | |
+    Use it to build a chain of your own; :func:`approx_newton` is the usual chain.
+
+    | sketch_size | cg_steps | method |
     |---|---|---|
     | None | None | exact: the matrix H, [d, d], and its Cholesky factor |
-    | s | None | the papers' method: AᵀDA of s rows, drawn by leverage scores; low-rank part and
-    ridge exact |
-    | s | k | at most k conjugate gradient steps on the true H a step, preconditioned by the sample
-    |
-    | None | k | the same without preconditioner, for curvature that has no rows, in many dimensions
-    |
+    | s | None | the papers' method: AᵀDA of s rows, drawn by leverage scores |
+    | s | k | at most k CG steps on the true H, preconditioned by the sample |
+    | None | k | the same without preconditioner: no rows are needed, in many dimensions |
 
-    Where H is positive definite the step is Newton's. Where it is not, and there is no damping, it
-    is −M⁻¹g with the Gauss–Newton matrix M, or −|H|⁻¹g without one (by products: on the Krylov
-    space): a descent direction for the line search behind it. Damping, instead of a line search,
-    evaluates ``value_fn`` itself and takes any step only if it makes the loss fall; NaN counts as
-    +inf.
+    Low-rank part and ridge of a sample are exact. Where H is positive definite the step is
+    Newton's. Where it is not, and there is no damping, it is −M⁻¹g with the Gauss–Newton matrix M,
+    or −|H|⁻¹g without one (by products: on the Krylov space): a descent direction for the line
+    search behind it. Damping, instead of a line search, evaluates ``value_fn`` itself and takes a
+    step only if it makes the loss fall; NaN counts as +inf.
 
     - "trust_region": the exact solution of the model in ‖s‖_M ≤ Δ, which follows directions of
       negative curvature.
@@ -137,17 +231,17 @@ def scale_by_approx_newton(
     Args:
         curvature: params → a symmetric lineax operator on them: ``p.hessian`` of a problem,
             ``p.gauss_newton``, or one of your own network and loss. A matrix [d, d] or an operator
-            itself stands for one that is the same everywhere. Arrays that it closes over become
-            constants of a function that is jitted around ``update``: with large ones build the
-            transform inside, from an argument.
+            is a constant curvature. Arrays that the function closes over become constants of a
+            function that is jitted around ``update``: with large ones build the transform inside,
+            from an argument.
         gauss_newton: params → a positive semidefinite operator: the metric of the damping, and the
             fallback. None: a diagonal.
         sketch_size: s, rows of the sample, for a curvature that is a
             :class:`softntk.curvature.structured.StructuredOperator`; 10 d to 30 d is good.
-        max_distortion: the ε of (1 − ε)H̃ ≼ H ≼ (1 + ε)H̃ from which on scores are estimated anew,
-            and then the sample is taken four times as large, and is at last all rows, for the next
-            step; ½, or 4 with cg_steps, if None. ε is measured by the Ritz values of H̃⁻¹H, from
-            below.
+        max_distortion: the largest ε of (1 − ε)H̃ ≼ H ≼ (1 + ε)H̃. Above it, scores are estimated
+            anew for the next step; after that the sample becomes four times as large, and at last
+            all rows. ½, or 4 with cg_steps, if None. ε is measured by the Ritz values of H̃⁻¹H,
+            from below.
         cg_steps: k.
         damping: "trust_region", "levenberg_marquardt" or None.
         initial_damping: the first μ.
@@ -172,17 +266,21 @@ def scale_by_approx_newton(
 
     Source: see the module.
     """
-    curvature = _as_curvature("curvature", curvature)
-    gauss_newton = None if gauss_newton is None else _as_curvature("gauss_newton", gauss_newton)
-    sketch_size = (
-        None if sketch_size is None else check_integer("sketch_size", sketch_size, at_least=1)
-    )
-    cg_steps = None if cg_steps is None else check_integer("cg_steps", cg_steps, at_least=1)
-    if max_distortion is None:
-        max_distortion = _DISTORTION if cg_steps is None else _PRECONDITIONED
+    curvature = as_curvature("curvature", curvature)
+    if gauss_newton is not None:
+        gauss_newton = as_curvature("gauss_newton", gauss_newton)
+    if sketch_size is not None:
+        sketch_size = check_integer("sketch_size", sketch_size, at_least=1)
+    if cg_steps is not None:
+        cg_steps = check_integer("cg_steps", cg_steps, at_least=1)
+    if max_distortion is None and cg_steps is None:
+        max_distortion = MAX_SAMPLE_DISTORTION
+    elif max_distortion is None:
+        max_distortion = MAX_PRECONDITIONER_DISTORTION
     distortion_limit: float = check_number("max_distortion", max_distortion, above=0)
     initial_damping = check_number("initial_damping", initial_damping, above=0)
-    damping = None if damping is None else check_choice("damping", damping, DAMPINGS)
+    if damping is not None:
+        damping = check_choice("damping", damping, DAMPINGS)
     key = jax.random.key(0) if key is None else check_key("key", key)
     options = Options(
         curvature,
@@ -195,100 +293,14 @@ def scale_by_approx_newton(
         key,
     )
 
-    def init(params: Params) -> NewtonState:
-        flat, _ = ravel_pytree(params)
-        zero, no = jnp.zeros((), flat.dtype), jnp.zeros((), jnp.int32)
-        sampler = None
-        if sketch_size is not None:
-            sampler = row_sampler.start(structured(make_model(options, params, flat).operator))
-        first = initial_damping if damping == "levenberg_marquardt" else 0.0
-        return NewtonState(
-            count=no,
-            damping=jnp.asarray(first, flat.dtype),
-            kind=jnp.asarray(Step.NONE, jnp.int32),
-            negative_curvature=jnp.asarray(False),
-            smallest_curvature=zero,
-            distortion=zero,
-            sample_size=no,
-            conjugate_gradient_steps=no,
-            evaluations=no,
-            gradient_norm=zero,
-            result=jnp.asarray(Result.SUCCESSFUL, jnp.int32),
-            proposed=None if damping is None else (flat, zero),
-            sampler=sampler,
-        )
-
-    def update(
-        updates: Params,
-        state: NewtonState,
-        params: Params | None = None,
-        *,
-        value: Any = None,
-        value_fn: Callable[[Params], Any] | None = None,
-        **extra_args: Any,
-    ) -> tuple[Params, NewtonState]:
-        if params is None:
-            raise ValueError("update needs params: the curvature is taken there.")
-        if damping is not None and (value is None or value_fn is None):
-            raise ValueError(
-                f'damping="{damping}" needs value and value_fn at update, as optax\' line searches do.'
-            )
-        flat, unravel = ravel_pytree(params)
-        g = ravel_pytree(updates)[0].astype(flat.dtype)
-        value = jnp.zeros((), flat.dtype) if value is None else jnp.asarray(value, flat.dtype)
-
-        def after(step: Float[Array, " d"]) -> Float[Array, ""]:
-            assert value_fn is not None
-            return jnp.asarray(value_fn(unravel(flat + step)), flat.dtype)
-
-        trial = Trial(
-            value,
-            lambda step: jnp.nan_to_num(after(step), nan=jnp.inf, posinf=jnp.inf, neginf=-jnp.inf),
-            lambda step: jnp.dot(jax.grad(after)(step), step),
-        )
-        finite = jnp.isfinite(g).all() & jnp.isfinite(value)
-        model = make_model(options, params, flat)
-        step = METHODS[sketch_size is not None, cg_steps is not None]
-        outcome, seen = step(options, model, jnp.where(finite, g, 0), trial, state)
-        moved = jnp.where(finite & jnp.isfinite(outcome.step), outcome.step, 0)
-        size = scaled_norm(moved)
-        result, proposed = jnp.asarray(Result.SUCCESSFUL), None
-        if state.proposed is not None:
-            expected, length = state.proposed
-            slack = 0.01 * length + 16 * jnp.finfo(flat.dtype).eps * scaled_norm(flat)
-            changed = (state.count > 0) & ~(scaled_norm(flat - expected) <= slack)
-            result = jnp.where(changed, Result.STEP_CHANGED, state.result)
-            proposed = (flat + moved, size)
-        new = NewtonState(
-            count=state.count + 1,
-            damping=jnp.where(jnp.isfinite(outcome.damping), outcome.damping, state.damping).astype(
-                flat.dtype
-            ),
-            kind=jnp.where(finite, outcome.kind, Step.NONE).astype(jnp.int32),
-            negative_curvature=outcome.negative,
-            smallest_curvature=outcome.smallest.astype(flat.dtype),
-            distortion=seen.distortion.astype(flat.dtype),
-            sample_size=jnp.asarray(seen.rows, jnp.int32),
-            conjugate_gradient_steps=state.conjugate_gradient_steps
-            + seen.products.astype(jnp.int32),
-            evaluations=state.evaluations + outcome.evaluations.astype(jnp.int32),
-            gradient_norm=jnp.where(finite, scaled_norm(g), state.gradient_norm),
-            result=jnp.where(finite, result, Result.NONFINITE_INPUT).astype(jnp.int32),
-            proposed=proposed,
-            sampler=seen.sampler,
-        )
-        return unravel(-moved), new
-
-    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
+    update = partial(_update, options)
+    return optax.GradientTransformationExtraArgs(partial(_init, options), update)  # pyright: ignore[reportArgumentType]
 
 
 def approx_newton(
-    curvature: Curvature | lx.AbstractLinearOperator | Float[Array | np.ndarray, "d d"],
+    curvature: CurvatureLike,
     *,
-    gauss_newton: Curvature
-    | lx.AbstractLinearOperator
-    | Float[Array | np.ndarray, "d d"]
-    | None = None,
+    gauss_newton: CurvatureLike | None = None,
     sketch_size: int | None = None,
     max_distortion: float | None = None,
     cg_steps: int | None = None,
@@ -296,8 +308,10 @@ def approx_newton(
     linesearch: optax.GradientTransformationExtraArgs | None = None,
     key: PRNGKeyArray | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """:func:`scale_by_approx_newton`, ``optax.scale(-1)`` and a line search, chained; no line
-    search where it damps itself.
+    """Return approximate Newton with a line search, or with damping instead.
+
+    Use it for losses whose curvature is known, as that of a problem of :mod:`softntk.regression`.
+    It is :func:`scale_by_approx_newton`, ``optax.scale(-1)`` and a line search, chained.
 
     Args:
         curvature: params → a symmetric lineax operator, and the other arguments: as for
@@ -329,7 +343,8 @@ def approx_newton(
         check_transform("linesearch", linesearch)
     if damping is not None and linesearch is not None:
         raise ValueError(
-            f'damping="{damping}" and a line search exclude each other: a damped step never learns what the search accepted.'
+            f'damping="{damping}" and a line search exclude each other: '
+            "a damped step never learns what the search accepted."
         )
     scaled = scale_by_approx_newton(
         curvature,
@@ -343,7 +358,7 @@ def approx_newton(
     if damping is not None:
         return optax.chain(scaled, optax.scale(-1.0))
     if linesearch is None:
-        # Near the end the loss falls by less than its rounding: that much it may rise.
-        rounding = 64 * float(jnp.finfo(jnp.result_type(float)).eps)
-        linesearch = optax.scale_by_backtracking_linesearch(30, rtol=rounding)
+        # Near the minimum the loss falls by less than its rounding: let it rise by that much.
+        rounding = LINESEARCH_ROUNDINGS * float(jnp.finfo(jnp.result_type(float)).eps)
+        linesearch = optax.scale_by_backtracking_linesearch(MAX_BACKTRACKING_STEPS, rtol=rounding)
     return optax.chain(scaled, optax.scale(-1.0), linesearch)
