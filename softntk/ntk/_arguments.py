@@ -18,6 +18,7 @@ from softntk.networks import row_factors
 from softntk.ntk._operators.base import CrossOperator, GramOperator
 from softntk.ntk._operators.two_layer import TwoLayerOperator
 
+# Arguments as users pass them: targets of training and of test points, and cross kernels.
 Targets = Float[Array | np.ndarray, "n k"] | Float[Array | np.ndarray, " n"]
 TestTargets = Float[Array | np.ndarray, "t k"] | Float[Array | np.ndarray, " t"]
 TargetsLike = ArrayLike | Sequence | None
@@ -160,6 +161,7 @@ def _initial_outputs_of_network(
 
     A start that is given as zeros stands for the test points too.
     """
+    # Zeros as f0 say that the network starts at zero, at the test points as well.
     is_zero = f0 is not None and is_concrete(f0) and not np.any(np.asarray(f0))
     if f0_test is None and isinstance(cross, CrossOperator) and not is_zero:
         f0_test = _evaluate_network(cross.gram, cross.points, outputs)
@@ -191,6 +193,7 @@ def _as_cross(
     """Return the cross kernel, checked, and the number of its test points."""
     if cross is None:
         return None, 0
+    # An array goes with an array, an operator with an operator of the same kernel.
     if isinstance(gram, GramOperator) != isinstance(cross, CrossOperator):
         raise ValueError(
             "cross must be an operator, op.cross(x_test), if gram is one, else an array, "
@@ -219,6 +222,7 @@ def _scaled_residual(y: Array, start: Array) -> tuple[Float[Array, ""], Float[Ar
     The scale is one, unless outputs have exponents above a quarter of the largest exponent; then it
     brings them down to that.
     """
+    # Products with diverging components, up to the root of the largest number, must not overflow.
     max_output = jnp.maximum(jnp.max(jnp.abs(y)), jnp.max(jnp.abs(start)))
     quarter_range = 2.0 ** (jnp.finfo(y.dtype).maxexp // 4)
     scale = jnp.maximum(binary_scale(max_output).reshape(()) / quarter_range, 1)
@@ -257,8 +261,10 @@ def _network_of(op: GramOperator) -> Callable[[Array], Array] | None:
     if function is not None:
         return lambda x: function(function.weights, x)
     apply_fn = getattr(op, "apply_fn", None)
-    params = getattr(op, "params", None)
-    return None if apply_fn is None else lambda x: apply_fn(params, x)
+    if apply_fn is None:
+        return None
+    params = op.params  # pyright: ignore[reportAttributeAccessIssue]
+    return lambda x: apply_fn(params, x)
 
 
 def _map_in_blocks(function: Callable[[Array], Any], points: Array, size: int) -> Any:

@@ -98,6 +98,7 @@ class FixedPoint:
 
         +inf at criticality; zero where one layer is enough, or there is no fixed point.
         """
+        # Outside of (0, 1) the logarithm has no meaning: criticality, or convergence in one layer.
         slope = self.correlation_slope
         is_finite = (slope > 0) & (slope < 1)
         return jnp.where(
@@ -275,6 +276,7 @@ def _check_covariance(q11: Scalars, q12: Scalars, q22: Scalars) -> None:
     """Raise if q12 is larger than √(q11 q22), up to rounding."""
     if not all(map(is_concrete, (q11, q12, q22))):
         return
+    # √q11 √q22 instead of the root of the product, which may overflow.
     variance1, covariance, variance2 = (np.asarray(q, np.float64) for q in (q11, q12, q22))
     max_covariance = np.sqrt(variance1) * np.sqrt(variance2)
     if not np.all(

@@ -305,6 +305,7 @@ def _apply_cross(vectors: Float[Array, "s n k"], problem: Problem) -> Float[Arra
     """Return the products of a cross operator with the vectors; the vectors without one."""
     if not isinstance(problem.cross, CrossOperator):
         return vectors
+    # The s times are the columns of one product.
     columns = jnp.moveaxis(vectors, 0, -1)  # [n, k, s]
     if len(problem.cross.gram.shape) == 1:
         columns = columns.reshape(len(columns), -1)
@@ -364,6 +365,7 @@ def _filter_by_krylov(
     is_sum: bool, op: GramOperator, starts: Array, times: TrainingTimes, dimension: int
 ) -> Array:
     """Return f(H) r for every start vector r: [c, s, *shape]."""
+    # f(H) r ≈ ‖r‖ Q f(T) e₁ with the Lanczos vectors Q and the tridiagonal matrix T.
     size = op.in_size()
 
     def filter_start(krylov_space: Tridiagonal) -> Array:

@@ -225,6 +225,8 @@ def gp_posterior(
         root_solution = jax.scipy.linalg.solve_triangular(factor, matrix.T, lower=True)
         mean = product(matrix, weights)
         reduction = unit * jnp.sum(root_solution * root_solution, axis=0)
+
+    # 4. What the data explain is subtracted; rounding may leave a negative variance, set to zero.
     variance = saturated(prior.astype(reduction.dtype) - reduction.reshape(prior.shape))
     mean = saturated(problem.scale * mean.reshape(problem.start.shape))
     return Posterior(mean=mean, variance=jnp.maximum(variance, 0))
@@ -258,11 +260,13 @@ def _cholesky_solve(
         factor; and the unit.
     """
     size = len(matrix)
+    # In units of the larger of K and the ridge, so that their sum does not overflow.
     unit = jnp.maximum(binary_scale(matrix).reshape(()), binary_scale(ridge))
     ridged_matrix = matrix / unit + ridge.astype(unit.dtype) / unit * jnp.eye(
         size, dtype=unit.dtype
     )
     factor = jnp.linalg.cholesky(ridged_matrix)
+    # Cholesky gives NaN or digits of noise where the matrix is not definite: test the residual.
     columns = rhs.reshape(size, -1)
     weights = jax.scipy.linalg.cho_solve((factor, True), columns)
     residual_norms = scaled_norm(columns - product(ridged_matrix, weights), axis=0)
@@ -274,6 +278,7 @@ def _solve_operator(
     op: GramOperator, rhs: Array, ridge: Array, rtol: float | None, progress: bool
 ) -> Array:
     """Return (K + ridge I)⁻¹ rhs; inside jit NaN where the residual is above 1 %."""
+    # Outside jit solve judges, and raises; inside it the residual is tested here.
     dtype = str(op.dtype)
     refine = all(is_concrete(leaf) for leaf in jax.tree.leaves((op, rhs, ridge)))
     rtol = _SOLVE_RTOL[dtype] if rtol is None and refine else rtol

@@ -40,6 +40,7 @@ def to_even(exponents: Int[Array, "..."]) -> Int[Array, "..."]:
 
 def scale_rows(x: Float[Array, "n e"]) -> ScaledRows:
     """Return the rows of x as x̂ and e."""
+    # Even, so that the root 2^{e/2} is a power of two as well.
     exponents = to_even(binary_exponent(x, axis=1)[:, 0])
     return ScaledRows(times_power_of_two(x, -exponents[:, None]), exponents)
 
@@ -59,6 +60,7 @@ def times_power_of_two(x: Float[Array, "..."], exponents: Int[Array, "..."]) -> 
 
 def _exponent_range(dtype: jnp.dtype) -> tuple[int, int]:
     """Return the smallest and the largest exponent that one of the halves may have."""
+    # Powers below minexp are subnormal, and those near maxexp overflow when they are multiplied.
     limits = jnp.finfo(dtype)
     return int(limits.minexp), int(limits.maxexp) - 2
 

@@ -59,6 +59,7 @@ class SpectralMeasure:
     ) -> Float[Array, "*l"]:
         """Return the share of the spectrum at or below each level, the mean of the rows."""
         level_array = _as_levels(levels, self.nodes.dtype)
+        # The weights of the nodes at or below each level, divided by the number of rows.
         is_below = self.nodes.reshape(-1, 1) <= level_array.reshape(1, -1)
         shares = jnp.sum(jnp.where(is_below, self.weights.reshape(-1, 1), 0), axis=0) / len(
             self.nodes
@@ -76,6 +77,7 @@ class SpectralMeasure:
         """
         level_array = _as_levels(levels, self.nodes.dtype)
         bandwidth_array = as_scalar("bandwidth", bandwidth, self.nodes.dtype, above=0)
+        # A sum of Gaussians, one at each node.
         distances = (level_array.reshape(-1, 1) - self.nodes.reshape(1, -1)) / bandwidth_array
         gaussians = jnp.exp(-0.5 * distances**2) / math.sqrt(2 * math.pi)
         shares = product(gaussians, self.weights.reshape(-1, 1))[:, 0] / len(self.nodes)
@@ -85,6 +87,7 @@ class SpectralMeasure:
 def _as_levels(levels: object, dtype: DTypeLike) -> Float[Array, "..."]:
     """Return levels as an array; infinite ones are allowed."""
     is_integer = isinstance(levels, int | np.integer) and not isinstance(levels, bool)
+    # Python integers are no floating-point numbers, but are allowed as levels.
     numbers = check_number("levels", levels) if is_integer else levels
     level_array = as_floating("levels", numbers, finite=False, empty=True).astype(dtype)
     if is_concrete(level_array) and np.isnan(np.asarray(level_array)).any():

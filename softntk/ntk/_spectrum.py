@@ -149,10 +149,14 @@ def target_alignment(
     """
     check_positive_int("steps", steps)
     check_integer("dense_size", dense_size, at_least=0)
+
+    # 1. A matrix: its eigenvectors.
     if not isinstance(op, GramOperator):
         matrix = as_matrix(op, "op")
         targets = _as_unit_targets(y, jnp.shape(op)[:1], jnp.shape(op)[3:])
         return _dense_alignment(matrix, targets)
+
+    # 2. An operator: formed if it is small, else Lanczos from the targets.
     check_operator_precision(op.dtype)
     targets = _as_unit_targets(y, op.shape[:1], op.shape[1:]).astype(op.dtype)
     if op.in_size() > dense_size:
@@ -178,6 +182,7 @@ def _normalise_rows(targets: Float[Array, "c p"]) -> Float[Array, "c p"]:
 @jax.jit
 def _dense_alignment(matrix: Float[Array, "p p"], targets: Float[Array, "c p"]) -> SpectralMeasure:
     """Return the measure of each row of targets, from the eigenvectors."""
+    # Decomposed in units of its largest entry, so that no square overflows.
     unit = binary_scale(matrix)
     nodes, vectors = jnp.linalg.eigh(matrix / unit)
     nodes = nodes * unit[0]
@@ -221,6 +226,7 @@ def effective_dimension(
 
     Source: Zhang (2005), Neural Computation 17(9), 2077-2098; Caponnetto and De Vito (2007).
     """
+    # 1. The ridges, as one array.
     ridge_values = (
         ridge if isinstance(ridge, list | np.ndarray | jax.Array) else check_number("ridge", ridge)
     )
@@ -231,6 +237,7 @@ def effective_dimension(
         raise ValueError(
             f"options must be given to the spectral_density that op is, got {sorted(options)}."
         )
+    # 2. The measure, and the sum over it.
     measure = op if isinstance(op, SpectralMeasure) else spectral_density(op, **options)
     ridge_values = ridge_values.astype(measure.nodes.dtype)
     # λ/(λ + ridge) as 1/(1 + ridge/λ), which does not overflow; a negative λ is rounding.
@@ -248,6 +255,7 @@ def _measure_by_lanczos(
 
     def measure_vector(vector: Array) -> tuple[Array, Array]:
         krylov_space = lanczos(op, vector, steps)
+        # A vector of zeros has no direction: weights of zero.
         return finite_or_infinite(krylov_space.nodes), jnp.where(
             krylov_space.length > 0, krylov_space.weights, 0
         )

@@ -42,6 +42,7 @@ class Static:
         """Store the structure and, for each leaf, its kind and value."""
         self.structure = structure
         self.leaves = leaves
+        # Types are part of the key, because 1 == True.
         self._key = (structure, tuple((kind, type(value), value) for kind, value in leaves))
 
     def __eq__(self, other: object) -> bool:
@@ -58,6 +59,7 @@ class _ByIdentity:
 
     def __init__(self, function: Callable):
         self.function = function
+        # A bound method is made anew at each access: compare its object and its function.
         owner = getattr(function, "__self__", function)
         self._key = (id(owner), getattr(function, "__func__", None))
 
@@ -93,6 +95,7 @@ class OwnFunction(eqx.Module):
 
     def evaluate(self, weights: tuple[Array, ...], x: Float[Array, "n ..."]) -> Any:
         """Return the outputs of apply_fn as they are."""
+        # The leaves in their old order, arrays from the arguments, all else from the record.
         leaf_sources = {_WEIGHT_LEAF: iter(weights), _CONSTANT_LEAF: iter(self.constants)}
         leaves = [
             next(leaf_sources[kind]) if kind in leaf_sources else value
@@ -175,6 +178,7 @@ def bind(net: Any, params: Any, x: Float[Array, "n ..."], apply_kwargs: Any = No
 
 def _as_apply_fn(net: Any) -> Callable:
     """Return the function of a triple, or net itself, as something that can be hashed."""
+    # 1. The second function of a triple.
     if isinstance(net, tuple):
         if len(net) != 3 or not all(map(callable, net)):
             raise ValueError(
@@ -182,11 +186,15 @@ def _as_apply_fn(net: Any) -> Callable:
                 f"apply_fn(params, x), got a tuple of {len(net)}."
             )
         net = net[1]
+
+    # 2. A function, and no class, whose parameters would be taken for weights.
     check_callable(
         "net", net, "a network of two_layer, a triple of functions or an apply_fn(params, x)"
     )
     if isinstance(net, type):
         raise ValueError(f"net must be an apply_fn(params, x), got the class {net.__name__}.")
+
+    # 3. Programs are cached by the function, so it must be hashable.
     try:
         hash(net)
     except TypeError:
@@ -275,6 +283,7 @@ def _describe(value: object) -> str:
 
 def check_outputs(function: OwnFunction, x: Float[Array, "n ..."]) -> None:
     """Raise if an apply_fn does not return one floating-point array [n] or [n, k]."""
+    # One array, of the right shape, of the right dtype.
     out = try_outputs(function, x)
     if not isinstance(out, jax.ShapeDtypeStruct):
         raise ValueError(

@@ -320,5 +320,6 @@ def network_inputs(
 
 def _relative_squares(inputs: Float[Array, "n e"]) -> Float[Array, " n"]:
     """Return the |x_i|² divided by a common factor that makes the largest about one."""
+    # A common factor cancels in keeps_digits; without it |x_i|² might overflow.
     norms = scaled_norm(inputs, axis=1)
     return (norms / binary_scale(norms)) ** 2

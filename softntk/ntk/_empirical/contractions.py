@@ -104,8 +104,10 @@ class Direct(Contraction):
         self, strip: Float[Array, "b1 k m"], prepared: Any, a: Readout
     ) -> Float[Array, "b1 c b2"]:
         """Return ⟨g, g'⟩."""
-        g1, g2 = strip, self.prepare_strip(prepared, a)
-        (b1, k, m), b2 = g1.shape, len(g2)
+        g1 = strip
+        g2 = self.prepare_strip(prepared, a)
+        b1, k, m = g1.shape
+        b2 = len(g2)
         if self.outputs == "full":
             pairs = product(g1.reshape(b1 * k, m), g2.reshape(b2 * k, m).T).reshape(b1, k, b2, k)
             return pairs.transpose(0, 1, 3, 2).reshape(b1, k * k, b2)
@@ -200,6 +202,7 @@ class FourTerms(Contraction):
 
     def prepare_strip(self, prepared: Float[Array, "b m"], a: Readout) -> Float[Array, "bc m"]:
         """Return S∘c for every c, stacked."""
+        # The columns c, in the order of matrix_count: 1, the a_ℓ, the a_ℓ∘a_ℓ'.
         pairs = self._output_pairs(a.shape[1])
         columns = [jnp.ones_like(a[:, :1])] if self.normalized or self.signs else []
         columns += [a] if self.normalized else []
@@ -253,6 +256,7 @@ class TwoProducts(Contraction):
     def prepare_rows(self, rows: RowFactors, a: Readout) -> tuple[Array, Array, Array]:
         """Return the left factor of Q, S and μ."""
         half_squares = 0.5 * jnp.sum(a * a, axis=1)[None, :]
+        # ½ Σ_ℓ a_ℓ² is in Q and in Q'; without a normaliser Q contains both.
         weights = half_squares - product(rows.means, a.T) if self.normalized else 2 * half_squares
         return rows.slopes * weights, rows.slopes, rows.means
 

@@ -228,7 +228,8 @@ def _contract_jacobians(
     outputs: str, jacobian1: Float[Array, "n1 k p"], jacobian2: Float[Array, "n2 k p"]
 ) -> Kernel:
     """Return the inner products over the weights of one leaf, for these outputs."""
-    (n1, k, p), n2 = jacobian1.shape, len(jacobian2)
+    n1, k, p = jacobian1.shape
+    n2 = len(jacobian2)
     if outputs == "full":
         matrix = product(jacobian1.reshape(n1 * k, p), jacobian2.reshape(n2 * k, p).T)
         return matrix.reshape(n1, k, n2, k).transpose(0, 2, 1, 3)

@@ -89,6 +89,7 @@ def symmetric(form: Contraction, size: int, a: Readout, prepared: Any) -> Float[
 
         return lax.fori_loop(row_start // size, -(-n // size), add_tile, matrices)
 
+    # The carry of the loops: every tile is written into it in place.
     dtype = jax.tree.leaves(prepared)[0].dtype
     zeros = vary_like(jnp.zeros((n, form.matrix_count(k), n), dtype), a, prepared)
     return lax.fori_loop(0, -(-n // size), add_strip, zeros)

@@ -41,6 +41,7 @@ from softntk._core.validation import (
 from softntk._linalg.norms import binary_exponent, power_of_two
 from softntk.ntk._row_scales import saturate
 
+# What products act on, as arguments of the public methods and as JAX arrays inside.
 Vector = Float[Array | np.ndarray, "*shape"]
 Vectors = Float[Array, "*shape r"]
 VectorsLike = Float[Array | np.ndarray, "*shape r"]
@@ -90,6 +91,7 @@ class GramOperator(lx.AbstractLinearOperator):
 
     def _cross_matrix(self, points: Array) -> Float[Array, "rows size"]:
         """Return the kernel between points and x as a matrix."""
+        # Each point once for each of its outputs, the output being the fast index.
         outputs = self.in_size() // len(self.x)
         repeat = run_without_explicit_axes(lambda points: jnp.repeat(points, outputs, axis=0))
         repeated = repeat(points)
@@ -158,6 +160,7 @@ class GramOperator(lx.AbstractLinearOperator):
         Raises:
             ValueError: points of another feature shape or dtype, empty or not finite.
         """
+        # The points in the precision of x: a mixed product would be in neither.
         array = as_floating("points", points)
         check_shape("points", array, ("t", *self.x.shape[1:]))
         return CrossOperator(self, _in_dtype("points", array, self.x.dtype))
@@ -338,6 +341,7 @@ def _column_scale(vectors: Vectors) -> Float[Array, "..."]:
     return power_of_two(jnp.maximum(exponents, 0), vectors.dtype)
 
 
+# What lineax may assume of the operators, and how it takes their diagonals and matrices.
 register_tags(GramOperator, positive=lambda operator: True)
 register_tags(CrossOperator, symmetric=False)
 lx.diagonal.register(GramOperator, lambda operator: operator.diagonal())

@@ -91,6 +91,7 @@ class KernelOperator(GramOperator):
         return join_blocks(images, len(self.x))
 
     def _cross_mm(self, points: Array, vectors: Vectors) -> Array:
+        # 1. A strip of the kernel is summed over the blocks of its columns.
         column_blocks, column_masks = self._split_points()
         vector_blocks = split_into_blocks(vectors, self.block_size)
 
@@ -106,6 +107,7 @@ class KernelOperator(GramOperator):
                 (column_blocks, column_masks, vector_blocks),
             )[0]
 
+        # 2. Strip by strip; reverse mode computes a strip again instead of storing it.
         row_blocks = map_row_blocks(points, min(len(points), self.block_size))
         return join_blocks(lax.map(jax.checkpoint(multiply_strip), row_blocks), len(points))
 
@@ -116,6 +118,8 @@ class KernelOperator(GramOperator):
         return join_blocks(columns, len(self.x)).T
 
     def _compute_diagonal(self) -> Float[Array, " size"]:
+        # A point at a time costs n kernel values; tiles on the diagonal would cost block_size times
+        # as many.
         return lax.map(
             lambda x: self.kernel_fn(x[None], x[None])[0, 0],
             self.x,

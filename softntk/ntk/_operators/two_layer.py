@@ -1,5 +1,8 @@
 """The empirical kernel of a softntk network as an operator, by its row factors."""
 
+from functools import partial
+from typing import NamedTuple
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -29,6 +32,22 @@ def _dominant_unit(rows: RowFactors) -> Bool[Array, "n m"]:
     That is the largest unit of a row, provided that no other one is equally large.
     """
     return rows.largest & (jnp.sum(rows.largest, axis=1, keepdims=True) == 1)
+
+
+class _PulledSums(NamedTuple):
+    """Sums over the rows of x, scaled to order one, with the exponents of what was divided out.
+
+    Attributes:
+        q: Q for each vector, [r, d, m].
+        q_exponent: of Q, and of the largest row.
+        features: Σ_i φ_i v_i for each vector, [r, m, k]; unused unless the readout is trained.
+        features_exponent: of that sum.
+    """
+
+    q: Array
+    q_exponent: Array
+    features: Array
+    features_exponent: Array
 
 
 class TwoLayerOperator(GramOperator):
@@ -103,42 +122,10 @@ class TwoLayerOperator(GramOperator):
         return self._cross_mm(self.x, vectors)
 
     def _cross_mm(self, points: Array, vectors: Vectors) -> Array:
-        a = self.params.readout
-        trains_readout = self.architecture.train_readout
+        # 1. Pull: sums over blocks of rows of x. Checkpoints make reverse mode compute a block
+        # again instead of storing all of them.
         exponent = self._max_exponent()
-
-        # 1. Pull: Q and, for a trained readout, the sum of the features weighted by v.
-        @jax.checkpoint  # reverse mode computes a block again instead of storing all of them
-        def pull_block(x: Array, v: Array) -> tuple[Array, Array, Array]:
-            rows = row_factors(self.architecture, self.params, x)
-            inputs = times_power_of_two(network_inputs(self.params, x, rows), -exponent)
-            dominant_unit = _dominant_unit(rows)
-            single_g = self._single_output(rows)
-
-            def pull_vector(v: Array) -> Array:
-                if single_g is not None:
-                    return product(inputs.T, single_g * v)
-                # Σ_ℓ v_ℓ (a_ℓ − centres_ℓ − offsets_ℓ). The first difference is exactly zero at a
-                # dominant unit, where the two sums over ℓ would only agree up to rounding.
-                centre_sum = jnp.sum(v * rows.centres, axis=1, keepdims=True)
-                weights = jnp.where(dominant_unit, 0, product(v, a.T) - centre_sum)
-                weights = weights - jnp.sum(v * rows.offsets, axis=1, keepdims=True)
-                return product(inputs.T, rows.slopes * weights)
-
-            invalid_count = jnp.any(~rows.valid).astype(v.dtype)
-            if not trains_readout:
-                return (
-                    jax.vmap(pull_vector, in_axes=-1)(v),
-                    jnp.zeros_like(invalid_count),
-                    invalid_count,
-                )
-            features = rows.features * 2.0 ** _feature_exponent(rows.features)
-            return (
-                jax.vmap(pull_vector, in_axes=-1)(v),
-                jax.vmap(lambda v: product(features.T, v), in_axes=-1)(v),
-                invalid_count,
-            )
-
+        pull_block = jax.checkpoint(partial(self._pull_block, exponent))
         blocks = (
             map_row_blocks(self.x, self.block_size),
             split_into_blocks(vectors, self.block_size),
@@ -151,57 +138,105 @@ class TwoLayerOperator(GramOperator):
             blocks,
         )
 
-        # 2. Scale both to order one.
+        # 2. Scale both sums to order one.
         q, q_exponent = scale_all(q)
-        if trains_readout:
+        if self.architecture.train_readout:
             feature_sums, sums_exponent = scale_all(feature_sums)
         else:
             sums_exponent = exponent
+        sums = _PulledSums(q, exponent + q_exponent, feature_sums, sums_exponent)
 
-        # 3. Push: the products of Q with the rows at the points.
-        @jax.checkpoint
-        def push_block(x: Array) -> Array:
-            rows = row_factors(self.architecture, self.params, x)
-            inputs = scale_rows(network_inputs(self.params, x, rows))
-            dominant_unit = _dominant_unit(rows)
-            single_g = self._single_output(rows)
-
-            def push_matrix(q: Array) -> Array:
-                if single_g is not None:
-                    return product(single_g * product(inputs.values, q), jnp.ones_like(a))
-                hidden_image = product(inputs.values, q) * rows.slopes
-                # ⟨h, a_ℓ − centres_ℓ − offsets_ℓ⟩ with h = S ∘ x Q; dominant units as in the pull.
-                row_sum = jnp.sum(hidden_image, axis=1, keepdims=True)
-                other_units = jnp.where(dominant_unit, 0, hidden_image)
-                return (
-                    product(other_units, a)
-                    - rows.centres * jnp.sum(other_units, axis=1, keepdims=True)
-                    - rows.offsets * row_sum
-                )
-
-            powers = inputs.exponents + exponent + q_exponent
-            image = saturate(
-                times_power_of_two(jax.vmap(push_matrix, out_axes=-1)(q), powers[:, None, None])
-            )
-            if trains_readout:
-                scaled_features = scale_rows(rows.features)
-                powers = (
-                    scaled_features.exponents + sums_exponent - _feature_exponent(rows.features)
-                )
-                multiply_features = jax.vmap(
-                    lambda sums: product(scaled_features.values, sums), out_axes=-1
-                )
-                readout_image = multiply_features(feature_sums)
-                readout_image = saturate(times_power_of_two(readout_image, powers[:, None, None]))
-                image = saturate(image + readout_image)
-            # Infinity means "outside the domain", here of a point, below of a row of x.
-            return jnp.where(rows.valid[:, None, None], image, jnp.inf)
-
+        # 3. Push: the products of the sums with the rows at the points.
+        push_block = jax.checkpoint(partial(self._push_block, sums))
         point_blocks = blocks[0]
         if points is not self.x:
             point_blocks = map_row_blocks(points, min(len(points), self.block_size))
         image = join_blocks(lax.map(push_block, point_blocks), len(points))
+
+        # 4. A row of x outside the domain makes every product infinite.
         return jnp.where(invalid_count > 0, jnp.inf, image)
+
+    def _pull_block(self, exponent: Array, x: Array, v: Array) -> tuple[Array, Array, Array]:
+        """Return what a block of rows adds to Q, to the sum of features, and to the invalid rows.
+
+        Args:
+            exponent: e of the largest row.
+            x: the rows, [b, d].
+            v: the vectors at these rows, [b, k, r].
+        """
+        # 1. The factors of the rows.
+        a = self.params.readout
+        rows = row_factors(self.architecture, self.params, x)
+        inputs = times_power_of_two(network_inputs(self.params, x, rows), -exponent)
+        dominant_unit = _dominant_unit(rows)
+        single_g = self._single_output(rows)
+
+        # 2. XᵀΦ(v) for one vector.
+        def pull_vector(v: Array) -> Array:
+            if single_g is not None:
+                return product(inputs.T, single_g * v)
+            # Σ_ℓ v_ℓ (a_ℓ − centres_ℓ − offsets_ℓ). The first difference is exactly zero at a
+            # dominant unit, where the two sums over ℓ would only agree up to rounding.
+            centre_sum = jnp.sum(v * rows.centres, axis=1, keepdims=True)
+            weights = jnp.where(dominant_unit, 0, product(v, a.T) - centre_sum)
+            weights = weights - jnp.sum(v * rows.offsets, axis=1, keepdims=True)
+            return product(inputs.T, rows.slopes * weights)
+
+        # 3. All vectors; a trained readout also needs their sums weighted by the features.
+        invalid_count = jnp.any(~rows.valid).astype(v.dtype)
+        if not self.architecture.train_readout:
+            q = jax.vmap(pull_vector, in_axes=-1)(v)
+            return q, jnp.zeros_like(invalid_count), invalid_count
+        features = rows.features * 2.0 ** _feature_exponent(rows.features)
+        return (
+            jax.vmap(pull_vector, in_axes=-1)(v),
+            jax.vmap(lambda v: product(features.T, v), in_axes=-1)(v),
+            invalid_count,
+        )
+
+    def _push_block(self, sums: _PulledSums, x: Array) -> Array:
+        """Return the products at points x, [b, k, r]; +inf at points outside the domain."""
+        # 1. The factors of the rows.
+        a = self.params.readout
+        rows = row_factors(self.architecture, self.params, x)
+        inputs = scale_rows(network_inputs(self.params, x, rows))
+        dominant_unit = _dominant_unit(rows)
+        single_g = self._single_output(rows)
+
+        # 2. ⟨h, g⟩ for one matrix Q, where h = S ∘ x Q; dominant units as in the pull.
+        def push_matrix(q: Array) -> Array:
+            if single_g is not None:
+                return product(single_g * product(inputs.values, q), jnp.ones_like(a))
+            hidden_image = product(inputs.values, q) * rows.slopes
+            row_sum = jnp.sum(hidden_image, axis=1, keepdims=True)
+            other_units = jnp.where(dominant_unit, 0, hidden_image)
+            return (
+                product(other_units, a)
+                - rows.centres * jnp.sum(other_units, axis=1, keepdims=True)
+                - rows.offsets * row_sum
+            )
+
+        # 3. All of them, with the powers of two that were divided out.
+        powers = inputs.exponents + sums.q_exponent
+        image = saturate(
+            times_power_of_two(jax.vmap(push_matrix, out_axes=-1)(sums.q), powers[:, None, None])
+        )
+
+        # 4. What a trained readout adds.
+        if self.architecture.train_readout:
+            scaled_features = scale_rows(rows.features)
+            powers = (
+                scaled_features.exponents
+                + sums.features_exponent
+                - _feature_exponent(rows.features)
+            )
+            multiply_features = jax.vmap(
+                lambda sums: product(scaled_features.values, sums), out_axes=-1
+            )
+            readout_image = multiply_features(sums.features)
+            readout_image = saturate(times_power_of_two(readout_image, powers[:, None, None]))
+            image = saturate(image + readout_image)
+        return jnp.where(rows.valid[:, None, None], image, jnp.inf)
 
     def _compute_rows(self, points: Array, outputs: Int[Array, " b"]) -> Float[Array, "b size"]:
         # 1. The factors of the rows that are computed.
@@ -220,6 +255,7 @@ class TwoLayerOperator(GramOperator):
             g_products = product(g, row_vectors(block_rows, a).reshape(-1, g.shape[1]).T).reshape(
                 len(g), -1, k
             )
+            # ⟨x_i, x_j⟩ ⟨g_{iℓ}, g_{jℓ'}⟩, its power of two in two halves
             pair_roots = (inputs.roots[:, None] * block_inputs.roots[None, :])[..., None]
             kernel = saturate(
                 product(inputs.values, block_inputs.values.T)[..., None]
@@ -228,6 +264,7 @@ class TwoLayerOperator(GramOperator):
                 * pair_roots
             )
             if self.architecture.train_readout:
+                # ⟨φ_i, φ_j⟩ between equal outputs
                 block_features = scale_rows(block_rows.features)
                 pair_roots = features.roots[:, None] * block_features.roots[None, :]
                 feature_gram = saturate(
@@ -244,6 +281,7 @@ class TwoLayerOperator(GramOperator):
         def compute_block(x: Array) -> Array:
             rows = row_factors(self.architecture, self.params, x)
             inputs = scale_rows(network_inputs(self.params, x, rows))
+            # |x_i|² ‖g_{iℓ}‖², and |φ_i|² for a trained readout
             squares = jnp.sum(inputs.values**2, axis=1, keepdims=True)
             diagonal = squares * jnp.sum(row_vectors(rows, self.params.readout) ** 2, axis=2)
             diagonal = saturate(times_power_of_two(diagonal, 2 * inputs.exponents[:, None]))

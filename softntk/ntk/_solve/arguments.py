@@ -67,6 +67,7 @@ def check_rtol(rtol: object, dtype: str) -> float:
     """Return the relative residual to reach, checked; None is the default of this precision."""
     if rtol is None:
         return 1e-5 if dtype == "float32" else 1e-10
+    # Conjugate gradients stagnate at a few units of rounding.
     min_rtol = 10 * float(jnp.finfo(dtype).eps)
     number = check_number("rtol", rtol)
     if not is_concrete(number) or not min_rtol <= number < 1:

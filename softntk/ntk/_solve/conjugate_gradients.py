@@ -161,6 +161,7 @@ def solve_traced(
 
     It is differentiable in the arrays of op, in y and in ridge.
     """
+    # custom_linear_solve differentiates the system, so nothing inside the solve needs derivatives.
     fixed_op = without_derivatives(op)
     fixed_ridge = lax.stop_gradient(ridge)
 
@@ -209,11 +210,14 @@ def _solve_with_restarts(
             goals,
             max_steps - a.steps,
         )
+
+        # The true residual, not the one that the recurrence updates.
         value = a.value + state.x * residual_norms
         residual = y - multiply(op, value) - ridge * value
         relative_residual = jnp.max(column_norms(residual) / y_norms)
         steps = a.steps + state.step.astype(a.steps.dtype)
         has_improved = relative_residual < 0.5 * a.best_error
+        # NaN compares as false, so a value that is not finite never becomes the best.
         best = jnp.where(relative_residual < a.best_error, value, a.best)
         best_error = jnp.minimum(
             a.best_error, jnp.where(jnp.isnan(relative_residual), jnp.inf, relative_residual)

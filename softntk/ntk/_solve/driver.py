@@ -200,6 +200,7 @@ class _RestartedSolve:
         progress_bar: Progress,
     ):
         """Store the system (K + ridge I) V = Y, with Y in the precision of the true residual."""
+        # 1. The system and the tolerances.
         self.op = op
         self.inverse = inverse
         self.y = y
@@ -212,6 +213,8 @@ class _RestartedSolve:
         self.in_float64 = y.dtype == np.float64
         with jax.enable_x64(self.in_float64):
             self.judging_op = op if op.dtype == y.dtype else op.astype(y.dtype)
+
+        # 2. The best value so far, and the latest one with its residual.
         self.best = np.zeros_like(y)
         self.best_error = 1.0
         self.steps = 0
@@ -241,6 +244,7 @@ class _RestartedSolve:
         error = self._add_correction(state.x)
         self._state = None  # its x has been added to the value
         self.history.append(error)
+        # It must halve the residual to go on: less is rounding.
         has_improved = error < 0.5 * self.best_error
         self._update_best(error)
         if self.best_error <= self.rtol:
@@ -290,6 +294,7 @@ class _RestartedSolve:
     def _add_correction(self, correction: Array) -> float:
         """Add a correction to the value; return the largest true relative residual."""
         with np.errstate(invalid="ignore", over="ignore"):
+            # On the host in the precision of y; only the product with K runs on the device.
             self._value = self._value + np.asarray(correction, self.y.dtype) * self._residual_norms
             with jax.enable_x64(self.in_float64):
                 image = np.asarray(multiply(self.judging_op, jnp.asarray(self._value)))
@@ -308,6 +313,7 @@ def _to_units(value: np.ndarray, column_units: np.ndarray) -> tuple[np.ndarray, 
 
     Where all numbers keep their digits the error is zero, and no program is compiled.
     """
+    # Exact if no number has left the normal range.
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         scaled_value = value * column_units
         magnitudes = np.abs(scaled_value)
@@ -342,6 +348,7 @@ def _solve_under_transformation(
     if rank:
         fixed_ridge = jax.lax.stop_gradient(ridge)
         inverse = make_preconditioner(without_derivatives(op), key, rank, fixed_ridge)
+    # The preconditioner is a constant of the derivative: it changes the steps, not the solution.
     value, stats = solve_traced(op, inverse, y.astype(op.dtype), ridge, rtol, max_steps)
     result = stats.pop("result")
     stats["history"] = stats["residual"][None]

@@ -55,6 +55,7 @@ def pivoted_cholesky(
 
     Source: arXiv 2207.06503, Algorithm 2 (random pivots), in blocks.
     """
+    # F grows by a block of columns at a time; the diagonal of R = K − FFᵀ is updated with it.
     diagonal = op.diagonal()
     block_count = -(-rank // block)
     eps = jnp.finfo(diagonal.dtype).eps
@@ -141,14 +142,16 @@ def _regularised_cholesky(
 ) -> tuple[Float[Array, "p p"], Float[Array, ""]]:
     """Return the Cholesky factor of matrix + shift, and the shift.
 
-    The shift is raised to the rounding error of the largest eigenvalue. Entries may have larger errors
-    than rounding; so it is multiplied by ten until the matrix is definite. For a matrix of zeros
-    without a shift it is one.
+    The shift is raised to the rounding error of the largest eigenvalue. Entries may have larger
+    errors than rounding; so it is multiplied by ten until the matrix is definite. For a matrix of
+    zeros without a shift it is one.
     """
+    # 1. The smallest shift that rounding allows; the trace bounds the largest eigenvalue.
     identity = jnp.eye(len(matrix), dtype=matrix.dtype)
     shift = jnp.maximum(shift, 4 * float(jnp.finfo(matrix.dtype).eps) * jnp.trace(matrix))
     shift = jnp.where(shift == 0, 1, shift)
 
+    # 2. Raise it until the factorisation succeeds.
     def has_failed(state: tuple[Array, Array]) -> Array:
         # The factor of an infinite matrix is never finite: stop when the shift reaches the trace.
         return ~jnp.all(jnp.isfinite(state[0])) & (state[1] < jnp.trace(matrix))
