@@ -326,5 +326,5 @@ def keeps_digits(rows: RowFactors, a: Readout, scale: Float[Array, " n"]) -> Boo
     pair_term = product(squares, a * a)  # P_{a_ℓ∘a_ℓ}
     total = pair_term - 2 * rows.means * readout_term + rows.means**2 * ones_term
     magnitude = pair_term + 2 * jnp.abs(rows.means * readout_term) + rows.means**2 * ones_term
-    largest_total = jnp.max(scale[:, None] * total)
-    return jnp.max(scale[:, None] * magnitude) <= MAX_CANCELLATION * largest_total
+    largest_magnitude = jnp.max(scale[:, None] * magnitude)
+    return largest_magnitude <= MAX_CANCELLATION * jnp.max(scale[:, None] * total)
