@@ -1,5 +1,7 @@
-"""Neural tangent kernels: empirical ones in closed form, their spectra, and the dynamics of
-training that they predict.
+"""Neural tangent kernels.
+
+Empirical kernels in closed form, operators that are never formed, spectra, regression, the training
+dynamics that a kernel predicts, and the kernels of deep networks.
 """
 
 from softntk._core.old_paths import keep_old_paths
@@ -20,6 +22,7 @@ from softntk.ntk._spectrum import effective_dimension as effective_dimension
 from softntk.ntk._spectrum import spectral_density as spectral_density
 from softntk.ntk._spectrum import target_alignment as target_alignment
 
+# Modules that had these names before; their public names stay importable from there.
 keep_old_paths(
     __name__,
     {

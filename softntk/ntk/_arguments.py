@@ -1,6 +1,4 @@
-"""What the dynamics and the regressions of a kernel are asked for, checked and converted: targets,
-starts, cross kernels.
-"""
+"""Arguments of dynamics and regressions, checked and converted to one problem."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -20,6 +18,7 @@ from softntk.networks import row_factors
 from softntk.ntk._operators.base import CrossOperator, GramOperator
 from softntk.ntk._operators.two_layer import TwoLayerOperator
 
+# Arguments as users pass them: targets of training and of test points, and cross kernels.
 Targets = Float[Array | np.ndarray, "n k"] | Float[Array | np.ndarray, " n"]
 TestTargets = Float[Array | np.ndarray, "t k"] | Float[Array | np.ndarray, " t"]
 TargetsLike = ArrayLike | Sequence | None
@@ -27,17 +26,21 @@ CrossLike = ArrayLike | Sequence | CrossOperator | None
 Cross = Float[Array | np.ndarray, "t n"] | Float[Array | np.ndarray, "t n k k"] | CrossOperator
 
 
+# An output below this many rounding errors of its terms counts as zero.
+ROUNDING_UNITS = 16
+
+
 class Problem(NamedTuple):
-    """A kernel, what it is to fit, and where the fit starts, in one precision.
+    """A kernel, its targets, and the outputs where the fit starts, in one precision.
 
     Attributes:
-        matrix: H, [p, p]; None of an operator.
+        matrix: H, [p, p]; None for an operator.
         cross: the kernel between test and training points, [q, p], an operator, or None.
         y: Y, [n, k].
         residual: (F(0) − Y)/scale, [n, k].
-        scale: a power of two, such that products with what diverges do not overflow; one for
-            ordinary targets.
-        start: F(0) of the test points, [t, k]; of the training points without any.
+        scale: a power of two that keeps products with diverging components from overflowing; one
+            for ordinary targets.
+        start: F(0) of the test points, [t, k], or of the training points if there are none.
     """
 
     matrix: Float[Array, "p p"] | None
@@ -57,44 +60,50 @@ def as_problem(
     *,
     own_start: bool = False,
 ) -> Problem:
-    """Return the problem; its parts are checked against each other.
+    """Return the kernel, targets and starts as a :class:`Problem`, checked against each other.
 
     Args:
         gram: H, an array or an operator.
         y: [n, k], or [n] for k = 1.
         f0: the same, or None.
-        cross: of the kind of gram, or None.
+        cross: an array or an operator as gram is, or None.
         f0_test: [t, k], [t], or None.
-        own_start: f0 None stands for the outputs of the network whose operator this is; otherwise
-            for zero.
+        own_start: whether f0 = None means the outputs of the network behind the operator, instead
+            of zero.
 
     Raises:
         ValueError: shapes that do not fit, integer, complex or non-finite arrays, half precision, a
             cross of the wrong kind.
     """
     # 1. Convert and check: the kernel, the targets, the test points.
-    array, shape = _as_array(gram)
-    y = as_outputs("y", y, shape[:1] + shape[2:3])
-    f0 = _as_start(f0, y, shape)
-    kernel, tests = _as_cross(gram, cross, shape)
-    f0_test = _as_test_start(f0_test, cross, (tests, y.shape[1]))
+    gram_array, gram_shape = _as_gram_array(gram)
+    y = as_outputs("y", y, gram_shape[:1] + gram_shape[2:3])
+    f0 = _as_initial_outputs(f0, y, gram_shape)
+    cross_kernel, test_count = _as_cross(gram, cross, gram_shape)
+    f0_test = _as_initial_test_outputs(f0_test, cross, (test_count, y.shape[1]))
 
-    # 2. Where the fit starts, if not told.
+    # 2. Where the fit starts, if the caller does not say.
     if own_start and isinstance(gram, GramOperator):
-        f0, f0_test = _starts_of_network(gram, kernel, f0, f0_test, y.shape[1])
+        f0, f0_test = _initial_outputs_of_network(gram, cross_kernel, f0, f0_test, y.shape[1])
 
     # 3. One precision, and a unit in which nothing overflows.
-    arrays = [part for part in (array, y, f0, f0_test, kernel) if isinstance(part, jax.Array)]
+    arrays = [
+        part for part in (gram_array, y, f0, f0_test, cross_kernel) if isinstance(part, jax.Array)
+    ]
     operators = [gram] if isinstance(gram, GramOperator) else []
     dtype = jnp.result_type(*(part.dtype for part in [*arrays, *operators]))
     y = y.astype(dtype)
     start = jnp.zeros_like(y) if f0 is None else f0.astype(dtype)
     scale, residual = _scaled_residual(y, start)
     if cross is not None:
-        start = jnp.zeros((tests, y.shape[1]), dtype) if f0_test is None else f0_test.astype(dtype)
+        start = (
+            jnp.zeros((test_count, y.shape[1]), dtype) if f0_test is None else f0_test.astype(dtype)
+        )
     return Problem(
-        matrix=None if array is None else as_cross_matrix(array).astype(dtype),
-        cross=as_cross_matrix(kernel).astype(dtype) if isinstance(kernel, jax.Array) else kernel,
+        matrix=None if gram_array is None else as_cross_matrix(gram_array).astype(dtype),
+        cross=as_cross_matrix(cross_kernel).astype(dtype)
+        if isinstance(cross_kernel, jax.Array)
+        else cross_kernel,
         y=y,
         residual=residual,
         scale=scale,
@@ -102,19 +111,22 @@ def as_problem(
     )
 
 
-def _as_array(gram: Gram | GramOperator) -> tuple[Array | None, tuple[int, ...]]:
-    """Return the Gram array, None of an operator, and its shape, [n, n] or [n, n, k, k]."""
+def _as_gram_array(gram: Gram | GramOperator) -> tuple[Array | None, tuple[int, ...]]:
+    """Return the Gram array, or None for an operator, and its shape, [n, n] or [n, n, k, k]."""
     if not isinstance(gram, GramOperator):
         array = as_gram(gram)
         return array, array.shape
     if jnp.finfo(gram.dtype).bits < 32:
         raise ValueError(
-            f"gram must be float32 or float64, got an operator on {gram.dtype}. Make it of points in float32."
+            f"gram must be float32 or float64, got an operator on {gram.dtype}. "
+            "Make it of points in float32."
         )
     return None, (gram.shape[0], *gram.shape)
 
 
-def _as_start(f0: TargetsLike, y: Array, shape: tuple[int, ...]) -> Float[Array, "n k"] | None:
+def _as_initial_outputs(
+    f0: TargetsLike, y: Array, shape: tuple[int, ...]
+) -> Float[Array, "n k"] | None:
     """Return F(0) of the training points in the shape of the targets, or None."""
     if f0 is None:
         return None
@@ -124,7 +136,7 @@ def _as_start(f0: TargetsLike, y: Array, shape: tuple[int, ...]) -> Float[Array,
     return start
 
 
-def _as_test_start(
+def _as_initial_test_outputs(
     f0_test: TargetsLike, cross: CrossLike, shape: tuple[int, int]
 ) -> Float[Array, "t k"] | None:
     """Return F(0) of the test points as [t, k], or None."""
@@ -132,32 +144,34 @@ def _as_test_start(
         return None
     if cross is None:
         raise ValueError(
-            "f0_test goes with cross, the kernel between test and training points, which is missing."
+            "f0_test goes with cross, the kernel between test and training points, "
+            "which is missing."
         )
     return as_outputs("f0_test", f0_test, shape)
 
 
-def _starts_of_network(
+def _initial_outputs_of_network(
     gram: GramOperator,
     cross: Array | CrossOperator | None,
     f0: Array | None,
     f0_test: Array | None,
     outputs: int,
 ) -> tuple[Array | None, Array | None]:
-    """Return F(0) of training and test points, of the network behind the operator where not given.
+    """Return F(0) of training and test points; the network fills in what is None.
 
     A start that is given as zeros stands for the test points too.
     """
+    # Zeros as f0 say that the network starts at zero, at the test points as well.
     is_zero = f0 is not None and is_concrete(f0) and not np.any(np.asarray(f0))
     if f0_test is None and isinstance(cross, CrossOperator) and not is_zero:
-        f0_test = _initial_outputs(cross.gram, cross.points, outputs)
+        f0_test = _evaluate_network(cross.gram, cross.points, outputs)
     if f0 is None:
-        f0 = _initial_outputs(gram, gram.x, outputs)
+        f0 = _evaluate_network(gram, gram.x, outputs)
     return f0, f0_test
 
 
 def as_outputs(name: str, y: TargetsLike, expected: tuple[int, ...]) -> Float[Array, "n k"]:
-    """Return y as [n, k], the n (and k) as expected; [n] is k = 1.
+    """Return y as [n, k] with the expected n (and k); [n] is k = 1.
 
     Raises:
         ValueError: another shape, integer, complex or not finite.
@@ -165,9 +179,10 @@ def as_outputs(name: str, y: TargetsLike, expected: tuple[int, ...]) -> Float[Ar
     y = as_floating(name, y, empty=True)
     outputs = y[:, None] if y.ndim == 1 else y
     if outputs.ndim != 2 or 0 in outputs.shape or outputs.shape[: len(expected)] != expected:
-        wanted = (*expected, "k")[:2]
+        expected_shape = (*expected, "k")[:2]
         raise ValueError(
-            f"{name} must have shape [n, k] with the n (and k) of the kernel, {wanted}, or [n] for k = 1, got {y.shape}."
+            f"{name} must have shape [n, k] with the n (and k) of the kernel, {expected_shape}, "
+            f"or [n] for k = 1, got {y.shape}."
         )
     return outputs
 
@@ -175,23 +190,27 @@ def as_outputs(name: str, y: TargetsLike, expected: tuple[int, ...]) -> Float[Ar
 def _as_cross(
     gram: Gram | GramOperator, cross: CrossLike, shape: tuple[int, ...]
 ) -> tuple[Array | CrossOperator | None, int]:
-    """Return the cross kernel and the number of its test points."""
+    """Return the cross kernel, checked, and the number of its test points."""
     if cross is None:
         return None, 0
+    # An array goes with an array, an operator with an operator of the same kernel.
     if isinstance(gram, GramOperator) != isinstance(cross, CrossOperator):
         raise ValueError(
-            f"cross must be an operator, op.cross(x_test), if gram is one, else an array, got {type(cross).__name__}."
+            "cross must be an operator, op.cross(x_test), if gram is one, else an array, "
+            f"got {type(cross).__name__}."
         )
     if isinstance(cross, CrossOperator) and isinstance(gram, GramOperator):
         if cross.gram.shape != gram.shape:
             raise ValueError(
-                f"cross must be made of this gram, of shape {gram.shape}, got one of {cross.gram.shape}."
+                f"cross must be made of this gram, of shape {gram.shape}, "
+                f"got one of {cross.gram.shape}."
             )
         return cross, len(cross.points)
     kernel = as_floating("cross", cross, empty=True)
     if kernel.shape[1:] != shape[1:] or 0 in kernel.shape:
         raise ValueError(
-            f"cross must have shape {('t', *shape[1:])} for a gram of shape {shape}, got {kernel.shape}."
+            f"cross must have shape {('t', *shape[1:])} for a gram of shape {shape}, "
+            f"got {kernel.shape}."
         )
     return kernel, len(kernel)
 
@@ -200,68 +219,72 @@ def _as_cross(
 def _scaled_residual(y: Array, start: Array) -> tuple[Float[Array, ""], Float[Array, "n k"]]:
     """Return the scale and (F(0) − Y)/scale.
 
-    The scale is one, or what brings larger outputs down to a quarter of the exponents that the
-    precision has.
+    The scale is one, unless outputs have exponents above a quarter of the largest exponent; then it
+    brings them down to that.
     """
-    largest = jnp.maximum(jnp.max(jnp.abs(y)), jnp.max(jnp.abs(start)))
-    quarter = 2.0 ** (jnp.finfo(y.dtype).maxexp // 4)
-    scale = jnp.maximum(binary_scale(largest).reshape(()) / quarter, 1)
+    # Products with diverging components, up to the root of the largest number, must not overflow.
+    max_output = jnp.maximum(jnp.max(jnp.abs(y)), jnp.max(jnp.abs(start)))
+    quarter_range = 2.0 ** (jnp.finfo(y.dtype).maxexp // 4)
+    scale = jnp.maximum(binary_scale(max_output).reshape(()) / quarter_range, 1)
     return scale, start / scale - y / scale
 
 
-def _initial_outputs(op: GramOperator, points: Array, outputs: int) -> Float[Array, "t k"] | None:
-    """Return what the network behind an operator says at these points: None where there is none.
+def _evaluate_network(op: GramOperator, points: Array, outputs: int) -> Float[Array, "t k"] | None:
+    """Return the outputs of the network behind an operator at these points; None without one.
 
-    Where a softntk network is zero but for rounding, as antisymmetric ones are at the start, it is
-    zero.
+    If a softntk network is zero up to rounding, as antisymmetric ones are at the start, exact zeros
+    are returned.
     """
     if not isinstance(op, TwoLayerOperator):
-        network = _own_network(op)
-        return (
-            None
-            if network is None
-            else _in_parts(lambda x: network(x).reshape(len(x), outputs), points, op.block_size)
-        )
+        network = _network_of(op)
+        if network is None:
+            return None
+        return _map_in_blocks(lambda x: network(x).reshape(len(x), outputs), points, op.block_size)
 
-    readout = (
-        op.params.readout if op.architecture.train_readout else lax.stop_gradient(op.params.readout)
-    )
+    readout = op.params.readout
+    if not op.architecture.train_readout:
+        readout = lax.stop_gradient(readout)
 
     def evaluate(x: Array) -> tuple[Array, Array]:
         features = row_factors(op.architecture, op.params, x).features
         return product(features, readout), product(jnp.abs(features), jnp.abs(readout))
 
-    values, sizes = _in_parts(evaluate, points, op.block_size)
-    noise = 16 * float(jnp.finfo(values.dtype).eps) * jnp.max(sizes)
-    return jnp.where(jnp.max(jnp.abs(values)) <= noise, 0, values)
+    values, magnitudes = _map_in_blocks(evaluate, points, op.block_size)
+    # Each output is a sum of terms: its rounding error is in proportion to their magnitudes.
+    rounding_error = ROUNDING_UNITS * float(jnp.finfo(values.dtype).eps) * jnp.max(magnitudes)
+    return jnp.where(jnp.max(jnp.abs(values)) <= rounding_error, 0, values)
 
 
-def _own_network(op: GramOperator) -> Callable[[Array], Array] | None:
-    """Return the function behind the operator of a user's own network."""
+def _network_of(op: GramOperator) -> Callable[[Array], Array] | None:
+    """Return the function behind the operator of a user's network, or None."""
     function = getattr(op, "function", None)
     if function is not None:
         return lambda x: function(function.weights, x)
     apply_fn = getattr(op, "apply_fn", None)
-    return None if apply_fn is None else lambda x: apply_fn(op.params, x)  # pyright: ignore[reportAttributeAccessIssue]
+    if apply_fn is None:
+        return None
+    params = op.params  # pyright: ignore[reportAttributeAccessIssue]
+    return lambda x: apply_fn(params, x)
 
 
-def _in_parts(function: Callable[[Array], Any], points: Array, size: int) -> Any:
-    """Return function(points), so many rows at a time; no other rows are made up to fill the last
-    part.
+def _map_in_blocks(function: Callable[[Array], Any], points: Array, size: int) -> Any:
+    """Return function(points), computed for ``size`` rows at a time.
+
+    The last block is smaller instead of filled up: the function need not be defined elsewhere.
     """
-    whole = len(points) // size
+    block_count = len(points) // size
     parts = []
-    if whole:
-        blocks = lax.map(function, points[: whole * size].reshape(whole, size, *points.shape[1:]))
+    if block_count:
+        blocks = lax.map(
+            function, points[: block_count * size].reshape(block_count, size, *points.shape[1:])
+        )
         parts.append(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), blocks))
     if len(points) % size:
-        parts.append(function(points[whole * size :]))
+        parts.append(function(points[block_count * size :]))
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
 def saturated(values: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Return the values within the range of their precision; NaN, as a kernel that is not finite
-    gives, becomes +inf.
-    """
-    largest = float(jnp.finfo(values.dtype).max)
-    return jnp.where(jnp.isnan(values), jnp.inf, jnp.clip(values, -largest, largest))
+    """Return the values within the range of their precision; NaN becomes +inf."""
+    max_number = float(jnp.finfo(values.dtype).max)
+    return jnp.where(jnp.isnan(values), jnp.inf, jnp.clip(values, -max_number, max_number))

@@ -1,28 +1,34 @@
-r"""What depth does to kernels: the recursion through infinitely wide layers, its fixed points and
-their stability.
+r"""Kernels of deep, infinitely wide networks: the recursion through layers and its fixed points.
 
-A layer takes pre-activations of variances q11, q22 and covariance q12, and the kernel Θ of all
-layers before it, to
+    symbol          meaning
+    q11, q22, q12   variances of the pre-activations of two points, and their covariance
+    Θ               the NTK of all layers so far
+    u, φ            the activation; φ = u, or u/E[u] if normalized
+    σ_w², σ_b²      variances of weights and biases
+    V(q), C(c)      variance and correlation behind the next layer
+    χ               slope of C at c = 1, σ_w² E[φ̇²]
 
-    q12 ↦ σ_w² E[φφ'] + σ_b²,    Θ ↦ q12(new) + σ_w² E[φ̇φ̇'] Θ,
+A layer, ``Dense(W_std=σ_w, b_std=σ_b)`` behind an activation in neural_tangents' parameterization,
+maps
 
-with φ = u, or u/E[u] normalized: ``Dense(W_std=σ_w, b_std=σ_b)`` behind an activation, in
-neural_tangents' parameterization.
+    q12 ↦ σ_w² E[φφ'] + σ_b²,    Θ ↦ q12(new) + σ_w² E[φ̇φ̇'] Θ.
 
-Two points of equal variance q* = V(q*) keep it, and their correlation moves by c ↦ C(c). Its slope
-at c = 1, χ = σ_w² E[φ̇²], decides: below one, near points grow together (ordered), above, apart
-(chaotic); the correlation comes to rest at c*, up to e^{−l/ξ} after l layers, ξ = −1/log C'(c*):
-depths far beyond ξ do not tell inputs apart and do not train.
+Two points whose variance is the fixed point q* = V(q*) keep it, and their correlation follows c ↦
+C(c). If χ < 1, nearby points approach each other (ordered); if χ > 1, they separate (chaotic). The
+correlation converges to c*, with an error of e^{−l/ξ} after l layers, ξ = −1/log C'(c*). Networks
+much deeper than ξ do not distinguish inputs, and do not train.
 
-For softmax V(q) = σ_w² e^q + σ_b² has a fixed point if and only if σ_w² ≤ e^{−1−σ_b²}; it comes to
-rest at the lower one, q* = σ_b² − W(−σ_w² e^{σ_b²}) with Lambert's function, where χ = V'(q*) = q*
-− σ_b² ≤ 1: **a deep softmax network is never chaotic**. It is ordered or it explodes.
+For softmax, V(q) = σ_w² e^q + σ_b² has a fixed point if and only if σ_w² ≤ e^{−1−σ_b²}. Iteration
+converges to the lower one, q* = σ_b² − W(−σ_w² e^{σ_b²}) with Lambert's function, where χ = V'(q*)
+= q* − σ_b² ≤ 1. So **a deep softmax network is never chaotic**: it is ordered or it explodes.
 
 Example:
     >>> import softntk as sn
-    >>> found = sn.ntk.fixed_point("exp", normalized=True, weight_variance=0.3, bias_variance=0.0)
-    >>> bool(found.exists), round(float(found.variance), 4), round(float(found.slope), 4)  # q* = χ, as σ_b = 0
-    (True, 0.4894, 0.4894)
+    >>> fixed = sn.ntk.fixed_point("exp", normalized=True, weight_variance=0.3, bias_variance=0.0)
+    >>> bool(fixed.exists)
+    True
+    >>> round(float(fixed.variance), 4), round(float(fixed.slope), 4)  # q* = χ, as σ_b = 0
+    (0.4894, 0.4894)
 
 Source: Poole et al. (2016) and Schoenholz et al. (2017) for the method; MATHEMATICS.md#depth for
 the softmax recursion.
@@ -42,7 +48,7 @@ from softntk._core.validation import (
     is_concrete,
 )
 from softntk.activations import Activation
-from softntk.ntk._depth_recursion import Recursion, correlation_at_rest, variance_at_rest
+from softntk.ntk._depth_recursion import Recursion, fixed_correlation, fixed_variance
 
 Scalars = Float[Array, "..."]
 Values = float | np.floating | list[float] | Float[Array | np.ndarray, "..."]
@@ -67,15 +73,14 @@ class Propagation:
 
 @record
 class FixedPoint:
-    """Where the variance of a deep stack comes to rest, and the correlation of two inputs. +inf
-    where it does not.
+    """The fixed points of variance and correlation in a deep stack; +inf where there is none.
 
     Attributes:
-        exists: whether it does, from 1 or, if that explodes, from 0.
+        exists: whether there is a fixed point, from 1 or, if that explodes, from 0.
         variance: q*.
         variance_slope: V'(q*).
-        slope: χ = σ_w² E[φ̇²], the factor by which a layer multiplies the squared distance of near
-            points, and gradients.
+        slope: χ = σ_w² E[φ̇²], the factor by which a layer multiplies the squared distance of
+            nearby points, and of gradients.
         correlation: c*, from c = ½.
         correlation_slope: C'(c*).
     """
@@ -89,13 +94,17 @@ class FixedPoint:
 
     @property
     def depth_scale(self) -> Scalars:
-        """ξ = −1/log C'(c*), in layers; +inf at criticality, zero where one layer is enough or
-        there is no fixed point.
+        """ξ = −1/log C'(c*), in layers.
+
+        +inf at criticality; zero where one layer is enough, or there is no fixed point.
         """
+        # Outside of (0, 1) the logarithm has no meaning: criticality, or convergence in one layer.
         slope = self.correlation_slope
-        inside = (slope > 0) & (slope < 1)
+        is_finite = (slope > 0) & (slope < 1)
         return jnp.where(
-            inside, -1 / jnp.log(jnp.where(inside, slope, 0.5)), jnp.where(slope == 1, jnp.inf, 0)
+            is_finite,
+            -1 / jnp.log(jnp.where(is_finite, slope, 0.5)),
+            jnp.where(slope == 1, jnp.inf, 0),
         )
 
 
@@ -111,6 +120,8 @@ def propagate(
     bias_variance: Values = 0.0,
 ) -> Propagation:
     r"""Return the kernels behind each of ``depth`` layers.
+
+    Use it to see how kernels change with depth; :func:`fixed_point` gives their limit.
 
     Args:
         activation: u, by name or itself.
@@ -132,8 +143,8 @@ def propagate(
             negative or not finite, a covariance beyond √(q11 q22).
 
     Example:
-        >>> found = propagate("exp", 1.0, 0.0, 1.0, 2, normalized=True, weight_variance=0.3)
-        >>> [round(float(v), 3) for v in found.variance1]  # q ↦ 0.3 e^q
+        >>> kernels = propagate("exp", 1.0, 0.0, 1.0, 2, normalized=True, weight_variance=0.3)
+        >>> [round(float(v), 3) for v in kernels.variance1]  # q ↦ 0.3 e^q
         [1.0, 0.815, 0.678]
 
     Source: MATHEMATICS.md#depth.
@@ -141,27 +152,37 @@ def propagate(
     activation = activations.get(activation)
     depth = check_count("depth", depth)
     normalized = check_flag("normalized", normalized)
-    q11, q12, q22, weight, bias = _arrays(
+    q11, q12, q22, weight, bias = _as_parameters(
         q11=q11, q12=q12, q22=q22, weight_variance=weight_variance, bias_variance=bias_variance
     )
     _check_covariance(q11, q12, q22)
 
-    def layer(state: tuple, _: None) -> tuple[tuple, tuple]:
+    # 1. One layer: both variances, the covariance and the NTK.
+    def apply_layer(state: tuple, _: None) -> tuple[tuple, tuple]:
         q11, q12, q22, ntk = state
         value, slope = activation.limit(q11, q12, q22, normalized)
-        new1, new2 = (
+        new_variance1, new_variance2 = (
             _affine(activation.limit(q, q, q, normalized)[0], q, weight, bias) for q in (q11, q22)
         )
-        new = _affine(value, jnp.maximum(q11, q22), weight, bias)
-        state = (new1, new, new2, new + weight * activations.chain(ntk, slope))
+        new_covariance = _affine(value, jnp.maximum(q11, q22), weight, bias)
+        state = (
+            new_variance1,
+            new_covariance,
+            new_variance2,
+            new_covariance + weight * activations.chain(ntk, slope),
+        )
         return state, state
 
-    start = (q11, q12, q22, q12)
-    layers = lax.scan(layer, start, length=depth)[1]
-    found = [
-        jnp.concatenate([first[None], rest]) for first, rest in zip(start, layers, strict=True)
+    # 2. All layers, with the first pre-activations in front.
+    initial_state = (q11, q12, q22, q12)
+    layer_states = lax.scan(apply_layer, initial_state, length=depth)[1]
+    kernels = [
+        jnp.concatenate([initial[None], later])
+        for initial, later in zip(initial_state, layer_states, strict=True)
     ]
-    return Propagation(variance1=found[0], covariance=found[1], variance2=found[2], ntk=found[3])
+    return Propagation(
+        variance1=kernels[0], covariance=kernels[1], variance2=kernels[2], ntk=kernels[3]
+    )
 
 
 def fixed_point(
@@ -172,8 +193,10 @@ def fixed_point(
     bias_variance: Values = 0.0,
     max_steps: int = 5000,
 ) -> FixedPoint:
-    r"""Return where V, iterated from q = 1 or else from q = 0, comes to rest, and how stable it is
-    there.
+    r"""Return the fixed points of variance and correlation of a deep stack, and their stability.
+
+    Use it to choose the variances of weights and biases. V is iterated from q = 1 and, if that
+    explodes, from q = 0.
 
     Where V is increasing (exp, relu, erf, …) its iterates from 0 rise to the smallest fixed point
     there is. Close to criticality they move like 1/steps, and c*, which is iterated only, is then
@@ -182,22 +205,23 @@ def fixed_point(
     Args:
         activation: u, by name or itself.
         normalized: φ = u/E[u].
-        weight_variance: σ_w²; broadcasts with
-        bias_variance: σ_b².
-        max_steps: of the iteration; what Newton's method then adds is exact but at criticality.
+        weight_variance: σ_w².
+        bias_variance: σ_b²; the two broadcast.
+        max_steps: of the iteration; Newton's method then makes the result exact, except at
+            criticality.
 
     Returns:
-        A :class:`FixedPoint` of arrays of the broadcast shape. What exists has derivatives in the
-        variances, and in an ε of
-        crrelu: those of the equations that it solves. At criticality, where that of q* is infinite,
-            it is a large number.
+        A :class:`FixedPoint` of arrays of the broadcast shape. Fixed points have implicit
+        derivatives in the variances, and in ε of crrelu. At criticality, where the derivative of q*
+        is infinite, it is a large number.
 
     Raises:
         ValueError: an unknown activation, max_steps not positive, normalized with E[u] = 0, a
             variance negative or not finite.
 
     Example:
-        >>> grid = fixed_point("exp", normalized=True, weight_variance=[0.2, 0.36, 0.38])  # 1/e = 0.3679
+        >>> weights = [0.2, 0.36, 0.38]  # the last is above 1/e = 0.3679
+        >>> grid = fixed_point("exp", normalized=True, weight_variance=weights)
         >>> grid.exists.tolist()
         [True, True, False]
 
@@ -206,33 +230,35 @@ def fixed_point(
     activation = activations.get(activation)
     max_steps = check_count("max_steps", max_steps)
     normalized = check_flag("normalized", normalized)
-    weight, bias = _arrays(weight_variance=weight_variance, bias_variance=bias_variance)
+    weight, bias = _as_parameters(weight_variance=weight_variance, bias_variance=bias_variance)
 
+    # 1. The fixed points of variance and correlation.
     recursion = Recursion(activation, normalized, weight, bias)
-    q, exists = variance_at_rest(recursion, max_steps)
-    c = correlation_at_rest(recursion, q, exists, max_steps)
+    q, exists = fixed_variance(recursion, max_steps)
+    c = fixed_correlation(recursion, q, exists, max_steps)
 
-    def known(value: Scalars) -> Scalars:
+    # 2. Their slopes; infinity where there is no fixed point.
+    def mask_missing(value: Scalars) -> Scalars:
         return jnp.where(exists, value, jnp.inf)
 
     return FixedPoint(
         exists=exists,
-        variance=known(q),
-        variance_slope=known(recursion.variance_slope(q)),
-        slope=known(recursion.slope(q)),
-        correlation=known(c),
-        correlation_slope=known(recursion.correlation(q, c)[1]),
+        variance=mask_missing(q),
+        variance_slope=mask_missing(recursion.variance_slope(q)),
+        slope=mask_missing(recursion.slope(q)),
+        correlation=mask_missing(c),
+        correlation_slope=mask_missing(recursion.correlation(q, c)[1]),
     )
 
 
 def _affine(value: Scalars, q: Scalars, weight: Scalars, bias: Scalars) -> Scalars:
-    """Return σ_w² E[φφ'] + σ_b²; +inf where there was no E[φφ'], or no variance q before."""
-    outside = jnp.isposinf(value) | jnp.isposinf(q)
-    return jnp.where(outside, jnp.inf, weight * jnp.where(outside, 0, value) + bias)
+    """Return σ_w² E[φφ'] + σ_b²; +inf where E[φφ'] or the variance q before is infinite."""
+    is_infinite = jnp.isposinf(value) | jnp.isposinf(q)
+    return jnp.where(is_infinite, jnp.inf, weight * jnp.where(is_infinite, 0, value) + bias)
 
 
-def _arrays(**values: Values) -> list[Array]:
-    """Return the numbers, broadcast and of one floating-point dtype; all but q12 are variances."""
+def _as_parameters(**values: Values) -> list[Array]:
+    """Return the numbers, broadcast and of one floating-point dtype, the variances checked."""
     arrays = as_scalars(**values)
     for (name, value), array in zip(values.items(), arrays, strict=True):
         if (
@@ -241,17 +267,22 @@ def _arrays(**values: Values) -> list[Array]:
             and not np.all((np.asarray(array) >= 0) & np.isfinite(np.asarray(array)))
         ):
             raise ValueError(f"{name} must be a finite variance, zero or positive, got {value}.")
-    # All of them vary over a mesh if one does, as the carry of a loop must.
-    missing = jnp.any(jnp.stack(jnp.broadcast_arrays(*map(jnp.isnan, arrays))), axis=0)
-    return [jnp.where(missing, jnp.nan, array) for array in arrays]
+    # Make all of them vary over a mesh if one does, as the carry of a loop must.
+    is_nan = jnp.any(jnp.stack(jnp.broadcast_arrays(*map(jnp.isnan, arrays))), axis=0)
+    return [jnp.where(is_nan, jnp.nan, array) for array in arrays]
 
 
 def _check_covariance(q11: Scalars, q12: Scalars, q22: Scalars) -> None:
+    """Raise if q12 is larger than √(q11 q22), up to rounding."""
     if not all(map(is_concrete, (q11, q12, q22))):
         return
-    a, c, b = (np.asarray(q, np.float64) for q in (q11, q12, q22))
-    largest = np.sqrt(a) * np.sqrt(b)
-    if not np.all(np.abs(c) <= (1 + 1e-3) * largest + float(jnp.finfo(q12.dtype).tiny)):
+    # √q11 √q22 instead of the root of the product, which may overflow.
+    variance1, covariance, variance2 = (np.asarray(q, np.float64) for q in (q11, q12, q22))
+    max_covariance = np.sqrt(variance1) * np.sqrt(variance2)
+    if not np.all(
+        np.abs(covariance) <= (1 + 1e-3) * max_covariance + float(jnp.finfo(q12.dtype).tiny)
+    ):
         raise ValueError(
-            "q12 must be a covariance, between −√(q11 q22) and √(q11 q22), got one beyond, or not a number."
+            "q12 must be a covariance, between −√(q11 q22) and √(q11 q22), "
+            "got one beyond, or not a number."
         )

@@ -1,5 +1,4 @@
-"""The recursion of variances and correlations through equal layers, and where it comes to rest,
-with implicit derivatives.
+"""The recursion of variances and correlations through equal layers, and its fixed points.
 
 | symbol | meaning |
 |---|---|
@@ -8,8 +7,8 @@ with implicit derivatives.
 | c | correlation of two inputs of variance q |
 | C(c) | correlation behind the next layer, (σ_w² E[φφ'] + σ_b²)/V(q) |
 
-The search for q* = V(q*) is a loop that has no derivative backwards and needs none:
-dq* = ∂V/∂θ dθ / (1 − V'(q*)), and c* alike.
+The search for q* = V(q*) is a loop that cannot be differentiated in reverse mode. It need not be:
+derivatives are implicit, dq* = ∂V/∂θ dθ / (1 − V'(q*)), and likewise for c*.
 """
 
 from collections.abc import Callable
@@ -25,7 +24,9 @@ from softntk.activations import Activation
 
 Scalars = Float[Array, "..."]
 
-NEWTON_STEPS = 30
+MAX_NEWTON_STEPS = 30  # at criticality each one halves the distance to q*
+ROUNDING_UNITS = 8  # changes below this many units of rounding count as zero
+ZERO_VARIANCE = 1e-30  # a variance below it is zero if V(0) = 0
 
 
 @dataclass(frozen=True)
@@ -49,135 +50,149 @@ class Recursion:
         return self.weight * self.activation.limit(q, q, q, self.normalized)[0] + self.bias
 
     def variance_slope(self, q: Scalars) -> Scalars:
-        """Return V'(q), next to zero for q = 0."""
-        # Of √q √q, which relu's V is, second derivatives are rounding at zero.
+        """Return V'(q), at a positive number near zero for q = 0."""
+        # relu has V = √q √q, whose second derivatives are only rounding errors at zero.
         moments = self.activation.moments
         is_rough = moments.degree is not None or moments.in_units
-        near = positive(q) if is_rough else _live_positive(q)
-        return jax.jvp(self.variance, (near,), (jnp.ones_like(q),))[1]
+        positive_q = to_positive(q) if is_rough else _positive_with_derivative(q)
+        return jax.jvp(self.variance, (positive_q,), (jnp.ones_like(q),))[1]
 
     def slope(self, q: Scalars) -> Scalars:
         """Return χ = σ_w² E[φ̇²]."""
-        near = _live_positive(q)
-        return self.weight * self.activation.limit(near, near, near, self.normalized)[1]
-
-    def correlation(self, q: Scalars, c: Scalars) -> tuple[Scalars, Scalars]:
-        """Return C(c) and C'(c), over the next variance, which is q itself at rest: so a variance
-        of zero has them too.
-        """
-        near = positive(q)
-        # A variance of zero has no bias. Its derivative in one would be that of a jump.
-        bias = jnp.where(q == near, self.bias, lax.stop_gradient(self.bias))
-        scale = self.weight * self.activation.limit(near, near, near, self.normalized)[0] + bias
-        vanishes = scale == 0  # then all correlations are one
-        scale = jnp.where(vanishes, 1, scale)
-        value, slope = self.activation.limit(near, c * near, near, self.normalized)
-        value = (self.weight * value + bias) / scale
-        return jnp.where(vanishes, 1, value), jnp.where(
-            vanishes, 0, self.weight * slope * near / scale
+        positive_q = _positive_with_derivative(q)
+        return (
+            self.weight
+            * self.activation.limit(positive_q, positive_q, positive_q, self.normalized)[1]
         )
 
+    def correlation(self, q: Scalars, c: Scalars) -> tuple[Scalars, Scalars]:
+        """Return C(c) and C'(c).
 
-def positive(q: Scalars) -> Scalars:
-    """Return q, or a number next to zero: at zero relu has no slopes, next to it it has."""
+        They are divided by the next variance, computed from q, so that a variance of zero has them
+        too.
+        """
+        positive_q = to_positive(q)
+        # A variance of zero has no bias: its derivative in the bias would be that of a jump.
+        bias = jnp.where(q == positive_q, self.bias, lax.stop_gradient(self.bias))
+        moment, _ = self.activation.limit(positive_q, positive_q, positive_q, self.normalized)
+        scale = self.weight * moment + bias
+        is_zero = scale == 0  # then all correlations are one
+        scale = jnp.where(is_zero, 1, scale)
+        value, slope = self.activation.limit(
+            positive_q, c * positive_q, positive_q, self.normalized
+        )
+        value = (self.weight * value + bias) / scale
+        slope = self.weight * slope * positive_q / scale
+        return jnp.where(is_zero, 1, value), jnp.where(is_zero, 0, slope)
+
+
+def to_positive(q: Scalars) -> Scalars:
+    """Return q, or a small positive number if q is smaller.
+
+    At zero relu has no slopes; at a positive number it has.
+    """
     return jnp.maximum(q, jnp.finfo(q.dtype).tiny ** 0.25)
 
 
-def _live_positive(q: Scalars) -> Scalars:
-    """Return the same with derivative one, also at zero."""
-    return q + lax.stop_gradient(positive(q) - q)
+def _positive_with_derivative(q: Scalars) -> Scalars:
+    """Return :func:`to_positive` with derivative one, also at zero."""
+    return q + lax.stop_gradient(to_positive(q) - q)
 
 
-def variance_at_rest(recursion: Recursion, max_steps: int) -> tuple[Scalars, Bool[Array, "..."]]:
-    """Return q*, one where there is none, and whether it exists; q* has implicit derivatives of
-    every order.
+def fixed_variance(recursion: Recursion, max_steps: int) -> tuple[Scalars, Bool[Array, "..."]]:
+    """Return q*, or one where there is none, and whether it exists.
+
+    q* has implicit derivatives of every order.
     """
     # 1. The search, from 1 or else from 0, without derivatives.
-    search = _without_derivative(
+    search = _detach_function(
         lambda start: _search_variance(recursion, max_steps, start), recursion.weight
     )
-    q, exists = search(_like(recursion.weight, 1.0))
-    q_zero, exists_zero = search(_like(recursion.weight, 0.0))
-    # From where it starts nothing moves: it is at rest only if that is stable.
+    q, exists = search(_fill_like(recursion.weight, 1.0))
+    q_zero, exists_zero = search(_fill_like(recursion.weight, 0.0))
+    # Zero may be a fixed point that is unstable; only a stable one counts.
     exists_zero &= recursion.variance_slope(q_zero) <= 1
     q = jnp.where(exists, q, jnp.where(exists_zero, q_zero, 1))
     exists |= exists_zero
 
-    # 2. The equation that it solves. The slope in q is that next to zero, all else is at q.
-    def gap(q: Scalars) -> Scalars:
-        near = _live_positive(q)
-        fixed = lax.stop_gradient(q)
+    # 2. The equation V(q) − q = 0 for the implicit derivatives. Its value is that at q; its slope
+    # in q is that at a positive variance, because V may have none at zero.
+    def residual(q: Scalars) -> Scalars:
+        positive_q = _positive_with_derivative(q)
+        fixed_q = lax.stop_gradient(q)
         return (
-            recursion.variance(near)
-            + recursion.variance(fixed)
-            - recursion.variance(lax.stop_gradient(near))
+            recursion.variance(positive_q)
+            + recursion.variance(fixed_q)
+            - recursion.variance(lax.stop_gradient(positive_q))
             - q
         )
 
-    steep = 1 / (8 * float(jnp.finfo(q.dtype).eps))  # the derivative at criticality, for infinity
-    return _with_implicit_derivative(gap, q, exists, -steep), exists
+    # At criticality the derivative is infinite; this large number replaces it.
+    max_slope = 1 / (ROUNDING_UNITS * float(jnp.finfo(q.dtype).eps))
+    return _with_implicit_derivative(residual, q, exists, -max_slope), exists
 
 
-def correlation_at_rest(
+def fixed_correlation(
     recursion: Recursion, q: Scalars, exists: Bool[Array, "..."], max_steps: int
 ) -> Scalars:
-    """Return c* from c = ½, with implicit derivatives."""
+    """Return c*, iterated from c = ½, with implicit derivatives."""
 
     def iterate(start: Scalars) -> Scalars:
         return lax.fori_loop(
             0, max_steps, lambda _, c: jnp.clip(recursion.correlation(q, c)[0], -1, 1), start
         )
 
-    c = _without_derivative(iterate, q)(_like(q, 0.5))
+    c = _detach_function(iterate, q)(_fill_like(q, 0.5))
     return _with_implicit_derivative(lambda c: recursion.correlation(q, c)[0] - c, c, exists, 0.0)
 
 
 def _search_variance(
     recursion: Recursion, max_steps: int, start: Scalars
 ) -> tuple[Scalars, Bool[Array, "..."]]:
-    """Return where V, iterated from the start, comes to rest, and whether it does."""
+    """Return the limit of V iterated from the start, and whether there is one."""
     limits = jnp.finfo(start.dtype)
-    noise = 8 * limits.eps
-    largest = 0.01 * float(limits.max) ** 0.5
-    after = recursion.variance
+    rounding_error = ROUNDING_UNITS * limits.eps
+    max_variance = 0.01 * float(limits.max) ** 0.5
+    next_variance = recursion.variance
 
-    def gap(q: Scalars) -> Scalars:
-        """Relative; below a few units of rounding q is at rest."""
-        return jnp.abs(after(q) - q) / jnp.maximum(q, limits.tiny)
+    def relative_change(q: Scalars) -> Scalars:
+        """Return |V(q) − q|/q; below a few units of rounding q is at rest."""
+        return jnp.abs(next_variance(q) - q) / jnp.maximum(q, limits.tiny)
 
     # 1. The iteration, until all are at rest or have exploded.
-    def moves(state: tuple[Array, Scalars]) -> Bool[Array, ""]:
+    def is_moving(state: tuple[Array, Scalars]) -> Bool[Array, ""]:
         steps, q = state
-        return (steps < max_steps) & jnp.any((gap(q) > noise) & (q < largest))
+        return (steps < max_steps) & jnp.any(
+            (relative_change(q) > rounding_error) & (q < max_variance)
+        )
 
-    def step(state: tuple[Array, Scalars]) -> tuple[Array, Scalars]:
+    def iterate(state: tuple[Array, Scalars]) -> tuple[Array, Scalars]:
         steps, q = state
-        return steps + 1, jnp.where(q < largest, after(q), q)
+        return steps + 1, jnp.where(q < max_variance, next_variance(q), q)
 
-    iterated = lax.while_loop(moves, step, (jnp.zeros((), int), start))[1]
+    iterated = lax.while_loop(is_moving, iterate, (jnp.zeros((), int), start))[1]
 
     # 2. Newton's method, where it helps; at criticality it halves the distance a step.
     def improve(_: Array | int, q: Scalars) -> Scalars:
-        value, slope = jax.jvp(after, (q,), (jnp.ones_like(q),))
-        new = q + jnp.where(slope < 1, (value - q) / jnp.where(slope < 1, 1 - slope, 1), 0)
-        near = (
-            (new >= 0.5 * iterated)
-            & (new <= 2 * iterated)
-            & (jnp.abs(after(new) - new) < jnp.abs(value - q))
+        value, slope = jax.jvp(next_variance, (q,), (jnp.ones_like(q),))
+        candidate = q + jnp.where(slope < 1, (value - q) / jnp.where(slope < 1, 1 - slope, 1), 0)
+        is_improved = (
+            (candidate >= 0.5 * iterated)
+            & (candidate <= 2 * iterated)
+            & (jnp.abs(next_variance(candidate) - candidate) < jnp.abs(value - q))
         )
-        return jnp.where(near, new, q)
+        return jnp.where(is_improved, candidate, q)
 
-    q = lax.fori_loop(0, NEWTON_STEPS, improve, iterated)
-    vanished = (after(jnp.zeros_like(q)) == 0) & (q < 1e-30)
-    q = jnp.where(vanished, 0, q)
-    return q, (q < largest) & (vanished | (gap(q) <= noise))
+    q = lax.fori_loop(0, MAX_NEWTON_STEPS, improve, iterated)
+    is_zero = (next_variance(jnp.zeros_like(q)) == 0) & (q < ZERO_VARIANCE)
+    q = jnp.where(is_zero, 0, q)
+    return q, (q < max_variance) & (is_zero | (relative_change(q) <= rounding_error))
 
 
-def _without_derivative(
-    function: Callable[[Scalars], Any], like: Scalars
-) -> Callable[[Scalars], Any]:
-    """Return a function of an array of this shape whose result is a constant, also in what it
-    closes over.
+def _detach_function(function: Callable[[Scalars], Any], like: Scalars) -> Callable[[Scalars], Any]:
+    """Return a function of an array of this shape whose result carries no derivatives.
+
+    That includes derivatives in what the function closes over.
     """
     converted, closed_over = jax.closure_convert(function, like)
     constants = [lax.stop_gradient(value) for value in closed_over]
@@ -185,26 +200,29 @@ def _without_derivative(
 
 
 def _with_implicit_derivative(
-    gap: Callable[[Scalars], Scalars], root: Scalars, exists: Bool[Array, "..."], critical: float
+    residual: Callable[[Scalars], Scalars],
+    root: Scalars,
+    exists: Bool[Array, "..."],
+    critical_inverse: float,
 ) -> Scalars:
     """Return the root of an elementwise function, with derivatives in what that closes over.
 
     Args:
-        gap: the function.
+        residual: the function.
         root: where it is zero.
-        exists: where that is so.
-        critical: what stands for one over the slope of the function where that vanishes in
+        exists: whether it is zero there.
+        critical_inverse: replaces the inverse slope of the function where the slope is zero up to
             rounding.
     """
 
     def divide(linear: Callable[[Scalars], Scalars], change: Scalars) -> Scalars:
         slope = linear(jnp.ones_like(change))
-        is_regular = exists & (jnp.abs(slope) > 8 * jnp.finfo(slope.dtype).eps)
-        return change * jnp.where(is_regular, 1 / jnp.where(is_regular, slope, 1), critical)
+        is_regular = exists & (jnp.abs(slope) > ROUNDING_UNITS * jnp.finfo(slope.dtype).eps)
+        return change * jnp.where(is_regular, 1 / jnp.where(is_regular, slope, 1), critical_inverse)
 
-    return lax.custom_root(gap, lax.stop_gradient(root), lambda _, start: start, divide)
+    return lax.custom_root(residual, lax.stop_gradient(root), lambda _, start: start, divide)
 
 
-def _like(x: Scalars, number: float) -> Scalars:
-    """Return the number in the shape of x, and varying over a mesh as x does."""
+def _fill_like(x: Scalars, number: float) -> Scalars:
+    """Return the number in the shape of x, varying over a mesh as x does; NaN where x is NaN."""
     return jnp.where(jnp.isnan(x), x, number)

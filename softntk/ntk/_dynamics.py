@@ -1,15 +1,13 @@
-r"""Training dynamics that a kernel predicts: gradient descent and gradient flow, on training points
-and on any others.
+r"""Training dynamics that a kernel predicts: gradient descent and gradient flow.
 
 Both are functions of the kernel H applied to the residual r = F(0) − Y
 (:mod:`softntk.ntk._spectral_filters`),
 
-    F(τ) = Y + d_τ(H) r,      F_test(τ) = F_test(0) − H_test c_τ(H) r,      c_τ(λ) = (1 − d_τ(λ))/λ,
+    F(τ) = Y + d_τ(H) r,    F_test(τ) = F_test(0) − H_test c_τ(H) r,    c_τ(λ) = (1 − d_τ(λ))/λ,
 
-with d_τ(λ) = (1 − ηλ)^τ for descent and e^{−λτ} for flow. A matrix is decomposed once for all τ;
-with an operator they are taken from the Krylov space of r, which never asks for eigenvectors.
-Derivatives go through neither: they are those of a function of a matrix, whether eigenvalues are
-equal or not.
+with d_τ(λ) = (1 − ηλ)^τ for descent and e^{−λτ} for flow. A matrix is decomposed once for all τ.
+With an operator the functions are computed in the Krylov space of r, without eigenvectors of H.
+Derivatives are those of a function of a matrix, so that equal eigenvalues cause no trouble.
 """
 
 from collections.abc import Sequence
@@ -39,17 +37,20 @@ from softntk.ntk._arguments import (
 )
 from softntk.ntk._operators.base import CrossOperator, GramOperator
 from softntk.ntk._spectral_filters import (
-    Clock,
     Descent,
     Flow,
-    filtered,
+    TrainingTimes,
+    apply_filter,
 )
 from softntk.solution import NumericalError, Result
 
 Steps = Integer[Array | np.ndarray, " s"] | Sequence[int]
 
-_KRYLOV = 512  # most products with an operator, and vectors held
-_DENSE = 256  # operators up to this size are formed: that takes no longer than the products would
+_MAX_KRYLOV_DIMENSION = 512  # largest number of products with an operator, and of stored vectors
+_MIN_KRYLOV_DIMENSION = 16  # products of the first approximation
+_TRACED_KRYLOV_DIMENSION = 128  # products inside jit, where no error can be tested
+# Operators up to this size are formed, which takes no longer than the products would.
+_MAX_FORMED_SIZE = 256
 
 
 def predict_gd(
@@ -63,18 +64,18 @@ def predict_gd(
     f0_test: TestTargets | None = None,
     rtol: float | None = None,
 ) -> Float[Array, "s rows k"]:
-    r"""Outputs of gradient descent on ½ΣΣ(F−Y)² after each number of steps, under a constant
-    kernel.
+    r"""Return outputs of gradient descent on ½ΣΣ(F−Y)² after each number of steps, for a kernel.
 
-    F(τ) = Y + (I − ηH)^τ (F(0) − Y), for all τ at once. The powers are sign^τ exp(τ log|1 − ηλ|)
-    with the logarithm taken of ηλ, not of its difference from 1: exact to rounding for small ηλ and
-    millions of steps.
+    F(τ) = Y + (I − ηH)^τ (F(0) − Y), for all τ at once, if the kernel stays constant. Use it to see
+    what gradient descent on a wide network would do, without training. The powers are sign^τ exp(τ
+    log|1 − ηλ|), computed without forming 1 − ηλ: exact to rounding for small ηλ and millions of
+    steps.
 
     Args:
         gram: H on the training points: [n, n] (the same for every output, outputs independent) or
             [n, n, k, k] (:func:`softntk.ntk.empirical` with ``outputs="full"``), symmetric; or an
-            operator on [n] or [n, k], then by as many products as the accuracy asks for (up to 512;
-            about √(τηλ_max) of them for a few digits).
+            operator on [n] or [n, k]. With an operator it takes as many products as the accuracy
+            requires (up to 512; about √(τηλ_max) of them for a few digits).
         y: targets, [n, k]; [n] is k = 1, also for f0 and f0_test.
         learning_rate: η > 0. neural_tangents' is n·k times this one: its loss is a mean.
         steps: non-negative integers [s], in any order.
@@ -84,8 +85,8 @@ def predict_gd(
             ``op.cross(x_test)``. With it, the outputs at the test points are returned.
         f0_test: their outputs at the start, [t, k]. None: those of the network likewise, unless f0
             is given as zeros.
-        rtol: of what is returned, against max|F(0) − Y|, with an operator (default 1e-5, 1e-9 in
-            float64).
+        rtol: error of the outputs relative to max|F(0) − Y|, with an operator (default 1e-5, 1e-9
+            in float64).
 
     Returns:
         [s, n, k], or [s, t, k] with ``cross``. A divergent component (ηλ > 2) saturates at the root
@@ -103,7 +104,9 @@ def predict_gd(
     Example:
         >>> import jax.numpy as jnp
         >>> from softntk import ntk
-        >>> ntk.predict_gd(jnp.diag(jnp.array([1.0, 0.5])), jnp.ones((2, 1)), 0.5, jnp.array([0, 1, 2]))[:, :, 0].tolist()
+        >>> gram = jnp.diag(jnp.array([1.0, 0.5]))
+        >>> out = ntk.predict_gd(gram, jnp.ones((2, 1)), 0.5, jnp.array([0, 1, 2]))
+        >>> out[:, :, 0].tolist()
         [[0.0, 0.0], [0.5, 0.25], [0.75, 0.4375]]
 
     Source: arXiv 2405.03251, Definition 3.8 and Lemma 3.9 (dynamics of the prediction);
@@ -111,7 +114,7 @@ def predict_gd(
     """
     steps = _as_steps(steps)
     problem = as_problem(gram, y, f0, cross, f0_test, own_start=True)
-    return _predict(_descent(learning_rate, steps, problem), gram, problem, False, rtol)
+    return _predict(_as_descent(learning_rate, steps, problem), gram, problem, False, rtol)
 
 
 def gd_coefficients(
@@ -123,8 +126,7 @@ def gd_coefficients(
     *,
     rtol: float | None = None,
 ) -> Float[Array, "s n k"]:
-    r"""What gradient descent has added up after each number of steps: c with F_test(τ) = F_test(0)
-    + H_test c.
+    r"""Return the coefficients c of gradient descent, F_test(τ) = F_test(0) + H_test c.
 
     c = H⁻¹(I − (I − ηH)^τ)(Y − F(0)) = η Σ_{s<τ} (Y − F(s)), which exists where H is singular. The
     weights of the linearised network have moved by Jᵀc: with it, the network can be evaluated
@@ -155,27 +157,27 @@ def gd_coefficients(
     """
     steps = _as_steps(steps)
     problem = as_problem(gram, y, f0, None, None, own_start=True)
-    return -_predict(_descent(learning_rate, steps, problem), gram, problem, True, rtol)
+    return -_predict(_as_descent(learning_rate, steps, problem), gram, problem, True, rtol)
 
 
 def _as_steps(steps: Steps) -> Integer[Array, " s"]:
-    """Return numbers of steps, checked."""
+    """Return numbers of steps as an integer array, checked."""
     if isinstance(steps, np.ndarray | jax.Array) and (
         steps.ndim != 1 or not jnp.issubdtype(steps.dtype, jnp.integer)
     ):
         raise ValueError(
             f"steps must be a vector of integers [s], got shape {steps.shape}, dtype {steps.dtype}."
         )
-    counts = as_integers("steps", steps, ("s",))
-    if is_concrete(counts) and np.any(np.asarray(counts) < 0):
-        raise ValueError(f"steps must not be negative, got {int(np.min(counts))}.")
-    return counts
+    step_counts = as_integers("steps", steps, ("s",))
+    if is_concrete(step_counts) and np.any(np.asarray(step_counts) < 0):
+        raise ValueError(f"steps must not be negative, got {int(np.min(step_counts))}.")
+    return step_counts
 
 
-def _descent(learning_rate: Number, steps: Array, problem: Problem) -> Descent:
-    """Return the moments of descent in the precision of the problem."""
-    rate = as_scalar("learning_rate", learning_rate, problem.y.dtype, above=0)
-    return Descent(jnp.broadcast_to(rate, steps.shape), steps)
+def _as_descent(learning_rate: Number, steps: Array, problem: Problem) -> Descent:
+    """Return the training times of descent in the precision of the problem."""
+    rates = as_scalar("learning_rate", learning_rate, problem.y.dtype, above=0)
+    return Descent(jnp.broadcast_to(rates, steps.shape), steps)
 
 
 def predict_flow(
@@ -188,7 +190,7 @@ def predict_flow(
     f0_test: TestTargets | None = None,
     rtol: float | None = None,
 ) -> Float[Array, "s rows k"]:
-    r"""Outputs of gradient flow, dθ/dt = −∇ ½ΣΣ(F−Y)², at each time, under a constant kernel.
+    r"""Return outputs of gradient flow, dθ/dt = −∇ ½ΣΣ(F−Y)², at each time, for a constant kernel.
 
     F(t) = Y + e^{−Ht} (F(0) − Y): the limit of gradient descent at t = ητ as η → 0. An eigenvalue
     that is negative by no more than rounding counts as zero; along one that is clearly negative F
@@ -222,138 +224,163 @@ def predict_flow(
     Source: MATHEMATICS.md#training-dynamics; Jacot, Gabriel and Hongler (2018), arXiv 1806.07572,
     section 5.
     """
-    moments = as_floating("times", times, ("s",), finite=False, empty=True)
-    if is_concrete(moments) and not np.all(np.asarray(moments) >= 0):
-        raise ValueError(f"times must be non-negative numbers, got {np.asarray(moments)}.")
+    flow_times = as_floating("times", times, ("s",), finite=False, empty=True)
+    if is_concrete(flow_times) and not np.all(np.asarray(flow_times) >= 0):
+        raise ValueError(f"times must be non-negative numbers, got {np.asarray(flow_times)}.")
     problem = as_problem(gram, y, f0, cross, f0_test, own_start=True)
-    return _predict(Flow(moments.astype(problem.y.dtype)), gram, problem, False, rtol)
+    return _predict(Flow(flow_times.astype(problem.y.dtype)), gram, problem, False, rtol)
 
 
 def _predict(
-    clock: Clock,
+    times: TrainingTimes,
     gram: Gram | GramOperator,
     problem: Problem,
     coefficients: bool,
     rtol: float | None,
 ) -> Float[Array, "s rows k"]:
-    """Return F, or c(H) r if ``coefficients`` are asked for."""
+    """Return F, or the coefficients c(H) r if ``coefficients``."""
     if rtol is not None:
         check_number("rtol", rtol, above=0)
-    adds_up = coefficients or problem.cross is not None
+    # 1. Choose between the filters d, for outputs at the training points, and c, for a sum.
+    is_sum = coefficients or problem.cross is not None
+
+    # 2. A matrix, a small operator, a large operator.
     if not isinstance(gram, GramOperator):
-        return _by_matrix(adds_up, clock, problem)
-    if gram.in_size() <= _DENSE:
-        outputs = _by_formed_operator(adds_up, clock, gram, problem)
+        return _predict_by_matrix(is_sum, times, problem)
+    if gram.in_size() <= _MAX_FORMED_SIZE:
+        outputs = _predict_by_formed_operator(is_sum, times, gram, problem)
         if is_concrete(outputs) and np.isinf(np.asarray(outputs)).any():
             raise NumericalError(
                 f"{Result.NONFINITE_PRODUCT.name}: {Result.NONFINITE_PRODUCT.advice}"
             )
         return outputs
-    return _by_krylov(adds_up, clock, gram, problem, rtol)
+    return _predict_by_krylov(is_sum, times, gram, problem, rtol)
 
 
-def _moved(adds_up: bool, clock: Clock, matrix: Array, residual: Array) -> Float[Array, "s n k"]:
-    """Return f(H) r; [n, n] acts on each output alone, [n·k, n·k] on all of them at once, output
-    fastest.
+def _apply_filter(
+    is_sum: bool, times: TrainingTimes, matrix: Array, residual: Array
+) -> Float[Array, "s n k"]:
+    """Return f(H) r.
+
+    [n, n] acts on each output by itself, [n·k, n·k] on all of them together, the output being the
+    fast index.
     """
-    vectors = filtered(adds_up, len(matrix), clock, matrix, residual.reshape(len(matrix), -1))
+    vectors = apply_filter(is_sum, len(matrix), times, matrix, residual.reshape(len(matrix), -1))
     return vectors.reshape(-1, *residual.shape)
 
 
 @partial(jax.jit, static_argnums=0)
-def _by_matrix(adds_up: bool, clock: Clock, problem: Problem) -> Array:
+def _predict_by_matrix(is_sum: bool, times: TrainingTimes, problem: Problem) -> Array:
+    """Return the prediction of a Gram matrix, and of a cross kernel that is a matrix."""
     assert problem.matrix is not None
-    vectors = _moved(adds_up, clock, problem.matrix, problem.residual)
-    if adds_up and problem.cross is not None:
+    vectors = _apply_filter(is_sum, times, problem.matrix, problem.residual)
+    if is_sum and problem.cross is not None:
         size = len(problem.matrix)
         vectors = product(
             problem.cross, vectors.reshape(len(vectors), size, problem.residual.size // size)
         ).reshape(-1, *problem.start.shape)
-    return _outputs(adds_up, vectors, problem)
+    return _to_outputs(is_sum, vectors, problem)
 
 
 @partial(jax.jit, static_argnums=0)
-def _by_formed_operator(adds_up: bool, clock: Clock, op: GramOperator, problem: Problem) -> Array:
+def _predict_by_formed_operator(
+    is_sum: bool, times: TrainingTimes, op: GramOperator, problem: Problem
+) -> Array:
+    """Return the prediction of a small operator, from its matrix."""
     matrix = op.as_matrix().astype(problem.y.dtype)
-    return _outputs(
-        adds_up, _carried(_moved(adds_up, clock, matrix, problem.residual), problem), problem
-    )
+    vectors = _apply_filter(is_sum, times, matrix, problem.residual)
+    return _to_outputs(is_sum, _apply_cross(vectors, problem), problem)
 
 
-def _outputs(adds_up: bool, vectors: Float[Array, "s rows k"], problem: Problem) -> Array:
-    """Return what is asked for from d(H) r, c(H) r, or the cross kernel times that."""
-    if not adds_up:
+def _to_outputs(is_sum: bool, vectors: Float[Array, "s rows k"], problem: Problem) -> Array:
+    """Return F from d(H) r, F_test from H_test c(H) r, or c(H) r itself, in the units of Y."""
+    if not is_sum:
         return saturated(problem.scale * (problem.y[None] / problem.scale + vectors))
     if problem.cross is None:
         return saturated(problem.scale * vectors)
     return saturated(problem.scale * (problem.start[None] / problem.scale - vectors))
 
 
-def _carried(vectors: Float[Array, "s n k"], problem: Problem) -> Float[Array, "s rows k"]:
-    """Return the products of a cross operator, if there is one, with the vectors."""
+def _apply_cross(vectors: Float[Array, "s n k"], problem: Problem) -> Float[Array, "s rows k"]:
+    """Return the products of a cross operator with the vectors; the vectors without one."""
     if not isinstance(problem.cross, CrossOperator):
         return vectors
+    # The s times are the columns of one product.
     columns = jnp.moveaxis(vectors, 0, -1)  # [n, k, s]
     if len(problem.cross.gram.shape) == 1:
         columns = columns.reshape(len(columns), -1)
-    carried = problem.cross.mm(columns).reshape(*problem.start.shape, -1)
-    return jnp.moveaxis(carried, -1, 0).astype(vectors.dtype)
+    images = problem.cross.mm(columns).reshape(*problem.start.shape, -1)
+    return jnp.moveaxis(images, -1, 0).astype(vectors.dtype)
 
 
-def _by_krylov(
-    adds_up: bool, clock: Clock, op: GramOperator, problem: Problem, rtol: float | None
+def _predict_by_krylov(
+    is_sum: bool, times: TrainingTimes, op: GramOperator, problem: Problem, rtol: float | None
 ) -> Array:
+    """Return the prediction from Krylov spaces of the residual, doubled until nothing changes."""
+    # 1. Start vectors: one for each output of a kernel on [n], one in all for a kernel on [n, k].
     if rtol is None:
         rtol = 1e-5 if op.dtype == jnp.float32 else 1e-9
     residual = problem.residual.astype(op.dtype)
     starts = residual.T if len(op.shape) == 1 else residual[None]
 
-    def moved(dimension: int) -> Array:
-        vectors = _functions(adds_up, op, starts, clock, dimension)  # [c, s, n] or [1, s, n, k]
+    def approximate(dimension: int) -> Array:
+        # [c, s, n] for a kernel on [n], [1, s, n, k] for one on [n, k]
+        vectors = _filter_by_krylov(is_sum, op, starts, times, dimension)
         stacked = jnp.moveaxis(vectors, 0, -1) if len(op.shape) == 1 else vectors[0]  # [s, n, k]
-        return _carried(stacked.astype(problem.y.dtype), problem)
+        return _apply_cross(stacked.astype(problem.y.dtype), problem)
 
+    # 2. Inside jit no error can be tested: one dimension for all.
     size = op.in_size()
-    if not all(is_concrete(leaf) for leaf in jax.tree.leaves((op, clock, problem))):
-        return _outputs(adds_up, moved(min(128, size)), problem)
-    coefficients = adds_up and problem.cross is None
-    largest = float(jnp.max(jnp.abs(residual)))
-    dimension = min(16, size)
-    coarse = moved(dimension)
+    if not all(is_concrete(leaf) for leaf in jax.tree.leaves((op, times, problem))):
+        return _to_outputs(is_sum, approximate(min(_TRACED_KRYLOV_DIMENSION, size)), problem)
+
+    # 3. Double the dimension until the change is below rtol: for outputs relative to the residual,
+    # for coefficients relative to themselves.
+    coefficients = is_sum and problem.cross is None
+    residual_max = float(jnp.max(jnp.abs(residual)))
+    dimension = min(_MIN_KRYLOV_DIMENSION, size)
+    estimate = approximate(dimension)
     while dimension < size:
-        if not np.isfinite(np.asarray(coarse)).all():
+        if not np.isfinite(np.asarray(estimate)).all():
             raise NumericalError(
                 f"{Result.NONFINITE_PRODUCT.name}: {Result.NONFINITE_PRODUCT.advice}"
             )
-        if dimension >= _KRYLOV:
+        if dimension >= _MAX_KRYLOV_DIMENSION:
             raise NumericalError(
-                f"{Result.MAX_STEPS.name}: {dimension} products with the operator do not give rtol={rtol:.1g}. Ask for fewer "
-                "steps (an earlier time), a larger rtol, or float64."
+                f"{Result.MAX_STEPS.name}: {dimension} products with the operator do not give "
+                f"rtol={rtol:.1g}. Ask for fewer steps (an earlier time), a larger rtol, or "
+                "float64."
             )
         dimension = min(2 * dimension, size)
-        fine = moved(dimension)
-        change = float(jnp.max(jnp.abs(fine - coarse)))
-        coarse = fine
-        if change <= rtol * (float(jnp.max(jnp.abs(fine))) if coefficients else largest):
+        refined_estimate = approximate(dimension)
+        change = float(jnp.max(jnp.abs(refined_estimate - estimate)))
+        estimate = refined_estimate
+        scale = float(jnp.max(jnp.abs(refined_estimate))) if coefficients else residual_max
+        if change <= rtol * scale:
             break
-    return _outputs(adds_up, coarse, problem)
+    return _to_outputs(is_sum, estimate, problem)
 
 
-def _functions(
-    adds_up: bool, op: GramOperator, starts: Array, clock: Clock, dimension: int
+def _filter_by_krylov(
+    is_sum: bool, op: GramOperator, starts: Array, times: TrainingTimes, dimension: int
 ) -> Array:
     """Return f(H) r for every start vector r: [c, s, *shape]."""
+    # f(H) r ≈ ‖r‖ Q f(T) e₁ with the Lanczos vectors Q and the tridiagonal matrix T.
     size = op.in_size()
 
-    def one(found: Tridiagonal) -> Array:
-        first = jnp.zeros((dimension, 1), found.matrix.dtype).at[0].set(1)
-        small = filtered(adds_up, size, clock, found.matrix, first)
-        return found.combine(small[:, :, 0])
+    def filter_start(krylov_space: Tridiagonal) -> Array:
+        first_unit_vector = jnp.zeros((dimension, 1), krylov_space.matrix.dtype).at[0].set(1)
+        coefficients = apply_filter(is_sum, size, times, krylov_space.matrix, first_unit_vector)
+        return krylov_space.combine(coefficients[:, :, 0])
 
-    return jax.vmap(one)(_krylov(op, starts, dimension))
+    return jax.vmap(filter_start)(_krylov_spaces(op, starts, dimension))
 
 
-_krylov = jax.jit(
-    lambda op, starts, dimension: jax.vmap(lambda v: lanczos(op, v, dimension))(starts),
-    static_argnums=2,
-)
+def _compute_krylov_spaces(
+    op: GramOperator, starts: Float[Array, "c ..."], dimension: int
+) -> Tridiagonal:
+    """Return the Lanczos decomposition from every start vector."""
+    return jax.vmap(lambda v: lanczos(op, v, dimension))(starts)
+
+
+_krylov_spaces = jax.jit(_compute_krylov_spaces, static_argnums=2)

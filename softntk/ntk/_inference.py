@@ -1,10 +1,12 @@
-r"""Regression with a kernel: ridge regression, and the Gaussian process whose posterior mean it is.
+r"""Regression with a kernel: ridge regression, and the Gaussian process with that posterior mean.
 
 With K on the training points and k_* between test and training points,
 
-    mean = F_test(0) + k_* (K + ridge I)⁻¹ (Y − F(0)),     variance = k_** − k_* (K + ridge I)⁻¹ k_*ᵀ.
+    mean     = F_test(0) + k_* (K + ridge I)⁻¹ (Y − F(0))
+    variance = k_** − k_* (K + ridge I)⁻¹ k_*ᵀ
 
-A matrix is factorised (Cholesky); an operator is solved with, by :func:`softntk.ntk.solve`.
+A matrix is factorised (Cholesky); with an operator the systems are solved by
+:func:`softntk.ntk.solve`.
 """
 
 import jax
@@ -35,8 +37,9 @@ from softntk.ntk._operators.base import CrossOperator, GramOperator
 from softntk.ntk._solve.driver import solve
 from softntk.solution import NumericalError, Result, Solution
 
-_RTOL = {"float32": 1e-6, "float64": 1e-10}
-_LARGEST_RESIDUAL = 0.01  # relative, of a solve whose right-hand side is still met
+# Default relative residuals of solves with an operator, by precision.
+_SOLVE_RTOL = {"float32": 1e-6, "float64": 1e-10}
+_MAX_RELATIVE_RESIDUAL = 0.01  # above it a solution is refused
 
 
 def kernel_regression(
@@ -89,48 +92,52 @@ def kernel_regression(
     Source: arXiv 2405.03251, section 4 (kernel regression with the NTK); Arora et al. (2019), arXiv
     1904.11955, Theorem 3.2.
     """
+    # 1. Check the arguments.
     check_number("ridge", ridge, at_least=0)
     rtol = None if rtol is None else check_number("rtol", rtol, above=0, below=1)
     check_flag("progress", progress)
-    _require(cross)
+    _check_cross_is_given(cross)
     problem = as_problem(gram, y, f0, cross, f0_test)
     ridge = as_scalar("ridge", ridge, problem.y.dtype, at_least=0)
+
+    # 2. Solve by conjugate gradients with an operator, by Cholesky with a matrix.
     if isinstance(gram, GramOperator) and isinstance(problem.cross, CrossOperator):
-        weights = _solved(gram, -problem.residual, ridge, rtol, progress)
+        weights = _solve_operator(gram, -problem.residual, ridge, rtol, progress)
         columns = weights if len(gram.shape) == 1 else weights[..., None]
         fitted = problem.cross.mm(columns).reshape(problem.start.shape)
     else:
         assert isinstance(problem.cross, jax.Array)
-        weights, _, unit = _factorised(problem, -problem.residual, ridge)
-        fitted = _carried(problem.cross, unit, weights).reshape(problem.start.shape)
-    return _from_start(problem.scale, problem.start, fitted)
+        weights, _, unit = _solve_by_cholesky(problem, -problem.residual, ridge)
+        fitted = _apply_cross(problem.cross, unit, weights).reshape(problem.start.shape)
+    return _to_outputs(problem.scale, problem.start, fitted)
 
 
 @jax.jit
-def _carried(cross: Array, unit: Array, weights: Array) -> Array:
+def _apply_cross(cross: Array, unit: Array, weights: Array) -> Array:
     """Return the product of the cross kernel with coefficients that are in units of the kernel."""
     return product(cross / unit, weights)
 
 
 @jax.jit
-def _from_start(scale: Array, start: Array, fitted: Array) -> Array:
-    """Return the start and what was fitted, as outputs."""
+def _to_outputs(scale: Array, start: Array, fitted: Array) -> Array:
+    """Return the sum of the start and the fit, in the units of the targets."""
     return saturated(scale * (start / scale + fitted))
 
 
-def _require(cross: object) -> None:
+def _check_cross_is_given(cross: object) -> None:
+    """Raise if there is no cross kernel."""
     if cross is None:
         raise ValueError("cross must be the kernel between test and training points, got None.")
 
 
 @record
 class Posterior:
-    """A Gaussian process after the data.
+    """The posterior of a Gaussian process at test points.
 
     Attributes:
-        mean: [t, k].
-        variance: of the noise-free function at each test point, [t], the same for every output; or
-            [t, k].
+        mean: posterior mean, [t, k].
+        variance: posterior variance of the noise-free function, [t] if it is the same for every
+            output, else [t, k].
     """
 
     mean: Float[Array, "t k"]
@@ -147,8 +154,9 @@ def gp_posterior(
     rtol: float | None = None,
     progress: bool = False,
 ) -> Posterior:
-    r"""Posterior mean and variance of the Gaussian process that an infinitely wide network is at
-    initialisation.
+    r"""Return mean and variance of the Gaussian process of an infinitely wide network, given data.
+
+    Use it with the NNGP kernel; for the mean alone :func:`kernel_regression` is cheaper.
 
     Args:
         gram: NNGP kernel on the training points, [n, n] or [n, n, k, k], or an operator.
@@ -171,17 +179,20 @@ def gp_posterior(
     Example:
         >>> import jax.numpy as jnp
         >>> from softntk import ntk
-        >>> post = ntk.gp_posterior(jnp.eye(1), jnp.ones((1, 1)), noise=1.0, cross=jnp.ones((1, 1)), prior=jnp.ones(1))
+        >>> y = jnp.ones((1, 1))
+        >>> cross = jnp.ones((1, 1))
+        >>> post = ntk.gp_posterior(jnp.eye(1), y, noise=1.0, cross=cross, prior=jnp.ones(1))
         >>> round(float(post.mean[0, 0]), 5), round(float(post.variance[0]), 5)
         (0.5, 0.5)
 
     Source: Lee et al. (2018), arXiv 1711.00165, equations (8) and (9); the kernels are those of
     MATHEMATICS.md#infinite-width.
     """
+    # 1. Check the arguments.
     check_number("noise", noise, at_least=0)
     rtol = None if rtol is None else check_number("rtol", rtol, above=0, below=1)
     check_flag("progress", progress)
-    _require(cross)
+    _check_cross_is_given(cross)
     problem = as_problem(gram, y, None, cross, None)
     noise = as_scalar("noise", noise, problem.y.dtype, at_least=0)
     outputs = gram.shape[1:] if isinstance(gram, GramOperator) else jnp.shape(gram)[2:3]
@@ -194,71 +205,86 @@ def gp_posterior(
         raise ValueError(
             f"prior must not be negative, got a variance of {float(jnp.min(prior)):.3g}."
         )
+
+    # 2. An operator: one solve for the targets and the columns of k_*ᵀ together.
     if isinstance(gram, GramOperator) and isinstance(problem.cross, CrossOperator):
         matrix = problem.cross.as_matrix()
-        right = -problem.residual.reshape(gram.in_size(), -1)
-        stacked = jnp.concatenate([right.astype(matrix.dtype), matrix.T], axis=1)
-        solved = _solved(gram, stacked.reshape(*gram.shape, -1), noise, rtol, progress).reshape(
-            stacked.shape
-        )
-        columns = right.shape[1]
-        mean = product(matrix, solved[:, :columns])
-        reduction = jnp.sum(matrix * solved[:, columns:].T, axis=1)
+        rhs = -problem.residual.reshape(gram.in_size(), -1)
+        stacked_rhs = jnp.concatenate([rhs.astype(matrix.dtype), matrix.T], axis=1)
+        columns = stacked_rhs.reshape(*gram.shape, -1)
+        solutions = _solve_operator(gram, columns, noise, rtol, progress)
+        solutions = solutions.reshape(stacked_rhs.shape)
+        output_count = rhs.shape[1]
+        mean = product(matrix, solutions[:, :output_count])
+        reduction = jnp.sum(matrix * solutions[:, output_count:].T, axis=1)
+    # 3. A matrix K + noise I = LLᵀ: the reduction is ‖L⁻¹ k_*ᵀ‖².
     else:
         assert isinstance(problem.cross, jax.Array)
-        weights, factor, unit = _factorised(problem, -problem.residual, noise)
+        weights, factor, unit = _solve_by_cholesky(problem, -problem.residual, noise)
         matrix = problem.cross / unit
-        half = jax.scipy.linalg.solve_triangular(factor, matrix.T, lower=True)
+        root_solution = jax.scipy.linalg.solve_triangular(factor, matrix.T, lower=True)
         mean = product(matrix, weights)
-        reduction = unit * jnp.sum(half * half, axis=0)
+        reduction = unit * jnp.sum(root_solution * root_solution, axis=0)
+
+    # 4. What the data explain is subtracted; rounding may leave a negative variance, set to zero.
     variance = saturated(prior.astype(reduction.dtype) - reduction.reshape(prior.shape))
     mean = saturated(problem.scale * mean.reshape(problem.start.shape))
     return Posterior(mean=mean, variance=jnp.maximum(variance, 0))
 
 
-def _factorised(problem: Problem, right: Array, ridge: Array) -> tuple[Array, Array, Array]:
-    """Return unit · (K + ridge I)⁻¹ right as columns, the Cholesky factor of (K + ridge I)/unit,
-    and unit.
+def _solve_by_cholesky(problem: Problem, rhs: Array, ridge: Array) -> tuple[Array, Array, Array]:
+    """Solve with a kernel matrix, and check the solution by its residual.
 
-    The solution is judged by its residual.
+    Returns:
+        unit · (K + ridge I)⁻¹ rhs as columns; the Cholesky factor of (K + ridge I)/unit; and unit.
 
     Raises:
-        NumericalError: there is none, or the residual is above 1 %. Inside jit the solution is NaN
-            then.
+        NumericalError: there is no solution, or its residual is above 1 %. Inside jit the solution
+            is NaN then.
     """
     assert problem.matrix is not None
-    weights, resolved, factor, unit = _cholesky_solve(problem.matrix, right, ridge)
-    if is_concrete(resolved) and not np.asarray(resolved).all():
+    weights, is_resolved, factor, unit = _cholesky_solve(problem.matrix, rhs, ridge)
+    if is_concrete(is_resolved) and not np.asarray(is_resolved).all():
         raise NumericalError(f"{Result.NOT_DEFINITE.name}: {Result.NOT_DEFINITE.advice}")
     return weights, factor, unit
 
 
 @jax.jit
 def _cholesky_solve(
-    matrix: Array, right: Array, ridge: Array
+    matrix: Array, rhs: Array, ridge: Array
 ) -> tuple[Array, Bool[Array, " r"], Array, Array]:
-    """Return the solution, NaN where it is not resolved; whether it is; the factor; and the unit."""
+    """Solve (K + ridge I) weights = rhs in units of the matrix.
+
+    Returns:
+        The weights, NaN where the residual is too large; whether it is small enough; the Cholesky
+        factor; and the unit.
+    """
     size = len(matrix)
+    # In units of the larger of K and the ridge, so that their sum does not overflow.
     unit = jnp.maximum(binary_scale(matrix).reshape(()), binary_scale(ridge))
-    ridged = matrix / unit + ridge.astype(unit.dtype) / unit * jnp.eye(size, dtype=unit.dtype)
-    factor = jnp.linalg.cholesky(ridged)
-    columns = right.reshape(size, -1)
+    ridged_matrix = matrix / unit + ridge.astype(unit.dtype) / unit * jnp.eye(
+        size, dtype=unit.dtype
+    )
+    factor = jnp.linalg.cholesky(ridged_matrix)
+    # Cholesky gives NaN or digits of noise where the matrix is not definite: test the residual.
+    columns = rhs.reshape(size, -1)
     weights = jax.scipy.linalg.cho_solve((factor, True), columns)
-    error = scaled_norm(columns - product(ridged, weights), axis=0)
-    resolved = error <= _LARGEST_RESIDUAL * scaled_norm(columns, axis=0)
-    return jnp.where(resolved[None, :], weights, jnp.nan), resolved, factor, unit
+    residual_norms = scaled_norm(columns - product(ridged_matrix, weights), axis=0)
+    is_resolved = residual_norms <= _MAX_RELATIVE_RESIDUAL * scaled_norm(columns, axis=0)
+    return jnp.where(is_resolved[None, :], weights, jnp.nan), is_resolved, factor, unit
 
 
-def _solved(
-    op: GramOperator, right: Array, ridge: Array, rtol: float | None, progress: bool
+def _solve_operator(
+    op: GramOperator, rhs: Array, ridge: Array, rtol: float | None, progress: bool
 ) -> Array:
-    """Return (K + ridge I)⁻¹ right; inside jit NaN where the residual is above 1 %."""
+    """Return (K + ridge I)⁻¹ rhs; inside jit NaN where the residual is above 1 %."""
+    # Outside jit solve judges, and raises; inside it the residual is tested here.
     dtype = str(op.dtype)
-    refine = all(is_concrete(leaf) for leaf in jax.tree.leaves((op, right, ridge)))
-    rtol = _RTOL[dtype] if rtol is None and refine else rtol
+    refine = all(is_concrete(leaf) for leaf in jax.tree.leaves((op, rhs, ridge)))
+    rtol = _SOLVE_RTOL[dtype] if rtol is None and refine else rtol
     solution: Solution = solve(
         op,
-        right.astype(op.dtype),
+        rhs.astype(op.dtype),
         ridge=ridge,
         rtol=rtol,
         refine=refine,
@@ -267,4 +293,4 @@ def _solved(
     )
     if refine:
         return solution.check().value.astype(op.dtype)
-    return jnp.where(solution.stats["residual"] <= _LARGEST_RESIDUAL, solution.value, jnp.nan)
+    return jnp.where(solution.stats["residual"] <= _MAX_RELATIVE_RESIDUAL, solution.value, jnp.nan)

@@ -1,19 +1,26 @@
-r"""Functions of a symmetric matrix that gradient descent and gradient flow are made of, with their
-derivatives.
+r"""Functions of a symmetric matrix that describe gradient descent and gradient flow.
 
-    decay        d(λ) = (1 − ηλ)^τ             e^{−λt}              what is left of a component of the residual
-    mean         c(λ) = (1 − d(λ))/λ           the same             what has been added up along it
+    filter      descent                 flow                    meaning
+    d(λ)        (1 − ηλ)^τ              e^{−λt}                 decay of a component of the residual
+    c(λ)        (1 − d(λ))/λ            (1 − d(λ))/λ            sum of the component over training
 
-    filtered:  V f(Λ) Vᵀ R  for H = V Λ Vᵀ and f = d or c
+    apply_filter:  V f(Λ) Vᵀ R  for H = V Λ Vᵀ and f = d or c
 
-The derivative of f(H) in the direction E is V (f[λ_i, λ_j] ∘ VᵀEV) Vᵀ with the divided differences
-f[λ, μ] = (f(λ) − f(μ))/(λ − μ), f[λ, λ] = f'(λ) (Daleckii and Krein; Löwner): no 1/(λ_i − λ_j)
-appears, and equal eigenvalues, where eigenvectors have no derivative, are as good as any others.
-The divided differences are computed without cancellation:
+Derivatives. In the direction E, the derivative of f(H) is V (f[λ_i, λ_j] ∘ VᵀEV) Vᵀ, with the
+divided differences f[λ, μ] = (f(λ) − f(μ))/(λ − μ) and f[λ, λ] = f'(λ) (Daleckii and Krein;
+Löwner). No 1/(λ_i − λ_j) of the derivative of an eigenvector appears, so equal eigenvalues need no
+special case. The divided differences are computed without cancellation.
 
-    d[λ, μ] = −η a^{τ−1} ψ(1 − b/a),   a = 1 − ηλ, b = 1 − ημ, |a| ≥ |b|,   ψ(x) = (1 − (1 − x)^τ)/x   (descent)
-    d[λ, μ] = −e^{−λt} (1 − e^{−δt})/δ,   δ = μ − λ ≥ 0                                                (flow)
-    c[λ, μ] = −d[0, λ, μ],   by the largest gap of the three points, or by a series where they are close.
+    descent:  d[λ, μ] = −η a^{τ−1} ψ(1 − b/a)
+              with a = 1 − ηλ, b = 1 − ημ, |a| ≥ |b|, and ψ(x) = (1 − (1 − x)^τ)/x
+    flow:     d[λ, μ] = −e^{−λt} (1 − e^{−δt})/δ  with δ = μ − λ ≥ 0
+    both:     c[λ, μ] = −d[0, λ, μ]
+              by the largest gap of the three points, or by a series where they are close
+
+Symbols in the code:
+
+    lam, mu     eigenvalues of H, in units of its own scale
+    bound       1/(the largest eigenvalue that rounding may make of zero)
 
 Source: Higham (2008), Functions of Matrices, Theorem 3.11; Bhatia (1997), Matrix Analysis, section
 V.3.
@@ -33,287 +40,338 @@ from softntk._linalg.norms import binary_scale
 from softntk._linalg.products import product
 
 _SERIES_TERMS = 12  # x^12/14! at x = ½ is below the rounding of float64
-_SERIES_SPREAD = 0.5
-
-# Symbols: lam, mu eigenvalues of H in units of its own scale; bound, 1/(what rounding leaves of a
-# zero eigenvalue).
+_SERIES_SPREAD = 0.5  # the series is used where λ and μ times the total time differ by less
 
 
 class Descent(NamedTuple):
-    """Gradient descent: learning rates η and numbers of steps τ, [s] each, or one of them."""
+    """Gradient descent for several numbers of steps, or for one of them.
+
+    Attributes:
+        rates: learning rates η, [s].
+        steps: numbers of steps τ, [s].
+    """
 
     rates: Float[Array, " s"]
     steps: Integer[Array, " s"]
 
     @property
-    def clock(self) -> Array:
-        """What may be differentiated in: η."""
-        return self.rates
-
-    @property
-    def length(self) -> Array:
-        """ητ."""
+    def total_time(self) -> Array:
+        """The product ητ."""
         return self.rates * self.steps.astype(self.rates.dtype)
 
     @property
     def inverse_count(self) -> Array:
-        """1/τ."""
+        """The inverse number of steps, 1/τ."""
         return 1 / jnp.maximum(self.steps, 1).astype(self.rates.dtype)
 
-    def in_unit(self, unit: Array) -> "Descent":
-        """Return the same descent for eigenvalues that are counted in this unit."""
-        return Descent(_bounded(self.rates * unit), self.steps)
+    def in_units(self, unit: Array) -> "Descent":
+        """Return the same descent for eigenvalues in this unit."""
+        return Descent(_clip_to_range(self.rates * unit), self.steps)
 
     def decay(self, lam: Array) -> Array:
         """Return (1 − ηλ)^τ."""
-        return _power(_bounded(self.rates * lam), self.steps)
+        return _power(_clip_to_range(self.rates * lam), self.steps)
 
-    def mean(self, lam: Array) -> Array:
+    def accumulate(self, lam: Array) -> Array:
         """Return (1 − (1 − ηλ)^τ)/λ."""
-        return self.rates * _partial_sum(_bounded(self.rates * lam), self.steps)
+        return self.rates * _partial_sum(_clip_to_range(self.rates * lam), self.steps)
 
-    def bounded(self, lam: Array) -> Array:
-        """Return where d stays below one, so that c is at most 1/λ."""
+    def stays_below_one(self, lam: Array) -> Array:
+        """Return where descent does not diverge, so that d is at most one."""
         return self.rates * lam <= 2
 
-    def slope(self, lam: Array, mu: Array, bound: Array) -> Array:
+    def divided_difference(self, lam: Array, mu: Array, bound: Array) -> Array:
         """Return d[λ, μ]."""
-        first, second = _bounded(self.rates * lam), _bounded(self.rates * mu)
-        swap = jnp.abs(1 - second) > jnp.abs(1 - first)
-        larger, smaller = jnp.where(swap, second, first), jnp.where(swap, first, second)
-        base = 1 - larger
-        ratio_gap = (smaller - larger) / jnp.where(base == 0, 1, base)  # 1 − b/a
-        total = self.rates * _partial_sum(ratio_gap, self.steps)
-        return -_power(larger, jnp.maximum(self.steps - 1, 0)) * jnp.minimum(total, bound)
+        rate_lam = _clip_to_range(self.rates * lam)
+        rate_mu = _clip_to_range(self.rates * mu)
+        is_swapped = jnp.abs(1 - rate_mu) > jnp.abs(1 - rate_lam)
+        # a = 1 − first is the base of larger modulus, b = 1 − second the other.
+        first = jnp.where(is_swapped, rate_mu, rate_lam)
+        second = jnp.where(is_swapped, rate_lam, rate_mu)
+        base = 1 - first
+        ratio_gap = (second - first) / jnp.where(base == 0, 1, base)  # 1 − b/a
+        partial_sum = self.rates * _partial_sum(ratio_gap, self.steps)
+        return -_power(first, jnp.maximum(self.steps - 1, 0)) * jnp.minimum(partial_sum, bound)
 
-    def drift(self, lam: Array) -> Array:
+    def time_derivative(self, lam: Array) -> Array:
         """Return ∂c/∂η = τ(1 − ηλ)^{τ−1}; that of d is −λ times it."""
         steps = self.steps
         return steps.astype(lam.dtype) * _power(
-            _bounded(self.rates * lam), jnp.maximum(steps - 1, 0)
+            _clip_to_range(self.rates * lam), jnp.maximum(steps - 1, 0)
         )
 
 
 class Flow(NamedTuple):
-    """Gradient flow: times t ≥ 0, [s], or one of them."""
+    """Gradient flow at several times, or at one of them.
+
+    Attributes:
+        times: t ≥ 0, [s].
+    """
 
     times: Float[Array, " s"]
 
     @property
-    def clock(self) -> Array:
-        """What may be differentiated in: t."""
-        return self.times
-
-    @property
-    def length(self) -> Array:
-        """Return t."""
+    def total_time(self) -> Array:
+        """The time t."""
         return self.times
 
     @property
     def inverse_count(self) -> Array:
-        """Zero: flow is descent in infinitely many steps."""
+        """Zero: flow is the limit of descent in infinitely many steps."""
         return jnp.zeros_like(self.times)
 
-    def in_unit(self, unit: Array) -> "Flow":
-        """Return the same flow for eigenvalues that are counted in this unit."""
-        return Flow(_bounded(self.times * unit))
+    def in_units(self, unit: Array) -> "Flow":
+        """Return the same flow for eigenvalues in this unit."""
+        return Flow(_clip_to_range(self.times * unit))
 
     def decay(self, lam: Array) -> Array:
         """Return e^{−λt}."""
-        return jnp.exp(_below_root(-_bounded(lam * self.times)))
+        return jnp.exp(_clip_exponent(-_clip_to_range(lam * self.times)))
 
-    def mean(self, lam: Array) -> Array:
+    def accumulate(self, lam: Array) -> Array:
         """Return (1 − e^{−λt})/λ."""
-        exponent = _below_root(-_bounded(lam * self.times))
+        exponent = _clip_exponent(-_clip_to_range(lam * self.times))
         return jnp.where(lam == 0, self.times, -jnp.expm1(exponent) / jnp.where(lam == 0, 1, lam))
 
-    def bounded(self, lam: Array) -> Array:
-        """Return True: d never exceeds one where λ ≥ 0."""
+    def stays_below_one(self, lam: Array) -> Array:
+        """Return True: flow never diverges where λ ≥ 0."""
         return jnp.ones(lam.shape, bool)
 
-    def slope(self, lam: Array, mu: Array, bound: Array) -> Array:
+    def divided_difference(self, lam: Array, mu: Array, bound: Array) -> Array:
         """Return d[λ, μ]."""
-        return -self.decay(jnp.minimum(lam, mu)) * jnp.minimum(self.mean(jnp.abs(lam - mu)), bound)
+        return -self.decay(jnp.minimum(lam, mu)) * jnp.minimum(
+            self.accumulate(jnp.abs(lam - mu)), bound
+        )
 
-    def drift(self, lam: Array) -> Array:
+    def time_derivative(self, lam: Array) -> Array:
         """Return ∂c/∂t = e^{−λt}; that of d is −λ times it."""
         return self.decay(lam)
 
 
-Clock = Descent | Flow
+TrainingTimes = Descent | Flow
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _filtered(
-    adds_up: bool, size: int, clock: Clock, matrix: Float[Array, "p p"], right: Float[Array, "p k"]
+def _apply_filter(
+    is_sum: bool,
+    size: int,
+    times: TrainingTimes,
+    matrix: Float[Array, "p p"],
+    rhs: Float[Array, "p k"],
 ) -> Float[Array, "s p k"]:
-    """Return f(H) R at each of the s moments, f = c if it ``adds_up``, else d; differentiable in
-    all but τ.
+    """Return f(H) R at each of the s times, differentiable in everything but τ.
 
-    H is symmetrised. An eigenvalue that is negative by no more than rounding counts as zero, and
-    1/λ of one that rounding may have made is not known: c stays below what the precision resolves,
-    where descent does not diverge. What diverges saturates at the root of the largest number.
+    H is symmetrised. An eigenvalue that is negative by no more than rounding counts as zero. An
+    eigenvalue that may be rounding of zero has no meaningful inverse, so c is clipped there, unless
+    descent diverges. A component that diverges saturates at the root of the largest number.
 
     Args:
-        adds_up: c or d.
-        size: n by which rounding is judged, 2√n ε λ_max.
-        clock: the moments.
+        is_sum: whether f is c, the sum over training, or d, the decay.
+        size: n in the rounding error 2√n ε λ_max.
+        times: when to evaluate.
         matrix: H.
-        right: R.
+        rhs: R.
     """
     spectrum = _decompose(size, matrix)
-    components = product(spectrum.vectors.T, right)
-    weights = jax.vmap(lambda moment: _weights(adds_up, spectrum, moment))(
-        clock.in_unit(spectrum.unit)
+    components = product(spectrum.vectors.T, rhs)
+    filter_values = jax.vmap(lambda time: _filter_values(is_sum, spectrum, time))(
+        times.in_units(spectrum.unit)
     )
-    moved = product(spectrum.vectors, weights[:, :, None] * components[None])
-    return moved / spectrum.unit if adds_up else moved
+    filtered_vectors = product(spectrum.vectors, filter_values[:, :, None] * components[None])
+    return filtered_vectors / spectrum.unit if is_sum else filtered_vectors
 
 
-def _filtered_jvp(adds_up: bool, size: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    clock, matrix, right = primals
-    clock_tangent, matrix_tangent, right_tangent = tangents
+def _apply_filter_jvp(
+    is_sum: bool, size: int, primals: tuple, tangents: tuple
+) -> tuple[Array, Array]:
+    """Return f(H) R and its tangent, by divided differences."""
+    times, matrix, rhs = primals
+    times_tangent, matrix_tangent, rhs_tangent = tangents
     spectrum = _decompose(size, matrix)
     vectors = spectrum.vectors
-    moments = clock.in_unit(spectrum.unit)
-    components = product(vectors.T, right)
-    weights = jax.vmap(lambda moment: _weights(adds_up, spectrum, moment))(moments)
-    out = product(vectors, weights[:, :, None] * components[None])
-    change = jnp.zeros_like(out)
-    if _moves(right_tangent):
-        change = change + weights[:, :, None] * product(vectors.T, right_tangent)[None]
-    clock_tangent = clock_tangent[0]
-    if _moves(clock_tangent):
-        drifts = jax.vmap(lambda moment: moment.drift(spectrum.values))(moments)
-        drifts = drifts if adds_up else -spectrum.values[None, :] * drifts
-        change = (
-            change
-            + (spectrum.unit * clock_tangent)[:, None, None] * drifts[:, :, None] * components[None]
+    scaled_times = times.in_units(spectrum.unit)
+    # 1. The value, in the basis of eigenvectors.
+    components = product(vectors.T, rhs)
+    filter_values = jax.vmap(lambda time: _filter_values(is_sum, spectrum, time))(scaled_times)
+    value = product(vectors, filter_values[:, :, None] * components[None])
+
+    # 2. Its tangents in R, in η or t, and in H; symbolic zeros cost nothing.
+    tangent = jnp.zeros_like(value)
+    if _is_nonzero(rhs_tangent):
+        tangent = tangent + filter_values[:, :, None] * product(vectors.T, rhs_tangent)[None]
+    times_tangent = times_tangent[0]
+    if _is_nonzero(times_tangent):
+        time_slopes = jax.vmap(lambda time: time.time_derivative(spectrum.values))(scaled_times)
+        time_slopes = time_slopes if is_sum else -spectrum.values[None, :] * time_slopes
+        tangent = (
+            tangent
+            + (spectrum.unit * times_tangent)[:, None, None]
+            * time_slopes[:, :, None]
+            * components[None]
         )
-    if _moves(matrix_tangent):
-        direction = 0.5 * (matrix_tangent + matrix_tangent.T) / spectrum.unit
-        direction = product(product(vectors.T, direction), vectors)
+    if _is_nonzero(matrix_tangent):
+        matrix_direction = 0.5 * (matrix_tangent + matrix_tangent.T) / spectrum.unit
+        matrix_direction = product(product(vectors.T, matrix_direction), vectors)
 
-        # reverse mode computes the [p, p] divided differences again instead of keeping s of them
+        # Reverse mode computes the [p, p] divided differences again instead of storing s of them.
         @jax.checkpoint
-        def along(moment: Clock) -> Array:
-            differences = _differences(adds_up, spectrum, moment)
-            return product(differences * direction, components)
+        def multiply_differences(time: TrainingTimes) -> Array:
+            differences = _divided_differences(is_sum, spectrum, time)
+            return product(differences * matrix_direction, components)
 
-        change = change + lax.map(along, moments)
-    change = product(vectors, change)
-    return (out / spectrum.unit, change / spectrum.unit) if adds_up else (out, change)
+        tangent = tangent + lax.map(multiply_differences, scaled_times)
 
-
-_filtered.defjvp(_filtered_jvp, symbolic_zeros=True)
-filtered = jax.jit(_filtered, static_argnums=(0, 1))
+    # 3. Back from the basis and the units.
+    tangent = product(vectors, tangent)
+    return (value / spectrum.unit, tangent / spectrum.unit) if is_sum else (value, tangent)
 
 
-def _moves(tangent: Any) -> bool:
+_apply_filter.defjvp(_apply_filter_jvp, symbolic_zeros=True)
+apply_filter = jax.jit(_apply_filter, static_argnums=(0, 1))
+
+
+def _is_nonzero(tangent: Any) -> bool:
+    """Return whether a tangent is one, and no symbolic zero."""
     return not isinstance(tangent, SymbolicZero)
 
 
 class _Spectrum(NamedTuple):
-    values: Float[Array, " p"]  # in units of unit; what rounding made negative is zero
+    """Eigenvalues and eigenvectors of H.
+
+    Attributes:
+        values: eigenvalues in units of ``unit``; what rounding made negative is zero.
+        vectors: eigenvectors, as columns.
+        unit: a power of two near the largest entry of H.
+        bound: 1/(2√n ε λ_max), the largest c that the precision resolves.
+    """
+
+    values: Float[Array, " p"]
     vectors: Float[Array, "p p"]
-    unit: Float[Array, ""]  # a power of two
-    bound: Float[Array, ""]  # 1/(2√n ε λ_max)
+    unit: Float[Array, ""]
+    bound: Float[Array, ""]
 
 
 def _decompose(size: int, matrix: Array) -> _Spectrum:
+    """Return the eigenvalues of a matrix, with what rounding made negative set to zero."""
     unit = binary_scale(matrix).reshape(())
     values, vectors = jnp.linalg.eigh(matrix / unit)
-    noise = rounding(size, jnp.max(jnp.abs(lax.stop_gradient(values))))
-    values = jnp.where((values < 0) & (values >= -noise), 0, values)
+    rounding_error = rounding(size, jnp.max(jnp.abs(lax.stop_gradient(values))))
+    values = jnp.where((values < 0) & (values >= -rounding_error), 0, values)
     # Eigenvalues of a matrix of zeros are known exactly: there c is ητ, up to the root of the
     # largest number.
-    root = 2.0 ** (jnp.finfo(matrix.dtype).maxexp // 2 - 1)
-    bound = jnp.where(noise > 0, 1 / jnp.where(noise > 0, noise, 1), root)
+    max_root = 2.0 ** (jnp.finfo(matrix.dtype).maxexp // 2 - 1)
+    bound = jnp.where(
+        rounding_error > 0, 1 / jnp.where(rounding_error > 0, rounding_error, 1), max_root
+    )
     return _Spectrum(values, vectors, unit, bound)
 
 
-def _weights(adds_up: bool, spectrum: _Spectrum, moment: Clock) -> Float[Array, " p"]:
-    if not adds_up:
-        return moment.decay(spectrum.values)
-    means = moment.mean(spectrum.values)
-    return jnp.where(_clipped(means, spectrum, moment), spectrum.bound, means)
+def _filter_values(is_sum: bool, spectrum: _Spectrum, time: TrainingTimes) -> Float[Array, " p"]:
+    """Return f of all eigenvalues."""
+    if not is_sum:
+        return time.decay(spectrum.values)
+    sums = time.accumulate(spectrum.values)
+    return jnp.where(_is_clipped(sums, spectrum, time), spectrum.bound, sums)
 
 
-def _clipped(means: Array, spectrum: _Spectrum, moment: Clock) -> Array:
-    return (means > spectrum.bound) & (spectrum.values >= 0) & moment.bounded(spectrum.values)
+def _is_clipped(sums: Array, spectrum: _Spectrum, time: TrainingTimes) -> Array:
+    """Return where c is above what the precision resolves."""
+    return (sums > spectrum.bound) & (spectrum.values >= 0) & time.stays_below_one(spectrum.values)
 
 
-def _differences(adds_up: bool, spectrum: _Spectrum, moment: Clock) -> Float[Array, "p p"]:
+def _divided_differences(
+    is_sum: bool, spectrum: _Spectrum, time: TrainingTimes
+) -> Float[Array, "p p"]:
     """Return f[λ_i, λ_j] for all pairs of eigenvalues."""
-    lam, mu = spectrum.values[:, None], spectrum.values[None, :]
-    if not adds_up:
-        return moment.slope(lam, mu, spectrum.bound)
-    clipped = _clipped(moment.mean(spectrum.values), spectrum, moment)
-    weights, gap = _weights(True, spectrum, moment), lam - mu
+    lam = spectrum.values[:, None]
+    mu = spectrum.values[None, :]
+    if not is_sum:
+        return time.divided_difference(lam, mu, spectrum.bound)
+    clipped = _is_clipped(time.accumulate(spectrum.values), spectrum, time)
+
+    # Where c is clipped it is no longer smooth: the plain quotient.
+    filter_values = _filter_values(True, spectrum, time)
+    eigenvalue_gap = lam - mu
     secant = jnp.where(
-        gap == 0, 0, (weights[:, None] - weights[None, :]) / jnp.where(gap == 0, 1, gap)
+        eigenvalue_gap == 0,
+        0,
+        (filter_values[:, None] - filter_values[None, :])
+        / jnp.where(eigenvalue_gap == 0, 1, eigenvalue_gap),
     )
     return jnp.where(
-        clipped[:, None] | clipped[None, :], secant, _curve(moment, lam, mu, spectrum.bound)
+        clipped[:, None] | clipped[None, :],
+        secant,
+        _second_difference(time, lam, mu, spectrum.bound),
     )
 
 
-def _curve(moment: Clock, lam: Array, mu: Array, bound: Array) -> Array:
-    """Return c[λ, μ] = −d[0, λ, μ]: by the largest gap, or by its series where the function hardly
-    bends between the three.
+def _second_difference(time: TrainingTimes, lam: Array, mu: Array, bound: Array) -> Array:
+    """Return c[λ, μ] = −d[0, λ, μ].
+
+    It is the difference of two divided differences over the largest gap of the three points, or a
+    series where they are close.
     """
-    low, high = jnp.minimum(lam, mu), jnp.maximum(lam, mu)
-    least, most = jnp.minimum(low, 0), jnp.maximum(high, 0)
-    middle = jnp.clip(jnp.zeros_like(low), low, high)
-    length = jnp.minimum(moment.length, bound)
-    close = (most - least) * length < _SERIES_SPREAD
-    spread = jnp.where(close, 1, most - least)
-    secant = (moment.slope(least, middle, bound) - moment.slope(middle, most, bound)) / spread
+    # 1. The three points in order, and their largest gap.
+    lower = jnp.minimum(lam, mu)
+    upper = jnp.maximum(lam, mu)
+    lowest = jnp.minimum(lower, 0)
+    highest = jnp.maximum(upper, 0)
+    middle = jnp.clip(jnp.zeros_like(lower), lower, upper)
+    length = jnp.minimum(time.total_time, bound)
+    is_close = (highest - lowest) * length < _SERIES_SPREAD
+    spread = jnp.where(is_close, 1, highest - lowest)
+    secant = (
+        time.divided_difference(lowest, middle, bound)
+        - time.divided_difference(middle, highest, bound)
+    ) / spread
+
+    # 2. Close points:
     # −(ητ)² Σ_k (−1)^k Π_{i ≤ k+1} (1 − i/τ)/(i + 1) h_k(ητλ, ητμ), h_k the complete homogeneous
     # polynomials.
-    first, second = jnp.where(close, lam * length, 0), jnp.where(close, mu * length, 0)
-    inverse = moment.inverse_count
-    coefficient = 0.5 * (1 - inverse)
-    polynomial = jnp.ones_like(first)
-    power = jnp.ones_like(second)
-    total = coefficient * polynomial
+    scaled_lam = jnp.where(is_close, lam * length, 0)
+    scaled_mu = jnp.where(is_close, mu * length, 0)
+    inverse_count = time.inverse_count
+    coefficient = 0.5 * (1 - inverse_count)
+    polynomial = jnp.ones_like(scaled_lam)
+    power = jnp.ones_like(scaled_mu)
+    series = coefficient * polynomial
     for k in range(1, _SERIES_TERMS):
-        power = power * second
-        polynomial = first * polynomial + power
-        coefficient = -coefficient * (1 - (k + 1) * inverse) / (k + 2)
-        total = total + coefficient * polynomial
-    return jnp.where(close, -length * length * total, secant)
+        power = power * scaled_mu
+        polynomial = scaled_lam * polynomial + power
+        coefficient = -coefficient * (1 - (k + 1) * inverse_count) / (k + 2)
+        series = series + coefficient * polynomial
+    return jnp.where(is_close, -length * length * series, secant)
 
 
 def _power(t: Array, steps: Array) -> Array:
-    """Return (1 − t)^τ without losing the digits of a small t, saturating where |1 − t| > 1."""
+    """Return (1 − t)^τ with all digits for a small t, saturating where |1 − t| > 1."""
     magnitude = jnp.where(
         t < 1, jnp.log1p(-jnp.where(t < 1, t, 0)), jnp.log(jnp.where(t > 1, t - 1, 1))
     )
-    power = jnp.exp(_below_root(steps.astype(t.dtype) * magnitude))
+    power = jnp.exp(_clip_exponent(steps.astype(t.dtype) * magnitude))
     power = jnp.where((steps % 2 == 1) & (t > 1), -power, power)
     return jnp.where(t == 1, (steps == 0).astype(t.dtype), power)
 
 
 def _partial_sum(t: Array, steps: Array) -> Array:
     """Return (1 − (1 − t)^τ)/t = Σ_{j<τ} (1 − t)^j."""
-    small = t < 0.5  # through expm1, where nothing is lost by it
-    inner = jnp.where(small, t, 0)
+    is_small = t < 0.5  # through expm1, which cancels no digits there
+    small_t = jnp.where(is_small, t, 0)
     count = steps.astype(t.dtype)
-    learnt = jnp.where(
-        small,
-        -jnp.expm1(_below_root(count * jnp.log1p(-inner))),
-        1 - _power(jnp.where(small, 1, t), steps),
+    numerator = jnp.where(
+        is_small,
+        -jnp.expm1(_clip_exponent(count * jnp.log1p(-small_t))),
+        1 - _power(jnp.where(is_small, 1, t), steps),
     )
-    return jnp.where(t == 0, count, learnt / jnp.where(t == 0, 1, t))
+    return jnp.where(t == 0, count, numerator / jnp.where(t == 0, 1, t))
 
 
-def _below_root(exponent: Array) -> Array:
-    """Return the exponent, at most that of the root of the largest number."""
+def _clip_exponent(exponent: Array) -> Array:
+    """Return the exponent, at most the logarithm of the root of the largest number."""
     return jnp.minimum(exponent, 0.5 * jnp.log(jnp.finfo(exponent.dtype).max))
 
 
-def _bounded(x: Array) -> Array:
-    """Return x within the range of its precision: what was infinite becomes the largest number."""
-    largest = float(jnp.finfo(x.dtype).max)
-    return jnp.clip(x, -largest, largest)
+def _clip_to_range(x: Array) -> Array:
+    """Return x with infinities replaced by the largest number of its precision."""
+    max_number = float(jnp.finfo(x.dtype).max)
+    return jnp.clip(x, -max_number, max_number)

@@ -1,4 +1,4 @@
-"""What a spectral density or an alignment of targets is: a distribution over eigenvalues."""
+"""Distributions over eigenvalues: a spectral density, or an alignment of targets."""
 
 import math
 from collections.abc import Callable
@@ -21,8 +21,7 @@ from softntk._linalg.products import product
 
 @record
 class SpectralMeasure:
-    r"""A distribution over the eigenvalues of a kernel: p rows of s nodes θ with weights w that sum
-    to one in each row.
+    r"""A distribution over eigenvalues: p rows of s nodes θ, with weights w that sum to one.
 
     For :func:`spectral_density` the rows are random probes, each an unbiased estimate of 1/n Σ δ(λ
     − λ_i); for :func:`target_alignment` they are the targets, Σ ⟨q_i, y⟩²/‖y‖² δ(λ − λ_i). With a
@@ -49,48 +48,48 @@ class SpectralMeasure:
         return jnp.mean(self.rows(function))
 
     def standard_error(self, function: Callable[[Array], Array]) -> Float[Array, ""]:
-        """Return that of :meth:`mean`, from the scatter of the rows; zero for one row, as a
-        decomposed kernel has.
-        """
-        rows = self.rows(function)
-        return (
-            jnp.std(rows, ddof=1) / math.sqrt(len(rows))
-            if len(rows) > 1
-            else jnp.zeros((), rows.dtype)
-        )
+        """Return the standard error of :meth:`mean` from the scatter of the rows; zero for one."""
+        row_means = self.rows(function)
+        if len(row_means) == 1:
+            return jnp.zeros((), row_means.dtype)
+        return jnp.std(row_means, ddof=1) / math.sqrt(len(row_means))
 
     def cumulative(
         self, levels: Number | list | Float[Array | np.ndarray, "*l"]
     ) -> Float[Array, "*l"]:
         """Return the share of the spectrum at or below each level, the mean of the rows."""
-        level = _as_levels(levels, self.nodes.dtype)
-        below = self.nodes.reshape(-1, 1) <= level.reshape(1, -1)
-        shares = jnp.sum(jnp.where(below, self.weights.reshape(-1, 1), 0), axis=0) / len(self.nodes)
-        return shares.reshape(level.shape)
+        level_array = _as_levels(levels, self.nodes.dtype)
+        # The weights of the nodes at or below each level, divided by the number of rows.
+        is_below = self.nodes.reshape(-1, 1) <= level_array.reshape(1, -1)
+        shares = jnp.sum(jnp.where(is_below, self.weights.reshape(-1, 1), 0), axis=0) / len(
+            self.nodes
+        )
+        return shares.reshape(level_array.shape)
 
     def density(
         self, levels: Number | list | Float[Array | np.ndarray, "*l"], bandwidth: Number
     ) -> Float[Array, "*l"]:
-        """Return the density at each level, every node smeared into a Gaussian of standard
-        deviation ``bandwidth``.
+        """Return the density at each level, smoothed by a Gaussian of deviation ``bandwidth``.
 
         Raises:
             ValueError: bandwidth not a positive finite number (in the units of the eigenvalues), a
                 level that is NaN.
         """
-        level = _as_levels(levels, self.nodes.dtype)
-        width = as_scalar("bandwidth", bandwidth, self.nodes.dtype, above=0)
-        z = (level.reshape(-1, 1) - self.nodes.reshape(1, -1)) / width
-        bumps = jnp.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
-        shares = product(bumps, self.weights.reshape(-1, 1))[:, 0] / len(self.nodes)
-        return (shares / width).reshape(level.shape)
+        level_array = _as_levels(levels, self.nodes.dtype)
+        bandwidth_array = as_scalar("bandwidth", bandwidth, self.nodes.dtype, above=0)
+        # A sum of Gaussians, one at each node.
+        distances = (level_array.reshape(-1, 1) - self.nodes.reshape(1, -1)) / bandwidth_array
+        gaussians = jnp.exp(-0.5 * distances**2) / math.sqrt(2 * math.pi)
+        shares = product(gaussians, self.weights.reshape(-1, 1))[:, 0] / len(self.nodes)
+        return (shares / bandwidth_array).reshape(level_array.shape)
 
 
 def _as_levels(levels: object, dtype: DTypeLike) -> Float[Array, "..."]:
-    """Return levels as an array; infinite ones are as good as any."""
-    whole = isinstance(levels, int | np.integer) and not isinstance(levels, bool)
-    numbers = check_number("levels", levels) if whole else levels
-    array = as_floating("levels", numbers, finite=False, empty=True).astype(dtype)
-    if is_concrete(array) and np.isnan(np.asarray(array)).any():
+    """Return levels as an array; infinite ones are allowed."""
+    is_integer = isinstance(levels, int | np.integer) and not isinstance(levels, bool)
+    # Python integers are no floating-point numbers, but are allowed as levels.
+    numbers = check_number("levels", levels) if is_integer else levels
+    level_array = as_floating("levels", numbers, finite=False, empty=True).astype(dtype)
+    if is_concrete(level_array) and np.isnan(np.asarray(level_array)).any():
         raise ValueError("levels must not be NaN.")
-    return array
+    return level_array

@@ -1,7 +1,7 @@
-r"""The spectrum of a kernel: its ends with error bounds, its density, its effective dimension, what
-the targets see of it.
+r"""The spectrum of a kernel: its density, its effective dimension, and its alignment with targets.
 
-A small kernel is decomposed; a large one, an operator that is never formed, is probed by Lanczos.
+A small kernel is decomposed. A large one is an operator that is never formed; its spectrum is
+estimated by Lanczos.
 
 Example:
     >>> import jax, softntk as sn
@@ -10,8 +10,10 @@ Example:
     >>> op = sn.ntk.kernel_operator(net.kernel_fn, x)
     >>> smallest, largest = sn.ntk.extreme_eigenvalues(op)
     >>> measure = sn.ntk.spectral_density(op)
-    >>> bool(smallest < measure.nodes.min() + 1e-3), round(float(measure.cumulative(largest + 1)), 5)
-    (True, 1.0)
+    >>> bool(smallest < measure.nodes.min() + 1e-3)
+    True
+    >>> round(float(measure.cumulative(largest + 1)), 5)
+    1.0
 """
 
 from typing import Any
@@ -59,18 +61,19 @@ def spectral_density(
     key: PRNGKeyArray | None = None,
     dense_size: int = MAX_DENSE_SIZE,
 ) -> SpectralMeasure:
-    r"""How the eigenvalues of a kernel are distributed, μ = 1/n Σ_i δ(λ − λ_i).
+    r"""Return the distribution of the eigenvalues of a kernel, μ = 1/n Σ_i δ(λ − λ_i).
 
-    Exactly for a matrix or a small operator; for a larger one by stochastic Lanczos quadrature:
-    each of the random ±1 probes v gives the Gauss quadrature of ⟨v, f(K)v⟩/n, whose expectation is
-    tr f(K)/n.
+    Use it to choose a ridge or a learning rate, and to see how many directions a kernel resolves.
+    It is exact for a matrix or a small operator. For a larger one it is estimated by stochastic
+    Lanczos quadrature: each random ±1 probe v gives the Gauss quadrature of ⟨v, f(K)v⟩/n, whose
+    expectation is tr f(K)/n.
 
     Args:
         op: [n, n], [n, n, k, k], or an operator.
         steps: products with an operator for each probe.
         probes: number of random vectors; they are multiplied together, in one product with K a
             step.
-        key: of the probes; ``jax.random.key(0)`` if None.
+        key: random key of the probes; ``jax.random.key(0)`` if None.
         dense_size: operators up to this size are formed and decomposed.
 
     Returns:
@@ -94,11 +97,17 @@ def spectral_density(
     check_count("probes", probes)
     check_integer("dense_size", dense_size, at_least=0)
     key = None if key is None else check_key("key", key)
+
+    # 1. A large operator: Lanczos from random probes.
     if isinstance(op, GramOperator):
         check_operator_precision(op.dtype)
         if op.in_size() > dense_size:
-            vectors = jax.random.rademacher(key_or_default(key), (probes, *op.shape), op.dtype)
-            return _measure(op, vectors, min(steps, op.in_size()))
+            probe_vectors = jax.random.rademacher(
+                key_or_default(key), (probes, *op.shape), op.dtype
+            )
+            return _compute_measure(op, probe_vectors, min(steps, op.in_size()))
+
+    # 2. A matrix or a small operator: its eigenvalues.
     matrix = op.as_matrix() if isinstance(op, GramOperator) else as_matrix(op, "op")
     nodes = finite_eigenvalues(matrix)[None]
     return SpectralMeasure(
@@ -109,10 +118,10 @@ def spectral_density(
 def target_alignment(
     op: Gram | GramOperator, y: Targets, *, steps: int = 64, dense_size: int = MAX_DENSE_SIZE
 ) -> SpectralMeasure:
-    r"""Which eigenvalues of a kernel the targets see, Σ_i ⟨q_i, y⟩²/‖y‖² δ(λ − λ_i).
+    r"""Return how targets are distributed over eigenvalues, Σ_i ⟨q_i, y⟩²/‖y‖² δ(λ − λ_i).
 
-    Components along large eigenvalues are learnt first (rate ηλ), those along small ones late or
-    never.
+    Use it to see how fast a target can be learnt: components along large eigenvalues are learnt
+    first (rate ηλ), those along small ones late or never.
 
     Args:
         op: [n, n] or an operator on [n], for each column of y by itself; or [n, n, k, k] or an
@@ -131,50 +140,57 @@ def target_alignment(
     Example:
         >>> import jax.numpy as jnp
         >>> from softntk import ntk
-        >>> seen = ntk.target_alignment(jnp.diag(jnp.array([1.0, 2.0])), jnp.array([[3.0], [4.0]]))
-        >>> [round(float(w), 2) for w in seen.weights[0]]
+        >>> targets = jnp.array([[3.0], [4.0]])
+        >>> alignment = ntk.target_alignment(jnp.diag(jnp.array([1.0, 2.0])), targets)
+        >>> [round(float(w), 2) for w in alignment.weights[0]]
         [0.36, 0.64]
 
     Source: MATHEMATICS.md#training-dynamics; Arora et al. (2019), arXiv 1901.08584, equation (6).
     """
     check_positive_int("steps", steps)
     check_integer("dense_size", dense_size, at_least=0)
+
+    # 1. A matrix: its eigenvectors.
     if not isinstance(op, GramOperator):
         matrix = as_matrix(op, "op")
-        targets = _as_directions(y, jnp.shape(op)[:1], jnp.shape(op)[3:])
+        targets = _as_unit_targets(y, jnp.shape(op)[:1], jnp.shape(op)[3:])
         return _dense_alignment(matrix, targets)
+
+    # 2. An operator: formed if it is small, else Lanczos from the targets.
     check_operator_precision(op.dtype)
-    targets = _as_directions(y, op.shape[:1], op.shape[1:]).astype(op.dtype)
+    targets = _as_unit_targets(y, op.shape[:1], op.shape[1:]).astype(op.dtype)
     if op.in_size() > dense_size:
-        return _measure(op, targets.reshape(-1, *op.shape), min(steps, op.in_size()))
+        return _compute_measure(op, targets.reshape(-1, *op.shape), min(steps, op.in_size()))
     return _dense_alignment(op.as_matrix(), targets)
 
 
-def _as_directions(
+def _as_unit_targets(
     y: Targets, points: tuple[int, ...], outputs: tuple[int, ...]
 ) -> Float[Array, "c p"]:
-    """Return the columns of y, or all of it, as rows of unit length."""
+    """Return the columns of y, or all of y as one vector, as rows of unit norm."""
     y = as_outputs("y", y, points + outputs)
-    return _of_unit_length(y.reshape(1, -1) if outputs else y.T)
+    return _normalise_rows(y.reshape(1, -1) if outputs else y.T)
 
 
 @jax.jit
-def _of_unit_length(targets: Float[Array, "c p"]) -> Float[Array, "c p"]:
-    """Return the rows divided by their norms, so that no square over- or underflows; zeros stay."""
-    lengths = scaled_norm(targets, axis=1, keepdims=True)
-    return jnp.where(lengths > 0, targets / jnp.where(lengths > 0, lengths, 1), 0)
+def _normalise_rows(targets: Float[Array, "c p"]) -> Float[Array, "c p"]:
+    """Return the rows divided by their norms; zeros stay. No square over- or underflows."""
+    row_norms = scaled_norm(targets, axis=1, keepdims=True)
+    return jnp.where(row_norms > 0, targets / jnp.where(row_norms > 0, row_norms, 1), 0)
 
 
 @jax.jit
 def _dense_alignment(matrix: Float[Array, "p p"], targets: Float[Array, "c p"]) -> SpectralMeasure:
-    """Return the measure of each row of targets, by the eigenvectors."""
+    """Return the measure of each row of targets, from the eigenvectors."""
+    # Decomposed in units of its largest entry, so that no square overflows.
     unit = binary_scale(matrix)
     nodes, vectors = jnp.linalg.eigh(matrix / unit)
     nodes = nodes * unit[0]
-    squares = product(targets.astype(matrix.dtype), vectors) ** 2
-    total = jnp.sum(squares, axis=1, keepdims=True)
-    known = total > 0  # not of targets of zero, nor of a kernel that is not finite
-    weights = jnp.where(known, squares / jnp.where(known, total, 1), 0)
+    squared_components = product(targets.astype(matrix.dtype), vectors) ** 2
+    total_squares = jnp.sum(squared_components, axis=1, keepdims=True)
+    # Undefined for targets of zero, and for a kernel that is not finite.
+    is_defined = total_squares > 0
+    weights = jnp.where(is_defined, squared_components / jnp.where(is_defined, total_squares, 1), 0)
     nodes = jnp.broadcast_to(finite_or_infinite(nodes)[None], weights.shape)
     return SpectralMeasure(nodes=nodes, weights=weights, size=jnp.asarray(len(matrix)))
 
@@ -184,8 +200,9 @@ def effective_dimension(
     ridge: Float[Array | np.ndarray, "*r"] | Number | list,
     **options: Any,
 ) -> Float[Array, "*r"]:
-    r"""How many directions a ridge regression with this kernel fits, tr K(K + ridge I)⁻¹ = Σ
-    λ_i/(λ_i + ridge).
+    r"""Return how many directions ridge regression fits, tr K(K + ridge I)⁻¹ = Σ λ_i/(λ_i + ridge).
+
+    Use it to choose a ridge: the number of training points should exceed it clearly.
 
     Args:
         op: a kernel, or its :func:`spectral_density` (to ask for many ridges at the price of one).
@@ -209,33 +226,42 @@ def effective_dimension(
 
     Source: Zhang (2005), Neural Computation 17(9), 2077-2098; Caponnetto and De Vito (2007).
     """
-    ridges = (
+    # 1. The ridges, as one array.
+    ridge_values = (
         ridge if isinstance(ridge, list | np.ndarray | jax.Array) else check_number("ridge", ridge)
     )
-    ridges = as_floating("ridge", ridges, empty=True)
-    if is_concrete(ridges) and np.any(np.asarray(ridges) < 0):
-        raise ValueError(f"ridge must not be negative, got {np.min(ridges)}.")
+    ridge_values = as_floating("ridge", ridge_values, empty=True)
+    if is_concrete(ridge_values) and np.any(np.asarray(ridge_values) < 0):
+        raise ValueError(f"ridge must not be negative, got {np.min(ridge_values)}.")
     if isinstance(op, SpectralMeasure) and options:
         raise ValueError(
             f"options must be given to the spectral_density that op is, got {sorted(options)}."
         )
+    # 2. The measure, and the sum over it.
     measure = op if isinstance(op, SpectralMeasure) else spectral_density(op, **options)
-    ridges = ridges.astype(measure.nodes.dtype)
-    # 1/(1 + ridge/λ), which overflows nowhere; a negative λ is rounding.
-    positive = (measure.nodes > 0)[None]
-    ratio = ridges.reshape(-1, 1, 1) / jnp.where(positive, measure.nodes[None], 1)
-    shares = jnp.where(positive, 1 / (1 + ratio), 0)
-    mean = jnp.mean(jnp.sum(measure.weights[None] * shares, axis=2), axis=1)
-    return measure.size.astype(mean.dtype) * mean.reshape(ridges.shape)
+    ridge_values = ridge_values.astype(measure.nodes.dtype)
+    # λ/(λ + ridge) as 1/(1 + ridge/λ), which does not overflow; a negative λ is rounding.
+    is_positive = (measure.nodes > 0)[None]
+    ridge_ratio = ridge_values.reshape(-1, 1, 1) / jnp.where(is_positive, measure.nodes[None], 1)
+    fitted_shares = jnp.where(is_positive, 1 / (1 + ridge_ratio), 0)
+    mean_share = jnp.mean(jnp.sum(measure.weights[None] * fitted_shares, axis=2), axis=1)
+    return measure.size.astype(mean_share.dtype) * mean_share.reshape(ridge_values.shape)
 
 
-def _measure_of(op: GramOperator, vectors: Float[Array, "p *shape"], steps: int) -> SpectralMeasure:
-    def one(vector: Array) -> tuple[Array, Array]:
-        found = lanczos(op, vector, steps)
-        return finite_or_infinite(found.nodes), jnp.where(found.length > 0, found.weights, 0)
+def _measure_by_lanczos(
+    op: GramOperator, vectors: Float[Array, "p *shape"], steps: int
+) -> SpectralMeasure:
+    """Return the measure of each vector, by Gauss quadrature in its Krylov space."""
 
-    nodes, weights = jax.vmap(one)(vectors)
+    def measure_vector(vector: Array) -> tuple[Array, Array]:
+        krylov_space = lanczos(op, vector, steps)
+        # A vector of zeros has no direction: weights of zero.
+        return finite_or_infinite(krylov_space.nodes), jnp.where(
+            krylov_space.length > 0, krylov_space.weights, 0
+        )
+
+    nodes, weights = jax.vmap(measure_vector)(vectors)
     return SpectralMeasure(nodes=nodes, weights=weights, size=jnp.asarray(op.in_size()))
 
 
-_measure = jax.jit(_measure_of, static_argnums=2)
+_compute_measure = jax.jit(_measure_by_lanczos, static_argnums=2)

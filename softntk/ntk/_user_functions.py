@@ -1,13 +1,12 @@
-"""Functions of the user's, ``apply_fn(params, x, **apply_kwargs)``, as functions of weights and
-rows.
+"""Functions of the user, ``apply_fn(params, x, **apply_kwargs)``, with their parameters bound.
 
-Libraries keep other things beside the weights: activations, flags, counters, keys, running
-averages. :func:`bind` takes them apart: what is differentiated by (weights), arrays that are
-constants, and the rest, which is part of the compiled program. What apply_fn returns is looked at
-once, without running it; that rows do not interact is tested where the values are known.
+Libraries keep other things beside the weights in ``params``: activations, flags, counters, keys,
+running averages. :func:`bind` separates them: the weights, by which derivatives are taken; arrays
+that are constants; and everything else, which is part of the compiled program. What apply_fn
+returns is inspected once, by tracing, without running it. :mod:`softntk.ntk._row_independence`
+tests that rows do not interact.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,25 +17,32 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from softntk._core.meshes import run_without_explicit_axes
 from softntk._core.trained_leaves import trained_leaves
-from softntk._core.validation import check_callable, is_concrete
-from softntk._linalg.norms import tree_norm
+from softntk._core.validation import check_callable
 
-MAX_ROWS_COMPARED = 8
-MAX_PROGRAMS_REMEMBERED = 256
-
-_WEIGHT = "weight"
-_CONSTANT = "constant"
+# Kinds of leaves: derivatives are taken by weights; arrays that are constants may change without
+# compiling again; static leaves are part of the program.
+_WEIGHT_LEAF = "weight"
+_CONSTANT_LEAF = "constant"
+_STATIC_LEAF = "static"
+MAX_DESCRIPTION_LENGTH = 60  # characters of a value in a message
 
 
 class Static:
-    """What is no array among the leaves, with the structure of all; equal where the program is."""
+    """The static leaves of (params, apply_kwargs), with the structure of all leaves.
+
+    Two of them are equal where the compiled programs are.
+
+    Attributes:
+        structure: the structure of (params, apply_kwargs).
+        leaves: for each leaf its kind (weight, constant, static) and, if it is static, its value.
+    """
 
     def __init__(self, structure: Any, leaves: tuple):
-        """Take the structure of (params, apply_kwargs), and of each leaf what it is and its value."""
+        """Store the structure and, for each leaf, its kind and value."""
         self.structure = structure
         self.leaves = leaves
+        # Types are part of the key, because 1 == True.
         self._key = (structure, tuple((kind, type(value), value) for kind, value in leaves))
 
     def __eq__(self, other: object) -> bool:
@@ -44,15 +50,16 @@ class Static:
         return isinstance(other, Static) and self._key == other._key
 
     def __hash__(self) -> int:
-        """Return the hash of both."""
+        """Return the hash of structure and leaves."""
         return hash(self._key)
 
 
 class _ByIdentity:
-    """A function that cannot be hashed (a module with a list in it), equal to itself."""
+    """A function that cannot be hashed (a module that contains a list), equal only to itself."""
 
     def __init__(self, function: Callable):
         self.function = function
+        # A bound method is made anew at each access: compare its object and its function.
         owner = getattr(function, "__self__", function)
         self._key = (id(owner), getattr(function, "__func__", None))
 
@@ -70,7 +77,7 @@ class OwnFunction(eqx.Module):
     """An apply_fn with everything but its weights and the points bound; outputs are [n, k].
 
     Attributes:
-        weights: what derivatives are taken by, the floating-point arrays of params.
+        weights: the floating-point arrays of params, by which derivatives are taken.
         constants: other arrays of params, and arrays of apply_kwargs.
         apply_fn: the function.
         static: everything else.
@@ -87,10 +94,11 @@ class OwnFunction(eqx.Module):
         return out[:, None] if out.ndim == 1 else out
 
     def evaluate(self, weights: tuple[Array, ...], x: Float[Array, "n ..."]) -> Any:
-        """Return what apply_fn does."""
-        remaining = {_WEIGHT: iter(weights), _CONSTANT: iter(self.constants)}
+        """Return the outputs of apply_fn as they are."""
+        # The leaves in their old order, arrays from the arguments, all else from the record.
+        leaf_sources = {_WEIGHT_LEAF: iter(weights), _CONSTANT_LEAF: iter(self.constants)}
         leaves = [
-            next(remaining[kind]) if kind in remaining else value
+            next(leaf_sources[kind]) if kind in leaf_sources else value
             for kind, value in self.static.leaves
         ]
         params, apply_kwargs = jax.tree.unflatten(self.static.structure, leaves)
@@ -104,16 +112,15 @@ class OwnFunction(eqx.Module):
     def astype(self, dtype: DTypeLike) -> "OwnFunction":
         """Return the function with floating-point weights and constants in another precision."""
 
-        def cast(leaf: Array) -> Array:
+        def cast_leaf(leaf: Array) -> Array:
             return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
-        weights = tuple(map(cast, self.weights))
-        constants = tuple(map(cast, self.constants))
+        weights = tuple(map(cast_leaf, self.weights))
+        constants = tuple(map(cast_leaf, self.constants))
         return OwnFunction(weights, constants, self.apply_fn, self.static)
 
 
-# --- parameters
-# ---------------------------------------------------------------------------------------
+# --- parameters ----------------------------------------------------------------------------------
 
 
 def bind(net: Any, params: Any, x: Float[Array, "n ..."], apply_kwargs: Any = None) -> OwnFunction:
@@ -131,36 +138,47 @@ def bind(net: Any, params: Any, x: Float[Array, "n ..."], apply_kwargs: Any = No
         ValueError: net, params or apply_kwargs do not fit each other; apply_fn does not return one
             floating-point array [n] or [n, k].
     """
+    # 1. Sort the leaves into weights, constants and static ones, and remember which is which.
     apply_fn = _as_apply_fn(net)
     apply_kwargs = as_keywords(apply_kwargs)
-    weights, constants, entries = [], [], []
-    for name, leaves in (("params", _label(params)), ("apply_kwargs", _label_all(apply_kwargs))):
+    weights = []
+    constants = []
+    leaf_kinds = []
+    labelled_params = _label_params(params)
+    labelled_kwargs = _label_constants(apply_kwargs)
+    for name, leaves in (("params", labelled_params), ("apply_kwargs", labelled_kwargs)):
         for kind, leaf in leaves:
-            array = _as_array(name, leaf)
+            array = _as_array_leaf(name, leaf)
             if array is None:
-                entries.append(("static", _check_hashable(name, leaf)))
-            elif kind == _WEIGHT and jnp.issubdtype(array.dtype, jnp.floating):
+                leaf_kinds.append((_STATIC_LEAF, _check_hashable(name, leaf)))
+            elif kind == _WEIGHT_LEAF and jnp.issubdtype(array.dtype, jnp.floating):
                 weights.append(array)
-                entries.append((_WEIGHT, None))
+                leaf_kinds.append((_WEIGHT_LEAF, None))
             else:
                 constants.append(array)
-                entries.append((_CONSTANT, None))
+                leaf_kinds.append((_CONSTANT_LEAF, None))
+
+    # 2. Check that there is something to differentiate by, and that the program can be cached.
     if not weights:
         raise ValueError(
             f"params must hold a floating-point array that is trained, got {_describe(params)}. "
             "Pass the network's weights; register a class of your own as a pytree, e.g. with "
             "jax.tree_util.register_dataclass."
         )
+
+    # 3. Bind, and check what the function returns.
     structure = jax.tree.structure((params, apply_kwargs))
     _check_hashable("params", structure)
     function = OwnFunction(
-        tuple(weights), tuple(constants), apply_fn, Static(structure, tuple(entries))
+        tuple(weights), tuple(constants), apply_fn, Static(structure, tuple(leaf_kinds))
     )
     check_outputs(function, x)
     return function
 
 
 def _as_apply_fn(net: Any) -> Callable:
+    """Return the function of a triple, or net itself, as something that can be hashed."""
+    # 1. The second function of a triple.
     if isinstance(net, tuple):
         if len(net) != 3 or not all(map(callable, net)):
             raise ValueError(
@@ -168,11 +186,15 @@ def _as_apply_fn(net: Any) -> Callable:
                 f"apply_fn(params, x), got a tuple of {len(net)}."
             )
         net = net[1]
+
+    # 2. A function, and no class, whose parameters would be taken for weights.
     check_callable(
         "net", net, "a network of two_layer, a triple of functions or an apply_fn(params, x)"
     )
     if isinstance(net, type):
         raise ValueError(f"net must be an apply_fn(params, x), got the class {net.__name__}.")
+
+    # 3. Programs are cached by the function, so it must be hashable.
     try:
         hash(net)
     except TypeError:
@@ -181,21 +203,21 @@ def _as_apply_fn(net: Any) -> Callable:
 
 
 def as_keywords(apply_kwargs: object) -> dict[str, Any]:
-    """Return further arguments of apply_fn as a dict; None stands for none."""
+    """Return further arguments of apply_fn as a dict, empty for None."""
     if apply_kwargs is None:
         return {}
     if not isinstance(apply_kwargs, Mapping) or not all(
         isinstance(name, str) for name in apply_kwargs
     ):
         raise ValueError(
-            "apply_kwargs must be a dict of further arguments of apply_fn, e.g. {'train': False}, got "
-            f"{_describe(apply_kwargs)}."
+            "apply_kwargs must be a dict of further arguments of apply_fn, e.g. {'train': False}, "
+            f"got {_describe(apply_kwargs)}."
         )
     return dict(apply_kwargs)
 
 
 def refuse_keywords(apply_kwargs: object) -> None:
-    """Refuse further arguments of the networks of two_layer, which take none."""
+    """Raise if further arguments are passed for a network of two_layer, which takes none."""
     keywords = as_keywords(apply_kwargs)
     if keywords:
         raise ValueError(
@@ -203,21 +225,24 @@ def refuse_keywords(apply_kwargs: object) -> None:
         )
 
 
-def _label_all(tree: object) -> list[tuple[str, Any]]:
-    return [(_CONSTANT, leaf) for leaf in jax.tree.leaves(tree)]
+def _label_constants(tree: object) -> list[tuple[str, Any]]:
+    """Return the leaves in order, each marked as a constant."""
+    return [(_CONSTANT_LEAF, leaf) for leaf in jax.tree.leaves(tree)]
 
 
-def _label(params: object) -> list[tuple[str, Any]]:
-    """Return the leaves in order, each with what it is, if it is a floating-point array."""
-    labelled = []
-    for leaf, trained in zip(jax.tree.leaves(params), trained_leaves(params), strict=True):
-        number = trained and isinstance(leaf, float)  # jax.grad differentiates by it
-        labelled.append((_WEIGHT if trained else _CONSTANT, jnp.asarray(leaf) if number else leaf))
-    return labelled
+def _label_params(params: object) -> list[tuple[str, Any]]:
+    """Return the leaves in order, each marked as a weight or a constant."""
+    labelled_leaves = []
+    for leaf, is_trained in zip(jax.tree.leaves(params), trained_leaves(params), strict=True):
+        # A Python float is a weight where jax.grad would differentiate by it.
+        is_trained_number = is_trained and isinstance(leaf, float)
+        kind = _WEIGHT_LEAF if is_trained else _CONSTANT_LEAF
+        labelled_leaves.append((kind, jnp.asarray(leaf) if is_trained_number else leaf))
+    return labelled_leaves
 
 
-def _as_array(name: str, leaf: object) -> Array | None:
-    """Return an array of JAX, or None of what is no array."""
+def _as_array_leaf(name: str, leaf: object) -> Array | None:
+    """Return the leaf as a JAX array, or None if it is no array."""
     if isinstance(leaf, np.ndarray | np.generic) and not isinstance(leaf, jax.Array):
         if not (jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == np.bool_):
             raise ValueError(f"{name} must hold arrays of numbers, got one of dtype {leaf.dtype}.")
@@ -226,57 +251,63 @@ def _as_array(name: str, leaf: object) -> Array | None:
         return None
     if name == "params" and jnp.issubdtype(leaf.dtype, jnp.complexfloating):
         raise ValueError(
-            f"params must be real, got an array of dtype {leaf.dtype}. Pass real and imaginary parts "
-            "and put them together inside of apply_fn."
+            f"params must be real, got an array of dtype {leaf.dtype}. "
+            "Pass real and imaginary parts and put them together inside of apply_fn."
         )
     return leaf
 
 
 def _check_hashable(name: str, value: Any) -> Any:
+    """Return the value; raise where it cannot be hashed."""
     try:
         hash(value)
     except TypeError as error:
         raise ValueError(
-            f"{name} must be a pytree whose leaves are arrays or can be hashed, but: {error}. Register "
-            "its class as a pytree, e.g. with jax.tree_util.register_dataclass, or split it, e.g. with "
-            "equinox.partition(model, equinox.is_inexact_array)."
+            f"{name} must be a pytree whose leaves are arrays or can be hashed, but: {error}. "
+            "Register its class as a pytree, e.g. with jax.tree_util.register_dataclass, or split "
+            "it, e.g. with equinox.partition(model, equinox.is_inexact_array)."
         ) from None
     return value
 
 
 def _describe(value: object) -> str:
-    text = " ".join(repr(value).split())
-    return f"{type(value).__name__}: {text if len(text) <= 60 else text[:60] + '…'}"
+    """Return the type and the beginning of the text of a value, for messages."""
+    value_text = " ".join(repr(value).split())
+    if len(value_text) > MAX_DESCRIPTION_LENGTH:
+        value_text = value_text[:MAX_DESCRIPTION_LENGTH] + "…"
+    return f"{type(value).__name__}: {value_text}"
 
 
-# --- outputs
-# ------------------------------------------------------------------------------------------
+# --- outputs -------------------------------------------------------------------------------------
 
 
 def check_outputs(function: OwnFunction, x: Float[Array, "n ..."]) -> None:
-    """Refuse an apply_fn that does not return one floating-point array [n] or [n, k]."""
-    out = _try_outputs(function, x)
+    """Raise if an apply_fn does not return one floating-point array [n] or [n, k]."""
+    # One array, of the right shape, of the right dtype.
+    out = try_outputs(function, x)
     if not isinstance(out, jax.ShapeDtypeStruct):
         raise ValueError(
-            f"apply_fn must return one array [n] or [n, k], got {_describe_outputs(out)}. Return the "
-            "outputs alone, e.g. lambda params, x: apply_fn(params, x)[0]; of flax.linen, without "
-            "mutable=…."
+            f"apply_fn must return one array [n] or [n, k], got {_describe_outputs(out)}. "
+            "Return the outputs alone, e.g. lambda params, x: apply_fn(params, x)[0]; "
+            "of flax.linen, without mutable=…."
         )
     shape = out.shape
     if len(shape) not in (1, 2) or shape[0] != len(x) or 0 in shape:
-        flatten = " Flatten them: .reshape(len(x), -1)." if len(shape) > 2 else ""
+        flatten_advice = " Flatten them: .reshape(len(x), -1)." if len(shape) > 2 else ""
         raise ValueError(
-            f"apply_fn must return [n] or [n, k], one row a point, got shape {shape} for x of shape {x.shape}.{flatten}"
+            f"apply_fn must return [n] or [n, k], one row a point, "
+            f"got shape {shape} for x of shape {x.shape}.{flatten_advice}"
         )
     if not jnp.issubdtype(out.dtype, jnp.floating):
         raise ValueError(f"apply_fn must return floating-point numbers, got dtype {out.dtype}.")
 
 
 def trace_outputs(function: OwnFunction, x: Array | jax.ShapeDtypeStruct) -> Any:
-    """Return the structure of what apply_fn returns; traced once for each program."""
+    """Return shapes and dtypes of what apply_fn returns; traced once for each program."""
 
     def describe(leaf: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)  # without its place on a mesh
+        # Without the sharding, so that one trace serves all meshes.
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
     return _evaluate.eval_shape(*jax.tree.map(describe, (function, x)))
 
@@ -284,8 +315,8 @@ def trace_outputs(function: OwnFunction, x: Array | jax.ShapeDtypeStruct) -> Any
 _evaluate = jax.jit(lambda function, x: function.evaluate(function.weights, x))
 
 
-def _try_outputs(function: OwnFunction, x: Array | jax.ShapeDtypeStruct) -> Any:
-    """Return the same, and say what was called if it fails."""
+def try_outputs(function: OwnFunction, x: Array | jax.ShapeDtypeStruct) -> Any:
+    """Return :func:`trace_outputs`; name the call in the message if it fails."""
     try:
         return trace_outputs(function, x)
     except Exception as error:
@@ -293,95 +324,16 @@ def _try_outputs(function: OwnFunction, x: Array | jax.ShapeDtypeStruct) -> Any:
         names = "".join(f", {name}=…" for name in keywords)
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(
-            f"apply_fn(params, x{names}) fails for x of shape {x.shape}: {reason} Check params, their "
-            "order (params come first) and apply_kwargs; any number of rows must be possible."
+            f"apply_fn(params, x{names}) fails for x of shape {x.shape}: {reason} "
+            "Check params, their order (params come first) and apply_kwargs; "
+            "any number of rows must be possible."
         ) from error
 
 
 def _describe_outputs(out: object) -> str:
+    """Return what apply_fn returned, in words, for messages."""
     if isinstance(out, tuple | list):
         return f"a {type(out).__name__} of {len(out)}"
     if isinstance(out, dict):
         return f"a dict of {sorted(map(str, out))}"
     return type(out).__name__
-
-
-# --- rows
-# ---------------------------------------------------------------------------------------------
-
-
-def check_rows_alone(function: OwnFunction, x: Float[Array, "n ..."], cure: str = "") -> None:
-    """Refuse, where values are known, a function whose rows interact.
-
-    Jᵀv of a few rows together is compared with that of the same rows one by one. It is not the
-    outputs that are compared: they may vanish, as those of an antisymmetric network do.
-
-    Args:
-        function: of softntk.
-        x: points.
-        cure: what else to do, for the message.
-
-    Raises:
-        ValueError: they do, by more than the rounding of half precision.
-    """
-    if len(x) == 1 or not all(map(is_concrete, jax.tree.leaves((function, x)))):
-        return
-    program = _program_without_flags(function, x)
-    if program in _PROGRAMS_OF_SINGLE_ROWS:
-        return
-    spread = np.unique(np.linspace(0, len(x) - 1, min(len(x), MAX_ROWS_COMPARED)).astype(int))
-    few = run_without_explicit_axes(lambda x: x[spread])(x)
-    _try_outputs(function, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
-    difference, size = np.asarray(_compare_rows(function, few), np.float64)
-    if difference > ROWS_TOLERANCE * size:
-        raise ValueError(
-            "apply_fn must treat each row of x alone, but the derivative of the outputs changes by "
-            f"{difference / size:.2g} of itself when rows are passed one by one: batch "
-            "normalisation in training mode, or one key of dropout for all rows, does that. Use running "
-            f"averages (train=False, inference=True, deterministic=True){cure}."
-        )
-    if program is not None:
-        if len(_PROGRAMS_OF_SINGLE_ROWS) >= MAX_PROGRAMS_REMEMBERED:
-            _PROGRAMS_OF_SINGLE_ROWS.clear()
-        _PROGRAMS_OF_SINGLE_ROWS.add(program)
-
-
-_PROGRAMS_OF_SINGLE_ROWS: set[Any] = set()
-
-
-def _program_without_flags(function: OwnFunction, x: Float[Array, "n ..."]) -> Any:
-    """Return what a function is compiled for, if nothing but weights and points is open: then one
-    look is enough.
-    """
-    if any(leaf.dtype == jnp.bool_ for leaf in function.constants):
-        return None
-    leaves, structure = jax.tree.flatten(function)
-    return structure, x.shape[1:], tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-
-
-ROWS_TOLERANCE = 0.05
-"""Of a derivative, relative: above the rounding of half precision and TF32, below what interaction
-does.
-"""
-
-
-@jax.jit
-def _compare_rows(function: OwnFunction, x: Float[Array, "b ..."]) -> Float[Array, "2"]:
-    return run_without_explicit_axes(_rows_difference)(function, x)
-
-
-def _rows_difference(function: OwnFunction, x: Float[Array, "b ..."]) -> Float[Array, "2"]:
-    """Return how far Jᵀv of all rows is from that of the rows one by one, and the size of either."""
-    out = function.out_structure(x)
-    # Numbers of no pattern, so that no symmetry of the outputs (softmax: their sum is one) hides J.
-    index = jnp.arange(out.shape[0] * out.shape[1], dtype=jnp.float32).reshape(out.shape)
-    vector = jnp.cos(index * index + 1).astype(out.dtype)
-
-    def pull(x: Array, v: Array) -> tuple[Array, ...]:
-        return jax.vjp(lambda weights: function(weights, x), function.weights)[1](v)[0]
-
-    together = pull(x, vector)
-    alone = jax.vmap(lambda point, v: pull(point[None], v[None]))(x, vector)
-    alone = jax.tree.map(functools.partial(jnp.sum, axis=0), alone)
-    difference = tree_norm(jax.tree.map(jnp.subtract, together, alone))
-    return jnp.stack([difference, jnp.maximum(tree_norm(together), tree_norm(alone))])

@@ -12,7 +12,7 @@ from tools import assert_close, cast, dense_kernels, first, points
 import softntk as sn
 from softntk import nt
 from softntk.networks import FAMILIES, two_layer
-from softntk.ntk._empirical.tiles import rows_of_a_line
+from softntk.ntk._empirical.tiles import rows_per_strip
 
 # A reader's run takes some corners; the whole product is minutes of compilation.
 CORNERS = [("softmax", "paper", True, True, 3)]
@@ -156,7 +156,7 @@ def test_digits_are_kept_where_every_row_concentrates(outputs):
 @pytest.mark.parametrize(("numbers", "rows"), [(2**10, 128), (2**15, 64), (2**16, 32), (2**20, 16)])
 def test_lines_of_tiles_stay_in_the_caches_of_a_cpu(numbers, rows):
     """2^21 numbers, 16 MB of float64, but for rows that are too long; 128 rows are enough."""
-    assert rows_of_a_line(5000, numbers, None) == rows
+    assert rows_per_strip(5000, numbers, None) == rows
 
 
 def test_second_call_does_not_compile_again():

@@ -12,7 +12,11 @@ from tools import assert_close, cast, dense_kernels, first, points
 
 import softntk as sn
 from softntk.networks import RowFactors, two_layer
-from softntk.ntk._empirical.sign_patterns import gather, plan, sign_patterns
+from softntk.ntk._empirical.sign_patterns import (
+    cheapest_plan,
+    gather_units,
+    multiply_by_patterns,
+)
 
 
 def factors(n: int, m: int, k: int, normalized: bool) -> RowFactors:
@@ -29,8 +33,8 @@ def factors(n: int, m: int, k: int, normalized: bool) -> RowFactors:
 def test_equals_products_of_row_vectors(normalized, k, x64):
     m = 64
     signs = np.random.default_rng(k).choice([-1.0, 1.0], size=(m, k))
-    planned = plan(4096, k, normalized)._replace(capacity=m)
-    units, found = gather(planned, signs, np)
+    planned = cheapest_plan(4096, k, normalized)._replace(capacity=m)
+    units, found = gather_units(planned, signs, np)
     assert found
     p, q = factors(5, m, k, normalized), factors(4, m, k, normalized)
     g1, g2 = (
@@ -38,10 +42,11 @@ def test_equals_products_of_row_vectors(normalized, k, x64):
     )
     with jax.disable_jit():
         assert_close(
-            sign_patterns(planned, jnp.asarray(units), p, q, 2), np.einsum("ilm,jqm->ijlq", g1, g2)
+            multiply_by_patterns(planned, jnp.asarray(units), p, q, 2),
+            np.einsum("ilm,jqm->ijlq", g1, g2),
         )
         assert_close(
-            sign_patterns(planned, jnp.asarray(units), p, p, None),
+            multiply_by_patterns(planned, jnp.asarray(units), p, p, None),
             np.einsum("ilm,jqm->ijlq", g1, g1),
         )
 
@@ -49,7 +54,7 @@ def test_equals_products_of_row_vectors(normalized, k, x64):
 @pytest.mark.parametrize(("m", "k"), [(1024, 3), (2048, 4), (2048, 10), (65536, 17)])
 def test_plans_hold_every_pair_once(m, k):
     for normalized in (False, True):
-        planned = plan(m, k, normalized)
+        planned = cheapest_plan(m, k, normalized)
         held = [pair for pairs in planned.pairs for pair in pairs if pair[0] != pair[1]]
         assert sorted(held) == list(combinations(range(0 if normalized else 1, k + 1), 2))
         assert all(
@@ -61,15 +66,15 @@ def test_plans_hold_every_pair_once(m, k):
 
 
 def test_there_is_no_plan_where_it_would_cost_more():
-    assert plan(24, 3, True) is None
-    assert plan(2048, 4, True) is not None
+    assert cheapest_plan(24, 3, True) is None
+    assert cheapest_plan(2048, 4, True) is not None
 
 
 def test_units_are_gathered_by_their_signs():
-    planned = plan(1024, 3, True)
+    planned = cheapest_plan(1024, 3, True)
     readout = np.random.default_rng(0).choice([-1.0, 1.0], size=(1024, 3))
-    known, found = gather(planned, readout, np)
-    traced, also = jax.jit(lambda a: gather(planned, a, jnp))(readout)
+    known, found = gather_units(planned, readout, np)
+    traced, also = jax.jit(lambda a: gather_units(planned, a, jnp))(readout)
     assert found
     assert also
     np.testing.assert_array_equal(known, traced)
@@ -104,7 +109,7 @@ def test_derivatives_by_patterns(x64):
     network itself.
     """
     net = two_layer("softmax", width=512, out_dim=3, antisymmetric=False)
-    assert plan(512, 3, True) is not None
+    assert cheapest_plan(512, 3, True) is not None
     _, params = net.init_fn(jax.random.key(0), (-1, 2))
     params, x = cast(params, "float64"), points(1, 3, 2)
     ours = jax.grad(lambda p: jnp.sum(jnp.sin(sn.ntk.empirical(net, p, x))))(params)

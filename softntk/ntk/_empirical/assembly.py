@@ -1,5 +1,7 @@
-"""The kernel of a softntk network from the factors of its rows: which form, and its parts put
-together.
+"""The kernel of a softntk network, assembled from the factors of its Jacobian's rows.
+
+Entry for :func:`softntk.ntk.empirical`: this module chooses the form of the inner products, and
+multiplies them with those of the points.
 """
 
 from collections.abc import Callable
@@ -30,16 +32,18 @@ from softntk.ntk._empirical.contractions import (
 )
 from softntk.ntk._empirical.sign_patterns import (
     Plan,
-    gather,
-    plan,
-    sign_patterns,
+    cheapest_plan,
+    gather_units,
+    multiply_by_patterns,
 )
-from softntk.ntk._empirical.tiles import rectangular, rows_of_a_line, symmetric
+from softntk.ntk._empirical.tiles import rectangular, rows_per_strip, symmetric
 from softntk.ntk._row_scales import ScaledRows, saturate, scale_rows
 
 Kernel = Block
 Factors = tuple[Readout, RowFactors, RowFactors]
 Form = Callable[[Factors], Kernel]
+# (is_accurate, fast, fallback, factors) ↦ kernel
+Choose = Callable[[Any, Form, Form, Factors], Kernel]
 
 
 def two_layer_kernel(
@@ -50,70 +54,95 @@ def two_layer_kernel(
     outputs: str,
     block_size: int | None,
 ) -> Kernel:
-    """Return the kernel of a softntk network, without checks of the points."""
-    a, units, planned = params.readout, None, None
-    known = is_concrete(a)
-    # Signs save products. Inside jit they are not known, but to be expected of a readout that
-    # nothing trains: that they are signs is then tested at run time.
-    signs = bool(np.all(np.abs(np.asarray(a)) == 1)) if known else not architecture.train_readout
-    if signs and outputs == "full" and a.shape[1] > 1:
-        planned = plan(*a.shape, architecture.normalized)
-        if planned is not None and known:
-            units, found = gather(planned, np.asarray(a), np)
-            planned, units = (planned, units) if found else (None, None)
-    case = Case(architecture, outputs, signs and known, planned, block_size)
+    """Return the kernel of a softntk network, without checks of the points.
+
+    Arguments as for :func:`softntk.ntk.empirical`, which has checked them.
+    """
+    readout = params.readout
+    readout_is_known = is_concrete(readout)
+
+    # 1. Signs save products. Inside jit the readout is unknown, but one that nothing trains can be
+    # expected to have signs; whether it has is then tested at run time.
+    if readout_is_known:
+        expects_signs = bool(np.all(np.abs(np.asarray(readout)) == 1))
+    else:
+        expects_signs = not architecture.train_readout
+
+    # 2. With several outputs, patterns of signs may be cheaper still.
+    plan = units = None
+    if expects_signs and outputs == "full" and readout.shape[1] > 1:
+        plan = cheapest_plan(*readout.shape, architecture.normalized)
+        if plan is not None and readout_is_known:
+            units, within_capacity = gather_units(plan, np.asarray(readout), np)
+            plan, units = (plan, units) if within_capacity else (None, None)
+
+    # 3. Compile once for each static case.
+    case = KernelCase(architecture, outputs, expects_signs and readout_is_known, plan, block_size)
     units = None if units is None else jnp.asarray(units)
     return call_without_explicit_axes(partial(_two_layer_kernel, case), x1, params, x1, x2, units)
 
 
-class Case(NamedTuple):
+class KernelCase(NamedTuple):
+    """What a compiled kernel depends on; static and hashable.
+
+    Attributes:
+        architecture: of the network.
+        outputs: "full", "mean" or "diagonal".
+        signs: whether the readout is known to be ±1.
+        plan: sets of sign patterns, if the readout is ±1 or expected to be, and they are cheaper.
+        block_size: rows per strip, or None.
+    """
+
     architecture: Architecture
     outputs: str
-    signs: bool  # whether the readout is known to be ±1
-    plan: Plan | None  # by sign patterns, if it is, or is expected to be
+    signs: bool
+    plan: Plan | None
     block_size: int | None
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _kernel(
-    case: Case, params: Parameters, x1: Array, x2: Array | None, units: Array | None
+    case: KernelCase, params: Parameters, x1: Array, x2: Array | None, units: Array | None
 ) -> Kernel:
-    return _assembled(case, _unless, params, x1, x2, units)
+    """Return the kernel of one static case, choosing the form without copying it."""
+    return _assemble_kernel(case, _fast_or_fallback, params, x1, x2, units)
 
 
 _two_layer_kernel = jax.jit(_kernel, static_argnums=0)
 
 
 @_kernel.defjvp
-def _kernel_jvp(case: Case, primals: tuple, tangents: tuple) -> tuple[Kernel, Kernel]:
-    # The loop in _unless cannot be differentiated in reverse; a conditional can.
-    return jax.jvp(partial(_assembled, case, lax.cond), primals, tangents)
+def _kernel_jvp(case: KernelCase, primals: tuple, tangents: tuple) -> tuple[Kernel, Kernel]:
+    """Return value and tangent, with ``lax.cond`` in place of the loop.
+
+    The loop in :func:`_fast_or_fallback` cannot be differentiated in reverse mode.
+    """
+    return jax.jvp(partial(_assemble_kernel, case, lax.cond), primals, tangents)
 
 
-def _unless(
-    fine: Bool[Array, ""],
-    quick: Callable[[Any], Kernel],
-    slow: Callable[[Any], Kernel],
-    factors: Any,
+def _fast_or_fallback(
+    is_accurate: Bool[Array, ""], fast: Form, fallback: Form, factors: Factors
 ) -> Kernel:
-    """``quick(factors)`` if it is fine, else ``slow(factors)``.
+    """Return ``fast(factors)`` if it is accurate, else ``fallback(factors)``.
 
-    A loop of at most one round leaves the result where it is; a conditional would copy it.
+    This is a conditional written as a loop of at most one round. The loop leaves the fast result in
+    its memory, where ``lax.cond`` would copy it.
     """
 
-    def once(state: tuple[Kernel, Array]) -> tuple[Kernel, Array]:
-        # What does not depend on the state would be computed before the loop, that is always.
-        return slow(lax.optimization_barrier((factors, state[1]))[0]), state[1] | True
+    def fall_back(state: tuple[Kernel, Array]) -> tuple[Kernel, Array]:
+        # Without the barrier, XLA would move what does not depend on the state out of the loop, and
+        # so compute the fallback always.
+        return fallback(lax.optimization_barrier((factors, state[1]))[0]), state[1] | True
 
-    return lax.while_loop(lambda state: ~state[1], once, (quick(factors), fine))[0]
+    return lax.while_loop(lambda state: ~state[1], fall_back, (fast(factors), is_accurate))[0]
 
 
-class _Side(NamedTuple):
-    """One of the two sets of points.
+class _PointFactors(NamedTuple):
+    """What the kernel needs of one of the two sets of points.
 
     Attributes:
-        rows: factors of their Jacobian.
-        inputs: what the inner products ⟨x_i, x_j⟩ are taken of, [n, e].
+        rows: factors of the rows of the Jacobian.
+        inputs: the vectors of the inner products ⟨x_i, x_j⟩, [n, e].
         scaled: the same as rows of order one and their powers of two.
     """
 
@@ -122,155 +151,175 @@ class _Side(NamedTuple):
     scaled: ScaledRows
 
 
-def _as_side(architecture: Architecture, params: Parameters, x: Array) -> _Side:
+def _factor_points(architecture: Architecture, params: Parameters, x: Array) -> _PointFactors:
     """Return what the kernel needs of a set of points."""
     rows = row_factors(architecture, params, x)
     inputs = network_inputs(params, x, rows)
-    return _Side(rows, inputs, scale_rows(inputs))
+    return _PointFactors(rows, inputs, scale_rows(inputs))
 
 
-def _assembled(
-    case: Case,
-    choose: Callable,
+def _assemble_kernel(
+    case: KernelCase,
+    choose: Choose,
     params: Parameters,
     x1: Array,
     x2: Array | None,
     units: Array | None,
 ) -> Kernel:
-    """Return the kernel; ``choose`` decides at run time between a quick form and one that keeps its
-    digits.
+    """Return the kernel; ``choose`` selects at run time between a fast form and an accurate one.
+
+    ``choose`` has the signature of :func:`_fast_or_fallback` and of ``lax.cond``.
     """
     if not case.architecture.train_readout:
         params = replace(params, readout=lax.stop_gradient(params.readout))
-    side1 = _as_side(case.architecture, params, x1)
-    side2 = side1 if x2 is None else _as_side(case.architecture, params, x2)
-    return _Assembly(case, params.readout, side1, side2, x2 is None).evaluate(choose, units)
+    points1 = _factor_points(case.architecture, params, x1)
+    points2 = points1 if x2 is None else _factor_points(case.architecture, params, x2)
+    assembly = _Assembly(case, params.readout, points1, points2, x2 is None)
+    return assembly.evaluate(choose, units)
 
 
 class _Assembly(NamedTuple):
-    """The kernel from its parts.
+    """The parts of a kernel, and how they are put together.
 
     Attributes:
-        case: what is asked for.
+        case: what is computed.
         readout: a, [m, k].
-        side1: the points of the rows of the kernel.
-        side2: the points of its columns.
-        same: whether they are the same points.
+        points1: the points of the rows of the kernel.
+        points2: the points of its columns.
+        is_symmetric: whether they are the same points.
     """
 
-    case: Case
+    case: KernelCase
     readout: Readout
-    side1: _Side
-    side2: _Side
-    same: bool
+    points1: _PointFactors
+    points2: _PointFactors
+    is_symmetric: bool
 
-    def evaluate(self, choose: Callable, units: Array | None) -> Kernel:
-        """Return the kernel, by the form that needs the fewest products and keeps the digits."""
-        # 1. One output, or the diagonal: nothing is saved by another form.
+    def evaluate(self, choose: Choose, units: Array | None) -> Kernel:
+        """Return the kernel, by the form with the fewest products among those that keep digits."""
+        # 1. One output, or the diagonal: no other form is cheaper than the direct one.
         outputs = self.case.outputs
         normalized = self.case.architecture.normalized
-        direct = self._by(Direct(outputs))
+        direct = self._by_contraction(Direct(outputs))
         if self.readout.shape[1] == 1 or outputs == "diagonal":
             return direct(self._factors())
 
-        # 2. Several outputs: sums of products, if these do not cancel.
+        # 2. Several outputs: sums of products, unless these cancel. Without a normaliser there is
+        # only one term, so nothing can cancel.
         form = (
             FourTerms(normalized, self.case.signs) if outputs == "full" else TwoProducts(normalized)
         )
-        quick = self._by(form)
-        is_fine = self._keeps_digits() if normalized else True  # else there is one term
+        fast = self._by_contraction(form)
+        is_accurate = self._keeps_digits() if normalized else True
         plan = self.case.plan
         if plan is None:
-            return self._quick_or_direct(choose, is_fine, quick, direct)
+            return self._fast_or_direct(choose, is_accurate, fast, direct)
 
-        # 3. By patterns of signs, which are known or else expected.
+        # 3. Patterns of signs that are known.
         if units is not None:
-            return self._quick_or_direct(choose, is_fine, self._by_patterns(plan, units), direct)
-        expected_units, has_room = gather(plan, self.readout, jnp)
-        expected = is_fine & has_room & jnp.all(jnp.abs(self.readout) == 1)
+            by_patterns = self._by_patterns(plan, units)
+            return self._fast_or_direct(choose, is_accurate, by_patterns, direct)
 
-        def otherwise(factors: Factors) -> Kernel:
-            return lax.cond(is_fine, quick, direct, factors) if normalized else quick(factors)
+        # 4. Patterns of signs that are expected: test at run time that they are signs, and that no
+        # pattern has more units than the plan allows.
+        expected_units, within_capacity = gather_units(plan, self.readout, jnp)
+        patterns_apply = is_accurate & within_capacity & jnp.all(jnp.abs(self.readout) == 1)
+
+        def without_patterns(factors: Factors) -> Kernel:
+            return lax.cond(is_accurate, fast, direct, factors) if normalized else fast(factors)
 
         by_patterns = self._by_patterns(plan, expected_units)
-        return choose(expected, by_patterns, otherwise, self._factors())
+        return choose(patterns_apply, by_patterns, without_patterns, self._factors())
 
     def _factors(self) -> Factors:
-        return self.readout, self.side1.rows, self.side2.rows
+        return self.readout, self.points1.rows, self.points2.rows
 
-    def _quick_or_direct(
-        self, choose: Callable, is_fine: Bool[Array, ""] | bool, quick: Form, direct: Form
+    def _fast_or_direct(
+        self, choose: Choose, is_accurate: Bool[Array, ""] | bool, fast: Form, direct: Form
     ) -> Kernel:
-        """Return the quick form, where a network is normalized only if it is fine."""
+        """Return the fast form; for normalized networks the direct one where that cancels."""
         if not self.case.architecture.normalized:
-            return quick(self._factors())
-        return choose(is_fine, quick, direct, self._factors())
+            return fast(self._factors())
+        return choose(is_accurate, fast, direct, self._factors())
 
-    def _by(self, form: Contraction) -> Form:
-        return lambda factors: self._assemble(self._contract(form, factors), factors)
+    def _by_contraction(self, form: Contraction) -> Form:
+        """Return the function that computes the kernel by this contraction."""
+        return lambda factors: self._to_kernel(self._contract(form, factors), factors)
 
     def _by_patterns(self, plan: Plan, units: Array) -> Form:
+        """Return the function that computes the kernel by sign patterns."""
+
         def form(factors: Factors) -> Kernel:
-            inner = sign_patterns(plan, units, *factors[1:], self.case.block_size)
-            return self._assemble(inner, factors)
+            inner = multiply_by_patterns(plan, units, *factors[1:], self.case.block_size)
+            return self._to_kernel(inner, factors)
 
         return form
 
-    def _expand(self, values: Shaped[Array, "n1 n2"]) -> Array:
-        """Return an array of the points with the axes of the outputs."""
-        trailing = {"full": 2, "mean": 0, "diagonal": 1}[self.case.outputs]
-        return jnp.expand_dims(values, tuple(range(2, 2 + trailing)))
+    def _add_output_axes(self, values: Shaped[Array, "n1 n2"]) -> Array:
+        """Return an array over pairs of points with axes for the outputs appended."""
+        axis_count = {"full": 2, "mean": 0, "diagonal": 1}[self.case.outputs]
+        return jnp.expand_dims(values, tuple(range(2, 2 + axis_count)))
 
     def _contract(self, form: Contraction, factors: Factors) -> Kernel:
-        """Return the inner products of the row factors, from their tiles."""
-        a, one, two = factors
-        count = form.count(a.shape[1])
-        size = rows_of_a_line(len(one.valid), count * a.shape[0], self.case.block_size)
-        if self.same:
-            tiles = symmetric(form, size, a, form.prepare(one, a))
+        """Return the inner products of the row factors, computed in tiles."""
+        a, rows1, rows2 = factors
+        numbers_per_row = form.matrix_count(a.shape[1]) * a.shape[0]
+        size = rows_per_strip(len(rows1.valid), numbers_per_row, self.case.block_size)
+        if self.is_symmetric:
+            matrices = symmetric(form, size, a, form.prepare_rows(rows1, a))
         else:
-            tiles = rectangular(form, size, a, form.prepare(one, a), form.prepare(two, a))
-        return form.expand(tiles, one, two, a)
+            prepared1 = form.prepare_rows(rows1, a)
+            matrices = rectangular(form, size, a, prepared1, form.prepare_rows(rows2, a))
+        return form.to_kernel(matrices, rows1, rows2, a)
 
-    def _assemble(self, inner: Kernel, factors: Factors) -> Kernel:
+    def _to_kernel(self, inner: Kernel, factors: Factors) -> Kernel:
         """Return the kernel from the inner products of the row factors."""
-        _, one, two = factors
-        scaled1 = self.side1.scaled
-        scaled2 = self.side2.scaled
-        roots = self._expand(scaled1.roots[:, None] * scaled2.roots[None, :])
-        points = self._expand(product(scaled1.values, scaled2.values.T))
-        kernel = points * inner * roots * roots
+        # 1. The hidden weights: ⟨x_i, x_j⟩ ⟨g_{iℓ}, g_{jℓ'}⟩. The powers of two come last, in two
+        # halves, so that no intermediate result overflows.
+        _, rows1, rows2 = factors
+        scaled1 = self.points1.scaled
+        scaled2 = self.points2.scaled
+        roots = self._add_output_axes(scaled1.roots[:, None] * scaled2.roots[None, :])
+        point_products = self._add_output_axes(product(scaled1.values, scaled2.values.T))
+        kernel = point_products * inner * roots * roots
+
+        # 2. A trained readout: ⟨φ_i, φ_j⟩ between equal outputs.
         if self.case.architecture.train_readout:
-            gram = saturate(self._expand(self._contract(Features(), factors)))
-            kernel = saturate(kernel) + self._same_output(gram)
-        # What leaves the precision stays its largest number; infinity means "outside the domain".
-        is_valid = self._expand(one.valid[:, None] & two.valid[None, :])
+            gram = saturate(self._add_output_axes(self._contract(Features(), factors)))
+            kernel = saturate(kernel) + self._mask_outputs(gram)
+
+        # 3. What overflows becomes the largest number; infinity means "outside the domain".
+        is_valid = self._add_output_axes(rows1.valid[:, None] & rows2.valid[None, :])
         return jnp.where(is_valid, saturate(kernel), jnp.inf)
 
-    def _same_output(self, gram: Array) -> Array:
-        """Return what a trained readout adds: nothing between different outputs."""
+    def _mask_outputs(self, gram: Array) -> Array:
+        """Return the Gram matrix of the features with zeros between different outputs."""
         if self.case.outputs != "full":
             return gram
         return gram * jnp.eye(self.readout.shape[1], dtype=gram.dtype)[None, None]
 
     def _keeps_digits(self) -> Bool[Array, ""]:
-        """Return whether the terms of the quick forms do not cancel at either set of points."""
-        fine1, fine2 = (
-            keeps_digits(side.rows, self.readout, _relative_squares(side.inputs))
-            for side in (self.side1, self.side2)
+        """Return whether the terms of the fast forms do not cancel at either set of points."""
+        is_accurate1, is_accurate2 = (
+            keeps_digits(points.rows, self.readout, _relative_squares(points.inputs))
+            for points in (self.points1, self.points2)
         )
-        return fine1 & fine2
+        return is_accurate1 & is_accurate2
 
 
 def network_inputs(
     params: Parameters, x: Float[Array, "n d"], rows: RowFactors
 ) -> Float[Array, "n e"]:
-    """Return what the inner products ⟨x_i, x_j⟩ are taken of: 1 is appended for biases."""
+    """Return the vectors of the inner products ⟨x_i, x_j⟩: x, with 1 appended for biases.
+
+    Rows outside the domain are zero.
+    """
     x = jnp.where(rows.valid[:, None], x, 0)
     return x if params.bias is None else jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)
 
 
 def _relative_squares(inputs: Float[Array, "n e"]) -> Float[Array, " n"]:
-    """Return the |x_i|², with a common factor that makes the largest about one."""
+    """Return the |x_i|² divided by a common factor that makes the largest about one."""
+    # A common factor cancels in keeps_digits; without it |x_i|² might overflow.
     norms = scaled_norm(inputs, axis=1)
     return (norms / binary_scale(norms)) ** 2

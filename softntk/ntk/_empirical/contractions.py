@@ -1,21 +1,28 @@
-r"""⟨g_{iℓ}, g_{jℓ'}⟩ for all rows and outputs of a two-layer network, with as few multiplications
-as the algebra allows.
+r"""Inner products ⟨g_{iℓ}, g_{jℓ'}⟩ of all rows and outputs of a two-layer network.
 
-With g_{iℓ} = S_i ∘ (a_ℓ − μ_{iℓ}) (:class:`softntk.networks.RowFactors`) and P_c = (S∘c) Sᵀ,
+    symbol    meaning                                                     shape
+    S_i       slopes: derivative of the hidden units at row i             [n, m]
+    a_ℓ       readout of output ℓ                                         [m, k]
+    μ_{iℓ}    mean of a_ℓ under the weights of row i (normalized)         [n, k]
+    g_{iℓ}    S_i ∘ (a_ℓ − μ_{iℓ})                                        [n, k, m]
+    P_c       (S ∘ c) Sᵀ for a vector c of the hidden units               [n, n]
 
-    ⟨g_{iℓ}, g_{jℓ'}⟩ = P_{a_ℓ∘a_ℓ'} − μ_{jℓ'} P_{a_ℓ} − μ_{iℓ} P_{a_ℓ'} + μ_{iℓ} μ_{jℓ'} P_1        (entries ij).
+(:class:`softntk.networks.RowFactors`.) Expanding the product gives four terms,
 
-Every P_c is symmetric in (i, j) and the block in (ℓ, ℓ'); where a = ±1, all the diagonal blocks
-share P_1. On one set of points that leaves (k² + k + 2)/4 · n²m multiplications instead of k² n²m.
-The mean over outputs takes 3/2 n²m whatever k.
+    ⟨g_{iℓ}, g_{jℓ'}⟩ = P_{a_ℓ∘a_ℓ'} − μ_{jℓ'} P_{a_ℓ} − μ_{iℓ} P_{a_ℓ'} + μ_{iℓ} μ_{jℓ'} P_1
 
-The four terms cancel where rows concentrate on few units (:func:`keeps_digits`). Then, and for one
-output or the diagonal, where it costs no more, g is formed and multiplied as it is.
+(entries ij). Every P_c is symmetric in (i, j), and the result is symmetric in (ℓ, ℓ'). If a = ±1,
+all the diagonal blocks share P_1. On one set of points that leaves (k² + k + 2)/4 · n²m
+multiplications instead of k² n²m. The mean over outputs takes 3/2 n²m for every k.
 
-Each form is a small class that says what is prepared of the rows, what of a line of tiles, what a
-tile [b1, c, b2] is (c matrices of it), and how the whole [n1, c, n2] expands into the kernel.
-:mod:`softntk.ntk._empirical.tiles` makes the whole from its tiles. The c stand in the middle so
-that one row of the whole is together in memory when it is expanded.
+The four terms cancel where rows concentrate on few units (:func:`keeps_digits`). In that case, and
+for one output or the diagonal, where it costs no more, g is formed and multiplied directly.
+
+The kernel is computed in strips of rows, and each strip in tiles. Each class below is one way to
+compute a tile. It says what is prepared once for all rows, what is prepared once for a strip, what
+a tile [b1, c, b2] is (c matrices of it), and how the assembled array [n1, c, n2] becomes the
+kernel. :mod:`softntk.ntk._empirical.tiles` assembles the tiles. The axis c is in the middle so that
+all c matrices of one row are contiguous in memory.
 """
 
 import abc
@@ -36,261 +43,288 @@ from softntk.ntk._row_scales import scale_rows
 Readout = Float[Array, "m k"]
 Block = Float[Array, "n1 n2"] | Float[Array, "n1 n2 k"] | Float[Array, "n1 n2 k k"]
 
+# The four terms may be this many times larger than their sum: two bits are lost at most.
+MAX_CANCELLATION = 4
+
 
 @dataclass(frozen=True)
 class Contraction(abc.ABC):
-    """One way to get the inner products; static and hashable."""
+    """One way to compute the inner products; static and hashable."""
 
     @abc.abstractmethod
-    def count(self, k: int) -> int:
-        """c, the number of matrices."""
+    def matrix_count(self, k: int) -> int:
+        """Return c, the number of matrices in a tile, for k outputs."""
 
     @abc.abstractmethod
-    def prepare(self, rows: RowFactors, a: Readout) -> Any:
-        """What all tiles share: a pytree of arrays [n, …]."""
+    def prepare_rows(self, rows: RowFactors, a: Readout) -> Any:
+        """Return what all tiles share: a pytree of arrays [n, …]."""
 
-    def line(self, prepared: Any, a: Readout) -> Any:
-        """What the tiles of a line share, from the prepared rows of that line: if nothing else,
-        those rows.
-        """
+    def prepare_strip(self, prepared: Any, a: Readout) -> Any:
+        """Return what the tiles of a strip share, from its prepared rows; here those rows."""
         return prepared
 
     @abc.abstractmethod
-    def tile(self, line: Any, prepared: Any, a: Readout) -> Float[Array, "b1 c b2"]:
-        """The tile of that line at the prepared rows of its columns."""
+    def compute_tile(self, strip: Any, prepared: Any, a: Readout) -> Float[Array, "b1 c b2"]:
+        """Return the tile of a strip at the prepared rows of its columns."""
 
-    def mirror(self, tile: Float[Array, "b1 c b2"]) -> Float[Array, "b2 c b1"]:
-        """The tile across the diagonal, for matrices that are symmetric."""
+    def mirror_tile(self, tile: Float[Array, "b1 c b2"]) -> Float[Array, "b2 c b1"]:
+        """Return the tile at the mirrored position, for matrices that are symmetric."""
         return tile.transpose(2, 1, 0)
 
     @abc.abstractmethod
-    def expand(
-        self, whole: Float[Array, "n1 c n2"], p: RowFactors, q: RowFactors, a: Readout
+    def to_kernel(
+        self, matrices: Float[Array, "n1 c n2"], p: RowFactors, q: RowFactors, a: Readout
     ) -> Block:
-        """The kernel's inner products from the matrices."""
+        """Return the inner products, from the matrices and the factors p of rows, q of columns."""
 
 
 @dataclass(frozen=True)
 class Direct(Contraction):
-    """From the g themselves: k² n²m multiplications ("full"), k n²m ("mean", "diagonal")."""
+    """Products of the g themselves: k² n²m multiplications ("full"), k n²m ("mean", "diagonal").
+
+    Attributes:
+        outputs: "full", "mean" or "diagonal", as in :func:`softntk.ntk.empirical`.
+    """
 
     outputs: str
 
-    def count(self, k: int) -> int:
-        """k² pairs of outputs, the mean, or k."""
+    def matrix_count(self, k: int) -> int:
+        """Return k² for all pairs of outputs, 1 for the mean, k for the diagonal."""
         return {"full": k * k, "mean": 1, "diagonal": k}[self.outputs]
 
-    def prepare(self, rows: RowFactors, a: Readout) -> Any:
-        """For one output g, which is no larger than its factors; for more the factors, and g when a
-        tile needs it.
-        """
+    def prepare_rows(self, rows: RowFactors, a: Readout) -> Any:
+        """Return g for one output, where it is no larger than its factors; else the factors."""
         return row_vectors(rows, a) if a.shape[1] == 1 else rows
 
-    def line(self, prepared: Any, a: Readout) -> Float[Array, "b k m"]:
-        """The g of these rows."""
+    def prepare_strip(self, prepared: Any, a: Readout) -> Float[Array, "b k m"]:
+        """Return the g of these rows."""
         return row_vectors(prepared, a) if isinstance(prepared, RowFactors) else prepared
 
-    def tile(
-        self, line: Float[Array, "b1 k m"], prepared: Any, a: Readout
+    def compute_tile(
+        self, strip: Float[Array, "b1 k m"], prepared: Any, a: Readout
     ) -> Float[Array, "b1 c b2"]:
-        """⟨g, g'⟩."""
-        g1, g2 = line, self.line(prepared, a)
-        (b1, k, m), b2 = g1.shape, len(g2)
+        """Return ⟨g, g'⟩."""
+        g1 = strip
+        g2 = self.prepare_strip(prepared, a)
+        b1, k, m = g1.shape
+        b2 = len(g2)
         if self.outputs == "full":
-            both = product(g1.reshape(b1 * k, m), g2.reshape(b2 * k, m).T).reshape(b1, k, b2, k)
-            return both.transpose(0, 1, 3, 2).reshape(b1, k * k, b2)
+            pairs = product(g1.reshape(b1 * k, m), g2.reshape(b2 * k, m).T).reshape(b1, k, b2, k)
+            return pairs.transpose(0, 1, 3, 2).reshape(b1, k * k, b2)
         if self.outputs == "mean":
             return (product(g1.reshape(b1, k * m), g2.reshape(b2, k * m).T) / k)[:, None]
         return jnp.einsum("ilm,jlm->ilj", g1, g2, precision=lax.Precision.HIGHEST)
 
-    def mirror(self, tile: Float[Array, "b1 c b2"]) -> Float[Array, "b2 c b1"]:
-        """Rows and columns swap, and of two outputs the one and the other."""
+    def mirror_tile(self, tile: Float[Array, "b1 c b2"]) -> Float[Array, "b2 c b1"]:
+        """Return the mirrored tile: rows and columns swap, and so do ℓ and ℓ'."""
         if self.outputs != "full":
-            return super().mirror(tile)
+            return super().mirror_tile(tile)
         b1, c, b2 = tile.shape
         k = round(c**0.5)
         return tile.reshape(b1, k, k, b2).transpose(3, 2, 1, 0).reshape(b2, c, b1)
 
-    def expand(
-        self, whole: Float[Array, "n1 c n2"], p: RowFactors, q: RowFactors, a: Readout
+    def to_kernel(
+        self, matrices: Float[Array, "n1 c n2"], p: RowFactors, q: RowFactors, a: Readout
     ) -> Block:
-        """They are the kernel's already, but for the order of the axes."""
+        """Return the matrices with their axes in the order of the kernel."""
         if self.outputs == "mean":
-            return whole[:, 0]
-        whole = whole.transpose(0, 2, 1)
-        return whole.reshape(*whole.shape[:2], a.shape[1], -1) if self.outputs == "full" else whole
+            return matrices[:, 0]
+        kernel = matrices.transpose(0, 2, 1)
+        if self.outputs == "diagonal":
+            return kernel
+        return kernel.reshape(*kernel.shape[:2], a.shape[1], -1)
 
 
 def four_terms(
     products: Float[Array, "c n1 n2"],
-    at: Callable[[int, int], int],
-    mu1: Float[Array, "n1 k"],
-    mu2: Float[Array, "n2 k"],
+    position: Callable[[int, int], int],
+    means1: Float[Array, "n1 k"],
+    means2: Float[Array, "n2 k"],
 ) -> Float[Array, "n1 n2 k k"]:
-    """Their sum, from the P of s_p∘s_q, which stand at ``at(p, q)``, p ≤ q; s_0 = 1 and s_ℓ = a_ℓ
-    (first output: 1).
+    """Return the sum of the four terms from the products P_{s_p∘s_q}, with s_0 = 1 and s_ℓ = a_ℓ.
+
+    Args:
+        products: the P_{s_p∘s_q}, the outputs ℓ counted from 1.
+        position: index of P_{s_p∘s_q} among the products, for p ≤ q.
+        means1: μ of the rows.
+        means2: μ of the columns.
     """
-    outputs = range(1, mu1.shape[1] + 1)
-    single, ones = products[np.array([at(0, i) for i in outputs])], products[at(0, 0)]
-    left, right = mu1.T[:, None, :, None], mu2.T[None, :, None, :]
+    outputs = range(1, means1.shape[1] + 1)
+    readout_products = products[np.array([position(0, i) for i in outputs])]  # P_{a_ℓ}
+    ones_product = products[position(0, 0)]  # P_1
+    left = means1.T[:, None, :, None]
+    right = means2.T[None, :, None, :]
     total = (
-        pairs(products, at, len(outputs))
-        - right * single[:, None]
-        - left * single[None]
-        + left * right * ones[None, None]
+        select_pairs(products, position, len(outputs))
+        - right * readout_products[:, None]
+        - left * readout_products[None]
+        + left * right * ones_product[None, None]
     )
     return total.transpose(2, 3, 0, 1)
 
 
-def pairs(
-    products: Float[Array, "c n1 n2"], at: Callable[[int, int], int], k: int
+def select_pairs(
+    products: Float[Array, "c n1 n2"], position: Callable[[int, int], int], k: int
 ) -> Float[Array, "k k n1 n2"]:
-    """P_{a_ℓ∘a_ℓ'}."""
-    return products[
-        np.array([[at(min(i, j), max(i, j)) for j in range(1, k + 1)] for i in range(1, k + 1)])
-    ]
+    """Return P_{a_ℓ∘a_ℓ'} for all pairs of outputs; ``position`` as in :func:`four_terms`."""
+    outputs = range(1, k + 1)
+    return products[np.array([[position(min(i, j), max(i, j)) for j in outputs] for i in outputs])]
 
 
 @dataclass(frozen=True)
 class FourTerms(Contraction):
-    """All pairs of outputs from the P_c, one product with all of them stacked."""
+    """All pairs of outputs from the P_c: one product with all S∘c stacked.
+
+    Attributes:
+        normalized: whether the network has a normaliser; without it all μ are zero, and only
+            P_{a_ℓ∘a_ℓ'} is needed.
+        signs: whether a = ±1.
+    """
 
     normalized: bool
-    signs: bool  # whether a = ±1
+    signs: bool
 
-    def _pairs(self, k: int) -> list[tuple[int, int]]:
+    def _output_pairs(self, k: int) -> list[tuple[int, int]]:
+        """Return the pairs ℓ ≤ ℓ' with a product of their own; for signs ℓ < ℓ', as a_ℓ² = 1."""
         return [(i, j) for i in range(k) for j in range(i + 1 if self.signs else i, k)]
 
-    def _first(self, k: int) -> int:
-        """Where the pairs begin, behind what else is needed: 1, a_ℓ."""
+    def _pair_offset(self, k: int) -> int:
+        """Return the number of c that precede the pairs: 1 and the a_ℓ, if they are needed."""
         return 1 + k if self.normalized else int(self.signs)
 
-    def count(self, k: int) -> int:
-        """1, the a_ℓ and the products of two of them."""
-        return self._first(k) + len(self._pairs(k))
+    def matrix_count(self, k: int) -> int:
+        """Return the number of c: 1, the a_ℓ and their pairwise products."""
+        return self._pair_offset(k) + len(self._output_pairs(k))
 
-    def prepare(self, rows: RowFactors, a: Readout) -> Float[Array, "n m"]:
-        """S."""
+    def prepare_rows(self, rows: RowFactors, a: Readout) -> Float[Array, "n m"]:
+        """Return S."""
         return rows.slopes
 
-    def line(self, prepared: Float[Array, "b m"], a: Readout) -> Float[Array, "bc m"]:
-        """S∘c for every c, stacked."""
-        pairs = self._pairs(a.shape[1])
+    def prepare_strip(self, prepared: Float[Array, "b m"], a: Readout) -> Float[Array, "bc m"]:
+        """Return S∘c for every c, stacked."""
+        # The columns c, in the order of matrix_count: 1, the a_ℓ, the a_ℓ∘a_ℓ'.
+        pairs = self._output_pairs(a.shape[1])
         columns = [jnp.ones_like(a[:, :1])] if self.normalized or self.signs else []
         columns += [a] if self.normalized else []
         columns += [a[:, [i for i, _ in pairs]] * a[:, [j for _, j in pairs]]]
         c = jnp.concatenate(columns, axis=1).T
         return (prepared[:, None, :] * c[None, :, :]).reshape(-1, prepared.shape[1])
 
-    def tile(
-        self, line: Float[Array, "bc m"], prepared: Float[Array, "b m"], a: Readout
+    def compute_tile(
+        self, strip: Float[Array, "bc m"], prepared: Float[Array, "b m"], a: Readout
     ) -> Float[Array, "b1 c b2"]:
-        """The P_c."""
-        return product(line, prepared.T).reshape(-1, self.count(a.shape[1]), len(prepared))
+        """Return the P_c."""
+        return product(strip, prepared.T).reshape(-1, self.matrix_count(a.shape[1]), len(prepared))
 
-    def expand(
-        self, whole: Float[Array, "n1 c n2"], p: RowFactors, q: RowFactors, a: Readout
+    def to_kernel(
+        self, matrices: Float[Array, "n1 c n2"], p: RowFactors, q: RowFactors, a: Readout
     ) -> Float[Array, "n1 n2 k k"]:
-        """The four terms."""
-        k, products = a.shape[1], whole.transpose(1, 0, 2)
-        place = {pair: self._first(k) + i for i, pair in enumerate(self._pairs(k))}
+        """Return the sum of the four terms; without a normaliser the first of them."""
+        k = a.shape[1]
+        products = matrices.transpose(1, 0, 2)
+        pair_index = {
+            pair: self._pair_offset(k) + i for i, pair in enumerate(self._output_pairs(k))
+        }
 
-        def at(p: int, q: int) -> int:
+        def position(p: int, q: int) -> int:
             if p == 0 or (self.signs and p == q):  # a_ℓ² = 1 shares the first product
                 return 0 if p == q else q
-            return place[p - 1, q - 1]
+            return pair_index[p - 1, q - 1]
 
-        return (
-            four_terms(products, at, p.means, q.means)
-            if self.normalized
-            else pairs(products, at, k).transpose(2, 3, 0, 1)
-        )
+        if self.normalized:
+            return four_terms(products, position, p.means, q.means)
+        return select_pairs(products, position, k).transpose(2, 3, 0, 1)
 
 
 @dataclass(frozen=True)
 class TwoProducts(Contraction):
-    """The mean over outputs: k·mean = Q + Q'ᵀ + (μμ'ᵀ)∘SS'ᵀ,  Q = (S ∘ (½Σ_ℓ a_ℓ² − μaᵀ)) S'ᵀ,  Q'
-    likewise from the columns.
+    """The mean over outputs, k·mean = Q + Q'ᵀ + (μμ'ᵀ)∘SS'ᵀ.
 
-    Three products with different points, three halves with the same.
+    Here Q = (S ∘ (½Σ_ℓ a_ℓ² − μaᵀ)) S'ᵀ, and Q' is the same with rows and columns exchanged. It
+    takes three products for different points, three halves for the same ones.
+
+    Attributes:
+        normalized: whether the network has a normaliser.
     """
 
     normalized: bool
 
-    def count(self, k: int) -> int:
-        """Their sum."""
+    def matrix_count(self, k: int) -> int:
+        """Return 1: the sum of the products."""
         return 1
 
-    def prepare(self, rows: RowFactors, a: Readout) -> tuple[Array, Array, Array]:
-        """What Q is made of, S and μ."""
-        half = 0.5 * jnp.sum(a * a, axis=1)[None, :]
-        weights = half - product(rows.means, a.T) if self.normalized else 2 * half
+    def prepare_rows(self, rows: RowFactors, a: Readout) -> tuple[Array, Array, Array]:
+        """Return the left factor of Q, S and μ."""
+        half_squares = 0.5 * jnp.sum(a * a, axis=1)[None, :]
+        # ½ Σ_ℓ a_ℓ² is in Q and in Q'; without a normaliser Q contains both.
+        weights = half_squares - product(rows.means, a.T) if self.normalized else 2 * half_squares
         return rows.slopes * weights, rows.slopes, rows.means
 
-    def tile(
-        self, line: tuple[Array, Array, Array], prepared: tuple[Array, Array, Array], a: Readout
+    def compute_tile(
+        self, strip: tuple[Array, Array, Array], prepared: tuple[Array, Array, Array], a: Readout
     ) -> Float[Array, "b1 c b2"]:
-        """The products, summed."""
-        (weighted1, slopes1, mu1), (weighted2, slopes2, mu2) = line, prepared
+        """Return the sum of the products."""
+        weighted1, slopes1, means1 = strip
+        weighted2, slopes2, means2 = prepared
         total = product(weighted1, slopes2.T)
         if self.normalized:
             total = (
                 total
                 + product(slopes1, weighted2.T)
-                + product(mu1, mu2.T) * product(slopes1, slopes2.T)
+                + product(means1, means2.T) * product(slopes1, slopes2.T)
             )
         return total[:, None]
 
-    def expand(
-        self, whole: Float[Array, "n1 c n2"], p: RowFactors, q: RowFactors, a: Readout
+    def to_kernel(
+        self, matrices: Float[Array, "n1 c n2"], p: RowFactors, q: RowFactors, a: Readout
     ) -> Float[Array, "n1 n2"]:
-        """Over k."""
-        return whole[:, 0] / a.shape[1]
+        """Return the sum over outputs divided by k."""
+        return matrices[:, 0] / a.shape[1]
 
 
 @dataclass(frozen=True)
 class Features(Contraction):
-    """⟨φ_i, φ_j⟩, what a trained readout adds."""
+    """The inner products ⟨φ_i, φ_j⟩ of the features, which a trained readout adds to the kernel."""
 
-    def count(self, k: int) -> int:
-        """One."""
+    def matrix_count(self, k: int) -> int:
+        """Return 1."""
         return 1
 
-    def prepare(self, rows: RowFactors, a: Readout) -> tuple[Array, Array]:
-        """Return φ without the power of two of each row, and its root: plain exponentials are
-        large.
+    def prepare_rows(self, rows: RowFactors, a: Readout) -> tuple[Array, Array]:
+        """Return φ without the power of two of each row, and the root of that power.
+
+        Features that are plain exponentials are so large that their products would overflow.
         """
         scaled = scale_rows(rows.features)
         return scaled.values, scaled.roots
 
-    def tile(
-        self, line: tuple[Array, Array], prepared: tuple[Array, Array], a: Readout
+    def compute_tile(
+        self, strip: tuple[Array, Array], prepared: tuple[Array, Array], a: Readout
     ) -> Float[Array, "b1 c b2"]:
         """Return the product."""
-        (values1, roots1), (values2, roots2) = line, prepared
+        values1, roots1 = strip
+        values2, roots2 = prepared
         roots = roots1[:, None] * roots2[None, :]
         return (product(values1, values2.T) * roots * roots)[:, None]
 
-    def expand(
-        self, whole: Float[Array, "n1 c n2"], p: RowFactors, q: RowFactors, a: Readout
+    def to_kernel(
+        self, matrices: Float[Array, "n1 c n2"], p: RowFactors, q: RowFactors, a: Readout
     ) -> Float[Array, "n1 n2"]:
-        """Itself."""
-        return whole[:, 0]
+        """Return the only matrix."""
+        return matrices[:, 0]
 
 
 def keeps_digits(rows: RowFactors, a: Readout, scale: Float[Array, " n"]) -> Bool[Array, ""]:
-    """Whether the four terms are at most four times larger than what they leave, on the diagonal
-    scale_i ⟨g_{iℓ}, g_{iℓ}⟩.
+    """Return whether the four terms are at most four times larger than their sum.
 
-    The kernel is positive semidefinite, so its largest entry, which errors are measured by, stands
-    there.
+    They are compared on the diagonal, scale_i ⟨g_{iℓ}, g_{iℓ}⟩. Errors are measured against the
+    largest entry of the kernel, which is on the diagonal, as the kernel is positive semidefinite.
     """
     squares = rows.slopes * rows.slopes
-    total, first, second = (
-        jnp.sum(squares, axis=1, keepdims=True),
-        product(squares, a),
-        product(squares, a * a),
-    )
-    left = second - 2 * rows.means * first + rows.means**2 * total
-    terms = second + 2 * jnp.abs(rows.means * first) + rows.means**2 * total
-    return jnp.max(scale[:, None] * terms) <= 4 * jnp.max(scale[:, None] * left)
+    ones_term = jnp.sum(squares, axis=1, keepdims=True)  # P_1
+    readout_term = product(squares, a)  # P_{a_ℓ}
+    pair_term = product(squares, a * a)  # P_{a_ℓ∘a_ℓ}
+    total = pair_term - 2 * rows.means * readout_term + rows.means**2 * ones_term
+    magnitude = pair_term + 2 * jnp.abs(rows.means * readout_term) + rows.means**2 * ones_term
+    largest_magnitude = jnp.max(scale[:, None] * magnitude)
+    return largest_magnitude <= MAX_CANCELLATION * jnp.max(scale[:, None] * total)

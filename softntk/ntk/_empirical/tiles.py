@@ -1,9 +1,8 @@
-"""[n1, c, n2] from its tiles, one at a time: half of them where the two sets of points are the
-same.
+"""Assembly of an array [n1, c, n2] from its tiles, of which symmetry saves about half.
 
-A line of tiles shares what its rows are multiplied by, which is made once and stays in the caches;
-the results are written into the whole as they come. Beside the whole, one line and one tile are
-held.
+The array is computed in strips of ``size`` rows, and a strip in tiles of ``size`` columns. What
+the tiles of a strip share is prepared once and stays in the caches. Every tile is written into the
+result as soon as it is computed, so that beside the result only one strip and one tile are held.
 """
 
 from functools import partial
@@ -18,62 +17,95 @@ from softntk._core.meshes import vary_like
 from softntk._linalg.blocks import cache_budget
 from softntk.ntk._empirical.contractions import Contraction, Readout
 
+MIN_STRIP_ROWS = 16  # thinner products do not use the processor well
+MAX_CPU_STRIP_ROWS = 128  # longer strips were slower on CPUs, also where the caches hold them
 
-def rows_of_a_line(n: int, numbers: int, block_size: int | None) -> int:
-    """How many rows: a power of two, so that the numbers held for them fit, and no more than a
-    quarter of all.
+
+def rows_per_strip(n: int, numbers_per_row: int, block_size: int | None) -> int:
+    """Return how many rows a strip has: ``block_size`` if that is set, else a power of two.
+
+    The power of two is chosen so that what is held for a strip fits the caches, and so that a strip
+    is at most a quarter of all rows: with fewer strips, symmetry would save little.
     """
     if block_size is not None:
         return min(n, block_size)
-    most = 128 if jax.default_backend() == "cpu" else n
-    rows = min(max(cache_budget() // numbers, 16), max(n // 4, 16), most, n)
+    max_rows = MAX_CPU_STRIP_ROWS if jax.default_backend() == "cpu" else n
+    rows_in_cache = max(cache_budget() // numbers_per_row, MIN_STRIP_ROWS)
+    rows = min(rows_in_cache, max(n // 4, MIN_STRIP_ROWS), max_rows, n)
     return min(n, 2 ** (rows.bit_length() - 1))
 
 
-def _some(tree: Any, start: Array | int, size: int) -> Any:
+def _slice_rows(tree: Any, start: Array | int, size: int) -> Any:
+    """Return ``size`` rows of every array in the tree."""
     return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size), tree)
 
 
 def rectangular(
-    form: Contraction, size: int, a: Readout, one: Any, two: Any
+    form: Contraction, size: int, a: Readout, prepared1: Any, prepared2: Any
 ) -> Float[Array, "n1 c n2"]:
-    """All tiles, lines of ``size`` rows of what ``form.prepare`` has made of two sets of points."""
-    n1 = len(jax.tree.leaves(one)[0])
-    # The last line may begin in the one before it: what is computed twice is the same.
-    starts = jnp.minimum(jnp.arange(0, n1, size), n1 - size)
-    lines = lax.map(lambda start: form.tile(form.line(_some(one, start, size), a), two, a), starts)
-    return jnp.concatenate(
-        [lines[:-1].reshape(-1, *lines.shape[2:]), lines[-1][size * len(starts) - n1 :]]
-    )
+    """Return the array for two sets of points, strip by strip.
+
+    Args:
+        form: how a tile is computed.
+        size: rows per strip.
+        a: the readout.
+        prepared1: ``form.prepare_rows`` of the points of the rows.
+        prepared2: ``form.prepare_rows`` of the points of the columns.
+    """
+    row_count = len(jax.tree.leaves(prepared1)[0])
+
+    def compute_strip(start: Array) -> Array:
+        strip = form.prepare_strip(_slice_rows(prepared1, start, size), a)
+        return form.compute_tile(strip, prepared2, a)
+
+    # The last strip may overlap the one before it: both compute the same numbers there.
+    starts = jnp.minimum(jnp.arange(0, row_count, size), row_count - size)
+    strips = lax.map(compute_strip, starts)
+    overlap = size * len(starts) - row_count
+    return jnp.concatenate([strips[:-1].reshape(-1, *strips.shape[2:]), strips[-1][overlap:]])
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def symmetric(form: Contraction, size: int, a: Readout, one: Any) -> Float[Array, "n c n"]:
-    """The same with one set of points, from the tiles on and above the diagonal."""
-    n, k = len(jax.tree.leaves(one)[0]), a.shape[1]
+def symmetric(form: Contraction, size: int, a: Readout, prepared: Any) -> Float[Array, "n c n"]:
+    """Return the array for one set of points, from the tiles on and above the diagonal.
 
-    def line(i: Array | int, whole: Array) -> Array:
-        start = jnp.minimum(i * size, n - size)
-        shared = lax.optimization_barrier(form.line(_some(one, start, size), a))
+    The arguments are those of :func:`rectangular`.
+    """
+    n = len(jax.tree.leaves(prepared)[0])
+    k = a.shape[1]
 
-        def tile(j: Array | int, whole: Array) -> Array:
-            first = jnp.minimum(j * size, n - size)
-            block = form.tile(shared, _some(one, first, size), a)
-            whole = lax.dynamic_update_slice(whole, block, (start, 0, first))
-            return lax.dynamic_update_slice(whole, form.mirror(block), (first, 0, start))
+    def add_strip(i: Array | int, matrices: Array) -> Array:
+        row_start = jnp.minimum(i * size, n - size)
+        strip = form.prepare_strip(_slice_rows(prepared, row_start, size), a)
+        # The barrier keeps XLA from computing the strip again in every tile.
+        strip = lax.optimization_barrier(strip)
 
-        return lax.fori_loop(start // size, -(-n // size), tile, whole)
+        def add_tile(j: Array | int, matrices: Array) -> Array:
+            column_start = jnp.minimum(j * size, n - size)
+            tile = form.compute_tile(strip, _slice_rows(prepared, column_start, size), a)
+            matrices = lax.dynamic_update_slice(matrices, tile, (row_start, 0, column_start))
+            mirrored = form.mirror_tile(tile)
+            return lax.dynamic_update_slice(matrices, mirrored, (column_start, 0, row_start))
 
-    dtype = jax.tree.leaves(one)[0].dtype
-    zeros = vary_like(jnp.zeros((n, form.count(k), n), dtype), a, one)
-    return lax.fori_loop(0, -(-n // size), line, zeros)
+        return lax.fori_loop(row_start // size, -(-n // size), add_tile, matrices)
+
+    # The carry of the loops: every tile is written into it in place.
+    dtype = jax.tree.leaves(prepared)[0].dtype
+    zeros = vary_like(jnp.zeros((n, form.matrix_count(k), n), dtype), a, prepared)
+    return lax.fori_loop(0, -(-n // size), add_strip, zeros)
 
 
 @symmetric.defjvp
 def _symmetric_jvp(
     form: Contraction, size: int, primals: tuple, tangents: tuple
 ) -> tuple[Array, Array]:
-    # The loops above cannot be differentiated in reverse; the tangent of all tiles can, and is the
-    # same.
-    every = lambda a, one: rectangular(form, size, a, one, one)
-    return symmetric(form, size, *primals), jax.jvp(every, primals, tangents)[1]
+    """Return value and tangent, the tangent from all tiles of :func:`rectangular`.
+
+    The loops of :func:`symmetric` cannot be differentiated in reverse mode; those of
+    :func:`rectangular` can, and compute the same array.
+    """
+
+    def from_all_tiles(a: Readout, prepared: Any) -> Array:
+        return rectangular(form, size, a, prepared, prepared)
+
+    return symmetric(form, size, *primals), jax.jvp(from_all_tiles, primals, tangents)[1]

@@ -1,9 +1,10 @@
 r"""Gram matrices that are never formed, as lineax operators: what all of them share.
 
-    GramOperator    symmetric, positive semidefinite, on arrays [n, k] or [n]; by points and a kernel between them
-    CrossOperator   the same kernel between other points and these, on the way from [n, …] to [t, …]
+    GramOperator     the kernel on n points: symmetric, positive semidefinite, on [n, k] or [n]
+    CrossOperator    the same kernel between t other points and these n, from [n, …] to [t, …]
 
-The kernels themselves: :mod:`softntk.ntk._operators.two_layer` (empirical),
+The kernels are in :mod:`softntk.ntk._operators.two_layer` (empirical, of softntk networks),
+:mod:`softntk.ntk._operators.jacobian` (empirical, of any function) and
 :mod:`softntk.ntk._operators.kernel_function` (infinite width).
 
 Example:
@@ -40,18 +41,23 @@ from softntk._core.validation import (
 from softntk._linalg.norms import binary_exponent, power_of_two
 from softntk.ntk._row_scales import saturate
 
+# What products act on, as arguments of the public methods and as JAX arrays inside.
 Vector = Float[Array | np.ndarray, "*shape"]
 Vectors = Float[Array, "*shape r"]
-AnyVectors = Float[Array | np.ndarray, "*shape r"]
+VectorsLike = Float[Array | np.ndarray, "*shape r"]
 Points = Float[Array | np.ndarray, "t ..."]
 
 
 class GramOperator(lx.AbstractLinearOperator):
-    """A symmetric positive semidefinite matrix on arrays of one shape, known by its products.
+    """A symmetric positive semidefinite matrix that is known by its products with arrays.
 
-    Anything that lineax or matfree do with a linear operator works on it; it tells them that it is
-    symmetric and positive semidefinite. Beyond lineax' methods: :meth:`mm`, :meth:`rows`,
-    :meth:`diagonal`, :meth:`astype`, :meth:`cross`.
+    Every function of lineax or matfree that takes a linear operator takes this one; it is tagged
+    symmetric and positive semidefinite. Beyond the methods of lineax it has :meth:`mm`,
+    :meth:`rows`, :meth:`diagonal`, :meth:`astype` and :meth:`cross`.
+
+    Attributes:
+        x: the n points, [n, …].
+        block_size: rows that are computed at a time.
     """
 
     x: eqx.AbstractVar[Array]
@@ -68,31 +74,32 @@ class GramOperator(lx.AbstractLinearOperator):
         """Precision of the arrays it acts on."""
 
     @abc.abstractmethod
-    def _mm(self, vectors: Vectors) -> Vectors: ...
+    def _mm(self, vectors: Vectors) -> Vectors:
+        """Return the products with r vectors on x, whose entries are at most of order one."""
 
     @abc.abstractmethod
-    def _cross(self, points: Array, vectors: Vectors) -> Array:
-        """Return the kernel between points and x, applied to vectors on x."""
+    def _cross_mm(self, points: Array, vectors: Vectors) -> Array:
+        """Return the products of the kernel between points and x with r vectors on x."""
 
     @abc.abstractmethod
-    def _rows(self, points: Array, outputs: Int[Array, " b"]) -> Float[Array, "b size"]:
-        """Return one row of the kernel with x for each of the points, [b, …], at one of its
-        outputs.
-        """
+    def _compute_rows(self, points: Array, outputs: Int[Array, " b"]) -> Float[Array, "b size"]:
+        """Return one row of the kernel with x for each point, [b, …], at one of its outputs."""
 
     @abc.abstractmethod
-    def _diagonal(self) -> Float[Array, " size"]: ...
+    def _compute_diagonal(self) -> Float[Array, " size"]:
+        """Return the diagonal of the kernel."""
 
-    def _matrix(self, points: Array) -> Float[Array, "rows size"]:
-        """Return the kernel between points and x, all rows of it."""
+    def _cross_matrix(self, points: Array) -> Float[Array, "rows size"]:
+        """Return the kernel between points and x as a matrix."""
+        # Each point once for each of its outputs, the output being the fast index.
         outputs = self.in_size() // len(self.x)
-        repeated = run_without_explicit_axes(lambda points: jnp.repeat(points, outputs, axis=0))(
-            points
-        )
-        return _rows(self, repeated, jnp.tile(jnp.arange(outputs), len(points)))
+        repeat = run_without_explicit_axes(lambda points: jnp.repeat(points, outputs, axis=0))
+        repeated = repeat(points)
+        return _compiled_rows(self, repeated, jnp.tile(jnp.arange(outputs), len(points)))
 
     @abc.abstractmethod
-    def _in_precision(self, dtype: jnp.dtype) -> "GramOperator": ...
+    def _cast(self, dtype: jnp.dtype) -> "GramOperator":
+        """Return the operator in another precision, which has been checked."""
 
     def astype(self, dtype: Any) -> "GramOperator":
         """Return the same operator on arrays of another precision.
@@ -101,54 +108,59 @@ class GramOperator(lx.AbstractLinearOperator):
             ValueError: dtype is no floating-point type, or one that JAX does not work in here.
         """
         try:
-            wanted = jnp.dtype(dtype)
+            new_dtype = jnp.dtype(dtype)
         except TypeError:
             raise ValueError(f"dtype must be a floating-point type, got {dtype!r}.") from None
-        if not jnp.issubdtype(wanted, jnp.floating):
-            raise ValueError(f"dtype must be a floating-point type, got {wanted}.")
-        if jax.dtypes.canonicalize_dtype(wanted) != wanted:
+        if not jnp.issubdtype(new_dtype, jnp.floating):
+            raise ValueError(f"dtype must be a floating-point type, got {new_dtype}.")
+        if jax.dtypes.canonicalize_dtype(new_dtype) != new_dtype:
             raise ValueError(
-                f"dtype must be one that JAX works in, got {wanted}. Enable jax_enable_x64."
+                f"dtype must be one that JAX works in, got {new_dtype}. Enable jax_enable_x64."
             )
-        return self._in_precision(wanted)
+        return self._cast(new_dtype)
 
     def mv(self, vector: Vector) -> Float[Array, "*shape"]:
         """Return the product with one vector, an array of ``shape``."""
-        return _mv(self, _as_vectors("vector", vector, self.shape, self.dtype))
+        return _compiled_mv(self, _as_vectors("vector", vector, self.shape, self.dtype))
 
-    def mm(self, vectors: AnyVectors) -> Vectors:
-        """Return the products with r vectors at once, ``shape`` + (r,), for little more than the
-        price of one.
+    def mm(self, vectors: VectorsLike) -> Vectors:
+        """Return the products with r vectors at once, ``shape`` + (r,).
+
+        They cost little more than one product, so collect vectors where you can.
         """
-        return _mm(self, _as_vectors("vectors", vectors, (*self.shape, "r"), self.dtype))
+        return _compiled_mm(self, _as_vectors("vectors", vectors, (*self.shape, "r"), self.dtype))
 
     def rows(self, indices: Int[Array | np.ndarray, " b"]) -> Float[Array, "b size"]:
-        """Return rows of ``as_matrix()``, computed on demand: [b, size].
+        """Return rows of ``as_matrix()``, computed when they are called for: [b, size].
 
         Negative indices count from the end. Those that are out of range raise a ValueError where
         they are known, and are clipped inside ``jax.jit``.
         """
-        indices, size = as_integers("indices", indices, ("b",)), self.in_size()
+        indices = as_integers("indices", indices, ("b",))
+        size = self.in_size()
         if is_concrete(indices) and indices.size:
-            least, largest = int(jnp.min(indices)), int(jnp.max(indices))
-            if least < -size or largest >= size:
+            lowest = int(jnp.min(indices))
+            highest = int(jnp.max(indices))
+            if lowest < -size or highest >= size:
                 raise ValueError(
-                    f"indices must lie between {-size} and {size - 1}, got {least} to {largest}."
+                    f"indices must lie between {-size} and {size - 1}, got {lowest} to {highest}."
                 )
-        return _rows_at(self, indices)
+        return _compiled_rows_at(self, indices)
 
     def diagonal(self) -> Float[Array, " size"]:
         """Return the diagonal of ``as_matrix()``, [size]."""
-        return _diagonal(self)
+        return _compiled_diagonal(self)
 
     def cross(self, points: Points) -> "CrossOperator":
         """Return the same kernel between other points, [t, …], and these.
 
-        It is an operator from [n, k] to [t, k], or from [n] to [t].
+        Use it to predict at test points. It is an operator from [n, k] to [t, k], or from [n] to
+        [t]: from coefficients on the n points to values at the t points.
 
         Raises:
             ValueError: points of another feature shape or dtype, empty or not finite.
         """
+        # The points in the precision of x: a mixed product would be in neither.
         array = as_floating("points", points)
         check_shape("points", array, ("t", *self.x.shape[1:]))
         return CrossOperator(self, _in_dtype("points", array, self.x.dtype))
@@ -159,7 +171,7 @@ class GramOperator(lx.AbstractLinearOperator):
         return dataclasses.replace(self, x=points, block_size=min(self.block_size, len(points)))
 
     def as_matrix(self) -> Float[Array, "size size"]:
-        """Return the matrix itself, [size, size]; of [n, k] the output is the fast index."""
+        """Return the matrix, [size, size]; on [n, k] the output is the fast index."""
         return self.rows(jnp.arange(self.in_size()))
 
     def transpose(self) -> "GramOperator":
@@ -167,7 +179,7 @@ class GramOperator(lx.AbstractLinearOperator):
         return self
 
     def in_structure(self) -> jax.ShapeDtypeStruct:
-        """Return shape and dtype of what it acts on."""
+        """Return shape and dtype of the arrays it acts on."""
         return jax.ShapeDtypeStruct(self.shape, self.dtype)
 
     def out_structure(self) -> jax.ShapeDtypeStruct:
@@ -176,10 +188,14 @@ class GramOperator(lx.AbstractLinearOperator):
 
 
 class CrossOperator(lx.AbstractLinearOperator):
-    """The kernel between t other points and the n of a Gram operator: what carries coefficients to
-    predictions.
+    """The kernel between t other points and the n points of a Gram operator.
 
-    Made by :meth:`GramOperator.cross`. Its transpose is the kernel between the n and the t.
+    It maps coefficients on the n points to predictions at the t points. :meth:`GramOperator.cross`
+    makes it. Its transpose is the kernel between the n and the t.
+
+    Attributes:
+        gram: the operator on the n points.
+        points: the t points.
     """
 
     gram: GramOperator
@@ -187,128 +203,145 @@ class CrossOperator(lx.AbstractLinearOperator):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of what comes out: (t, k) or (t,)."""
+        """Shape of its products: (t, k) or (t,)."""
         return (len(self.points), *self.gram.shape[1:])
 
     def mv(self, vector: Vector) -> Array:
         """Return the product with one vector on the n points."""
         vector = _as_vectors("vector", vector, self.gram.shape, self.gram.dtype)
-        return _cross_mv(self.gram, self.points, vector)
+        return _compiled_cross_mv(self.gram, self.points, vector)
 
-    def mm(self, vectors: AnyVectors) -> Array:
+    def mm(self, vectors: VectorsLike) -> Array:
         """Return the products with r vectors at once: (t, k, r) or (t, r)."""
         columns = _as_vectors("vectors", vectors, (*self.gram.shape, "r"), self.gram.dtype)
-        return _cross(self.gram, self.points, columns)
+        return _compiled_cross_mm(self.gram, self.points, columns)
 
     def as_matrix(self) -> Float[Array, "rows columns"]:
-        """Return the matrix itself, [t·k, n·k] or [t, n]."""
-        return self.gram._matrix(self.points)
+        """Return the matrix, [t·k, n·k] or [t, n]."""
+        return self.gram._cross_matrix(self.points)
 
     def transpose(self) -> "CrossOperator":
         """Return the operator from the t points to the n."""
         return self.gram.at(self.points).cross(self.gram.x)
 
     def in_structure(self) -> jax.ShapeDtypeStruct:
-        """Return shape and dtype of what it acts on."""
+        """Return shape and dtype of the arrays it acts on."""
         return self.gram.in_structure()
 
     def out_structure(self) -> jax.ShapeDtypeStruct:
-        """Return shape and dtype of what comes out."""
+        """Return shape and dtype of its products."""
         return jax.ShapeDtypeStruct(self.shape, self.gram.dtype)
 
 
-# --- vectors
-# ----------------------------------------------------------------------------------------------------------
+# --- vectors -------------------------------------------------------------------------------------
 
 
 def _as_vectors(name: str, x: object, shape: tuple[int | str, ...], dtype: jnp.dtype) -> Array:
-    """Return x in that precision; NaN and infinities of an array of JAX go through, as they do in
-    any product.
+    """Return x as an array of this shape and precision.
+
+    NaN and infinities of a JAX array pass through, as they do in any product.
     """
     array = as_floating(name, x, shape, finite=not isinstance(x, jax.Array))
     return _in_dtype(name, array, dtype)
 
 
 def _in_dtype(name: str, array: Array, dtype: jnp.dtype) -> Array:
-    """Return the array in another precision, which must hold it."""
+    """Return the array in another precision; raise where a finite number would overflow there."""
     if array.dtype == dtype:
         return array
     converted = array.astype(dtype)
     if is_concrete(array) and not bool(jnp.all(jnp.isfinite(converted) == jnp.isfinite(array))):
         raise ValueError(
-            f"{name} must fit {dtype}, the precision of the operator: it is beyond its largest number."
+            f"{name} must fit {dtype}, the precision of the operator: "
+            "it is beyond its largest number."
         )
     return converted
 
 
-# --- programs: compiled once for each structure (static fields and shapes), called from methods so
-# that eager use is fast ----
+# --- programs ------------------------------------------------------------------------------------
+
+# The public methods call these functions, so that they are fast outside of jit. Each is compiled
+# once for each structure: static fields of the operator, and shapes.
 
 
 @jax.jit
-def _mv(op: GramOperator, vector: Vector) -> Float[Array, "*shape"]:
-    return _mm(op, vector[..., None])[..., 0]
+def _compiled_mv(op: GramOperator, vector: Vector) -> Float[Array, "*shape"]:
+    """Return the product with one vector."""
+    return _compiled_mm(op, vector[..., None])[..., 0]
 
 
 @jax.jit
-def _mm(op: GramOperator, vectors: Vectors) -> Vectors:
+def _compiled_mm(op: GramOperator, vectors: Vectors) -> Vectors:
+    """Return the products with r vectors."""
     return call_without_explicit_axes(_scaled_mm, op.x, op, vectors)
 
 
 @jax.jit
-def _cross_mv(op: GramOperator, points: Array, vector: Array) -> Array:
-    return _cross(op, points, vector[..., None])[..., 0]
+def _compiled_cross_mv(op: GramOperator, points: Array, vector: Array) -> Array:
+    """Return the product of the kernel between points and x with one vector."""
+    return _compiled_cross_mm(op, points, vector[..., None])[..., 0]
 
 
 @jax.jit
-def _cross(op: GramOperator, points: Array, vectors: Vectors) -> Array:
-    return call_without_explicit_axes(_scaled_cross, points, op, points, vectors)
+def _compiled_cross_mm(op: GramOperator, points: Array, vectors: Vectors) -> Array:
+    """Return the products of the kernel between points and x with r vectors."""
+    return call_without_explicit_axes(_scaled_cross_mm, points, op, points, vectors)
 
 
 @jax.jit
-def _rows(op: GramOperator, points: Array, outputs: Int[Array, " b"]) -> Float[Array, "b size"]:
+def _compiled_rows(
+    op: GramOperator, points: Array, outputs: Int[Array, " b"]
+) -> Float[Array, "b size"]:
+    """Return one row of the kernel for each point, at one of its outputs."""
     return call_without_explicit_axes(
-        lambda op, points, outputs: op._rows(points, outputs), None, op, points, outputs
+        lambda op, points, outputs: op._compute_rows(points, outputs), None, op, points, outputs
     )
 
 
 @jax.jit
-def _rows_at(op: GramOperator, indices: Int[Array, " b"]) -> Float[Array, "b size"]:
+def _compiled_rows_at(op: GramOperator, indices: Int[Array, " b"]) -> Float[Array, "b size"]:
+    """Return the rows of the matrix at these indices."""
+
     def rows(op: GramOperator, indices: Array) -> Array:
         outputs = op.in_size() // len(op.x)
-        return op._rows(op.x[indices // outputs], indices % outputs)
+        return op._compute_rows(op.x[indices // outputs], indices % outputs)
 
     return call_without_explicit_axes(rows, None, op, indices)
 
 
 @jax.jit
-def _diagonal(op: GramOperator) -> Float[Array, " size"]:
-    return call_without_explicit_axes(lambda op: op._diagonal(), op.x, op)
+def _compiled_diagonal(op: GramOperator) -> Float[Array, " size"]:
+    """Return the diagonal of the matrix."""
+    return call_without_explicit_axes(lambda op: op._compute_diagonal(), op.x, op)
 
 
 def _scaled_mm(op: GramOperator, vectors: Vectors) -> Vectors:
-    scale = _column_scale(vectors)
-    return _unscale(op._mm(vectors / scale), scale)
+    """Return K V, with V divided by a power of two for each column before."""
+    column_scale = _column_scale(vectors)
+    return _unscale(op._mm(vectors / column_scale), column_scale)
 
 
-def _scaled_cross(op: GramOperator, points: Array, vectors: Vectors) -> Array:
-    scale = _column_scale(vectors)
-    return _unscale(op._cross(points, vectors / scale), scale)
+def _scaled_cross_mm(op: GramOperator, points: Array, vectors: Vectors) -> Array:
+    """Return K V between points and x, with V scaled in the same way."""
+    column_scale = _column_scale(vectors)
+    return _unscale(op._cross_mm(points, vectors / column_scale), column_scale)
 
 
-def _unscale(out: Array, scale: Array) -> Array:
-    """Return out · scale; what leaves the precision only now stays its largest number."""
-    return jnp.where(jnp.isfinite(out), saturate(out * scale), out)
+def _unscale(image: Array, scale: Array) -> Array:
+    """Return image · scale; what overflows only now becomes the largest number."""
+    return jnp.where(jnp.isfinite(image), saturate(image * scale), image)
 
 
 def _column_scale(vectors: Vectors) -> Float[Array, "..."]:
-    """Return the power of two near the largest entry of each vector, at least one: sums of large
-    ones overflow.
+    """Return a power of two near the largest entry of each vector, at least one.
+
+    Sums of large entries would overflow before the result does.
     """
     exponents = binary_exponent(vectors, axis=tuple(range(vectors.ndim - 1)))
     return power_of_two(jnp.maximum(exponents, 0), vectors.dtype)
 
 
+# What lineax may assume of the operators, and how it takes their diagonals and matrices.
 register_tags(GramOperator, positive=lambda operator: True)
 register_tags(CrossOperator, symmetric=False)
 lx.diagonal.register(GramOperator, lambda operator: operator.diagonal())

@@ -1,5 +1,6 @@
-"""``ntk.operator`` and ``ntk.kernel_operator``: large Gram matrices as lineax operators that are
-never formed.
+"""Constructors of operators: ``ntk.operator`` and ``ntk.kernel_operator``.
+
+The Gram matrices that they stand for are large and never formed.
 """
 
 import inspect
@@ -23,20 +24,30 @@ from softntk._core.validation import (
 )
 from softntk._linalg.blocks import cache_budget
 from softntk.networks import Network
-from softntk.ntk._empirical.kernel import as_inputs, as_parameters, same_precision
+from softntk.ntk._empirical.kernel import as_parameters, as_points, to_widest_precision
 from softntk.ntk._operators.base import GramOperator
 from softntk.ntk._operators.jacobian import JacobianOperator
 from softntk.ntk._operators.kernel_function import KernelOperator
 from softntk.ntk._operators.two_layer import TwoLayerOperator
-from softntk.ntk._user_functions import bind, check_rows_alone, refuse_keywords
+from softntk.ntk._row_independence import check_rows_independent
+from softntk.ntk._user_functions import bind, refuse_keywords
 
 Inputs = Float[Array | np.ndarray, "n ..."]
 
+JACOBIAN_BLOCK_SIZE = 256  # rows of a user's function that are differentiated at a time
+MAX_SYMMETRY_POINTS = 8  # points on which a kernel function is tested for symmetry
+MAX_ASYMMETRY = 1e-3  # of the largest entry: above the rounding of any kernel in float32
+
 
 @dataclass(frozen=True)
-class _GetKernel:
-    """A kernel_fn(·, ·, get) as a function of two arguments; equal to others of the same parts:
-    nothing recompiles.
+class _KernelOfKind:
+    """A ``kernel_fn(x1, x2, get)`` as a function of two arguments.
+
+    Two of them with equal parts are equal, so that the programs of one serve the other.
+
+    Attributes:
+        kernel_fn: the function of three arguments.
+        get: "ntk" or "nngp".
     """
 
     kernel_fn: Callable
@@ -54,12 +65,13 @@ def operator(
     block_size: int | None = None,
     apply_kwargs: Mapping[str, Any] | None = None,
 ) -> GramOperator:
-    r"""Return the empirical NTK on n points with k outputs, n·k × n·k, as a lineax operator on [n,
-    k] that is never formed.
+    r"""Return the empirical NTK on n points with k outputs as a lineax operator on [n, k].
 
-    (HV)_{iℓ} = Σ_{jℓ'} H[i, j, ℓ, ℓ'] V_{jℓ'}. For a softntk network: two passes over blocks of
-    rows, 4 n m d multiplications a product, O(block · m) memory; for any other function a vjp and a
-    jvp of blocks of rows.
+    Use it where the matrix, [n·k, n·k], is too large for memory: it is never formed.
+
+    (HV)_{iℓ} = Σ_{jℓ'} H[i, j, ℓ, ℓ'] V_{jℓ'}. For a softntk network a product is two passes over
+    blocks of rows, with 4 n m d multiplications and O(block · m) memory. For any other function it
+    is a vjp and a jvp of blocks of rows.
 
     Args:
         net: a network of :func:`softntk.networks.two_layer`, another triple, or an
@@ -69,8 +81,8 @@ def operator(
         params: its weights, as for :func:`softntk.ntk.empirical`: what is no floating-point array
             is a constant.
         x: points, [n, d] for a softntk network, [n, …] for any other.
-        block_size: rows at a time. None: so many that an array of a block has about a million
-            entries (more on accelerators). The last block is filled up with its last row.
+        block_size: rows at a time. None: as many as make an array of a block about a million
+            entries large (more on accelerators). The last block is filled up with its last row.
         apply_kwargs: further arguments of apply_fn, as for :func:`softntk.ntk.empirical`.
 
     Returns:
@@ -98,21 +110,27 @@ def operator(
     """
     if block_size is not None:
         block_size = check_positive_int("block_size", block_size)
+
+    # 1. A softntk network: products by its row factors.
     if isinstance(net, Network):
         refuse_keywords(apply_kwargs)
         architecture = net.architecture
         params = as_parameters(architecture, params)
         features, width = params.hidden.shape
-        params, points = same_precision(params, as_rows("x", x, features))
-        size = min(len(points), block_size or max(1, cache_budget() // (2 * width)))
-        return TwoLayerOperator(params=params, x=points, architecture=architecture, block_size=size)
-    points = as_inputs("x", x)
+        params, points = to_widest_precision(params, as_rows("x", x, features))
+        rows_per_block = min(len(points), block_size or max(1, cache_budget() // (2 * width)))
+        return TwoLayerOperator(
+            params=params, x=points, architecture=architecture, block_size=rows_per_block
+        )
+
+    # 2. Any other function: products by its derivatives.
+    points = as_points("x", x)
     function = bind(net, params, points, apply_kwargs)
-    check_rows_alone(
+    check_rows_independent(
         function, points, ", or ntk.empirical with vmap_axes=None, which takes rows together"
     )
     return JacobianOperator(
-        function=function, x=points, block_size=min(len(points), block_size or 256)
+        function=function, x=points, block_size=min(len(points), block_size or JACOBIAN_BLOCK_SIZE)
     )
 
 
@@ -123,8 +141,9 @@ def kernel_operator(
     *,
     block_size: int | None = None,
 ) -> GramOperator:
-    """Return a kernel on n points, n × n, as a lineax operator on [n] that is never formed: tile by
-    tile.
+    """Return a kernel on n points as a lineax operator on [n].
+
+    Use it where the matrix, [n, n], is too large for memory: it is computed in tiles, never formed.
 
     Args:
         kernel_fn: symmetric, ``(x1, x2) -> [n1, n2]``, or ``(x1, x2, get)`` as
@@ -147,7 +166,8 @@ def kernel_operator(
     Example:
         >>> import jax, softntk as sn
         >>> net = sn.networks.two_layer("softmax", width=2)
-        >>> op = sn.ntk.kernel_operator(net.kernel_fn, jax.random.normal(jax.random.key(1), (100, 8)))
+        >>> x = jax.random.normal(jax.random.key(1), (100, 8))
+        >>> op = sn.ntk.kernel_operator(net.kernel_fn, x)
         >>> op.mv(jax.numpy.ones(100)).shape
         (100,)
 
@@ -156,57 +176,68 @@ def kernel_operator(
     if block_size is not None:
         block_size = check_positive_int("block_size", block_size)
     check_callable("kernel_fn", kernel_fn, "a function (x1, x2) -> [n1, n2]")
-    points = as_inputs("x", x)
-    kernel = (
-        _GetKernel(kernel_fn, check_choice("get", get, ("nngp", "ntk")))
-        if _takes_get(kernel_fn)
-        else kernel_fn
-    )
-    _check_kernel(kernel, points)
-    size = min(len(points), block_size or math.isqrt(cache_budget() // 8))
-    return KernelOperator(x=points, kernel_fn=kernel, block_size=size)
+    points = as_points("x", x)
+    kernel = kernel_fn
+    if _takes_get(kernel_fn):
+        kernel = _KernelOfKind(kernel_fn, check_choice("get", get, ("nngp", "ntk")))
+    _check_kernel_fn(kernel, points)
+    tile_size = min(len(points), block_size or math.isqrt(cache_budget() // 8))
+    return KernelOperator(x=points, kernel_fn=kernel, block_size=tile_size)
 
 
 def _takes_get(kernel_fn: Callable) -> bool:
+    """Return whether a function has an argument named get."""
     try:
         return "get" in inspect.signature(kernel_fn).parameters
     except (TypeError, ValueError):  # functions of compiled modules have no signature
         return False
 
 
-def _check_kernel(kernel_fn: Callable, x: Array) -> None:
-    """Refuse a kernel_fn that does not return [n1, n2], or is not symmetric on the first points."""
-    few = run_without_explicit_axes(lambda x: x[: min(8, len(x))])(x)
-    single = (1, *few.shape[1:])
+def _check_kernel_fn(kernel_fn: Callable, x: Array) -> None:
+    """Raise if a kernel_fn does not return [n1, n2], or is not symmetric on a few points."""
+    # 1. What it returns for several points and for one, found by tracing.
+    sample = run_without_explicit_axes(lambda x: x[: min(MAX_SYMMETRY_POINTS, len(x))])(x)
+    single_shape = (1, *sample.shape[1:])
     try:
-        out = jax.eval_shape(
+        structure = jax.eval_shape(
             kernel_fn,
-            jax.ShapeDtypeStruct(few.shape, few.dtype),
-            jax.ShapeDtypeStruct(single, few.dtype),
+            jax.ShapeDtypeStruct(sample.shape, sample.dtype),
+            jax.ShapeDtypeStruct(single_shape, sample.dtype),
         )
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(
-            f"kernel_fn(x1, x2) fails for the points x, of shapes {few.shape} and {single}: {reason} "
+            "kernel_fn(x1, x2) fails for the points x, "
+            f"of shapes {sample.shape} and {single_shape}: {reason} "
             "It must take any two sets of points."
         ) from error
-    if not isinstance(out, jax.ShapeDtypeStruct):
-        raise ValueError(f"kernel_fn must return one array [n1, n2], got {type(out).__name__}.")
-    if out.shape != (len(few), 1):
+    if not isinstance(structure, jax.ShapeDtypeStruct):
         raise ValueError(
-            f"kernel_fn must return [n1, n2], got shape {out.shape} for {len(few)} and 1 points."
+            f"kernel_fn must return one array [n1, n2], got {type(structure).__name__}."
         )
-    if not jnp.issubdtype(out.dtype, jnp.floating):
-        raise ValueError(f"kernel_fn must return floating-point numbers, got dtype {out.dtype}.")
-    one = run_without_explicit_axes(lambda x: kernel_fn(x, x[::-1]))(few)
-    if not is_concrete(one):
-        return
-    other = run_without_explicit_axes(lambda x: kernel_fn(x[::-1], x).T)(few)
-    one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
-    finite = np.isfinite(one) & np.isfinite(other)
-    size = np.max(np.abs(one), where=finite, initial=0)
-    gap = np.max(np.abs(np.where(finite, one, 0) - np.where(finite, other, 0)))
-    if gap > 1e-3 * size:
+    if structure.shape != (len(sample), 1):
         raise ValueError(
-            f"kernel_fn must be symmetric, but k(x, x') and k(x', x) differ by {gap:.3g} (largest entry {size:.3g})."
+            f"kernel_fn must return [n1, n2], got shape {structure.shape} "
+            f"for {len(sample)} and 1 points."
+        )
+    if not jnp.issubdtype(structure.dtype, jnp.floating):
+        raise ValueError(
+            f"kernel_fn must return floating-point numbers, got dtype {structure.dtype}."
+        )
+
+    # 2. Whether k(x, x') = k(x', x), where values are not traced. Entries that are not finite are
+    # left out.
+    values = run_without_explicit_axes(lambda x: kernel_fn(x, x[::-1]))(sample)
+    if not is_concrete(values):
+        return
+    mirrored = run_without_explicit_axes(lambda x: kernel_fn(x[::-1], x).T)(sample)
+    values = np.asarray(values, np.float64)
+    mirrored = np.asarray(mirrored, np.float64)
+    is_finite = np.isfinite(values) & np.isfinite(mirrored)
+    largest_entry = np.max(np.abs(values), where=is_finite, initial=0)
+    asymmetry = np.max(np.abs(np.where(is_finite, values, 0) - np.where(is_finite, mirrored, 0)))
+    if asymmetry > MAX_ASYMMETRY * largest_entry:
+        raise ValueError(
+            f"kernel_fn must be symmetric, but k(x, x') and k(x', x) differ by {asymmetry:.3g} "
+            f"(largest entry {largest_entry:.3g})."
         )

@@ -1,10 +1,18 @@
-"""Preconditioned conjugate gradients on many right-hand sides, and a solve that runs as one
-program, with its derivatives.
+"""Preconditioned conjugate gradients for many right-hand sides, and a solve as one program.
 
-Inside jit, vmap and grad nothing can be looked at on the way, and nothing raised:
-:func:`solve_traced` restarts on what is left until the true residual is small enough or no longer
-falls, in one ``lax.while_loop``. The derivative of V = (K + ridge I)⁻¹ Y is that of the linear
-system, dV = (K + ridge I)⁻¹ (dY − (dK + dridge I) V): another solve.
+    symbol      meaning                                       shape
+    K, P        the kernel, its preconditioner                [size, size]
+    x, r, p     solution, residual, search direction          [size, columns]
+    α, β        step length, weight of the old direction      [1, columns]
+
+The columns share the products with K and nothing else. Differences from the textbook: a column that
+has reached its goal stops while others go on, and a column whose direction has no positive
+curvature stops for good.
+
+Inside jit, vmap and grad no value can be inspected and nothing can be raised. There
+:func:`solve_traced` restarts conjugate gradients on the true residual, until that is small enough
+or no longer falls, in one ``lax.while_loop``. The derivative of V = (K + ridge I)⁻¹ Y is that of
+the linear system, dV = (K + ridge I)⁻¹ (dY − (dK + dridge I) V): one more solve.
 """
 
 from typing import Any, NamedTuple
@@ -20,79 +28,123 @@ from softntk.ntk._solve.preconditioner import CompletePreconditioner, Preconditi
 from softntk.solution import Result
 
 Inverse = Preconditioner | CompletePreconditioner | None
-_RUNNING = -1
+_NOT_FINISHED = -1  # no code of a result is negative
+
+# Relative residual above which a direction without positive curvature means an indefinite kernel.
+# Below it, rounding is the likelier reason.
+INDEFINITE_RESIDUAL = 0.1
 
 
-class State(NamedTuple):
-    """Conjugate gradients under way.
+class CgState(NamedTuple):
+    """State of conjugate gradients between steps.
 
     Attributes:
-        x: the solution so far, [size, r].
-        residual: as it is carried along, [size, r].
-        direction: of the next step, [size, r].
-        inner: ⟨r, P⁻¹r⟩, [1, r].
-        stuck: columns whose direction has no positive curvature, [1, r].
+        x: the approximate solution, [size, r].
+        residual: y − K x as the recurrence updates it, [size, r].
+        direction: the next search direction p, [size, r].
+        inner_products: ⟨r, P⁻¹r⟩ of the residual r, [1, r].
+        is_stuck: columns whose direction has no positive curvature, [1, r].
         step: number of steps.
     """
 
     x: Array
     residual: Array
     direction: Array
-    inner: Array
-    stuck: Array
+    inner_products: Array
+    is_stuck: Array
     step: Array
 
 
 @jax.jit
 def multiply(op: GramOperator, x: Float[Array, "size r"]) -> Float[Array, "size r"]:
-    """Return K x."""
+    """Return K x, the columns of x flattened."""
     return op.mm(x.reshape(*op.shape, -1)).reshape(x.shape)
 
 
 @jax.jit
-def start(y: Float[Array, "size r"], inverse: Inverse) -> State:
-    """Return the state at x = 0."""
-    z = y if inverse is None else inverse(y)
-    inner = jnp.sum(y * z, axis=0, keepdims=True)
-    return State(jnp.zeros_like(y), y, z, inner, jnp.zeros(inner.shape, bool), jnp.zeros((), int))
+def start(y: Float[Array, "size r"], inverse: Inverse) -> CgState:
+    """Return the state of conjugate gradients at x = 0."""
+    preconditioned = y if inverse is None else inverse(y)
+    inner_products = jnp.sum(y * preconditioned, axis=0, keepdims=True)
+    return CgState(
+        x=jnp.zeros_like(y),
+        residual=y,
+        direction=preconditioned,
+        inner_products=inner_products,
+        is_stuck=jnp.zeros(inner_products.shape, bool),
+        step=jnp.zeros((), int),
+    )
 
 
 @jax.jit
 def advance(
-    op: GramOperator, ridge: Array, inverse: Inverse, state: State, goals: Array, steps: Array | int
-) -> State:
-    """Make at most ``steps`` steps, until every column of the residual is below its goal.
+    op: GramOperator,
+    ridge: Array,
+    inverse: Inverse,
+    state: CgState,
+    goals: Array,
+    steps: Array | int,
+) -> CgState:
+    """Return the state after at most ``steps`` steps, or when all columns are below their goals.
 
-    Columns that are there stand still, as do those that meet a direction without positive
-    curvature.
+    A column stops when its residual is below its goal, or its direction has no positive curvature.
+
+    Args:
+        op: K.
+        ridge: added to the diagonal of K.
+        inverse: v ↦ P⁻¹v, or None.
+        state: where to start.
+        goals: norms of the residual to reach, [1, r].
+        steps: maximal number of steps.
     """
 
-    def unfinished(s: State) -> Array:
-        return (jnp.linalg.norm(s.residual, axis=0, keepdims=True) > goals) & ~s.stuck
+    def is_unfinished(s: CgState) -> Array:
+        return (jnp.linalg.norm(s.residual, axis=0, keepdims=True) > goals) & ~s.is_stuck
 
-    def step(s: State) -> State:
-        moving = unfinished(s)
+    def take_step(s: CgState) -> CgState:
+        # 1. The step along p: α = ⟨r, P⁻¹r⟩ / ⟨p, K p⟩.
+        is_active = is_unfinished(s)
         image = multiply(op, s.direction) + ridge * s.direction
         curvature = jnp.sum(s.direction * image, axis=0, keepdims=True)
-        positive = curvature > 0
-        length = jnp.where(moving & positive, s.inner / jnp.where(positive, curvature, 1), 0)
-        residual = s.residual - length * image
-        z = residual if inverse is None else inverse(residual)
-        inner = jnp.sum(residual * z, axis=0, keepdims=True)
-        turn = jnp.where(moving, inner / jnp.where(s.inner > 0, s.inner, 1), 0)
-        stuck = s.stuck | (moving & ~positive)
-        return State(
-            s.x + length * s.direction, residual, z + turn * s.direction, inner, stuck, s.step + 1
+        is_positive = curvature > 0
+        step_length = jnp.where(
+            is_active & is_positive, s.inner_products / jnp.where(is_positive, curvature, 1), 0
+        )
+        residual = s.residual - step_length * image
+
+        # 2. The next direction: P⁻¹r + β p with β = ⟨r, P⁻¹r⟩ / its last value.
+        preconditioned = residual if inverse is None else inverse(residual)
+        inner_products = jnp.sum(residual * preconditioned, axis=0, keepdims=True)
+        last_products = jnp.where(s.inner_products > 0, s.inner_products, 1)
+        direction_weight = jnp.where(is_active, inner_products / last_products, 0)
+        return CgState(
+            x=s.x + step_length * s.direction,
+            residual=residual,
+            direction=preconditioned + direction_weight * s.direction,
+            inner_products=inner_products,
+            is_stuck=s.is_stuck | (is_active & ~is_positive),
+            step=s.step + 1,
         )
 
-    return lax.while_loop(lambda s: (s.step < steps) & jnp.any(unfinished(s)), step, state)
+    return lax.while_loop(lambda s: (s.step < steps) & jnp.any(is_unfinished(s)), take_step, state)
 
 
-class _Attempts(NamedTuple):
-    value: Array  # [size, r], in units of scale
-    residual: Array  # true, of value
+class _RestartState(NamedTuple):
+    """State between restarts of conjugate gradients.
+
+    Attributes:
+        value: the approximate solution, in units of the scale of y, [size, r].
+        residual: the true residual of value, [size, r].
+        best: the value with the smallest residual so far, [size, r].
+        best_error: relative residual of best, the largest over the columns.
+        steps: number of steps so far.
+        result: a code of :class:`~softntk.solution.Result`, or ``_NOT_FINISHED``.
+    """
+
+    value: Array
+    residual: Array
     best: Array
-    best_error: Array  # the largest relative residual of best
+    best_error: Array
     steps: Array
     result: Array
 
@@ -105,17 +157,19 @@ def solve_traced(
     rtol: float,
     max_steps: int,
 ) -> tuple[Float[Array, "size r"], dict[str, Array]]:
-    """Return (K + ridge I)⁻¹ Y, differentiable in the arrays of op, in y and in ridge; and steps,
-    residual and result.
+    """Return (K + ridge I)⁻¹ Y and its diagnostics: "steps", "residual", "result".
+
+    It is differentiable in the arrays of op, in y and in ridge.
     """
+    # custom_linear_solve differentiates the system, so nothing inside the solve needs derivatives.
     fixed_op = without_derivatives(op)
     fixed_ridge = lax.stop_gradient(ridge)
 
-    def solution(_: Any, right: Array) -> tuple[Array, dict[str, Array]]:
-        return _attempts(fixed_op, fixed_ridge, inverse, right, rtol, max_steps)
+    def solve_system(_: Any, rhs: Array) -> tuple[Array, dict[str, Array]]:
+        return _solve_with_restarts(fixed_op, fixed_ridge, inverse, rhs, rtol, max_steps)
 
     return lax.custom_linear_solve(
-        lambda v: multiply(op, v) + ridge * v, y, solve=solution, symmetric=True, has_aux=True
+        lambda v: multiply(op, v) + ridge * v, y, solve=solve_system, symmetric=True, has_aux=True
     )
 
 
@@ -126,70 +180,91 @@ def without_derivatives(tree: Any) -> Any:
     )
 
 
-def _attempts(
+def _solve_with_restarts(
     op: GramOperator, ridge: Array, inverse: Inverse, y: Array, rtol: float, max_steps: int
 ) -> tuple[Array, dict[str, Array]]:
+    """Return the solution and its diagnostics, without derivatives."""
+    # 1. Units in which no column of Y overflows.
     eps = float(jnp.finfo(y.dtype).eps)
     scale = binary_scale(y, axis=0)
     y = y / scale
 
-    def lengths_of(x: Array) -> Array:
+    def column_norms(x: Array) -> Array:
         return jnp.linalg.norm(x, axis=0, keepdims=True)
 
-    def divisors(x: Array) -> Array:
-        length = lengths_of(x)
-        return jnp.where(length > 0, length, 1)
+    def nonzero_norms(x: Array) -> Array:
+        norms = column_norms(x)
+        return jnp.where(norms > 0, norms, 1)
 
-    targets = divisors(y)
+    y_norms = nonzero_norms(y)
 
-    def attempt(a: _Attempts) -> _Attempts:
-        norms = divisors(a.residual)
-        goals = jnp.clip(0.5 * rtol * targets / norms, 10 * eps, 1)
+    # 2. One run of conjugate gradients on the residual, then the true residual of the sum.
+    def restart(a: _RestartState) -> _RestartState:
+        residual_norms = nonzero_norms(a.residual)
+        goals = jnp.clip(0.5 * rtol * y_norms / residual_norms, 10 * eps, 1)
         state = advance(
-            op, ridge, inverse, start(a.residual / norms, inverse), goals, max_steps - a.steps
+            op,
+            ridge,
+            inverse,
+            start(a.residual / residual_norms, inverse),
+            goals,
+            max_steps - a.steps,
         )
-        value = a.value + state.x * norms
+
+        # The true residual, not the one that the recurrence updates.
+        value = a.value + state.x * residual_norms
         residual = y - multiply(op, value) - ridge * value
-        error = jnp.max(lengths_of(residual) / targets)
+        relative_residual = jnp.max(column_norms(residual) / y_norms)
         steps = a.steps + state.step.astype(a.steps.dtype)
-        improved = error < 0.5 * a.best_error
-        best = jnp.where(error < a.best_error, value, a.best)
-        best_error = jnp.minimum(a.best_error, jnp.where(jnp.isnan(error), jnp.inf, error))
-        lost = jnp.any(state.stuck) & (best_error > 0.1)
+        has_improved = relative_residual < 0.5 * a.best_error
+        # NaN compares as false, so a value that is not finite never becomes the best.
+        best = jnp.where(relative_residual < a.best_error, value, a.best)
+        best_error = jnp.minimum(
+            a.best_error, jnp.where(jnp.isnan(relative_residual), jnp.inf, relative_residual)
+        )
+        is_indefinite = jnp.any(state.is_stuck) & (best_error > INDEFINITE_RESIDUAL)
+        # 3. Why to end, the strongest reason last.
         result = jnp.where(
-            improved, _RUNNING, jnp.where(lost, Result.NOT_DEFINITE, Result.STAGNATED)
+            has_improved,
+            _NOT_FINISHED,
+            jnp.where(is_indefinite, Result.NOT_DEFINITE, Result.STAGNATED),
         )
         result = jnp.where(steps >= max_steps, Result.MAX_STEPS, result)
-        result = jnp.where(jnp.isfinite(error), result, Result.NONFINITE_PRODUCT)
+        result = jnp.where(jnp.isfinite(relative_residual), result, Result.NONFINITE_PRODUCT)
         result = jnp.where(best_error <= rtol, Result.SUCCESSFUL, result)
-        return _Attempts(value, residual, best, best_error, steps, result.astype(jnp.int32))
+        return _RestartState(value, residual, best, best_error, steps, result.astype(jnp.int32))
 
     zeros = jnp.zeros_like(y)
-    first = _Attempts(
-        zeros,
-        y,
-        zeros,
-        jnp.ones((), y.dtype),
-        jnp.zeros((), jnp.int32),
-        jnp.full((), _RUNNING, jnp.int32),
+    initial = _RestartState(
+        value=zeros,
+        residual=y,
+        best=zeros,
+        best_error=jnp.ones((), y.dtype),
+        steps=jnp.zeros((), jnp.int32),
+        result=jnp.full((), _NOT_FINISHED, jnp.int32),
     )
-    last = lax.while_loop(lambda a: a.result == _RUNNING, attempt, first)
-    value, loss = rescaled(last.best, scale)
-    residual = jnp.maximum(last.best_error, loss)
+    final = lax.while_loop(lambda a: a.result == _NOT_FINISHED, restart, initial)
+
+    # 4. The units of Y again; what that costs counts as residual.
+    value, rounding_loss = rescale(final.best, scale)
+    residual = jnp.maximum(final.best_error, rounding_loss)
     result = jnp.where(
-        (last.result == Result.SUCCESSFUL) & (loss > rtol), Result.STAGNATED, last.result
+        (final.result == Result.SUCCESSFUL) & (rounding_loss > rtol), Result.STAGNATED, final.result
     )
-    result = jnp.where(jnp.isfinite(loss), result, Result.NONFINITE_PRODUCT).astype(jnp.int32)
-    return value, {"steps": last.steps, "residual": residual, "result": result}
+    result = jnp.where(jnp.isfinite(rounding_loss), result, Result.NONFINITE_PRODUCT).astype(
+        jnp.int32
+    )
+    return value, {"steps": final.steps, "residual": residual, "result": result}
 
 
-def rescaled(
+def rescale(
     value: Float[Array, "size r"], scale: Float[Array, "1 r"]
 ) -> tuple[Float[Array, "size r"], Float[Array, ""]]:
-    """Return scale · value, and how much of it the range of the precision has cost, relative; NaN
-    where it overflows.
+    """Return scale · value, and the relative error of that product; NaN where it overflows.
+
+    Multiplying by a power of two is exact, unless the result leaves the range of the precision.
     """
-    moved = value * scale
-    loss = scaled_norm(moved / scale - value, axis=0)
-    length = scaled_norm(value, axis=0)
-    return moved, jnp.max(loss / jnp.where(length > 0, length, 1))
+    scaled_value = value * scale
+    rounding_error = scaled_norm(scaled_value / scale - value, axis=0)
+    value_norms = scaled_norm(value, axis=0)
+    return scaled_value, jnp.max(rounding_error / jnp.where(value_norms > 0, value_norms, 1))
