@@ -28,6 +28,7 @@ from softntk.theory._ledger.statements import (
     perturbation,
     regression_bounds,
     row_sampling,
+    score_cases,
     score_estimation,
     training,
 )
@@ -299,7 +300,7 @@ def test_the_width_for_every_unit_is_a_fixed_point():
 
 def test_perturbed_kernels_of_exp_and_relu_are_those_of_automatic_differentiation():
     rng = np.random.default_rng(0)
-    case = perturbation.relu_case(rng)
+    case = {**perturbation.relu_case(rng), "m": 2048, "R": 0.2}
     weights = network_cases.draw_network(rng, (3, 5, 2, 16), 0.7)
     x, W, a = (weights[name] for name in ("x", "W", "a"))
     with jax.enable_x64(True):
@@ -347,7 +348,7 @@ def test_the_four_errors_add_up_and_each_one_is_needed():
     rng = np.random.default_rng(0)
     sizes = []
     for _ in range(20):
-        *parts, total = score_estimation.ScoreProblem(score_estimation.score_case(rng)).errors()
+        *parts, total = score_cases.ScoreProblem(score_cases.score_case(rng)).errors()
         np.testing.assert_allclose(sum(parts), total, atol=1e-12)
         sizes.append([np.mean(part**2) for part in parts])
     assert (np.median(sizes, axis=0) > 1e-8).all()
@@ -363,7 +364,7 @@ def test_rows_of_theorem_six_fail_when_they_are_broken(monkeypatch):
     # a function that is not the nearest of its norm has nearer competitors
     solve = np.linalg.solve
     monkeypatch.setattr(
-        score_estimation.np.linalg, "solve", lambda A, b: solve(A @ A, b) * np.linalg.norm(A)
+        score_cases.np.linalg, "solve", lambda A, b: solve(A @ A, b) * np.linalg.norm(A)
     )
     reference = "[G] theorem 6.6: approximation"
     assert fails_somewhere(reference, statement_named(reference).check)

@@ -37,6 +37,7 @@ SOFTMAX_HESSIAN_SIZE = 1.25
 
 def hessian_parts(name: str, case: Case) -> dict[str, np.ndarray]:
     """Return B₁ … B₄ in the order of [D], from the quotient rule: v = u'/α, s = c − ⟨c, f⟩."""
+    # B₁ and B₂ come from differentiating α, B₃ from JᵀJ, B₄ from u''.
     z = case["A"] @ case["x"]
     u = oracles.activation(name, z)
     alpha = float(u.sum())
@@ -93,6 +94,7 @@ def check_hessian_size(name: str, constant: float) -> Callable[[Case], Instance 
 
 def check_semidefinite(case: Case) -> Instance | None:
     """Measure −λ_min(AᵀBA) against the terms that B is a sum of, which may cancel (e^z + z)."""
+    # The absolute size of AᵀBA may be all rounding, so that it is no scale.
     A = case["A"]
     H = A.T @ oracles.logit_hessian("res_exp", A @ case["x"], case["b"]) @ A
     if not (target_in_simplex(case) and np.isfinite(H).all() and np.any(A)):
@@ -154,6 +156,7 @@ def dominated_case(rng: np.random.Generator) -> Case:
 
 def weight_gram(case: Case, size: float) -> np.ndarray:
     """Return AᵀW²A with w² = 10 C times the factors of the case."""
+    # A factor of one makes the premise w² ≥ 10C an equality.
     weights = DOMINANCE_FACTOR * size * case["excess"]
     return case["A"].T @ (weights[:, None] * case["A"])
 

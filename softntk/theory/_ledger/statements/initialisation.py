@@ -65,6 +65,7 @@ def check_largest_logit(constants: bounds.Constants) -> Callable[[Case], Instanc
 
 def check_largest_logit_of_every_unit(case: Case) -> Instance:
     """Check B with the logarithm of nkm/δ and C = √2."""
+    # A union bound over n points and m units: nm e^{−t²/2} ≤ δ/k for t² = 2 log(nkm/δ).
     units = case["k"] * case["m"]
     B = bounds.growth(len(case["x"]), units, case["sigma"], FAILURE_PROBABILITY, ONE_UNIT)
     return Instance(B, largest_logit_quantile(case))
@@ -75,6 +76,7 @@ def check_largest_logit_of_every_unit(case: Case) -> Instance:
 
 def check_powers(case: Case) -> Instance | None:
     """Check e^{−B} ≤ exp(z) ≤ e^B."""
+    # exp is monotone, so that both inequalities are |z| ≤ B again.
     if not logits_bounded_by_B(case):
         return None
     powers = np.exp(case["x"] @ case["W"])
@@ -83,6 +85,8 @@ def check_powers(case: Case) -> Instance | None:
 
 def check_normaliser(case: Case) -> Instance | None:
     """Check α ≥ m e^{−B}."""
+    # A sum of m terms, each at least e^{−B}. It is a lower bound, hence stored the other way
+    # round.
     if not logits_bounded_by_B(case):
         return None
     alpha = np.exp(case["x"] @ case["W"]).sum(axis=1).min()
@@ -91,6 +95,7 @@ def check_normaliser(case: Case) -> Instance | None:
 
 def check_shares(case: Case) -> Instance | None:
     """Check the largest entry of softmax."""
+    # A numerator of at most e^B over a sum of at least m e^{−B}.
     if not logits_bounded_by_B(case):
         return None
     f = oracles.softmax(case["x"] @ case["W"])
@@ -99,6 +104,7 @@ def check_shares(case: Case) -> Instance | None:
 
 def check_share_norm(case: Case) -> Instance | None:
     """Check ‖f_i‖."""
+    # √m times the largest entry.
     if not logits_bounded_by_B(case):
         return None
     f = oracles.softmax(case["x"] @ case["W"])
@@ -108,6 +114,7 @@ def check_share_norm(case: Case) -> Instance | None:
 
 def check_power_norm(case: Case) -> Instance | None:
     """Check ‖exp(Wᵀx_i)‖."""
+    # √m times the largest power.
     if not logits_bounded_by_B(case):
         return None
     powers = np.exp(case["x"] @ case["W"])
@@ -117,6 +124,7 @@ def check_power_norm(case: Case) -> Instance | None:
 
 def check_initial_loss(case: Case) -> Instance:
     """Check ‖F(0) − Y‖² ≤ nk."""
+    # F(0) = 0, so that the loss is ‖Y‖².
     residual = oracles.forward(case["W"], case["a"], case["x"]) - case["Y"]
     return Instance(float(case["Y"].size), float(np.sum(residual**2)))
 
@@ -143,6 +151,7 @@ def check_concentration(case: Case) -> Instance:
 
     The bound at the required width is λ/4; at the width m it is multiplied by √(required/m).
     """
+    # Errors fall like m^{−1/2}; the widths of the theorem itself cannot be run.
     x, k, sigma, m = (case[name] for name in ("x", "k", "sigma", "m"))
     rng = np.random.default_rng(case["seed"])
     limit = oracles.limit_kernel(x, sigma, k)
@@ -162,6 +171,7 @@ def check_concentration(case: Case) -> Instance:
 
 def check_initial_eigenvalue(case: Case) -> Instance | None:
     """Check λ_min(H(0)) ≥ ¾λ."""
+    # Weyl's inequality. It is a lower bound, hence stored the other way round.
     if not kernel_concentrated(case):
         return None
     eigenvalues = np.linalg.eigvalsh(oracles.kernel(case["W"], case["a"], case["x"]))
@@ -183,6 +193,7 @@ def table_case(rng: np.random.Generator) -> Case:
 
 def check_table_order(case: Case) -> Instance:
     """Check that ReLU needs the least, and exp as much as softmax."""
+    # Zero fails wherever exp and softmax differ.
     relu, exp, softmax = bounds.table(
         case["n"], case["smallest"], case["accuracy"], sigma=case["sigma"]
     )
@@ -194,6 +205,7 @@ def check_table_order(case: Case) -> Instance:
 def check_vanishing_exponent(case: Case) -> Instance:
     """Compare the exponent of n beyond 2 in the width, without logarithms, at n² and at n."""
 
+    # The exponent at n² is the value: it must not exceed the one at n.
     def excess_exponent(n: int) -> float:
         B = bounds.growth(n, 1, case["sigma"], FAILURE_PROBABILITY)
         width = bounds.required_width(
@@ -218,6 +230,7 @@ def width_case(rng: np.random.Generator) -> Case:
 
 def concentration_for_every_unit(case: Case, log_width: float) -> float:
     """Return the C with which C√log(n/δ) is √2 √log(nm/δ)."""
+    # required_width knows log(nk/δ) only; another C in B has the same effect as m in it.
     log_ratio = math.log(case["n"] / FAILURE_PROBABILITY)
     return math.sqrt(2 * (log_ratio + log_width) / log_ratio)
 

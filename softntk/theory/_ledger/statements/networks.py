@@ -23,6 +23,8 @@ from softntk.theory._ledger.statements.network_cases import (
 
 def check_network(case: Case) -> Instance:
     """Compare the outputs of "paper" networks with F = m⟨a, softmax⟩."""
+    # Written out with exp and a plain sum, so that the shifted softmax of the package is tested
+    # too.
     net, params = build_network(case, "paper")
     m = len(case["a"])
     powers = np.exp(case["x"] @ case["W"])
@@ -32,6 +34,7 @@ def check_network(case: Case) -> Instance:
 
 def check_double_trick(case: Case) -> Instance:
     """Measure |F(0)|/m, which is to vanish."""
+    # Outputs of "paper" networks grow like m, hence the division.
     net, params = build_network(case, "paper")
     largest_output = float(np.abs(net.apply_fn(params, case["x"])).max())
     return Instance(EQUALITY_TOLERANCE, largest_output / len(case["a"]))
@@ -39,12 +42,14 @@ def check_double_trick(case: Case) -> Instance:
 
 def check_softmax_jacobian(case: Case) -> Instance:
     """Compare diag(f) − ffᵀ with automatic differentiation."""
+    # softmax works on rows, hence the additional axis.
     f = oracles.softmax(case["z"][None])[0]
     return equal(np.diag(f) - np.outer(f, f), oracles.softmax_jacobian(case["z"]))
 
 
 def check_output_derivative(case: Case) -> Instance:
     """Compare the row factors of softntk with the Jacobian of the outputs."""
+    # The package keeps g as slopes [n, m] and means [n, k]; put together they are [n, k, m].
     net, params = build_network(case)
     rows = networks.row_factors(net.architecture, params, jnp.asarray(case["x"]))
     centred_readout = case["a"].T[None] - np.asarray(rows.means)[:, :, None]
@@ -76,6 +81,7 @@ def check_loss_gradient(case: Case) -> Instance:
 
 def check_kernel(case: Case) -> Instance:
     """Compare the empirical kernel with J Jᵀ."""
+    # Both have rows (i, j) before outputs (ℓ, ℓ').
     J = np.asarray(oracles.output_jacobian(case["W"], case["a"], case["x"]))
     net, params = build_network(case)
     return equal(
@@ -85,6 +91,7 @@ def check_kernel(case: Case) -> Instance:
 
 def check_kernel_semidefinite(case: Case) -> Instance:
     """Measure the asymmetry of H and its negative eigenvalues, relative to the largest one."""
+    # Rows (i, ℓ) and columns (j, ℓ') make a square matrix of the four axes.
     n, k = case["Y"].shape
     net, params = build_network(case)
     blocks = np.asarray(ntk.empirical(net, params, case["x"]))

@@ -77,6 +77,7 @@ def find_minimiser(case: Case) -> np.ndarray:
 
 def approximate_step(case: Case, x: np.ndarray) -> np.ndarray:
     """Take a Newton step with H̃ = L(I + εE)Lᵀ for H = LLᵀ, so that (1 − ε)H ≼ H̃ ≼ (1 + ε)H."""
+    # The oracle's Hessian is exact; all error is in E, as large as (1 ± ε) allows.
     root = np.linalg.cholesky(hessian(case, x))
     H = root @ (np.eye(len(x)) + case["epsilon"] * case["E"]) @ root.T
     return x - np.linalg.solve(H, gradient(case, x))
@@ -100,6 +101,7 @@ class Start(NamedTuple):
 
 def find_start(case: Case, distance: float) -> Start:
     """Return the start at the given distance from the minimiser."""
+    # Constants of the theorem: l at the minimiser, M on a ball that holds both points.
     minimiser = find_minimiser(case)
     x = minimiser + distance * case["start"] / np.linalg.norm(case["start"])
     strength = float(np.linalg.eigvalsh(hessian(case, minimiser))[0])
@@ -137,6 +139,7 @@ def check_contraction(euclidean: bool) -> Callable[[Case], Instance | None]:
 
 def check_euclidean_contraction(case: Case) -> Instance | None:
     """Check r₊ ≤ [√κ ε/(1 − ε) + Mr/(2(1 − ε)(l − Mr))] r, κ the condition number of ∇²L(x)."""
+    # ‖I − H̃⁻¹H‖ ≤ √κ ε/(1 − ε) in the Euclidean norm; the rest is Newton's own error.
     start = find_start(case, case["distance"])
     if not contraction_premise(case, start):
         return None
@@ -152,6 +155,7 @@ def check_euclidean_contraction(case: Case) -> Instance | None:
 
 def check_iteration_count(case: Case) -> Instance | None:
     """Check the distance after ⌈log₂ 1000⌉ steps from where 2(ε + rM/(l − rM)) ≤ ½."""
+    # The distance from which the factor 2(ε + rM/(l − rM)) is at most ½.
     unit_start = find_start(case, 1.0)
     newton_share = 0.25 - case["epsilon"]
     distance = newton_share / (1 + newton_share) * unit_start.strength / unit_start.lipschitz
@@ -166,6 +170,7 @@ def check_iteration_count(case: Case) -> Instance | None:
 
 def check_kantorovich(case: Case) -> Instance | None:
     """Check ‖x* − x₀‖ against the certified error."""
+    # A tenth of the distance, so that most starts have a certificate.
     start = find_start(case, 0.1 * case["distance"])
     certificate = certify_minimum(build_problem(case, "exp"), start.x)
     if not certificate.holds:

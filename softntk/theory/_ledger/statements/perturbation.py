@@ -81,6 +81,7 @@ def largest_change(case: Case, change: Callable[[np.ndarray], float]) -> float:
 
 def check_powers(case: Case) -> Instance | None:
     """Check the change of exp(z)."""
+    # |e^{z̃} − e^z| ≤ e^{max(z, z̃)}|z̃ − z|, and |z̃ − z| ≤ R in the unit ball.
     if not logits_bounded_by_B(case):
         return None
     R = case["R"]
@@ -91,6 +92,7 @@ def check_powers(case: Case) -> Instance | None:
 
 def check_inverse_normaliser(case: Case) -> Instance | None:
     """Check the change of 1/α."""
+    # |Δα| ≤ mR e^{B+R}, over α ≥ m e^{−B} and α̃ ≥ m e^{−B−R}.
     if not logits_bounded_by_B(case):
         return None
     R = case["R"]
@@ -105,6 +107,7 @@ def check_inverse_normaliser(case: Case) -> Instance | None:
 
 def check_shares(case: Case) -> Instance | None:
     """Check the change of the softmax."""
+    # |Δf| ≤ |Δe^z|/α̃ + e^z|Δ(1/α)|, by the two lemmas before.
     if not logits_bounded_by_B(case):
         return None
     R = case["R"]
@@ -117,12 +120,13 @@ def kernel_change(case: Case) -> float:
     """Return the largest ‖H(W̃) − H(W)‖_F of the softmax network over all perturbed weights."""
     H = oracles.kernel(case["W"], case["a"], case["x"])
     return largest_change(
-        case, lambda W: np.linalg.norm(oracles.kernel(W, case["a"], case["x"]) - H)
+        case, lambda W: float(np.linalg.norm(oracles.kernel(W, case["a"], case["x"]) - H))
     )
 
 
 def check_kernel(case: Case) -> Instance | None:
     """Check the change of the softmax kernel against the bound of [G]."""
+    # The default C of B is the one that the bound itself is computed with.
     if not logits_bounded_by_B(case, bounds.AS_REMEMBERED):
         return None
     n, k = case["Y"].shape
@@ -134,6 +138,7 @@ def check_kernel(case: Case) -> Instance | None:
 
 def check_our_kernel_bound(case: Case) -> Instance:
     """Check the change of the softmax kernel against the bound of theory.perturbation."""
+    # One trial is enough: the package's own search is only one more source of perturbed weights.
     net, params = build_network(case)
     measured = perturbation(
         net,
@@ -153,6 +158,7 @@ def check_our_kernel_bound(case: Case) -> Instance:
 
 def check_eigenvalue(case: Case) -> Instance | None:
     """Check the smallest eigenvalue of the perturbed kernel."""
+    # Three of the directions; eigenvalues of wide networks take longer than their norms.
     if not (kernel_concentrated(case) and logits_bounded_by_B(case, bounds.AS_REMEMBERED)):
         return None
     n, k = case["Y"].shape
@@ -178,12 +184,16 @@ def check_exp_kernel(case: Case) -> Instance | None:
     """Check the change of the plain exp kernel against 2.05 R n k e^{2B}."""
     if not logits_bounded_by_B(case) or case["R"] > 0.01:
         return None
-    H = oracles.plain_kernel("exp", case["W"], case["a"], case["x"])
-    value = largest_change(
-        case,
-        lambda W: np.linalg.norm(oracles.plain_kernel("exp", W, case["a"], case["x"]) - H),
-    )
-    return Instance(2.05 * case["R"] * case["Y"].size * math.exp(2 * growth(case)), value)
+    # An entry of H is a mean of ±e^{z + z'}, and each of the two logits moves by at most R, so that
+    # an entry changes by at most e^{2B}(e^{2R} − 1), which is at most 2.05 R e^{2B} for R ≤ 0.01.
+    start_kernel = oracles.plain_kernel("exp", case["W"], case["a"], case["x"])
+
+    def change(W: np.ndarray) -> float:
+        moved_kernel = oracles.plain_kernel("exp", W, case["a"], case["x"])
+        return float(np.linalg.norm(moved_kernel - start_kernel))
+
+    bound = 2.05 * case["R"] * case["Y"].size * math.exp(2 * growth(case))
+    return Instance(bound, largest_change(case, change))
 
 
 def relu_case(rng: np.random.Generator) -> Case:

@@ -38,6 +38,7 @@ def check_derivative(
 
 def activation_values(case: Case, name: str) -> tuple[np.ndarray, np.ndarray, float]:
     """Return u, u' and α from softntk's table of activations."""
+    # Not shifted: α itself is one of the quantities.
     z = jnp.asarray(case["A"] @ case["x"])
     u = np.asarray(activations.get(name).u(z))
     du = np.asarray(activations.get(name).du(z))
@@ -68,6 +69,7 @@ def compare_normaliser_gradient(case: Case, name: str, exact: oracles.Derivative
 
 def compare_prediction_jacobian(case: Case, name: str, exact: oracles.Derivatives) -> Instance:
     """Compare df/dx."""
+    # df = (du − f dα)/α.
     u, du, alpha = activation_values(case, name)
     v = du / alpha
     f = u / alpha
@@ -86,6 +88,7 @@ def compare_hessian(case: Case, name: str, exact: oracles.Derivatives) -> Instan
 
 def measure_rank_two(case: Case, name: str, exact: oracles.Derivatives) -> Instance:
     """Measure the third singular value of B − diag(D), which is to vanish."""
+    # The diagonal D comes from the package, the matrix from the oracle.
     hessian = build_problem(case, name, weighted=False).hessian(point(case))
     D = np.asarray(hessian.logit_diagonal)
     low_rank_part = np.asarray(exact.logit_hessian) - np.diag(D)
@@ -96,6 +99,7 @@ def measure_rank_two(case: Case, name: str, exact: oracles.Derivatives) -> Insta
 
 def compare_gauss_newton(case: Case, name: str, exact: oracles.Derivatives) -> Instance:
     """Compare the Gauss–Newton matrix with JᵀJ."""
+    # Without weights, whose part is compared by itself.
     J = np.asarray(exact.jacobian)
     gauss_newton = build_problem(case, name, weighted=False).gauss_newton(point(case))
     return equal(gauss_newton.as_matrix(), J.T @ J)
@@ -108,6 +112,7 @@ def compare_penalty_hessian(case: Case, name: str, exact: oracles.Derivatives) -
 
 def compare_rescaled(case: Case, name: str, exact: oracles.Derivatives) -> Instance:
     """Compare gradient and Hessian of the rescaled form."""
+    # One error for both, so that neither is lost beside the other's size.
     problem = build_problem(case, name, form="rescaled")
     gradient = np.asarray(problem.gradient(point(case))).ravel()
     hessian = np.asarray(problem.hessian(point(case)).as_matrix()).ravel()

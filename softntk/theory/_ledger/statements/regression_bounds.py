@@ -65,6 +65,7 @@ def check_normaliser(name: str, which: str) -> Callable[[Case], Instance]:
 
 def check_positive_normaliser(case: Case) -> Instance:
     """Check α ≥ 0 for e^z + z, as −⟨Ax, 1⟩ ≤ ⟨exp(Ax), 1⟩."""
+    # As a sum of exponentials against a linear term, so that the value is not just zero.
     z = case["A"] @ case["x"]
     return Instance(float(np.exp(z).sum()), -float(z.sum()))
 
@@ -121,6 +122,7 @@ def check_inverse_lipschitz(name: str) -> Callable[[Case], Instance]:
 
 def paper_constant(case: Case, name: str, exponent: float) -> float:
     """Return β⁻²n^{3/2}e^{qR²} with R = max(‖A‖, ‖x‖, ‖y‖, 4); +inf without a positive β."""
+    # Without a positive β, or where e^{qR²} overflows, the statement says nothing.
     beta = normaliser_bound(case, name, ball_radius(case))
     R = max(largest_norm(case), 4.0)
     log_power = exponent * R**2
@@ -135,6 +137,7 @@ def check_lemma_chain(case: Case) -> Instance:
     ‖Δf‖ ≤ β⁻¹‖Δu‖ + |Δ(1/α)| ‖u‖, with the lemmas on ‖Δu‖, |Δα|, |Δ(1/α)| and ‖u‖. Both sides are
     divided by β⁻²n^{3/2}e^{2R²}, so that the value says how far e^{2R²} is exceeded.
     """
+    # β ≤ n, so that the second term in the bracket is at most e^{−R²}.
     R = max(largest_norm(case), 4.0)
     beta_share = normaliser_bound(case, "exp", ball_radius(case)) / len(case["A"])
     return Instance(math.exp(R**2), 2 * R * (1 + beta_share * math.exp(-(R**2))))
@@ -187,8 +190,8 @@ def centred_case(rng: np.random.Generator) -> Case:
 def check_moved_solution(name: str) -> Callable[[Case], Instance | None]:
     """Return a check of the target for which x has the residual that y has for b.
 
-    u(Ay) − α(y)b = u(Ax) − α(x)b̃ gives ‖b̃ − b‖ ≤ (‖Δu‖ + |Δα| ‖b‖)/|α(x)|, and the lemmas on u and
-    α with ‖b‖ ≤ 1 give the constant.
+    u(Ay) − α(y)b = u(Ax) − α(x)b̃ gives ‖b̃ − b‖ ≤ (‖Δu‖ + |Δα| ‖b‖)/|α(x)|, and the lemmas on
+    u and α with ‖b‖ ≤ 1 give the constant.
     """
 
     def check(case: Case) -> Instance | None:

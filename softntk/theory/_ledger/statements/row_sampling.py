@@ -37,6 +37,7 @@ def weighted_rows_case(rng: np.random.Generator) -> Case:
 
 def check_leverage_scores(case: Case) -> Instance:
     """Compare the leverage scores with the diagonal of the projection."""
+    # A pinv(A) projects onto the column space, whatever the rank.
     A = np.sqrt(case["D"])[:, None] * case["A"]
     return equal(leverage.scores(case["A"], case["D"]), np.diag(A @ np.linalg.pinv(A)))
 
@@ -100,6 +101,7 @@ def two_row_case(rng: np.random.Generator) -> Case:
 
 def check_two_rows(case: Case) -> Instance:
     """Compare the exact probability of failure of two orthogonal rows with δ."""
+    # Exact, because rare failures cannot be counted in samples.
     size = bernstein_size(2, case["epsilon"], case["failure"])
     return Instance(case["failure"], oracles.two_row_failure_probability(size, case["epsilon"]))
 
@@ -127,6 +129,7 @@ def count_step_operations(n: int, d: int) -> float:
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float64) for shape in ((n, d), (n,), (d,))]
     lowered = jax.jit(step).lower(*shapes, jax.random.key(0))
     costs = lowered.compile(compiler_options=oracles.QUICK_COMPILATION).cost_analysis()
+    assert costs is not None
     return float(costs["flops"])
 
 

@@ -1,25 +1,18 @@
-"""Statements of [G] and [N] about score estimation: regression, and Theorem 6.6's four errors.
-
-The data are a mixture of two Gaussians on the line, X_t = αX₀ + √h noise with h = 1 − α². The four
-errors are measured at one time t, where a network and its kernel are fitted to X₀ by gradient
-descent, and the target is f*(x) = E[X₀ | X_t = x]:
-
-    F_net − f* = (F_net − F_K) + (F_K − F_K*) + (F_K* − F_H) + (F_H − f*)
-
-| symbol | meaning |
-|---|---|
-| F_net | the network, trained on the noisy labels X₀ |
-| F_K, F_K* | gradient descent with H*, on the labels X₀ and on the labels f*(X_t) |
-| F_H | kernel ridge regression on f*(X_t): a function with a small norm in the kernel's space |
-"""
+"""Statements of [G] and [N] about score estimation: regression, and Theorem 6.6's four errors."""
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
 from softntk.theory._ledger import oracles
 from softntk.theory._ledger.statement import Case, Instance, Statement, equal
+from softntk.theory._ledger.statements.score_cases import (
+    DESCENT_STEPS,
+    NARROW_WIDTH,
+    TRAIN_SIZE,
+    ScoreProblem,
+    score_case,
+)
 
 # --- score matching is regression
 
@@ -92,6 +85,7 @@ class DensityGrid:
 
 def check_denoising(case: Case) -> Instance:
     """Compare the differences of both losses between two guessed scores."""
+    # The difference of both losses is a constant of the data (Vincent, 2011), which cancels here.
     grid = DensityGrid(case)
     first_score, second_score = (grid.guess(coefficients) for coefficients in case["guesses"])
     return equal(
@@ -125,21 +119,10 @@ def check_regression(case: Case) -> Instance:
     )
 
 
-# --- Theorem 6.6
+# --- Theorem 6.6: the four errors (symbols in score_cases.py)
 
-TRAIN_SIZE = 10
-TEST_SIZE = 40
-DESCENT_STEPS = 60
-WEIGHT_DEVIATION = 0.5
-"""σ of the networks and of the kernel."""
-
-RIDGE_FRACTION = 0.01
-"""Ridge of F_H over the largest eigenvalue of the kernel."""
-
-NARROW_WIDTH = 64
 WIDTH_FACTOR = 16
-WIDTH_DRAWS = 10
-"""Networks of each width whose coupling errors are averaged."""
+"""The larger width over the smaller one, at which coupling errors are compared."""
 
 COUPLING_RATIO = 0.75
 """Coupling error at the larger width over that at the smaller one, at most; 1/4 is expected, up to
@@ -150,135 +133,9 @@ COMPETITOR_COUNT = 200
 """Functions of the same norm that F_H is compared with."""
 
 
-def score_case(rng: np.random.Generator) -> Case:
-    """Draw a mixture, α, and a seed for samples and weights."""
-    return {
-        "means": rng.uniform(-1.5, 1.5, size=2),
-        "deviations": rng.uniform(0.3, 1, size=2),
-        "alpha": float(rng.uniform(0.2, 0.95)),
-        "seed": int(rng.integers(2**31)),
-    }
-
-
-class ScoreErrors(NamedTuple):
-    """The four parts of F_net − f* on new points, and their sum.
-
-    Attributes:
-        coupling: F_net − F_K, [TEST_SIZE].
-        label_mismatch: F_K − F_K*.
-        early_stopping: F_K* − F_H.
-        approximation: F_H − f*.
-        total: F_net − f*, measured directly.
-    """
-
-    coupling: np.ndarray
-    label_mismatch: np.ndarray
-    early_stopping: np.ndarray
-    approximation: np.ndarray
-    total: np.ndarray
-
-
-class ScoreProblem:
-    """Noisy samples at one time, their exact targets, and regression with the infinite kernel.
-
-    Attributes:
-        labels: X₀, [TRAIN_SIZE, 1].
-        targets: f*(X_t), [TRAIN_SIZE, 1].
-        label_variance: the variance of X₀ given X_t, [TRAIN_SIZE].
-        test_targets: f* on new points, [TEST_SIZE, 1].
-        inputs: (X_t, 2)/4, the inputs of kernel and network, [TRAIN_SIZE, 2].
-        test_inputs: those of the new points, [TEST_SIZE, 2].
-        gram: H* of the training points.
-        test_gram: H* between new and training points.
-        eigenvalues: of gram.
-        eigenvectors: of gram.
-        rate: η = 1/(2λ_max).
-        ridge_coefficients: of F_H, [TRAIN_SIZE, 1].
-    """
-
-    def __init__(self, case: Case) -> None:
-        rng = np.random.default_rng(case["seed"])
-        means = case["means"]
-        deviations = case["deviations"]
-        alpha = case["alpha"]
-
-        # 1. Draw X₀ and X_t, for training and for the test.
-        size = TRAIN_SIZE + TEST_SIZE
-        component = rng.integers(2, size=size)
-        x0 = means[component] + deviations[component] * rng.normal(size=size)
-        xt = alpha * x0 + math.sqrt(1 - alpha**2) * rng.normal(size=size)
-        posterior_mean, variance = oracles.posterior_moments(xt, means, deviations, alpha)
-        self.labels = x0[:TRAIN_SIZE, None]
-        self.targets = posterior_mean[:TRAIN_SIZE, None]
-        self.label_variance = variance[:TRAIN_SIZE]
-        self.test_targets = posterior_mean[TRAIN_SIZE:, None]
-
-        # 2. The kernel on the inputs.
-        inputs = np.stack([xt, np.full(size, 2.0)], axis=1) / 4
-        self.inputs = inputs[:TRAIN_SIZE]
-        self.test_inputs = inputs[TRAIN_SIZE:]
-        full_gram = oracles.limit_kernel(inputs, WEIGHT_DEVIATION)
-        self.gram = full_gram[:TRAIN_SIZE, :TRAIN_SIZE]
-        self.test_gram = full_gram[TRAIN_SIZE:, :TRAIN_SIZE]
-        self.eigenvalues, self.eigenvectors = np.linalg.eigh(self.gram)
-        largest = float(self.eigenvalues[-1])
-        self.rate = 0.5 / largest
-
-        # 3. F_H, by ridge regression on the exact targets.
-        shifted_gram = self.gram + RIDGE_FRACTION * largest * np.eye(TRAIN_SIZE)
-        self.ridge_coefficients = np.linalg.solve(shifted_gram, self.targets)
-
-    def predict_by_kernel(self, labels: np.ndarray) -> np.ndarray:
-        """Return kernel gradient descent on labels, on new points."""
-        return self.test_gram @ oracles.kernel_descent(self.gram, labels, self.rate, DESCENT_STEPS)
-
-    def predict_by_network(self, width: int, rng: np.random.Generator) -> np.ndarray:
-        """Return a trained network of this width on new points; units start in pairs ±a."""
-        half_weights = WEIGHT_DEVIATION * rng.normal(size=(2, width // 2))
-        half_readout = rng.choice([-1.0, 1.0], size=(width // 2, 1))
-        W = np.concatenate([half_weights, half_weights], axis=1)
-        a = np.concatenate([half_readout, -half_readout])
-        for _ in range(DESCENT_STEPS):
-            residual = oracles.forward(W, a, self.inputs) - self.labels
-            W = W - self.rate * oracles.gradient(W, a, self.inputs, residual)
-        return oracles.forward(W, a, self.test_inputs)
-
-    def coupling_error(self, width: int, rng: np.random.Generator) -> float:
-        """Return the root mean square of F_net − F_K over new points and networks."""
-        kernel_output = self.predict_by_kernel(self.labels)
-        errors = [
-            np.mean((self.predict_by_network(width, rng) - kernel_output) ** 2)
-            for _ in range(WIDTH_DRAWS)
-        ]
-        return float(np.sqrt(np.mean(errors)))
-
-    def learned_noise(self) -> np.ndarray:
-        """Return F_K − F_K* on new points: H_test H⁻¹(I − (I − ηH)^τ)(X₀ − f*), by eigenvalues."""
-        powers = -np.expm1(DESCENT_STEPS * np.log1p(-self.rate * self.eigenvalues))
-        is_zero = self.eigenvalues == 0
-        filters = np.where(
-            is_zero,
-            DESCENT_STEPS * self.rate,
-            powers / np.where(is_zero, 1, self.eigenvalues),
-        )
-        noise = self.eigenvectors.T @ (self.labels - self.targets)
-        return self.test_gram @ self.eigenvectors @ (filters[:, None] * noise)
-
-    def errors(self) -> ScoreErrors:
-        """Return the four errors on new points, each from its own formula."""
-        network_output = self.predict_by_network(NARROW_WIDTH, np.random.default_rng(0))
-        ridge_output = self.test_gram @ self.ridge_coefficients
-        return ScoreErrors(
-            coupling=network_output - self.predict_by_kernel(self.labels),
-            label_mismatch=self.learned_noise(),
-            early_stopping=self.predict_by_kernel(self.targets) - ridge_output,
-            approximation=ridge_output - self.test_targets,
-            total=network_output - self.test_targets,
-        )
-
-
 def check_four_errors(case: Case) -> Instance:
     """Check E‖F_net − f*‖² against four times the sum of the four squares, on new points."""
+    # (a + b + c + d)² ≤ 4(a² + b² + c² + d²).
     *parts, total = ScoreProblem(case).errors()
     bound = 4 * sum(float(np.mean(part**2)) for part in parts)
     return Instance(bound, float(np.mean(total**2)))
@@ -286,6 +143,7 @@ def check_four_errors(case: Case) -> Instance:
 
 def check_coupling(case: Case) -> Instance:
     """Compare the coupling error at two widths."""
+    # The kernel of width m is off by m^{−1/2}, and the network leaves its linearisation.
     problem = ScoreProblem(case)
     rng = np.random.default_rng(case["seed"] + 1)
     narrow_error = problem.coupling_error(NARROW_WIDTH, rng)
@@ -295,6 +153,8 @@ def check_coupling(case: Case) -> Instance:
 
 def check_label_mismatch(case: Case) -> Instance:
     """Check E‖F_K − F_K*‖² on the training points, exactly from the covariance of the labels."""
+    # Kernel descent is linear in the labels, and X₀ − f* is independent between samples, of mean
+    # zero.
     problem = ScoreProblem(case)
     contraction = np.eye(TRAIN_SIZE) - problem.rate * problem.gram
     learned = np.eye(TRAIN_SIZE) - np.linalg.matrix_power(contraction, DESCENT_STEPS)
@@ -306,6 +166,7 @@ def check_label_mismatch(case: Case) -> Instance:
 
 def check_early_stopping(case: Case) -> Instance:
     """Check ‖F_K* − F_H‖ on the training points against ‖F_H‖_K/√(2et) + ‖F_H − f*‖."""
+    # F_H is learnt up to (1 − ηλ)^τ ≤ e^{−tλ}, and λe^{−2tλ} ≤ 1/(2et); f* − F_H is not enlarged.
     problem = ScoreProblem(case)
     ridge_output = problem.gram @ problem.ridge_coefficients
     stopped_output = problem.gram @ oracles.kernel_descent(
@@ -325,6 +186,7 @@ def check_approximation(case: Case) -> Instance:
 
     The competitors are perturbations of F_H of many sizes, scaled to its norm.
     """
+    # Ridge regression minimises ‖F − f*‖² + ρ‖F‖_K², hence the distance for a given norm.
     problem = ScoreProblem(case)
     rng = np.random.default_rng(case["seed"] + 2)
     coefficients = problem.ridge_coefficients

@@ -88,6 +88,7 @@ class LossChange:
 
 def check_decomposition(case: Case) -> Instance:
     """Compare the sum of the parts with ‖r₊‖²."""
+    # (r + Δ)² = r² + 2rΔ + Δ², with Δ split into its linear part and what is beyond.
     step = LossChange(case)
     total = step.loss_before + step.linear_change + step.nonlinear_change + step.squared_change
     return equal(total, step.loss_after)
@@ -95,6 +96,7 @@ def check_decomposition(case: Case) -> Instance:
 
 def check_linear_change(case: Case) -> Instance | None:
     """Check C₁ ≤ −ηλ‖r‖²."""
+    # rᵀHr ≥ (λ/2)‖r‖². In the scaling of the paper m stands beside η.
     step = LossChange(case)
     if step.kernel_smallest < step.smallest / 2:
         return None
@@ -103,6 +105,7 @@ def check_linear_change(case: Case) -> Instance | None:
 
 def check_nonlinear_change(case: Case) -> Instance:
     """Check |C₂| ≤ 0.1 ηλ‖r‖²."""
+    # C₂ is of second order in η, and small steps are what makes it harmless.
     step = LossChange(case)
     bound = 0.1 * step.rate * step.smallest * step.loss_before
     return Instance(bound, abs(step.nonlinear_change))
@@ -110,6 +113,7 @@ def check_nonlinear_change(case: Case) -> Instance:
 
 def check_squared_change(case: Case) -> Instance | None:
     """Check C₃ ≤ η²n²k²e^{16B}‖r‖²."""
+    # ‖F₊ − F‖ ≤ η‖H̄‖‖r‖, with no entry of the mean kernel H̄ above e^{8B}.
     if not logits_bounded_by_B(case, bounds.AS_REMEMBERED):
         return None
     step = LossChange(case)
@@ -120,6 +124,7 @@ def check_squared_change(case: Case) -> Instance | None:
 
 def check_descent(case: Case) -> Instance | None:
     """Check the relative decrease 1 − ‖r₊‖²/‖r‖² ≥ ηλ/2."""
+    # As a decrease and not as a factor near one, whose tightness would always be one.
     step = LossChange(case)
     if step.kernel_smallest < step.smallest / 2:
         return None
@@ -129,6 +134,7 @@ def check_descent(case: Case) -> Instance | None:
 
 def check_unit_gradient(case: Case) -> Instance | None:
     """Check the largest ‖∂L/∂w_r‖."""
+    # No entry of g exceeds 2e^{2B}/√m, and 2 ≤ e^B.
     if not logits_bounded_by_B(case):
         return None
     residual = oracles.forward(case["W"], case["a"], case["x"]) - case["Y"]
@@ -163,6 +169,7 @@ def train(case: Case, steps: int) -> np.ndarray:
 
 def check_radius(case: Case) -> Instance | None:
     """Check the largest distance of a unit from its start against D."""
+    # The steps add up to a geometric series in (1 − ηλ/2)^{1/2}.
     if not kernel_concentrated(case):
         return None
     n, k = case["Y"].shape
@@ -182,6 +189,7 @@ def check_radius(case: Case) -> Instance | None:
 
 def check_theorem(case: Case) -> Instance | None:
     """Check ‖F(T) − Y‖² after the steps that the theorem asks for."""
+    # The number of steps without e^{16B} is the one that belongs to the larger step.
     if not kernel_concentrated(case):
         return None
     n, k = case["Y"].shape
@@ -202,6 +210,7 @@ def check_theorem(case: Case) -> Instance | None:
 
 def check_linear_dynamics(case: Case) -> Instance:
     """Compare the closed form of kernel gradient descent with thirty steps of it."""
+    # The oracle keeps coefficients c with F = Hc.
     H = oracles.limit_kernel(case["x"], case["sigma"])
     rate = 1 / float(np.linalg.eigvalsh(H)[-1])
     F = H @ oracles.kernel_descent(H, case["Y"], rate, 30)
