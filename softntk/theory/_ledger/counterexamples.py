@@ -92,6 +92,7 @@ def shrink(statement: Statement, case: Case) -> tuple[Case, str]:
 
 
 def _smaller_cases(case: Case, axes: Mapping[str, str], used: set[str]) -> Iterator[Case]:
+    # the most readable simplification first; a seed is no size
     yield from _cases_of_shorter_axes(case, axes)
     yield from _cases_of_half_the_numbers(case, used - {"seed"})
     yield from _cases_of_round_numbers(case, used)
@@ -127,6 +128,7 @@ def _cases_of_half_the_numbers(case: Case, used: set[str]) -> Iterator[Case]:
     for name, value in case.items():
         if name not in used:
             continue
+        # counts stay integers, at least one
         if isinstance(value, int) and value > 1:
             yield {**case, name: value // 2}
         elif (
@@ -140,6 +142,7 @@ def _cases_of_half_the_numbers(case: Case, used: set[str]) -> Iterator[Case]:
 def _cases_of_round_numbers(case: Case, used: set[str]) -> Iterator[Case]:
     for name, value in case.items():
         if name in used and isinstance(value, float | np.ndarray) and np.size(value):
+            # a number that is round already would be tried for ever
             rounded_value = _round_to_one_digit(value)
             if not np.array_equal(rounded_value, value):
                 yield {**case, name: rounded_value}
@@ -158,6 +161,7 @@ def _round_to_one_digit(value: float | np.ndarray) -> float | np.ndarray:
     largest_entry = float(np.max(np.abs(value)))
     if largest_entry == 0 or not np.isfinite(largest_entry):
         return value
+    # the position of the leading digit
     digits = -int(np.floor(np.log10(largest_entry)))
     # adding zero turns −0 into 0
     rounded_value = np.round(value, digits) + 0.0

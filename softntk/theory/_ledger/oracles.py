@@ -31,6 +31,7 @@ QUICK_COMPILATION = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expe
 
 def softmax(z: np.ndarray) -> np.ndarray:
     """Return the softmax of each row."""
+    # the largest logit of a row is taken out, so that nothing overflows
     powers = np.exp(z - z.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
 
@@ -42,6 +43,7 @@ def forward(W: np.ndarray, a: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 def row_factors(W: np.ndarray, a: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Return g, [n, k, m], of the softmax network: ∂F_ℓ(x_i)/∂w_r = g_{iℓr} x_i."""
+    # ∂f_r/∂z_s = f_r(δ_rs − f_s), contracted with the readout
     f = softmax(x @ W)
     return np.sqrt(len(a)) * f[:, None, :] * (a.T[None] - (f @ a)[:, :, None])
 
@@ -66,12 +68,14 @@ def plain_kernel(name: str, W: np.ndarray, a: np.ndarray, x: np.ndarray) -> np.n
 
 def limit_kernel(x: np.ndarray, sigma: float, k: int = 1) -> np.ndarray:
     """Return H* of the softmax network, [nk, nk]."""
+    # E[e^{w(x + x')}]/(E[e^{wx}]E[e^{wx'}]) = e^{σ²⟨x, x'⟩}; outputs do not mix
     dots = x @ x.T
     return np.kron(dots * np.exp(sigma**2 * dots), np.eye(k))
 
 
 def gradient(W: np.ndarray, a: np.ndarray, x: np.ndarray, residual: np.ndarray) -> np.ndarray:
     """Return the gradient of ½‖F − Y‖² in W, [d, m], for the residual F − Y."""
+    # Jᵀ of the softmax applied to residual · aᵀ, row by row
     f = softmax(x @ W)
     output_slopes = residual @ a.T
     centred_slopes = output_slopes - np.sum(f * output_slopes, axis=1, keepdims=True)
@@ -103,6 +107,7 @@ def log_width_for_every_unit(
     The width stands on both sides. The right side grows like the root of log m, so that the fixed
     point is unique and iteration finds it.
     """
+    # in logarithms, because the widths overflow
     log_ratio = math.log(n * k / failure)
     log_factor = 2 * math.log(n * k / smallest) + 2 * math.log(log_ratio)
     log_width = 0.0
@@ -137,13 +142,16 @@ def posterior_moments(
 
     X₀ is a mixture of Gaussians on the line with equal weights, and X_t = αX₀ + √(1 − α²) noise.
     """
+    # 1. The density of X_t under each component, and the component's posterior probability.
     noise_variance = 1 - alpha**2
     total_variance = alpha**2 * deviations**2 + noise_variance
     offsets = x[:, None] - alpha * means
     densities = np.exp(-(offsets**2) / (2 * total_variance)) / np.sqrt(total_variance)
     probabilities = densities / densities.sum(axis=1, keepdims=True)
+    # 2. Within a component X₀ given X_t is Gaussian.
     component_means = means + alpha * deviations**2 / total_variance * offsets
     component_variances = deviations**2 * noise_variance / total_variance
+    # 3. The moments of the mixture.
     mean = np.sum(probabilities * component_means, axis=1)
     second_moment = np.sum(probabilities * (component_variances + component_means**2), axis=1)
     return mean, second_moment - mean**2
@@ -187,6 +195,7 @@ def residual_curvature(name: str, z: np.ndarray, b: np.ndarray) -> np.ndarray:
     u, du, d2u = _DERIVATIVES[name](z)
     alpha = u.sum()
     c = u / alpha - b
+    # ∂²(u_i/α) by the quotient rule: u_i'' once, products of first derivatives, and ∂α twice
     mixed = np.outer(c * du, du)
     return (
         np.diag(c * d2u) / alpha
@@ -240,6 +249,7 @@ def regression(
     A: Real, b: Real, w: Real, x: Real, name: str, form: str = "normalized"
 ) -> Derivatives:
     """Return everything that the papers differentiate, from the definitions."""
+    # 1. The functions, each from its definition.
     u = _TRACEABLE[name]
 
     def normaliser(x: Real) -> jax.Array:
@@ -263,6 +273,7 @@ def regression(
     def loss(x: Real) -> jax.Array:
         return fit(A @ x) + penalty(x)
 
+    # 2. Their derivatives, forward where there are few inputs, in reverse for one output.
     return Derivatives(
         alpha=normaliser(x),
         alpha_gradient=jax.grad(normaliser)(x),
@@ -282,6 +293,7 @@ def regression(
 
 def spectral_distortion(approximate: np.ndarray, exact: np.ndarray) -> float:
     """Return the smallest ε with (1 − ε) exact ≼ approximate ≼ (1 + ε) exact."""
+    # eigenvalues of L⁻¹ approximate L⁻ᵀ for exact = LLᵀ
     root_inverse = np.linalg.inv(np.linalg.cholesky(exact))
     return float(np.abs(np.linalg.eigvalsh(root_inverse @ approximate @ root_inverse.T) - 1).max())
 
@@ -293,6 +305,7 @@ def two_row_failure_probability(size: int, epsilon: float) -> float:
     (1 ± ε)-approximation, because the sampled Gram matrix has the eigenvalues 2N/s and 2 − 2N/s.
     """
     failures = [N for N in range(size + 1) if abs(2 * N / size - 1) > epsilon]
+    # in logarithms, because the binomial coefficients overflow
     log_total = math.lgamma(size + 1) - size * math.log(2)
     return math.fsum(
         math.exp(log_total - math.lgamma(N + 1) - math.lgamma(size - N + 1)) for N in failures

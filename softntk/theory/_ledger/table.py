@@ -135,6 +135,7 @@ def show(rows: Sequence[Row]) -> None:
 
 
 def _markdown_line(entries: Sequence[str]) -> str:
+    # a bar within an entry would end it
     return "| " + " | ".join(entry.replace("|", "\\|") for entry in entries) + " |"
 
 

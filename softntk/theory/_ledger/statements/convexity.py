@@ -114,6 +114,7 @@ def check_convexity(name: str, which: str) -> Callable[[Case], Instance | None]:
         weight = getattr(regression.convexity_weight(problem, STRENGTH, radius), which)
         if not (math.isfinite(weight) and target_in_simplex(case)):
             return None
+        # the same weight for every sample, as small as the bound allows
         B = oracles.logit_hessian(name, A @ case["x"], case["b"])
         H = A.T @ (B + weight**2 * np.eye(len(A))) @ A
         return Instance(float(np.linalg.eigvalsh(H)[0]), STRENGTH) if np.isfinite(H).all() else None
@@ -163,6 +164,7 @@ def weight_gram(case: Case, size: float) -> np.ndarray:
 
 def dominance_premise(case: Case) -> bool:
     """Return whether b lies in the simplex, w² ≥ 10C, and A has full rank."""
+    # AᵀW²A must be positive definite to be a norm
     has_full_rank = np.linalg.matrix_rank(case["A"]) == case["A"].shape[1]
     return bool(target_in_simplex(case) and has_full_rank and (case["excess"] >= 1).all())
 
@@ -172,6 +174,7 @@ def check_softmax_dominance(case: Case) -> Instance | None:
     if not dominance_premise(case):
         return None
     A = case["A"]
+    # ±C I ≼ ±W²/10 gives both inequalities at once
     G = weight_gram(case, SOFTMAX_HESSIAN_SIZE)
     H = G + A.T @ oracles.logit_hessian("exp", A @ case["x"], case["b"]) @ A
     return Instance(1 / DOMINANCE_FACTOR, oracles.spectral_distortion(H, G))
@@ -193,6 +196,7 @@ def check_constant_factorisation(case: Case) -> Instance | None:
         return None
     A = case["A"]
     b = case["b"]
+    # x₊ − x* = (I − G⁻¹H̄)(x − x*) with 0.9G ≼ H̄ ≼ 1.1G, H̄ the mean Hessian on the way to x*
     G = weight_gram(case, SOFTMAX_HESSIAN_SIZE)
     root = np.linalg.cholesky(G).T
 

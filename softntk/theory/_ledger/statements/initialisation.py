@@ -31,6 +31,7 @@ def logit_cases(largest_width: int) -> Callable[[np.random.Generator], Case]:
         n = int(rng.choice((1, 4, 16)))
         k = int(rng.choice((1, 3)))
         d = int(rng.choice((2, 4)))
+        # m = 1 measures one unit, as the lemma for one r says
         m = 1 if largest_width == 1 else int(rng.choice([16, 128, largest_width]))
         return {
             "x": draw_points(rng, n, d),
@@ -45,6 +46,7 @@ def logit_cases(largest_width: int) -> Callable[[np.random.Generator], Case]:
 
 def largest_logit_quantile(case: Case) -> float:
     """Return the (1 − δ)-quantile of max |⟨w_r, x_i⟩| over i and r, from many draws of W."""
+    # all draws at once, as the columns of one matrix
     x = case["x"]
     draw_count = 4000 if case["m"] == 1 else 300
     rng = np.random.default_rng(case["seed"])

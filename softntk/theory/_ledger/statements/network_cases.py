@@ -32,6 +32,7 @@ DEFAULT_SHAPE = (4, 6, 2, 128)  # n, d, k, m
 
 def draw_points(rng: np.random.Generator, n: int, d: int) -> np.ndarray:
     """Draw points in the unit ball, none near zero, [n, d]."""
+    # a direction, and a radius in [½, 1]
     x = rng.normal(size=(n, d))
     return x / np.linalg.norm(x, axis=1, keepdims=True) * rng.uniform(0.5, 1, size=(n, 1))
 
@@ -42,6 +43,7 @@ def draw_network(
     sigma: float | None = None,
 ) -> Case:
     """Draw points, weights and readouts in pairs ±a, and targets; shape is (n, d, k, m)."""
+    # the double trick: units in pairs with opposite readouts, so that F = 0
     n, d, k, m = shape
     sigma = float(rng.choice([0.1, 0.3, 1.0])) if sigma is None else sigma
     half_weights = sigma * rng.normal(size=(d, m // 2))
@@ -57,6 +59,7 @@ def draw_network(
 
 def perturbed_case(rng: np.random.Generator) -> Case:
     """Draw a network whose weights have left the start, so that pairs differ."""
+    # 0.3 is as large as the default weights
     case = draw_network(rng)
     return {**case, "W": case["W"] + 0.3 * rng.normal(size=case["W"].shape)}
 

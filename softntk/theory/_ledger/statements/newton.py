@@ -29,6 +29,7 @@ def strongly_convex_case(rng: np.random.Generator, shape: tuple[int, int] = (6, 
     E is symmetric with ‖E‖ = 1, "start" is the direction from the minimiser to the start.
     """
     case = draw_regression(rng, shape, 0.5)
+    # a reflection: all eigenvalues of E are ±1
     rotation = np.linalg.qr(rng.normal(size=(shape[1], shape[1])))[0]
     return {
         **case,
@@ -123,6 +124,7 @@ def check_contraction(euclidean: bool) -> Callable[[Case], Instance | None]:
         start = find_start(case, case["distance"])
         if not contraction_premise(case, start):
             return None
+        # the norm of ∇²L(x*) is that of Lᵀx for ∇²L(x*) = LLᵀ
         x_after = approximate_step(case, start.x)
         curvature_change = case["distance"] * start.lipschitz
         factor = 2 * (case["epsilon"] + curvature_change / (start.strength - curvature_change))

@@ -57,6 +57,7 @@ def perturbed_weights(case: Case) -> list[np.ndarray]:
     def normalise(v: np.ndarray) -> np.ndarray:
         return v / np.linalg.norm(v, axis=0, keepdims=True)
 
+    # each of these raises one logit of every unit as fast as R allows
     towards_points = [
         np.repeat(normalise(point[:, None]), W.shape[1], axis=1) for point in case["x"]
     ]
@@ -198,6 +199,7 @@ def check_exp_kernel(case: Case) -> Instance | None:
 
 def relu_case(rng: np.random.Generator) -> Case:
     """Draw few points, a width and a radius, and a seed for the weights."""
+    # widths and radii with n²e^{−mR/10} small, in most draws
     n = int(rng.integers(1, 4))
     k = int(rng.integers(1, 3))
     return {
@@ -232,6 +234,7 @@ def check_relu_kernel(case: Case) -> Instance | None:
     # units stand in pairs, so that m/2 of them are independent
     if n**2 * math.exp(-m / 2 * R / 10) > FAILURE_PROBABILITY:
         return None
+    # the probability is over the weights, hence a quantile of independent draws
     rng = np.random.default_rng(case["seed"])
     changes = []
     for _ in range(RELU_DRAWS):

@@ -25,6 +25,7 @@ def draw_regression(
     rng: np.random.Generator, shape: tuple[int, int] | None = None, scale: float | None = None
 ) -> Case:
     """Draw a regression of shape (n, d), with A of the given scale."""
+    # few shapes, because functions compile for each; Dirichlet(½) has entries close to zero
     n, d = DRAWN_SHAPES[rng.integers(len(DRAWN_SHAPES))] if shape is None else shape
     scale = float(rng.choice([0.1, 0.5, 1.5])) if scale is None else scale
     x = rng.normal(size=d)

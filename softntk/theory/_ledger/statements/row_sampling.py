@@ -28,6 +28,7 @@ MAX_OPERATIONS_PER_ENTRY = 200
 
 def weighted_rows_case(rng: np.random.Generator) -> Case:
     """Draw rows of very different lengths, the first alone in its direction, and weights D."""
+    # uniform sampling would miss the first row, which has nearly all of the third column
     A = rng.normal(size=(300, 3)) * np.exp(rng.normal(size=(300, 1)))
     A[0] = [0.0, 0.0, 3.0]
     A[1:, 2] = 0.0
@@ -81,6 +82,7 @@ def check_sample_size(
         d = A.shape[1]
         if d < 2:
             return None
+        # for d = 1 the bound of Bernstein asks for no rows
         exact = case["A"].T @ (case["D"][:, None] * case["A"])
         size = sample_size(d, ACCURACY, FAILURE_PROBABILITY)
         pi = sketch.probabilities("leverage", A, D)
@@ -117,6 +119,7 @@ def count_step_operations(n: int, d: int) -> float:
     depend on n, and the solution of a d × d system.
     """
 
+    # every quantity of the step depends on x, the scores too
     def step(A: jax.Array, b: jax.Array, x: jax.Array, key: jax.Array) -> jax.Array:
         score_key, row_key = jax.random.split(key)
         problem = regression.problem(A, b, "exp", "normalized", 2.0)
@@ -142,6 +145,7 @@ def check_step_cost(case: Case) -> Instance:
     """Compare the operations of n additional rows with 200 for each additional entry."""
     n = case["n"]
     d = case["d"]
+    # the difference leaves out what does not depend on n, the d³ above all
     additional = count_step_operations(2 * n, d) - count_step_operations(n, d)
     return Instance(float(MAX_OPERATIONS_PER_ENTRY * n * d), additional)
 

@@ -119,6 +119,7 @@ class ScoreProblem:
 
     def predict_by_network(self, width: int, rng: np.random.Generator) -> np.ndarray:
         """Return a trained network of this width on new points; units start in pairs ±a."""
+        # the double trick, as in network_cases.draw_network, for one output
         half_weights = WEIGHT_DEVIATION * rng.normal(size=(2, width // 2))
         half_readout = rng.choice([-1.0, 1.0], size=(width // 2, 1))
         W = np.concatenate([half_weights, half_weights], axis=1)
@@ -130,6 +131,7 @@ class ScoreProblem:
 
     def coupling_error(self, width: int, rng: np.random.Generator) -> float:
         """Return the root mean square of F_net − F_K over new points and networks."""
+        # the kernel's output is the same for all networks
         kernel_output = self.predict_by_kernel(self.labels)
         errors = [
             np.mean((self.predict_by_network(width, rng) - kernel_output) ** 2)
@@ -139,6 +141,7 @@ class ScoreProblem:
 
     def learned_noise(self) -> np.ndarray:
         """Return F_K − F_K* on new points: H_test H⁻¹(I − (I − ηH)^τ)(X₀ − f*), by eigenvalues."""
+        # 1 − (1 − ηλ)^τ without cancellation, where λ is small
         powers = -np.expm1(DESCENT_STEPS * np.log1p(-self.rate * self.eigenvalues))
         is_zero = self.eigenvalues == 0
         filters = np.where(
@@ -151,6 +154,7 @@ class ScoreProblem:
 
     def errors(self) -> ScoreErrors:
         """Return the four errors on new points, each from its own formula."""
+        # one network, of a fixed seed; its inputs are what varies
         network_output = self.predict_by_network(NARROW_WIDTH, np.random.default_rng(0))
         ridge_output = self.test_gram @ self.ridge_coefficients
         return ScoreErrors(

@@ -155,6 +155,7 @@ def check_label_mismatch(case: Case) -> Instance:
     """Check E‖F_K − F_K*‖² on the training points, exactly from the covariance of the labels."""
     # Kernel descent is linear in the labels, and X₀ − f* is independent between samples, of mean
     # zero.
+    # P = I − (I − ηH)^τ, and E‖P noise‖² = Σ P_ij² Var_j
     problem = ScoreProblem(case)
     contraction = np.eye(TRAIN_SIZE) - problem.rate * problem.gram
     learned = np.eye(TRAIN_SIZE) - np.linalg.matrix_power(contraction, DESCENT_STEPS)
@@ -194,6 +195,7 @@ def check_approximation(case: Case) -> Instance:
     def squared_norms(c: np.ndarray) -> np.ndarray:
         return np.sum(c * (problem.gram @ c), axis=0)
 
+    # the scaling to the norm of F_H makes every one of them a competitor
     sizes = 10 ** rng.uniform(-4, 1, size=COMPETITOR_COUNT) * np.linalg.norm(coefficients)
     noise = rng.normal(size=(TRAIN_SIZE, COMPETITOR_COUNT))
     competitors = coefficients + sizes * noise

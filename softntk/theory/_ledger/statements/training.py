@@ -47,6 +47,7 @@ def learning_rate(case: Case) -> float:
 
 def step_case(rng: np.random.Generator) -> Case:
     """Draw weights close to the start, where λ_min(H) ≥ λ/2 in most draws."""
+    # pairs come apart, so that the outputs are not zero
     case = draw_network(rng, (3, 8, 2, 1024), 0.2)
     return {**case, "W": case["W"] + 0.02 * rng.normal(size=case["W"].shape)}
 
