@@ -11,7 +11,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m softntk.theory", description="Every statement of the papers, measured."
     )
-    parser.add_argument("--quick", action="store_true", help="half a minute instead of ten")
+    parser.add_argument("--quick", action="store_true", help="less than a minute, not several")
     parser.add_argument("--write", action="store_true", help="fill LEDGER.md; full runs only")
     parser.add_argument(
         "--match",
