@@ -1,19 +1,17 @@
-"""The ledger of the papers' statements: ``python -m softntk.theory [--quick | --write] [--match
-TEXT]``.
-"""
+"""Command line of the ledger: ``python -m softntk.theory [--quick | --write] [--match TEXT]``."""
 
 import argparse
 
-from softntk.theory._ledger import table as table
+from softntk.theory._ledger import table
 from softntk.theory._ledger.run import ledger
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the ledger and print it; ``--write`` puts it into LEDGER.md, from a full run."""
+    """Run the ledger and print it; ``--write`` stores a full run in LEDGER.md."""
     parser = argparse.ArgumentParser(
         prog="python -m softntk.theory", description="Every statement of the papers, measured."
     )
-    parser.add_argument("--quick", action="store_true", help="half a minute instead of a few")
+    parser.add_argument("--quick", action="store_true", help="less than a minute, not several")
     parser.add_argument("--write", action="store_true", help="fill LEDGER.md; full runs only")
     parser.add_argument(
         "--match",
@@ -27,7 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = ledger(options.quick, match=options.match, progress=table.on_terminal())
     table.show(rows)
     if options.write:
-        table.PATH.write_text(table.markdown(rows), encoding="utf-8")
+        table.LEDGER_PATH.write_text(table.markdown(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

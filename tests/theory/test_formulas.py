@@ -19,8 +19,10 @@ from softntk.theory import bounds
 from softntk.theory import feature_learning as fl
 from softntk.theory._certificates import convergence, logit_box, proof_path
 from softntk.theory._certificates.jacobian_bounds import prepare
-from softntk.theory._ledger.statements import networks as networks
+from softntk.theory._ledger.statements import network_cases as network_cases
 from softntk.theory._ledger.statements import newton as newton
+from softntk.theory._ledger.statements import perturbation as perturbation
+from softntk.theory._ledger.statements import row_sampling as row_sampling
 from softntk.theory._ledger.statements import training as training
 from softntk.theory._perturbation.softmax_bound import SoftmaxExpansion
 
@@ -331,7 +333,7 @@ def test_targets_are_bounded_or_infinite_far_out_never_nan(dtype):
 
 
 def test_the_sparsifier_asks_for_its_number_of_rows(monkeypatch):
-    case = newton._rows(np.random.default_rng(0))
+    case = row_sampling.weighted_rows_case(np.random.default_rng(0))
     exact = case["A"].T @ (case["D"][:, None] * case["A"])
     asked = []
 
@@ -339,33 +341,33 @@ def test_the_sparsifier_asks_for_its_number_of_rows(monkeypatch):
         asked.append(size)
         return np.stack([1.25 * exact] * 20)
 
-    monkeypatch.setattr(newton, "_grams", grams)
+    monkeypatch.setattr(row_sampling, "sampled_grams", grams)
     with jax.enable_x64(True):
-        instance = newton._sampled(case)
+        instance = row_sampling.check_sample_size(row_sampling.chernoff_size)(case)
     assert asked == [math.ceil(3 * 3 * math.log(2 * 3 / 0.1) / 0.5**2)]
     assert instance.bound == 0.5
     assert_close(instance.value, 0.25, rtol=1e-9)
 
 
 def test_newton_reaches_the_minimiser_of_its_statements():
-    case = newton._strong(np.random.default_rng(1))
-    best = newton._minimiser(case)
-    assert np.linalg.norm(newton._gradient(case, best)) < 1e-13
+    case = newton.strongly_convex_case(np.random.default_rng(1))
+    best = newton.find_minimiser(case)
+    assert np.linalg.norm(newton.gradient(case, best)) < 1e-13
     x = best + 0.01 * case["start"]
     assert np.linalg.norm(
-        newton._approximate_step({**case, "epsilon": 0.0}, x) - best
+        newton.approximate_step({**case, "epsilon": 0.0}, x) - best
     ) < 0.01 * np.linalg.norm(x - best)
 
 
 def test_our_perturbation_is_measured_over_all_moves(monkeypatch):
-    case = training._near_start(np.random.default_rng(0))
-    moves = training._moves(case)
+    case = perturbation.ball_case(np.random.default_rng(0))
+    moves = perturbation.perturbed_weights(case)
     for move in moves:
         assert_close(np.linalg.norm(move - case["W"], axis=0), np.full(move.shape[1], case["R"]))
     far = case["W"] + 3.0
 
     stub = SimpleNamespace(ours_frobenius=np.array([0.5]), worst=SimpleNamespace(hidden=far[None]))
-    monkeypatch.setattr(training, "perturbation", lambda *args, **options: stub)
+    monkeypatch.setattr(perturbation, "perturbation", lambda *args, **options: stub)
 
     def kernel(W):
         f = np.exp(case["x"] @ W)
@@ -381,15 +383,15 @@ def test_our_perturbation_is_measured_over_all_moves(monkeypatch):
     start = kernel(case["W"])
     changes = [float(np.linalg.norm(kernel(W) - start)) for W in (*moves, far)]
     with jax.enable_x64(True):
-        instance = training._our_kernel(case)
-        stated = training._moved_kernel(case)
+        instance = perturbation.check_our_kernel_bound(case)
+        stated = perturbation.check_kernel(case)
     assert instance.bound == 0.5
     assert_close(instance.value, max(changes), rtol=1e-9)
     assert_close(stated.value, max(changes[:-1]), rtol=1e-9)
 
 
 def test_gradients_of_the_statements_are_of_the_residual():
-    case = networks.moved(np.random.default_rng(0))
+    case = network_cases.perturbed_case(np.random.default_rng(0))
     case = {**case, "sigma": 5.0}  # all logits are within B
     f = np.exp(case["x"] @ case["W"])
     f /= f.sum(axis=1, keepdims=True)
@@ -397,14 +399,14 @@ def test_gradients_of_the_statements_are_of_the_residual():
     residual = math.sqrt(m) * f @ case["a"] - case["Y"]
     slopes = math.sqrt(m) * f[:, None] * (case["a"].T[None] - (f @ case["a"])[:, :, None])
     gradient = np.einsum("id,ikm,ik->dm", case["x"], slopes, residual)
-    instance = training._gradient(case)
+    instance = training.check_unit_gradient(case)
     assert_close(instance.value, np.linalg.norm(gradient, axis=0).max(), rtol=1e-9)
-    scale = math.exp(3 * networks.growth(case)) * math.sqrt(residual.size / m)
+    scale = math.exp(3 * network_cases.growth(case)) * math.sqrt(residual.size / m)
     assert_close(instance.bound, scale * np.linalg.norm(residual), rtol=1e-9)
 
 
 def test_the_wide_networks_of_the_statements():
-    case = networks.wide(np.random.default_rng(0))
+    case = network_cases.wide_network_case(np.random.default_rng(0))
     assert (case["x"].shape, case["W"].shape, case["a"].shape, case["Y"].shape) == (
         (3, 8),
         (8, 8192),

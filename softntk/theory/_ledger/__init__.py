@@ -1,1 +1,1 @@
-"""The ledger: the statements of the papers, run."""
+"""The ledger: the statements of the papers, measured on random instances."""
