@@ -52,9 +52,9 @@ def spectrum(H: Matrix, M: Matrix, g: Vector, rounding: Vector | None = None) ->
         rounding: r, where |H_jk| was computed with an error of r_j r_k; None: of a few ε |H_jk|.
     """
     factor = factorise(M, _FLOOR)
-    K = factor.halved_transposed(factor.halved_transposed(H).T)
+    K = factor.solve_root_transposed(factor.solve_root_transposed(H).T)
     values, vectors = jnp.linalg.eigh(0.5 * (K + K.T))
-    back = factor.halved(vectors)
+    back = factor.solve_root(vectors)
     # The smallest counts as negative if it is beyond the rounding of the terms that it is the sum
     # of.
     v = back[:, 0]

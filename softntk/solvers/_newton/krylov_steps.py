@@ -78,7 +78,9 @@ def krylov(
     curvature.
     """
     halved, transposed = (
-        (lambda v: v, lambda v: v) if factor is None else (factor.halved, factor.halved_transposed)
+        (lambda v: v, lambda v: v)
+        if factor is None
+        else (factor.solve_root, factor.solve_root_transposed)
     )
     d, eps = len(g), jnp.finfo(g.dtype).eps
     first = transposed(g)

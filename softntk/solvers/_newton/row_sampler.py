@@ -120,7 +120,7 @@ def learn(
             if few
             else jnp.eye(d, dtype=op.dtype)
         )
-        right = factor.halved(directions)
+        right = factor.solve_root(directions)
         level = jnp.minimum(sampler.level + sampler.learned.astype(sampler.level.dtype), top)
         level = jnp.where(sampler.learned & ~(distortion <= _HOPELESS * most), top, level).astype(
             sampler.level.dtype
