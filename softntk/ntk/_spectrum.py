@@ -232,7 +232,7 @@ def effective_dimension(
 def _measure_of(op: GramOperator, vectors: Float[Array, "p *shape"], steps: int) -> SpectralMeasure:
     def one(vector: Array) -> tuple[Array, Array]:
         found = lanczos(op, vector, steps)
-        return finite_or_infinite(found.nodes), jnp.where(found.length > 0, found.weights, 0)
+        return finite_or_infinite(found.nodes), jnp.where(found.start_norm > 0, found.weights, 0)
 
     nodes, weights = jax.vmap(one)(vectors)
     return SpectralMeasure(nodes=nodes, weights=weights, size=jnp.asarray(op.in_size()))
