@@ -18,19 +18,17 @@ from softntk._core.compilation import compilation_cache as compilation_cache
 
 __version__ = "0.1.0"
 
-_LAZY = (
-    "diffusion",
-    "nt",
-    "stax",
-    "theory",
-)  # loaded on first use: they are heavy, or at the top of everything
+# Loaded on first use, because they take long to import or use all other packages.
+_LAZY_PACKAGES = ("diffusion", "nt", "stax", "theory")
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name in _LAZY:
+    """Return a lazily imported package."""
+    if name in _LAZY_PACKAGES:
         return importlib.import_module(f"softntk.{name}")
     raise AttributeError(f"module 'softntk' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+    """Return the public names, lazily imported packages included."""
+    return sorted([*globals(), *_LAZY_PACKAGES])

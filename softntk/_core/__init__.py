@@ -1,1 +1,1 @@
-"""What every part of the package is built on: records, checks of arguments, programs, loops, files."""
+"""Shared programming tools: records, argument checks, compilation, meshes, checkpoints."""

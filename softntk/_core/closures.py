@@ -1,104 +1,116 @@
-"""Compiled once for each transform and problem: functions whose large constants are arguments of
-the program.
+"""Compiled functions whose closed-over arrays are arguments of the program.
 
-A transform closes over its curvature, and that over A. Jitted as it is, A would be copied into the
-program, slowly and more than once. So the function is traced by itself first, and what it closed
-over is handed to the compiled one.
+A transform closes over its curvature, and the curvature over the data matrix A. Compiled directly,
+A would be copied into the program as a constant, slowly and more than once. Instead the function is
+traced first, and the arrays that it closes over are passed to the compiled program as arguments.
+
+Programs are stored per transform or problem and released together with it.
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.extend.core
+from jaxtyping import PyTree
 
 from softntk._core.bound_loss import BoundLoss
 from softntk._core.validation import is_concrete
 
-_CACHE: "weakref.WeakKeyDictionary[Any, dict]" = weakref.WeakKeyDictionary()
+# owner (see `_cache_owner`) → {key: (compiled function, its constants)}
+_PROGRAM_CACHE: "weakref.WeakKeyDictionary[Any, dict]" = weakref.WeakKeyDictionary()
 
 
-def split_arrays(tree: Any) -> tuple[list, Callable[[list], Any]]:
-    """The arrays of a pytree, None where a leaf is something else, and how to put it together
-    again.
+def split_arrays(tree: PyTree) -> tuple[list, Callable[[list], PyTree]]:
+    """Return the arrays of a pytree, and a function that puts arrays back into their places.
+
+    The list has one entry for each leaf, None where a leaf is no array.
     """
     leaves, structure = jax.tree.flatten(tree)
-    others = [None if eqx.is_array(leaf) else leaf for leaf in leaves]
+    static_leaves = [None if eqx.is_array(leaf) else leaf for leaf in leaves]
 
-    def together(arrays: list) -> Any:
-        pairs = zip(arrays, others, strict=True)
+    def merge(arrays: list) -> PyTree:
+        pairs = zip(arrays, static_leaves, strict=True)
         return jax.tree.unflatten(
-            structure, [other if array is None else array for array, other in pairs]
+            structure, [static if array is None else array for array, static in pairs]
         )
 
-    return [leaf if eqx.is_array(leaf) else None for leaf in leaves], together
+    return [leaf if eqx.is_array(leaf) else None for leaf in leaves], merge
 
 
-def has_arrays(tree: Any) -> bool:
-    """Whether any leaf of a pytree is an array."""
+def has_arrays(tree: PyTree) -> bool:
+    """Return whether any leaf of a pytree is an array."""
     return any(map(eqx.is_array, jax.tree.leaves(tree)))
 
 
 def compile_with_closure(
-    name: Any, tx: Any, problem: Any, function: Callable[..., Any], *example: Any
-) -> Callable[..., Any]:
-    """``function(problem, *arguments)`` for arguments like the example, compiled; from the cache if
-    it was there.
+    name: Hashable, tx: Any, problem: PyTree, function: Callable[..., PyTree], *example: PyTree
+) -> Callable[..., PyTree]:
+    """Return a compiled ``function(problem, *arguments)`` as a function of the arguments alone.
+
+    Use it for functions that are called repeatedly with a large problem: the compiled program is
+    cached.
 
     Args:
-        name: what the function is; with tx and the static part of the problem it must determine the
-            function.
+        name: says what the function is; together with tx and the static part of the problem it must
+            determine the function.
         tx: a transform, or None.
-        problem: a callable; the arrays of a pytree are arguments of the program, what a function
-            closes over its constants.
+        problem: a callable. The arrays of a pytree are arguments of the program; what a plain
+            function closes over becomes its constants.
         function: to be compiled.
-        example: arguments.
+        example: arguments of the shapes and dtypes that the result is called with.
 
     Returns:
         A function of the arguments alone.
     """
-    arrays, together = split_arrays(problem)
+    # 1. The key: everything that the program depends on but the values of arrays.
+    arrays, merge = split_arrays(problem)
     arguments = (arrays, *example)
     shapes = tuple(map(_shape_and_dtype, jax.tree.leaves(arguments)))
-    owner = _owner(tx, problem)
+    owner = _cache_owner(tx, problem)
     leaves, structure = jax.tree.flatten(problem)
-    # it must not keep itself alive
+    # The owner must not appear in its own entry, or it would keep itself alive.
     leaves = tuple(None if leaf is owner or eqx.is_array(leaf) else leaf for leaf in leaves)
     precision = jax.config.jax_enable_x64  # pyright: ignore
     key = (name, leaves, structure, jax.tree.structure(arguments), shapes, precision)
-    known = _CACHE.setdefault(owner, {})
-    if key not in known:
-        run, constants = _compiled(
-            lambda arrays, *rest: function(together(arrays), *rest), arguments
+    # 2. Compile on the first call. A program with traced constants must not be stored: they would
+    #    leak out of the surrounding transformation.
+    programs = _PROGRAM_CACHE.setdefault(owner, {})
+    if key not in programs:
+        run_program, constants = _compile_closed(
+            lambda arrays, *arguments: function(merge(arrays), *arguments), arguments
         )
         if not all(map(is_concrete, constants)):
-            return lambda *rest: run(constants, arrays, *rest)
-        known[key] = run, constants
-    run, constants = known[key]
-    return lambda *rest: run(constants, arrays, *rest)
+            return lambda *arguments: run_program(constants, arrays, *arguments)
+        programs[key] = run_program, constants
+    run_program, constants = programs[key]
+    return lambda *arguments: run_program(constants, arrays, *arguments)
 
 
 def _shape_and_dtype(leaf: Any) -> tuple:
-    """Return all that a program depends on of an argument."""
+    """Return all properties of an argument that a compiled program depends on."""
     if not isinstance(leaf, jax.Array):
         leaf = jax.numpy.asarray(leaf)
     return leaf.shape, str(leaf.dtype), getattr(leaf, "weak_type", False)
 
 
-def without_derivatives(function: Callable[..., Any], *arguments: Any) -> Any:
-    """``function(*arguments)``, whose result has no derivative by anything that the function closes
-    over.
+def without_derivatives(function: Callable[..., PyTree], *arguments: PyTree) -> PyTree:
+    """Return ``function(*arguments)`` as a constant for every array that the function closes over.
+
+    Derivatives by the arguments remain.
     """
-    arrays, together = split_arrays(arguments)
-    run, constants = _compiled(lambda arrays: function(*together(arrays)), (arrays,))
-    return run(constants, arrays)
+    arrays, merge = split_arrays(arguments)
+    run_program, constants = _compile_closed(lambda arrays: function(*merge(arrays)), (arrays,))
+    return run_program(constants, arrays)
 
 
-def _owner(tx: Any, problem: Any) -> Any:
-    """Whose life the compiled program shares: the transform's, the function's, or that of all
-    problems of a kind.
+def _cache_owner(tx: Any, problem: PyTree) -> Any:
+    """Return the object whose lifetime a compiled program shares.
+
+    It is the transform if there is one, else the problem's function; for functions that are pytrees
+    with arrays it is their type, so that all problems of one kind share their programs.
     """
     if tx is not None:
         return tx.update
@@ -106,15 +118,18 @@ def _owner(tx: Any, problem: Any) -> Any:
     return type(function) if has_arrays(function) else function
 
 
-def _compiled(function: Callable[..., Any], arguments: tuple) -> tuple[Callable[..., Any], list]:
-    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+def _compile_closed(
+    function: Callable[..., PyTree], arguments: tuple
+) -> tuple[Callable[..., PyTree], list]:
+    """Return the compiled function of (constants, *arguments), and the arrays it closes over."""
+    closed_jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
     structure = jax.tree.structure(shapes)
 
     @jax.jit
-    def run(constants: list, *arguments: Any) -> Any:
-        filled = jax.extend.core.ClosedJaxpr(closed.jaxpr, constants)
+    def run_program(constants: list, *arguments: Any) -> Any:
+        bound_jaxpr = jax.extend.core.ClosedJaxpr(closed_jaxpr.jaxpr, constants)
         return jax.tree.unflatten(
-            structure, jax.extend.core.jaxpr_as_fun(filled)(*jax.tree.leaves(arguments))
+            structure, jax.extend.core.jaxpr_as_fun(bound_jaxpr)(*jax.tree.leaves(arguments))
         )
 
-    return run, [jax.lax.stop_gradient(constant) for constant in closed.consts]
+    return run_program, [jax.lax.stop_gradient(constant) for constant in closed_jaxpr.consts]

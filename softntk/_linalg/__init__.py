@@ -1,3 +1,1 @@
-"""Linear algebra that several packages share: products, norms, Gram matrices, eigenvalues,
-factorisations.
-"""
+"""Linear algebra that several packages share: products, norms, Gram matrices, eigenvalues."""

@@ -1,9 +1,8 @@
-"""The smallest and the largest eigenvalue of a symmetric matrix or operator, each with a bound of
-its error.
-"""
+"""Extreme eigenvalues of symmetric matrices and operators, each with a bound of its error."""
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from softntk._core.validation import (
     check_key,
     check_positive_int,
 )
+from softntk._core.validation.arrays import MIN_FACTORISATION_BITS
 from softntk._linalg.gram_arrays import (
     Gram,
     as_matrix,
@@ -24,11 +24,11 @@ from softntk._linalg.gram_arrays import (
 from softntk._linalg.lanczos import distance_beyond, lanczos
 from softntk._linalg.norms import binary_scale
 
-# a matrix of this size is decomposed faster than a hundred products with it are computed
 MAX_DENSE_SIZE = 1024
+"""A matrix of this size is decomposed faster than a hundred products with it are computed."""
 
-
-FAILURE_PROBABILITY = 1e-6  # probability that a bound for an operator is wrong
+FAILURE_PROBABILITY = 1e-6
+"""Probability that an error bound for an operator is wrong."""
 
 
 @record
@@ -36,10 +36,10 @@ class Extremes:
     """The ends of a spectrum; unpacks into (smallest, largest).
 
     Attributes:
-        smallest: λ_min, never below the true one but for rounding.
-        largest: λ_max, never above the true one but for rounding.
-        smallest_error: the true λ_min is within this of ``smallest``.
-        largest_error: the true λ_max is within this of ``largest``.
+        smallest: λ_min, not below the exact one up to rounding.
+        largest: λ_max, not above the exact one up to rounding.
+        smallest_error: the exact λ_min is within this of ``smallest``.
+        largest_error: the exact λ_max is within this of ``largest``.
     """
 
     smallest: Float[Array, ""]
@@ -69,31 +69,32 @@ def extreme_eigenvalues(
     key: PRNGKeyArray | None = None,
     dense_size: int = MAX_DENSE_SIZE,
 ) -> Extremes:
-    r"""The smallest and the largest eigenvalue of a kernel, or of another symmetric operator, each
-    with a bound of its error.
+    r"""Return the extreme eigenvalues of a kernel or a symmetric operator, with error bounds.
 
-    Dense, or an operator of at most ``dense_size``: by a symmetric eigenvalue decomposition, whose
-    eigenvalues are off by at most 2√n ε λ_max (ε the rounding unit; what LAPACK states, with room).
+    Use it for the rate λ_min of gradient descent, and for the largest step size, 2/λ_max.
 
-    A larger operator: by Lanczos from a random vector. Its outermost Ritz values lie inside the
-    spectrum. How far outside of them it can reach follows from the polynomial that Lanczos has
-    built, which cannot be large where the start vector has a component; and a random vector has a
-    component of at least δ√(π/2n) along any eigenvector with probability 1 − δ, δ = 10⁻⁶. The same
-    rounding is added. So the bound is proven, up to that probability, where residuals would only be
-    a heuristic. Small gaps at the lower end of an ill-conditioned kernel make it large, and then
-    ``resolved`` is False.
+    A dense matrix, or an operator of at most ``dense_size``, is decomposed; the eigenvalues have an
+    error of at most 2√n ε λ_max (ε the rounding unit; more than LAPACK states).
+
+    A larger operator is treated by Lanczos from a random vector. The outermost Ritz values lie
+    inside the spectrum. How far the spectrum can extend beyond them follows from the Lanczos
+    polynomial, which cannot be large at an eigenvalue along whose eigenvector the start vector has
+    a component. A random vector has a component of at least δ√(π/2n) along any eigenvector with
+    probability 1 − δ, δ = 10⁻⁶. The rounding error above is added. So the bound is proven, up to
+    that probability, where residuals would only be a heuristic. Small gaps at the lower end of an
+    ill-conditioned kernel make the bound large, and then ``resolved`` is False.
 
     Args:
         op: [n, n], or [n, n, k, k] for all outputs at once, or a symmetric lineax operator: a
             kernel, a Hessian.
-        steps: products with an operator; as many vectors are held.
-        key: of the start vector; ``jax.random.key(0)`` if None.
+        steps: number of products with an operator; as many vectors are stored.
+        key: random key of the start vector; ``jax.random.key(0)`` if None.
         dense_size: operators up to this size (n·k) are formed and decomposed.
 
     Returns:
         :class:`Extremes`: ``smallest, largest = extreme_eigenvalues(op)``; with
-        ``.smallest_error``, ``.largest_error`` and ``.resolved``, False where λ_min is not told
-        from zero. Scalars, +inf if a product is not finite.
+        ``.smallest_error``, ``.largest_error`` and ``.resolved``, False where λ_min cannot be
+        distinguished from zero. Scalars, +inf if a product is not finite.
 
     Raises:
         ValueError: not square, empty, integer, not finite or not symmetric (an operator: not tagged
@@ -110,33 +111,40 @@ def extreme_eigenvalues(
     size, η < 2/λ_max. The bound: Van Dorsselaer, Hochstenbach and van der Vorst (2000), SIAM J.
     Matrix Anal. Appl. 22(3), 837-852.
     """
+    # 1. Arrays are always decomposed.
     check_positive_int("steps", steps)
     check_integer("dense_size", dense_size, at_least=0)
     key = None if key is None else check_key("key", key)
     if not isinstance(op, lx.AbstractLinearOperator):
         return _dense_extremes(as_matrix(op, "op"))
+    # 2. Check the operator: one array, a precision with factorisations, symmetry.
     structure = op.in_structure()
     if not isinstance(structure, jax.ShapeDtypeStruct):
         raise ValueError(f"op must act on one array, got an operator on {structure}.")
     check_operator_precision(structure.dtype)
     if not lx.is_symmetric(op):
         raise ValueError(
-            "op must be tagged symmetric, as lineax.TaggedLinearOperator(op, lineax.symmetric_tag) is."
+            "op must be tagged symmetric, as lineax.TaggedLinearOperator(op, lineax.symmetric_tag) "
+            "is."
         )
+    # 3. Decompose a small one, and run Lanczos on a larger one.
     if op.in_size() <= dense_size:
         return _dense_extremes(op.as_matrix())
     return _lanczos_extremes(op, key_or_default(key), min(steps, op.in_size()))
 
 
 def check_operator_precision(dtype: jax.typing.DTypeLike) -> None:
-    if jnp.finfo(dtype).bits < 32:
+    """Refuse an operator in half precision."""
+    if jnp.finfo(dtype).bits < MIN_FACTORISATION_BITS:
         raise ValueError(
-            f"op must be float32 or float64, got an operator on {dtype}. Make it of arrays in float32."
+            f"op must be float32 or float64, got an operator on {dtype}. "
+            "Make it of arrays in float32."
         )
 
 
 @jax.jit
 def _dense_extremes(matrix: Float[Array, "p p"]) -> Extremes:
+    """Return the extreme eigenvalues of a matrix by decomposition."""
     eigenvalues = finite_eigenvalues(matrix)
     error = rounding(len(matrix), jnp.max(jnp.abs(eigenvalues)))
     return Extremes(
@@ -144,37 +152,41 @@ def _dense_extremes(matrix: Float[Array, "p p"]) -> Extremes:
     )
 
 
-def _lanczos_extremes_of(op: lx.AbstractLinearOperator, key: PRNGKeyArray, steps: int) -> Extremes:
-    size, structure = op.in_size(), op.in_structure()
-    found = lanczos(op, jax.random.normal(key, structure.shape, structure.dtype), steps)
-    component = math.log(FAILURE_PROBABILITY * math.sqrt(math.pi / (2 * size)))
-    smallest = found.nodes[0]
-    largest = found.nodes[-1]
-    error = rounding(size, jnp.maximum(jnp.abs(smallest), jnp.abs(largest)))
-    # One that has found every eigenvalue there is (steps = size) has nothing beyond.
-    below = jnp.where(found.kept < size, distance_beyond(found, -1, component), 0)
-    above = jnp.where(found.kept < size, distance_beyond(found, 1, component), 0)
+@partial(jax.jit, static_argnums=2)
+def _lanczos_extremes(op: lx.AbstractLinearOperator, key: PRNGKeyArray, steps: int) -> Extremes:
+    """Return the extreme eigenvalues of an operator by Lanczos from a random vector."""
+    # 1. The outermost Ritz values, and their rounding error.
+    size = op.in_size()
+    structure = op.in_structure()
+    start = jax.random.normal(key, structure.shape, structure.dtype)
+    tridiagonal = lanczos(op, start, steps)
+    smallest = tridiagonal.nodes[0]
+    largest = tridiagonal.nodes[-1]
+    rounding_error = rounding(size, jnp.maximum(jnp.abs(smallest), jnp.abs(largest)))
+    # 2. How far an eigenvalue can lie beyond them; with as many nodes as eigenvalues there is none.
+    log_component = math.log(FAILURE_PROBABILITY * math.sqrt(math.pi / (2 * size)))
+    is_partial = tridiagonal.valid_steps < size
+    distance_below = jnp.where(is_partial, distance_beyond(tridiagonal, -1, log_component), 0)
+    distance_above = jnp.where(is_partial, distance_beyond(tridiagonal, 1, log_component), 0)
     return Extremes(
         smallest=finite_or_infinite(smallest),
         largest=finite_or_infinite(largest),
-        smallest_error=finite_or_infinite(below + error),
-        largest_error=finite_or_infinite(above + error),
+        smallest_error=finite_or_infinite(distance_below + rounding_error),
+        largest_error=finite_or_infinite(distance_above + rounding_error),
     )
 
 
-_lanczos_extremes = jax.jit(_lanczos_extremes_of, static_argnums=2)
-
-
 def finite_eigenvalues(matrix: Float[Array, "p p"]) -> Float[Array, " p"]:
-    """Return the eigenvalues, taken in a unit in which LAPACK's sums do not overflow."""
+    """Return the eigenvalues, computed in a unit in which LAPACK's sums do not overflow."""
     unit = binary_scale(matrix)
     return finite_or_infinite(jnp.linalg.eigvalsh(matrix / unit) * unit[0])
 
 
 def finite_or_infinite(values: Array) -> Array:
-    """Return +inf for NaN, as a product that overflowed gives."""
+    """Return the values with +inf in place of NaN and −inf, which overflow leaves."""
     return jnp.where(jnp.isfinite(values), values, jnp.inf)
 
 
 def key_or_default(key: PRNGKeyArray | None) -> PRNGKeyArray:
+    """Return the key, or ``jax.random.key(0)`` for None."""
     return jax.random.key(0) if key is None else key

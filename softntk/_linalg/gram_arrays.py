@@ -1,4 +1,4 @@
-"""Gram matrices as they come, [n, n] or [n, n, k, k], and as linear algebra wants them."""
+"""Gram arrays [n, n] or [n, n, k, k] of kernels, and the symmetric matrices they stand for."""
 
 from typing import Any
 
@@ -14,19 +14,23 @@ from softntk._core.validation import (
     check_number,
     is_concrete,
 )
+from softntk._core.validation.on_host import MAX_ASYMMETRY
 
 Number = float | int | np.number | Float[Array | np.ndarray, ""]
+"""A real number of Python, NumPy or JAX."""
+
 Gram = Float[Array | np.ndarray, "n n"] | Float[Array | np.ndarray, "n n k k"]
+"""A kernel between points and themselves: of one output, or of k outputs."""
 
 
 def as_gram(gram: object, name: str = "gram") -> Float[Array, "n n"] | Float[Array, "n n k k"]:
-    """Return a Gram array as it came, [n, n] or [n, n, k, k], as a JAX array in a precision that
-    has factorisations.
+    """Return a checked Gram array, [n, n] or [n, n, k, k], in a precision with factorisations.
 
     Raises:
         ValueError: a function, not [n, n] or [n, n, k, k], integer, half precision, empty, not
             finite or not symmetric.
     """
+    # 1. Type and shape.
     label = name if name == "gram" else f"{name} as gram"
     if callable(gram):
         raise ValueError(
@@ -37,12 +41,13 @@ def as_gram(gram: object, name: str = "gram") -> Float[Array, "n n"] | Float[Arr
     shape = array.shape
     if len(shape) not in (2, 4) or shape[0] != shape[1] or shape[2:3] != shape[3:4] or 0 in shape:
         raise ValueError(f"{label} must have shape [n, n] or [n, n, k, k], got {shape}.")
+    # 2. Symmetry, up to the rounding of kernels in half precision.
     if is_concrete(array):
-        gap, size = map(float, _asymmetry(array))
-        if gap > 1e-3 * size:
+        asymmetry, max_entry = map(float, _asymmetry(array))
+        if asymmetry > MAX_ASYMMETRY * max_entry:
             raise ValueError(
-                f"{label} must be symmetric, but differs from its transpose by {gap:.3g} (largest entry {size:.3g}). "
-                "Pass the train-train kernel."
+                f"{label} must be symmetric, but differs from its transpose by {asymmetry:.3g} "
+                f"(largest entry {max_entry:.3g}). Pass the train-train kernel."
             )
     return array
 
@@ -55,8 +60,7 @@ def _asymmetry(gram: Array) -> tuple[Float[Array, ""], Float[Array, ""]]:
 
 
 def as_matrix(gram: Gram, name: str = "gram") -> Float[Array, "p p"]:
-    """Return the symmetric matrix that a Gram array stands for: itself, or [n·k, n·k] with the
-    output as the fast index.
+    """Return a Gram array as a matrix: itself, or [n·k, n·k] with the output as the fast index.
 
     Raises:
         ValueError: as :func:`as_gram`.
@@ -67,9 +71,7 @@ def as_matrix(gram: Gram, name: str = "gram") -> Float[Array, "p p"]:
 def as_cross_matrix(
     cross: Float[Array | np.ndarray, "t n"] | Float[Array | np.ndarray, "t n k k"],
 ) -> Float[Array, "q p"]:
-    """Return the same for a kernel between t test points and n training points: itself, or [t·k,
-    n·k].
-    """
+    """Return a kernel between t test and n training points as a matrix: itself, or [t·k, n·k]."""
     cross = as_jax_array(cross)
     if cross.ndim == 2:
         return cross
@@ -77,19 +79,24 @@ def as_cross_matrix(
 
 
 def rounding(size: int, largest: Float[Array, ""]) -> Float[Array, ""]:
-    """Return below what eigenvalues of a matrix of this size are not known, 2√n ε λ_max: what
-    LAPACK states, with room.
+    """Return 2√n ε λ_max, a bound of the rounding error of computed eigenvalues.
+
+    It is larger than the error that LAPACK states.
+
+    Args:
+        size: number of rows of the matrix.
+        largest: λ_max.
     """
     return 2 * size**0.5 * float(jnp.finfo(largest.dtype).eps) * largest
 
 
 def as_scalar(name: str, value: object, dtype: DTypeLike, **bounds: Any) -> Float[Array, ""]:
-    """Return a number as a scalar of this precision, within the bounds of ``check_number`` in it
-    too.
+    """Return a number as a scalar array, within the bounds of ``check_number`` also when rounded.
 
     Raises:
         ValueError: no number, or out of bounds.
     """
+    # A positive number may be zero, and a finite one infinite, in the precision of the problem.
     number = check_number(name, value, **bounds)
     if is_concrete(number):
         with np.errstate(over="ignore", under="ignore"):
@@ -98,6 +105,7 @@ def as_scalar(name: str, value: object, dtype: DTypeLike, **bounds: Any) -> Floa
             check_number(name, rounded, **bounds)
         except ValueError:
             raise ValueError(
-                f"{name} must lie in the range of {np.dtype(dtype)}, got {value!r}. Change the unit."
+                f"{name} must lie in the range of {np.dtype(dtype)}, got {value!r}. "
+                "Change the unit."
             ) from None
     return jnp.asarray(number, dtype)

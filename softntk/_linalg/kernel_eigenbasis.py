@@ -1,6 +1,4 @@
-"""Kernels decomposed in float64 on the host, and generalised cross-validation along their
-eigenvectors.
-"""
+"""Eigendecomposition of kernels in float64 on the host, and the ridge by cross-validation."""
 
 import math
 from typing import NamedTuple
@@ -14,13 +12,20 @@ from softntk._core.validation.on_host import as_double, as_host_targets, check_k
 from softntk._linalg.gram_arrays import Gram, as_matrix
 from softntk._linalg.norms import host_norm
 
-_GRID = 60
-_ZOOMS = 4
+GRID_SIZE = 60
+"""Ridges tried in each pass of the search for the minimum of the criterion."""
+
+ZOOM_PASSES = 4
+"""Passes of that search, each between the neighbours of the best ridge of the pass before."""
 
 
 class Decomposition(NamedTuple):
-    """Eigenvalues, ascending, eigenvectors, and how far the matrix they make is from the kernel, in
-    operator norm.
+    """The eigendecomposition of a kernel, K ≈ V diag(λ) Vᵀ.
+
+    Attributes:
+        values: λ, [n], ascending.
+        vectors: V, [n, n], eigenvectors in columns.
+        error: bound of ‖K − V diag(λ) Vᵀ‖ in operator norm.
     """
 
     values: np.ndarray
@@ -29,7 +34,7 @@ class Decomposition(NamedTuple):
 
 
 def decompose(gram: Gram) -> Decomposition:
-    """Decompose the kernel, [n, n] or as [nk, nk], in float64.
+    """Return the eigendecomposition of a kernel, as a matrix [n, n] or [nk, nk], in float64.
 
     The error is 2√n ε λ_max with ε of the kernel's own precision (its entries are rounded), plus
     half of its asymmetry.
@@ -37,26 +42,26 @@ def decompose(gram: Gram) -> Decomposition:
     Raises:
         ValueError: as :func:`softntk._linalg.gram_arrays.as_matrix`; a traced kernel.
     """
+    # 1. Check the kernel, in a context where float64 is not rounded.
     check_known("gram", gram)
-    with on_host():  # what is float64 stays so
+    with on_host():
         if getattr(gram, "dtype", None) == np.longdouble:
             gram = as_double("gram", gram)
         gram = gram if callable(gram) or isinstance(gram, np.ndarray) else as_floating("gram", gram)
         as_matrix(gram)
+    # 2. Decompose the symmetric part of its matrix; halves first, because the sum may overflow.
     matrix = np.asarray(gram, np.float64)
     if matrix.ndim == 4:
         matrix = matrix.transpose(0, 2, 1, 3).reshape(matrix.shape[0] * matrix.shape[2], -1)
     asymmetry = 0.5 * float(host_norm(matrix - matrix.T))
     values, vectors = np.linalg.eigh(0.5 * matrix + 0.5 * matrix.T)
     eps = float(max(jnp.finfo(gram.dtype).eps, np.finfo(np.float64).eps))
-    return Decomposition(
-        values, vectors, 2 * len(values) ** 0.5 * eps * float(np.abs(values).max()) + asymmetry
-    )
+    rounding_error = 2 * len(values) ** 0.5 * eps * float(np.abs(values).max())
+    return Decomposition(values, vectors, rounding_error + asymmetry)
 
 
 def as_target_matrix(gram: Gram, y: Float[Array | np.ndarray, "..."]) -> np.ndarray:
-    """Return the targets in float64 as columns that the kernel acts on: [n, k], or [nk, 1] for a
-    kernel of all outputs.
+    """Return the targets in float64 as columns [n, k], or [nk, 1] for a kernel of all outputs.
 
     Raises:
         ValueError: integer, not finite, or not of the shape of the kernel.
@@ -68,22 +73,25 @@ def as_target_matrix(gram: Gram, y: Float[Array | np.ndarray, "..."]) -> np.ndar
 
 
 def check_positive_part(name: str, values: np.ndarray) -> None:
-    """Refuse eigenvalues, ascending, of which none is positive."""
+    """Refuse ascending eigenvalues of which none is positive."""
     if not values[-1] > 0:
-        what = "have a positive eigenvalue" if name == "gram" else "have a positive one among them"
+        is_gram = name == "gram"
+        requirement = "a positive eigenvalue" if is_gram else "a positive one among them"
         raise ValueError(
-            f"{name} must {what}, but the largest is {values[-1]:.3g}. Is it a kernel?"
+            f"{name} must have {requirement}, but the largest is {values[-1]:.3g}. Is it a kernel?"
         )
 
 
 def target_unit(x: np.ndarray) -> float:
-    """Return a power of two near max|x|, one for zeros: dividing by it rounds nothing, and squares
-    stay in range.
+    """Return a power of two near max|x|, and one for zeros.
+
+    Dividing by it rounds nothing, and squares of the quotients do not overflow.
     """
-    largest = float(np.max(np.abs(x), initial=0.0))
-    if not (largest > 0 and math.isfinite(largest)):
+    max_modulus = float(np.max(np.abs(x), initial=0.0))
+    if not (max_modulus > 0 and math.isfinite(max_modulus)):
         return 1.0
-    return math.ldexp(1.0, max(math.frexp(largest)[1] - 1, -1021))
+    # Not below the smallest normal number, 2^-1022.
+    return math.ldexp(1.0, max(math.frexp(max_modulus)[1] - 1, -1021))
 
 
 def cross_validated_ridge(
@@ -93,45 +101,50 @@ def cross_validated_ridge(
     inflation: float = 1.0,
     outside: int = 0,
 ) -> tuple[float, float]:
-    """Return the ridge of the least generalised cross-validation n‖(I−A)y‖²/tr(I−γA)², and the
-    noise variance it leaves.
+    """Return the ridge that minimises generalised cross-validation, and its noise variance.
 
-    With w = ρ/(λ+ρ), the eigenvalues of I − A: V(ρ) = n Σ w²c² / (Σ (1 − γ(1−w)))² and σ² = Σ w²c²
-    / (k Σ w).
+    The criterion is V(ρ) = n‖(I−A)y‖²/tr(I−γA)² with A = K (K + ρI)⁻¹. With the eigenvalues
+    w = ρ/(λ+ρ) of I − A,
+
+        V(ρ) = n Σ w²c² / (Σ (1 − γ(1−w)))²,        σ² = Σ w²c² / (k Σ w).
 
     Args:
-        values: λ, [n], at least zero.
-        components: of the targets along the eigenvectors, [n, k]; all of them share the ridge.
-        smallest: of the ridges tried; below it the kernel is not known.
-        outside: directions besides these, of eigenvalue zero, along which the targets have no
-            component.
-        inflation: γ, what a degree of freedom costs; above 1, no ridge is chosen that fits more
+        values: λ, [n], not negative.
+        components: c, components of the targets along the eigenvectors, [n, k]; all k columns share
+            the ridge.
+        smallest: smallest ridge tried; the kernel is not accurate below it.
+        inflation: γ, the cost of a degree of freedom; above 1, no ridge is chosen that fits more
             than n/γ of them.
+        outside: number of further directions of eigenvalue zero, along which the targets have no
+            component.
 
     Returns:
         (ρ, σ²).
     """
-    largest = float(values.max())
+    # 1. A zero kernel fits nothing, whatever the ridge.
+    max_value = float(values.max())
     unit = target_unit(components)
     squares = np.sum((components / unit) ** 2, axis=1)
-    freedom = components.shape[1] * (len(values) + outside)
-    if not largest > 0:  # nothing is fitted, whatever the ridge
-        return max(smallest, float(np.finfo(float).tiny)), unit * unit * float(
-            squares.sum() / freedom
-        )
-    low = np.log(smallest)
-    high = np.log(largest) + np.log(1e3)
-    # V may have several minima: the first grid is as fine as the spectrum needs
-    for _ in range(_ZOOMS):
-        grid = np.exp(np.linspace(low, high, _GRID))
-        w = grid[:, None] / (values[None] + grid[:, None])
-        left = np.sum(1 - inflation * (1 - w), axis=1) + outside
-        criterion = np.where(left > 0, (w**2 @ squares) / np.where(left > 0, left, 1) ** 2, np.inf)
-        best = int(np.argmin(criterion))
-        low = np.log(grid[max(best - 1, 0)])
-        high = np.log(grid[min(best + 1, _GRID - 1)])
-    ridge = float(grid[best])
+    if not max_value > 0:
+        target_count = components.shape[1] * (len(values) + outside)
+        variance = unit * unit * float(squares.sum() / target_count)
+        return max(smallest, float(np.finfo(float).tiny)), variance
+    # 2. Search on a logarithmic grid, and refine between the neighbours of the best point. V may
+    #    have several minima: the first grid is as fine as the spectrum needs.
+    log_lower = np.log(smallest)
+    log_upper = np.log(max_value) + np.log(1e3)
+    for _ in range(ZOOM_PASSES):
+        ridges = np.exp(np.linspace(log_lower, log_upper, GRID_SIZE))
+        w = ridges[:, None] / (values[None] + ridges[:, None])
+        residual_freedom = np.sum(1 - inflation * (1 - w), axis=1) + outside
+        is_allowed = residual_freedom > 0
+        divisor = np.where(is_allowed, residual_freedom, 1) ** 2
+        criterion = np.where(is_allowed, (w**2 @ squares) / divisor, np.inf)
+        best_index = int(np.argmin(criterion))
+        log_lower = np.log(ridges[max(best_index - 1, 0)])
+        log_upper = np.log(ridges[min(best_index + 1, GRID_SIZE - 1)])
+    # 3. The noise variance that this ridge leaves.
+    ridge = float(ridges[best_index])
     w = ridge / (values + ridge)
-    return ridge, unit * unit * float(
-        w**2 @ squares / (components.shape[1] * (np.sum(w) + outside))
-    )
+    residual_freedom = components.shape[1] * (np.sum(w) + outside)
+    return ridge, unit * unit * float(w**2 @ squares / residual_freedom)

@@ -1,9 +1,11 @@
-"""Norms that neither over- nor underflow: x is divided by a power of two near its largest entry
-before it is squared.
+"""Norms that neither over- nor underflow.
 
-‖x‖ = s ‖x/s‖,  s = 2^⌊log₂ max|x|⌋.  Dividing by a power of two rounds nothing, so the result is
-that of the plain formula wherever the plain formula is right, and ‖2^k x‖ = 2^k ‖x‖ to the last
-bit.
+The vector is divided by a power of two near its largest entry before it is squared:
+
+    ‖x‖ = s ‖x/s‖,        s = 2^⌊log₂ max|x|⌋.
+
+Dividing by a power of two rounds nothing. So the result equals that of the plain formula wherever
+the plain formula does not overflow, and ‖2^k x‖ = 2^k ‖x‖ to the last bit.
 """
 
 from typing import Any
@@ -12,79 +14,80 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PyTree
 
 Axes = int | tuple[int, ...] | None
+"""Axes of an array to reduce; None for all of them."""
 
 
 def _power_bits(x: Float[Array, "..."], axis: Axes) -> tuple[Array, Array]:
-    """Return the largest power of two below max|x| as bits, and whether max|x| is a positive
-    number.
-    """
-    largest = jnp.max(jnp.abs(lax.stop_gradient(x)), axis=axis, keepdims=True, initial=0)
+    """Return the bits of the largest power of two below max|x|, and whether 0 < max|x| < ∞."""
+    max_modulus = jnp.max(jnp.abs(lax.stop_gradient(x)), axis=axis, keepdims=True, initial=0)
     limits = jnp.finfo(x.dtype)
     # Not at the ends of the range, where the reciprocal of a power of two leaves it.
-    inner = lax.clamp(
+    clamped = lax.clamp(
         jnp.asarray(8 * float(limits.tiny), x.dtype),
-        largest,
+        max_modulus,
         jnp.asarray(float(limits.max) / 8, x.dtype),
     )
     # A power of two is a number without its mantissa.
-    bits = lax.bitcast_convert_type(inner, jnp.dtype(f"uint{limits.bits}"))
-    return (bits >> limits.nmant) << limits.nmant, (largest > 0) & (largest < jnp.inf)
+    bits = lax.bitcast_convert_type(clamped, jnp.dtype(f"uint{limits.bits}"))
+    return (bits >> limits.nmant) << limits.nmant, (max_modulus > 0) & (max_modulus < jnp.inf)
 
 
 def binary_scale(x: Float[Array, "..."], axis: Axes = None) -> Float[Array, "..."]:
     """Return the largest power of two below max|x| along the axes, which stay with length one.
 
-    It is one for zeros and for what is not finite, and carries no gradient.
+    Use it to bring numbers to order one before they are squared or multiplied. It is one where
+    max|x| is zero or not finite, and carries no gradient.
     """
-    bits, ordinary = _power_bits(x, axis)
-    return jnp.where(ordinary, lax.bitcast_convert_type(bits, x.dtype), 1)
+    bits, is_regular = _power_bits(x, axis)
+    return jnp.where(is_regular, lax.bitcast_convert_type(bits, x.dtype), 1)
 
 
 def binary_exponent(x: Float[Array, "..."], axis: Axes = None) -> Int[Array, "..."]:
-    """Return log₂ of :func:`binary_scale`, an integer, along the axes, which stay with length one."""
-    bits, ordinary = _power_bits(x, axis)
+    """Return log₂ of :func:`binary_scale`, an integer, along the axes; they keep length one."""
+    bits, is_regular = _power_bits(x, axis)
     limits = jnp.finfo(x.dtype)
     exponent = (bits >> limits.nmant).astype(jnp.int32) - (limits.maxexp - 1)
-    return jnp.where(ordinary, exponent, 0)
+    return jnp.where(is_regular, exponent, 0)
 
 
-def power_of_two(exponent: Int[Array, "..."], dtype: Any) -> Float[Array, "..."]:
-    """Return 2^exponent, between the smallest and the largest power that are normal numbers."""
+def power_of_two(exponent: Int[Array, "..."], dtype: DTypeLike) -> Float[Array, "..."]:
+    """Return 2^exponent, clipped to the range of normal numbers."""
     limits = jnp.finfo(dtype)
-    biased = jnp.clip(exponent, limits.minexp, limits.maxexp - 1) + (limits.maxexp - 1)
-    bits = biased.astype(jnp.dtype(f"uint{limits.bits}")) << limits.nmant
+    biased_exponent = jnp.clip(exponent, limits.minexp, limits.maxexp - 1) + (limits.maxexp - 1)
+    bits = biased_exponent.astype(jnp.dtype(f"uint{limits.bits}")) << limits.nmant
     return lax.bitcast_convert_type(bits, dtype)
 
 
 def _inverse_scale(x: Float[Array, "..."], axis: Axes) -> Float[Array, "..."]:
-    """Return 1/:func:`binary_scale`: its exponent is the negative one, about the bias."""
-    bits, ordinary = _power_bits(x, axis)
+    """Return 1/:func:`binary_scale`, from the negative exponent."""
+    bits, is_regular = _power_bits(x, axis)
     limits = jnp.finfo(x.dtype)
-    twice_bias = jnp.asarray((2 * limits.maxexp - 2) << limits.nmant, bits.dtype)
-    return jnp.where(ordinary, lax.bitcast_convert_type(twice_bias - bits, x.dtype), 1)
+    # Stored exponents are e + bias, so that −e is stored as 2 bias − (e + bias).
+    double_bias = jnp.asarray((2 * limits.maxexp - 2) << limits.nmant, bits.dtype)
+    return jnp.where(is_regular, lax.bitcast_convert_type(double_bias - bits, x.dtype), 1)
 
 
 def scaled_norm(
     x: Float[Array, "..."], axis: Axes = None, *, keepdims: bool = False
 ) -> Float[Array, "..."]:
-    """Return the Euclidean norm of x along the axes (None: of all entries), whatever the unit of x.
+    """Return the Euclidean norm of x along the axes (None: of all entries), in any unit.
 
-    Its derivative at x = 0 is zero. NaN and infinities go through.
+    Its derivative at x = 0 is zero. The norm of NaN and infinities is NaN or infinite.
     """
-    inverse = _inverse_scale(x, axis)
-    total = jnp.sum((x * inverse) ** 2, axis=axis, keepdims=True)
-    root = jnp.where(total == 0, 0, jnp.sqrt(jnp.where(total == 0, 1, total)))
-    # A quotient, which XLA computes once; a product it would compute again for each use of the
-    # norm.
-    norm = root / inverse
+    inverse_scale = _inverse_scale(x, axis)
+    square_sum = jnp.sum((x * inverse_scale) ** 2, axis=axis, keepdims=True)
+    root = jnp.where(square_sum == 0, 0, jnp.sqrt(jnp.where(square_sum == 0, 1, square_sum)))
+    # XLA computes a quotient once; it would compute a product again for each use of the norm.
+    norm = root / inverse_scale
     return norm if keepdims else jnp.squeeze(norm, axis)
 
 
-def tree_norm(tree: Any) -> Float[Array, ""]:
-    """Return the Euclidean norm of all floating-point leaves of a pytree together."""
+def tree_norm(tree: PyTree) -> Float[Array, ""]:
+    """Return the Euclidean norm of all floating-point leaves of a pytree, as of one vector."""
     leaves = [
         leaf
         for leaf in map(jnp.asarray, jax.tree.leaves(tree))
@@ -98,15 +101,13 @@ def tree_norm(tree: Any) -> Float[Array, ""]:
 
 
 def host_norm(x: Any, axis: int | None = None, *, keepdims: bool = False) -> np.ndarray:
-    """Return what :func:`scaled_norm` does, of a NumPy array on the host, in its own precision."""
+    """Return :func:`scaled_norm` of a NumPy array, computed on the host in its own precision."""
     x = np.asarray(x)
-    largest = np.max(np.abs(x), axis=axis, keepdims=True, initial=0)
-    ordinary = (largest > 0) & np.isfinite(largest)
-    _, exponent = np.frexp(np.where(ordinary, largest, 1))
-    scale = np.where(
-        ordinary,
-        np.ldexp(np.ones_like(largest), np.maximum(exponent - 1, np.finfo(x.dtype).minexp)),
-        1,
-    )
+    max_modulus = np.max(np.abs(x), axis=axis, keepdims=True, initial=0)
+    is_regular = (max_modulus > 0) & np.isfinite(max_modulus)
+    _, exponent = np.frexp(np.where(is_regular, max_modulus, 1))
+    # frexp returns mantissas in [½, 1): the power below is one less.
+    power = np.maximum(exponent - 1, np.finfo(x.dtype).minexp)
+    scale = np.where(is_regular, np.ldexp(np.ones_like(max_modulus), power), 1)
     norm = scale * np.sqrt(np.sum((x / scale) ** 2, axis=axis, keepdims=True))
     return norm if keepdims else np.squeeze(norm, axis)

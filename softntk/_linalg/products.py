@@ -1,4 +1,4 @@
-"""Products of matrices in full precision, whatever a GPU or TPU takes by default."""
+"""Matrix products in full precision, also on a GPU or TPU, whose default precision is lower."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,4 +8,4 @@ from jax import lax
 from jaxtyping import Array
 
 product: Callable[..., Array] = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
-"""A B, in the precision of its factors."""
+"""Return A B in the precision of its factors."""

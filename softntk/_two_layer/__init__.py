@@ -1,3 +1,1 @@
-"""Two-layer networks: architecture and weights, the rows of their Jacobian, their kernels of
-infinite width.
-"""
+"""Two-layer networks: architecture and weights, Jacobian rows, kernels of infinite width."""

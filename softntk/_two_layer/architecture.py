@@ -19,13 +19,28 @@ from softntk._linalg.products import product
 from softntk.activations import Activation
 
 Points = Float[Array | np.ndarray, "n d"]
+"""Points, one row each."""
+
+TIE_TOLERANCE = 8
+"""Rounding units by which activations may differ and still count as equally large."""
 
 
 @dataclass(frozen=True, eq=False)
 class Architecture:
-    """Everything about a two-layer network but its weights; static and hashable.
+    """The settings of a two-layer network, without its weights; static and hashable.
 
-    The fields are those of :func:`softntk.networks.two_layer`. A traced σ is equal only to itself.
+    A traced σ is equal only to itself.
+
+    Attributes:
+        activation: u.
+        normalized: whether the activations of a row are divided by their sum α.
+        width: m, the number of hidden units.
+        out_dim: k, the number of outputs.
+        sigma: σ, the standard deviation of the hidden weights.
+        antisymmetric: whether the units come in pairs whose outputs cancel at initialisation.
+        train_readout: whether the readout is trained.
+        parameterization: "ntk" or "paper".
+        bias: whether the hidden layer has a bias.
     """
 
     activation: Activation
@@ -40,22 +55,19 @@ class Architecture:
 
     @property
     def kernel_scale(self) -> float:
-        """The factor of every kernel that the parameterization stands for: 1 for ``ntk``, the width
-        for ``paper``.
-        """
+        """The factor of all kernels in this parameterization: 1 for ``ntk``, m for ``paper``."""
         return float(self.width) if self.parameterization == "paper" else 1.0
 
     @cached_property
     def is_static(self) -> bool:
-        """Whether it may stay behind in a compiled program: nothing in it is traced, all of it can
-        be hashed.
-        """
+        """Whether it can be a static argument of a compiled program: hashable, nothing traced."""
         if self.activation.traced or not is_concrete(self.sigma):
             return False
         return is_hashable(self)
 
     @cached_property
     def _identity(self) -> tuple:
+        """The settings that equality and the hash depend on."""
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if not is_concrete(self.sigma):
             settings["sigma"] = ("traced", id(self.sigma))
@@ -63,20 +75,21 @@ class Architecture:
 
     @cached_property
     def _hash(self) -> int:
+        """The hash, computed once."""
         return hash(self._identity)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is computed from the fields: hashes of strings differ between processes."""
+        """Return the fields without cached values: hashes of strings differ between processes."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def __eq__(self, other: object) -> bool:
-        """Compare the settings."""
+        """Return whether the settings are equal."""
         if self is other:
             return True
         return isinstance(other, Architecture) and self._identity == other._identity
 
     def __hash__(self) -> int:
-        """Hash the settings."""
+        """Return the hash of the settings."""
         return self._hash
 
 
@@ -86,7 +99,7 @@ class Parameters:
 
     Attributes:
         hidden: W, [d, m].
-        readout: a, [m, k]. Behind a stop-gradient unless the network was made with
+        readout: a, [m, k]. It has no gradient unless the network was made with
             ``train_readout=True``.
         bias: [m], or None. It acts as the weight of an extra input that is always 1.
     """
@@ -99,18 +112,18 @@ class Parameters:
 class RowFactors(NamedTuple):
     """The derivative of a two-layer network at n points, as factors of each row.
 
-    ∂F_ℓ(x_i)/∂W = x_i ⊗ g_{iℓ}  with  g_{iℓ} = slopes_i ∘ (a_ℓ − centres_{iℓ} − offsets_{iℓ}),
-    ∂F_ℓ(x_i)/∂a_ℓ = features_i.
+        ∂F_ℓ(x_i)/∂W = x_i ⊗ g_{iℓ},        g_{iℓ} = slopes_i ∘ (a_ℓ − centres_{iℓ} − offsets_{iℓ}),
+        ∂F_ℓ(x_i)/∂a_ℓ = features_i.
 
-    Normalized, ⟨a_ℓ, u⟩/α is the sum of centres and offsets: the readout at the row's largest unit
-    (their mean, if several are equally large), and the rest. Where the row concentrates on that
-    unit, a_ℓ − ⟨a_ℓ, u⟩/α would cancel to nothing there; a_ℓ − centres is exactly zero instead, and
-    the offsets keep all their digits.
+    In a normalized network centres + offsets is the mean ⟨a_ℓ, u⟩/α. The centre is the readout at
+    the row's largest unit (the mean of several equally large ones), the offset the difference.
+    Where a row concentrates on one unit, a_ℓ − ⟨a_ℓ, u⟩/α would lose all digits at that unit;
+    a_ℓ − centres is exactly zero there, and the offsets keep all their digits.
 
     Attributes:
         features: φ, [n, m], F = φ a.
         slopes: S, [n, m]: m^{1/2} u'/α (normalized) or m^{-1/2} u' (plain).
-        largest: the units that carry most of the row, all those that are equally large, [n, m].
+        largest: whether a unit is the largest of the row, or as large as that, [n, m].
         centres: a_ℓ at that unit, [n, k] (normalized), or zero (plain).
         offsets: ⟨a_ℓ − centres_ℓ, u⟩/α, [n, k] (normalized), or zero (plain).
         valid: [n], False where the row is outside the domain (non-finite input, normaliser lost).
@@ -130,21 +143,26 @@ class RowFactors(NamedTuple):
 
 
 def _log_largest(dtype: jnp.dtype) -> float:
+    """Return the logarithm of the largest number of a dtype."""
     return math.log(float(jnp.finfo(dtype).max))
 
 
 def row_factors(architecture: Architecture, params: Parameters, x: Points) -> RowFactors:
-    """Return features and derivative factors of every row, from one evaluation of the logits
-    (MATHEMATICS.md#empirical-kernel).
+    """Return features and derivative factors of every row, from one evaluation of the logits.
+
+    Use them where rows of the Jacobian are needed without forming the Jacobian, whose size is
+    n × k × (d m); MATHEMATICS.md#empirical-kernel has the formulas.
 
     Rows outside the domain (not finite, or with logits beyond the precision) are evaluated at zero
-    and marked in ``valid``. A plain network of an exponential activation saturates where the
-    precision ends (u' beyond the root of its largest number), so that products stay finite.
+    and marked in ``valid``. A plain network of an exponential activation saturates where u' exceeds
+    the root of the largest number of the precision, so that products stay finite.
+
+    Symbols: z logits [n, m], c log-scale of the activations, u and du = u' times e⁻ᶜ, α = Σ u.
 
     Args:
-        architecture: of the network.
+        architecture: settings of the network.
         params: its weights.
-        x: [n, d].
+        x: points, [n, d].
 
     Returns:
         The :class:`RowFactors`.
@@ -152,38 +170,46 @@ def row_factors(architecture: Architecture, params: Parameters, x: Points) -> Ro
     Raises:
         ValueError: params are no weights of such a network.
     """
+    # 1. Logits, zero in rows outside the domain.
     check_parameters(architecture, params)
-    x, params = _of_one_dtype(x, params)
-    a, m = params.readout, params.hidden.shape[1]
-    finite = jnp.all(jnp.isfinite(x), axis=1)
-    z = product(jnp.where(finite[:, None], x, 0), params.hidden)
+    x, params = _promote(x, params)
+    a = params.readout
+    m = params.hidden.shape[1]
+    is_finite = jnp.all(jnp.isfinite(x), axis=1)
+    z = product(jnp.where(is_finite[:, None], x, 0), params.hidden)
     if params.bias is not None:
         z = z + params.bias[None, :]
-    finite = finite & jnp.all(jnp.isfinite(z), axis=1)
-    z = jnp.where(finite[:, None], z, 0)
+    is_finite = is_finite & jnp.all(jnp.isfinite(z), axis=1)
+    z = jnp.where(is_finite[:, None], z, 0)
+    # 2. Activations and their slopes over the scale e^c of the row.
     c = architecture.activation.log_scale(z)
     u, du, _ = architecture.activation.jet(z, c)
-    outer = math.sqrt(architecture.kernel_scale)
+    root_scale = math.sqrt(architecture.kernel_scale)
+    # 3. A plain network: multiply by e^c, as far as sums of m such terms do not overflow.
     if not architecture.normalized:
-        room = _log_largest(z.dtype) - math.log(m)
-        features = u * (outer / math.sqrt(m) * jnp.exp(jnp.minimum(c, room)))
-        slopes = du * (outer / math.sqrt(m) * jnp.exp(jnp.minimum(c, room / 2)))
-        none = jnp.zeros((x.shape[0], a.shape[1]), z.dtype)
-        return RowFactors(features, slopes, jnp.zeros(z.shape, bool), none, none, finite)
+        max_log_scale = _log_largest(z.dtype) - math.log(m)
+        features = u * (root_scale / math.sqrt(m) * jnp.exp(jnp.minimum(c, max_log_scale)))
+        slopes = du * (root_scale / math.sqrt(m) * jnp.exp(jnp.minimum(c, max_log_scale / 2)))
+        zero_means = jnp.zeros((x.shape[0], a.shape[1]), z.dtype)
+        no_units = jnp.zeros(z.shape, bool)
+        return RowFactors(features, slopes, no_units, zero_means, zero_means, is_finite)
+    # 4. A normalized network: the scale cancels. Where the sum α is lost to cancellation, the
+    #    weights are zero.
     alpha = jnp.sum(u, axis=1, keepdims=True)
-    kept = activations.normaliser_is_resolved(u, alpha)
-    inverse = jnp.where(kept, 1, 0) / jnp.where(kept, alpha, 1)
-    weights = u * inverse
-    # With a tolerance, because u may be computed twice, differently rounded; and once for all that
-    # depends on it.
-    near = 1 - 8 * jnp.finfo(z.dtype).eps
+    is_resolved = activations.normaliser_is_resolved(u, alpha)
+    inverse_alpha = jnp.where(is_resolved, 1, 0) / jnp.where(is_resolved, alpha, 1)
+    weights = u * inverse_alpha
+    # 5. The largest units. XLA may compute u more than once, rounded differently: hence the
+    #    tolerance, and the barrier, so that everything below uses the same units.
+    tie_factor = 1 - TIE_TOLERANCE * jnp.finfo(z.dtype).eps
     largest = lax.optimization_barrier(
-        jnp.abs(u) >= near * jnp.max(jnp.abs(u), axis=1, keepdims=True)
+        jnp.abs(u) >= tie_factor * jnp.max(jnp.abs(u), axis=1, keepdims=True)
     )
     centres, offsets = _split_means(weights, a, largest)
-    scale = outer * math.sqrt(m)
+    scale = root_scale * math.sqrt(m)
+    valid = is_finite & is_resolved[:, 0]
     return RowFactors(
-        scale * weights, scale * (du * inverse), largest, centres, offsets, finite & kept[:, 0]
+        scale * weights, scale * (du * inverse_alpha), largest, centres, offsets, valid
     )
 
 
@@ -191,19 +217,23 @@ def row_factors(architecture: Architecture, params: Parameters, x: Points) -> Ro
 def _split_means(
     weights: Float[Array, "n m"], a: Float[Array, "m k"], largest: Bool[Array, "n m"]
 ) -> tuple[Float[Array, "n k"], Float[Array, "n k"]]:
-    """The means ``weights @ a`` as centres + offsets (see :class:`RowFactors`), for weights that
-    sum to one.
+    """Return the means ``weights @ a`` as (centres, offsets), for weights that sum to one.
+
+    See :class:`RowFactors`.
     """
-    ones, rest = largest.astype(a.dtype), jnp.where(largest, 0, weights)
-    centres = product(ones, a) / jnp.sum(ones, axis=1, keepdims=True)
-    return centres, product(rest, a) - centres * jnp.sum(rest, axis=1, keepdims=True)
+    indicator = largest.astype(a.dtype)
+    small_weights = jnp.where(largest, 0, weights)
+    centres = product(indicator, a) / jnp.sum(indicator, axis=1, keepdims=True)
+    offsets = product(small_weights, a)
+    return centres, offsets - centres * jnp.sum(small_weights, axis=1, keepdims=True)
 
 
 @_split_means.defjvp
 def _split_means_jvp(primals: tuple, tangents: tuple) -> tuple:
-    # The split is for rounding only: all of the derivative goes to the offsets, also that of units
-    # that are equally large now.
-    (weights, a, largest), (dweights, da, _) = primals, tangents
+    # The split only affects rounding: the whole derivative belongs to the offsets, also where the
+    # largest units are tied.
+    weights, a, largest = primals
+    dweights, da, _ = tangents
     centres, offsets = _split_means(weights, a, largest)
     return (centres, offsets), (
         jnp.zeros_like(centres),
@@ -211,9 +241,10 @@ def _split_means_jvp(primals: tuple, tangents: tuple) -> tuple:
     )
 
 
-def _of_one_dtype(x: Points, params: Parameters) -> tuple[Points, Parameters]:
-    """Return points and weights in the wider precision of the two, also where nothing is promoted
-    silently.
+def _promote(x: Points, params: Parameters) -> tuple[Points, Parameters]:
+    """Return points and weights in the wider precision of the two.
+
+    This also works where JAX is configured to refuse implicit promotion.
     """
     dtypes = {jnp.dtype(leaf.dtype) for leaf in (x, *jax.tree.leaves(params))}
     if len(dtypes) == 1:
@@ -224,44 +255,49 @@ def _of_one_dtype(x: Points, params: Parameters) -> tuple[Points, Parameters]:
 
 
 def check_parameters(architecture: Architecture, params: object) -> None:
-    """Refuse what are no weights of this network.
+    """Refuse parameters that are no weights of this network.
 
     Raises:
-        ValueError: another type, another network's shapes, a bias missing or too many, no
+        ValueError: another type, the shapes of another network, a missing or an unexpected bias, no
             floating-point numbers.
     """
+    # 1. The type, and whether there is a bias.
     if not isinstance(params, Parameters):
         raise ValueError(
-            f"params must be the Parameters of this network, got {type(params).__name__}. Take them from init_fn: "
-            "_, params = net.init_fn(key, (-1, d)); apply_fn takes (params, x)."
+            f"params must be the Parameters of this network, got {type(params).__name__}. Take "
+            "them from init_fn: _, params = net.init_fn(key, (-1, d)); apply_fn takes (params, x)."
         )
-    wanted = {
+    required_shapes = {
         "hidden": ("d", architecture.width),
         "readout": (architecture.width, architecture.out_dim),
     }
     if architecture.bias:
-        wanted["bias"] = (architecture.width,)
+        required_shapes["bias"] = (architecture.width,)
     elif params.bias is not None:
         raise ValueError("params.bias must be None: this network was made with bias=False.")
-    for name, shape in wanted.items():
+    # 2. Each array; the input dimension d may be any.
+    for name, shape in required_shapes.items():
         leaf = getattr(params, name)
-        if not isinstance(leaf, jax.Array | np.ndarray) or not jnp.issubdtype(
-            leaf.dtype, jnp.floating
-        ):
+        is_array = isinstance(leaf, jax.Array | np.ndarray)
+        if not is_array or not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(
-                f"params.{name} must be a floating-point array, got {getattr(leaf, 'dtype', type(leaf).__name__)}."
+                f"params.{name} must be a floating-point array, "
+                f"got {getattr(leaf, 'dtype', type(leaf).__name__)}."
             )
         if len(leaf.shape) != len(shape) or any(
-            w != n for w, n in zip(shape, leaf.shape, strict=True) if w != "d"
+            required != length
+            for required, length in zip(shape, leaf.shape, strict=True)
+            if required != "d"
         ):
             raise ValueError(
-                f"params.{name} must have shape [{', '.join(map(str, shape))}], got {leaf.shape}: params are those of another "
-                "network. Take them from this one's init_fn."
+                f"params.{name} must have shape [{', '.join(map(str, shape))}], got {leaf.shape}: "
+                "params are those of another network. Take them from this one's init_fn."
             )
 
 
 def row_vectors(rows: RowFactors, a: Float[Array, "m k"]) -> Float[Array, "n k m"]:
-    """g; a − centres is taken first, so that nothing is lost where a row concentrates."""
+    """Return g, the factors of :class:`RowFactors` for each point and output."""
+    # a − centres first: it is exact where a row concentrates on one unit.
     return rows.slopes[:, None, :] * (
         (a.T[None, :, :] - rows.centres[:, :, None]) - rows.offsets[:, :, None]
     )

@@ -1,11 +1,12 @@
 """Kernels of two-layer networks of infinite width, from the points.
 
-Two things are done here that variances alone would not allow:
+Two steps need the points, and not only their variances:
 
-- homogeneous activations (relu, identity, threshold) see every row in a unit of its own, a power of
-  two: their kernels do not depend on the unit of the points, and none is too large or too small to
-  be squared. So does what is nearly so (crrelu), whose moments are told the units;
-- where two points are nearly parallel, the angle between them comes from their difference.
+- For homogeneous activations (relu, identity, threshold) each row is divided by a power of two of
+  its own. So the kernels do not depend on the unit of the points, and no square over- or
+  underflows. The same is done for nearly homogeneous ones (crrelu), whose moments receive the
+  units.
+- Where two points are nearly parallel, the angle between them is computed from their difference.
 """
 
 from functools import partial
@@ -24,17 +25,19 @@ from softntk._two_layer.architecture import Architecture
 from softntk.activations import Activation, infinite_limit
 
 KERNELS = ("nngp", "ntk")
+"""Names of the two kernels, in the order in which they are computed."""
 
 
 def infinite_kernels(
     architecture: Architecture, x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"] | None
 ) -> dict[str, Float[Array, "n1 n2"]]:
-    """Return {"nngp", "ntk"} of infinite width: E[φφ'] and ⟨x, x'⟩ E[φ̇φ̇'] (+ E[φφ'] with a
-    trained readout).
+    """Return the kernels of infinite width, by name.
+
+    "nngp" is E[φφ'], "ntk" is ⟨x, x'⟩ E[φ̇φ̇'], plus E[φφ'] with a trained readout.
     """
+    # 1. The cached program only for hashable activations: a traced number must not leak into it.
     activation = architecture.activation
     function: Any = _kernels
-    # a traced number must not stay behind in a program that is kept
     if activation.traced or not is_hashable(activation):
         function = function.__wrapped__
     settings = partial(
@@ -44,11 +47,11 @@ def infinite_kernels(
         bias=architecture.bias,
         trained=architecture.train_readout,
     )
-    sigma, scale = (
-        jnp.asarray(number, x1.dtype) for number in (architecture.sigma, architecture.kernel_scale)
-    )
-    others = (sigma, scale) if x2 is None else (sigma, scale, x2)
-    return dict(zip(KERNELS, place_automatically(settings, x1, *others), strict=True))
+    # 2. Call it, on meshes of any kind.
+    sigma = jnp.asarray(architecture.sigma, x1.dtype)
+    scale = jnp.asarray(architecture.kernel_scale, x1.dtype)
+    arguments = (sigma, scale) if x2 is None else (sigma, scale, x2)
+    return dict(zip(KERNELS, place_automatically(settings, x1, *arguments), strict=True))
 
 
 @partial(jax.jit, static_argnames=("activation", "normalized", "bias", "trained"))
@@ -62,38 +65,49 @@ def _kernels(
     normalized: bool,
     bias: bool,
     trained: bool,
-) -> tuple[Any, Any]:
+) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"]]:
     """Return (NNGP, NTK).
 
-    With x = b·x̃ for a unit b a row (one, unless u is homogeneous of degree p) and E the moments of
-    x̃ at σ = 1 then:
+    Each row is x = b·x̃ with a unit b, which is one unless u is homogeneous of degree p. With E the
+    moments of x̃ at σ = 1,
 
-        E[φφ']   = E[φφ'](x̃) (σ²bb')^p,   E[φ̇φ̇'] = E[φ̇φ̇'](x̃) (σ²bb')^(p−1),   with p = 0 if normalized.
+        E[φφ']   = E[φφ'](x̃) (σ²bb')^p,
+        E[φ̇φ̇'] = E[φ̇φ̇'](x̃) (σ²bb')^(p−1),
+
+    where p = 0 if normalized.
     """
+    # 1. Divide the rows by their units.
     moments = activation.moments
+    is_same = x2 is None
     degree = 1 if moments.in_units else moments.degree
     has_units = degree is not None
-    x1, units1, valid1 = _in_units(x1, sigma, bias, has_units)
-    x2_, units2, valid2 = (
-        (x1, units1, valid1) if x2 is None else _in_units(x2, sigma, bias, has_units)
+    rows1, units1, is_valid1 = _split_units(x1, sigma, bias, has_units)
+    rows2, units2, is_valid2 = (
+        (rows1, units1, is_valid1) if is_same else _split_units(x2, sigma, bias, has_units)
     )
-    squares1, squares2 = (jnp.sum(x * x, axis=1) for x in (x1, x2_))
-    dots = _inner_products(x1, x2_, squares1, same=x2 is None)
-    dots, sines = (
-        sine_between_rows(x1, x2_, dots, same=x2 is None) if moments.angular else (dots, None)
-    )
+    # 2. Variances of the two Gaussians, and the angle between them where the moments use it.
+    squares1, squares2 = (jnp.sum(x * x, axis=1) for x in (rows1, rows2))
+    dots = _inner_products(rows1, rows2, squares1, same=is_same)
+    sines = None
+    if moments.angular:
+        dots, sines = sine_between_rows(rows1, rows2, dots, same=is_same)
     variance = jnp.ones_like(sigma) if has_units else sigma**2
     variances = (variance * squares1[:, None], variance * dots, variance * squares2[None, :])
-    units = _units_of_pairs(sigma * units1, sigma * units2) if moments.in_units else None
-    nngp, slopes = infinite_limit(activation.name, moments, normalized, *variances, sines, units)
-    valid = valid1[:, None] & valid2[None, :]
-    ntk = jnp.where(slopes == 0, 0, dots) * slopes  # dots or slopes may be infinite
+    pair_units = _clip_units(sigma * units1, sigma * units2) if moments.in_units else None
+    # 3. Moments, and the NTK from them; dots or slopes may be infinite.
+    nngp, slopes = infinite_limit(
+        activation.name, moments, normalized, *variances, sines, pair_units
+    )
+    valid = is_valid1[:, None] & is_valid2[None, :]
+    ntk = jnp.where(slopes == 0, 0, dots) * slopes
+    # 4. Multiply the units back in.
     if degree == 1 and not normalized:
         nngp = nngp * units1[:, None] * units2[None, :] * sigma**2
         ntk = ntk * units1[:, None] * units2[None, :]
     elif has_units and normalized:
         ntk = ntk / sigma**2
-    nngp, ntk = scale * nngp, scale * ntk
+    nngp = scale * nngp
+    ntk = scale * ntk
     if trained:
         ntk = ntk + nngp
     return _saturate(nngp, valid), _saturate(ntk, valid)
@@ -102,26 +116,28 @@ def _kernels(
 def _inner_products(
     x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"], squares: Float[Array, " n1"], same: bool
 ) -> Float[Array, "n1 n2"]:
-    """Return x1 x2ᵀ, if both are the same with the diagonal to the last bit."""
+    """Return x1 x2ᵀ; if both are the same, its diagonal equals the squares to the last bit."""
     dots = product(x1, x2.T)
     return jnp.where(jnp.eye(len(x1), dtype=bool), squares[:, None], dots) if same else dots
 
 
-def _units_of_pairs(
+def _clip_units(
     units1: Float[Array, " n1"], units2: Float[Array, " n2"]
 ) -> tuple[Float[Array, "n1 1"], Float[Array, "1 n2"]]:
-    """Return the units of rows and columns, cut off where u is homogeneous to rounding, so that
-    their squares fit.
+    """Return the units as a column and a row, clipped so that their products do not overflow.
+
+    Beyond the limit a nearly homogeneous activation is homogeneous to rounding.
     """
     limit = float(jnp.finfo(units1.dtype).max) ** 0.25
     return jnp.minimum(units1, limit)[:, None], jnp.minimum(units2, limit)[None, :]
 
 
-def _in_units(
+def _split_units(
     x: Float[Array, "n d"], sigma: Float[Array, ""], bias: bool, has_units: bool
 ) -> tuple[Float[Array, "n e"], Float[Array, " n"], Bool[Array, " n"]]:
-    """Return the rows with the bias as a feature, divided by their units; the units; and which rows
-    are inside the domain.
+    """Return rows divided by their units, the units, and which rows are inside the domain.
+
+    A bias is a further feature, equal to one.
     """
     if bias:
         x = jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)
@@ -137,6 +153,7 @@ def _in_units(
 
 
 def _saturate(kernel: Float[Array, "n1 n2"], valid: Bool[Array, "n1 n2"]) -> Float[Array, "n1 n2"]:
+    """Return the kernel with +inf for invalid pairs and overflow, and no entry of −inf."""
     limits = jnp.finfo(kernel.dtype)
-    outside = ~valid | jnp.isnan(kernel) | jnp.isposinf(kernel)
-    return jnp.where(outside, jnp.inf, jnp.maximum(kernel, float(limits.min)))
+    is_infinite = ~valid | jnp.isnan(kernel) | jnp.isposinf(kernel)
+    return jnp.where(is_infinite, jnp.inf, jnp.maximum(kernel, float(limits.min)))

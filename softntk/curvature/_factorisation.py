@@ -1,14 +1,14 @@
-r"""Factor a structured operator once, solve many: see :mod:`softntk.curvature.structured` for the
-operator.
+r"""Factorisation of a structured operator, for many solves (:mod:`softntk.curvature.structured`).
 
-Everything happens for H/s, s a power of two near the largest entry of Aᵀ diag(D) A and ρ, so that
-units do not matter:
+Everything is computed for H/s, s a power of two near the largest entry of Aᵀ diag(D) A and ρ, so
+that units do not matter:
 
-    H/s = R + V M Vᵀ,    R = LLᵀ,    L⁻¹V = Q T,    H/s = L ((I − QQᵀ) + Q K Qᵀ) Lᵀ,    K = I + T M Tᵀ.
+    H/s = R + V M Vᵀ,    R = LLᵀ,    L⁻¹V = Q T,
+    H/s = L ((I − QQᵀ) + Q K Qᵀ) Lᵀ,    K = I + T M Tᵀ.
 
 The textbook's Woodbury formula subtracts two solutions that agree to all digits once V M Vᵀ
-outweighs R by 1/ε. Here the orthogonal complement of Q and its span are solved for apart, so that
-nothing is subtracted that is not orthogonal.
+outweighs R by 1/ε. Here the components in the span of Q and in its orthogonal complement are solved
+for separately, so that only orthogonal vectors are subtracted.
 """
 
 import dataclasses
@@ -31,16 +31,18 @@ if TYPE_CHECKING:
     from softntk.curvature.structured import StructuredOperator
 
 MAX_RESIDUAL = 1e-2
-"""What ‖Hx − g‖/‖g‖ may be for x to count as a solution: more is left where H is singular in this
-precision.
-"""
-_REFINEMENTS = 2
-_NO_EXPONENT = -(1 << 14)  # of zero: below that of every number
+"""Largest ‖Hx − g‖/‖g‖ of a solution x; it is larger where H is singular in this precision."""
+
+REFINEMENT_STEPS = 2
+"""Steps of iterative refinement after the first solve."""
+
+ZERO_EXPONENT = -(1 << 14)
+"""Exponent that stands for zero: below that of every floating-point number."""
 
 
 @record
 class Factorisation:
-    """What solves with a :class:`~softntk.curvature.structured.StructuredOperator` for O(d²) each.
+    """Factors of a :class:`~softntk.curvature.structured.StructuredOperator`; solves cost O(d²).
 
     Attributes:
         regular: R, [d, d], the regular part over the scale s.
@@ -69,8 +71,8 @@ class Factorisation:
     def solve(self, right: Float[Array, "d *s"]) -> Float[Array, "d *s"]:
         """Return H⁻¹ times one vector or several, [d] or [d, s], refined twice.
 
-        +inf where ``result`` is not SUCCESSFUL, and in the columns whose residual stays above 1 %
-        of the right-hand side. Derivatives are those of the solution, whatever the factors are.
+        The result is +inf where ``result`` is not SUCCESSFUL, and in columns whose residual stays
+        above 1 % of the right-hand side. Derivatives are those of the exact solution.
         """
         d = len(self.regular)
         right = as_dtype("right", right, self.regular.dtype, finite=False)
@@ -83,7 +85,7 @@ class Factorisation:
         return _log_determinant(self)
 
     def negative_eigenvalues(self) -> Int[Array, ""]:
-        """Return how many eigenvalues of H are negative; −1 where ``result`` is not SUCCESSFUL.
+        """Return the number of negative eigenvalues; −1 where ``result`` is not SUCCESSFUL.
 
         With R = LLᵀ, H has the inertia of I + L⁻¹V M VᵀL⁻ᵀ (Sylvester), whose eigenvalues are
         ``inner`` and ones.
@@ -100,152 +102,163 @@ def _times(factored: Factorisation, x: Float[Array, "d *s"]) -> Float[Array, "d 
 
 
 def _solve_once(factored: Factorisation, right: Float[Array, "d *s"]) -> Float[Array, "d *s"]:
-    """Return L⁻ᵀ ((I − QQᵀ) + Q K⁻¹ Qᵀ) L⁻¹ g."""
-    L, Q = factored.cholesky, factored.basis
-    outside = jax.scipy.linalg.solve_triangular(L, right, lower=True)
-    inside = product(Q.T, outside)
-    outside = outside - product(Q, inside)
-    again = product(Q.T, outside)  # what rounding left of the span in the complement
-    outside = outside - product(Q, again)
+    """Return L⁻ᵀ ((I − QQᵀ) + Q K⁻¹ Qᵀ) L⁻¹ g, for g = ``right``."""
+    L = factored.cholesky
+    Q = factored.basis
+    # 1. Split L⁻¹ g into coordinates in the span of Q and the complement.
+    complement = jax.scipy.linalg.solve_triangular(L, right, lower=True)
+    coordinates = product(Q.T, complement)
+    complement = complement - product(Q, coordinates)
+    # 2. Once more: rounding leaves a part of the span in the complement.
+    correction = product(Q.T, complement)
+    complement = complement - product(Q, correction)
+    # 3. Solve in the span, and add.
     if Q.shape[1]:
-        inside = jnp.linalg.solve(factored.capacitance, inside + again)
-    return jax.scipy.linalg.solve_triangular(L.T, outside + product(Q, inside), lower=False)
+        coordinates = jnp.linalg.solve(factored.capacitance, coordinates + correction)
+    combined = complement + product(Q, coordinates)
+    return jax.scipy.linalg.solve_triangular(L.T, combined, lower=False)
 
 
 def _refined(factored: Factorisation, right: Float[Array, "d *s"]) -> Float[Array, "d *s"]:
-    """Return the solution of the smallest residual, column by column.
+    """Return the refined solution with the smallest residual, column by column.
 
-    A loop, whose first step is the solution itself: the solve stands in the program once.
+    The first step of the loop is the solve itself, so that the program contains it only once.
     """
 
     def refine(step: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         solution, residual = carry
         refined = solution + _solve_once(factored, residual)
-        residual_refined = right - _times(factored, refined)
-        better = scaled_norm(residual_refined, axis=0) < scaled_norm(residual, axis=0)
-        better |= step == 0
-        return jnp.where(better, refined, solution), jnp.where(better, residual_refined, residual)
+        new_residual = right - _times(factored, refined)
+        is_better = scaled_norm(new_residual, axis=0) < scaled_norm(residual, axis=0)
+        is_better |= step == 0
+        return jnp.where(is_better, refined, solution), jnp.where(is_better, new_residual, residual)
 
-    return lax.fori_loop(0, 1 + _REFINEMENTS, refine, (jnp.zeros_like(right), right))[0]
+    return lax.fori_loop(0, 1 + REFINEMENT_STEPS, refine, (jnp.zeros_like(right), right))[0]
 
 
 @jax.jit
 def _solve(factored: Factorisation, right: Float[Array, "d *s"]) -> Float[Array, "d *s"]:
+    """Return the solution, +inf where the factorisation failed or the residual is too large."""
+    # 1. The solve is exact for derivatives: they solve with the same operator.
     constants = lax.stop_gradient(factored)
     solution = lax.custom_linear_solve(
         lambda x: _times(factored, x), right, lambda _, g: _refined(constants, g), symmetric=True
     )
+    # 2. Check the residual, and multiply by the scale.
     residual = lax.stop_gradient(right) - _times(constants, lax.stop_gradient(solution))
-    small = scaled_norm(residual, axis=0) <= MAX_RESIDUAL * scaled_norm(
-        lax.stop_gradient(right), axis=0
-    )
-    solved = (factored.result == Result.SUCCESSFUL) & small
-    return jnp.where(solved, _times_power(solution, -factored.exponent), jnp.inf)
+    right_norm = scaled_norm(lax.stop_gradient(right), axis=0)
+    is_accurate = scaled_norm(residual, axis=0) <= MAX_RESIDUAL * right_norm
+    is_solved = (factored.result == Result.SUCCESSFUL) & is_accurate
+    return jnp.where(is_solved, _times_power(solution, -factored.exponent), jnp.inf)
 
 
 @jax.jit
 def _log_determinant(factored: Factorisation) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    successful = factored.result == Result.SUCCESSFUL
+    """Return the sign of det H, and log|det H| = log det R + log|det K| + d log s."""
+    is_successful = factored.result == Result.SUCCESSFUL
+    # 1. d log s.
     d = len(factored.regular)
-    scale = (
+    log_scale = (
         d
         * factored.exponent.astype(factored.regular.dtype)
         * jnp.log(jnp.asarray(2, factored.regular.dtype))
     )
-    low_rank = jnp.sum(jnp.log(jnp.abs(jnp.where(successful, factored.inner, 1))))
-    # The same, det(I + M VᵀR⁻¹V), for its derivatives: those of Q and T do not exist for columns of
-    # zeros.
+    # 2. log|det K|, by its eigenvalues.
+    log_low_rank = jnp.sum(jnp.log(jnp.abs(jnp.where(is_successful, factored.inner, 1))))
+    # 3. Its derivatives, by det K = det(I + M VᵀR⁻¹V): Q and T have none for columns of zeros.
     V = factored.columns
     W = product(V.T, jax.scipy.linalg.cho_solve((factored.cholesky, True), V))
-    small = jnp.where(
-        successful,
+    low_rank_matrix = jnp.where(
+        is_successful,
         jnp.eye(V.shape[1], dtype=V.dtype) + product(factored.core, W),
         jnp.eye(V.shape[1], dtype=V.dtype),
     )
-    differentiable = jnp.linalg.slogdet(small)[1] if V.shape[1] else jnp.zeros((), V.dtype)
-    low_rank = lax.stop_gradient(low_rank) + differentiable - lax.stop_gradient(differentiable)
-    value = 2 * jnp.sum(jnp.log(jnp.diagonal(factored.cholesky))) + low_rank + scale
+    log_smooth = jnp.linalg.slogdet(low_rank_matrix)[1] if V.shape[1] else jnp.zeros((), V.dtype)
+    log_low_rank = lax.stop_gradient(log_low_rank) + log_smooth - lax.stop_gradient(log_smooth)
+    # 4. The sum; R is positive definite, so that the sign is that of det K.
+    log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factored.cholesky))) + log_low_rank + log_scale
     sign = jnp.prod(jnp.sign(factored.inner))
-    return jnp.where(successful, sign, 0), jnp.where(successful, value, -jnp.inf)
+    return jnp.where(is_successful, sign, 0), jnp.where(is_successful, log_det, -jnp.inf)
 
 
 @jax.jit
 def factorise(op: "StructuredOperator") -> Factorisation:
     """Return the factors of a checked operator."""
+    # 1. The regular part R = LLᵀ of H/s.
     exponent, A, D, V, M, ridge = _scaled_parts(op)
-    d, dtype = len(V), V.dtype
+    d = len(V)
+    dtype = V.dtype
     eye = jnp.eye(d, dtype=dtype)
     R = matrices.gram(A, D) + ridge * eye
-    finite = jnp.isfinite(R).all() & jnp.isfinite(V).all() & jnp.isfinite(M).all()
-    cholesky = jnp.linalg.cholesky(jnp.where(finite, R, eye))
-    eps = d * jnp.finfo(dtype).eps
-    # Pivots that are rounding of the diagonal they came from: R is singular, though its factor is
-    # finite.
+    is_finite = jnp.isfinite(R).all() & jnp.isfinite(V).all() & jnp.isfinite(M).all()
+    cholesky = jnp.linalg.cholesky(jnp.where(is_finite, R, eye))
+    # A pivot that is rounding of its diagonal entry: R is singular, though its factor is finite.
+    rounding_unit = d * jnp.finfo(dtype).eps
     pivots = jnp.diagonal(cholesky) ** 2
-    definite = finite & jnp.isfinite(cholesky).all() & jnp.all(pivots > 4 * eps * jnp.diagonal(R))
-    cholesky = jnp.where(definite, cholesky, eye)
-    # No derivative goes through Q, T and K: solutions and determinants have their own.
-    columns, core = (jnp.where(finite, part, 0) for part in lax.stop_gradient((V, M)))
+    has_factor = is_finite & jnp.isfinite(cholesky).all()
+    is_definite = has_factor & jnp.all(pivots > 4 * rounding_unit * jnp.diagonal(R))
+    cholesky = jnp.where(is_definite, cholesky, eye)
+    # 2. L⁻¹V = QT and K = I + T M Tᵀ. No derivative goes through Q, T and K: solutions and
+    #    determinants have their own.
+    columns, core = (jnp.where(is_finite, part, 0) for part in lax.stop_gradient((V, M)))
     Q, T = jnp.linalg.qr(
         jax.scipy.linalg.solve_triangular(lax.stop_gradient(cholesky), columns, lower=True)
     )
-    small = product(T, product(core, T.T))
-    small = 0.5 * (small + small.T)
-    capacitance = jnp.eye(len(T), dtype=dtype) + small
+    low_rank = product(T, product(core, T.T))
+    low_rank = 0.5 * (low_rank + low_rank.T)
+    capacitance = jnp.eye(len(T), dtype=dtype) + low_rank
     inner = jnp.linalg.eigvalsh(capacitance)
-    # And where an eigenvalue relative to R is rounding of the terms that cancel in it, H is
-    # singular.
-    regular = jnp.all(jnp.abs(inner) > 4 * eps * (1 + jnp.max(jnp.abs(small), initial=0)))
-    code = jnp.where(definite & regular, Result.SUCCESSFUL, Result.NOT_DEFINITE)
+    # An eigenvalue of K that is rounding of the terms that cancel in it: H is singular.
+    max_term = 1 + jnp.max(jnp.abs(low_rank), initial=0)
+    is_regular = jnp.all(jnp.abs(inner) > 4 * rounding_unit * max_term)
+    code = jnp.where(is_definite & is_regular, Result.SUCCESSFUL, Result.NOT_DEFINITE)
     factored = Factorisation(
         regular=R,
         cholesky=cholesky,
         columns=V,
         core=M,
         basis=Q,
-        capacitance=jnp.where(regular, capacitance, jnp.eye(len(T), dtype=dtype)),
+        capacitance=jnp.where(is_regular, capacitance, jnp.eye(len(T), dtype=dtype)),
         inner=inner,
         exponent=exponent,
-        result=jnp.where(finite, code, Result.NONFINITE_INPUT).astype(jnp.int32),
+        result=jnp.where(is_finite, code, Result.NONFINITE_INPUT).astype(jnp.int32),
     )
-    # Judged by one solve, whose right-hand side has a share of every direction, and the residual of
-    # the operator itself.
+    # 3. Test the factors by one solve, whose right-hand side has a component in every direction,
+    #    and by the residual of the operator itself.
     probe = jnp.cos(jnp.arange(1, d + 1, dtype=dtype) ** 2) * jnp.sqrt(jnp.abs(jnp.diagonal(R)))
     solution = _refined(lax.stop_gradient(factored), lax.stop_gradient(probe))
     z = matrices.times(A, solution)
     z = D * z + product(op.factors, product(M, product(op.factors.T, z)))
     residual = probe - matrices.adjoint(A, z) - ridge * solution
-    stagnated = (factored.result == Result.SUCCESSFUL) & ~(
-        scaled_norm(residual) <= 0.5 * MAX_RESIDUAL * scaled_norm(probe)
-    )
-    return dataclasses.replace(
-        factored, result=jnp.where(stagnated, Result.STAGNATED, factored.result).astype(jnp.int32)
-    )
+    is_accurate = scaled_norm(residual) <= 0.5 * MAX_RESIDUAL * scaled_norm(probe)
+    has_stagnated = (factored.result == Result.SUCCESSFUL) & ~is_accurate
+    result = jnp.where(has_stagnated, Result.STAGNATED, factored.result).astype(jnp.int32)
+    return dataclasses.replace(factored, result=result)
 
 
 def _scaled_parts(op: "StructuredOperator") -> tuple[Array, Any, Array, Array, Array, Array]:
     """Return log₂ s, and Â, D̂, ÂᵀU, M̂, ρ̂ with H = s (Âᵀ diag(D̂) Â + (ÂᵀU) M̂ (ÂᵀU)ᵀ + ρ̂ I)."""
-    A, entries = matrices.scale_to_unit(op.matrix), matrices.entries(op.matrix)
-    dtype = op.dtype
-    ridge = jnp.asarray(op.ridge, dtype)
-    square = 2 * _exponent(entries)
-    exponent = jnp.maximum(square + _exponent(op.logit_diagonal), _exponent(ridge))
-    exponent = jnp.where(exponent < _NO_EXPONENT // 2, 0, exponent)
-    D = _times_power(op.logit_diagonal, square - exponent)
-    M = _times_power(op.core, square - exponent)
+    # Exponents are added as integers: the scales themselves may be out of range.
+    A = matrices.scale_to_unit(op.matrix)
+    entries = matrices.entries(op.matrix)
+    ridge = jnp.asarray(op.ridge, op.dtype)
+    square_exponent = 2 * _exponent(entries)
+    exponent = jnp.maximum(square_exponent + _exponent(op.logit_diagonal), _exponent(ridge))
+    exponent = jnp.where(exponent < ZERO_EXPONENT // 2, 0, exponent)
+    D = _times_power(op.logit_diagonal, square_exponent - exponent)
+    M = _times_power(op.core, square_exponent - exponent)
     return exponent, A, D, matrices.adjoint(A, op.factors), M, _times_power(ridge, -exponent)
 
 
 def _exponent(x: Float[Array, "..."]) -> Int[Array, ""]:
-    """Return ⌊log₂ max|x|⌋."""
+    """Return ⌊log₂ max|x|⌋, and a very negative number for zeros."""
     exponent = jnp.reshape(binary_exponent(x), ())
-    return jnp.where(jnp.any(lax.stop_gradient(x) != 0), exponent, _NO_EXPONENT)
+    return jnp.where(jnp.any(lax.stop_gradient(x) != 0), exponent, ZERO_EXPONENT)
 
 
 def _times_power(x: Float[Array, "..."], exponent: Int[Array, ""]) -> Float[Array, "..."]:
-    """Return 2^exponent x; as four factors, because the power itself may be out of range where the
-    product is not.
-    """
+    """Return 2^exponent x."""
+    # As four factors: the power itself may be out of range where the product is not.
     quarter = jnp.sign(exponent) * (jnp.abs(exponent) // 4)
     for part in (quarter, quarter, quarter, exponent - 3 * quarter):
         x = x * power_of_two(part, x.dtype)

@@ -1,14 +1,15 @@
-r"""Statistical leverage scores: how much each row matters to the column space of a matrix.
+r"""Statistical leverage scores: the influence of each row on the column space of a matrix.
 
     τ_i = ‖(Q)_i‖² = a_iᵀ (AᵀA)⁺ a_i,        A = QR,        0 ≤ τ_i ≤ 1,        Σ τ_i = rank A.
 
-Exactly by a QR decomposition, O(n d²). Approximately, by one of a sketch: with S A = Q'R,
-(1±ε)-spectrally as AᵀA, and G Gaussian [d, k] / √k,
+Exact scores take a QR decomposition of A, O(n d²). Approximate ones take that of a sketch: with
+S A = Q'R, RᵀR within (1±ε) of AᵀA spectrally, and G Gaussian [d, k] / √k,
 
     τ̃_i = ‖(A R⁺ G)_i‖²        (G left out where d ≤ k),
 
 in O(nnz(A) (ζ + k) + d³ log) with ζ entries in each column of S and k = O(log n) directions. A
-common factor of A or of the weights changes nothing, and is taken out before anything is squared.
+common factor of A or of the weights does not change the scores, and is divided out before anything
+is squared.
 
 Example:
     >>> import jax, jax.numpy as jnp
@@ -22,27 +23,39 @@ Source: Drineas, Magdon-Ismail, Mahoney and Woodruff (2012), JMLR 13, 3475-3506;
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from softntk._core.typing import DesignMatrix
 from softntk._core.validation import as_weights, check_key, check_positive_int
 from softntk._linalg import design_matrix as matrices
 from softntk._linalg.norms import binary_scale
+from softntk._linalg.products import product
 
-_ENTRIES = 4  # in each column of the sketch
-# rows of the sketch for each column of A: singular values are then right to about √(1/32)
-_OVERSAMPLING = 32
-# directions for each log(100 n): all row norms are right to a factor of 1.4 but with probability
-# 1/100
-_TAIL = 41.0
+SKETCH_ENTRIES = 4
+"""ζ, nonzero entries in each column of the sketch."""
+
+ROWS_PER_COLUMN = 32
+"""Rows of the sketch for each column of A: singular values have an error of about √(1/32)."""
+
+DIRECTIONS_PER_LOG = 41.0
+"""Directions for each log(100 n): all row norms are right to a factor of 1.4, with p = 0.99."""
+
+MIN_SINGULAR_RATIO = 10
+"""Multiples of d ε below which a singular value, relative to the largest, counts as zero."""
 
 
-def scores(A: Any, weights: Float[Array | np.ndarray, " n"] | None = None) -> Float[Array, " n"]:
+def scores(
+    A: DesignMatrix, weights: Float[Array | np.ndarray, " n"] | None = None
+) -> Float[Array, " n"]:
     r"""Return the leverage scores of diag(√D) A, by QR.
+
+    Use it where a QR decomposition of A, O(n d²), is affordable; else
+    :func:`approximate_scores`.
 
     Args:
         A: [n, d], dense, BCOO or a lineax operator; made dense.
@@ -50,11 +63,11 @@ def scores(A: Any, weights: Float[Array | np.ndarray, " n"] | None = None) -> Fl
 
     Returns:
         [n], in [0, 1], summing to the rank. Singular values below 10 d ε of the largest count as
-        zero. Differentiable in A and D, also where D_i = 0, as far as the rank stays the same.
+        zero. Differentiable in A and D, also where D_i = 0, as long as the rank stays the same.
 
     Raises:
-        ValueError: as :func:`softntk.regression._problem` of A; half precision; weights of another
-            shape, negative or not finite.
+        ValueError: A is no matrix as :func:`softntk.regression.problem` takes it, or of half
+            precision; weights of another shape, negative or not finite.
 
     Example:
         >>> import jax.numpy as jnp
@@ -68,22 +81,24 @@ def scores(A: Any, weights: Float[Array | np.ndarray, " n"] | None = None) -> Fl
 
 def approximate_scores(
     key: PRNGKeyArray,
-    A: Any,
+    A: DesignMatrix,
     weights: Float[Array | np.ndarray, " n"] | None = None,
     *,
     rows: int | None = None,
     directions: int | None = None,
 ) -> Float[Array, " n"]:
-    r"""Return the leverage scores of diag(√D) A within a factor of 2, in time proportional to the
-    nonzero entries of A.
+    r"""Return the leverage scores of diag(√D) A within a factor of 2, by a random sketch.
+
+    Use it for tall or sparse A: the time is proportional to the number of nonzero entries.
 
     Args:
-        key: of the sketch.
+        key: random key of the sketch.
         A: [n, d], dense, BCOO or a lineax operator.
         weights: D ≥ 0, [n]; one if None.
-        rows: of the sketch; 32 d, at least 512, if None. If n is no more, the scores are exact.
-        directions: k; 41 log(100 n) if None, enough for all n rows with probability 0.99. No effect
-            where d is no more.
+        rows: rows of the sketch; 32 d, at least 512, if None. If n is not larger, the scores are
+            exact.
+        directions: k; 41 log(100 n) if None, enough for all n rows with probability 0.99. It has no
+            effect if d is not larger.
 
     Returns:
         [n], in [0, 1]. Singular values of the sketch below 10 d ε of the largest count as zero, as
@@ -95,30 +110,37 @@ def approximate_scores(
 
     Example:
         >>> import jax
-        >>> A = jax.random.normal(jax.random.key(0), (2000, 5)) * jax.numpy.ones((2000, 1)).at[:3].set(100.0)
+        >>> scale = jax.numpy.ones((2000, 1)).at[:3].set(100.0)
+        >>> A = scale * jax.random.normal(jax.random.key(0), (2000, 5))
         >>> ratio = approximate_scores(jax.random.key(1), A) / scores(A)
         >>> bool((ratio > 0.5).all() and (ratio < 2).all())
         True
 
     Source: see the module.
     """
+    # 1. Check the arguments, and fill in defaults.
     key = check_key("key", key)
     A, D = arguments(A, weights)
     n, d = matrices.shape(A)
     for name, value in (("rows", rows), ("directions", directions)):
         if value is not None:
             check_positive_int(name, value)
-    rows = _OVERSAMPLING * max(d, 16) if rows is None else int(rows)
+    rows = ROWS_PER_COLUMN * max(d, 16) if rows is None else int(rows)
     if rows < d:
         raise ValueError(f"rows must be at least the number of columns, {d}, got {rows}.")
+    # 2. A sketch as large as A itself would save nothing.
     if n <= rows:
         return _exact(A, D)
-    directions = math.ceil(_TAIL * math.log(100 * n)) if directions is None else int(directions)
+    directions = (
+        math.ceil(DIRECTIONS_PER_LOG * math.log(100 * n)) if directions is None else int(directions)
+    )
     return _approximate(key, weighted(A, D), rows, directions if directions < d else None)
 
 
-def arguments(A: Any, weights: Any, *, half: bool = False) -> tuple[Any, Float[Array, " n"] | None]:
-    """Return A and the weights, checked."""
+def arguments(
+    A: DesignMatrix, weights: object, *, half: bool = False
+) -> tuple[DesignMatrix, Float[Array, " n"] | None]:
+    """Return the checked matrix and weights."""
     A = matrices.check_design_matrix("A", A, half=half)
     return A, None if weights is None else as_weights(
         "weights", weights, matrices.dtype(A), (matrices.shape(A)[0],)
@@ -126,96 +148,108 @@ def arguments(A: Any, weights: Any, *, half: bool = False) -> tuple[Any, Float[A
 
 
 @jax.jit
-def weighted(A: Any, weights: Float[Array, " n"] | None) -> Any:
-    """Return diag(√D) A up to a factor: both are brought to entries of order one."""
+def weighted(A: DesignMatrix, weights: Float[Array, " n"] | None) -> DesignMatrix:
+    """Return diag(√D) A up to a factor: A and D are scaled to entries of order one."""
     A = matrices.scale_to_unit(A)
-    return (
-        A if weights is None else matrices.scale_rows(A, jnp.sqrt(weights / binary_scale(weights)))
-    )
+    if weights is None:
+        return A
+    return matrices.scale_rows(A, jnp.sqrt(weights / binary_scale(weights)))
 
 
 class _Decomposition(NamedTuple):
-    """Of M = diag(√D) A."""
+    """An orthonormal basis of the columns of M = diag(√D) A.
+
+    Attributes:
+        basis: the basis, [n, q]; zero in directions that are spanned by rounding alone.
+        right: R⁺, [d, q], with M R⁺ = the basis.
+    """
 
     basis: Float[Array, "n q"]
-    """An orthonormal basis of its columns; zero in directions that rounding alone spans."""
     right: Float[Array, "d q"]
-    """R⁺ with M R⁺ = the basis."""
 
 
 def _decomposed(M: Float[Array, "n d"]) -> _Decomposition:
-    # Rows of very different scales: QR is accurate row by row only if each column of R is; the
-    # scale of columns drops out.
-    size = _column_size(M)
-    Q, R = jnp.linalg.qr(M / size[None])
+    """Return the basis of the columns of M."""
+    # The scale of columns does not change their span. QR is accurate row by row, for rows of very
+    # different scales, only with columns of one scale.
+    column_scales = _column_maxima(M)
+    Q, R = jnp.linalg.qr(M / column_scales[None])
     inverse, rotation = _pseudoinverse(R)
-    return _Decomposition(matrices.product(Q, rotation), inverse / size[:, None])
+    return _Decomposition(product(Q, rotation), inverse / column_scales[:, None])
 
 
-def _column_size(M: Float[Array, "n d"]) -> Float[Array, " d"]:
-    size = jnp.max(jnp.abs(M), axis=0)
-    return jnp.where(size > 0, size, 1)
+def _column_maxima(M: Float[Array, "n d"]) -> Float[Array, " d"]:
+    """Return the largest modulus in each column; one for columns of zeros."""
+    maxima = jnp.max(jnp.abs(M), axis=0)
+    return jnp.where(maxima > 0, maxima, 1)
 
 
 def _pseudoinverse(R: Float[Array, "q d"]) -> tuple[Float[Array, "d q"], Float[Array, "q q"]]:
     """Return V Σ⁺ and U of R = U Σ Vᵀ, zero where a singular value is rounding of the largest."""
     U, values, V = jnp.linalg.svd(R, full_matrices=False)
-    resolved = values > 10 * R.shape[1] * jnp.finfo(R.dtype).eps * values[0]
-    inverse = jnp.where(resolved, 1 / jnp.where(resolved, values, 1), 0)
-    return V.T * inverse[None], jnp.where(resolved[None], U, 0)
+    min_ratio = MIN_SINGULAR_RATIO * R.shape[1] * jnp.finfo(R.dtype).eps
+    is_resolved = values > min_ratio * values[0]
+    inverse = jnp.where(is_resolved, 1 / jnp.where(is_resolved, values, 1), 0)
+    return V.T * inverse[None], jnp.where(is_resolved[None], U, 0)
 
 
 @jax.jit
-def _exact(A: Any, weights: Float[Array, " n"] | None) -> Float[Array, " n"]:
+def _exact(A: DesignMatrix, weights: Float[Array, " n"] | None) -> Float[Array, " n"]:
+    """Return the exact scores of a checked matrix."""
+    # The unit of each column does not matter.
     A = matrices.to_dense(A)
-    A = A / binary_scale(A, axis=0)  # the unit of each column drops out
+    A = A / binary_scale(A, axis=0)
     weights = jnp.ones(len(A), A.dtype) if weights is None else weights / binary_scale(weights)
     return _scores(A, weights)
 
 
 @jax.custom_jvp
 def _scores(A: Float[Array, "n d"], weights: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Return the squared row norms of the basis."""
     return jnp.minimum(jnp.sum(_decomposed(jnp.sqrt(weights)[:, None] * A).basis ** 2, axis=1), 1)
 
 
 @_scores.defjvp
 def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    """τ_i = D_i a_iᵀG⁺a_i with G = AᵀDA, so that no square root and no singular vector is
-    differentiated.
+    """Return the scores and their derivative, without that of a root or a singular vector.
 
-    With G⁺ = BBᵀ and Y = AB,  dτ_i = dD_i ‖y_i‖² + 2 D_i ⟨y_i, Bᵀda_i⟩ − D_i y_iᵀ (BᵀdG B) y_i.
+    τ_i = D_i a_iᵀG⁺a_i with G = AᵀDA. With G⁺ = BBᵀ and Y = AB,
+
+        dτ_i = dD_i ‖y_i‖² + 2 D_i ⟨y_i, Bᵀda_i⟩ − D_i y_iᵀ (BᵀdG B) y_i.
     """
     A, D = primals
     dA, dD = tangents
     B = _decomposed(jnp.sqrt(D)[:, None] * A).right
-    Y, dY = matrices.product(A, B), matrices.product(dA, B)
-    moved = matrices.product(Y.T, D[:, None] * dY)
-    moved = moved + moved.T + matrices.product(Y.T, dD[:, None] * Y)
-    direct = dD * jnp.sum(Y**2, axis=1) + 2 * D * jnp.sum(Y * dY, axis=1)
-    return _scores(A, D), direct - D * jnp.sum(matrices.product(Y, moved) * Y, axis=1)
+    Y = product(A, B)
+    dY = product(dA, B)
+    # BᵀdG B, by the product rule.
+    gram_change = product(Y.T, D[:, None] * dY)
+    gram_change = gram_change + gram_change.T + product(Y.T, dD[:, None] * Y)
+    row_change = dD * jnp.sum(Y**2, axis=1) + 2 * D * jnp.sum(Y * dY, axis=1)
+    return _scores(A, D), row_change - D * jnp.sum(product(Y, gram_change) * Y, axis=1)
 
 
 @jax.jit(static_argnums=(2, 3))
 def _approximate(
-    key: PRNGKeyArray, A: Any, rows: int, directions: int | None
+    key: PRNGKeyArray, A: DesignMatrix, rows: int, directions: int | None
 ) -> Float[Array, " n"]:
+    """Return the scores by a sparse sketch, with random directions unless these are None."""
     n, d = matrices.shape(A)
     dtype = matrices.dtype(A)
     sketch_key, directions_key = jax.random.split(key)
-    # One entry in each of ζ blocks of rows; its place and its sign from the same random bits.
-    entries = min(_ENTRIES, rows)
-    block = rows // entries
-    bits = jax.random.bits(sketch_key, (entries, n), jnp.uint32)
-    buckets = ((bits >> 1) % block).astype(jnp.int32) + block * jnp.arange(
-        entries, dtype=jnp.int32
-    )[:, None]
-    signs = (1 - 2 * (bits & 1).astype(jnp.int32)).astype(dtype) / math.sqrt(entries)
+    # 1. S has one entry in each of ζ blocks of rows; position and sign use the same random bits.
+    entry_count = min(SKETCH_ENTRIES, rows)
+    block_rows = rows // entry_count
+    bits = jax.random.bits(sketch_key, (entry_count, n), jnp.uint32)
+    block_starts = block_rows * jnp.arange(entry_count, dtype=jnp.int32)[:, None]
+    buckets = ((bits >> 1) % block_rows).astype(jnp.int32) + block_starts
+    signs = (1 - 2 * (bits & 1).astype(jnp.int32)).astype(dtype) / math.sqrt(entry_count)
+    # 2. R of S A, and R⁺; with columns of one scale, so that units do not decide the rank.
     R = jnp.linalg.qr(matrices.embed_rows(A, buckets, signs, rows), mode="r")
-    # Columns of one scale, so that rank is not decided by units.
-    size = _column_size(R)
-    right = _pseudoinverse(R / size[None])[0] / size[:, None]
+    column_scales = _column_maxima(R)
+    right = _pseudoinverse(R / column_scales[None])[0] / column_scales[:, None]
+    # 3. Row norms of A R⁺, estimated from k random combinations of its columns.
     if directions is not None:
-        right = matrices.product(
-            right, jax.random.normal(directions_key, (d, directions), dtype) / math.sqrt(directions)
-        )
+        gaussian = jax.random.normal(directions_key, (d, directions), dtype)
+        right = product(right, gaussian / math.sqrt(directions))
     return jnp.minimum(matrices.row_squares(A, right), 1)

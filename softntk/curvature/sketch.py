@@ -1,13 +1,16 @@
-r"""Row sampling: Aᵀ diag(D) A from a few rows, and how well that went.
+r"""Row sampling: Aᵀ diag(D) A from a random choice of rows, and the error of that.
 
 A sample draws s rows with replacement, row i with probability π_i, and weighs it by count / (s
 π_i), so that
 
     Ã = Σ_drawn  count_i/(s π_i) · D_i a_i a_iᵀ,        E[Ã] = Aᵀ diag(D) A.
 
-With π proportional to the leverage scores of diag(√D) A and s = O(d log d / ε²), (1 − ε) AᵀDA ≼ Ã ≼
-(1 + ε) AᵀDA. Row norms give that only up to the condition number, uniform sampling only for
-incoherent A: a row that alone spans a direction is missed.
+With π proportional to the leverage scores of diag(√D) A and s = O(d log d / ε²),
+
+    (1 − ε) AᵀDA ≼ Ã ≼ (1 + ε) AᵀDA.
+
+Row norms give this only up to the condition number of A. Uniform sampling gives it only for
+incoherent A: it misses a row that alone spans a direction.
 
 Example:
     >>> import jax, jax.numpy as jnp
@@ -22,8 +25,6 @@ Source: arXiv 2304.10411 and 2309.13482 (the sparsifier of the approximate Newto
 and Mahoney (2018), Lectures on randomized numerical linear algebra.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import jax.scipy.linalg
@@ -32,6 +33,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from softntk._core.records import record
+from softntk._core.typing import DesignMatrix
 from softntk._core.validation import (
     as_dtype,
     as_floating,
@@ -42,63 +44,70 @@ from softntk._core.validation import (
 )
 from softntk._linalg import design_matrix as matrices
 from softntk._linalg.norms import binary_scale
+from softntk._linalg.products import product
 from softntk.curvature import leverage
 from softntk.curvature.structured import StructuredOperator, check_operator
 
-# by which given probabilities may miss a sum of one: rounding, of float32 at least
-_TOTAL_TOLERANCE = 1e-4
-# by which a matrix may differ from its transpose, relative to its largest entry
-_SYMMETRY_TOLERANCE = 1e-3
+# By how much the sum of probabilities may differ from one: rounding in float32.
+SUM_TOLERANCE = 1e-4
+# By how much a matrix may differ from its transpose, relative to its largest entry.
+SYMMETRY_TOLERANCE = 1e-3
+# Multiples of the noise level below which H̃ counts as zero on the null space of H.
+NULL_SPACE_TOLERANCE = 1e3
 
-_KINDS = ("uniform", "row_norm", "leverage", "approximate_leverage")
+PROBABILITY_KINDS = ("uniform", "row_norm", "leverage", "approximate_leverage")
 
 
 @record
 class Sample:
-    """Rows that were drawn, each once.
+    """The rows of a sample, each listed once.
 
     Attributes:
-        indices: ascending, [s]; n (no row) where rows were drawn repeatedly and places are left
-            over.
-        scales: count / (s π), [s]; zero there.
+        indices: distinct row indices, ascending, [s]. Where rows were drawn repeatedly, the list is
+            filled up with n, which is no row.
+        scales: count / (s π), [s]; zero for the index n.
     """
 
     indices: Int[Array, " s"]
     scales: Float[Array, " s"]
 
     def gram(
-        self, A: Any, weights: Float[Array | np.ndarray, " n"] | None = None
+        self, A: DesignMatrix, weights: Float[Array | np.ndarray, " n"] | None = None
     ) -> Float[Array, "d d"]:
-        """Return Ã for A [n, d] and D, [n] (one if None)."""
+        """Return Ã for A, [n, d], and the weights D, [n] (one if None)."""
         A = matrices.check_design_matrix("A", A)
         n, dtype = matrices.shape(A)[0], matrices.dtype(A)
         if is_concrete(self.indices) and int(jnp.max(self.indices)) > n:
             raise ValueError(
-                f"A must have the rows that the sample was drawn from, got {n} and the index {self.indices.max()}."
+                f"A must have the rows that the sample was drawn from, got {n} and the index "
+                f"{self.indices.max()}."
             )
         D = self.scales.astype(dtype)
         if weights is not None:
-            D = D * self._of(as_dtype("weights", weights, dtype, (n,)))
+            D = D * self._select(as_dtype("weights", weights, dtype, (n,)))
         return matrices.gram(matrices.take_rows(A, self.indices), D)
 
-    def _of(self, values: Float[Array, " n"]) -> Float[Array, " s"]:
+    def _select(self, values: Float[Array, " n"]) -> Float[Array, " s"]:
+        """Return the values of the sampled rows; zero for the index n."""
         return values.at[self.indices].get(mode="fill", fill_value=0)
 
 
 def probabilities(
     kind: str,
-    A: Any,
+    A: DesignMatrix,
     weights: Float[Array | np.ndarray, " n"] | None = None,
     key: PRNGKeyArray | None = None,
 ) -> Float[Array, " n"]:
-    r"""Return π, [n]: how likely a draw is each row of diag(√D) A, whatever the units of A and D.
+    r"""Return π, [n], the probability that a draw is each row of diag(√D) A.
+
+    Use it with :func:`draw`. It does not depend on the units of A and D.
 
     Args:
         kind: "leverage" (exact scores, O(n d²)), "approximate_leverage" (in O(nnz)), "row_norm" (∝
             D_i ‖a_i‖²) or "uniform".
         A: [n, d], dense, BCOO or a lineax operator.
         weights: D ≥ 0, [n]; one if None.
-        key: for approximate scores; ``jax.random.key(0)`` if None.
+        key: random key of approximate scores; ``jax.random.key(0)`` if None.
 
     Returns:
         [n], positive where a row is not zero, summing to one; uniform where all rows are zero.
@@ -113,7 +122,8 @@ def probabilities(
 
     Source: see the module.
     """
-    kind = check_choice("kind", kind, _KINDS)
+    # Sizes are proportional to the probabilities.
+    kind = check_choice("kind", kind, PROBABILITY_KINDS)
     key = jax.random.key(0) if key is None else check_key("key", key)
     if kind == "leverage":
         sizes = leverage.scores(A, weights)
@@ -129,7 +139,7 @@ def probabilities(
 
 @jax.jit
 def _normalised(sizes: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Return sizes over their sum, and equal ones where all are zero."""
+    """Return sizes divided by their sum, and equal probabilities if all sizes are zero."""
     sizes = sizes / binary_scale(sizes)
     total = jnp.sum(sizes)
     return jnp.where(total == 0, 1 / len(sizes), sizes / jnp.where(total == 0, 1, total))
@@ -138,10 +148,12 @@ def _normalised(sizes: Float[Array, " n"]) -> Float[Array, " n"]:
 def draw(key: PRNGKeyArray, pi: Float[Array | np.ndarray, " n"], size: int) -> Sample:
     r"""Return ``size`` rows drawn with replacement, row i with probability π_i.
 
+    Use it to replace AᵀDA by a sum over a few rows, when n is much larger than d.
+
     Args:
-        key: of the draws.
+        key: random key of the draws.
         pi: π, [n], not negative, summing to one (a traced one is not checked).
-        size: s.
+        size: s, the number of draws.
 
     Returns:
         A :class:`Sample`.
@@ -161,45 +173,49 @@ def draw(key: PRNGKeyArray, pi: Float[Array | np.ndarray, " n"], size: int) -> S
     key = check_key("key", key)
     pi = as_floating("pi", pi, ("n",), half=False)
     if is_concrete(pi):
-        given = np.asarray(pi, np.float64)
-        if given.min() < 0:
+        host_pi = np.asarray(pi, np.float64)
+        if host_pi.min() < 0:
             raise ValueError(
-                f"pi must not be negative, got {given.min():.3g}. Take sketch.probabilities."
+                f"pi must not be negative, got {host_pi.min():.3g}. Take sketch.probabilities."
             )
-        if abs(given.sum() - 1) > _TOTAL_TOLERANCE:
-            raise ValueError(f"pi must sum to one, got {given.sum():.6g}. Divide it by its sum.")
+        if abs(host_pi.sum() - 1) > SUM_TOLERANCE:
+            raise ValueError(f"pi must sum to one, got {host_pi.sum():.6g}. Divide it by its sum.")
     return _draw(key, pi, check_positive_int("size", size))
 
 
 @jax.jit(static_argnums=2)
 def _draw(key: PRNGKeyArray, pi: Float[Array, " n"], size: int) -> Sample:
+    """Return the sample for checked arguments."""
+    # 1. Invert the cumulative sum. A uniform number at its very end must not give a row of
+    #    probability zero: `last` is the first row that reaches the end.
     n = len(pi)
-    # By the inverse of the cumulative sum; a uniform number at its very end must not leave the rows
-    # that can be drawn.
     cdf = jnp.cumsum(pi)
     uniform = jax.random.uniform(key, (size,), pi.dtype) * cdf[-1]
-    last = jnp.searchsorted(cdf, cdf[-1])  # the first row that reaches the end
-    drawn = jnp.minimum(jnp.searchsorted(cdf, uniform, side="right"), last)
-    indices, counts = jnp.unique(drawn, size=size, fill_value=n, return_counts=True)
+    last = jnp.searchsorted(cdf, cdf[-1])
+    draws = jnp.minimum(jnp.searchsorted(cdf, uniform, side="right"), last)
+    # 2. List each row once, with the number of its draws.
+    indices, counts = jnp.unique(draws, size=size, fill_value=n, return_counts=True)
     probability = pi.at[indices].get(mode="fill", fill_value=1) / jnp.where(
         cdf[-1] == 0, 1, cdf[-1]
     )
-    drawn_once = (indices < n) & (probability > 0)
-    scales = counts.astype(pi.dtype) / (size * jnp.where(drawn_once, probability, 1))
-    return Sample(indices=indices, scales=jnp.where(drawn_once, scales, 0))
+    is_row = (indices < n) & (probability > 0)
+    scales = counts.astype(pi.dtype) / (size * jnp.where(is_row, probability, 1))
+    return Sample(indices=indices, scales=jnp.where(is_row, scales, 0))
 
 
 def sketched(op: StructuredOperator, sample: Sample) -> StructuredOperator:
-    r"""Return the operator with Aᵀ diag(D) A replaced by its sample; the low-rank part and the
-    ridge stay exact.
+    r"""Return an operator with its term Aᵀ diag(D) A replaced by a sample.
+
+    Use it for the approximate Newton method. The low-rank term and the ridge stay exact.
 
     Args:
         op: Aᵀ (diag(D) + U M Uᵀ) A + ρ I.
-        sample: of the rows of diag(√|D|) A.
+        sample: a sample of the rows of diag(√|D|) A.
 
     Returns:
-        A structured operator on [s + r] rows: those drawn, and the columns of AᵀU. Never tagged
-        positive semidefinite: a sampled first term may be too small for a negative second one.
+        A structured operator on [s + r] rows: those drawn, and the columns of AᵀU. It is never
+        tagged positive semidefinite: the sampled first term may be smaller than the exact one, and
+        then a negative second term may outweigh it.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -214,13 +230,14 @@ def sketched(op: StructuredOperator, sample: Sample) -> StructuredOperator:
     check_operator("op", op)
     if not isinstance(sample, Sample):
         raise ValueError(f"sample must be what sketch.draw returns, got {type(sample).__name__}.")
-    rows, columns = matrices.take_rows(op.matrix, sample.indices), op.columns()
+    # The r columns of AᵀU are further rows, without diagonal, on which U is the identity.
+    rows = matrices.take_rows(op.matrix, sample.indices)
+    columns = op.columns()
     r = columns.shape[1]
+    row_weights = sample.scales.astype(op.dtype) * sample._select(op.logit_diagonal)
     return StructuredOperator(
         jnp.concatenate([rows, columns.T]),
-        jnp.concatenate(
-            [sample.scales.astype(op.dtype) * sample._of(op.logit_diagonal), jnp.zeros(r, op.dtype)]
-        ),
+        jnp.concatenate([row_weights, jnp.zeros(r, op.dtype)]),
         jnp.concatenate([jnp.zeros((len(rows), r), op.dtype), jnp.eye(r, dtype=op.dtype)]),
         op.core,
         op.ridge,
@@ -231,8 +248,10 @@ def distortion(
     approximate: Float[Array, "d d"] | lx.AbstractLinearOperator,
     exact: Float[Array, "d d"] | lx.AbstractLinearOperator,
 ) -> Float[Array, ""]:
-    r"""Return the smallest ε with (1 − ε) H ≼ H̃ ≼ (1 + ε) H: max |λ − 1| over the generalized
-    eigenvalues H̃v = λHv.
+    r"""Return the smallest ε with (1 − ε) H ≼ H̃ ≼ (1 + ε) H.
+
+    It is max |λ − 1| over the generalized eigenvalues H̃v = λHv. Use it to measure the quality of a
+    sample.
 
     Args:
         approximate: H̃, [d, d], symmetric: a matrix or an operator.
@@ -249,7 +268,8 @@ def distortion(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> round(float(distortion(jnp.diag(jnp.array([1.0, 3.0])), jnp.diag(jnp.array([1.0, 2.0])))), 5)
+        >>> approximate = jnp.diag(jnp.array([1.0, 3.0]))
+        >>> round(float(distortion(approximate, jnp.diag(jnp.array([1.0, 2.0])))), 5)
         0.5
 
     Source: see the module.
@@ -263,7 +283,8 @@ def distortion(
     return _distortion(approximate.astype(exact.dtype), exact)
 
 
-def _symmetric(name: str, op: Any) -> Float[Array, "d d"]:
+def _symmetric(name: str, op: object) -> Float[Array, "d d"]:
+    """Return a checked symmetric matrix, or the matrix of an operator."""
     matrix = as_floating(
         name,
         op.as_matrix() if isinstance(op, lx.AbstractLinearOperator) else op,
@@ -273,8 +294,8 @@ def _symmetric(name: str, op: Any) -> Float[Array, "d d"]:
     if len(matrix) != matrix.shape[1]:
         raise ValueError(f"{name} must be square, got shape {matrix.shape}.")
     if is_concrete(matrix):
-        given = np.asarray(matrix)
-        if np.abs(given - given.T).max() > _SYMMETRY_TOLERANCE * np.abs(given).max():
+        array = np.asarray(matrix)
+        if np.abs(array - array.T).max() > SYMMETRY_TOLERANCE * np.abs(array).max():
             raise ValueError(
                 f"{name} must be symmetric. Take its symmetric part, 0.5 * ({name} + {name}.T)."
             )
@@ -283,29 +304,26 @@ def _symmetric(name: str, op: Any) -> Float[Array, "d d"]:
 
 @jax.jit
 def _distortion(approximate: Float[Array, "d d"], exact: Float[Array, "d d"]) -> Float[Array, ""]:
-    # One scale for all, and then one for each column, so that rank is not decided by units.
+    """Return the distortion of checked matrices."""
+    # 1. One scale for all, and then one for each column, so that units do not decide the rank.
     scale = binary_scale(exact)
     approximate = approximate / scale
     exact = exact / scale
     unit = jnp.sqrt(jnp.maximum(jnp.diagonal(exact), 0))
     unit = jnp.where(unit > 0, unit, 1)
     approximate, exact = (part / (unit[:, None] * unit[None, :]) for part in (approximate, exact))
+    # 2. The range of H: eigenvalues above rounding.
     values, vectors = jnp.linalg.eigh(exact)
     noise = len(values) * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))
-    kept = values > noise
-    scaled = vectors / jnp.sqrt(jnp.where(kept, values, 1))[None, :]
-    rotated = matrices.product(scaled.T, matrices.product(approximate, scaled))
-    both = kept[:, None] & kept[None, :]
-    found = jnp.max(
-        jnp.abs(
-            jnp.linalg.eigvalsh(jnp.where(both, rotated, jnp.eye(len(values), dtype=values.dtype)))
-            - 1
-        )
-    )
-    outside = jnp.max(
-        jnp.where(
-            both, 0, jnp.abs(matrices.product(vectors.T, matrices.product(approximate, vectors)))
-        )
-    )
-    legal = (values[0] >= -noise) & (outside <= 1e3 * noise)
-    return jnp.where(legal & jnp.isfinite(found), found, jnp.inf)
+    in_range = values > noise
+    # 3. Eigenvalues of H^{-1/2} H̃ H^{-1/2} on the range; the identity elsewhere adds none but one.
+    scaled_vectors = vectors / jnp.sqrt(jnp.where(in_range, values, 1))[None, :]
+    whitened = product(scaled_vectors.T, product(approximate, scaled_vectors))
+    in_block = in_range[:, None] & in_range[None, :]
+    identity = jnp.eye(len(values), dtype=values.dtype)
+    epsilon = jnp.max(jnp.abs(jnp.linalg.eigvalsh(jnp.where(in_block, whitened, identity)) - 1))
+    # 4. On the null space of H, H̃ must vanish.
+    rotated = product(vectors.T, product(approximate, vectors))
+    null_part = jnp.max(jnp.where(in_block, 0, jnp.abs(rotated)))
+    is_valid = (values[0] >= -noise) & (null_part <= NULL_SPACE_TOLERANCE * noise)
+    return jnp.where(is_valid & jnp.isfinite(epsilon), epsilon, jnp.inf)

@@ -1,5 +1,4 @@
-r"""Hessians of regressions u(Ax), normalized or not: diagonal plus low rank between Aᵀ and A, as
-lineax operators.
+r"""Structured Hessians of regressions u(Ax) as lineax operators: diagonal plus low rank.
 
     H = Aᵀ (diag(D) + U M Uᵀ) A + ρ I,        A [n, d], D [n], U [n, r], M [r, r] symmetric, ρ ≥ 0.
 
@@ -8,9 +7,9 @@ A product costs two with A, the matrix one symmetric Gram product. Solving split
 
     H = L ((I − QQᵀ) + Q K Qᵀ) Lᵀ,        K = I + T M Tᵀ,        det H = det R · det K.
 
-Nothing is inverted that may be singular: M is not, and for D with negative entries or A of rank
-below d the Cholesky factor of R fails, which the result says. Otherwise the eigenvalues of the r ×
-r matrix K tell how many of H are negative (Sylvester).
+M, which may be singular, is not inverted. For D with negative entries or A of rank below d the
+Cholesky factorisation of R may fail, which the result says. Otherwise H has as many negative
+eigenvalues as the r × r matrix K (Sylvester).
 
 Example:
     >>> import jax.numpy as jnp, lineax as lx
@@ -38,7 +37,9 @@ import lineax as lx
 from jaxtyping import Array, Float
 
 from softntk._core.operator_tags import register_tags
+from softntk._core.typing import DesignMatrix
 from softntk._core.validation import as_dtype, check_flag, check_number
+from softntk._core.validation.arrays import MIN_FACTORISATION_BITS
 from softntk._linalg import design_matrix as matrices
 from softntk._linalg.products import product
 from softntk.curvature import _factorisation
@@ -58,11 +59,11 @@ class StructuredOperator(lx.AbstractLinearOperator):
         factors: U, [n, r].
         core: M, [r, r], symmetric.
         ridge: ρ, a scalar.
-        positive_semidefinite: whether it is known to be, by construction; what
-            ``lineax.is_positive_semidefinite`` answers.
+        positive_semidefinite: whether H is known to be, by construction; the value of
+            ``lineax.is_positive_semidefinite``.
     """
 
-    matrix: Any
+    matrix: DesignMatrix
     logit_diagonal: Float[Array, " n"]
     factors: Float[Array, "n r"]
     core: Float[Array, "r r"]
@@ -71,18 +72,17 @@ class StructuredOperator(lx.AbstractLinearOperator):
 
     def __init__(
         self,
-        matrix: Any,
-        logit_diagonal: Any,
+        matrix: DesignMatrix,
+        logit_diagonal: object,
         factors: Any,
-        core: Any,
-        ridge: Any = 0.0,
+        core: object,
+        ridge: object = 0.0,
         positive_semidefinite: bool = False,
     ) -> None:
-        """Convert everything to the precision of the matrix; shapes that do not fit are refused by
-        name, values pass.
-        """
+        """Convert everything to the precision of the matrix, and check shapes, but no values."""
         self.matrix = matrices.as_design_matrix("matrix", matrices.implicit(matrix))
-        (n, _), dtype = matrices.shape(self.matrix), matrices.dtype(self.matrix)
+        n, _ = matrices.shape(self.matrix)
+        dtype = matrices.dtype(self.matrix)
         self.logit_diagonal = as_dtype("logit_diagonal", logit_diagonal, dtype, (n,), finite=False)
         rank = factors.shape[1] if isinstance(factors, jax.Array) and factors.ndim == 2 else "r"
         self.factors = as_dtype("factors", factors, dtype, (n, rank), finite=False)
@@ -93,30 +93,24 @@ class StructuredOperator(lx.AbstractLinearOperator):
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Of the vectors it acts on."""
+        """The dtype of the vectors it acts on."""
         return self.logit_diagonal.dtype
 
     @property
     def shape(self) -> tuple[int]:
-        """Of the vectors it acts on: (d,)."""
+        """The shape of the vectors it acts on: (d,)."""
         return (matrices.shape(self.matrix)[1],)
 
     def mv(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
-        """Return the product with one vector: two products with A; infinite where it overflows,
-        never NaN.
-        """
+        """Return H v, by two products with A; infinite, never NaN, where it overflows."""
         return _mm(self, as_dtype("vector", vector, self.dtype, self.shape, finite=False))
 
     def mm(self, vectors: Float[Array, "d s"]) -> Float[Array, "d s"]:
-        """Return the products with s vectors at once."""
+        """Return H V for s vectors at once."""
         return _mm(self, as_dtype("vectors", vectors, self.dtype, (*self.shape, "s"), finite=False))
 
     def as_matrix(self) -> Float[Array, "d d"]:
-        """Return the matrix itself, exactly symmetric: one weighted Gram product, of which only
-        half is computed.
-
-        Entries that exceed the largest number are infinite, never NaN.
-        """
+        """Return the matrix H, exactly symmetric; entries that overflow are infinite, never NaN."""
         return _as_matrix(self)
 
     def regular_part(self) -> "StructuredOperator":
@@ -131,7 +125,7 @@ class StructuredOperator(lx.AbstractLinearOperator):
         return matrices.adjoint(self.matrix, self.factors)
 
     def diagonal(self) -> Float[Array, " d"]:
-        """Return the diagonal, without the matrix."""
+        """Return the diagonal of H, without forming H."""
         return _diagonal(self)
 
     def trace(self) -> Float[Array, ""]:
@@ -143,33 +137,29 @@ class StructuredOperator(lx.AbstractLinearOperator):
         return factorise(self)
 
     def positive_part(self) -> "StructuredOperator":
-        """Return the same with max(D, 0) and (U M Uᵀ)₊: positive semidefinite, and at least as
-        large as H.
-        """
+        """Return the operator with max(D, 0) and (U M Uᵀ)₊: see :func:`positive_part`."""
         return positive_part(self)
 
     def extreme_eigenvalues(self, **options: Any) -> "Extremes":
-        """Return (smallest, largest) with error bounds, by :func:`softntk.ntk.extreme_eigenvalues`,
-        whose options it takes.
-        """
+        """Return the result of :func:`softntk.ntk.extreme_eigenvalues`, with its options."""
         from softntk._linalg.extreme_eigenvalues import extreme_eigenvalues
 
         return extreme_eigenvalues(self, **options)
 
     def with_ridge(self, ridge: float | Float[Array, ""]) -> "StructuredOperator":
-        """Return the same plus ``ridge`` I; a negative one, or a traced one, loses the tag of being
-        positive semidefinite.
-        """
+        """Return H + ``ridge`` I; a negative or traced ridge drops the positive tag."""
         ridge = check_number("ridge", ridge)
-        positive = self.positive_semidefinite and isinstance(ridge, float) and ridge >= 0
-        return dataclasses.replace(self, ridge=self.ridge + ridge, positive_semidefinite=positive)
+        is_positive = self.positive_semidefinite and isinstance(ridge, float) and ridge >= 0
+        return dataclasses.replace(
+            self, ridge=self.ridge + ridge, positive_semidefinite=is_positive
+        )
 
     def transpose(self) -> "StructuredOperator":
-        """Return itself."""
+        """Return the operator itself, which is symmetric."""
         return self
 
     def in_structure(self) -> jax.ShapeDtypeStruct:
-        """Return shape and dtype of what it acts on."""
+        """Return the shape and dtype of the vectors it acts on."""
         return jax.ShapeDtypeStruct(self.shape, self.dtype)
 
     def out_structure(self) -> jax.ShapeDtypeStruct:
@@ -177,49 +167,51 @@ class StructuredOperator(lx.AbstractLinearOperator):
         return self.in_structure()
 
 
-def _as_ridge(ridge: Any, dtype: jnp.dtype) -> float | Float[Array, ""]:
-    """Return a number that fits the precision; Python numbers stay what they are, which costs no
-    transfer.
-    """
+def _as_ridge(ridge: object, dtype: jnp.dtype) -> float | Float[Array, ""]:
+    """Return a number in the range of the precision."""
+    # Python numbers stay what they are: an array would have to be transferred to the device.
     ridge = check_number("ridge", ridge)
     if isinstance(ridge, float) and abs(ridge) <= float(jnp.finfo(dtype).max):
         return ridge
     return as_dtype("ridge", ridge, dtype, ())
 
 
-def check_operator(name: str, op: Any, *, half: bool = True) -> StructuredOperator:
-    """Return a structured operator, and refuse anything else; half=False those that LAPACK has no
-    factorisations for.
-    """
+def check_operator(name: str, op: object, *, half: bool = True) -> StructuredOperator:
+    """Return a structured operator, and refuse anything else; half=False: also half precision."""
     if not isinstance(op, StructuredOperator):
         raise ValueError(
-            f"{name} must be a StructuredOperator, e.g. p.hessian(x) of a regression p, got {type(op).__name__}."
+            f"{name} must be a StructuredOperator, e.g. p.hessian(x) of a regression p, "
+            f"got {type(op).__name__}."
         )
-    if not half and jnp.finfo(op.dtype).bits < 32:
+    if not half and jnp.finfo(op.dtype).bits < MIN_FACTORISATION_BITS:
         raise ValueError(
-            f"{name} must be float32 or float64, got {op.dtype}: factorisations do not exist for it. Convert the matrix."
+            f"{name} must be float32 or float64, got {op.dtype}: factorisations do not exist for "
+            "it. Convert the matrix."
         )
     return op
 
 
 def factorise(op: StructuredOperator) -> Factorisation:
-    """Factor H once, to solve many: Cholesky of the regular part and QR of the columns; see the
-    module.
+    """Return factors of H, for many solves: Cholesky of the regular part, QR of the columns.
+
+    Use it where several right-hand sides, the determinant or the inertia of H are needed.
 
     Args:
         op: the operator, [d, d]. Its regular part must be positive definite for the result to be
             SUCCESSFUL: positive D on rows of full column rank, or a ridge.
 
     Returns:
-        A :class:`Factorisation`, whose ``result`` is judged by the residual of a solve.
+        A :class:`Factorisation`; its ``result`` depends on the residual of a test solve.
 
     Raises:
         ValueError: no StructuredOperator, or one of half precision.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> H = StructuredOperator(jnp.eye(2), jnp.array([1.0, -3.0]), jnp.zeros((2, 0)), jnp.zeros((0, 0)))
-        >>> int(factorise(H).result), factorise(H.with_ridge(4.0)).solve(jnp.array([5.0, 1.0])).round(5).tolist()
+        >>> D = jnp.array([1.0, -3.0])
+        >>> H = StructuredOperator(jnp.eye(2), D, jnp.zeros((2, 0)), jnp.zeros((0, 0)))
+        >>> solve = factorise(H.with_ridge(4.0)).solve
+        >>> int(factorise(H).result), solve(jnp.array([5.0, 1.0])).round(5).tolist()
         (7, [1.0, 1.0])
 
     Source: see the module; Higham (2002), Accuracy and Stability of Numerical Algorithms, chapter
@@ -229,12 +221,11 @@ def factorise(op: StructuredOperator) -> Factorisation:
 
 
 def positive_part(op: StructuredOperator) -> StructuredOperator:
-    """Return Aᵀ (max(D, 0) + (U M Uᵀ)₊) A + max(ρ, 0) I: positive semidefinite, and at least as
-    large as H.
+    """Return Aᵀ (max(D, 0) + (U M Uᵀ)₊) A + max(ρ, 0) I, positive semidefinite and ≽ H.
 
-    (U M Uᵀ)₊ keeps the eigenvectors of positive eigenvalues: with U = Q T, those of T M Tᵀ, r × r.
-    Where H is positive semidefinite already it may still differ: the negative part of one term may
-    have been outweighed by the other.
+    Use it as a curvature model where H itself may be indefinite. (U M Uᵀ)₊ keeps the eigenvectors
+    of positive eigenvalues: with U = Q T, those of T M Tᵀ, r × r. It may differ from H also where H
+    is positive semidefinite: the negative part of one term may be outweighed by the other term.
 
     Args:
         op: the operator, [d, d].
@@ -247,7 +238,8 @@ def positive_part(op: StructuredOperator) -> StructuredOperator:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> H = StructuredOperator(jnp.eye(2), jnp.array([1.0, -3.0]), jnp.ones((2, 1)), -jnp.eye(1))
+        >>> D = jnp.array([1.0, -3.0])
+        >>> H = StructuredOperator(jnp.eye(2), D, jnp.ones((2, 1)), -jnp.eye(1))
         >>> positive_part(H).as_matrix().tolist()
         [[1.0, 0.0], [0.0, 0.0]]
 
@@ -264,6 +256,7 @@ def positive_part(op: StructuredOperator) -> StructuredOperator:
 def _positive_factors(
     U: Float[Array, "n r"], M: Float[Array, "r r"]
 ) -> tuple[Float[Array, "n q"], Float[Array, "q q"]]:
+    """Return factors and a diagonal core of (U M Uᵀ)₊."""
     Q, T = jnp.linalg.qr(U)
     values, vectors = jnp.linalg.eigh(product(T, product(M, T.T)))
     return product(Q, vectors), jnp.diag(jnp.maximum(values, 0))
@@ -274,8 +267,8 @@ def weighted_sum(
 ) -> StructuredOperator:
     r"""Return Σ_k c_k H_k as one structured operator.
 
-    Operators that share one matrix A (the same object) share it in the sum: diagonals add, factors
-    stand side by side. Others are stacked by rows.
+    Operators of one matrix A (the same object) share it in the sum: diagonals add, and factors are
+    concatenated. Different matrices are stacked by rows.
 
     Args:
         operators: at least one, all on [d].
@@ -298,37 +291,41 @@ def weighted_sum(
 
     Source: arXiv 2307.02419 (many regressions at once).
     """
+    # 1. The core is block diagonal in any case.
     operators = _checked_operators(operators)
     scales = _checked_scales(weights, len(operators), operators[0].dtype)
-    positive = _is_known_positive(operators, scales)
+    is_positive = _is_known_positive(operators, scales)
     core = jax.scipy.linalg.block_diag(
         *(c * op.core for c, op in zip(scales, operators, strict=True))
     )
     ridge = sum(c * op.ridge for c, op in zip(scales, operators, strict=True))
     diagonals = [c * op.logit_diagonal for c, op in zip(scales, operators, strict=True)]
+    # 2. One matrix, or several of them stacked.
     matrix = operators[0].matrix
     if all(op.matrix is matrix for op in operators):
         factors = jnp.concatenate([op.factors for op in operators], axis=1)
-        return StructuredOperator(
-            matrix, jnp.sum(jnp.stack(diagonals), axis=0), factors, core, ridge, positive
-        )
+        diagonal = jnp.sum(jnp.stack(diagonals), axis=0)
+        return StructuredOperator(matrix, diagonal, factors, core, ridge, is_positive)
     stacked = matrices.stack_rows([op.matrix for op in operators])
     factors = jax.scipy.linalg.block_diag(*(op.factors for op in operators))
-    return StructuredOperator(stacked, jnp.concatenate(diagonals), factors, core, ridge, positive)
+    diagonal = jnp.concatenate(diagonals)
+    return StructuredOperator(stacked, diagonal, factors, core, ridge, is_positive)
 
 
 def _is_known_positive(
     operators: Sequence[StructuredOperator], scales: Sequence[float | Array]
 ) -> bool:
     """Return whether a weighted sum is known to be positive semidefinite."""
-    known = all(isinstance(scale, float) and scale >= 0 for scale in scales)
-    return known and all(op.positive_semidefinite for op in operators)
+    are_nonnegative = all(isinstance(scale, float) and scale >= 0 for scale in scales)
+    return are_nonnegative and all(op.positive_semidefinite for op in operators)
 
 
-def _checked_operators(operators: Any) -> list[StructuredOperator]:
+def _checked_operators(operators: object) -> list[StructuredOperator]:
+    """Return a list of operators that can be added."""
     if not isinstance(operators, list | tuple) or not operators:
         raise ValueError(
-            f"operators must be a list of StructuredOperators, at least one, got {type(operators).__name__}."
+            "operators must be a list of StructuredOperators, at least one, "
+            f"got {type(operators).__name__}."
         )
     for i, op in enumerate(operators):
         check_operator(f"operators[{i}]", op)
@@ -337,13 +334,14 @@ def _checked_operators(operators: Any) -> list[StructuredOperator]:
         raise ValueError(f"operators must all act on vectors of one size, got sizes {sizes}.")
     if len({op.dtype for op in operators}) > 1:
         raise ValueError(
-            f"operators must have one dtype, got {[str(op.dtype) for op in operators]}. Convert some."
+            f"operators must have one dtype, got {[str(op.dtype) for op in operators]}. "
+            "Convert some."
         )
     return list(operators)
 
 
-def _checked_scales(weights: Any, count: int, dtype: jnp.dtype) -> list[float | Array]:
-    """Return ``count`` numbers: Python's where they are known, tracers of the dtype where not."""
+def _checked_scales(weights: object, count: int, dtype: jnp.dtype) -> list[float | Array]:
+    """Return ``count`` numbers: Python floats where the values are known, else tracers."""
     if isinstance(weights, list | tuple):
         scales = [check_number(f"weights[{i}]", weight) for i, weight in enumerate(weights)]
     else:
@@ -351,13 +349,15 @@ def _checked_scales(weights: Any, count: int, dtype: jnp.dtype) -> list[float | 
         scales = [check_number(f"weights[{i}]", array[i]) for i in range(len(array))]
     if len(scales) != count:
         raise ValueError(
-            f"operators and weights must be as many, got {count} operators and {len(scales)} weights."
+            f"operators and weights must be as many, got {count} operators and "
+            f"{len(scales)} weights."
         )
     return [scale if isinstance(scale, float) else jnp.asarray(scale, dtype) for scale in scales]
 
 
 @jax.jit
 def _mm(op: StructuredOperator, V: Float[Array, "d *s"]) -> Float[Array, "d *s"]:
+    """Return H V: V → Z = AV → DZ + U M UᵀZ → Aᵀ(…) + ρV."""
     Z = matrices.times(op.matrix, V)
     D = op.logit_diagonal if Z.ndim == 1 else op.logit_diagonal[:, None]
     low_rank = product(op.factors, product(op.core, product(op.factors.T, Z)))
@@ -367,6 +367,7 @@ def _mm(op: StructuredOperator, V: Float[Array, "d *s"]) -> Float[Array, "d *s"]
 
 @jax.jit
 def _as_matrix(op: StructuredOperator) -> Float[Array, "d d"]:
+    """Return H, by one Gram product of which only half is computed."""
     V = op.columns()
     low_rank = product(V, product(op.core, V.T))
     regular = matrices.gram(op.matrix, op.logit_diagonal)
@@ -376,6 +377,7 @@ def _as_matrix(op: StructuredOperator) -> Float[Array, "d d"]:
 
 @jax.jit
 def _diagonal(op: StructuredOperator) -> Float[Array, " d"]:
+    """Return the diagonal of H."""
     V = op.columns()
     return (
         matrices.gram_diagonal(op.matrix, op.logit_diagonal)

@@ -257,7 +257,7 @@ def _measure_by_lanczos(
         krylov_space = lanczos(op, vector, steps)
         # A vector of zeros has no direction: weights of zero.
         return finite_or_infinite(krylov_space.nodes), jnp.where(
-            krylov_space.length > 0, krylov_space.weights, 0
+            krylov_space.start_norm > 0, krylov_space.weights, 0
         )
 
     nodes, weights = jax.vmap(measure_vector)(vectors)

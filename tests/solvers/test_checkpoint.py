@@ -51,7 +51,7 @@ TRANSFORMS = {
 
 def numbers(sol):
     return [
-        checkpoints._plain(jnp.asarray(leaf))
+        checkpoints._as_numpy(jnp.asarray(leaf))
         for leaf in jax.tree.leaves((sol.value, sol.stats, sol.state, sol.result))
     ]
 

@@ -1,22 +1,22 @@
 """Checks of arguments: one function for each kind of argument, shared by the whole library.
 
 Each takes the name of the argument first and returns the value, converted: lists, pandas tables and
-NumPy arrays become JAX arrays, NumPy scalars become Python numbers. What does not fit raises a
-ValueError that names the argument, what came and what to do. Conversion comes first: what is finite
-in float64 and infinite in the precision that JAX works in is refused.
+NumPy arrays become JAX arrays, NumPy scalars become Python numbers. A value that does not fit
+raises a ValueError that names the argument, says what was passed and what to do. Conversion comes
+first: a value that is finite in float64 but infinite in the precision of JAX is refused.
 
-What is known only at run time (values inside jit) is not checked; every function states what it
-returns then.
+Values that are traced by jit cannot be checked; the public functions say what they return for
+invalid ones.
 
     as_floating       an array of floating-point numbers, of any or of a given shape
     as_rows, as_pair  points [n, d], one row a point; two sets of them that a kernel can compare
     as_scalars        numbers and arrays that are to be combined, of one dtype
     as_integers       an array of integers
-    as_jax_array      an array of JAX, of an array that needs no check
-    as_dtype          real numbers, in the precision of what they belong to; as_weights: none of them negative
+    as_jax_array      a JAX array, without checks
+    as_dtype          real numbers, in a given precision; as_weights: none of them negative
     check_number      one real number, within bounds
     check_positive, check_positive_int, check_integer
-    check_count       how often something is done in a compiled program
+    check_count       a number of iterations of a compiled loop
     check_flag        True or False
     check_choice      one name of several
     check_key         one random key
@@ -30,11 +30,11 @@ from softntk._core.validation.arrays import as_jax_array as as_jax_array
 from softntk._core.validation.arrays import as_pair as as_pair
 from softntk._core.validation.arrays import as_real_array as as_real_array
 from softntk._core.validation.arrays import as_rows as as_rows
-from softntk._core.validation.arrays import as_scalars as as_scalars
 from softntk._core.validation.arrays import as_weights as as_weights
 from softntk._core.validation.arrays import check_finite as check_finite
 from softntk._core.validation.arrays import check_shape as check_shape
-from softntk._core.validation.arrays import check_shapes_broadcast as check_shapes_broadcast
+from softntk._core.validation.broadcasting import as_scalars as as_scalars
+from softntk._core.validation.broadcasting import check_shapes_broadcast as check_shapes_broadcast
 from softntk._core.validation.scalars import check_callable as check_callable
 from softntk._core.validation.scalars import check_choice as check_choice
 from softntk._core.validation.scalars import check_count as check_count

@@ -56,9 +56,9 @@ def diagonalise(H: Matrix, M: Matrix, g: Vector, rounding: Vector | None = None)
     """
     # 1. Eigenvectors V of R⁻ᵀHR⁻¹; the basis is T = R⁻¹V.
     factor = factorise(M, METRIC_ROUNDINGS)
-    relative_curvature = factor.halved_transposed(factor.halved_transposed(H).T)
+    relative_curvature = factor.solve_root_transposed(factor.solve_root_transposed(H).T)
     curvatures, vectors = jnp.linalg.eigh(0.5 * (relative_curvature + relative_curvature.T))
-    basis = factor.halved(vectors)
+    basis = factor.solve_root(vectors)
 
     # 2. The smallest curvature vᵀHv is negative if it is below the rounding of the sum's terms.
     v = basis[:, 0]

@@ -112,8 +112,8 @@ def krylov_model(
         max_steps: products, at most.
     """
     # 1. The first vector, R⁻ᵀg or random.
-    solve_root = _identity if factor is None else factor.halved
-    solve_root_transposed = _identity if factor is None else factor.halved_transposed
+    solve_root = _identity if factor is None else factor.solve_root
+    solve_root_transposed = _identity if factor is None else factor.solve_root_transposed
     d = len(g)
     eps = jnp.finfo(g.dtype).eps
     first_vector = solve_root_transposed(g)

@@ -144,7 +144,7 @@ def refresh_scores(
             directions = gaussian / SCORE_DIRECTIONS**0.5
         else:
             directions = jnp.eye(d, dtype=op.dtype)
-        scores_root = factor.halved(directions)
+        scores_root = factor.solve_root(directions)
 
         # 2. A larger sample only if the scores were leverage scores already.
         had_scores = sampler.has_leverage_scores
