@@ -11,7 +11,7 @@ from softntk._core.validation import (
     is_concrete,
 )
 from softntk._linalg.norms import binary_scale
-from softntk.diffusion._distributions import Points
+from softntk.diffusion._types import Points
 from softntk.diffusion.metrics._intervals import Estimate, wilson
 from softntk.diffusion.metrics._pairwise import (
     as_samples,

@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from softntk._core.validation import as_rows
 from softntk._linalg.norms import binary_scale, scaled_norm
-from softntk.diffusion.metrics._intervals import Estimate, root, score_interval
+from softntk.diffusion.metrics._intervals import Estimate, safe_sqrt, score_interval
 
 _ROWS = 32  # points compared with a whole sample at once, …
 _PAIRS = 2**19  # … fewer where that would be more pairs than this
@@ -83,7 +83,7 @@ def _squared_distances(columns: Array, point: Array) -> Array:
 @jax.custom_jvp
 def _distances(columns: Array, point: Array) -> Array:
     """Return |y_j − x| to all points, given as columns; with derivative zero where they coincide."""
-    return root(_squared_distances(columns, point))
+    return safe_sqrt(_squared_distances(columns, point))
 
 
 @_distances.defjvp
@@ -178,7 +178,7 @@ def discrepancy(x: Array, y: Array, bandwidth: Array | None) -> Estimate:
     # eigenvalues allow, which √ζ bounds: of copies biased is nothing but rounding.
     largest_slope = 4 * _eigenvalue_bound(zeta_x, xx) / n + 4 * _eigenvalue_bound(zeta_y, yy) / m
     of_biased = _ratio(first_order, jnp.maximum(biased, _ratio(first_order, largest_slope)))
-    of_value = _ratio(first_order - second_order, jnp.maximum(value, root(second_order)))
+    of_value = _ratio(first_order - second_order, jnp.maximum(value, safe_sqrt(second_order)))
     slope = jnp.minimum(jnp.maximum(of_biased, of_value), largest_slope)
     if bandwidth is not None:
         return score_interval(value, slope, second_order, 2.0)
@@ -193,7 +193,7 @@ def _eigenvalue_bound(zeta: Array, row_means: Array) -> Array:
     three points, the trace.
     """
     n = len(row_means)
-    return root(zeta) * n / (n - 3) if n > 3 else jnp.mean(row_means)
+    return safe_sqrt(zeta) * n / (n - 3) if n > 3 else jnp.mean(row_means)
 
 
 def _ratio(a: Array, b: Array) -> Array:

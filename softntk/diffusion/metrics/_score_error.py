@@ -19,7 +19,7 @@ from softntk._core.validation import (
 from softntk._linalg.norms import binary_scale
 from softntk.diffusion._arguments import as_output, as_times
 from softntk.diffusion._denoisers.base import check_score_fn
-from softntk.diffusion._sde import VPSDE, check_sde
+from softntk.diffusion._noising_process import VPSDE, check_sde
 from softntk.diffusion.metrics._intervals import Estimate, normal
 
 

@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array
 
 from softntk._linalg.norms import binary_scale
-from softntk.diffusion.metrics._intervals import Estimate, normal, root
+from softntk.diffusion.metrics._intervals import Estimate, normal, safe_sqrt
 
 _DIRECTIONS = 16  # projected and sorted at once
 
@@ -46,5 +46,5 @@ def sliced(
 
     powers = lax.map(along, directions, batch_size=_DIRECTIONS)
     power = normal(jnp.mean(powers), jnp.var(powers, ddof=1) / projections, 0.0)
-    distance = power if order == 1 else jax.tree.map(root, power)
+    distance = power if order == 1 else jax.tree.map(safe_sqrt, power)
     return jax.tree.map(lambda end: end * unit, distance)
