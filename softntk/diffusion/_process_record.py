@@ -55,5 +55,5 @@ def apply_to_number(
     traced_function: Callable[..., Array],
     value: Number,
 ) -> Number:
-    """Apply a ``math`` function to a Python number, in float64, or its JAX version to a traced one."""
+    """Apply a ``math`` function to a Python number, or its JAX version to a traced one."""
     return host_function(value) if isinstance(value, float) else traced_function(value)

@@ -62,8 +62,8 @@ def solve_reverse_sde(
 ) -> Array:
     """Solve the reverse equation from x at T to min_time, and return x there.
 
-    Time is the signal-to-noise ratio ρ = α²/h, so that α² = ρ/(1 + ρ) and h = 1/(1 + ρ). ``moments``
-    are mean, and eigenvalues and eigenvectors of the covariance of the data.
+    Time is the signal-to-noise ratio ρ = α²/h, so that α² = ρ/(1 + ρ) and h = 1/(1 + ρ).
+    ``moments`` are mean, and eigenvalues and eigenvectors of the covariance of the data.
     """
     # 1. Choose the steps, uniform in log ρ.
     first_snr, last_snr = (

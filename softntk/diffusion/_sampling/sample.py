@@ -103,8 +103,7 @@ def sample(
     progress: bool = False,
     throw: bool = True,
 ) -> Float[Array, "n d"]:
-    r"""Return samples of the distribution that has a given score, at time min_time: from N(0, I) at
-    T back to there.
+    r"""Return samples of the distribution with a given score, at time min_time.
 
     "sde" solves the reverse equation by the shifted Euler method in the signal-to-noise ratio, in
     steps uniform in its logarithm; "ode" the probability flow by an adaptive Runge–Kutta method of
@@ -212,11 +211,11 @@ def _draw(
     moments: tuple[Array, Array, Array] | None,
 ) -> tuple[Array, Array]:
     """Return one batch, and its code."""
-    of_prior, of_path = jax.random.split(key)
-    x = jax.random.normal(of_prior, shape)
+    prior_key, path_key = jax.random.split(key)
+    x = jax.random.normal(prior_key, shape)
     code = jnp.asarray(Result.SUCCESSFUL, jnp.int32)
     if options.method == "sde":
-        x = solve_reverse_sde(score_fn, of_path, sde, x, options, moments)
+        x = solve_reverse_sde(score_fn, path_key, sde, x, options, moments)
         bad = ~jnp.isfinite(x).all(axis=1)
     else:
 

@@ -61,8 +61,9 @@ def score_interval(
 
 
 def wilson(fraction: Array, n: int) -> Estimate:
-    """Return a fraction of n independent draws, with Wilson's interval: neither empty at 0 and 1
-    nor outside of them.
+    """Return a fraction of n independent draws, with Wilson's interval.
+
+    The interval is not empty at 0 and 1, and lies between them.
 
     Source: Wilson (1927), J. Am. Stat. Assoc. 22, 209-212.
     """

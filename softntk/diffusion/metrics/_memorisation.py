@@ -91,8 +91,9 @@ def memorisation(
     held_out: Float[Array | np.ndarray, "m d"],
     quantile: float = 0.05,
 ) -> Memorisation:
-    """Tell whether samples are copies: their distances to the training points against those of data
-    that were not trained on.
+    """Compare the samples' distances to training points with those of held-out data.
+
+    Use it to detect copies of training data.
 
     Samples as good as fresh data have a ratio of about 1 and a fraction of about ``quantile``;
     copies have 0 and 1. A sampler that leaves the data has a large ratio: that is no memorisation,

@@ -20,9 +20,7 @@ _SUBSAMPLE = 500  # points of each sample whose distances give the bandwidth
 
 
 def as_samples(least: int, **samples: Any) -> list[Array]:
-    """Return matrices of one dimension and dtype with ``least`` rows; of half precision, in
-    float32.
-    """
+    """Return matrices of one dimension and dtype with ``least`` rows, half precision in float32."""
     reference, *_ = samples
     converted = []
     for name, points in samples.items():
@@ -43,8 +41,7 @@ def as_samples(least: int, **samples: Any) -> list[Array]:
 
 
 class _Rescaled(NamedTuple):
-    """Two samples in a unit in which squared distances have the range of the precision to
-    themselves.
+    """Two samples in a unit in which sums of squared distances just do not overflow.
 
     Attributes:
         x: [n, d].
@@ -71,8 +68,9 @@ def _rescale(x: Array, y: Array) -> _Rescaled:
 
 
 def _squared_distances(columns: Array, point: Array) -> Array:
-    """Return |y_j − x|² to all points, given as columns [d, m]: summed over the coordinates, so
-    that [m, d] is never formed.
+    """Return |y_j − x|² to all points, given as columns [d, m].
+
+    The sum runs over the coordinates, so that [m, d] is never formed.
     """
     add = lambda k, total: total + (columns[k] - point[k]) ** 2
     return lax.fori_loop(
@@ -138,8 +136,9 @@ def discrepancy(x: Array, y: Array, bandwidth: Array | None) -> Estimate:
     dissimilarity = _dissimilarity(scaled, bandwidth)
 
     def row(item: tuple[Array, Array]) -> tuple[tuple[Array, Array], tuple[Array, Array], Array]:
-        """Return mean and variance of ρ from one point to x and to y, itself left out, and its
-        largest distance.
+        """Return mean and variance of ρ from one point to x and to y, and its largest distance.
+
+        The point itself is left out.
         """
         i, point = item
         distances = _distances(columns, point)
@@ -189,8 +188,9 @@ def discrepancy(x: Array, y: Array, bandwidth: Array | None) -> Estimate:
 
 
 def _eigenvalue_bound(zeta: Array, row_means: Array) -> Array:
-    """Return what the largest eigenvalue of ρ is at most, the root of ζ, corrected for n; of two or
-    three points, the trace.
+    """Return an upper bound on the largest eigenvalue of ρ: √ζ, corrected for n.
+
+    For two or three points it is the trace.
     """
     n = len(row_means)
     return safe_sqrt(zeta) * n / (n - 3) if n > 3 else jnp.mean(row_means)

@@ -16,8 +16,9 @@ _DIRECTIONS = 16  # projected and sorted at once
 
 
 def coupling(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return which order statistics of n and of m points are coupled, and how much of the mass: in
-    integers, hence exact.
+    """Return the coupled order statistics of n and of m points and their masses, exactly.
+
+    Breakpoints are integers in units of 1/lcm(n, m).
     """
     unit = math.lcm(n, m)
     breaks = np.union1d(np.arange(n + 1) * (unit // n), np.arange(m + 1) * (unit // m))
