@@ -16,7 +16,7 @@ from timing import alternate
 
 from softntk import diffusion
 from softntk.diffusion._denoisers import noisy_samples
-from softntk.diffusion._denoisers.base import frame_of
+from softntk.diffusion._denoisers.base import fit_coordinates
 
 SDE = diffusion.vp_sde()
 BATCH, KNOTS = 512, 8
@@ -53,17 +53,20 @@ def plain(x0: jax.Array, width: int, steps: int, scanned: bool) -> Callable[[], 
     """Training as one writes it: each sample at a time of its own, the embedding as an input, a
     step at a time or scanned.
     """
-    frame, net = frame_of(SDE, x0, KNOTS, 1e-3), TwoLayer(width, x0.shape[1])
+    coordinates, net = fit_coordinates(SDE, x0, KNOTS, 1e-3), TwoLayer(width, x0.shape[1])
     tx = optax.adam(1e-2)
 
     def loss(params: dict, key: jax.Array) -> jax.Array:
         of_rows, of_times, of_noise = jax.random.split(key, 3)
-        t = noisy_samples.draw_times(of_times, SDE, frame, BATCH, (1.0, 2.4))
-        data = noisy_samples.noised(
-            of_noise, SDE, frame, x0[jax.random.randint(of_rows, (BATCH,), 0, len(x0))], t
+        t = noisy_samples.draw_times(of_times, SDE, coordinates, BATCH, (1.0, 2.4))
+        data = noisy_samples.draw_samples(
+            of_noise, SDE, coordinates, x0[jax.random.randint(of_rows, (BATCH,), 0, len(x0))], t
         )
         outputs = cast(
-            jax.Array, net.apply(params, noisy_samples.embedded(data.place, data.lifted, KNOTS))
+            jax.Array,
+            net.apply(
+                params, noisy_samples.embed(data.noise_coordinate, data.network_input, KNOTS)
+            ),
         )
         errors = outputs - data.targets
         return 0.5 * jnp.mean(jnp.sum(errors**2, axis=1))

@@ -1,6 +1,4 @@
-"""Score estimation: denoisers by networks, by their kernels and by the dynamics between them;
-sampling; how good it is.
-"""
+"""Score estimation: denoisers by networks, linearised networks and kernels; sampling; metrics."""
 
 from softntk._core.old_paths import keep_old_paths
 from softntk.diffusion import metrics as metrics

@@ -1,8 +1,8 @@
-"""Arguments that several functions of the package take: times, points, and what functions of users
-return.
+"""Checks of arguments that several functions of the package take.
 
-They are converted first and checked after, as in ``softntk._core.validation``, whose names and
-messages these follow.
+They cover times, points, hyperparameters, and the arrays that functions of users return. Arguments
+are converted first and checked afterwards, as in ``softntk._core.validation``. Names and messages
+follow that module.
 """
 
 from typing import Any, Protocol
@@ -21,30 +21,34 @@ from softntk._core.validation import (
     is_concrete,
 )
 
-Number = float | Float[Array, ""]
-"""A hyperparameter: a Python number, or one that is traced."""
+MIN_CHECKED_TIME = 1e-25
+"""Before this time the variance of the noise may underflow in float32: it is checked there."""
 
-_SHORTEST_TIME = 1e-25  # before it the variance of the noise may not be a number of float32
+HORIZON_TOLERANCE = 1e-6
+"""Relative excess of a time over the horizon that counts as rounding."""
+
+SYMMETRY_TOLERANCE = 1e-5
+"""Largest |A − Aᵀ| of a symmetric matrix A, relative to its largest entry."""
 
 
 class Process(Protocol):
-    """What the checks need to know of a noising process."""
+    """The part of a noising process that the checks use."""
 
     @property
     def horizon(self) -> Any:
-        """T."""
+        """Return T."""
         ...
 
     def variance(self, t: ArrayLike) -> Array:
-        """h(t)."""
+        """Return h(t)."""
         ...
 
 
 def as_real(name: str, x: object, *, finite: bool = True) -> Float[Array, "..."]:
-    """Return x as a floating-point array; integers in JAX's default precision.
+    """Return x as a floating-point array; integers become JAX's default precision.
 
     Raises:
-        ValueError: no real numbers; not finite, where that is asked for.
+        ValueError: x is not real, or not finite where ``finite`` is set.
     """
     array = as_real_array(name, x)
     if jnp.issubdtype(array.dtype, jnp.integer):
@@ -56,25 +60,31 @@ def as_times(sde: Process, t: object, name: str = "t") -> Float[Array, "..."]:
     """Return times in (0, T] as an array.
 
     Raises:
-        ValueError: no real numbers, or some outside (0, horizon], where they are known.
+        ValueError: t is not real, or a concrete time lies outside (0, horizon] or leaves no noise.
     """
+    # 1. Convert; the values of traced times cannot be checked.
     times = as_real(name, t, finite=False)
     if not all(map(is_concrete, jax.tree.leaves(t))):
         return times
-    values = np.asarray(t, np.float64)  # what was given: under jit whatever JAX converts is traced
-    horizon = float(sde.horizon) * (1 + 1e-6) if is_concrete(sde.horizon) else np.inf
-    if not ((values > 0) & (values < horizon)).all():
-        upper = f"{sde.horizon:g}" if is_concrete(sde.horizon) else "horizon"
+    # 2. Check the range on the host: under jit every array that JAX converts is traced.
+    host_times = np.asarray(t, np.float64)
+    upper_bound = np.inf
+    if is_concrete(sde.horizon):
+        upper_bound = float(sde.horizon) * (1 + HORIZON_TOLERANCE)
+    if not ((host_times > 0) & (host_times < upper_bound)).all():
+        upper_text = f"{sde.horizon:g}" if is_concrete(sde.horizon) else "horizon"
         raise ValueError(
-            f"{name} must lie in (0, {upper}], got {values.min():g} … {values.max():g}. At 0 there is no noise, "
+            f"{name} must lie in (0, {upper_text}], got {host_times.min():g} … "
+            f"{host_times.max():g}. At 0 there is no noise, "
             "and the score of data that fill no volume is infinite."
         )
-    if values.min() < _SHORTEST_TIME:
-        variance = sde.variance(jnp.asarray(values.min(), times.dtype))
+    # 3. Check that the variance of the noise does not underflow.
+    if host_times.min() < MIN_CHECKED_TIME:
+        variance = sde.variance(jnp.asarray(host_times.min(), times.dtype))
         if is_concrete(variance) and float(variance) < float(jnp.finfo(variance.dtype).tiny):
             raise ValueError(
-                f"{name} must leave some noise, got {values.min():g}, where its variance is no number of {variance.dtype}. "
-                "Take later times."
+                f"{name} must leave some noise, got {host_times.min():g}, where its variance is no "
+                f"number of {variance.dtype}. Take later times."
             )
     return times
 
@@ -83,7 +93,7 @@ def columns_of_times(t: ArrayLike, x: Array) -> Float[Array, "n 1"]:
     """Return a scalar or [n] as [n, 1], in the dtype of x.
 
     Raises:
-        ValueError: another shape.
+        ValueError: t has another shape.
     """
     n = x.shape[0]
     if jnp.shape(t) not in ((), (n,)):
@@ -94,10 +104,10 @@ def columns_of_times(t: ArrayLike, x: Array) -> Float[Array, "n 1"]:
 
 
 def as_points(sde: Process, t: object, x: object, d: int | None = None) -> tuple[Array, Array]:
-    """Return times in (0, T] and points [n, d] as arrays; points of any dimension if none is given.
+    """Return times in (0, T] and points [n, d] as arrays; d = None allows any dimension.
 
     Raises:
-        ValueError: times or points that are refused.
+        ValueError: invalid times or points.
     """
     points = as_rows("x", x)
     times = as_times(sde, t)
@@ -112,38 +122,41 @@ def check_min_time(sde: Process, min_time: object, *, traced: bool = False) -> A
     """Return a first time in (0, horizon).
 
     Raises:
-        ValueError: no such number, or a traced one where it has to be known.
+        ValueError: min_time is no such number, or traced where ``traced`` is not set.
     """
     try:
         number = check_number("min_time", min_time, above=0)
         if is_concrete(number) and is_concrete(sde.horizon) and not number < sde.horizon:
             raise ValueError
     except ValueError:
-        upper = f"{sde.horizon:g}" if is_concrete(sde.horizon) else "of the process"
+        upper_text = f"{sde.horizon:g}" if is_concrete(sde.horizon) else "of the process"
         raise ValueError(
-            f"min_time must lie between 0 and the horizon {upper}, got {min_time!r}: at 0 the score diverges. "
-            "1e-3 is a usual choice."
+            f"min_time must lie between 0 and the horizon {upper_text}, got {min_time!r}: at 0 the "
+            "score diverges. 1e-3 is a usual choice."
         ) from None
     if is_concrete(number):
-        as_times(sde, number, "min_time")  # there is some noise
+        # Called for its check that the variance of the noise does not underflow.
+        as_times(sde, number, "min_time")
     return number if traced else check_known("min_time", number)
 
 
 def check_hyperparameter(name: str, value: object, *, above: int | None = None) -> Any:
-    """Return a number that may be traced, and otherwise is one of JAX's default precision too.
+    """Return a number that may be traced; a concrete one must fit JAX's default precision.
 
     Raises:
-        ValueError: no such number, or one that over- or underflows there.
+        ValueError: value is no such number, or over- or underflows in that precision.
     """
     number = check_number(name, value, above=above)
     if not is_concrete(number):
         return number
     dtype = np.dtype(jnp.result_type(float))
+    # Rounded on the host: under jit every array that JAX converts is traced.
     with np.errstate(over="ignore", under="ignore"):
-        rounded = dtype.type(number)  # on the host: under jit whatever JAX converts is traced
+        rounded = dtype.type(number)
     if not np.isfinite(rounded):
         raise ValueError(
-            f"{name} must be finite in {dtype}, got {value!r}. Change the unit, or enable jax_enable_x64."
+            f"{name} must be finite in {dtype}, got {value!r}. Change the unit, or enable "
+            "jax_enable_x64."
         )
     if number and not rounded:
         raise ValueError(
@@ -153,24 +166,36 @@ def check_hyperparameter(name: str, value: object, *, above: int | None = None) 
 
 
 def check_known(name: str, value: object) -> Any:
-    """Return a value that is known when a program is compiled, or on the host.
+    """Return a value that no JAX transformation traces.
 
     Raises:
-        ValueError: it is traced.
+        ValueError: value is traced.
     """
     if any(not is_concrete(leaf) for leaf in jax.tree.leaves(value)):
         raise ValueError(
-            f"{name} must be known before the program runs, got a value traced by jit, vmap or grad. "
-            f"Pass {name} as it is, from outside of the transformation."
+            f"{name} must be known before the program runs, got a value traced by jit, vmap or "
+            f"grad. Pass {name} as it is, from outside of the transformation."
         )
     return value
 
 
-def as_output(name: str, value: object, x: Array) -> Array:
-    """Return what a function of (t, x) gave for x, in the dtype of x.
+def check_symmetric(name: str, matrices: np.ndarray) -> None:
+    """Check that all matrices [c, d, d] are symmetric up to rounding.
 
     Raises:
-        ValueError: no array of the shape of x, or none of real numbers.
+        ValueError: at least one is not.
+    """
+    largest_entry = np.abs(matrices).max(axis=(1, 2))
+    asymmetry = np.abs(matrices - matrices.transpose(0, 2, 1)).max(axis=(1, 2))
+    if (asymmetry > SYMMETRY_TOLERANCE * largest_entry).any():
+        raise ValueError(f"{name} must be symmetric, at least one is not.")
+
+
+def as_output(name: str, value: object, x: Array) -> Array:
+    """Return the result of a user's function of (t, x), in the dtype of x.
+
+    Raises:
+        ValueError: value is no array of real numbers of the shape of x.
     """
     array = value if isinstance(value, jax.Array | np.ndarray) else None
     if array is None:
@@ -186,6 +211,6 @@ def as_output(name: str, value: object, x: Array) -> Array:
     return jnp.asarray(array, x.dtype)
 
 
-def widest(*arrays: Array) -> Any:
-    """Return the floating-point dtype of most bits."""
+def widest_dtype(*arrays: Array) -> np.dtype:
+    """Return the floating-point dtype with the most bits."""
     return max((array.dtype for array in arrays), key=lambda dtype: jnp.finfo(dtype).bits)

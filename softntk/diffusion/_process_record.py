@@ -1,5 +1,6 @@
-"""How noising processes are made: records of numbers that are static where they are known and
-leaves where they are traced.
+"""The decorator behind noising processes, and arithmetic with their numbers.
+
+A process is a record of numbers. Plain numbers are static; traced numbers are leaves of a pytree.
 """
 
 import dataclasses
@@ -8,31 +9,35 @@ from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array
 
-from softntk.diffusion._arguments import Number
+from softntk.diffusion._types import Number
 
 T = TypeVar("T")
 
 
 @dataclass_transform(frozen_default=True)
 def process_record(cls: type[T]) -> type[T]:
-    """Return a frozen dataclass whose numbers are part of its type, as in a static record, and
-    traced ones leaves of a pytree.
+    """Return a frozen dataclass with static plain numbers and traced numbers as leaves.
 
-    So a process of plain numbers has no leaves, is hashed and compared; one of traced numbers has
-    derivatives in them.
+    A process of plain numbers has no leaves; it is hashed and compared. A process of traced numbers
+    can be differentiated in them.
     """
     cls = dataclasses.dataclass(frozen=True)(cls)
-    names = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
+    field_names = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
 
-    def flatten(process: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        values = [getattr(process, name) for name in names]
-        leaves = tuple(None if isinstance(value, float) else value for value in values)
-        return leaves, tuple(value if isinstance(value, float) else None for value in values)
+    def flatten(process: T) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Return traced numbers as leaves and plain numbers as static data, None elsewhere."""
+        field_values = [getattr(process, name) for name in field_names]
+        leaves = tuple(None if isinstance(value, float) else value for value in field_values)
+        static = tuple(value if isinstance(value, float) else None for value in field_values)
+        return leaves, static
 
-    def unflatten(numbers: tuple[Any, ...], leaves: tuple[Any, ...]) -> Any:
+    def unflatten(static: tuple[Any, ...], leaves: tuple[Any, ...]) -> T:
+        """Return the process, built without its ``__init__``: leaves may be any object."""
         process = object.__new__(cls)
-        for name, number, leaf in zip(names, numbers, leaves, strict=True):
+        for name, number, leaf in zip(field_names, static, leaves, strict=True):
             object.__setattr__(process, name, leaf if number is None else number)
         return process
 
@@ -40,13 +45,15 @@ def process_record(cls: type[T]) -> type[T]:
     return cls
 
 
-def in_dtype(value: Number, dtype: Any) -> Number:
-    """Return a Python number as it is, which promotes nothing, and a traced one in the dtype."""
+def in_dtype(value: Number, dtype: DTypeLike) -> Number:
+    """Return a traced number in the dtype; a Python number stays, as it promotes nothing."""
     return value if isinstance(value, float) else jnp.asarray(value, dtype)
 
 
-def apply_to_number(host: Callable, traced: Callable, value: Number) -> Any:
-    """Return a function of ``math`` of a Python number, in float64, and that of ``jax.numpy`` of a
-    traced one.
-    """
-    return host(value) if isinstance(value, float) else traced(value)
+def apply_to_number(
+    host_function: Callable[[float], float],
+    traced_function: Callable[..., Array],
+    value: Number,
+) -> Number:
+    """Apply a ``math`` function to a Python number, or its JAX version to a traced one."""
+    return host_function(value) if isinstance(value, float) else traced_function(value)

@@ -11,8 +11,8 @@ from tools import assert_close, first, ring
 
 import softntk as sn
 from softntk import diffusion
-from softntk.diffusion._denoisers.base import Denoiser, frame_of
-from softntk.diffusion._denoisers.noisy_samples import bumps
+from softntk.diffusion._denoisers.base import Denoiser, fit_coordinates
+from softntk.diffusion._denoisers.noisy_samples import time_embedding
 
 SDE = diffusion.vp_sde()
 
@@ -25,7 +25,7 @@ def data(dtype, n=200, d=3, seed=0):
 
 
 def lifted(frame, t, x):
-    return frame.lift(SDE, t, frame.linear(SDE, t, x)[0])
+    return frame.network_input(SDE, t, frame.skip_and_out(SDE, t, x)[0])
 
 
 @pytest.mark.parametrize("t", first([1e-3, 0.2, 1.0], 0.2))
@@ -36,7 +36,7 @@ def test_linear_part_is_exact_for_gaussian_data(t, dtype):
         jnp.ones(1, dtype), jnp.asarray(mean[None], dtype), jnp.asarray(cov[None], dtype)
     )
     x = SDE.perturb(jax.random.key(1), t, x0)
-    linear, scale = frame_of(SDE, x0, 4, 1e-3).linear(SDE, t, x)
+    linear, scale = fit_coordinates(SDE, x0, 4, 1e-3).skip_and_out(SDE, t, x)
     assert_close(linear, normal.denoise(SDE, t, x), rtol=1e-3 if dtype == "float32" else 1e-10)
     alpha, h = float(SDE.alpha(t)), float(SDE.variance(t))
     # what conditioning leaves
@@ -51,7 +51,7 @@ def test_linear_part_is_exact_for_gaussian_data(t, dtype):
 def test_lifted_inputs_lie_on_the_sphere_a_typical_one_at_45_degrees(dtype):
     x0 = data(dtype, n=2000)
     for t in (0.01, 0.5):
-        z = lifted(frame_of(SDE, x0, 4, 1e-3), t, SDE.perturb(jax.random.key(1), t, x0))
+        z = lifted(fit_coordinates(SDE, x0, 4, 1e-3), t, SDE.perturb(jax.random.key(1), t, x0))
         assert_close(jnp.linalg.norm(z, axis=1), jnp.ones(len(z)), dtype)
         # of the point before it was divided by its norm
         squared = (1 / np.asarray(z[:, -1], np.float64) ** 2 - 1).mean()
@@ -61,36 +61,36 @@ def test_lifted_inputs_lie_on_the_sphere_a_typical_one_at_45_degrees(dtype):
 def test_directions_without_variance_do_not_count():
     x0 = data("float32").at[:, 1].set(2.0)
     x = SDE.perturb(jax.random.key(1), 0.3, x0)
-    frame = frame_of(SDE, x0, 4, 1e-3)
+    frame = fit_coordinates(SDE, x0, 4, 1e-3)
     assert_close(lifted(frame, 0.3, x), lifted(frame, 0.3, x.at[:, 1].add(7.0)), rtol=1e-5)
 
 
 def test_data_that_the_noise_drowns_have_no_direction():
     """All that is left of z is its last coordinate."""
-    frame = frame_of(SDE, data("float32"), 2, 1e-3)
-    drowned = dataclasses.replace(frame, spreads=jnp.zeros(3))
+    frame = fit_coordinates(SDE, data("float32"), 2, 1e-3)
+    drowned = dataclasses.replace(frame, eigenvalues=jnp.zeros(3))
     x = drowned.mean[None] + jnp.asarray([[0.0, 0.0, 0.0], [1.0, -2.0, 0.5]])
-    assert_close(drowned.lift(SDE, 0.5, x), [[0, 0, 0, 1]] * 2)
+    assert_close(drowned.network_input(SDE, 0.5, x), [[0, 0, 0, 1]] * 2)
 
 
 def test_a_denoiser_says_what_it_is():
-    frame = frame_of(SDE, data("float32"), [0.02, 0.1, 0.3, 0.35], 1e-3)
+    frame = fit_coordinates(SDE, data("float32"), [0.02, 0.1, 0.3, 0.35], 1e-3)
     f = Denoiser(predictor=jnp.tanh, frame=frame, sde=SDE, result=jnp.asarray(0), stats={})
     assert "3 dimensions, 4 noise levels" in repr(f)
 
 
 def test_place_among_the_knots(dtype):
-    frame = frame_of(SDE, data(dtype), [0.02, 0.1, 0.3, 0.35], 1e-3)
+    frame = fit_coordinates(SDE, data(dtype), [0.02, 0.1, 0.3, 0.35], 1e-3)
     close = {"rtol": 1e-3 if dtype == "float32" else 1e-7}
-    assert_close(frame.place(SDE, SDE.time(frame.knots)), np.arange(4), **close)
-    middle = (frame.knots[1:] + frame.knots[:-1]) / 2
-    assert_close(frame.place(SDE, SDE.time(middle)), np.arange(3) + 0.5, **close)
-    assert frame.place(SDE, 1e-3) == 3
-    assert frame.place(SDE, 1.0) == 0
+    assert_close(frame.noise_coordinate(SDE, SDE.time(frame.noise_levels)), np.arange(4), **close)
+    middle = (frame.noise_levels[1:] + frame.noise_levels[:-1]) / 2
+    assert_close(frame.noise_coordinate(SDE, SDE.time(middle)), np.arange(3) + 0.5, **close)
+    assert frame.noise_coordinate(SDE, 1e-3) == 3
+    assert frame.noise_coordinate(SDE, 1.0) == 0
 
 
 def test_bumps_add_up_smoothly(dtype):
-    psi = np.asarray(bumps(jnp.linspace(0, 9, 91, dtype=dtype), 10), np.float64)
+    psi = np.asarray(time_embedding(jnp.linspace(0, 9, 91, dtype=dtype), 10), np.float64)
     assert_close(np.sum(psi**2, axis=1), np.ones(91), dtype)
     within = np.sum(psi, axis=1)[30:61]
     assert within.max() / within.min() - 1 < 1e-3
@@ -99,7 +99,7 @@ def test_bumps_add_up_smoothly(dtype):
 
 @pytest.mark.slow
 def test_kernels_are_interpolated_between_two_knots(x64):
-    frame = frame_of(SDE, data("float64"), 3, 1e-3)
+    frame = fit_coordinates(SDE, data("float64"), 3, 1e-3)
     f = FITS["kernel"](jax.random.key(0), data("float64", n=60), times=3)
     z = lifted(frame, 0.3, data("float64")[:5])
     at = [f.predictor(jnp.full(1, j, z.dtype), z) for j in range(3)]
@@ -107,12 +107,14 @@ def test_kernels_are_interpolated_between_two_knots(x64):
 
 
 def test_knots_reach_from_the_least_time_to_where_nothing_is_left():
-    knots = frame_of(SDE, data("float32"), 6, 0.01).knots
+    knots = fit_coordinates(SDE, data("float32"), 6, 0.01).noise_levels
     assert_close(SDE.time(knots[-1]), 0.01, rtol=1e-4)
     assert len(knots) == 6
     assert bool(jnp.all(jnp.diff(knots) > 0))
     assert_close(
-        SDE.time(frame_of(SDE, data("float32"), [0.3, 0.1], 0.01).knots), [0.3, 0.1], rtol=1e-5
+        SDE.time(fit_coordinates(SDE, data("float32"), [0.3, 0.1], 0.01).noise_levels),
+        [0.3, 0.1],
+        rtol=1e-5,
     )
 
 
@@ -156,7 +158,12 @@ def test_denoising_loss_is_the_error_and_a_constant_that_is_the_same_for_all():
         x = SDE.perturb(jax.random.key(1), t, x0)
         best = mixture.denoise(SDE, t, x)
         square = lambda u: float(jnp.mean(jnp.sum(u**2, axis=1)))
-        estimators = (x, jnp.zeros_like(x), best, frame_of(SDE, x0, 3, 1e-3).linear(SDE, t, x)[0])
+        estimators = (
+            x,
+            jnp.zeros_like(x),
+            best,
+            fit_coordinates(SDE, x0, 3, 1e-3).skip_and_out(SDE, t, x)[0],
+        )
         for f in estimators:
             by_chance = float(jnp.std(2 * jnp.sum((f - best) * (best - x0), axis=1))) / np.sqrt(
                 len(x0)

@@ -14,7 +14,7 @@ from tools import assert_close, relative_score_error, ring
 
 from softntk import diffusion, networks
 from softntk.diffusion._denoisers import kernel, noisy_samples, spectral_fit
-from softntk.diffusion._denoisers.base import frame_of
+from softntk.diffusion._denoisers.base import fit_coordinates
 from softntk.diffusion._denoisers.kernel import TangentKernel
 
 SDE = diffusion.vp_sde()
@@ -32,9 +32,11 @@ def test_with_all_points_as_landmarks_it_is_kernel_regression(kind, x64):
     f = diffusion.kernel_denoiser(
         key, SDE, x0, sigma=sigma, times=[t], draws=1, landmarks=80, stopping=tau, filter=kind
     )
-    frame = frame_of(SDE, x0, [t], 1e-3)
-    data = noisy_samples.noised(noisy_samples.noise_key(key, 0), SDE, frame, x0, jnp.asarray(t))
-    gram = softmax_kernel(sigma, data.lifted, data.lifted)
+    frame = fit_coordinates(SDE, x0, [t], 1e-3)
+    data = noisy_samples.draw_samples(
+        noisy_samples.noise_key(key, 0), SDE, frame, x0, jnp.asarray(t)
+    )
+    gram = softmax_kernel(sigma, data.network_input, data.network_input)
     if kind == "ridge":
         coefficients = np.linalg.solve(gram + 80 / tau * np.eye(80), data.targets)
     else:
@@ -42,10 +44,12 @@ def test_with_all_points_as_landmarks_it_is_kernel_regression(kind, x64):
             gram, (np.eye(80) - scipy.linalg.expm(-tau * gram / 80)) @ np.asarray(data.targets)
         )
     x = SDE.perturb(jax.random.key(5), t, x0[:20])
-    linear, scale = frame.linear(SDE, t, x)
+    linear, scale = frame.skip_and_out(SDE, t, x)
     expected = (
         linear
-        + scale * softmax_kernel(sigma, frame.lift(SDE, t, linear), data.lifted) @ coefficients
+        + scale
+        * softmax_kernel(sigma, frame.network_input(SDE, t, linear), data.network_input)
+        @ coefficients
     )
     assert_close(f(t, x), expected, rtol=1e-6)
 
@@ -64,19 +68,21 @@ def test_kernel_takes_sigma_as_a_number():
 def test_fits_of_few_draws_are_judged_by_more(draws, enough, folds, fresh, monkeypatch):
     """Samples of their own, where something is left out and more make the judgement surer."""
     x0 = jnp.arange(16.0).reshape(8, 2)
-    levels = kernel._Levels(
+    levels = kernel.AllLevels(
         None,
         SDE,
-        frame_of(SDE, x0, [0.2, 0.3], 1e-3),
+        fit_coordinates(SDE, x0, [0.2, 0.3], 1e-3),
         x0,
         [np.arange(8)] * folds,
         (1.0,),
         draws,
         enough,
     )
-    monkeypatch.setattr(kernel, "_noisy", lambda *arguments: arguments[-2])
-    monkeypatch.setattr(kernel, "_fit", lambda plan, key, sigmas, data, judged: (data, judged))
-    fits = levels.fits(jax.random.key(1), jax.random.key(2), progress=False)
+    monkeypatch.setattr(kernel.kernel_fit, "draw_level_samples", lambda *arguments: arguments[-2])
+    monkeypatch.setattr(
+        kernel.kernel_fit, "fit_level", lambda options, key, sigmas, data, judged: (data, judged)
+    )
+    fits = levels.fit_all(jax.random.key(1), jax.random.key(2), progress=False)
     assert fits == [(draws, enough if fresh else draws)] * 2
 
 
@@ -90,14 +96,16 @@ def test_of_equal_kernels_the_smoothest_is_taken(size, monkeypatch, untyped):
             self.sigma = sigma
             self.all = SimpleNamespace(gram=jnp.full((1, 1), jnp.nan))
 
-        def held_out(self):
+        def best_stopping(self):
             return 1.0, errors[self.sigma]
 
-    monkeypatch.setattr(kernel, "_Sums", Sums)
+    monkeypatch.setattr(kernel.kernel_fit, "FoldSums", Sums)
     plan = SimpleNamespace(landmarks=2)
-    data = kernel._Data(SimpleNamespace(targets=jnp.ones((4, 1)), lifted=None), [np.arange(4)])
+    data = kernel.kernel_fit.LevelSamples(
+        SimpleNamespace(targets=jnp.ones((4, 1)), network_input=None), [np.arange(4)]
+    )
     with pytest.raises(ValueError, match="got 1, of which entries"):
-        kernel._fit(plan, jax.random.key(0), tuple(errors), data, data)
+        kernel.kernel_fit.fit_level(plan, jax.random.key(0), tuple(errors), data, data)
 
 
 @pytest.mark.slow
@@ -115,7 +123,7 @@ def test_errors_along_the_path_are_those_of_its_fits():
     )
     assert others.count == 100
     path = spectral_fit.path(kept)
-    taus = spectral_fit.grid(path)[::20]
+    taus = spectral_fit.stopping_grid(path)[::20]
     features = np.asarray(kernel_of(jnp.float32(1), z, z[:30]) @ root, np.float64)
     for kind in ("flow", "ridge"):
         errors = spectral_fit.held_out_errors(path, others, taus, kind)

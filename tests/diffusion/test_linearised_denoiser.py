@@ -9,10 +9,11 @@ from tools import assert_close, first
 
 import softntk as sn
 from softntk import diffusion
-from softntk.diffusion._denoisers.base import frame_of
+from softntk.diffusion._denoisers import linearised
+from softntk.diffusion._denoisers.base import fit_coordinates
 from softntk.diffusion._denoisers.linearised import LinearisedPredictor
 from softntk.diffusion._denoisers.network import full_batch, starting_network
-from softntk.diffusion._denoisers.noisy_samples import embedded
+from softntk.diffusion._denoisers.noisy_samples import embed
 from softntk.networks import Parameters
 
 SDE = diffusion.vp_sde()
@@ -26,12 +27,12 @@ def circle(n, dtype="float32"):
 @pytest.mark.parametrize("by", first(["eigenvectors", "krylov"], "eigenvectors"))
 def test_closed_form_is_gradient_descent_on_the_linearised_network(by, x64, monkeypatch):
     if by == "krylov":
-        monkeypatch.setattr(diffusion._linearised_denoiser, "_DENSE", 0)
+        monkeypatch.setattr(linearised, "MAX_DENSE_SIZE", 0)
     x0, key = circle(20, "float64"), jax.random.key(2)
     f = diffusion.linearised_denoiser(
         key, SDE, x0, width=32, sigma=1.0, times=3, draws=2, steps=40, train_readout=True
     )
-    frame = frame_of(SDE, x0, 3, 1e-3)
+    frame = fit_coordinates(SDE, x0, 3, 1e-3)
     net, start = starting_network(key, frame, "softmax", 32, 1.0, True)
     batch = full_batch(key, SDE, frame, x0, 2)
     outputs, derivative = jax.linearize(lambda p: net.apply_fn(p, batch.inputs), start)
@@ -118,7 +119,7 @@ def test_the_predictor_is_the_tangent_of_the_network(place, x64):
     lifted = draw(5, 3)
     at = lambda step: net.apply_fn(
         jax.tree.map(lambda p, q: p + step * q, start, move),
-        embedded(jnp.full(5, place), lifted, 3),
+        embed(jnp.full(5, place), lifted, 3),
     )
     desired = at(0.0) + (at(1e-5) - at(-1e-5)) / 2e-5
     predictor = LinearisedPredictor(params=start, move=move, net=net)

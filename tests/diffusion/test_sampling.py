@@ -14,8 +14,8 @@ import scipy.stats
 from tools import assert_close, first
 
 from softntk.diffusion import GaussianMixture, constant_sde, cosine_sde, sample, vp_sde
-from softntk.diffusion._sampling import probability_flow
 from softntk.diffusion._sampling import sample as module
+from softntk.diffusion._sampling import score_functions
 from softntk.solution import NumericalError
 
 SDE = vp_sde()
@@ -283,12 +283,12 @@ def test_arrays_of_the_score_are_arguments_of_the_program():
     assert not np.allclose(one, draw(Counted(2 * jnp.ones(2))))
     assert traces == before
     assert_close(draw(Counted(jnp.ones(2)).again), one, "float32")
-    bound = probability_flow.as_pytree(Counted(jnp.ones(2)).again, (3, 2), jnp.float32)
+    bound = score_functions.as_pytree(Counted(jnp.ones(2)).again, (3, 2), jnp.float32)
     assert [leaf.shape for leaf in jax.tree.leaves(bound)] == [(2,)]
-    of_method = probability_flow.as_pytree(ring().score, (3, 2), jnp.float32)
+    of_method = score_functions.as_pytree(ring().score, (3, 2), jnp.float32)
     assert (8, 2) in [leaf.shape for leaf in jax.tree.leaves(of_method) if eqx.is_array(leaf)]
     large = jnp.ones((300, 2))
-    converted = probability_flow.as_pytree(
+    converted = score_functions.as_pytree(
         lambda t, x: -x * large.mean(axis=0)[None], (3, 2), jnp.float32
     )
     assert [leaf.shape for leaf in jax.tree.leaves(converted) if eqx.is_array(leaf)] == [(300, 2)]

@@ -12,7 +12,7 @@ import scipy.stats
 from tools import assert_close, first
 
 from softntk.diffusion import constant_sde, cosine_sde, vp_sde
-from softntk.diffusion._sde import WEIGHTINGS
+from softntk.diffusion._noising_process import WEIGHTINGS
 
 PROCESSES = {
     "linear": vp_sde(),

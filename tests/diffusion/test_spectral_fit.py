@@ -10,7 +10,8 @@ import scipy.linalg
 from tools import assert_close
 
 from softntk.diffusion._denoisers import spectral_fit
-from softntk.diffusion._denoisers.kernel import KernelPredictor, _folds
+from softntk.diffusion._denoisers.kernel import KernelPredictor
+from softntk.diffusion._denoisers.kernel_fit import split_folds
 from softntk.diffusion._denoisers.network import _check_levels
 
 
@@ -34,9 +35,11 @@ def test_filters(tau, x64):
     e = np.array([0.0, 1e-9, 0.5, 3.0])
     with np.errstate(invalid="ignore"):
         flow = np.where(tau * e > 1e-12, -np.expm1(-tau * e) / e, tau)
-    assert_close(spectral_fit.filtered(jnp.asarray(e), jnp.asarray(tau), "flow"), flow, rtol=1e-6)
     assert_close(
-        spectral_fit.filtered(jnp.asarray(e), jnp.asarray(tau), "ridge"),
+        spectral_fit.filter_function(jnp.asarray(e), jnp.asarray(tau), "flow"), flow, rtol=1e-6
+    )
+    assert_close(
+        spectral_fit.filter_function(jnp.asarray(e), jnp.asarray(tau), "ridge"),
         1 / (e + 1 / tau),
         rtol=1e-12,
     )
@@ -70,7 +73,7 @@ def test_paths_and_their_errors(x64):
         assert_close(
             spectral_fit.held_out_errors(path, held, jnp.asarray(taus), kind), direct, rtol=1e-9
         )
-    grid = np.asarray(spectral_fit.grid(path)) * float(path.eigenvalues[-1])
+    grid = np.asarray(spectral_fit.stopping_grid(path)) * float(path.eigenvalues[-1])
     assert len(grid) == 81
     assert_close(grid[[0, 8, -1]] / [1e-2, 1e-1, 1e8], np.ones(3), rtol=1e-6)
 
@@ -115,13 +118,13 @@ def test_between_knots_kernels_are_interpolated(x64):
 
 
 def test_folds_are_a_partition():
-    folds = _folds(jax.random.key(0), 23, 0.25)
+    folds = split_folds(jax.random.key(0), 23, 0.25)
     assert sorted(map(len, folds)) == [5, 6, 6, 6]
     assert sorted(np.concatenate(folds)) == list(range(23))
-    assert [len(part) for part in _folds(jax.random.key(0), 23, None)] == [23]
-    assert len(_folds(jax.random.key(0), 2, 0.5)) == 2
+    assert [len(part) for part in split_folds(jax.random.key(0), 23, None)] == [23]
+    assert len(split_folds(jax.random.key(0), 2, 0.5)) == 2
     with pytest.raises(ValueError, match="share of at most a half"):
-        _folds(jax.random.key(0), 3, 0.2)
+        split_folds(jax.random.key(0), 3, 0.2)
 
 
 def test_levels_come_back_in_order():

@@ -11,7 +11,8 @@ from tools import assert_close, first, relative_score_error, ring
 
 from softntk import diffusion
 from softntk.diffusion._denoisers import network as network_module
-from softntk.diffusion._denoisers.base import frame_of
+from softntk.diffusion._denoisers import network_training
+from softntk.diffusion._denoisers.base import fit_coordinates
 from softntk.solution import NumericalError, Result
 
 SDE = diffusion.vp_sde()
@@ -56,7 +57,7 @@ def test_meets_its_claim_on_the_ring(family):
 @pytest.mark.parametrize("weighting", first([None, "score"], "score"))
 def test_full_batch_loss_is_what_it_says(weighting):
     f = fit(steps=1, batch_size=None, draws=2, tx=optax.sgd(0.0), ema=0.0, weighting=weighting)
-    frame = frame_of(SDE, X0, 8, 1e-3)
+    frame = fit_coordinates(SDE, X0, 8, 1e-3)
     batch = network_module.full_batch(jax.random.key(1), SDE, frame, X0, 2, weighting)
     assert batch.inputs.shape == (600, 8 * 3)
     # F = 0 at the start
@@ -65,12 +66,12 @@ def test_full_batch_loss_is_what_it_says(weighting):
 
 
 def test_weighting_gives_the_loss_on_the_data_themselves():
-    frame, key = frame_of(SDE, X0, [0.3], 1e-3), jax.random.key(1)
+    frame, key = fit_coordinates(SDE, X0, [0.3], 1e-3), jax.random.key(1)
     batch = network_module.full_batch(key, SDE, frame, X0, 1, "denoising")
     x = SDE.perturb(
-        network_module.noisy_samples.noise_key(key, 0), float(SDE.time(frame.knots[0])), X0
+        network_module.noisy_samples.noise_key(key, 0), float(SDE.time(frame.noise_levels[0])), X0
     )
-    linear, _ = frame.linear(SDE, 0.3, x)
+    linear, _ = frame.skip_and_out(SDE, 0.3, x)
     direct = np.mean(np.sum((np.asarray(X0) - np.asarray(linear)) ** 2, 1))
     assert_close(jnp.mean(batch.weights * jnp.sum(batch.targets**2, axis=1)), direct, rtol=1e-3)
 
@@ -83,17 +84,17 @@ def test_runs_are_reproducible_and_differ_by_key():
 
 def test_resumed_runs_have_the_same_bits(tmp_path, monkeypatch):
     file, whole = tmp_path / "fit", fit()
-    save = network_module.checkpoints.save
+    save = network_training.checkpoints.save
 
     def save_once(*args):
         save(*args)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(network_module.checkpoints, "save", save_once)
+    monkeypatch.setattr(network_training.checkpoints, "save", save_once)
     stopped = fit(checkpoint=file)
     assert stopped.result == Result.INTERRUPTED
     assert stopped.stats["steps"] == 100
-    monkeypatch.setattr(network_module.checkpoints, "save", save)
+    monkeypatch.setattr(network_training.checkpoints, "save", save)
     assert same(fit(checkpoint=file), whole)
 
 
@@ -136,7 +137,7 @@ def test_a_fit_that_diverges_stops_and_returns_what_was_good():
     with pytest.warns(RuntimeWarning, match="stopped after 0 of 250 steps"):
         f = fit(family="exp", tx=optax.sgd(1e6))
     assert f.result == Result.DIVERGED
-    assert_close(f(0.3, X0), f.frame.linear(SDE, 0.3, X0)[0], rtol=1e-4)  # the start
+    assert_close(f(0.3, X0), f.frame.skip_and_out(SDE, 0.3, X0)[0], rtol=1e-4)  # the start
     with pytest.raises(NumericalError, match="DIVERGED"):
         fit(tx=optax.sgd(1e8), throw=True)
 
@@ -158,7 +159,7 @@ def test_a_fit_that_diverges_late_returns_the_weights_before():
 def test_average_of_the_weights():
     tx = optax.sgd(1e-2)
     paths = [fit(steps=s, tx=tx, ema=0.0).predictor.params.hidden for s in (1, 2)]
-    frame = frame_of(SDE, X0, 8, 1e-3)
+    frame = fit_coordinates(SDE, X0, 8, 1e-3)
     start = network_module.starting_network(jax.random.key(1), frame, "softmax", 16, None, True)[
         1
     ].hidden
@@ -169,7 +170,7 @@ def test_average_of_the_weights():
 
 
 def test_the_readout_of_the_paper_stays():
-    frame = frame_of(SDE, X0, 8, 1e-3)
+    frame = fit_coordinates(SDE, X0, 8, 1e-3)
     start = network_module.starting_network(jax.random.key(1), frame, "relu", 16, None, False)[1]
     f = fit(steps=10, family="relu", train_readout=False)
     assert_close(f.predictor.params.readout, start.readout)

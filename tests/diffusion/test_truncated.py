@@ -10,7 +10,7 @@ import scipy.stats
 
 from softntk import diffusion
 from softntk.diffusion._denoisers import noisy_samples
-from softntk.diffusion._denoisers.base import frame_of
+from softntk.diffusion._denoisers.base import fit_coordinates
 from softntk.diffusion._truncated_normal import truncated_normal_quantile
 
 SDE = diffusion.vp_sde()
@@ -68,16 +68,16 @@ def test_times_lie_at_the_end_next_to_the_centre(centre):
 @pytest.mark.parametrize("unit", [1.0, 1e-8, 1e3])
 def test_times_of_a_fit_follow_the_log_snr_of_the_data(unit):
     x0 = unit * jax.random.normal(jax.random.key(0), (200, 2))
-    frame = frame_of(SDE, x0, 4, 1e-3)
+    frame = fit_coordinates(SDE, x0, 4, 1e-3)
     if unit == 1e-8:  # drowned at every time: a single level is all there is
-        assert len(frame.knots) == 1
+        assert len(frame.noise_levels) == 1
         assert float(
             noisy_samples.draw_times(jax.random.key(1), SDE, frame, 5, (1.0, 2.4))
         ) == pytest.approx(1e-3, rel=1e-3)
         return
     levels = (1.0, 2.4)
     t = noisy_samples.draw_times(jax.random.key(1), SDE, frame, 4000, levels)
-    low, high = float(frame.knots[0]), float(frame.knots[-1])
+    low, high = float(frame.noise_levels[0]), float(frame.noise_levels[-1])
     covariance = np.cov(np.asarray(x0, np.float64).T, bias=True)
     centre = 1.0 - np.log(np.trace(covariance @ covariance) / np.trace(covariance))
     law = scipy.stats.truncnorm((low - centre) / 2.4, (high - centre) / 2.4, centre, 2.4)

@@ -11,7 +11,7 @@ from tools import assert_close, points
 
 from softntk import diffusion
 from softntk.diffusion import metrics
-from softntk.diffusion._denoisers.base import frame_of
+from softntk.diffusion._denoisers.base import fit_coordinates
 from softntk.diffusion.metrics._intervals import normal, score_interval
 
 SDE = diffusion.vp_sde()
@@ -278,10 +278,10 @@ def test_the_frame_of_data_in_nanometres(x64):
     """
     x0 = 1e-12 * (points(0, 300, 3) * jnp.asarray([1.0, 2.0, 3.0])[None] + 1)
     exact, frame = (
-        frame_of(SDE, x0, [0.01], 1e-3),
-        frame_of(SDE, x0.astype("float32"), [0.01], 1e-3),
+        fit_coordinates(SDE, x0, [0.01], 1e-3),
+        fit_coordinates(SDE, x0.astype("float32"), [0.01], 1e-3),
     )
-    assert_close(frame.spreads, exact.spreads, rtol=1e-5)
+    assert_close(frame.eigenvalues, exact.eigenvalues, rtol=1e-5)
     assert_close(frame.mean, exact.mean, rtol=1e-5)
     assert_close(frame.log_spread, exact.log_spread, "float32")
     covariance = np.cov(np.asarray(x0).T, bias=True)
@@ -290,15 +290,15 @@ def test_the_frame_of_data_in_nanometres(x64):
         np.log(np.trace(covariance @ covariance) / np.trace(covariance)),
         rtol=1e-9,
     )
-    assert_close(exact.spreads, np.linalg.eigvalsh(covariance), rtol=1e-9)
+    assert_close(exact.eigenvalues, np.linalg.eigvalsh(covariance), rtol=1e-9)
 
 
 def test_eigenvalues_that_round_below_zero_are_zero():
     line = jnp.arange(50.0)[:, None] * jnp.asarray([[1.0, 2.0, -1.0, 0.3]]) / 50
-    frame = frame_of(SDE, line, [0.1], 1e-3)
-    assert float(frame.spreads.min()) >= 0
-    assert float(frame.spreads[:-1].max()) < 1e-6 * float(frame.spreads[-1])
-    assert np.isfinite(frame.lift(SDE, 0.1, line)).all()
+    frame = fit_coordinates(SDE, line, [0.1], 1e-3)
+    assert float(frame.eigenvalues.min()) >= 0
+    assert float(frame.eigenvalues[:-1].max()) < 1e-6 * float(frame.eigenvalues[-1])
+    assert np.isfinite(frame.network_input(SDE, 0.1, line)).all()
 
 
 @pytest.mark.parametrize("unit", [1e-25, 1e13, 1e25])

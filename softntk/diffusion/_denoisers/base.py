@@ -1,28 +1,39 @@
-r"""What all denoisers share: coordinates in which the regression is well posed, one signature, and
-the score.
+r"""What all denoisers share: the coordinates of the regression, one signature, and the score.
 
-Learning f*(t, x) = E[X_0 | X_t = x] is split in two. With mean m and covariance S = UΛUᵀ of the
+The regression function is f*(t, x) = E[X_0 | X_t = x]. With mean m and covariance S = UΛUᵀ of the
 data, the best linear denoiser (the Wiener filter) is known at every t,
 
-    ℓ(t, x) = m + αS(α²S + hI)⁻¹(x − αm),    leaving a mean squared error of c(t)² = tr(S h(α²S + hI)⁻¹)/d a coordinate,
+    ℓ(t, x) = m + αS(α²S + hI)⁻¹(x − αm).
 
-and a kernel or network learns what is left, in units of that error:  f(t, x) = ℓ(t, x) + c(t)
-F(u(t), z(t, x)).
+It leaves a mean squared error of c(t)² = tr(S h(α²S + hI)⁻¹)/d a coordinate. A kernel or network
+learns the remainder, in units of that error:
 
-- z(t, x) ∈ R^{d+1} is (ℓ(t, x) − m)/√E|ℓ − m|² with a 1 appended, divided by its norm: the linear
-  denoiser's answer on the unit sphere (stereographically), a typical one at 45° from the pole.
-  There a softmax kernel is a Gaussian one, e^{σ²⟨z,z'⟩} = e^{σ²} e^{−σ²|z−z'|²/2}, and the theory's
-  assumption |z| = 1 holds. ℓ tells as much as x, but of directions in which the data do not vary;
-  where the noise drowns the data it counts little, so that the network need not learn to disregard
-  it.
-- u(t) ∈ [0, J − 1] is the place of the log-SNR among J knots. A network sees the outer product of z
-  and ψ(u), bumps on the knots with |ψ| = 1, again of unit norm: what is learnt at one noise level
-  is shared with its neighbours. A kernel fits each knot by itself and interpolates between two.
+    f(t, x) = ℓ(t, x) + c(t) F(u(t), z(t, x)).
 
-For Gaussian data F = 0 is exact.
+- z(t, x) ∈ R^{d+1} is the network input. It is (ℓ(t, x) − m)/√E|ℓ − m|² with a 1 appended, divided
+  by its norm. So it lies on the unit sphere, a typical one at 45° from the pole (1 in the last
+  coordinate). There a softmax kernel is a Gaussian one, e^{σ²⟨z,z'⟩} = e^{σ²} e^{−σ²|z−z'|²/2},
+  and the theory's assumption |z| = 1 holds. ℓ has the same information as x, except in directions
+  in which the data do not vary. Where the noise exceeds the data ℓ is close to m, so that the
+  network need not learn to ignore x.
+- u(t) ∈ [0, J − 1] is the noise coordinate: the position of the log-SNR among J noise levels. A
+  network sees the outer product of z and the time embedding ψ(u), |ψ| = 1, again of unit norm. What
+  is learnt at one noise level is shared with its neighbours. A kernel fits each noise level by
+  itself and interpolates between two.
+
+For Gaussian data F = 0 is exact. In the notation of Karras et al., with x a noisy point,
+
+    ==========================  =======================  =======================================
+    Karras et al.               here                     method of :class:`Coordinates`
+    ==========================  =======================  =======================================
+    c_skip(σ) x                 ℓ(t, x), a matrix on x   ``skip_and_out``, first
+    c_out(σ)                    c(t)                     ``skip_and_out``, second
+    c_in(σ) x                   z(t, x)                  ``network_input``
+    c_noise(σ)                  u(t)                     ``noise_coordinate``
+    ==========================  =======================  =======================================
 
 Source: MATHEMATICS.md#diffusion; Karras et al. (2022), arXiv 2206.00364, section 5, for
-preconditioning by what is known.
+preconditioning by the known part.
 """
 
 import math
@@ -50,91 +61,105 @@ from softntk.diffusion._arguments import (
     check_min_time,
     columns_of_times,
 )
-from softntk.diffusion._distributions import Points, Times
-from softntk.diffusion._sde import VPSDE, check_sde
+from softntk.diffusion._noising_process import VPSDE, check_sde
+from softntk.diffusion._types import Points, ScoreFn, Times
 from softntk.solution import Result
 
-ScoreFn = Callable[[Any, Any], Array]
-
-_LEAST_SNR = -4.0  # below this log-SNR of the data the linear denoiser is all there is
+MIN_DATA_SNR = -4.0
+"""Log-SNR of the data below which the linear denoiser is used alone."""
 
 
 @record
-class Frame:
-    """Coordinates for the regression, made from the data; see the module.
+class Coordinates:
+    """Coordinates for the regression, computed from the data; see the module.
 
     Attributes:
         mean: m, [d].
-        axes: U, [d, d], the eigenvectors of the covariance, as columns.
-        spreads: Λ, [d].
-        knots: log-SNR of the knots, [J], ascending.
+        eigenvectors: U, [d, d], of the covariance, as columns.
+        eigenvalues: Λ, [d], of the covariance.
+        noise_levels: log-SNR of the J noise levels, [J], ascending.
     """
 
     mean: Float[Array, " d"]
-    axes: Float[Array, "d d"]
-    spreads: Float[Array, " d"]
-    knots: Float[Array, " J"]
+    eigenvectors: Float[Array, "d d"]
+    eigenvalues: Float[Array, " d"]
+    noise_levels: Float[Array, " J"]
 
-    def linear(
+    def skip_and_out(
         self, sde: VPSDE, t: Times, x: Float[Array, "n d"]
     ) -> tuple[Float[Array, "n d"], Float[Array, "n 1"]]:
         """Return the best linear denoiser ℓ(t, x) and the root c(t) of the error it leaves."""
         time = columns_of_times(t, x)
-        alpha, h = sde.alpha(time), sde.variance(time)
-        relative = self.spreads[None] / (alpha**2 * self.spreads[None] + h)
-        along = (x - alpha * self.mean[None]) @ self.axes
-        linear = self.mean[None] + (along * (alpha * relative)) @ self.axes.T
-        return linear, jnp.sqrt(jnp.mean(h * relative, axis=1, keepdims=True))
+        alpha = sde.alpha(time)
+        h = sde.variance(time)
+        relative_variance = self.eigenvalues[None] / (alpha**2 * self.eigenvalues[None] + h)
+        rotated = (x - alpha * self.mean[None]) @ self.eigenvectors
+        linear = self.mean[None] + (rotated * (alpha * relative_variance)) @ self.eigenvectors.T
+        return linear, jnp.sqrt(jnp.mean(h * relative_variance, axis=1, keepdims=True))
 
-    def lift(self, sde: VPSDE, t: Times, linear: Float[Array, "n d"]) -> Float[Array, "n p"]:
+    def network_input(
+        self, sde: VPSDE, t: Times, linear: Float[Array, "n d"]
+    ) -> Float[Array, "n p"]:
         """Return z(t, x), [n, d + 1], of unit norm, from ℓ(t, x)."""
         time = columns_of_times(t, linear)
-        alpha, h = sde.alpha(time), sde.variance(time)
+        alpha = sde.alpha(time)
+        h = sde.variance(time)
         # √E|ℓ − m|², by roots: squares of eigenvalues leave the range of float32 for data in
         # nanometres or in counts.
-        share = alpha**2 * self.spreads[None] / (alpha**2 * self.spreads[None] + h)
-        size = scaled_norm(jnp.sqrt(self.spreads)[None] * jnp.sqrt(share), 1, keepdims=True)
+        signal_fraction = (
+            alpha**2 * self.eigenvalues[None] / (alpha**2 * self.eigenvalues[None] + h)
+        )
+        deviations = jnp.sqrt(self.eigenvalues)[None] * jnp.sqrt(signal_fraction)
+        typical_size = scaled_norm(deviations, 1, keepdims=True)
         direction = jnp.where(
-            size > 0, (linear - self.mean[None]) / jnp.where(size > 0, size, 1), 0
+            typical_size > 0,
+            (linear - self.mean[None]) / jnp.where(typical_size > 0, typical_size, 1),
+            0,
         )
         z = jnp.concatenate([direction, jnp.ones((len(linear), 1), linear.dtype)], axis=1)
         return z / scaled_norm(z, 1, keepdims=True)
 
-    def place(self, sde: VPSDE, t: Times) -> Float[Array, " r"]:
-        """Return u(t): 0 at the first knot and before, J − 1 at the last and after; [1] for a
-        scalar t, [n] for [n].
+    def noise_coordinate(self, sde: VPSDE, t: Times) -> Float[Array, " r"]:
+        """Return u(t), [1] for a scalar t and [n] for [n].
+
+        It is 0 up to the first noise level and J − 1 from the last one on.
         """
-        log_snr = sde.log_snr(jnp.atleast_1d(jnp.asarray(t, self.knots.dtype)))
-        return jnp.interp(log_snr, self.knots, jnp.arange(len(self.knots), dtype=self.knots.dtype))
+        log_snr = sde.log_snr(jnp.atleast_1d(jnp.asarray(t, self.noise_levels.dtype)))
+        indices = jnp.arange(len(self.noise_levels), dtype=self.noise_levels.dtype)
+        return jnp.interp(log_snr, self.noise_levels, indices)
 
     @property
-    def log_spread(self) -> Float[Array, ""]:
-        """Return log(Σλ²/Σλ), of the spread that a typical sample sees: the log-SNR of the data is
-        this above α²/h.
+    def log_variance(self) -> Float[Array, ""]:
+        """Return log(Σλ²/Σλ), the variance along a typical sample.
+
+        The log-SNR of the data is this plus log(α²/h).
         """
-        return _log_spread(self.spreads)
+        return _log_typical_variance(self.eigenvalues)
 
 
-def _log_spread(spreads: Float[Array, " d"]) -> Float[Array, ""]:
-    largest = jnp.max(spreads)
-    shares = spreads / largest
-    return jnp.log(largest) + jnp.log(jnp.sum(shares**2) / jnp.sum(shares))
+def _log_typical_variance(eigenvalues: Float[Array, " d"]) -> Float[Array, ""]:
+    """Return log(Σλ²/Σλ), scaled by the largest eigenvalue so that no square overflows."""
+    largest = jnp.max(eigenvalues)
+    scaled_values = eigenvalues / largest
+    return jnp.log(largest) + jnp.log(jnp.sum(scaled_values**2) / jnp.sum(scaled_values))
 
 
-def frame_of(sde: VPSDE, x0: Points, times: int | Sequence[float], min_time: float) -> Frame:
-    """Return the frame of a data set, with J knots evenly in log-SNR from ``min_time`` on, or at
-    given times.
+def fit_coordinates(
+    sde: VPSDE, x0: Points, times: int | Sequence[float], min_time: float
+) -> Coordinates:
+    """Return the coordinates of a data set, with J noise levels.
 
-    Fewer than J where the noise drowns the data already at ``min_time``.
+    An integer ``times`` spaces J levels evenly in log-SNR from ``min_time`` on; fewer than J where
+    the noise exceeds the data already at ``min_time``. A sequence gives the times themselves.
 
     Raises:
         ValueError: x0 no finite floating-point matrix of at least two rows that differ, or of a
             size that its precision cannot tell from the noise; times no positive integer and no
             times in (0, T]; min_time outside (0, T); traced arguments.
     """
+    # 1. Check the data. Under jit all results are traced, even those of arrays that are not.
     check_known("sde", check_sde(sde))
     x0 = as_rows("x0", check_known("x0", x0), half=False)
-    # under jit all results are traced, even those of arrays that are not
     if not is_concrete(jnp.max(x0)):
         raise ValueError(
             "x0 must be fitted outside of jit, vmap and grad, as a fit runs on the host. "
@@ -142,88 +167,118 @@ def frame_of(sde: VPSDE, x0: Points, times: int | Sequence[float], min_time: flo
         )
     if len(x0) < 2:
         raise ValueError("x0 must hold at least two rows: nothing can be learnt from one sample.")
-    mean, spreads, axes = _principal_axes(x0)
+    # 2. Decompose the covariance.
+    mean, eigenvalues, eigenvectors = _principal_axes(x0)
+    # 3. Choose the noise levels.
     if isinstance(times, int | np.integer):
-        count = check_count("times", times)
-        min_time = check_min_time(sde, min_time)
-        most = float(sde.log_snr(min_time))
-        least = max(float(sde.log_snr(sde.horizon)), _LEAST_SNR - float(_log_spread(spreads)))
-        knots = (
-            np.unique(np.linspace(min(least, most), most, count)) if count > 1 else np.array([most])
-        )
+        level_count = check_count("times", times)
+        log_variance = float(_log_typical_variance(eigenvalues))
+        noise_levels = _even_noise_levels(sde, level_count, min_time, log_variance)
     else:
-        chosen = np.atleast_1d(np.asarray(as_real("times", times), np.float64))
-        if np.ndim(times) != 1:
-            raise ValueError(
-                f"times must be a positive integer or a sequence of times, got {times!r}."
-            )
-        as_times(sde, chosen, "times")
-        knots = np.unique(np.asarray([float(sde.log_snr(t)) for t in chosen]))
-    frame = Frame(mean=mean, axes=axes, spreads=spreads, knots=jnp.asarray(knots, x0.dtype))
-    _check_resolved(sde, frame, x0)
-    return frame
+        noise_levels = _noise_levels_at(sde, times)
+    coordinates = Coordinates(
+        mean=mean,
+        eigenvectors=eigenvectors,
+        eigenvalues=eigenvalues,
+        noise_levels=jnp.asarray(noise_levels, x0.dtype),
+    )
+    # 4. Check that the precision resolves the least noise.
+    _check_resolved(sde, coordinates, x0)
+    return coordinates
+
+
+def _even_noise_levels(
+    sde: VPSDE, level_count: int, min_time: float, log_variance: float
+) -> np.ndarray:
+    """Return log-SNRs, evenly spaced from ``min_time`` to where the noise exceeds the data."""
+    min_time = check_min_time(sde, min_time)
+    highest_snr = float(sde.log_snr(min_time))
+    if level_count == 1:
+        return np.array([highest_snr])
+    lowest_snr = max(float(sde.log_snr(sde.horizon)), MIN_DATA_SNR - log_variance)
+    return np.unique(np.linspace(min(lowest_snr, highest_snr), highest_snr, level_count))
+
+
+def _noise_levels_at(sde: VPSDE, times: Sequence[float]) -> np.ndarray:
+    """Return the log-SNRs at the given times, ascending."""
+    host_times = np.atleast_1d(np.asarray(as_real("times", times), np.float64))
+    if np.ndim(times) != 1:
+        raise ValueError(f"times must be a positive integer or a sequence of times, got {times!r}.")
+    as_times(sde, host_times, "times")
+    return np.unique(np.asarray([float(sde.log_snr(t)) for t in host_times]))
 
 
 def _principal_axes(x0: Float[Array, "n d"]) -> tuple[Array, Array, Array]:
-    """Return the mean, and eigenvalues and eigenvectors of the covariance, computed in units of the
-    largest entry.
+    """Return mean, and eigenvalues and eigenvectors of the covariance.
+
+    They are computed in units of the largest entries, so that no square over- or underflows.
 
     Raises:
-        ValueError: rows that are all equal; eigenvalues that are no numbers of the precision.
+        ValueError: all rows are equal, or an eigenvalue over- or underflows.
     """
-    unit = binary_scale(x0)
-    mean = jnp.mean(x0 / unit, axis=0)
-    centred = x0 / unit - mean[None]
-    own = binary_scale(centred)
-    eigenvalues, axes = jnp.linalg.eigh((centred / own).T @ (centred / own) / len(x0))
-    spreads = jnp.maximum(eigenvalues, 0)
-    if bool(jnp.all(x0 == x0[:1])) or not float(jnp.max(spreads)) > 0:
+    # 1. Centre in units of the largest entry; scale again by the largest difference from the mean.
+    data_unit = binary_scale(x0)
+    mean = jnp.mean(x0 / data_unit, axis=0)
+    centred = x0 / data_unit - mean[None]
+    centred_unit = binary_scale(centred)
+    scaled_data = centred / centred_unit
+    # 2. Decompose; rounding may make an eigenvalue negative.
+    eigenvalues, eigenvectors = jnp.linalg.eigh(scaled_data.T @ scaled_data / len(x0))
+    eigenvalues = jnp.maximum(eigenvalues, 0)
+    if bool(jnp.all(x0 == x0[:1])) or not float(jnp.max(eigenvalues)) > 0:
         raise ValueError(
             "x0 must hold rows that differ: all of them are equal, so the denoiser is a constant."
         )
-    scale = unit[0, 0] * own[0, 0]
-    largest = float(jnp.sqrt(jnp.max(spreads))) * float(scale)
+    # 3. Check that the eigenvalues fit the precision in the unit of the data.
+    unit = data_unit[0, 0] * centred_unit[0, 0]
+    largest_deviation = float(jnp.sqrt(jnp.max(eigenvalues))) * float(unit)
     limits = jnp.finfo(x0.dtype)
-    if not math.sqrt(float(limits.tiny)) < largest / 8 < 8 * largest < math.sqrt(float(limits.max)):
+    smallest_root = math.sqrt(float(limits.tiny))
+    largest_root = math.sqrt(float(limits.max))
+    if not smallest_root < largest_deviation / 8 < 8 * largest_deviation < largest_root:
         raise ValueError(
-            f"x0 must have a variance that {x0.dtype} can hold, got a deviation of {largest:.2g}: "
-            "standardise x0, i.e. subtract the mean and divide by the deviation."
+            f"x0 must have a variance that {x0.dtype} can hold, got a deviation of "
+            f"{largest_deviation:.2g}: standardise x0, i.e. subtract the mean and divide by the "
+            "deviation."
         )
-    return mean * unit[0], spreads * scale * scale, axes
+    return mean * data_unit[0], eigenvalues * unit * unit, eigenvectors
 
 
-def _check_resolved(sde: VPSDE, frame: Frame, x0: Float[Array, "n d"]) -> None:
-    """Refuse data so large that their rounding is more than what the linear denoiser leaves at the
-    least noise level.
+def _check_resolved(sde: VPSDE, coordinates: Coordinates, x0: Float[Array, "n d"]) -> None:
+    """Check that the rounding of the data is below the least noise and the linear error there.
+
+    Raises:
+        ValueError: the rounding exceeds both.
     """
-    _, scale = frame.linear(sde, sde.time(frame.knots[-1]), x0[:1])
-    largest = float(jnp.max(jnp.abs(x0)))
-    rounding = largest * float(jnp.finfo(x0.dtype).eps)
-    if rounding > float(scale[0, 0]) and rounding > math.sqrt(
-        float(sde.variance(sde.time(frame.knots[-1])))
-    ):
+    least_noise_time = sde.time(coordinates.noise_levels[-1])
+    _, scale = coordinates.skip_and_out(sde, least_noise_time, x0[:1])
+    largest_entry = float(jnp.max(jnp.abs(x0)))
+    rounding = largest_entry * float(jnp.finfo(x0.dtype).eps)
+    least_noise = math.sqrt(float(sde.variance(least_noise_time)))
+    if rounding > float(scale[0, 0]) and rounding > least_noise:
         raise ValueError(
-            f"x0 must be resolved beside the noise, got entries of up to {largest:.2g}, whose rounding in {x0.dtype} "
-            "drowns the least noise level: standardise x0, i.e. subtract the mean and divide by the deviation, or use "
-            "a larger min_time."
+            f"x0 must be resolved beside the noise, got entries of up to {largest_entry:.2g}, "
+            f"whose rounding in {x0.dtype} drowns the least noise level: standardise x0, i.e. "
+            "subtract the mean and divide by the deviation, or use a larger min_time."
         )
 
 
 @function_record
 class Denoiser:
-    """f(t, x), an estimate of E[X_0 | X_t = x]: ``denoiser(t, x)``, t scalar or [n], x [n, d]. A
-    pytree, for jit and vmap.
+    """An estimate f(t, x) of E[X_0 | X_t = x], a pytree for jit and vmap.
+
+    Call it as ``denoiser(t, x)`` with t a scalar or [n] and x [n, d].
 
     Attributes:
         sde: the noising process.
-        frame: the coordinates.
-        predictor: F, ``(place [1 or n], lifted [n, d + 1]) -> [n, d]``.
+        frame: the coordinates of the regression.
+        predictor: F, ``(noise_coordinate [1 or n], network_input [n, d + 1]) -> [n, d]``.
         result: a :class:`~softntk.solution.Result` code of the fit.
-        stats: what the fit recorded, by name.
+        stats: records of the fit, by name.
     """
 
     sde: VPSDE
-    frame: Frame
+    frame: Coordinates
     predictor: Any
     result: Int[Array, ""]
     stats: dict[str, Any]
@@ -239,11 +294,14 @@ class Denoiser:
             ValueError: t outside (0, T]; x of another dimension, no floating-point matrix or not
                 finite.
         """
-        t, points = as_points(self.sde, t, x, len(self.frame.mean))
-        x = points.astype(self.frame.mean.dtype)
-        linear, scale = self.frame.linear(self.sde, t, x)
+        coordinates = self.frame
+        t, points = as_points(self.sde, t, x, len(coordinates.mean))
+        x = points.astype(coordinates.mean.dtype)
+        # ℓ + c F(u, z)
+        linear, scale = coordinates.skip_and_out(self.sde, t, x)
         estimate = self.predictor(
-            self.frame.place(self.sde, t), self.frame.lift(self.sde, t, linear)
+            coordinates.noise_coordinate(self.sde, t),
+            coordinates.network_input(self.sde, t, linear),
         )
         return (linear + scale * estimate).astype(points.dtype)
 
@@ -253,13 +311,20 @@ class Denoiser:
         return Result(int(check_known("result", self.result))).advice
 
     def __repr__(self) -> str:
-        d, knots = jnp.shape(self.frame.mean)[-1], jnp.shape(self.frame.knots)[-1]
-        return f"Denoiser({type(self.predictor).__name__}, {d} dimensions, {knots} noise levels, {self.sde})"
+        d = jnp.shape(self.frame.mean)[-1]
+        level_count = jnp.shape(self.frame.noise_levels)[-1]
+        predictor_name = type(self.predictor).__name__
+        return f"Denoiser({predictor_name}, {d} dimensions, {level_count} noise levels, {self.sde})"
 
 
 @function_record
 class Score:
-    """What :func:`score` returns: a pytree that is called."""
+    """The score that belongs to a denoiser, a callable pytree; made by :func:`score`.
+
+    Attributes:
+        sde: the noising process.
+        denoiser: ``(t, x) -> [n, d]``.
+    """
 
     sde: VPSDE
     denoiser: Any
@@ -278,7 +343,9 @@ class Score:
 
 
 def score(sde: VPSDE, denoiser: Callable[[Times, Points], Array]) -> Score:
-    """Return the score that a denoiser means, ∇log p_t(x) = (α f(t, x) − x)/h (Tweedie's formula).
+    """Return the score of a denoiser, ∇log p_t(x) = (α f(t, x) − x)/h (Tweedie's formula).
+
+    Use it to sample with a fitted denoiser, or to measure its score error.
 
     Args:
         sde: the noising process.
@@ -296,8 +363,8 @@ def score(sde: VPSDE, denoiser: Callable[[Times, Points], Array]) -> Score:
         >>> import jax.numpy as jnp
         >>> from softntk import diffusion
         >>> sde = diffusion.vp_sde()
-        >>> of_a_point = diffusion.score(sde, lambda t, x: jnp.zeros_like(x))  # all data at the origin: −x/h
-        >>> bool(jnp.allclose(of_a_point(0.5, jnp.ones((1, 2))), -1 / sde.variance(0.5)))
+        >>> at_origin = diffusion.score(sde, lambda t, x: jnp.zeros_like(x))  # all data at 0: −x/h
+        >>> bool(jnp.allclose(at_origin(0.5, jnp.ones((1, 2))), -1 / sde.variance(0.5)))
         True
 
     Source: Efron (2011), JASA 106, 1602-1614; MATHEMATICS.md#diffusion.
@@ -310,8 +377,8 @@ def score(sde: VPSDE, denoiser: Callable[[Times, Points], Array]) -> Score:
     return Score(sde, check_callable("denoiser", denoiser, "a function (t, x) -> [n, d]"))
 
 
-def check_score_fn(score_fn: Any) -> Any:
-    """Return a score function.
+def check_score_fn(score_fn: object) -> ScoreFn:
+    """Return score_fn, checked to be callable and no denoiser.
 
     Raises:
         ValueError: no function, or a denoiser.

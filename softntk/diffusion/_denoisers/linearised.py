@@ -1,9 +1,9 @@
-r"""The network's training with its first-order expansion in place of the network, in closed form.
+r"""The training of a network's first-order expansion, in closed form.
 
 F_lin(θ; z) = F(θ_0; z) + ∂F(θ_0; z)(θ − θ_0) is what the theory trains: gradient descent on it has
 a constant kernel, that of the network at its first weights. It stands between the network, whose
-features move, and the kernel of infinite width, which has none of its randomness, and splits their
-distance in two.
+features change, and the kernel of infinite width, which has none of the network's randomness. So it
+splits the difference between the two in two parts.
 """
 
 from collections.abc import Sequence
@@ -22,14 +22,15 @@ from softntk._core.validation import (
 )
 from softntk.diffusion._arguments import check_known
 from softntk.diffusion._denoisers import noisy_samples
-from softntk.diffusion._denoisers.base import Denoiser, frame_of
+from softntk.diffusion._denoisers.base import Denoiser, fit_coordinates
 from softntk.diffusion._denoisers.network import at_time, full_batch, starting_network
-from softntk.diffusion._distributions import Points
-from softntk.diffusion._sde import VPSDE
+from softntk.diffusion._noising_process import VPSDE
+from softntk.diffusion._types import Points
 from softntk.networks import Network, Parameters
 from softntk.solution import NumericalError, Result
 
-_DENSE = 4096  # most N·d for which the kernel is decomposed
+MAX_DENSE_SIZE = 4096
+"""Largest N·d for which the kernel is formed and decomposed; above it Lanczos' method is used."""
 
 
 @function_record
@@ -47,24 +48,21 @@ class LinearisedPredictor:
     net: Network = static()
 
     def __call__(
-        self, place: Float[Array, " r"], lifted: Float[Array, "n p"]
+        self, noise_coordinate: Float[Array, " r"], network_input: Float[Array, "n p"]
     ) -> Float[Array, "n k"]:
-        """Return F: at a single time the weights of its knots are added up first, as the network
-        does.
+        """Return F, [n, k].
+
+        At a single time the weights of the noise levels are added up first, as the network does.
         """
-        knots = len(self.params.hidden) // lifted.shape[1]
-        if len(place) > 1:
-            params, move, inputs = (
-                self.params,
-                self.move,
-                noisy_samples.embedded(place, lifted, knots),
-            )
+        level_count = len(self.params.hidden) // network_input.shape[1]
+        if len(noise_coordinate) > 1:
+            params = self.params
+            move = self.move
+            inputs = noisy_samples.embed(noise_coordinate, network_input, level_count)
         else:
-            params, move, inputs = (
-                at_time(self.params, place, knots),
-                at_time(self.move, place, knots),
-                lifted,
-            )
+            params = at_time(self.params, noise_coordinate, level_count)
+            move = at_time(self.move, noise_coordinate, level_count)
+            inputs = network_input
         value, change = jax.jvp(lambda p: self.net.apply_fn(p, inputs), (params,), (move,))
         return value + change
 
@@ -84,15 +82,18 @@ def linearised_denoiser(
     steps: int = 1000,
     learning_rate: float | None = None,
 ) -> Denoiser:
-    r"""Fit E[X_0 | X_t] by the linearised network after ``steps`` of full-batch gradient descent,
-    in closed form.
+    r"""Fit E[X_0 | X_t] by gradient descent on the linearised network, in closed form.
 
-    On the N = n·draws noisy samples and from the first weights that
-    :func:`softntk.diffusion.fit_denoiser` takes for the same key with ``batch_size=None``, the
-    weights move by Δθ = Jᵀc, c = H⁻¹(I − (I − ηH/N)^steps)(Y − F(0)); H by its eigenvectors up to
-    N·d = 4096, then by Lanczos' method. With one time, :func:`softntk.diffusion.kernel_denoiser` is
-    given the same samples too: with ``stopping=η·steps`` it is the limit of infinite width (of
-    gradient flow).
+    Use it to tell how much of a network's error comes from the change of its features. Samples and
+    first weights are those of :func:`softntk.diffusion.fit_denoiser` for the same key with
+    ``batch_size=None``. After ``steps`` of full-batch descent on the N = n·draws noisy samples the
+    weights have changed by
+
+        Δθ = Jᵀc,    c = H⁻¹(I − (I − ηH/N)^steps)(Y − F(0)),
+
+    with H by its eigenvectors up to N·d = 4096, and by Lanczos' method above. With one time,
+    :func:`softntk.diffusion.kernel_denoiser` uses the same samples too: with ``stopping=η·steps``
+    it is the limit of infinite width (of gradient flow).
 
     Args:
         key: of weights and noise.
@@ -102,8 +103,8 @@ def linearised_denoiser(
         width: m, even.
         sigma: σ; None as for :func:`softntk.diffusion.fit_denoiser`.
         train_readout: linearise in the readout too.
-        times: as there.
-        min_time: as there.
+        times: as for :func:`softntk.diffusion.fit_denoiser`.
+        min_time: as for :func:`softntk.diffusion.fit_denoiser`.
         draws: noisy samples of each data point.
         steps: of gradient descent.
         learning_rate: η, on the mean loss ½ mean ‖F − y‖². None: 1/λ_max(H/N).
@@ -120,13 +121,15 @@ def linearised_denoiser(
         >>> import jax, jax.numpy as jnp
         >>> from softntk.diffusion import vp_sde
         >>> x0 = jnp.sign(jax.random.normal(jax.random.key(0), (64, 1)))
-        >>> f = linearised_denoiser(jax.random.key(1), vp_sde(), x0, width=64, times=[0.1], sigma=1.0)
+        >>> options = {"width": 64, "times": [0.1], "sigma": 1.0}
+        >>> f = linearised_denoiser(jax.random.key(1), vp_sde(), x0, **options)
         >>> f.stats["steps"]
         1000
 
     Source: arXiv 2405.03251, the section on diffusion (the coupling of network, linearisation and
     kernel regression).
     """
+    # 1. Check the arguments.
     key = check_known("key", check_key("key", key))
     draws = check_count("draws", draws)
     steps = check_count("steps", steps)
@@ -134,21 +137,25 @@ def linearised_denoiser(
         learning_rate = check_known(
             "learning_rate", check_number("learning_rate", learning_rate, above=0)
         )
-    frame = frame_of(sde, x0, times, min_time)
+    # 2. Draw the samples and the first weights of full-batch training.
+    coordinates = fit_coordinates(sde, x0, times, min_time)
     x0 = as_rows("x0", x0)
-    net, params = starting_network(key, frame, family, width, sigma, train_readout)
-    batch = full_batch(key, sde, frame, x0, draws)
+    net, params = starting_network(key, coordinates, family, width, sigma, train_readout)
+    batch = full_batch(key, sde, coordinates, x0, draws)
+    # 3. Represent the kernel H = JJᵀ: dense if it is small, as an operator otherwise.
     operator = ntk.operator(net, params, batch.inputs)
     if learning_rate is None:
         learning_rate = len(batch.targets) / float(ntk.extreme_eigenvalues(operator)[1])
-    dense = batch.targets.size <= _DENSE
-    gram = ntk.empirical(net, params, batch.inputs, outputs="full") if dense else operator
-    start, pull = jax.vjp(lambda p: net.apply_fn(p, batch.inputs), params)
-    step = learning_rate / len(batch.targets)
-    coefficients = ntk.gd_coefficients(gram, batch.targets, step, jnp.asarray([steps]), start)[0]
+    is_dense = batch.targets.size <= MAX_DENSE_SIZE
+    gram = ntk.empirical(net, params, batch.inputs, outputs="full") if is_dense else operator
+    # 4. Solve for the coefficients c, and map them to weights by the transposed Jacobian.
+    start, transposed_jacobian = jax.vjp(lambda p: net.apply_fn(p, batch.inputs), params)
+    step_size = learning_rate / len(batch.targets)
+    step_counts = jnp.asarray([steps])
+    coefficients = ntk.gd_coefficients(gram, batch.targets, step_size, step_counts, start)[0]
     if not bool(jnp.isfinite(coefficients).all()):
         raise NumericalError(f"{Result.DIVERGED.name}: {Result.DIVERGED.advice}")
-    (move,) = pull(coefficients)
+    (move,) = transposed_jacobian(coefficients)
     predictor = LinearisedPredictor(params, move, net)
     stats = {"learning_rate": learning_rate, "steps": steps}
-    return Denoiser(sde, frame, predictor, jnp.int32(Result.SUCCESSFUL), stats)
+    return Denoiser(sde, coordinates, predictor, jnp.int32(Result.SUCCESSFUL), stats)

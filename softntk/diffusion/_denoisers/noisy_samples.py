@@ -1,13 +1,16 @@
-"""Noisy samples of a data set in the coordinates of a frame: what every denoiser is fitted to."""
+"""Noisy samples of a data set in the coordinates of the regression, for every denoiser's fit."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from softntk._core.records import record
-from softntk.diffusion._denoisers.base import Frame
-from softntk.diffusion._sde import VPSDE
+from softntk.diffusion._denoisers.base import Coordinates
+from softntk.diffusion._noising_process import VPSDE
 from softntk.diffusion._truncated_normal import truncated_normal_quantile
+
+NOISE_STREAM = 2
+"""Number folded into a fit's key for the noise; network and minibatches have others."""
 
 
 @record
@@ -15,77 +18,87 @@ class Samples:
     """Inputs and targets of the regression.
 
     Attributes:
-        place: u(t), [N], or [1] where all are at one time.
-        lifted: z(t, X_t), [N, d + 1].
+        noise_coordinate: u(t), [N], or [1] where all are at one time.
+        network_input: z(t, X_t), [N, d + 1].
         targets: (X_0 − ℓ(t, X_t))/c(t), [N, d].
         scale: c(t), [N, 1].
     """
 
-    place: Float[Array, " r"]
-    lifted: Float[Array, "N p"]
+    noise_coordinate: Float[Array, " r"]
+    network_input: Float[Array, "N p"]
     targets: Float[Array, "N d"]
     scale: Float[Array, "N 1"]
 
 
 def noise_key(key: PRNGKeyArray, level: int) -> PRNGKeyArray:
-    """Return the key for the noise of samples that stay the same.
+    """Return the key for the noise of samples that are drawn once.
 
-    All estimators with one key, time and number of draws see the same ones.
+    All estimators with one key, time and number of draws get the same samples.
     """
-    return jax.random.fold_in(jax.random.fold_in(key, 2), level)
+    return jax.random.fold_in(jax.random.fold_in(key, NOISE_STREAM), level)
 
 
-def noised(
-    key: PRNGKeyArray, sde: VPSDE, frame: Frame, x0: Float[Array, "N d"], t: Float[Array, "..."]
+def draw_samples(
+    key: PRNGKeyArray,
+    sde: VPSDE,
+    coordinates: Coordinates,
+    x0: Float[Array, "N d"],
+    t: Float[Array, "..."],
 ) -> Samples:
-    """Return one noisy sample of each row of x0 at times t, a scalar or [N]."""
+    """Draw one noisy sample of each row of x0 at times t, a scalar or [N]."""
     x = sde.perturb(key, t, x0)
-    linear, scale = frame.linear(sde, t, x)
+    linear, scale = coordinates.skip_and_out(sde, t, x)
     return Samples(
-        place=frame.place(sde, t),
-        lifted=frame.lift(sde, t, linear),
+        noise_coordinate=coordinates.noise_coordinate(sde, t),
+        network_input=coordinates.network_input(sde, t, linear),
         targets=(x0 - linear) / scale,
         scale=scale,
     )
 
 
-def bumps(place: Float[Array, " r"], knots: int) -> Float[Array, "r J"]:
+def time_embedding(noise_coordinate: Float[Array, " r"], level_count: int) -> Float[Array, "r J"]:
     """Return ψ(u) ∝ e^{−(u − j)²/2} for j = 0 … J − 1, [r, J], of unit norm.
 
-    A sum of weights Σψ_j w_j varies smoothly in u. (With hats, 1 − |u − j|, it would be √2 times as
-    large between two knots that agree as on them; after 8,000 steps the score error on a ring of
-    eight modes is then 15 % larger.)
+    A sum of weights Σψ_j w_j then varies smoothly in u. With normalised hat functions,
+    ψ_j ∝ max(1 − |u − j|, 0), the sum of two equal weights would be √2 times as large between their
+    levels as at one of them. After 8,000 steps the score error on a ring of eight modes is then
+    15 % larger.
     """
-    psi = jnp.exp(-((place[:, None] - jnp.arange(knots, dtype=place.dtype)[None]) ** 2) / 2)
+    level_indices = jnp.arange(level_count, dtype=noise_coordinate.dtype)
+    psi = jnp.exp(-((noise_coordinate[:, None] - level_indices[None]) ** 2) / 2)
     return psi / jnp.linalg.norm(psi, axis=1, keepdims=True)
 
 
-def embedded(
-    place: Float[Array, " r"], lifted: Float[Array, "n p"], knots: int
+def embed(
+    noise_coordinate: Float[Array, " r"], network_input: Float[Array, "n p"], level_count: int
 ) -> Float[Array, "n Jp"]:
-    """Return what a network sees: the outer product of ψ and z, [n, J(d + 1)], of unit norm."""
-    return (bumps(place, knots)[:, :, None] * lifted[:, None, :]).reshape(len(lifted), -1)
+    """Return the outer product of ψ(u) and z, [n, J(d + 1)], of unit norm, for a network."""
+    psi = time_embedding(noise_coordinate, level_count)
+    return (psi[:, :, None] * network_input[:, None, :]).reshape(len(network_input), -1)
 
 
 def draw_times(
     key: PRNGKeyArray,
     sde: VPSDE,
-    frame: Frame,
+    coordinates: Coordinates,
     n: int,
     levels: tuple[float, float],
     stratified: bool = False,
 ) -> Float[Array, "..."]:
-    """Return times between the knots, where there is something to learn; the time of a single knot.
+    """Draw n times between the first and the last noise level; a single level gives its time.
 
-    The log-SNR of the data is normal of a mean and deviation, ``levels``. Stratified: one of each
-    of n intervals that are equally probable.
+    The log-SNR of the data is normal with mean and deviation ``levels``, cut to the interval.
+    ``stratified`` draws one time in each of n intervals of equal probability.
     """
-    if len(frame.knots) == 1:
-        return sde.time(frame.knots[0])
-    uniform = jax.random.uniform(key, (n,), frame.knots.dtype)
+    noise_levels = coordinates.noise_levels
+    if len(noise_levels) == 1:
+        return sde.time(noise_levels[0])
+    uniform = jax.random.uniform(key, (n,), noise_levels.dtype)
     if stratified:
         uniform = (jnp.arange(n, dtype=uniform.dtype) + uniform) / n
-    centre = levels[0] - frame.log_spread
-    return sde.time(
-        truncated_normal_quantile(uniform, frame.knots[0], frame.knots[-1], centre, levels[1])
+    # The log-SNR of the process is that of the data less the logarithm of their variance.
+    centre = levels[0] - coordinates.log_variance
+    log_snr = truncated_normal_quantile(
+        uniform, noise_levels[0], noise_levels[-1], centre, levels[1]
     )
+    return sde.time(log_snr)

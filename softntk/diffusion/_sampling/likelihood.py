@@ -16,7 +16,8 @@ N((3, 3), I/4) and ``vp_sde()``.
 Example:
     >>> import jax.numpy as jnp
     >>> from softntk import diffusion
-    >>> log_p = diffusion.log_likelihood(diffusion.vp_sde(), lambda t, x: -x, jnp.zeros((1, 2)))  # N(0, I)
+    >>> normal_score = lambda t, x: -x  # of N(0, I)
+    >>> log_p = diffusion.log_likelihood(diffusion.vp_sde(), normal_score, jnp.zeros((1, 2)))
     >>> bool(abs(log_p[0] + jnp.log(2 * jnp.pi)) < 1e-3)
     True
 
@@ -43,18 +44,27 @@ from softntk._core.validation import (
 )
 from softntk.diffusion._arguments import check_min_time
 from softntk.diffusion._denoisers.base import check_score_fn
-from softntk.diffusion._distributions import Points
-from softntk.diffusion._sampling import probability_flow
-from softntk.diffusion._sde import VPSDE, check_sde
+from softntk.diffusion._noising_process import VPSDE, check_sde
+from softntk.diffusion._sampling import probability_flow, score_functions
+from softntk.diffusion._types import Points, ScoreFn
 from softntk.solution import Solution
 
 TRACES = ("exact", "hutchinson")
 
-_TOGETHER = 16  # directional derivatives taken at once
+TRACE_BATCH_SIZE = 16
+"""Number of directional derivatives that are taken at once."""
 
 
 @static_record
 class _Options:
+    """Options that are part of the compiled program.
+
+    Attributes:
+        min_time: T₀.
+        tolerances: relative and absolute, of each step.
+        max_steps: largest number of steps.
+    """
+
     min_time: float
     tolerances: tuple[float, float]
     max_steps: int
@@ -62,7 +72,7 @@ class _Options:
 
 def log_likelihood(
     sde: VPSDE,
-    score_fn: probability_flow.ScoreFn,
+    score_fn: ScoreFn,
     x: Points,
     *,
     key: PRNGKeyArray | None = None,
@@ -76,7 +86,7 @@ def log_likelihood(
 ) -> Float[Array, " n"]:
     r"""Return the log-density at x of the model with this score, in nats: that of X at min_time.
 
-    At T the model is the Gaussian that the score there describes; see the module. With the exact
+    Use it to compare models on held-out data. At T the model is the Gaussian that the score there describes; see the module. With the exact
     score of data what is missing from log p_{min_time}(x) is the third cumulant of X_T, of order
     α(T)³. Data that fill no volume have log-densities that grow as −log h(min_time)/2 with each
     missing dimension: compare models at the same min_time. A min_time below the level at which a
@@ -110,12 +120,14 @@ def log_likelihood(
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from softntk.diffusion import vp_sde
-        >>> random = log_likelihood(vp_sde(), lambda t, x: -x, jnp.ones((1, 2)), key=jax.random.key(0), trace="hutchinson")
-        >>> bool(abs(random[0] + jnp.log(2 * jnp.pi) + 1) < 1e-3)  # of a score this simple the random trace is exact
+        >>> score, x, key = lambda t, x: -x, jnp.ones((1, 2)), jax.random.key(0)
+        >>> log_p = log_likelihood(vp_sde(), score, x, key=key, trace="hutchinson")
+        >>> bool(abs(log_p[0] + jnp.log(2 * jnp.pi) + 1) < 1e-3)  # the trace is exact: J = −I
         True
 
     Source: Song et al. (2021), arXiv 2011.13456, equation 39.
     """
+    # 1. Check the arguments.
     check_sde(sde)
     check_score_fn(score_fn)
     x = as_rows("x", x, half=False)
@@ -126,8 +138,9 @@ def log_likelihood(
     max_steps = check_count("max_steps", max_steps)
     throw = check_flag("throw", throw)
     tolerances = probability_flow.check_tolerances(rtol, atol, x.dtype)
+    # 2. Choose directions v whose mean vᵀJv is the trace: √d e_i, or random signs.
     n, d = x.shape
-    if trace == "exact":  # √d e_i: the mean of their vᵀJv is the trace
+    if trace == "exact":
         directions = jnp.broadcast_to(
             jnp.sqrt(jnp.asarray(d, x.dtype)) * jnp.eye(d, dtype=x.dtype)[:, None, :], (d, n, d)
         )
@@ -135,60 +148,66 @@ def log_likelihood(
         raise ValueError('trace="hutchinson" needs a key, e.g. key=jax.random.key(0).')
     else:
         directions = jax.random.rademacher(key, (probes, n, d), x.dtype)
+    # 3. Integrate along the flow.
     options = _Options(min_time=min_time, tolerances=tolerances, max_steps=max_steps)
-    score_fn = probability_flow.as_pytree(score_fn, (n, d), x.dtype)
-    value, code = _along_the_flow(score_fn, directions, x, sde, options)
-    if throw and not probability_flow.is_traced(code):
+    score_fn = score_functions.as_pytree(score_fn, (n, d), x.dtype)
+    value, code = _integrate_density(score_fn, directions, x, sde, options)
+    if throw and not score_functions.is_traced(code):
         Solution(value=value, result=code, stats={}, state=None).check()
     return value
 
 
 @eqx.filter_jit
-def _along_the_flow(
-    score_fn: probability_flow.ScoreFn, directions: Array, x: Array, sde: VPSDE, options: _Options
+def _integrate_density(
+    score_fn: ScoreFn, directions: Array, x: Array, sde: VPSDE, options: _Options
 ) -> tuple[Array, Array]:
-    """Return log-densities, and their code.
+    """Return log-densities and their result code.
 
     The mean of vᵀJv over the directions v, [k, n, d], is the trace of J.
     """
     d = x.shape[1]
-    last, first = probability_flow.angles(sde, options.min_time, x.dtype)
+    horizon_angle, data_angle = probability_flow.angles(sde, options.min_time, x.dtype)
 
     def field(theta: Array, x: Array) -> tuple[Array, Array]:
         t = probability_flow.time_of_angle(sde, theta)
-        score, push = jax.linearize(lambda x: probability_flow.score_at(score_fn, t, x), x)
+        # x → s(t, x), and v → Jv
+        score, jacobian = jax.linearize(lambda x: score_functions.score_at(score_fn, t, x), x)
         traces = lax.map(
-            lambda v: jnp.sum(v * push(v), axis=1),
+            lambda v: jnp.sum(v * jacobian(v), axis=1),
             directions,
-            batch_size=min(_TOGETHER, len(directions)),
+            batch_size=min(TRACE_BATCH_SIZE, len(directions)),
         )
         return -jnp.tan(theta) * (x + score), -jnp.tan(theta) * (d + jnp.mean(traces, axis=0))
 
     start = (x, jnp.zeros(x.shape[0], x.dtype))
     (x, growth), bad, code = probability_flow.flow(
-        field, start, (first, last), options.tolerances, options.max_steps
+        field, start, (data_angle, horizon_angle), options.tolerances, options.max_steps
     )
-    value = growth + _log_density_of_noise(score_fn, probability_flow.time_of_angle(sde, last), x)
+    horizon = probability_flow.time_of_angle(sde, horizon_angle)
+    value = growth + _log_density_of_noise(score_fn, horizon, x)
     bad |= ~jnp.isfinite(value)
     return jnp.where(bad | (code != 0), -jnp.inf, value), probability_flow.code_of_rows(bad, code)
 
 
-def _log_density_of_noise(score_fn: probability_flow.ScoreFn, t: Array, x: Array) -> Array:
-    """Return log-densities of the Gaussian with the score at t: a start at N(0, I) forgets what is
-    left of the data.
+def _log_density_of_noise(score_fn: ScoreFn, t: Array, x: Array) -> Array:
+    """Return log-densities of the Gaussian whose score is the given one at t.
+
+    N(0, I) in its place would neglect the remainder of the data at T.
     """
+    # 1. Evaluate the score at the origin and the unit vectors, in batches of n rows: the function
+    # was traced for that shape.
     n, d = x.shape
-    batches = -(-(d + 1) // n)  # of n rows, which is what the function was traced for
-    points = jnp.eye(batches * n, d, -1, x.dtype).reshape(batches, n, d)
-    scores = lax.map(lambda points: probability_flow.score_at(score_fn, t, points), points).reshape(
-        -1, d
-    )
-    slopes = scores[:1] - scores[1 : d + 1]
-    root = jnp.linalg.cholesky((slopes + slopes.T) / 2)
-    solve = lambda b: jax.scipy.linalg.solve_triangular(root, b, lower=True)
-    away = root.T @ x.T - solve(scores[0])[:, None]
+    batch_count = -(-(d + 1) // n)
+    points = jnp.eye(batch_count * n, d, -1, x.dtype).reshape(batch_count, n, d)
+    scores = lax.map(lambda points: score_functions.score_at(score_fn, t, points), points)
+    scores = scores.reshape(-1, d)
+    # 2. Factorise the precision P = LLᵀ; then Lᵀ(x − μ) = Lᵀx − L⁻¹s(0).
+    precision = scores[:1] - scores[1 : d + 1]
+    factor = jnp.linalg.cholesky((precision + precision.T) / 2)
+    whitened_mean = jax.scipy.linalg.solve_triangular(factor, scores[0], lower=True)
+    whitened = factor.T @ x.T - whitened_mean[:, None]
     return (
-        jnp.sum(jnp.log(jnp.diag(root)))
-        - jnp.sum(away**2, axis=0) / 2
+        jnp.sum(jnp.log(jnp.diag(factor)))
+        - jnp.sum(whitened**2, axis=0) / 2
         - d / 2 * math.log(2 * math.pi)
     )

@@ -51,7 +51,6 @@ Source: Song et al. (2021), arXiv 2011.13456; localisation: Montanari (2023), ar
 shifted Euler method: Foster, dos Reis and Strange (2023), arXiv 2210.17543, equation 5.8.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -63,7 +62,6 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from softntk._core.progress import Progress
-from softntk._core.records import static_record
 from softntk._core.validation import (
     check_choice,
     check_count,
@@ -73,37 +71,23 @@ from softntk._core.validation import (
     check_positive_int,
     is_concrete,
 )
-from softntk._linalg.norms import scaled_norm
-from softntk.diffusion._arguments import as_real, check_known, check_min_time
+from softntk.diffusion._arguments import as_real, check_known, check_min_time, check_symmetric
 from softntk.diffusion._denoisers.base import check_score_fn
-from softntk.diffusion._distributions import check_symmetric
-from softntk.diffusion._sampling import probability_flow
-from softntk.diffusion._sde import VPSDE, check_sde
-from softntk.diffusion.metrics._intervals import root
+from softntk.diffusion._noising_process import VPSDE, check_sde
+from softntk.diffusion._sampling import probability_flow, score_functions
+from softntk.diffusion._sampling.reverse_sde import SamplerOptions, solve_reverse_sde
+from softntk.diffusion._types import ScoreFn
 from softntk.solution import Result, Solution
 
 METHODS = ("sde", "ode")
-_LEAST_ROWS = 100
-# log-SNR below which X is noise to seven digits: a process that goes on spends no steps there, nor
-# underflows
-_NOISE = -32.0
-
-
-@static_record
-class _Options:
-    method: str
-    min_time: float
-    steps: int
-    corrector_steps: int
-    corrector_snr: float
-    tolerances: tuple[float, float]
-    max_steps: int
+MIN_BATCH_ROWS = 100
+"""Least number of rows whose own moments are accurate enough to be corrected."""
 
 
 def sample(
     key: PRNGKeyArray,
     sde: VPSDE,
-    score_fn: probability_flow.ScoreFn,
+    score_fn: ScoreFn,
     shape: Sequence[int],
     method: Literal["sde", "ode"] | str = "sde",
     *,
@@ -119,8 +103,7 @@ def sample(
     progress: bool = False,
     throw: bool = True,
 ) -> Float[Array, "n d"]:
-    r"""Return samples of the distribution that has a given score, at time min_time: from N(0, I) at
-    T back to there.
+    r"""Return samples of the distribution with a given score, at time min_time.
 
     "sde" solves the reverse equation by the shifted Euler method in the signal-to-noise ratio, in
     steps uniform in its logarithm; "ode" the probability flow by an adaptive Runge–Kutta method of
@@ -186,10 +169,10 @@ def sample(
     throw = check_flag("throw", throw)
     rows = n if batch_size is None else min(check_positive_int("batch_size", batch_size), n)
     targets = None if moments is None else _check_moments(moments, options.method, rows, d, dtype)
-    score_fn = probability_flow.as_pytree(score_fn, (rows, d), dtype)
+    score_fn = score_functions.as_pytree(score_fn, (rows, d), dtype)
     keys = jax.random.split(key, -(-n // rows))
     # under jit the keys are traced, even of a key that is not
-    if probability_flow.is_traced((keys, score_fn, sde, targets)):
+    if score_functions.is_traced((keys, score_fn, sde, targets)):
         if progress:
             raise ValueError(
                 "progress needs to know when a batch is done: it does not work under jit or vmap."
@@ -220,19 +203,19 @@ def sample(
 
 @eqx.filter_jit
 def _draw(
-    score_fn: probability_flow.ScoreFn,
+    score_fn: ScoreFn,
     key: PRNGKeyArray,
     sde: VPSDE,
     shape: tuple[int, int],
-    options: _Options,
+    options: SamplerOptions,
     moments: tuple[Array, Array, Array] | None,
 ) -> tuple[Array, Array]:
     """Return one batch, and its code."""
-    of_prior, of_path = jax.random.split(key)
-    x = jax.random.normal(of_prior, shape)
+    prior_key, path_key = jax.random.split(key)
+    x = jax.random.normal(prior_key, shape)
     code = jnp.asarray(Result.SUCCESSFUL, jnp.int32)
     if options.method == "sde":
-        x = _localise(score_fn, of_path, sde, x, options, moments)
+        x = solve_reverse_sde(score_fn, path_key, sde, x, options, moments)
         bad = ~jnp.isfinite(x).all(axis=1)
     else:
 
@@ -241,7 +224,7 @@ def _draw(
                 -jnp.tan(theta)
                 * (
                     x
-                    + probability_flow.score_at(
+                    + score_functions.score_at(
                         score_fn, probability_flow.time_of_angle(sde, theta), x
                     )
                 ),
@@ -253,80 +236,6 @@ def _draw(
         )
     lost = bad | (code != Result.SUCCESSFUL)
     return jnp.where(lost[:, None], jnp.inf, x), probability_flow.code_of_rows(bad, code)
-
-
-def _localise(
-    score_fn: probability_flow.ScoreFn,
-    key: PRNGKeyArray,
-    sde: VPSDE,
-    x: Array,
-    options: _Options,
-    moments: tuple[Array, Array, Array] | None,
-) -> Array:
-    """Solve the reverse equation from x at T, in ρ: α² = ρ/(1 + ρ), h = 1/(1 + ρ)."""
-    first, last = (sde.log_snr(jnp.asarray(t, x.dtype)) for t in (sde.horizon, options.min_time))
-    ratios = jnp.exp(jnp.linspace(jnp.maximum(first, _NOISE), last, options.steps + 1))
-
-    def shrink(rho: Array) -> Array:
-        return 1 / jnp.sqrt(rho * (1 + rho))  # h/α
-
-    def score(rho: Array, x: Array) -> Array:
-        return probability_flow.score_at(score_fn, sde.time(jnp.log(rho)), x)
-
-    def denoised(rho: Array, z: Array) -> Array:
-        x = shrink(rho) * z
-        return (x + score(rho, x) / (1 + rho)) * jnp.sqrt((1 + rho) / rho)
-
-    def correct(x: Array, rho: Array, kept: Array, key: PRNGKeyArray) -> Array:
-        def step(x: Array, key: PRNGKeyArray) -> tuple[Array, None]:
-            noise, slope = jax.random.normal(key, x.shape, x.dtype), score(rho, x)
-            steepness = scaled_norm(jnp.where(jnp.isfinite(slope), slope, 0))
-            ratio = jnp.where(
-                steepness > 0, scaled_norm(noise) / jnp.where(steepness > 0, steepness, 1), 0
-            )
-            size = 2 * kept * (options.corrector_snr * ratio) ** 2
-            return x + size * slope + jnp.sqrt(2 * size) * noise, None
-
-        return lax.scan(step, x, jax.random.split(key, options.corrector_steps))[0]
-
-    def match(z: Array, rho: Array, mean: Array, spreads: Array, axes: Array) -> Array:
-        # a row that is lost is lost alone
-        sound = jnp.where(jnp.isfinite(z).all(axis=1, keepdims=True), z, jnp.nan)
-        along = (sound - jnp.nanmean(sound, axis=0)[None]) @ axes
-        stretch = jnp.sqrt((rho**2 * jnp.maximum(spreads, 0) + rho) / jnp.nanmean(along**2, axis=0))
-        return rho * mean[None] + (along * stretch[None]) @ axes.T
-
-    def noised(z: Array, width: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
-        """Move Z along the Brownian path; say where the denoiser is asked: half-way, beside the
-        chord by the path's area.
-        """
-        of_path, of_area = jax.random.split(key)
-        deviation = root(width)  # of zero after the last step, where a root has no derivative
-        moved = deviation * jax.random.normal(of_path, z.shape, z.dtype)
-        return z + moved, z + moved / 2 + deviation / math.sqrt(12) * jax.random.normal(
-            of_area, z.shape, z.dtype
-        )
-
-    # The noise is drawn at the end of the step before, so that it is an array once: XLA draws it
-    # anew for every use of a sum.
-    def step(
-        carry: tuple[Array, Array], inputs: tuple[Array, Array, Array, PRNGKeyArray]
-    ) -> tuple[tuple[Array, Array], None]:
-        (moved, asked), (rho, after, following, key) = carry, inputs
-        of_noise, of_corrector = jax.random.split(key)
-        z = moved + (after - rho) * denoised(rho, asked)
-        if options.corrector_steps:
-            kept = rho * (1 + after) / (after * (1 + rho))  # α² before over α² after
-            z = correct(shrink(after) * z, after, kept, of_corrector) / shrink(after)
-        if moments is not None:
-            z = match(z, after, *moments)
-        return noised(z, following - after, of_noise), None
-
-    keys = jax.random.split(key, options.steps + 1)
-    following = jnp.append(ratios[2:], ratios[-1])  # after the last step there is none
-    start = noised(x / shrink(ratios[0]), ratios[1] - ratios[0], keys[0])
-    (z, _), _ = lax.scan(step, start, (ratios[:-1], ratios[1:], following, keys[1:]))
-    return shrink(ratios[-1]) * z
 
 
 def _check_shape(shape: Sequence[int]) -> tuple[int, int]:
@@ -349,9 +258,9 @@ def _check_moments(
         raise ValueError(
             'moments are for method="sde": the flow takes all rows along without looking at the batch.'
         )
-    if rows < _LEAST_ROWS:
+    if rows < MIN_BATCH_ROWS:
         raise ValueError(
-            f"moments need batches of at least {_LEAST_ROWS} rows, got {rows}: their own moments are chance."
+            f"moments need batches of at least {MIN_BATCH_ROWS} rows, got {rows}: their own moments are chance."
         )
     if is_concrete(covariance):
         check_symmetric("the covariance in moments", np.asarray(covariance, np.float64)[None])
@@ -382,8 +291,8 @@ def _check_options(
     tolerances: tuple[float, float],
     max_steps: int,
     dtype: np.dtype,
-) -> _Options:
-    return _Options(
+) -> SamplerOptions:
+    return SamplerOptions(
         method=check_choice("method", method, METHODS),
         min_time=check_min_time(sde, min_time),
         steps=check_count("steps", steps),

@@ -1,10 +1,9 @@
-"""How good a score is, and how good samples are: errors against the truth, distances of two
-samples, copies of training data.
+"""Metrics of scores and samples: score error, distances of two samples, memorisation.
 
-    relative score error    E‖s − s*‖²/E‖s*‖²                                 on points drawn at time t
-    sliced Wasserstein      (E_θ W_p(θ·X, θ·Y)^p)^{1/p}                       θ uniform on the sphere
-    energy distance         2E|X − Y| − E|X − X'| − E|Y − Y'|                 zero exactly for equal distributions
-    MMD²                    E k(X, X') + E k(Y, Y') − 2E k(X, Y)              the same with 1 − k in the place of |·|
+    relative score error    E‖s − s*‖²/E‖s*‖²                     on points drawn at time t
+    sliced Wasserstein      (E_θ W_p(θ·X, θ·Y)^p)^{1/p}           θ uniform on the sphere
+    energy distance         2E|X − Y| − E|X − X'| − E|Y − Y'|     zero for equal distributions only
+    MMD²                    E k(X, X') + E k(Y, Y') − 2E k(X, Y)  the same with 1 − k for |·|
 
 Each is an :class:`Estimate` with an interval of 95 %; each docstring says what that interval
 covers, and what it does not. Pairs are compared in blocks, so that 10⁴ × 10⁴ of them need a few

@@ -1,27 +1,4 @@
-r"""How good a score is, and how good samples are: errors against the truth, distances of two
-samples, copies of training data.
-
-    relative score error    E‖s − s*‖²/E‖s*‖²                                 on points drawn at time t
-    sliced Wasserstein      (E_θ W_p(θ·X, θ·Y)^p)^{1/p}                       θ uniform on the sphere
-    energy distance         2E|X − Y| − E|X − X'| − E|Y − Y'|                 zero exactly for equal distributions
-    MMD²                    E k(X, X') + E k(Y, Y') − 2E k(X, Y)              the same with 1 − k in the place of |·|
-
-Each is an :class:`Estimate` with an interval of 95 %; each docstring says what that interval
-covers, and what it does not. Pairs are compared in blocks, so that 10⁴ × 10⁴ of them need a few
-megabytes, and by differences of their coordinates, not by
-|x|² − 2x·y + |y|²: a copy has distance zero, and near points keep their digits however far from the
-origin they are.
-
-Example:
-    >>> import jax, jax.numpy as jnp
-    >>> from softntk.diffusion import metrics
-    >>> x, y = jax.random.normal(jax.random.key(0), (2, 1000, 3))
-    >>> moved = metrics.energy_distance(x, y + 1)
-    >>> bool(moved.lower > 0), bool(metrics.energy_distance(x, y).lower > 0)
-    (True, False)
-
-Source: MATHEMATICS.md#diffusion (score error); the docstrings name the others.
-"""
+"""Distances between the distributions of two samples: sliced Wasserstein, energy, MMD."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +10,7 @@ from softntk._core.validation import (
     check_key,
     check_number,
 )
-from softntk.diffusion._distributions import Points
+from softntk.diffusion._types import Points
 from softntk.diffusion.metrics._intervals import Estimate
 from softntk.diffusion.metrics._pairwise import (
     as_samples,
@@ -50,8 +27,7 @@ def sliced_wasserstein(
     projections: int = 256,
     order: int = 2,
 ) -> Estimate:
-    r"""Return the sliced Wasserstein distance SW_p of two samples, the p-th root: (E_θ W_p(θ·x,
-    θ·y)^p)^{1/p}.
+    r"""Return the sliced Wasserstein distance SW_p = (E_θ W_p(θ·x, θ·y)^p)^{1/p} of two samples.
 
     On a line W_p^p = ∫₀¹ |F⁻¹(u) − G⁻¹(u)|^p du couples equal quantiles: sorted values for n = m,
     and for n ≠ m the n + m − 1 pieces on which both quantile functions are constant, exactly.
@@ -91,8 +67,9 @@ def sliced_wasserstein(
 
 
 def energy_distance(x: Points, y: Float[Array | np.ndarray, "m d"]) -> Estimate:
-    r"""Return the energy distance 2E|X − Y| − E|X − X'| − E|Y − Y'| ≥ 0 of the distributions behind
-    two samples, without bias.
+    r"""Return an unbiased estimate of the energy distance of two distributions, from samples.
+
+        2E|X − Y| − E|X − X'| − E|Y − Y'| ≥ 0,    zero exactly for equal distributions.
 
     The estimate is the U-statistic U (no pair of a point with itself), which may be negative. With
     the differences of row means g_i = mean_j |x_i − y_j| − mean_{j≠i} |x_i − x_j|, and likewise for
@@ -139,10 +116,9 @@ def mmd(
     y: Float[Array | np.ndarray, "m d"],
     bandwidth: float | Float[Array, ""] | None = None,
 ) -> Estimate:
-    r"""Return the squared maximum mean discrepancy with k(x, y) = exp(−|x − y|²/(2b²)), without
-    bias.
+    r"""Return an unbiased estimate of the squared maximum mean discrepancy, from samples.
 
-    MMD² = E k(X, X') + E k(Y, Y') − 2E k(X, Y) is zero exactly for equal distributions. The
+    The kernel is k(x, y) = exp(−|x − y|²/(2b²)). MMD² = E k(X, X') + E k(Y, Y') − 2E k(X, Y) is zero exactly for equal distributions. The
     estimate may be negative; estimate and interval are those of :func:`energy_distance` with 1 − k
     for the distance. The interval covers MMD² at the bandwidth that was used, taken as given.
 
@@ -176,10 +152,9 @@ def mmd(
 
 
 def median_bandwidth(x: Points, y: Float[Array | np.ndarray, "m d"]) -> Float[Array, ""]:
-    """Return the median distance of two different points among at most 500 evenly spaced rows of
-    each sample.
+    """Return the median distance of two different points, a bandwidth for :func:`mmd`.
 
-    It is 1 if all of them are equal.
+    At most 500 evenly spaced rows of each sample are used. It is 1 if all of them are equal.
 
     Args:
         x: [n, d], n ≥ 2.

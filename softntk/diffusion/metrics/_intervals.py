@@ -28,7 +28,7 @@ class Estimate:
         return float(self.value)
 
 
-def root(x: Array) -> Array:
+def safe_sqrt(x: Array) -> Array:
     """Return the square root, 0 of what is negative, with derivative 0 there."""
     positive = x > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
@@ -36,7 +36,7 @@ def root(x: Array) -> Array:
 
 def normal(value: Array, variance: Array, least: float = -math.inf) -> Estimate:
     """Return the normal interval, cut at the least value that is possible."""
-    half = _Z * root(variance)
+    half = _Z * safe_sqrt(variance)
     return Estimate(value=value, lower=jnp.maximum(value - half, least), upper=value + half)
 
 
@@ -49,7 +49,7 @@ def score_interval(
     """
     shift = _Z**2 * slope / 2
     excess = _Z**2 * (slope * jnp.maximum(value, 0) + variance)
-    half = root(shift**2 + excess)
+    half = safe_sqrt(shift**2 + excess)
     wide = half > 0
     # half − shift without cancellation
     below = jnp.where(wide, excess / jnp.where(wide, shift + half, 1), 0)
@@ -61,8 +61,9 @@ def score_interval(
 
 
 def wilson(fraction: Array, n: int) -> Estimate:
-    """Return a fraction of n independent draws, with Wilson's interval: neither empty at 0 and 1
-    nor outside of them.
+    """Return a fraction of n independent draws, with Wilson's interval.
+
+    The interval is not empty at 0 and 1, and lies between them.
 
     Source: Wilson (1927), J. Am. Stat. Assoc. 22, 209-212.
     """

@@ -11,7 +11,7 @@ from softntk._core.validation import (
     is_concrete,
 )
 from softntk._linalg.norms import binary_scale
-from softntk.diffusion._distributions import Points
+from softntk.diffusion._types import Points
 from softntk.diffusion.metrics._intervals import Estimate, wilson
 from softntk.diffusion.metrics._pairwise import (
     as_samples,
@@ -91,8 +91,9 @@ def memorisation(
     held_out: Float[Array | np.ndarray, "m d"],
     quantile: float = 0.05,
 ) -> Memorisation:
-    """Tell whether samples are copies: their distances to the training points against those of data
-    that were not trained on.
+    """Compare the samples' distances to training points with those of held-out data.
+
+    Use it to detect copies of training data.
 
     Samples as good as fresh data have a ratio of about 1 and a fraction of about ``quantile``;
     copies have 0 and 1. A sampler that leaves the data has a large ratio: that is no memorisation,

@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from softntk._core.validation import as_rows
 from softntk._linalg.norms import binary_scale, scaled_norm
-from softntk.diffusion.metrics._intervals import Estimate, root, score_interval
+from softntk.diffusion.metrics._intervals import Estimate, safe_sqrt, score_interval
 
 _ROWS = 32  # points compared with a whole sample at once, …
 _PAIRS = 2**19  # … fewer where that would be more pairs than this
@@ -20,9 +20,7 @@ _SUBSAMPLE = 500  # points of each sample whose distances give the bandwidth
 
 
 def as_samples(least: int, **samples: Any) -> list[Array]:
-    """Return matrices of one dimension and dtype with ``least`` rows; of half precision, in
-    float32.
-    """
+    """Return matrices of one dimension and dtype with ``least`` rows, half precision in float32."""
     reference, *_ = samples
     converted = []
     for name, points in samples.items():
@@ -43,8 +41,7 @@ def as_samples(least: int, **samples: Any) -> list[Array]:
 
 
 class _Rescaled(NamedTuple):
-    """Two samples in a unit in which squared distances have the range of the precision to
-    themselves.
+    """Two samples in a unit in which sums of squared distances just do not overflow.
 
     Attributes:
         x: [n, d].
@@ -71,8 +68,9 @@ def _rescale(x: Array, y: Array) -> _Rescaled:
 
 
 def _squared_distances(columns: Array, point: Array) -> Array:
-    """Return |y_j − x|² to all points, given as columns [d, m]: summed over the coordinates, so
-    that [m, d] is never formed.
+    """Return |y_j − x|² to all points, given as columns [d, m].
+
+    The sum runs over the coordinates, so that [m, d] is never formed.
     """
     add = lambda k, total: total + (columns[k] - point[k]) ** 2
     return lax.fori_loop(
@@ -83,7 +81,7 @@ def _squared_distances(columns: Array, point: Array) -> Array:
 @jax.custom_jvp
 def _distances(columns: Array, point: Array) -> Array:
     """Return |y_j − x| to all points, given as columns; with derivative zero where they coincide."""
-    return root(_squared_distances(columns, point))
+    return safe_sqrt(_squared_distances(columns, point))
 
 
 @_distances.defjvp
@@ -138,8 +136,9 @@ def discrepancy(x: Array, y: Array, bandwidth: Array | None) -> Estimate:
     dissimilarity = _dissimilarity(scaled, bandwidth)
 
     def row(item: tuple[Array, Array]) -> tuple[tuple[Array, Array], tuple[Array, Array], Array]:
-        """Return mean and variance of ρ from one point to x and to y, itself left out, and its
-        largest distance.
+        """Return mean and variance of ρ from one point to x and to y, and its largest distance.
+
+        The point itself is left out.
         """
         i, point = item
         distances = _distances(columns, point)
@@ -178,7 +177,7 @@ def discrepancy(x: Array, y: Array, bandwidth: Array | None) -> Estimate:
     # eigenvalues allow, which √ζ bounds: of copies biased is nothing but rounding.
     largest_slope = 4 * _eigenvalue_bound(zeta_x, xx) / n + 4 * _eigenvalue_bound(zeta_y, yy) / m
     of_biased = _ratio(first_order, jnp.maximum(biased, _ratio(first_order, largest_slope)))
-    of_value = _ratio(first_order - second_order, jnp.maximum(value, root(second_order)))
+    of_value = _ratio(first_order - second_order, jnp.maximum(value, safe_sqrt(second_order)))
     slope = jnp.minimum(jnp.maximum(of_biased, of_value), largest_slope)
     if bandwidth is not None:
         return score_interval(value, slope, second_order, 2.0)
@@ -189,11 +188,12 @@ def discrepancy(x: Array, y: Array, bandwidth: Array | None) -> Estimate:
 
 
 def _eigenvalue_bound(zeta: Array, row_means: Array) -> Array:
-    """Return what the largest eigenvalue of ρ is at most, the root of ζ, corrected for n; of two or
-    three points, the trace.
+    """Return an upper bound on the largest eigenvalue of ρ: √ζ, corrected for n.
+
+    For two or three points it is the trace.
     """
     n = len(row_means)
-    return root(zeta) * n / (n - 3) if n > 3 else jnp.mean(row_means)
+    return safe_sqrt(zeta) * n / (n - 3) if n > 3 else jnp.mean(row_means)
 
 
 def _ratio(a: Array, b: Array) -> Array:

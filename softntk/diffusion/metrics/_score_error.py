@@ -19,7 +19,7 @@ from softntk._core.validation import (
 from softntk._linalg.norms import binary_scale
 from softntk.diffusion._arguments import as_output, as_times
 from softntk.diffusion._denoisers.base import check_score_fn
-from softntk.diffusion._sde import VPSDE, check_sde
+from softntk.diffusion._noising_process import VPSDE, check_sde
 from softntk.diffusion.metrics._intervals import Estimate, normal
 
 
@@ -61,8 +61,9 @@ def score_error(
     t: Float[Array | np.ndarray, " k"] | Float[Array | np.ndarray, ""] | float,
     n: int = 4096,
 ) -> ScoreError:
-    r"""Return the error of a score at times t, on n independent draws X_t of the distribution at
-    each.
+    r"""Return the error of a score at times t, on n independent draws X_t at each time.
+
+    Use it where the true score is known, as for a mixture.
 
     With a = ‖s − s*‖² and b = ‖s*‖² on each draw the errors are ā and R = ā/b̄, of variances
     var(a)/n and, to first order, var(a − Rb)/(n b̄²): the intervals are normal, cut at 0.
@@ -133,8 +134,8 @@ def _check_distribution(distribution: Any) -> None:
 def _draw(
     key: Array, sde: VPSDE, distribution: Distribution, t: Array, n: int
 ) -> tuple[Array, Array]:
-    of_data, of_noise = jax.random.split(key)
-    x = sde.perturb(of_noise, t, distribution.sample(of_data, n))
+    data_key, noise_key = jax.random.split(key)
+    x = sde.perturb(noise_key, t, distribution.sample(data_key, n))
     return x, distribution.score(sde, t, x)
 
 

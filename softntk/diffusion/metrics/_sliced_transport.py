@@ -10,14 +10,15 @@ from jax import lax
 from jaxtyping import Array
 
 from softntk._linalg.norms import binary_scale
-from softntk.diffusion.metrics._intervals import Estimate, normal, root
+from softntk.diffusion.metrics._intervals import Estimate, normal, safe_sqrt
 
 _DIRECTIONS = 16  # projected and sorted at once
 
 
 def coupling(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return which order statistics of n and of m points are coupled, and how much of the mass: in
-    integers, hence exact.
+    """Return the coupled order statistics of n and of m points and their masses, exactly.
+
+    Breakpoints are integers in units of 1/lcm(n, m).
     """
     unit = math.lcm(n, m)
     breaks = np.union1d(np.arange(n + 1) * (unit // n), np.arange(m + 1) * (unit // m))
@@ -46,5 +47,5 @@ def sliced(
 
     powers = lax.map(along, directions, batch_size=_DIRECTIONS)
     power = normal(jnp.mean(powers), jnp.var(powers, ddof=1) / projections, 0.0)
-    distance = power if order == 1 else jax.tree.map(root, power)
+    distance = power if order == 1 else jax.tree.map(safe_sqrt, power)
     return jax.tree.map(lambda end: end * unit, distance)

@@ -1,0 +1,19 @@
+"""Type names that several files of the package share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float
+
+Number = float | Float[Array, ""]
+"""A hyperparameter: a Python number, or a traced one."""
+
+Points = Float[Array | np.ndarray, "n d"]
+"""Points in R^d, one a row."""
+
+Times = Float[Array | np.ndarray, ""] | Float[Array | np.ndarray, " n"] | float
+"""One time for all points, or one time a point."""
+
+ScoreFn = Callable[[Any, Any], Any]
+"""A score (t, x) -> [n, d], called with a scalar t and x of shape [n, d]."""
