@@ -164,3 +164,19 @@ def test_of_a_linear_model_the_prediction_is_right(x64):
     assert_close(step, 0.1 * y, rtol=1e-6)
     assert float(state.damping) == pytest.approx(0.9)
     assert int(state.evaluations) == 1
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e6])
+def test_the_tolerance_is_relative_to_the_residual(size, x64):
+    """Of a linear model, F(w) = Xw: the step of dense least squares, whatever is left to fit."""
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(12, 8)), size * rng.normal(size=(12, 1))
+    tx = sn.solvers.natural_gradient(
+        lambda w, x: x @ w, jnp.asarray(X), jnp.asarray(y), ridge=1e-2, rtol=1e-9, damped=False
+    )
+    w = jnp.zeros((8, 1))
+    assert not tx.init(w).fits
+    step, state = tx.update(jnp.asarray(-X.T @ y), tx.init(w), w)
+    rho = 1e-2 * np.mean(np.sum(X**2, axis=1))
+    assert_close(step, np.linalg.solve(X.T @ X + rho * np.eye(8), X.T @ y), rtol=1e-7)
+    assert float(state.distortion) < 1e-8
