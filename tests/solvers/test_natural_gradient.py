@@ -166,7 +166,7 @@ def test_of_a_linear_model_the_prediction_is_right(x64):
     assert int(state.evaluations) == 1
 
 
-@pytest.mark.parametrize("size", [1e-6, 1e6])
+@pytest.mark.parametrize("size", [1e-12, 1e6])
 def test_the_tolerance_is_relative_to_the_residual(size, x64):
     """Of a linear model whose outputs have kernels of their own, so that conjugate gradients take
     several steps: the step of dense least squares, whatever is left to fit.
