@@ -260,3 +260,24 @@ def test_a_normalized_limit_at_a_point_of_zeros_is_infinite_and_its_derivative_n
         assert np.isposinf(relu.limit(q11, 0.0, q22, True)).all()
     slope = jax.grad(lambda q22: jnp.where(q22 > 0, relu.limit(1.0, 0.0, q22, True)[0], 0.0))(0.0)
     assert slope == 0
+
+
+def test_the_kernel_of_erf_moves_with_both_variances(x64):
+    """(2/π) arcsin(2 q12/√((1 + 2 q11)(1 + 2 q22))), differentiated along the imaginary axis."""
+    q = np.array([0.7, 0.3, 0.9])
+
+    def plain(q11, q12, q22):
+        return 2 / np.pi * np.arcsin(2 * q12 / np.sqrt((1 + 2 * q11) * (1 + 2 * q22)))
+
+    wanted = [plain(*(q + 1e-20j * direction)).imag / 1e-20 for direction in np.eye(3)]
+    found = jax.grad(lambda q: ACTIVATIONS["erf"].limit(*q, False)[0])(jnp.asarray(q))
+    assert_close(found, wanted, rtol=1e-12)
+
+
+def test_slopes_of_a_function_of_your_own_move_with_small_variances(x64):
+    """E[u'(g₁)u'(g₂)] of u = z²: u' = 2z, hence 4 q12; of u = z³, 9 E[g₁²g₂²] = 9(q11 q22 + 2 q12²)."""
+    q = jnp.asarray([0.4, 0.1, 0.3])
+    for u, wanted in ((jnp.square, [0, 4, 0]), (lambda z: z**3, [9 * 0.3, 3.6, 9 * 0.4])):
+        own = activations.from_function(u, "own")
+        found = jax.grad(lambda q, own=own: own.limit(*q, False)[1])(q)
+        assert_close(found, wanted, rtol=1e-9)

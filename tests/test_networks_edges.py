@@ -444,3 +444,20 @@ def test_near_zero_crrelu_is_relu_with_another_slope(x64):
             near((unit * points).astype(np.float32)), near(1e-9 * points), strict=True
         ):
             np.testing.assert_allclose(kernel, want, rtol=2e-5, atol=1e-6)
+
+
+def test_an_activation_that_is_traced_is_no_constant_of_a_program(x64):
+    """Two values of ε, through one compiled function, and the derivative in it."""
+    x = points(0, 3, 2)
+    start = two_layer("relu", width=8, antisymmetric=False)
+    params = start.init_fn(jax.random.key(0), (-1, 2))[1]
+
+    def outputs(epsilon):
+        activation = sn.activations.crrelu(epsilon)
+        net = two_layer(activation=activation, width=8, antisymmetric=False)
+        return net.apply_fn(params, x)
+
+    compiled = jax.jit(outputs)
+    for epsilon in (0.1, 0.7):
+        assert_close(compiled(epsilon), outputs(epsilon), rtol=1e-6)
+    assert np.abs(compiled(0.1) - compiled(0.7)).max() > 1e-3

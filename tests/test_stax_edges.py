@@ -116,3 +116,15 @@ def test_layers_take_lists_and_tables(untyped):
         want = make()[1]((), jnp.array(rows))
         for inputs in (rows, np.array(rows), pd.DataFrame(rows)):
             np.testing.assert_array_equal(make()[1]((), inputs), want)
+
+
+def test_a_temperature_divides_the_logits(x64):
+    """Softmax(τ) of Dense(W_std) is Softmax(1) of Dense(W_std/τ), but for the slope of the latter."""
+    x = points(0, 3, 2)
+    one, two = (
+        stax.serial(stax.Dense(4, W_std=width), stax.Softmax(temperature), stax.Dense(1))[2](
+            x, None, "nngp"
+        )
+        for width, temperature in ((3.0, 2.0), (1.5, 1.0))
+    )
+    assert_close(one, two, rtol=1e-12)

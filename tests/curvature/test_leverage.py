@@ -199,3 +199,17 @@ def test_distortion_is_a_generalized_eigenvalue(x64):
 def test_bad_input(call, message, untyped):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_scores_move_with_the_rows_and_the_weights(x64):
+    """Against automatic differentiation of D_i a_iᵀ(AᵀDA)⁻¹a_i."""
+    rng = np.random.default_rng(7)
+    A, dA = (jnp.asarray(part) for part in rng.normal(size=(2, 9, 3)))
+    D, dD = jnp.asarray(rng.uniform(0.5, 2, size=9)), jnp.asarray(rng.normal(size=9))
+
+    def plain(A, D):
+        return D * jnp.sum(A * jnp.linalg.solve(A.T @ (D[:, None] * A), A.T).T, axis=1)
+
+    for moves in ((dA, 0 * dD), (0 * dA, dD), (dA, dD)):
+        found, wanted = (jax.jvp(f, (A, D), moves)[1] for f in (leverage.scores, plain))
+        assert_close(found, wanted, rtol=1e-9)

@@ -206,3 +206,36 @@ def test_lineax_solves_with_it(x64):
         np.linalg.solve(dense(op), right),
         rtol=1e-9,
     )
+
+
+def test_the_derivative_of_a_determinant_has_that_of_the_low_rank_part(x64):
+    A, D, U, M = (np.asarray(part) for part in dataclasses.astuple(operator(n=10, d=4))[:4])
+
+    def ours(D, M):
+        return StructuredOperator(A, D, U, M, 0.3).factorise().log_determinant()[1]
+
+    def plain(D, M):
+        inner = jnp.diag(D) + U @ M @ U.T
+        return jnp.linalg.slogdet(A.T @ inner @ A + 0.3 * jnp.eye(4))[1]
+
+    for found, wanted in zip(
+        *(jax.grad(f, (0, 1))(jnp.asarray(D), jnp.asarray(M)) for f in (ours, plain)), strict=True
+    ):
+        assert_close(found, wanted, rtol=1e-9)
+
+
+def test_a_singular_diagonal_part_is_told_from_a_definite_one():
+    """A column that is the sum of others: the last pivot is rounding, of either sign."""
+    results = []
+    for seed in range(12):
+        A = np.random.default_rng(seed).normal(size=(10, 3))
+        A[:, 2] = A[:, 0] + A[:, 1]
+        op = StructuredOperator(
+            jnp.asarray(A, jnp.float32),
+            jnp.ones(10, jnp.float32),
+            jnp.zeros((10, 1), jnp.float32),
+            jnp.eye(1, dtype=jnp.float32),
+            0.0,
+        )
+        results.append(int(op.factorise().result))
+    assert set(results) == {Result.NOT_DEFINITE}

@@ -239,3 +239,19 @@ def test_bad_data_and_times(fit):
     constant = run(x0.at[:, 1].set(2.0), times=2)(0.3, x0.at[:, 1].set(2.0))
     # a constant column stays about what it is
     assert_close(constant[:, 1], np.full(60, 2.0), rtol=0.3)
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1e3])
+def test_directions_have_no_unit(unit):
+    """Where noise is a small part of the data's spread, in whatever unit both are."""
+    x0 = data("float32")
+    t = 1e-4
+    frame, scaled = (frame_of(SDE, c * x0, [t], t) for c in (1.0, unit))
+    assert_close(scaled.lift(SDE, 1e-9, unit * x0[:5]), frame.lift(SDE, 1e-9, x0[:5]), rtol=1e-2)
+
+
+def test_two_rows_are_data_and_one_is_none():
+    rows = data("float32", n=2)
+    assert frame_of(SDE, rows, 2, 1e-3).mean.shape == (3,)
+    with pytest.raises(ValueError, match="at least two rows"):
+        frame_of(SDE, rows[:1], 2, 1e-3)

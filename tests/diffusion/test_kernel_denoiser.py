@@ -202,3 +202,26 @@ def test_bad_input(options, message):
         diffusion.kernel_denoiser(
             jax.random.key(0), SDE, ring().sample(jax.random.key(0), 50), **options
         )
+
+
+@pytest.mark.parametrize(
+    ("family", "wanted"),
+    [
+        ("softmax", (1, 2, 4, 8)),
+        ("res_softmax", (1, 2, 4, 8)),
+        ("exp", (0.5, 1, 2, 3)),
+        ("relu", (1,)),
+    ],
+)
+def test_the_widths_that_are_tried_are_those_that_are_documented(family, wanted, monkeypatch):
+    class Seen(Exception):
+        """Ends the fit."""
+
+    def levels(plan, sde, frame, x0, parts, sigmas, *_):
+        raise Seen(sigmas, plan.landmarks)
+
+    monkeypatch.setattr(kernel, "_Levels", levels)
+    x0 = jnp.asarray(np.random.default_rng(0).normal(size=(20, 2)), jnp.float32)
+    with pytest.raises(Seen) as seen:
+        diffusion.kernel_denoiser(jax.random.key(0), diffusion.vp_sde(), x0, family=family)
+    assert seen.value.args == (wanted, 1024)

@@ -464,3 +464,14 @@ def test_bad_input(change, message, untyped):
 def test_progress_needs_concrete_keys():
     with pytest.raises(ValueError, match="progress needs to know when a batch is done"):
         jax.jit(lambda key: sample(key, SDE, minus_x, (3, 2), progress=True))(jax.random.key(0))
+
+
+@pytest.mark.parametrize(("horizon", "least"), [(1.0, 0.6), (0.3, 0.2)])
+def test_the_noise_of_a_step_is_that_of_its_length(horizon, least):
+    """Of a single point at zero, whose denoiser is zero: one step from ρ to ρ₁ gains ρ₁ − ρ."""
+    sde = vp_sde(horizon=horizon)
+    score = lambda t, x: -x / sde.variance(t)
+    x = sample(jax.random.key(0), sde, score, (40000, 1), steps=1, min_time=least)
+    before, after = (float(jnp.exp(sde.log_snr(t))) for t in (horizon, least))
+    variance = (before * (1 + before) + after - before) / (after * (1 + after))
+    assert np.var(np.asarray(x)) == pytest.approx(variance, rel=0.03)

@@ -130,3 +130,10 @@ def test_folds_are_a_partition():
 def test_levels_come_back_in_order():
     assert _check_levels((0.5, 2)) == (0.5, 2.0)
     assert _check_levels(np.array([0.5, 2.0])) == (0.5, 2.0)
+
+
+@pytest.mark.parametrize("product", [1e-9, 1.5e-6, 1e-3])
+def test_the_filter_of_flow_at_small_times(product, x64):
+    """(1 − e^{−τe})/e, right to half of the 10⁻⁶ below which it counts as τ."""
+    found = spectral_fit.filtered(jnp.asarray([product / 2]), jnp.asarray(2.0), "flow")
+    assert_close(found, [-np.expm1(-product) / (product / 2)], rtol=5.1e-7)

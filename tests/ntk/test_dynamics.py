@@ -11,6 +11,7 @@ from tools import assert_close, cast, first, points
 
 import softntk as sn
 from softntk.networks import two_layer
+from softntk.ntk import _dynamics
 from softntk.solution import NumericalError
 
 
@@ -203,8 +204,6 @@ def test_a_singular_kernel_moves_what_it_can(dtype):
 
 @pytest.mark.slow
 def test_an_operator_needs_few_products_early_and_says_when_they_do_not_suffice(monkeypatch):
-    from softntk.ntk import _dynamics
-
     x = points(0, 600, 3, "float32")
     net = two_layer("softmax", width=2)
     op = sn.ntk.kernel_operator(net.kernel_fn, x)
@@ -574,3 +573,32 @@ def test_of_no_times_there_are_no_predictions(cross):
     gram, y = np.eye(2), np.ones((2, 1))
     assert sn.ntk.predict_flow(gram, y, np.zeros(0), **tests).shape == (0, rows, 1)
     assert sn.ntk.predict_gd(gram, y, 0.1, np.zeros(0, int), **tests).shape == (0, rows, 1)
+
+
+def test_a_large_network_that_cancels_starts_at_zero():
+    """What rounding leaves of an antisymmetric network is measured by the outputs of its halves."""
+    net = two_layer("softmax", width=64)
+    _, params = net.init_fn(jax.random.key(0), (-1, 3))
+    # Neither equal halves of a sum nor powers of two: their sums are not zero but for rounding.
+    readout = np.array(jax.random.normal(jax.random.key(1), (64, 1)))
+    readout[32:] = -readout[:32]
+    order = np.random.default_rng(0).permutation(64)
+    params = params.replace(
+        hidden=params.hidden[:, order], readout=jnp.asarray(1e5 * readout[order])
+    )
+    x, y = points(0, 5, 3, "float32"), points(2, 5, 1, "float32")
+    assert np.abs(net.apply_fn(params, x)).max() > 1e-4
+    op = sn.ntk.operator(net, params, x)
+    assert np.abs(sn.ntk.predict_gd(op, y, 1e-9, [0])).max() < 1e-5
+
+
+def test_as_many_products_as_there_are_points_are_exact(monkeypatch):
+    """The limit of products is not reached by a space that is exhausted."""
+    monkeypatch.setattr(_dynamics, "_KRYLOV", 16)
+    monkeypatch.setattr(_dynamics, "_DENSE", 8)
+    x, y = points(0, 16, 3, "float32"), points(1, 16, 1, "float32")
+    net = two_layer("softmax", width=2)
+    op = sn.ntk.kernel_operator(net.kernel_fn, x)
+    found = sn.ntk.predict_flow(op, y, np.array([1.0], np.float32))
+    gram = net.kernel_fn(x, None, "ntk")
+    assert_close(found, sn.ntk.predict_flow(gram, y, np.array([1.0], np.float32)), "float32")

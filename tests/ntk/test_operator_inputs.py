@@ -374,3 +374,16 @@ def test_rows_are_split_into_even_powers(exponent):
     assert int(exponents[0]) % 2 == 0
     assert 1 <= float(jnp.max(jnp.abs(values))) < 4
     assert np.array_equal(values * 2.0 ** float(exponents[0]), x)
+
+
+def test_a_kernel_that_is_infinite_at_a_pair_is_as_symmetric_as_elsewhere():
+    """What is infinite both ways is no difference; the products say where it is met."""
+
+    def kernel_fn(a, b):
+        far = (jnp.abs(a[:, :1]) > 5) | (jnp.abs(b[None, :, 0]) > 5)
+        return jnp.where(far, jnp.inf, a @ b.T)
+
+    x = jnp.concatenate([points(0, 4, 3, "float32"), jnp.full((1, 3), 9.0)])
+    operator = sn.ntk.kernel_operator(kernel_fn, x)
+    assert np.isposinf(np.asarray(operator.rows(jnp.array([4])))).all()
+    assert np.isfinite(np.asarray(operator.diagonal())[:4]).all()

@@ -308,3 +308,34 @@ def test_refining_is_not_for_jit(untyped):
     op = sn.ntk.kernel_operator(lambda a, b: a @ b.T, np.eye(4, dtype=np.float32))
     with pytest.raises(ValueError, match="refine must be False inside jit"):
         jax.jit(lambda y: sn.ntk.solve(op, y, refine=True).value)(jnp.ones(4))
+
+
+def test_one_column_without_a_solution_is_enough_to_say_why():
+    """An indefinite kernel, along whose negative direction one of two right-hand sides lies."""
+    D = jnp.array([[1.0, 2, 3, -1]])
+    op = sn.ntk.kernel_operator(lambda a, b: (a * D) @ b.T, jnp.eye(4))
+    y = jnp.eye(4)[:, [0, 3]]
+    found = sn.ntk.solve(op, y, rank=0, throw=False)
+    assert found.result == Result.NOT_DEFINITE
+
+
+def test_right_hand_sides_up_to_the_largest_number():
+    op = sn.ntk.kernel_operator(lambda a, b: 4 * a @ b.T, jnp.eye(3))
+    y = jnp.array([[3e38, 1.0], [-2e38, 2.0], [1e37, 0.0]], jnp.float32)
+    found = sn.ntk.solve(op, y, rtol=1e-5, rank=0)
+    sizes = np.max(np.abs(y), axis=0)
+    assert_close(np.asarray(found.value) / sizes, np.asarray(y) / 4 / sizes, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e-3, 300.0])
+def test_the_residual_inside_jit_is_relative_to_the_right_hand_side(size, x64):
+    A = np.asarray(points(0, 30, 30))
+    K = A @ A.T + 0.1 * np.eye(30)
+    y = size * np.random.default_rng(1).normal(size=(30, 2))
+    op = sn.ntk.kernel_operator(lambda a, b: a @ b.T, np.linalg.cholesky(K))
+    solve = jax.jit(lambda y: sn.ntk.solve(op, y, max_steps=4, rank=0, throw=False))
+    found = solve(jnp.asarray(y))
+    left = np.linalg.norm(y - K @ np.asarray(found.value), axis=0) / np.linalg.norm(y, axis=0)
+    assert found.result == Result.MAX_STEPS
+    assert left.max() < 0.9
+    assert float(found.stats["residual"]) == pytest.approx(left.max(), rel=1e-9)

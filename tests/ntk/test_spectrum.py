@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import pytest
+from scipy import stats
 from tools import assert_close, first, points
 
 from softntk import ntk
@@ -366,3 +367,28 @@ def test_levels_beyond_the_precision_are_named(huge, untyped):
             function(huge)
     with pytest.raises(ValueError, match="bandwidth must"):
         measure.density(1.0, huge)
+
+
+def test_an_exhausted_krylov_space_is_cut_off_and_changes_no_bound(x64):
+    """Three eigenvalues are found in three steps; more steps say the same."""
+    values = np.repeat([0.5, 1.0, 3.0], [20, 15, 5])
+    op = lx.DiagonalLinearOperator(jnp.asarray(values))
+    start = jnp.asarray(np.random.default_rng(0).normal(size=40))
+    short, long = (lanczos.lanczos(op, start, steps) for steps in (3, 9))
+    assert int(short.kept) == int(long.kept) == 3
+    assert_close(np.unique(np.round(np.asarray(long.nodes)[[0, -1]], 9)), [0.5, 3.0])
+    assert not np.asarray(long.basis[3:]).any()
+    for sign in (-1, 1):
+        distances = [
+            lanczos.distance_beyond(found._replace(log_betas=short.log_betas), sign, np.log(1e-6))
+            for found in (short, long)
+        ]
+        assert_close(distances[1], distances[0], rtol=1e-6)
+
+
+def test_density_is_a_sum_of_gaussians(x64):
+    values = np.array([0.5, 1.0, 3.0])
+    measure = ntk.spectral_density(jnp.diag(jnp.asarray(values)))
+    levels = np.array([0.0, 0.7, 2.9])
+    desired = stats.norm.pdf(levels[:, None], values[None], 0.4).mean(axis=1)
+    assert_close(measure.density(levels, 0.4), desired, rtol=1e-12)

@@ -262,3 +262,11 @@ def test_values_beyond_the_precision_of_a_float32_matrix_beside_float64(x64, unt
         p.hessian(X).factorise().solve(X),
     ):
         assert value.dtype == jnp.float32
+
+
+def test_problems_are_hashed_and_compared_by_identity():
+    """As functions are: they hold arrays, which have no hash."""
+    one, two = (sn.regression.softmax(np.eye(2), np.full(2, 0.5)) for _ in range(2))
+    assert {one: 1, two: 2}[one] == 1
+    assert one == one
+    assert one != two

@@ -162,3 +162,16 @@ def test_softmax_needs_no_ball_and_others_do(x64):
         _bounds.lipschitz(sn.regression.problem(np.eye(2), np.ones(2), "sinh"), 1.0).predict.ours
         == math.inf
     )
+
+
+def test_a_sparse_matrix_without_full_rank_has_no_smallest_singular_value():
+    """What rounding leaves of it is measured by the largest eigenvalue of the Gram matrix."""
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        A = rng.normal(size=(6, 3)) * [100.0, 1.0, 1.0]
+        A[:, 2] = A[:, 0] + A[:, 1]
+        matrix = sparse.BCOO.fromdense(jnp.asarray(A, jnp.float32))
+        p = sn.regression.problem(matrix, jnp.full(6, 1 / 6, jnp.float32))
+        largest, smallest = _bounds._norms(p)
+        assert smallest == 0
+        assert largest >= np.linalg.norm(A.astype("float32").astype(float), 2)

@@ -284,3 +284,33 @@ def test_leverage_is_inverted(x64):
 def test_bad_input(call, message, untyped):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_scores_of_a_scaling_move_as_the_squares_of_the_projection_say(x64):
+    """dσ = σ∘v − (P∘P)v, with P the projection on the columns of diag(e^{t/2})A."""
+    rng = np.random.default_rng(5)
+    A, t, v = rng.normal(size=(8, 3)), rng.normal(size=8), rng.normal(size=8)
+    p = sn.regression.leverage(A, np.full(8, 3 / 8))
+    rows = np.exp(t / 2)[:, None] * A
+    P = rows @ np.linalg.pinv(rows)
+    found = jax.jvp(p.predict, (jnp.asarray(t),), (jnp.asarray(v),))[1]
+    assert_close(found, np.diag(P) * v - P**2 @ v, rtol=1e-9)
+
+
+def test_a_loss_of_leverage_that_overflows_is_told():
+    """(Σt)² leaves the range of float32 where Σt, which the gradient has, does not."""
+    A = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2)), jnp.float32)
+    p = sn.regression.leverage(A, jnp.full(4, 0.5, jnp.float32))
+    t = jnp.full(4, 1e20, jnp.float32)
+    assert np.isfinite(p.gradient(t)).all()
+    assert int(p.check(t)) == Result.OVERFLOW
+
+
+def test_an_attention_whose_matrix_alone_overflows_is_told():
+    """Rows of 1e11 on both sides: their products are in the range of float32, the squares not."""
+    rng = np.random.default_rng(0)
+    A1, A2 = (jnp.asarray(1e11 * rng.normal(size=(3, 2)), jnp.float32) for _ in range(2))
+    p = sn.regression.attention(A1, A2, jnp.full((3, 3), 1 / 3, jnp.float32))
+    x = jnp.zeros((2, 2), jnp.float32)
+    assert np.isfinite(p.gradient(x)).all()
+    assert int(p.check(x)) == Result.OVERFLOW

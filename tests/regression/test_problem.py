@@ -339,3 +339,12 @@ def test_bad_points(untyped):
         p.hessian(jnp.zeros(3)).mv(jnp.zeros(4))
     with pytest.raises(ValueError, match="kind must be one of .*cosh.*sinh"):
         sn.regression.hyperbolic(A0, B0, "tanh")
+
+
+@pytest.mark.parametrize("form", ["plain", "rescaled", "normalized"])
+def test_the_hessian_keeps_its_second_derivatives(form, x64):
+    """Those of u, times the residual: of either sign, and not small."""
+    A, b, w, x = instance(seed=3)
+    p = sn.regression.problem(A, b, "exp", form, w)
+    wanted = jax.hessian(plain_loss("exp", form, A, b, w))(x)
+    assert_close(p.hessian(x).as_matrix(), wanted, rtol=1e-9)

@@ -11,10 +11,11 @@ from jax.experimental import sparse
 
 import softntk as sn
 from softntk._linalg import scaled_cholesky
+from softntk.solution import Result
 from softntk.solvers._minimise import default_transform as default
-from softntk.solvers._minimise import host_chunks
-from softntk.solvers._newton import globalisation, krylov_steps, row_sampler
-from softntk.solvers._newton.model import DiagonalModel
+from softntk.solvers._minimise import host_chunks, plateaus
+from softntk.solvers._newton import dense_steps, globalisation, krylov_steps, row_sampler
+from softntk.solvers._newton.model import DiagonalModel, LossAlongStep
 
 minimise = sn.solvers.minimise
 
@@ -175,3 +176,144 @@ def test_what_is_formed_as_a_matrix_without_rows(sizes, cg_steps, monkeypatch, u
     problem = SimpleNamespace(hessian=lambda x: x, structure=(leaves, None))
     monkeypatch.setattr(default, "approx_newton", lambda *_, **options: options)
     assert default.default_transform(problem)["cg_steps"] == cg_steps
+
+
+def test_newtons_step_is_refined_once():
+    """Its residual, of 60 systems in float32 of condition 1e4, is that of rounding alone."""
+    rng = np.random.default_rng(0)
+    residuals = []
+    for _ in range(60):
+        Q = np.linalg.qr(rng.normal(size=(12, 12)))[0]
+        H = ((Q * np.geomspace(1, 1e4, 12)) @ Q.T).astype("float32")
+        H = (H + H.T) / 2
+        g = (H.astype(float) @ rng.normal(size=12)).astype("float32")
+        step, usable = dense_steps.newton_step(jnp.asarray(H), jnp.asarray(g))
+        assert usable
+        residuals.append(
+            np.linalg.norm(H.astype(float) @ np.asarray(step, float) + g) / np.linalg.norm(g)
+        )
+    assert np.mean(residuals) < 1.2e-7
+
+
+def test_an_undamped_dense_step_is_by_the_moduli_of_the_curvature(x64):
+    """−|H|⁻¹g; a direction without curvature counts as √ε of the largest."""
+    values, g = np.array([4.0, 1e-12, -1.0, 0.1]), np.array([1.0, 2.0, 3.0, 4.0])
+    found = dense_steps.undamped_step(jnp.diag(jnp.asarray(values)), None, jnp.asarray(g))
+    least = 4 * np.sqrt(np.finfo(float).eps)
+    np.testing.assert_allclose(found.step, -g / np.maximum(np.abs(values), least), rtol=1e-9)
+    assert found.negative
+
+
+@pytest.mark.parametrize(
+    ("ratio", "count", "wanted"),
+    [
+        (1.0, 0, 1 / 3),
+        (0.75, 0, 0.875),
+        (0.5, 0, 1.0),
+        (0.25, 0, 1.125),
+        (3.0, 0, 1 / 3),
+        (-1.0, 0, 2.0),
+        (-1.0, 2, 8.0),
+    ],
+)
+def test_the_damping_of_levenberg_and_marquardt_moves_as_nielsen_says(ratio, count, wanted, x64):
+    """By max(1/3, 1 − (2ϱ − 1)³) after a good step, and by 2, 4, 8, … after one bad one and more."""
+    adapt = globalisation.DAMPINGS["levenberg_marquardt"].adapt
+    found = adapt(*map(jnp.asarray, (0.6, ratio, 1.0, count)))
+    assert float(found) == pytest.approx(0.6 * wanted)
+
+
+def test_no_more_products_are_made_than_are_asked_for(x64):
+    """Also where the first curvature that is seen is negative."""
+    g = jnp.asarray(np.random.default_rng(0).normal(size=20))
+    values = -jnp.arange(1.0, 21.0)
+    space = krylov_steps.krylov_model(lambda v: values * v, None, g, jnp.ones(()), 0.0, 5)
+    assert int(space.products) == 5
+
+
+def test_without_any_curvature_the_model_is_finite(x64):
+    space = krylov_steps.krylov_model(lambda v: 0 * v, None, jnp.arange(1.0, 5), jnp.ones(()), 0.0, 4)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(space))
+    assert not space.model.negative
+
+
+@pytest.mark.parametrize("curvature", [1.0, -1.0])
+def test_evaluations_are_counted_once_each(curvature, x64):
+    """Of a loss that falls less than the model says: the step of Newton is tried, then damped ones."""
+    seen = []
+
+    def after(step):
+        jax.debug.callback(lambda: seen.append(1))
+        return 1 - 0.02 * jnp.sum(step) + jnp.sum(step**2)
+
+    values = curvature * jnp.asarray([1.0, 2.0, 3.0])
+    trial = LossAlongStep(jnp.ones(()), after, lambda step: jnp.sum((2 * step - 0.02) * step))
+    g = -jnp.ones(3)
+    space = krylov_steps.krylov_model(lambda v: values * v, None, g, jnp.ones(()), 0.0, 3)
+    damping = globalisation.DAMPINGS["trust_region"]
+    found = krylov_steps.damped_step(space, damping, trial, jnp.asarray(1.0))
+    jax.effects_barrier()
+    assert len(seen) > 1
+    assert int(found.evaluations) == len(seen)
+
+
+def test_rows_are_drawn_by_their_scores(x64):
+    """A row that is all that matters is in every sample."""
+    A = np.full((200, 1), 1e-3)
+    A[17] = 1.0
+    op = sn.regression.problem(A, np.full(200, 0.1), "exp", "plain", 1.0).hessian(jnp.zeros(1))
+    sampler = row_sampler.initial_sampler(op)
+    assert row_sampler.sample_sizes(op, 20) == (20, 80, 200)
+    assert row_sampler.sample_sizes(op, 20)[int(sampler.level)] == 20
+    draws = jax.vmap(lambda key: row_sampler.draw(sampler, op, key, 20).indices)(
+        jax.random.split(jax.random.key(0), 50)
+    )
+    assert (np.asarray(draws) == 17).any(axis=1).all()
+
+
+def test_what_is_promised_at_a_minimum_without_strength_is_nothing(x64):
+    """A Hessian with a kernel, whose least eigenvalue is zero: no rate, not a number of no meaning."""
+    p = sn.regression.problem(np.diag([1.0, 0.0]), np.zeros(2), "identity", "plain")
+    found = sn.solvers.contraction(p, np.array([[1.0, 0], [0.5, 0], [0, 0], [0, 0]]), np.zeros(3))
+    assert found.strength == 0
+    assert np.isposinf(found.promised).all()
+    assert np.isposinf(found.along_path).all()
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+def test_flat_ends_are_judged_in_any_unit(unit, x64):
+    """A curvature in one of fifty directions, which the power method has to find."""
+    first, last = np.zeros(50), np.full(50, 100.0)
+    curved = np.zeros(50)
+    curved[31] = 1.0
+
+    def gradient(x, large=1.9):
+        x = np.asarray(x)
+        if np.linalg.norm(x) < 50:
+            return unit * (1.0 + x)
+        return unit * (0.5 + large * curved * (x - last))
+
+    assert not plateaus.has_flattened_on_host(gradient, first, last, 1.0)
+    assert plateaus.has_flattened_on_host(lambda x: gradient(x, 1.4), first, last, 1.0)
+
+
+def test_a_line_search_lets_no_loss_rise(x64):
+    """Newton's step for a tenth of the curvature is ten times too long."""
+    H = np.diag([1.0, 2.0])
+    tx = sn.solvers.approx_newton(0.1 * H)
+
+    def loss(x):
+        return 0.5 * x @ jnp.asarray(H) @ x
+
+    x = jnp.ones(2)
+    value, grad = jax.value_and_grad(loss)(x)
+    step, _ = tx.update(grad, tx.init(x), x, value=value, grad=grad, value_fn=loss)
+    assert loss(x + step) < value
+
+
+def test_a_method_with_curvature_does_not_creep(x64):
+    """Steps that lower the loss by less than the root of its rounding are given up."""
+    tx = sn.solvers.approx_newton(1e10 * np.eye(2))
+    found = minimise(lambda x: 1 + 0.5 * jnp.sum(x**2), jnp.ones(2), tx, max_steps=60, throw=False)
+    assert found.result == Result.STAGNATED
+    assert int(found.stats["steps"]) < 60

@@ -164,3 +164,30 @@ def test_of_a_linear_model_the_prediction_is_right(x64):
     assert_close(step, 0.1 * y, rtol=1e-6)
     assert float(state.damping) == pytest.approx(0.9)
     assert int(state.evaluations) == 1
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e6])
+def test_the_tolerance_is_relative_to_the_residual(size, x64):
+    """Of a linear model whose outputs have kernels of their own, so that conjugate gradients take
+    several steps: the step of dense least squares, whatever is left to fit.
+    """
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(2, 12, 8)), size * rng.normal(size=(12, 2))
+
+    def net(w, x):
+        return jnp.stack([x @ w[0], (x * jnp.arange(1.0, 9)[None]) @ w[1]], axis=1)
+
+    tx = sn.solvers.natural_gradient(
+        net, jnp.asarray(X[0]), jnp.asarray(y), ridge=1e-2, rtol=1e-9, damped=False
+    )
+    w = jnp.zeros((2, 8))
+    assert not tx.init(w).fits
+    blocks = (X[0], X[0] * np.arange(1.0, 9))
+    grad = -np.stack([J.T @ y[:, i] for i, J in enumerate(blocks)])
+    step, state = tx.update(jnp.asarray(grad), tx.init(w), w)
+    rho = 1e-2 * np.mean([np.sum(J**2, axis=1).mean() for J in blocks])
+    wanted = [
+        np.linalg.solve(J.T @ J + rho * np.eye(8), J.T @ y[:, i]) for i, J in enumerate(blocks)
+    ]
+    assert_close(step, wanted, rtol=1e-6)
+    assert float(state.distortion) < 1e-8

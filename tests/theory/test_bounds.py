@@ -236,3 +236,23 @@ def test_integers_beyond_the_largest_float_are_named(untyped):
     with pytest.raises(ValueError, match="width must be"):
         sn.networks.two_layer("softmax", width=huge)
     assert sn.solvers.step_sizes.paper(0.5, 10**200, 1, 1) == 0
+
+
+def test_every_bound_fails_with_the_same_chance_unless_told():
+    """δ = 0.1: bounds that are combined must be about one event."""
+    data = {"n": 20, "smallest": 0.1}
+    for bound, arguments in (
+        (bounds.growth, {"n": 20}),
+        (bounds.radius, {"family": "softmax", "residual": 2.0, "width": 10**9, **data}),
+        (bounds.required_width, {"family": "softmax", **data}),
+        (bounds.required_steps, {"family": "softmax", "accuracy": 1e-3, **data}),
+        (bounds.learning_rate, {"family": "softmax", **data}),
+        (bounds.perturbation_bound, {"R": 1e-3, "n": 20}),
+        (bounds.smallest_eigenvalue, {"R": 1e-14, **data}),
+        (bounds.table, {"accuracy": 1e-3, **data}),
+    ):
+        default, told, other = (
+            bound(**arguments, **options) for options in ({}, {"failure": 0.1}, {"failure": 0.2})
+        )
+        assert default == told, bound
+        assert default != other, bound

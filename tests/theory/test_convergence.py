@@ -4,6 +4,7 @@ oracles find.
 
 import itertools
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ from tools import first
 
 import softntk as sn
 from softntk._linalg import rigorous
-from softntk.theory._certificates import logit_box
+from softntk.theory._certificates import convergence, logit_box
+from softntk.theory._certificates import width as widths
 
 certify = sn.theory.certify_convergence
 CASES = {
@@ -297,3 +299,70 @@ def test_certified_width():
     for wrong in ({"smallest": 3}, {"smallest": 64, "largest": 32}, {"precision": 0.0}):
         with pytest.raises(ValueError, match="must"):
             sn.theory.certified_width(build, x, y, key=jax.random.key(0), **wrong)
+
+
+def test_where_there_is_nothing_to_learn_the_step_is_that_of_a_quadratic(x64):
+    """Curvature on a path of length zero costs nothing: η = 1/‖J‖²."""
+    net, params, x, _ = instance(CASES["softmax"], 0)
+    found = certify(net, params, x, np.zeros((3, 1)))
+    kernel = np.asarray(sn.ntk.empirical(net, params, x)).transpose(0, 2, 1, 3).reshape(3, 3)
+    assert found.learning_rate * np.linalg.eigvalsh(kernel)[-1] == pytest.approx(1, rel=1e-6)
+
+
+def test_every_rounding_of_a_certificate_is_outward(x64, monkeypatch):
+    """With any one of the allowances for rounding made large, rates fall and the radius grows."""
+    net, params, x, targets = instance(CASES["exp"], 0)
+    y = targets(0.01)
+    exact = certify(net, params, x, y)
+    assert exact.holds
+    calls = []
+
+    def allowed(large):
+        def slack(terms):
+            calls.append(terms)
+            return 1e-4 if len(calls) - 1 == large else rigorous.slack(terms)
+
+        return slack
+
+    monkeypatch.setattr(convergence, "slack", allowed(None))
+    certify(net, params, x, y)
+    count = len(calls)
+    for large in (0, 1, count - 3, count - 2, count - 1):
+        calls.clear()
+        monkeypatch.setattr(convergence, "slack", allowed(large))
+        found = certify(net, params, x, y)
+        assert found.holds
+        assert found.smallest_singular_value <= exact.smallest_singular_value
+        assert found.learning_rate <= exact.learning_rate * (1 + 1e-9)
+    # The last one is that of the radius itself, which follows from all the others.
+    assert found.radius > exact.radius * (1 + 5e-5)
+
+
+def test_norms_from_above_where_a_row_has_nothing_on_the_diagonal():
+    """The power method may start from the roots of the diagonal, but not from nothing."""
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        n = int(rng.integers(2, 6))
+        M = rng.random((n, n)) * (rng.random((n, n)) < 0.6)
+        M = M + M.T
+        np.fill_diagonal(M, np.where(rng.random(n) < 0.5, 0, np.diag(M)))
+        largest = np.linalg.norm(M, 2)
+        assert largest * (1 - 1e-12) <= rigorous.perron_norm(M)
+
+
+def test_the_search_for_a_width_ends_at_the_precision_that_was_asked_for(monkeypatch):
+    """Of a certificate that holds from width 1000 on: no width is tried that need not be."""
+    tried = []
+
+    def certify_convergence(net, params, x, y):
+        tried.append(net.architecture.width)
+        return types.SimpleNamespace(holds=tried[-1] >= 1000, progress=0.5)
+
+    monkeypatch.setattr(widths, "certify_convergence", certify_convergence)
+    build = lambda m: sn.networks.two_layer("softmax", width=m)
+    found = sn.theory.certified_width(
+        build, np.eye(2), np.zeros((2, 1)), key=jax.random.key(0), smallest=64, precision=0.3
+    )
+    assert tried == [64, 128, 256, 512, 1024, 724, 862]
+    assert found.width == 1024
+    assert [m for m, _, _ in found.tried] == sorted(tried)

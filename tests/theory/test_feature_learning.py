@@ -297,3 +297,13 @@ def test_a_kernel_that_is_not_symmetric_is_refused_even_where_it_is_not_used():
     y, skew = jnp.ones((3, 1)), jnp.eye(3).at[0, 1].set(1.0)
     with pytest.raises(ValueError, match="gram must be symmetric"):
         fl.corrupt("gaussian", y, 0.1, key=jax.random.key(0), gram=skew)
+
+
+@pytest.mark.parametrize("kind", ["hermite", "polynomial", "composition"])
+def test_single_index_targets_follow_the_first_direction(kind, x64):
+    x = points(0, 5, 3)
+    several = fl.target(kind, jnp.eye(3)[:, :2], degree=3)(x)
+    assert np.array_equal(several, fl.target(kind, jnp.eye(3)[:, 0], degree=3)(x))
+    if kind == "hermite":
+        z = np.asarray(x)[:, 0]
+        assert_close(several[:, 0], (z**3 - 3 * z) / np.sqrt(6), rtol=1e-12)

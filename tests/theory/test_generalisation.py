@@ -451,3 +451,11 @@ def test_least_risk_is_the_least_of_the_worst_cases():
     assert stop.steps is None
     with pytest.raises(ValueError, match="noise must be a positive"):
         sn.theory.least_risk_time(None, 0.0, eigenvalues=values)
+
+
+def test_the_noise_of_targets_that_no_kernel_fits_is_their_mean_square():
+    """Over all directions, those without a component too."""
+    components = np.array([[1.0, 2.0], [0.5, -1.0], [0.0, 3.0]])
+    ridge, variance = cross_validated_ridge(np.zeros(3), components, 1e-6, outside=2)
+    assert ridge == 1e-6
+    assert variance == pytest.approx(np.sum(components**2) / (2 * 5))

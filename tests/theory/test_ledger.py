@@ -491,3 +491,55 @@ def test_command_line():
     )
     assert refused.returncode == 2
     assert "leave out --quick" in refused.stderr
+
+
+def one(reference):
+    """The statement of that reference, and a case of it."""
+    statement = next(s for s in run_module.STATEMENTS if s.reference == reference)
+    return statement, statement.sample(np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(("paper", "linear"), [("D", False), ("S", True)])
+def test_the_lipschitz_constant_of_u_is_the_one_that_is_stated(paper, linear):
+    """‖u(x) − u(y)‖ ≤ (2√n R e^{R²} + R)‖x − y‖, the last R for the linear part alone."""
+    statement, case = one(f"[{paper}] Lipschitz: u")
+    A, x, y = (np.asarray(case[name]) for name in "Axy")
+    R = max(np.linalg.norm(A, 2), np.linalg.norm(x), np.linalg.norm(y))
+    assert R > 1.1
+    constant = 2 * np.sqrt(len(A)) * R * np.exp(R**2) + (R if linear else 0)
+    moved = np.exp(A @ x) - np.exp(A @ y) + (A @ (x - y) if linear else 0)
+    found = statement.check(case)
+    assert found.bound == pytest.approx(constant * np.linalg.norm(x - y), rel=1e-9)
+    assert found.value == pytest.approx(np.linalg.norm(moved), rel=1e-9)
+
+
+def test_the_rest_of_a_step_is_compared_with_a_tenth_of_what_it_gains():
+    """|C₂| ≤ 0.1 ηλ‖r‖², with λ of the limit H* = ⟨x, x'⟩ exp(σ²⟨x, x'⟩)."""
+    statement, case = one("[G] one step: C₂")
+    a, x, Y = (np.asarray(case[name]) for name in "axY")
+    powers = np.exp(x @ case["W"])
+    outputs = np.sqrt(len(a)) * (powers / powers.sum(axis=1, keepdims=True)) @ a
+    dots = x @ x.T
+    lowest = np.linalg.eigvalsh(dots * np.exp(case["sigma"] ** 2 * dots))[0]
+    gained = training._rate(case) * lowest * np.sum((outputs - Y) ** 2)
+    assert statement.check(case).bound == pytest.approx(0.1 * gained, rel=1e-6)
+
+
+def test_what_is_judged_by_the_tolerance_of_equalities_is_one():
+    """And nothing else; of the derivatives of both regressions."""
+    seen = set()
+    for statement in run_module.STATEMENTS:
+        if statement.reference[:3] in ("[S]", "[D]") and not statement.count > 20:
+            found = statement.check(statement.sample(np.random.default_rng(0)))
+            if found is not None:
+                assert (found.bound == TOLERANCE) == statement.equality, statement.reference
+                seen.add((statement.reference[:3], statement.equality))
+    assert seen >= {("[S]", True), ("[D]", True)}
+
+
+def test_statements_name_the_activation_that_they_are_about():
+    for statement in run_module.STATEMENTS:
+        paper, _, title = statement.reference.partition(" ")
+        if title.startswith("Lipschitz:") and "for u =" in statement.statement:
+            linear = "u = e^z + z" in statement.statement
+            assert linear == (paper == "[S]" or title.endswith("res_exp")), statement.reference

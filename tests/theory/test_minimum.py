@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import sparse
+from tools import assert_close
 
 import softntk as sn
+from softntk._linalg import rigorous
+from softntk.theory._certificates import minimum
 from softntk.theory._certificates.logit_derivatives import evaluate_in_logits
 
 certify = sn.theory.certify_minimum
@@ -226,3 +229,63 @@ def test_a_normaliser_that_cancels_costs_digits_twice():
     lost = np.sum(np.exp(z) + np.abs(z)) / np.sum(np.exp(z) + z)
     assert lost > 7
     assert cancelled / whole > 0.25 * lost**2
+
+
+@pytest.mark.parametrize("activation", ["exp", "res_exp", "cosh", "sinh"])
+@pytest.mark.parametrize("form", ["plain", "rescaled", "normalized"])
+def test_parts_in_the_logits_are_those_of_automatic_differentiation(activation, form, x64):
+    """The gradient v∘s + w²z that the certificate starts from, at logits near zero and far off."""
+    if (activation, form) == ("sinh", "normalized"):
+        pytest.skip("no such problem: the normaliser may vanish")
+    z, b = np.array([-2.0, -0.3, 0.05, 0.4, 1.7]), np.array([0.1, 0.3, 0.2, 0.15, 0.25])
+    p = sn.regression.problem(np.eye(5), b, activation, form)
+    u = {"exp": jnp.exp, "res_exp": lambda t: jnp.exp(t) + t, "cosh": jnp.cosh, "sinh": jnp.sinh}
+
+    def loss(z):
+        values = u[activation](z)
+        total = jnp.sum(values)
+        r = {
+            "plain": values - b,
+            "rescaled": values - total * b,
+            "normalized": values / total - b,
+        }[form]
+        return 0.5 * jnp.sum(r**2)
+
+    ball = certify(p, z)
+    found = evaluate_in_logits(p, z)
+    gradient, hessian = jax.grad(loss)(jnp.asarray(z)), jax.hessian(loss)(jnp.asarray(z))
+    assert_close(found.gradient, gradient, rtol=1e-12)
+    assert np.linalg.norm(found.gradient - np.asarray(gradient)) <= found.gradient_error + 1e-14
+    assert_close(found.hessian, hessian, rtol=1e-12)
+    assert ball.reason
+
+
+def test_every_rounding_of_a_certificate_is_outward(x64, monkeypatch):
+    """With any one of the allowances for rounding made large, no error shrinks."""
+    p, x = instance(0)
+    x = sn.solvers.minimise(p, x, rtol=1e-7, throw=False).value
+    exact = certify(p, x)
+    assert exact.holds
+    calls = []
+
+    def allowed(large):
+        def slack(terms):
+            calls.append(terms)
+            return 1e-5 if len(calls) - 1 == large else rigorous.slack(terms)
+
+        return slack
+
+    monkeypatch.setattr(minimum, "slack", allowed(None))
+    certify(p, x)
+    count, wider = len(calls), 0
+    assert count >= 7
+    for large in range(count):
+        calls.clear()
+        monkeypatch.setattr(minimum, "slack", allowed(large))
+        found = certify(p, x)
+        if found.holds:
+            assert found.error >= exact.error * (1 - 1e-13)
+            assert (found.bars >= exact.bars * (1 - 1e-13)).all()
+            assert found.kantorovich >= exact.kantorovich * (1 - 1e-13)
+            wider += found.error > exact.error * (1 + 1e-9)
+    assert wider >= 3

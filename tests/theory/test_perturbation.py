@@ -402,3 +402,32 @@ def test_bad_weights(x64):
     net, lost, x = cancelling()
     with pytest.raises(ValueError, match="x must be in the domain"):
         theory.perturbation(net, lost, x, 0.1, key=jax.random.key(0))
+
+
+def test_products_of_intervals_hold_the_products_of_their_numbers():
+    rng = np.random.default_rng(0)
+    ends = np.sort(rng.normal(size=(2, 50, 2)), axis=-1)
+    one, two = (Interval(low, high) for low, high in np.moveaxis(ends, -1, 1))
+    corners = np.array([a * b for a in one for b in two])
+    inside = np.array([rng.uniform(*one) * rng.uniform(*two) for _ in range(100)])
+    found = one * two
+    assert np.array_equal(found.low, corners.min(axis=0))
+    assert np.array_equal(found.high, corners.max(axis=0))
+    assert (found.low <= inside).all()
+    assert (inside <= found.high).all()
+
+
+def test_the_rest_of_an_expansion_grows_with_the_move(x64):
+    """Also where a neuron's readout is the mean, so that all it adds comes from the move."""
+    net, params, _ = start("softmax", 1, width=4)
+    params = params.replace(hidden=jnp.zeros((4, 4)), readout=jnp.array([[-1.0], [0], [0], [1]]))
+    expansion = Expansion(net.architecture, params, np.eye(4))
+    bounds = np.array([expansion._remainder(R) for R in np.linspace(0.1, 3, 20)])
+    assert (bounds >= 0).all()
+    assert (np.diff(bounds, axis=0) >= 0).all()
+    # at one point: m δ²/2 (2·2 Σ two zero + 2 Σ one²), with b = |α| + δ of half the range one
+    R, f = 0.5, np.full(4, 0.25) * np.exp(2 * 0.5)
+    b = np.array([1.0, 0, 0, 1]) + R
+    zero, one, two = f * b, f * R * (2 * b + 1), f * R**2 * (4 * b + 6)
+    desired = 0.5 * 4 * (2 * two @ zero + 2 * one @ one)
+    assert_close(expansion._remainder(R)[0, 0], desired, rtol=1e-12)
