@@ -65,7 +65,7 @@ def _read(env: Mapping[Var, Value], atom: Atom) -> Value:
     return atom.val if isinstance(atom, Literal) else env[atom]
 
 
-def _split(x: Array, sizes: Sequence[int], axis: int) -> list[Array]:
+def _split(x: Array, sizes: Sequence[int | np.integer], axis: int) -> list[Array]:
     """Split an array by slices, which are one primitive each."""
     ends = np.cumsum(sizes)
     return [
