@@ -1,4 +1,4 @@
-"""The result of every iterative routine of softntk: a value, how it ended, and a state to resume."""
+"""The result of iterative routines of softntk: a value, how it ended, and a state to resume."""
 
 import enum
 from collections.abc import Iterator
