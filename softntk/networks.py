@@ -90,10 +90,10 @@ class Network(namedtuple("_Triple", ("init_fn", "apply_fn", "kernel_fn"))):
     @property
     def architecture(self) -> Architecture:
         """The static description of the network whose functions these are."""
-        descriptions = [getattr(function, "architecture", None) for function in self]
-        architecture = descriptions[0]
+        architectures = [getattr(function, "architecture", None) for function in self]
+        architecture = architectures[0]
         if isinstance(architecture, Architecture) and all(
-            description == architecture for description in descriptions[1:]
+            description == architecture for description in architectures[1:]
         ):
             return architecture
         raise ValueError(
@@ -119,6 +119,10 @@ class _Initialise:
         architecture = self.architecture
         key = check_key("key", key)
         rows, features = _as_shape(input_shape)
+        # | symbol  | meaning                                   | shape  |
+        # | hidden  | W, N(0, σ²)                               | [d, m] |
+        # | bias    | N(0, σ²), the weights of an input of one  | [m]    |
+        # | readout | a, ±1                                     | [m, k] |
         # 1. Draw m units, or m/2 that are duplicated.
         hidden_key, bias_key, readout_key = jax.random.split(key, 3)
         m = architecture.width // 2 if architecture.antisymmetric else architecture.width
@@ -165,18 +169,21 @@ class _Apply:
         """
         del rng
         check_parameters(self.architecture, params)
+        # Types and finiteness are checked here, once, and not in the compiled part.
         x = as_rows("x", x)
         if x.shape[1] != params.hidden.shape[0]:
             raise ValueError(
                 f"x must have the {params.hidden.shape[0]} features that params.hidden has, got "
                 f"shape {x.shape}."
             )
+        # A traced σ or activation cannot be a static argument.
         outputs = _compiled_outputs if self.architecture.is_static else _outputs
         return place_automatically(partial(outputs, self.architecture), x, params)
 
 
 def _outputs(architecture: Architecture, x: Points, params: Parameters) -> Float[Array, "n k"]:
     """Return F(x), [n, k]."""
+    # x → z = xW → row factors u(z)/α or u(z), scaled → F
     readout = params.readout if architecture.train_readout else lax.stop_gradient(params.readout)
     rows = row_factors(architecture, params, x)
     outputs = product(rows.features, jnp.asarray(readout, rows.features.dtype))
@@ -207,6 +214,7 @@ class _Kernel:
         x1, x2 = as_pair(x1, x2)
         names = _kernel_names(get)
         kernels = infinite_kernels(self.architecture, x1, x2)
+        # As in neural_tangents: one name gives an array, several a named tuple.
         if isinstance(get, str):
             return kernels[names[0]]
         return namedtuple("Kernels", names)(*(kernels[name] for name in names))
@@ -214,9 +222,11 @@ class _Kernel:
 
 def _kernel_names(get: object) -> tuple[str, ...]:
     """Return the names of the requested kernels; None requests both."""
-    requested = KERNELS if get is None else get
-    requested = tuple(requested) if isinstance(requested, list | tuple) else (requested,)
-    names = tuple(check_choice("get", name, KERNELS) for name in requested)
+    requested_names = KERNELS if get is None else get
+    requested_names = (
+        tuple(requested_names) if isinstance(requested_names, list | tuple) else (requested_names,)
+    )
+    names = tuple(check_choice("get", name, KERNELS) for name in requested_names)
     if not names or len(set(names)) < len(names):
         raise ValueError(f"get must name each kernel once, of {sorted(KERNELS)}, got {get!r}.")
     return names

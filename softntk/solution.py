@@ -18,6 +18,7 @@ class Result(enum.IntEnum):
     ``Result(code).advice`` says what happened and what to do about it.
     """
 
+    # Saved results hold the number, so a code keeps its number.
     SUCCESSFUL = 0
     DIVERGED = 1
     NONFINITE_INPUT = 2
@@ -26,10 +27,12 @@ class Result(enum.IntEnum):
     NONFINITE_PRODUCT = 5
     INTERRUPTED = 6
     NOT_DEFINITE = 7
+    # of regressions
     NORMALISER_LOST = 8
     SIGN_CHANGED = 9
     OVERFLOW = 10
     NEGATIVE_WEIGHTS = 11
+    # of solvers and samplers
     STEP_CHANGED = 12
     NO_STEP = 13
     NONFINITE_SCORE = 14
@@ -165,6 +168,7 @@ class Solution:
         Raises:
             ValueError: under jit or vmap, where the result is not known.
         """
+        # One solution has one outcome; a batch, under vmap, one for each code that occurs.
         outcomes = list(self._outcomes())
         if np.ndim(self.result) == 0:
             return outcomes[0][2]
@@ -193,17 +197,20 @@ class Solution:
                 "advice and check() need a result that is known: under jit or vmap look at "
                 "solution.result, and ask for advice outside."
             )
+        # JAX replaces the fields of a pytree, so that stats need not be a dict.
         stats = self.stats if isinstance(self.stats, dict) else {}
-        routines = [routine for name, routine in _ROUTINE_BY_STAT.items() if name in stats]
-        codes, counts = np.unique(np.asarray(self.result), return_counts=True)
-        for number, count in zip(codes, counts, strict=True):
+        recognised_routines = [
+            routine for name, routine in _ROUTINE_BY_STAT.items() if name in stats
+        ]
+        occurring_codes, code_counts = np.unique(np.asarray(self.result), return_counts=True)
+        for number, count in zip(occurring_codes, code_counts, strict=True):
             code = Result(int(number))
-            additions = [
+            added_advice = [
                 _ADVICE_OF_ROUTINE[code, routine]
-                for routine in routines
+                for routine in recognised_routines
                 if (code, routine) in _ADVICE_OF_ROUTINE
             ]
-            yield code, int(count), " ".join([code.advice, *additions])
+            yield code, int(count), " ".join([code.advice, *added_advice])
 
     def __repr__(self) -> str:
         """Return the result, the shapes of the value and the names of the stats.
@@ -213,9 +220,9 @@ class Solution:
         """
         # 1. Shapes of the first leaves of the value.
         leaves = jax.tree.leaves(self.value)
-        shapes = [_describe(leaf) for leaf in leaves[:_MAX_DESCRIBED_LEAVES]]
+        leaf_shapes = [_describe(leaf) for leaf in leaves[:_MAX_DESCRIBED_LEAVES]]
         if len(leaves) > _MAX_DESCRIBED_LEAVES:
-            shapes.append("…")
+            leaf_shapes.append("…")
         # 2. The number of steps, if it is one number.
         steps = self.stats.get("steps") if isinstance(self.stats, dict) else None
         is_numeric = isinstance(steps, np.ndarray | np.number | jax.Array | int)
@@ -223,17 +230,18 @@ class Solution:
         step_text = f", steps={int(np.asarray(steps))}" if is_number else ""
         # 3. Names of the other fields.
         stats = list(self.stats) if isinstance(self.stats, dict) else type(self.stats).__name__
-        text = f"result={self._result_names()}, value={', '.join(shapes)}{step_text}, stats={stats}"
+        text = f"result={self._result_names()}, value={', '.join(leaf_shapes)}{step_text}, stats={stats}"
         return f"Solution({text}, state={type(self.state).__name__})"
 
     def _result_names(self) -> str:
         """Return the name of the result, or the names that occur."""
+        # Under a transformation the result may be a sharding, a tracer or None.
         if not isinstance(self.result, np.ndarray | np.number | jax.Array | int):
             return repr(self.result)
         if not is_concrete(self.result):
             return "traced"
-        codes = np.unique(np.asarray(self.result))
-        return "/".join(Result(int(code)).name for code in codes)
+        occurring_codes = np.unique(np.asarray(self.result))
+        return "/".join(Result(int(code)).name for code in occurring_codes)
 
 
 def _describe(leaf: Any) -> str:

@@ -310,18 +310,17 @@ def _layer(
             )
 
     # 3. The function of infinite width, with what it requires of the kernel before it.
-    requirements: dict[str, Any] = {"diagonal_spatial": Diagonal()}
-    if normalized:
-        requirements["channel_axis"] = channel_axis
+    channels = {"channel_axis": channel_axis} if normalized else {}
+    kernel_requirements: dict[str, Any] = {"diagonal_spatial": Diagonal(), **channels}
 
     def kernel_fn(k: _Kernel, **kwargs: Any) -> _Kernel:
         _check_kernel(name, k, activation if normalized else None)
-        scaled = k if scale is None else k * scale
-        return _propagate(activation, normalized, scaled).replace(is_gaussian=False)
+        scaled_kernel = k if scale is None else k * scale
+        return _propagate(activation, normalized, scaled_kernel).replace(is_gaussian=False)
 
-    # 4. Let neural_tangents add masks. It shows the names in messages.
+    # 4. Let neural_tangents add masks; it shows the names in messages.
     def make() -> Layer:
-        return init_fn, apply_fn, requires(**requirements)(kernel_fn)
+        return init_fn, apply_fn, requires(**kernel_requirements)(kernel_fn)
 
     kernel_fn.__name__ = kernel_fn.__qualname__ = make.__name__ = name
     masked_init, masked_apply, masked_kernel = layer(supports_masking(remask_kernel=True)(make))()
@@ -329,8 +328,8 @@ def _layer(
     @functools.wraps(masked_apply)
     def apply_converted(params: object, inputs: Any, **kwargs: Any) -> Any:
         # Converted before neural_tangents applies masks, which takes the shape of any argument.
-        converted: Any = inputs if isinstance(inputs, MaskedArray) else _as_inputs(inputs)
-        return masked_apply(params, converted, **kwargs)
+        converted_inputs: Any = inputs if isinstance(inputs, MaskedArray) else _as_inputs(inputs)
+        return masked_apply(params, converted_inputs, **kwargs)
 
     return masked_init, apply_converted, masked_kernel
 
@@ -352,7 +351,7 @@ def _check_kernel(name: str, kernel: _Kernel, normalized: Activation | None) -> 
         raise ValueError(
             f"{name} needs a Gaussian input: put a random affine layer (Dense, Conv, …) before it."
         )
-    # Masked positions have variances of zero.
+    # Traced variances cannot be looked at. Masked positions have variances of zero.
     has_mask = kernel.mask1 is not None or kernel.mask2 is not None
     for variances in filter(is_concrete, nt.variances(kernel)):
         values = np.asarray(variances)
@@ -393,6 +392,7 @@ def _propagate(activation: Activation, normalized: bool, kernel: _Kernel) -> _Ke
     def evaluate_limit(covariance: Array, variances: tuple) -> tuple[Array, Array]:
         return activation.limit(variances[0], covariance, variances[1], normalized)
 
+    # Covariances of the points with themselves and with each other; Θ is multiplied by E[φ̇φ̇'].
     cov1 = evaluate_limit(kernel.cov1, variances1)[0]
     cov2 = None if kernel.cov2 is None else evaluate_limit(kernel.cov2, variances2)[0]
     nngp, derivative_kernel = evaluate_limit(kernel.nngp, variances12)

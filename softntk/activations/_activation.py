@@ -40,6 +40,7 @@ class Activation:
 
     def __post_init__(self) -> None:
         """Check the types of the fields."""
+        # A wrong type would otherwise show as an error deep inside of a traced program.
         if not isinstance(self.name, str):
             raise ValueError(f"name must be a string, got {self.name!r}.")
         check_callable("jet", self.jet, "a function (z, c) -> (u, u', u'')")
@@ -121,6 +122,7 @@ class Activation:
         )
 
 
+# Inlined into a surrounding program, so that it leaves no call in it.
 _compiled_limit = jax.jit(infinite_limit, static_argnums=(0, 1, 2), inline=True)
 
 

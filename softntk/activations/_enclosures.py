@@ -1,7 +1,7 @@
 """Suprema of an activation and its derivatives on intervals, from which regression bounds are made.
 
-All suprema are reached at an end of the interval, because |u|, |u'|, |u''| and |u'''| of the
-functions here are monotone or even and convex.
+All suprema are reached at an end of the interval: u and its derivatives are increasing here, or
+their moduli are even and increase with |z|.
 """
 
 from collections.abc import Callable
@@ -28,11 +28,14 @@ class Suprema(NamedTuple):
 
 def _exponential(lower: np.ndarray, upper: np.ndarray, shift: float) -> Suprema:
     """Return the suprema of e^z, which is its own derivative."""
+    # Positive and increasing.
     return Suprema(*[np.exp(upper - shift)] * 4)
 
 
 def _residual_exponential(lower: np.ndarray, upper: np.ndarray, shift: float) -> Suprema:
     """Return the suprema of e^z + z."""
+    # The function is increasing and may be negative at the lower end; its derivatives are positive
+    # and increasing.
     scale = np.exp(-shift)
     upper_exp = np.exp(upper - shift)
     return Suprema(
@@ -49,6 +52,7 @@ def _hyperbolic(
     lower: np.ndarray, upper: np.ndarray, shift: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the suprema of cosh z and |sinh z|."""
+    # Both moduli are even and increase with |z|.
     modulus = np.maximum(np.abs(lower), np.abs(upper))
     half_exp = 0.5 * np.exp(modulus - shift)
     half_exp_minus = 0.5 * np.exp(-modulus - shift)

@@ -69,22 +69,22 @@ class _QuadratureMoments(Moments):
 
 def _check_jet(jet: JetFunction) -> None:
     """Refuse a function that does not return three arrays of the shape of z."""
-    requirement = (
+    jet_requirement = (
         "jet must return (u, u', u'') of the shape of z for (z, c), in floating-point numbers"
     )
     default_dtype = jax.dtypes.canonicalize_dtype(float)
     try:
         value = jax.eval_shape(lambda z: jet(z, 0.0), jax.ShapeDtypeStruct((3,), default_dtype))
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"{requirement}, but it fails: {reason}") from error
+        error_reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{jet_requirement}, but it fails: {error_reason}") from error
     parts = value if isinstance(value, tuple | list) else ()
     has_shape_of_z = [
         getattr(part, "shape", None) == (3,) and jnp.issubdtype(part.dtype, jnp.floating)
         for part in parts
     ]
     if has_shape_of_z != [True] * 3:
-        raise ValueError(f"{requirement}, got {value}.")
+        raise ValueError(f"{jet_requirement}, got {value}.")
 
 
 def _on_last_axis(nodes: np.ndarray, like: Scalars) -> Scalars:

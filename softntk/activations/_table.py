@@ -82,9 +82,10 @@ def from_function(
     try:
         value = jax.eval_shape(lambda z: u(z), jax.ShapeDtypeStruct((3,), default_dtype))
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        error_reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(
-            f"u must be an elementwise function of an array, of jax.numpy, but it fails: {reason}"
+            "u must be an elementwise function of an array, of jax.numpy, but it fails: "
+            f"{error_reason}"
         ) from error
     if getattr(value, "shape", None) != (3,) or not jnp.issubdtype(value.dtype, jnp.floating):
         raise ValueError(
@@ -126,6 +127,7 @@ def crrelu(epsilon: float | Array = 0.01) -> Activation:
 
 def _make_crrelu(epsilon: float | Array, bind: Callable) -> Activation:
     """Return CRReLU with ε bound by ``bind(function, epsilon)``."""
+    # E[g e^{-g²/2}] = 0: the mean is that of relu.
     covariance = bind(forms.crrelu_covariance, epsilon)
     derivative = bind(forms.crrelu_derivative, epsilon)
     moments = Moments(forms.relu_mean, covariance, derivative, angular=True, in_units=True)
@@ -162,6 +164,8 @@ def _concrete_crrelu(epsilon: float) -> Activation:
 ACTIVATIONS: dict[str, Activation] = {
     activation.name: activation
     for activation in (
+        # Exponential growth: the shifts are those for which e^{-c} u is of order one along a row.
+        # e^z, the numerator of softmax.
         Activation(
             "exp",
             exponentials.exp_jet,
@@ -174,6 +178,7 @@ ACTIVATIONS: dict[str, Activation] = {
             ),
             exponentials.row_maximum,
         ),
+        # e^z + z, softmax with a residual connection. z alone counts where all logits are negative.
         Activation(
             "res_exp",
             exponentials.res_exp_jet,
@@ -186,6 +191,7 @@ ACTIVATIONS: dict[str, Activation] = {
             ),
             exponentials.row_maximum_or_zero,
         ),
+        # cosh and sinh are each other's derivative, so that their moments change places.
         Activation(
             "cosh",
             exponentials.cosh_jet,
@@ -210,7 +216,10 @@ ACTIVATIONS: dict[str, Activation] = {
             ),
             exponentials.row_maximum_modulus,
         ),
+        # Polynomial growth: no shift. Covariances depend on the angle between g₁ and g₂.
+        # max(0, z) + ε z e^{-z²/2}
         crrelu(),
+        # 1 for z > 0
         Activation(
             "threshold",
             forms.threshold_jet,
@@ -223,6 +232,7 @@ ACTIVATIONS: dict[str, Activation] = {
             ),
             forms.no_scale,
         ),
+        # max(0, z)
         Activation(
             "relu",
             forms.relu_jet,
@@ -235,6 +245,7 @@ ACTIVATIONS: dict[str, Activation] = {
             ),
             forms.no_scale,
         ),
+        # Odd functions: E[u] = 0, so they cannot be normalized.
         Activation(
             "identity",
             forms.identity_jet,

@@ -41,6 +41,7 @@ from softntk.nt._views import import_neural_tangents
 VERSION = "0.6.5"
 """The release that the repairs were written for."""
 
+# Import with the views, then repair the modules that behave differently.
 _package: Any = import_neural_tangents()
 _source = _package._src
 fix_eval_context(_source.predict)
@@ -87,6 +88,7 @@ def variances(kernel: Any) -> list[Any]:
         >>> variances(stax.Dense(1)[2](jax.numpy.eye(2)))[0].tolist()
         [0.5, 0.5]
     """
+    # cov1 and cov2 may be diagonal over points, over positions, or over neither.
     get_diagonal = _source.stax.requirements.get_diagonal
     return [
         get_diagonal(covariance, kernel.diagonal_batch, kernel.diagonal_spatial)
@@ -95,6 +97,7 @@ def variances(kernel: Any) -> list[Any]:
     ]
 
 
+# The public names of neural_tangents.
 stax = _package.stax
 predict = _package.predict
 batch = _package.batch

@@ -29,6 +29,7 @@ def fix_eval_context(predict: Module) -> None:
     Now: the context raises on them. Repair: enter it only if the matrix and the regularisation,
     all that the factorisation takes, are concrete.
     """
+    # 1. ``predict`` enters the context itself: its view of jax gets one that does nothing.
     predict.jax = View(
         predict.jax, core=View(predict.jax.core, eval_context=contextlib.nullcontext)
     )
@@ -44,6 +45,7 @@ def fix_eval_context(predict: Module) -> None:
 
         return wrapped
 
+    # 2. The context is entered around its two factorisations instead.
     predict._get_cho_solve = factorise_concretely(predict._get_cho_solve)
     predict._get_fns_in_eigenbasis = factorise_concretely(predict._get_fns_in_eigenbasis)
 
@@ -55,6 +57,7 @@ def fix_batch_flags(batching: Module, utils: Module) -> None:
     give arrays of one key equal beginnings, so that the first rows of x1 and x2 are often equal
     where the arrays are not. Repair: compare the whole arrays; for a kernel keep its own flag.
     """
+    # A tree is a nested list or tuple, for layers of several inputs.
     Kernel = batching.Kernel
 
     def whole_flag(x1_or_kernel: KernelOrArray, x2: KernelOrArray) -> jax.Array | bool:
@@ -85,12 +88,14 @@ def fix_batch_flags(batching: Module, utils: Module) -> None:
                 flag = jax.numpy.asarray(whole_flag(x1_or_kernel, x2))
                 return utils.nt_tree_fn(nargs=1)(lambda k: k.replace(x1_is_x2=flag))(kernel)
 
+            # Parallel kernel functions carry the number of devices, which callers read.
             if hasattr(fn, "device_count"):
                 batched.device_count = fn.device_count
             return batched
 
         return wrapped
 
+    # ``batch`` composes these two.
     batching._serial = with_whole_flag(batching._serial)
     batching._parallel = with_whole_flag(batching._parallel)
 
@@ -107,7 +112,7 @@ def fix_pmap_placement(batching: Module) -> None:
 
     def pmap(fn: Callable) -> Callable:
         """Map fn over the leading axis, one row a device."""
-        mapped = jax.pmap(fn)
+        mapped_fn = jax.pmap(fn)
 
         @jax.jit
         def run_unmapped(args: tuple, kwargs: dict) -> Any:
@@ -118,15 +123,18 @@ def fix_pmap_placement(batching: Module) -> None:
         def placed(*args: Any, **kwargs: Any) -> Any:
             leaves = jax.tree.leaves((args, kwargs))
             device_count = leaves[0].shape[0]
+            # 1. One device: nothing to spread.
             if device_count == 1:
                 return run_unmapped(args, kwargs)
+            # 2. Traced inputs have no placement yet.
             if not all(map(is_concrete, leaves)):
-                return mapped(*args, **kwargs)
+                return mapped_fn(*args, **kwargs)
+            # 3. Spread the rows, and collect the results on the first device.
             devices = jax.local_devices()[:device_count]
-            mesh = jax.sharding.Mesh(devices, "rows")
-            by_rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows"))
+            device_mesh = jax.sharding.Mesh(devices, "rows")
+            by_rows = jax.sharding.NamedSharding(device_mesh, jax.sharding.PartitionSpec("rows"))
             args, kwargs = jax.device_put((args, kwargs), by_rows)
-            return jax.device_put(mapped(*args, **kwargs), devices[0])
+            return jax.device_put(mapped_fn(*args, **kwargs), devices[0])
 
         return placed
 

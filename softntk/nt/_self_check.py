@@ -20,7 +20,7 @@ from jaxtyping import Array, PyTree
 from softntk import nt
 
 # Largest difference from the direct computation, relative to its largest entry.
-TOLERANCE = 1e-6
+RELATIVE_TOLERANCE = 1e-6
 
 
 class Row(NamedTuple):
@@ -41,7 +41,7 @@ class Row(NamedTuple):
     @property
     def works(self) -> bool:
         """True if it ran and agrees."""
-        return not self.problem and self.error <= TOLERANCE
+        return not self.problem and self.error <= RELATIVE_TOLERANCE
 
 
 # Result of neural_tangents, and of the direct computation.
@@ -79,6 +79,7 @@ def _jacobian(f: Callable, params: PyTree, x: np.ndarray) -> np.ndarray:
 
 def _jacobian_product(f: Callable, params: PyTree, x1: np.ndarray, x2: np.ndarray) -> np.ndarray:
     """Return J(x1) J(x2)ᵀ, [n1, n2, 2, 2]."""
+    # i, j: points; l, q: outputs; p: parameters
     return np.einsum("ilp,jqp->ijlq", _jacobian(f, params, x1), _jacobian(f, params, x2))
 
 
@@ -92,27 +93,29 @@ def _limits() -> Iterator[Part]:
         kernel_fn = nt.stax.serial(hidden, nt.stax.Relu(), nt.stax.Dense(1))[2]
         # The kernels of Cho and Saul (2009).
         q = w_std**2 * x @ x.T / 3
-        norms = np.sqrt(np.outer(np.diag(q), np.diag(q)))
-        theta = np.arccos(np.clip(q / norms, -1, 1))
-        derivative = (np.pi - theta) / (2 * np.pi)
-        nngp = norms * np.sin(theta) / (2 * np.pi) + derivative * q
-        direct = np.stack([nngp, nngp + q * derivative])
-        return np.stack(kernel_fn(x, None, ("nngp", "ntk"))), direct
+        norm_products = np.sqrt(np.outer(np.diag(q), np.diag(q)))
+        theta = np.arccos(np.clip(q / norm_products, -1, 1))
+        derivative_kernel = (np.pi - theta) / (2 * np.pi)
+        nngp = norm_products * np.sin(theta) / (2 * np.pi) + derivative_kernel * q
+        direct_result = np.stack([nngp, nngp + q * derivative_kernel])
+        return np.stack(kernel_fn(x, None, ("nngp", "ntk"))), direct_result
 
     def pooled() -> Pair:
         x = _points(2, 3, 3, 2)
-        convolution = nt.stax.Conv(1, (1, 1))
-        pixels = nt.stax.serial(convolution, nt.stax.Relu())[2]
-        kernel_fn = nt.stax.serial(convolution, nt.stax.Relu(), nt.stax.GlobalAvgPool())[2]
-        pixel_kernel = pixels(x, None, "nngp", diagonal_spatial=False)
+        # The kernel of the pooled network is the mean over all pairs of pixels.
+        conv_layer = nt.stax.Conv(1, (1, 1))
+        pixel_kernel_fn = nt.stax.serial(conv_layer, nt.stax.Relu())[2]
+        kernel_fn = nt.stax.serial(conv_layer, nt.stax.Relu(), nt.stax.GlobalAvgPool())[2]
+        pixel_kernel = pixel_kernel_fn(x, None, "nngp", diagonal_spatial=False)
         return kernel_fn(x, None, "nngp"), np.mean(pixel_kernel, axis=(2, 3, 4, 5))
 
     def masked() -> Pair:
         x = _points(3, 5, 2)
-        padded = np.concatenate([x, np.full((3, 2, 2), 99.0)], axis=1)
-        layers = (nt.stax.Conv(1, (1,)), nt.stax.Relu(), nt.stax.GlobalAvgPool())
-        kernel_fn = nt.stax.serial(*layers)[2]
-        return kernel_fn(padded, None, "ntk", mask_constant=99.0), kernel_fn(x, None, "ntk")
+        # Two masked positions behind five: the kernel is that of the five.
+        padded_points = np.concatenate([x, np.full((3, 2, 2), 99.0)], axis=1)
+        pooling_layers = (nt.stax.Conv(1, (1,)), nt.stax.Relu(), nt.stax.GlobalAvgPool())
+        kernel_fn = nt.stax.serial(*pooling_layers)[2]
+        return kernel_fn(padded_points, None, "ntk", mask_constant=99.0), kernel_fn(x, None, "ntk")
 
     def batched() -> Pair:
         x1 = _points(4, 3)
@@ -132,19 +135,19 @@ def _empirical() -> Iterator[Part]:
     def kernel(build: Callable, x1: np.ndarray, x2: np.ndarray, implementation: IntEnum) -> Pair:
         init_fn, apply_fn = build()[:2]
         params = init_fn(jax.random.key(0), x1.shape)[1]
-        options = {"trace_axes": (), "vmap_axes": 0, "implementation": implementation}
-        computed = nt.empirical_ntk_fn(apply_fn, **options)(x1, x2, params)
+        ntk_options = {"trace_axes": (), "vmap_axes": 0, "implementation": implementation}
+        computed = nt.empirical_ntk_fn(apply_fn, **ntk_options)(x1, x2, params)
         return computed, _jacobian_product(apply_fn, params, x1, x2)
 
     # 1. Every implementation on every network.
-    networks = {
+    tested_networks = {
         "fully connected": (_dense, _points(3, 4), _points(2, 4)),
         "convolutional": (_convolutional, _points(3, 6, 6, 2), _points(2, 6, 6, 2)),
     }
     if importlib.util.find_spec("flax") is not None:
-        networks["flax"] = (_flax, _points(3, 4), _points(2, 4))
+        tested_networks["flax"] = (_flax, _points(3, 4), _points(2, 4))
     for implementation in nt.NtkImplementation:
-        for name, arguments in networks.items():
+        for name, arguments in tested_networks.items():
             part_name = f"empirical_ntk_fn, {implementation.name}"
             case = f"{name}: the product of Jacobians"
             yield part_name, case, partial(kernel, *arguments, implementation)
@@ -155,21 +158,23 @@ def _empirical() -> Iterator[Part]:
         params = init_fn(jax.random.key(0), (3, 4))[1]
         x = _points(3, 4)
         v = _points(3, 2)
-        direct = np.einsum("ijlq,jq->il", _jacobian_product(apply_fn, params, x, x), v)
-        return nt.empirical_ntk_vp_fn(apply_fn, x, None, params)(v), direct
+        direct_result = np.einsum("ijlq,jq->il", _jacobian_product(apply_fn, params, x, x), v)
+        return nt.empirical_ntk_vp_fn(apply_fn, x, None, params)(v), direct_result
 
     def monte_carlo() -> Pair:
         init_fn, apply_fn, _ = _dense()
         x = _points(3, 4)
         # The keys are split as neural_tangents does.
         key = jax.random.key(0)
-        outputs = []
+        drawn_outputs = []
         for _ in range(5):
             key, draw_key = jax.random.split(key)
             init_key = jax.random.split(draw_key)[0]
-            outputs.append(apply_fn(init_fn(init_key, x.shape)[1], x))
-        sampled = nt.monte_carlo_kernel_fn(init_fn, apply_fn, jax.random.key(0), 5)(x, None, "nngp")
-        return sampled, np.mean([f @ f.T / 2 for f in outputs], axis=0)
+            drawn_outputs.append(apply_fn(init_fn(init_key, x.shape)[1], x))
+        sampled_kernel = nt.monte_carlo_kernel_fn(init_fn, apply_fn, jax.random.key(0), 5)(
+            x, None, "nngp"
+        )
+        return sampled_kernel, np.mean([f @ f.T / 2 for f in drawn_outputs], axis=0)
 
     def expansions() -> Pair:
         init_fn, apply_fn, _ = _dense()
@@ -180,14 +185,19 @@ def _empirical() -> Iterator[Part]:
         def along_line(t: Any) -> Array:
             return apply_fn(jax.tree.map(lambda leaf: (1 + t) * leaf, params), x)
 
+        # Derivatives along (1 + t) θ at t = 0; the expansions are evaluated at t = 0.1.
         first_derivative = jax.jacfwd(along_line)
         second_derivative = jax.jacfwd(first_derivative)
-        terms = [along_line(0.0), 0.1 * first_derivative(0.0), 0.005 * second_derivative(0.0)]
+        taylor_terms = [
+            along_line(0.0),
+            0.1 * first_derivative(0.0),
+            0.005 * second_derivative(0.0),
+        ]
         computed = [
             nt.linearize(apply_fn, params)(scaled_params, x),
             nt.taylor_expand(apply_fn, params, 2)(scaled_params, x),
         ]
-        return np.stack(computed), np.stack([terms[0] + terms[1], sum(terms)])
+        return np.stack(computed), np.stack([taylor_terms[0] + taylor_terms[1], sum(taylor_terms)])
 
     yield "empirical_ntk_vp_fn", "a product: with the product of Jacobians", products
     yield "monte_carlo_kernel_fn", "five draws: the covariance of their outputs", monte_carlo
@@ -244,24 +254,25 @@ def _predictions() -> Iterator[Part]:
     """Yield the parts about predictions of infinitely wide networks."""
 
     def flow(gram: np.ndarray, cross: np.ndarray, y: np.ndarray, t: float) -> np.ndarray:
-        # Gradient flow on the mean squared loss: cross gram⁻¹ (1 − e^{−t gram/|y|}) y.
+        # Gradient flow from zero on the mean squared loss: cross gram⁻¹ (1 − e^{−t gram/|y|}) y.
         return cross @ np.linalg.solve(gram, y - scipy.linalg.expm(-gram * t / y.size) @ y)
 
     def ensemble() -> Pair:
         p = _regression()
         predict = nt.predict.gradient_descent_mse_ensemble(p.kernel_fn, p.x, p.y)
-        predicted = predict(t=5.0, x_test=p.x_test, get="ntk")
-        return predicted, flow(p.gram, p.cross, p.y, 5.0)
+        predicted_values = predict(t=5.0, x_test=p.x_test, get="ntk")
+        return predicted_values, flow(p.gram, p.cross, p.y, 5.0)
 
     def mse() -> Pair:
         p = _regression()
         predict = nt.predict.gradient_descent_mse(p.gram, p.y)
-        predicted = predict(5.0, np.zeros_like(p.y), np.zeros((3, 2)), p.cross)
-        direct = [flow(p.gram, p.gram, p.y, 5.0), flow(p.gram, p.cross, p.y, 5.0)]
-        return np.concatenate(predicted), np.concatenate(direct)
+        predicted_values = predict(5.0, np.zeros_like(p.y), np.zeros((3, 2)), p.cross)
+        direct_result = [flow(p.gram, p.gram, p.y, 5.0), flow(p.gram, p.cross, p.y, 5.0)]
+        return np.concatenate(predicted_values), np.concatenate(direct_result)
 
     def ode() -> Pair:
         p = _regression()
+        # The loss is the mean squared one, so that the flow is linear.
         predict = nt.predict.gradient_descent(
             lambda f, y: 0.5 * jnp.mean((f - y) ** 2), p.gram, p.y
         )
@@ -271,11 +282,12 @@ def _predictions() -> Iterator[Part]:
         p = _regression()
         gram = p.kernel_fn(p.x, None, "nngp")
         cross = p.kernel_fn(p.x_test, p.x, "nngp")
-        predicted = nt.predict.gp_inference(gram, p.y)("nngp", cross)
-        return predicted, cross @ np.linalg.solve(gram, p.y)
+        predicted_values = nt.predict.gp_inference(gram, p.y)("nngp", cross)
+        return predicted_values, cross @ np.linalg.solve(gram, p.y)
 
     def rate() -> Pair:
         p = _regression()
+        # 2/λ_max of the Hessian of the loss, which is divided by the number of targets.
         largest_eigenvalue = np.linalg.eigvalsh(p.gram)[-1]
         return nt.predict.max_learning_rate(p.gram, p.y.size), 2 * p.y.size / largest_eigenvalue
 
@@ -316,11 +328,12 @@ def main() -> int:
     rows = []
     for part in parts():
         rows.append(row := check(part))
-        verdict = "works" if row.works else f"FAILS {row.problem}"
-        print(f"{row.part:42} {row.case:52} {row.error:8.1e}  {verdict}", flush=True)
+        verdict_text = "works" if row.works else f"FAILS {row.problem}"
+        print(f"{row.part:42} {row.case:52} {row.error:8.1e}  {verdict_text}", flush=True)
     working_count = sum(row.works for row in rows)
     print(
-        f"{working_count} of {len(rows)} parts work (error up to {TOLERANCE} of the largest entry);"
+        f"{working_count} of {len(rows)} parts work (error up to {RELATIVE_TOLERANCE} of the "
+        "largest entry);"
     )
     print("neural_tangents.experimental is not available: it needs TensorFlow.")
     return int(working_count < len(rows))

@@ -67,10 +67,10 @@ def _read(env: Mapping[Var, Value], atom: Atom) -> Value:
 
 def _split(x: Array, sizes: Sequence[int | np.integer], axis: int) -> list[Array]:
     """Split an array by slices, which are one primitive each."""
-    ends = np.cumsum(sizes)
+    slice_ends = np.cumsum(np.asarray(sizes))
     return [
         jax.lax.slice_in_dim(x, int(end - size), int(end), axis=axis)
-        for size, end in zip(sizes, ends, strict=True)
+        for size, end in zip(sizes, slice_ends, strict=True)
     ]
 
 
@@ -86,9 +86,11 @@ def _flatten_program(jaxpr: Jaxpr, consts: Sequence[Value], *args: Value) -> lis
         if eqn.primitive.name == "split":
             outputs = _split(values[0], **eqn.params)
         elif eqn.primitive.name in INLINED_CALLS:
-            body = eqn.params["jaxpr" if "jaxpr" in eqn.params else "call_jaxpr"]
-            body_consts = getattr(body, "consts", ())
-            outputs = _flatten_program(getattr(body, "jaxpr", body), body_consts, *values)
+            called_program = eqn.params["jaxpr" if "jaxpr" in eqn.params else "call_jaxpr"]
+            body_consts = getattr(called_program, "consts", ())
+            outputs = _flatten_program(
+                getattr(called_program, "jaxpr", called_program), body_consts, *values
+            )
         else:
             outputs = _bind(eqn, values)
         env.update(zip(eqn.outvars, outputs, strict=True))
@@ -106,28 +108,28 @@ def _make_linear_program(
     """
     # 1. Trace, and trace again without calls.
     traced = jax.make_jaxpr(linear)(*tangents)
-    closed = jax.make_jaxpr(lambda *args: _flatten_program(traced.jaxpr, traced.consts, *args))(
-        *tangents
-    )
+    flat_program = jax.make_jaxpr(
+        lambda *args: _flatten_program(traced.jaxpr, traced.consts, *args)
+    )(*tangents)
     # 2. Evaluate the equations that depend on constants only.
-    constants: dict = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+    constants: dict = dict(zip(flat_program.jaxpr.constvars, flat_program.consts, strict=True))
     linear_equations = []
-    for eqn in closed.jaxpr.eqns:
+    for eqn in flat_program.jaxpr.eqns:
         if all(isinstance(atom, Literal) or atom in constants for atom in eqn.invars):
             _evaluate_constant(eqn, constants)
         else:
             linear_equations.append(eqn)
     # 3. Remove the equations that no output needs.
-    needed = {atom for atom in closed.jaxpr.outvars if not isinstance(atom, Literal)}
+    needed_vars = {atom for atom in flat_program.jaxpr.outvars if not isinstance(atom, Literal)}
     live_equations = []
     for eqn in reversed(linear_equations):
-        if needed.intersection(eqn.outvars):
+        if needed_vars.intersection(eqn.outvars):
             live_equations.append(eqn)
-            needed.update(atom for atom in eqn.invars if not isinstance(atom, Literal))
+            needed_vars.update(atom for atom in eqn.invars if not isinstance(atom, Literal))
     program = types.SimpleNamespace(
         constvars=list(constants),
-        invars=closed.jaxpr.invars,
-        outvars=closed.jaxpr.outvars,
+        invars=flat_program.jaxpr.invars,
+        outvars=flat_program.jaxpr.outvars,
         eqns=live_equations[::-1],
     )
     return program, list(constants.values())
@@ -208,9 +210,9 @@ def _transpose_equation(eqn: JaxprEqn | None, cotangent: Value, *values: Value) 
     linear_inputs = [i for i, value in enumerate(values) if isinstance(value, UndefinedPrimal)]
 
     def forward(*xs: Any) -> Any:
-        replaced = dict(zip(linear_inputs, xs, strict=True))
+        linear_values = dict(zip(linear_inputs, xs, strict=True))
         inputs = [
-            replaced[i] if i in replaced else _zeros_if_abstract(value)
+            linear_values[i] if i in linear_values else _zeros_if_abstract(value)
             for i, value in enumerate(values)
         ]
         return _bind(eqn, inputs)[0]
@@ -219,8 +221,8 @@ def _transpose_equation(eqn: JaxprEqn | None, cotangent: Value, *values: Value) 
         jax.ShapeDtypeStruct(values[i].aval.shape, values[i].aval.dtype) for i in linear_inputs
     ]
     output: Any = eqn.outvars[0].aval
-    transposed = jax.linear_transpose(forward, *shapes)(cotangent.astype(output.dtype))
-    cotangents = dict(zip(linear_inputs, transposed, strict=True))
+    linear_cotangents = jax.linear_transpose(forward, *shapes)(cotangent.astype(output.dtype))
+    cotangents = dict(zip(linear_inputs, linear_cotangents, strict=True))
     return [cotangents.get(i) for i in range(len(values))]
 
 
@@ -251,5 +253,5 @@ def _count_flops(f: Callable, optimize: bool, *args: Any, **kwargs: Any) -> floa
         lowered = jax.jit(f).lower(*args, **kwargs)
     except NotImplementedError:
         return float("inf")
-    analysis: Any = (lowered.compile() if optimize else lowered).cost_analysis()
-    return analysis["flops"]
+    cost_analysis: Any = (lowered.compile() if optimize else lowered).cost_analysis()
+    return cost_analysis["flops"]

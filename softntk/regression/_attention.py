@@ -219,6 +219,7 @@ def _maps_with_values(u: Activation) -> Callable[[tuple, AttentionParameters], t
     """Return (data, parameters) -> the prediction and the penalty wZ."""
 
     def maps(data: tuple, parameters: AttentionParameters) -> tuple[Array, Array]:
+        # (X, Y) → Z = A₁ X A₂ᵀ → normalized rows → times A₃ Y
         A1, A2, A3, w = data
         Z = product(product(A1, parameters.x), A2.T)
         return product(product(activations.normalize(u, Z), A3), parameters.y), nonnegative(w) * Z
@@ -235,6 +236,7 @@ def _evaluate(
     p: Attention, Z: Float[Array, "n1 n2"]
 ) -> tuple[FormValues, Float[Array, ""], Bool[Array, ""]]:
     """Return the forms of the rows at Z, the loss there, and whether Z is inside of the domain."""
+    # Inside: every α is more than rounding, loss and gradient are finite, and w ≥ 0.
     form = _form_of_rows(p, Z)
     loss = 0.5 * jnp.sum(form.residual**2) + 0.5 * jnp.sum((p.weights * Z) ** 2)
     in_domain = (
@@ -266,6 +268,7 @@ def _loss(p: Attention, x: Float[Array, "d1 d2"]) -> Float[Array, ""]:
     """Return the loss, with a derivative of zero outside of the domain."""
     Z = _logits(p, x)
     in_domain = _evaluate(p, jax.lax.stop_gradient(Z))[2]
+    # The domain is decided without gradients, so that it is evaluated once more below with them.
     # Outside of the domain the loss is a constant: differentiating it would multiply infinities.
     Z, B, weights = (
         jnp.where(in_domain, part, jax.lax.stop_gradient(part)) for part in (Z, p.B, p.weights)
@@ -276,6 +279,7 @@ def _loss(p: Attention, x: Float[Array, "d1 d2"]) -> Float[Array, ""]:
 
 def _gradient_at(p: Attention, Z: Float[Array, "n1 n2"]) -> Float[Array, "d1 d2"]:
     """Return ∇L at logits Z, +inf outside of the domain."""
+    # Z → gradient in Z by rows → A₁ᵀ · A₂
     form, _, in_domain = _evaluate(p, Z)
     logit_gradient = jnp.where(in_domain, form.gradient + p.weights * (p.weights * Z), 0)
     return jnp.where(in_domain, product(product(p.A1.T, logit_gradient), p.A2), jnp.inf)
@@ -291,6 +295,7 @@ def _gradient(p: Attention, x: Float[Array, "d1 d2"]) -> Float[Array, "d1 d2"]:
 @jax.jit(static_argnums=2)
 def _curvature(p: Attention, x: Float[Array, "d1 d2"], gauss_newton: bool) -> Curvature:
     """Return the curvature of every row, w² included; w² alone outside of the domain."""
+    # As for ``Problem``, with a leading axis of rows.
     form, _, in_domain = _evaluate(p, _logits(p, x))
     curvature = form.gauss_newton if gauss_newton else form.hessian
     in_domain &= _is_finite(curvature)
@@ -301,6 +306,7 @@ def _curvature(p: Attention, x: Float[Array, "d1 d2"], gauss_newton: bool) -> Cu
 
 def _is_finite(curvature: Curvature) -> Bool[Array, ""]:
     """Return whether the entries of D_i and U_i M_i U_iᵀ are finite, for all rows i."""
+    # Every entry of U_i M_i U_iᵀ is at most ‖U_i‖² Σ|M_i|.
     factor_squares = jnp.sum(curvature.factors**2, axis=(1, 2))
     core_moduli = jnp.sum(jnp.abs(curvature.core), axis=(1, 2))
     row_bounds = factor_squares * core_moduli
@@ -326,14 +332,14 @@ def _check(p: Attention, x: Float[Array, "d1 d2"]) -> Int[Array, ""]:
     # 1. The loss and its gradient.
     Z = _logits(p, x)
     form, loss, _ = _evaluate(p, Z)
-    inputs = (x, p.A1, p.A2, p.B, p.weights)
-    inputs_finite = jnp.all(jnp.asarray([jnp.isfinite(part).all() for part in inputs]))
+    input_arrays = (x, p.A1, p.A2, p.B, p.weights)
+    inputs_finite = jnp.all(jnp.asarray([jnp.isfinite(part).all() for part in input_arrays]))
     gradient = _gradient_at(p, Z)
     results_finite = jnp.isfinite(loss) & jnp.isfinite(Z).all() & jnp.isfinite(gradient).all()
     # 2. Both curvatures, in the logits and in x.
     for curvature in (form.hessian, form.gauss_newton):
-        weighted = curvature._replace(diagonal=curvature.diagonal + p.weights**2)
-        results_finite &= _is_finite(weighted) & _matrix_is_finite(p, weighted)
+        weighted_curvature = curvature._replace(diagonal=curvature.diagonal + p.weights**2)
+        results_finite &= _is_finite(weighted_curvature) & _matrix_is_finite(p, weighted_curvature)
     # 3. Where the logits overflow, that is the reason and not the normaliser.
     resolved = form.resolved.all() | ~jnp.isfinite(Z).all()
     # 4. The most general reason is reported: it is set last.

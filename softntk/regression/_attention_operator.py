@@ -32,6 +32,7 @@ class AttentionOperator(lx.AbstractLinearOperator):
 
     def mv(self, vector: Float[Array, "d1 d2"]) -> Float[Array, "d1 d2"]:
         """Return the product with one matrix."""
+        # Products with overflowing vectors are defined: they are +inf, never NaN.
         structure = self.in_structure()
         V = as_dtype("vector", vector, structure.dtype, structure.shape, finite=False)
         return _product(self, V)
@@ -79,6 +80,7 @@ def _matrix(op: AttentionOperator) -> Float[Array, "p p"]:
     return jnp.where(jnp.isnan(matrix), jnp.inf, matrix)
 
 
+# How lineax recognises the operator: its tags, its diagonal, and its dense form.
 register_tags(AttentionOperator, positive=lambda operator: operator.positive_semidefinite)
 lx.diagonal.register(AttentionOperator, lambda operator: jnp.diagonal(operator.as_matrix()))
 
@@ -90,5 +92,5 @@ def _(operator: AttentionOperator) -> lx.PyTreeLinearOperator:
     tags = {lx.symmetric_tag}
     if operator.positive_semidefinite:
         tags.add(lx.positive_semidefinite_tag)
-    tensor = operator.as_matrix().reshape(*structure.shape, *structure.shape)
-    return lx.PyTreeLinearOperator(tensor, structure, frozenset(tags))
+    matrix_tensor = operator.as_matrix().reshape(*structure.shape, *structure.shape)
+    return lx.PyTreeLinearOperator(matrix_tensor, structure, frozenset(tags))

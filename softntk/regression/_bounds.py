@@ -300,6 +300,7 @@ def _check_problem(p: object) -> None:
         raise ValueError(
             "p must not be traced: bounds are numbers, computed outside of jit, vmap and grad."
         )
+    # The margin for rounding is that of single precision.
     if jnp.finfo(p.dtype).bits < 32:
         raise ValueError(
             f"p must be float32 or float64, got {p.dtype}: its rounding is not in the bounds. "
@@ -355,5 +356,6 @@ def _ball_and_reach(
             f"centre must have logits that fit {p.dtype}, got overflowing ones. Take float64."
         )
     centre_norm = float(host_norm(np.asarray(x, np.float64)))
+    # A sum that overflows is the largest number instead.
     max_norm = min(radius + centre_norm, sys.float_info.max)
     return Ball(radius, centre_logits, max_norm - radius), max_norm

@@ -121,6 +121,7 @@ def rescaled(activation: Activation, z: Vector, b: Vector) -> FormValues:
     """Return the form whose residual is u − αb."""
     u, du, d2u = activation.jet(z, 0.0)
     total = jnp.sum(u)
+    # Row "rescaled" of the table.
     r = u - total * b
     s = r - jnp.dot(b, r)
     factors = _as_columns(du, du * b)
@@ -142,6 +143,7 @@ def plain(activation: Activation, z: Vector, b: Vector) -> FormValues:
     Its factors are zeros, so that all forms have one shape.
     """
     u, du, d2u = activation.jet(z, 0.0)
+    # Row "plain" of the table.
     r = u - b
     zero_factors = (jnp.zeros((len(z), 2), z.dtype), jnp.zeros((2, 2), z.dtype))
     return FormValues(

@@ -91,7 +91,7 @@ class LeverageProblem:
         return jnp.exp(-0.5 * self._checked(t))
 
     def predict(self, t: Float[Array, " n"]) -> Float[Array, " n"]:
-        """Return σ, the leverage scores at s = e^{−t/2}; +inf where AᵀΩA is singular numerically."""
+        """Return σ, the leverage scores at s = e^{−t/2}; +inf where AᵀΩA is singular."""
         return _predict(self, self._checked(t))
 
     def residual(self, t: Float[Array, " n"]) -> Float[Array, " n"]:
@@ -129,8 +129,8 @@ class LeverageProblem:
         )
         results_finite = jnp.isfinite(_value(self, t)) & jnp.isfinite(self.gradient(t)).all()
         definite = _decompose(self.A, t).definite
-        reason = jnp.where(definite, Result.OVERFLOW, Result.NOT_DEFINITE)
-        code = jnp.where(results_finite, Result.SUCCESSFUL, reason)
+        failure_code = jnp.where(definite, Result.OVERFLOW, Result.NOT_DEFINITE)
+        code = jnp.where(results_finite, Result.SUCCESSFUL, failure_code)
         return jnp.where(inputs_finite, code, Result.NONFINITE_INPUT).astype(jnp.int32)
 
     def _checked(self, t: object) -> Float[Array, " n"]:
@@ -205,18 +205,18 @@ def _check_feasible(A: Float[np.ndarray, "n d"], target: Float[np.ndarray, " n"]
         )
     # 2. Classes of parallel rows: equal unit vectors whose first nonzero entry is positive.
     unit_rows = A / norms[:, None]
-    pivot = np.argmax(np.abs(unit_rows) > MIN_UNIT_ENTRY, axis=1)
-    unit_rows = unit_rows * np.sign(unit_rows[np.arange(n), pivot])[:, None]
+    pivot_column = np.argmax(np.abs(unit_rows) > MIN_UNIT_ENTRY, axis=1)
+    unit_rows = unit_rows * np.sign(unit_rows[np.arange(n), pivot_column])[:, None]
     rounded_rows = np.round(unit_rows, PARALLEL_DECIMALS)
-    labels = np.unique(rounded_rows, axis=0, return_inverse=True)[1].ravel()
+    class_labels = np.unique(rounded_rows, axis=0, return_inverse=True)[1].ravel()
     # 3. A class has rank one. It has a sum of one if and only if it splits off, that is if the rank
     #    of the remaining rows is less than d.
-    for label, class_sum in enumerate(np.bincount(labels, target)):
-        remaining_rows = A[labels != label]
+    for class_label, class_sum in enumerate(np.bincount(class_labels, target)):
+        remaining_rows = A[class_labels != class_label]
         splits_off = len(remaining_rows) == 0 or int(np.linalg.matrix_rank(remaining_rows)) < d
         is_one = class_sum > 1 - CLASS_TOLERANCE
         if class_sum > 1 + CLASS_TOLERANCE or is_one != splits_off:
-            rows = np.flatnonzero(labels == label).tolist()
+            rows = np.flatnonzero(class_labels == class_label).tolist()
             expected_sum = "one" if splits_off else "less than one"
             raise ValueError(
                 f"target must sum to {expected_sum} over the parallel rows {rows[:5]}, got "
@@ -258,8 +258,8 @@ def _decompose(A: Float[Array, "n d"], t: Float[Array, " n"]) -> _Decomposition:
     # 1. Scale A and Ω to order one; the logarithms of the scales are added at the end.
     n, d = A.shape
     max_t = jax.lax.stop_gradient(jnp.max(t))
-    unit = jnp.squeeze(binary_scale(A))
-    rows = jnp.exp(0.5 * (t - max_t))[:, None] * (A / unit)
+    unit_scale = jnp.squeeze(binary_scale(A))
+    rows = jnp.exp(0.5 * (t - max_t))[:, None] * (A / unit_scale)
     # 2. Householder's QR is accurate row by row if the heaviest rows come first and columns are
     #    pivoted.
     row_norms = jax.lax.stop_gradient(scaled_norm(rows, axis=1))
@@ -268,22 +268,26 @@ def _decompose(A: Float[Array, "n d"], t: Float[Array, " n"]) -> _Decomposition:
         jax.lax.stop_gradient(rows)[order], mode="economic", pivoting=True
     )
     diagonal = jnp.abs(jnp.diagonal(R))
-    tiny = jnp.finfo(t.dtype).tiny
-    log_det = 2 * jnp.sum(jnp.log(jnp.maximum(diagonal, tiny)))
+    smallest_normal = jnp.finfo(t.dtype).tiny
+    log_det = 2 * jnp.sum(jnp.log(jnp.maximum(diagonal, smallest_normal)))
     # 3. No determinant exceeds √(n over d) times the product of the d longest rows (Cauchy and
     #    Binet). A larger one is rounding.
     sorted_norms = row_norms[order]
     max_log_det = (
-        2 * jnp.sum(jnp.log(jnp.maximum(sorted_norms[:d], tiny))) + math.log(math.comb(n, d)) + 1
+        2 * jnp.sum(jnp.log(jnp.maximum(sorted_norms[:d], smallest_normal)))
+        + math.log(math.comb(n, d))
+        + 1
     )
     definite = (
         jnp.isfinite(log_det)
-        & (diagonal.min() > tiny)
-        & (sorted_norms[d - 1] > tiny)
+        & (diagonal.min() > smallest_normal)
+        & (sorted_norms[d - 1] > smallest_normal)
         & (log_det <= max_log_det)
     )
     return _Decomposition(
-        jnp.zeros_like(Q).at[order].set(Q), log_det + d * (max_t + 2 * jnp.log(unit)), definite
+        jnp.zeros_like(Q).at[order].set(Q),
+        log_det + d * (max_t + 2 * jnp.log(unit_scale)),
+        definite,
     )
 
 

@@ -130,6 +130,7 @@ class Problem:
         SIGN_CHANGED: α has another sign than at that point. (A negative α is legal.)
         ``Result(int(code)).advice`` has the text.
         """
+        # A normaliser changes its sign only where there is one.
         code = _check(self, self._checked(x))
         previous = None if previous is None else self._checked(previous, "previous")
         if previous is None or self.form != "normalized":
@@ -189,6 +190,7 @@ def problem(
     Source: arXiv 2309.13482, Definition 1.1 (res_exp, normalized); MATHEMATICS.md#regression-forms
     for the family.
     """
+    # A decides the dtype; b and w are converted to it.
     A = matrices.check_design_matrix("A", A)
     n, _ = matrices.shape(A)
     dtype = matrices.dtype(A)
@@ -207,6 +209,7 @@ def _evaluate(
     p: Problem, z: Float[Array, " n"]
 ) -> tuple[FormValues, Float[Array, ""], Bool[Array, ""]]:
     """Return the form at z, the loss there, and whether z is inside of the domain."""
+    # Inside: α is more than rounding, loss and gradient are finite, and no weight is negative.
     form = p._form_at(z)
     loss = 0.5 * jnp.sum(form.residual**2) + _penalty(p, z)
     in_domain = (
@@ -257,6 +260,7 @@ def _value_and_gradient(
     p: Problem, x: Float[Array, " d"]
 ) -> tuple[Float[Array, ""], Float[Array, " d"]]:
     """Return (L, ∇L), +inf outside of the domain or where the gradient overflows."""
+    # x → z = Ax → gradient in z → Aᵀ times it
     z = matrices.times(p.A, x)
     form, loss, in_domain = _evaluate(p, z)
     gradient = matrices.adjoint(p.A, _logit_gradient(p, form, z, in_domain))
@@ -292,6 +296,7 @@ def _logit_curvature(p: Problem, x: Float[Array, " d"], gauss_newton: bool) -> C
 
 def _is_finite(curvature: Curvature) -> Bool[Array, ""]:
     """Return whether the entries of D and of U M Uᵀ are finite."""
+    # Every entry of U M Uᵀ is at most ‖U‖² Σ|M|.
     return jnp.isfinite(curvature.diagonal).all() & jnp.isfinite(
         jnp.sum(curvature.factors**2) * jnp.sum(jnp.abs(curvature.core))
     )
@@ -321,14 +326,16 @@ def _check(p: Problem, x: Float[Array, " d"]) -> Int[Array, ""]:
     # 1. The loss and its gradient.
     z = matrices.times(p.A, x)
     form, loss, in_domain = _evaluate(p, z)
-    inputs = (x, p.b, p.weights, *jax.tree.leaves(eqx.filter(p.A, eqx.is_inexact_array)))
-    inputs_finite = jnp.all(jnp.asarray([jnp.isfinite(part).all() for part in inputs]))
+    input_arrays = (x, p.b, p.weights, *jax.tree.leaves(eqx.filter(p.A, eqx.is_inexact_array)))
+    inputs_finite = jnp.all(jnp.asarray([jnp.isfinite(part).all() for part in input_arrays]))
     gradient = matrices.adjoint(p.A, _logit_gradient(p, form, z, in_domain))
     results_finite = jnp.isfinite(loss) & jnp.isfinite(gradient).all()
     # 2. Both curvatures, in the logits and in x.
     for curvature in (form.hessian, form.gauss_newton):
-        weighted = curvature._replace(diagonal=curvature.diagonal + p.weights**2)
-        results_finite &= _is_finite(weighted) & _matrix_is_finite(p.A, weighted)
+        weighted_curvature = curvature._replace(diagonal=curvature.diagonal + p.weights**2)
+        results_finite &= _is_finite(weighted_curvature) & _matrix_is_finite(
+            p.A, weighted_curvature
+        )
     # 3. Where the logits overflow, that is the reason and not the normaliser.
     resolved = form.resolved | ~jnp.isfinite(z).all()
     results_finite &= jnp.isfinite(form.gradient).all() & jnp.isfinite(z).all()

@@ -24,6 +24,7 @@ Structure = tuple[tuple[jax.ShapeDtypeStruct, ...], Any]
 
 def structure_of(example: PyTree) -> Structure:
     """Return shapes and dtypes of a pytree, hashable."""
+    # A tuple of leaves is hashable, and so can be a static field.
     leaves, treedef = jax.tree.flatten(jax.eval_shape(lambda: example))
     return tuple(leaves), treedef
 
@@ -96,10 +97,12 @@ class ResidualProblem:
     def _checked(self, x: PyTree) -> PyTree:
         """Return x with leaves of the right shapes and dtypes, finite or not."""
         structure = self._structure()
+        # 1. The structure, by the containers; a leaf may be anything that converts.
         actual_treedef = jax.tree.structure(x)
         expected_treedef = jax.tree.structure(structure)
         if actual_treedef != expected_treedef:
             raise ValueError(f"x must have the structure {expected_treedef}, got {actual_treedef}.")
+        # 2. Shape and dtype of each leaf, named by its path in messages.
         expected_leaves = jax.tree_util.tree_leaves_with_path(structure)
         leaves = [
             as_dtype(
@@ -125,6 +128,8 @@ def _constant_outside_domain(
     p: ResidualProblem, x: PyTree
 ) -> tuple[Bool[Array, ""], ResidualProblem, PyTree]:
     """Return whether x is inside of the domain; and p and x, whose derivatives are zero if not."""
+    # Where the loss is not finite, p and x are replaced by constants: differentiating them would
+    # multiply infinities by zeros.
     in_domain = jnp.isfinite(_evaluate(p, jax.lax.stop_gradient(x)))
     return in_domain, *jax.tree.map(
         lambda leaf: jnp.where(in_domain, leaf, jax.lax.stop_gradient(leaf)), (p, x)
@@ -172,6 +177,7 @@ def _gauss_newton_times(p: ResidualProblem, x: PyTree, v: PyTree) -> PyTree:
     def maps(x: PyTree) -> tuple[Array, Array]:
         return p.maps(p.data, x)
 
+    # v → Jv, forward → JᵀJv, backward
     return jax.vjp(maps, x)[1](jax.jvp(maps, (x,), (v,))[1])[0]
 
 
@@ -184,6 +190,7 @@ def _gradient(p: ResidualProblem, x: PyTree) -> PyTree:
 
 def _product_or_zero(p: ResidualProblem, x: PyTree, product: PyTree) -> PyTree:
     """Return a product; zero outside of the domain, +inf where it overflows."""
+    # NaN stands for infinities of both signs.
     product = jax.tree.map(lambda leaf: jnp.where(jnp.isnan(leaf), jnp.inf, leaf), product)
     return _select(_value_and_gradient(p, x)[2], product, 0)
 
@@ -203,9 +210,14 @@ def _gauss_newton_product(p: ResidualProblem, x: PyTree, v: PyTree) -> PyTree:
 @jax.jit
 def _check(p: ResidualProblem, x: PyTree) -> Int[Array, ""]:
     """Return the code of :meth:`ResidualProblem.check`."""
-    inputs = [leaf for leaf in jax.tree.leaves((x, p.data, p.target)) if eqx.is_inexact_array(leaf)]
+    input_arrays = [
+        leaf for leaf in jax.tree.leaves((x, p.data, p.target)) if eqx.is_inexact_array(leaf)
+    ]
+    # A product with ones shows an overflow of the curvature, without its matrix.
     ones = jax.tree.map(jnp.ones_like, x)
-    products = (_hessian_times(p, x, ones), _gauss_newton_times(p, x, ones))
-    results_finite = _value_and_gradient(p, x)[2] & _all_finite(products)
-    code = jnp.where(results_finite, Result.SUCCESSFUL, Result.OVERFLOW)
-    return jnp.where(_all_finite(inputs), code, Result.NONFINITE_INPUT).astype(jnp.int32)
+    curvature_products = (_hessian_times(p, x, ones), _gauss_newton_times(p, x, ones))
+    results_finite = _value_and_gradient(p, x)[2] & _all_finite(curvature_products)
+    result_code = jnp.where(results_finite, Result.SUCCESSFUL, Result.OVERFLOW)
+    return jnp.where(_all_finite(input_arrays), result_code, Result.NONFINITE_INPUT).astype(
+        jnp.int32
+    )

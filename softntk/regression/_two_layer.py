@@ -114,7 +114,7 @@ def _compose(inner: Layer, outer: Layer) -> Callable[[tuple, Array], tuple[Array
     def maps(data: tuple[Array, Array, Array], x: Array) -> tuple[Array, Array]:
         A1, A2, w = data
         z = product(A1, x)
-        hidden = _apply_layer(inner, z)
-        return _apply_layer(outer, product(A2, hidden)), nonnegative(w) * z
+        hidden_values = _apply_layer(inner, z)
+        return _apply_layer(outer, product(A2, hidden_values)), nonnegative(w) * z
 
     return maps
