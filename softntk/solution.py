@@ -230,8 +230,8 @@ class Solution:
         step_text = f", steps={int(np.asarray(steps))}" if is_number else ""
         # 3. Names of the other fields.
         stats = list(self.stats) if isinstance(self.stats, dict) else type(self.stats).__name__
-        text = f"result={self._result_names()}, value={', '.join(leaf_shapes)}{step_text}, stats={stats}"
-        return f"Solution({text}, state={type(self.state).__name__})"
+        text = f"result={self._result_names()}, value={', '.join(leaf_shapes)}{step_text}"
+        return f"Solution({text}, stats={stats}, state={type(self.state).__name__})"
 
     def _result_names(self) -> str:
         """Return the name of the result, or the names that occur."""

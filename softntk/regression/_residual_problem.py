@@ -46,7 +46,7 @@ class ResidualProblem:
         structure: shapes and dtypes of x, by :func:`structure_of`.
     """
 
-    data: PyTree
+    data: Any
     target: Float[Array, "..."]
     maps: Callable[[Any, Any], tuple[Array, Array]] = static()
     structure: Structure = static()
@@ -63,7 +63,7 @@ class ResidualProblem:
         """Return F(x) − B."""
         return self.predict(x) - self.target
 
-    def gradient(self, x: PyTree) -> PyTree:
+    def gradient(self, x: PyTree) -> Any:
         """Return ∇L, of the structure of x; +inf outside of the domain."""
         return _gradient(self, self._checked(x))
 
