@@ -1,4 +1,4 @@
-"""The record of an activation: values, two derivatives and Gaussian moments, safe against overflow."""
+"""The record of an activation: values, two derivatives and Gaussian moments, without overflow."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,22 +24,23 @@ class Activation:
     Attributes:
         name: as it appears in the table and in messages.
         jet: ``(z, c) -> e^{-c} (u(z), u'(z), u''(z))``, elementwise; c broadcasts against z.
+        moments: the :class:`Moments` of u.
         log_scale: ``z [..., m] -> c [..., 1]``, the shift for which e^{-c} u(z) is of order one
             along the last axis. Zero for functions that do not overflow. It carries no gradient:
-            nothing depends on it but rounding.
-        moments: the :class:`Moments` of u.
+            it changes nothing but rounding.
+        traced: whether u closes over a traced number. Then the activation cannot be a static
+            argument of a compiled program.
     """
 
     name: str
     jet: Callable[[Scalars, Scalars | float], Jet]
     moments: Moments
     log_scale: Callable[[Scalars], Scalars]
-
     traced: bool = False
-    """Closes over a traced number: then it is no static argument of a compiled program."""
 
     def __post_init__(self) -> None:
-        """Refuse what are no parts of an activation."""
+        """Check the types of the fields."""
+        # A wrong type would otherwise show as an error deep inside of a traced program.
         if not isinstance(self.name, str):
             raise ValueError(f"name must be a string, got {self.name!r}.")
         check_callable("jet", self.jet, "a function (z, c) -> (u, u', u'')")
@@ -50,7 +51,7 @@ class Activation:
             )
 
     def u(self, z: Scalars | float) -> Scalars:
-        """Return the function's values, elementwise."""
+        """Return the values of u, elementwise."""
         return self.jet(_as_values(z), 0.0)[0]
 
     def du(self, z: Scalars | float) -> Scalars:
@@ -69,10 +70,10 @@ class Activation:
         normalized: bool,
         sines: Scalars | None = None,
     ) -> tuple[Scalars, Scalars]:
-        r"""Return what a layer of infinitely many units makes of a Gaussian input: (E[φφ'],
-        E[φ̇φ̇']).
+        r"""Return (E[φφ'], E[φ̇φ̇']), the kernels of a layer of infinitely many units.
 
-        φ = u, or u / E[u] normalized: the mean over the units, m⁻¹ Σ u, concentrates on E[u].
+        Use it for one step of a kernel recursion of your own. The inputs of the units are Gaussian,
+        and φ = u, or u / E[u] normalized: the mean over the units, m⁻¹ Σ u, concentrates on E[u].
 
         Args:
             q11: variance of the input at the first point.
@@ -83,7 +84,7 @@ class Activation:
                 carries no gradient.
 
         Returns:
-            Both kernels; finite wherever the mathematics is, because the shift cancels. +inf where
+            Both kernels, finite wherever the mathematics is, because the shift cancels. +inf where
             E[u] is zero at this variance (relu at q = 0). What exceeds the precision saturates near
             its largest number.
 
@@ -94,17 +95,22 @@ class Activation:
         Example:
             >>> from softntk import activations
             >>> exp = activations.get("exp")
-            >>> [round(float(v), 4) for v in exp.limit(0.5, 0.2, 0.7, normalized=True)]  # both e^{q12}
+            >>> kernels = exp.limit(0.5, 0.2, 0.7, normalized=True)  # both e^{q12}
+            >>> [round(float(kernel), 4) for kernel in kernels]
             [1.2214, 1.2214]
 
         Source: MATHEMATICS.md#gaussian-moments.
         """
+        # 1. Convert the variances to one dtype and check that they broadcast.
         normalized = check_flag("normalized", normalized)
-        given = {"q11": q11, "q12": q12, "q22": q22} | ({} if sines is None else {"sines": sines})
-        variances = as_scalars(**given)
-        check_shapes_broadcast(given, variances)
-        evaluate = infinite_limit if self.traced or not is_hashable(self) else _compiled_limit
+        arguments = {"q11": q11, "q12": q12, "q22": q22}
+        if sines is not None:
+            arguments["sines"] = sines
+        variances = as_scalars(**arguments)
+        check_shapes_broadcast(arguments, variances)
         q11, q12, q22 = variances[:3]
+        # 2. Evaluate; compiled, if the moments can be a static argument.
+        evaluate = infinite_limit if self.traced or not is_hashable(self) else _compiled_limit
         return evaluate(
             self.name,
             self.moments,
@@ -116,8 +122,10 @@ class Activation:
         )
 
 
+# Inlined into a surrounding program, so that it leaves no call in it.
 _compiled_limit = jax.jit(infinite_limit, static_argnums=(0, 1, 2), inline=True)
 
 
 def _as_values(z: object) -> Scalars:
+    """Return z as an array of floating-point numbers, which may be infinite."""
     return as_floating("z", z, finite=False, empty=True)

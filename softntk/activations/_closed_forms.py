@@ -1,10 +1,19 @@
-"""The jets and the Gaussian moments that :mod:`softntk.activations` has in closed form, as plain
-functions.
+"""Closed forms of jets and Gaussian moments, for functions that grow no faster than a polynomial.
 
-A jet is ``(z, c) -> e^{-c} (u, u', u'')``; a moment of (g₁, g₂) ~ N(0, [[q11, q12], [q12, q22]])
-takes ``(q11, q12, q22, s)`` and is multiplied by e^{-s}. E[u'(g₁) u'(g₂)] is the derivative of
-E[u(g₁) u(g₂)] in q12. What depends on the angle between g₁ and g₂ takes its sine as a fifth
-argument, for those who know more digits of it (:mod:`softntk._linalg.angles`).
+The exponential family is in :mod:`softntk.activations._exponential_family`.
+
+A jet is ``(z, c) -> e^{-c} (u, u', u'')``: the derivatives of u at z, scaled by the shift c.
+
+A moment of (g₁, g₂) ~ N(0, [[q11, q12], [q12, q22]]) takes ``(q11, q12, q22, s)`` and is
+multiplied by e^{-s}. E[u'(g₁) u'(g₂)] is the derivative of E[u(g₁) u(g₂)] in q12. A moment that
+depends on the angle θ between g₁ and g₂ takes sin θ as a fifth argument, for callers who know it to
+more digits than the q's give (:mod:`softntk._linalg.angles`).
+
+Symbols, all of which broadcast against one another:
+
+- z: point at which u is evaluated; c: its shift
+- q11, q22: variances of g₁ and g₂; q12: their covariance; q: the variance of a single g
+- s: shift of a moment; sines: sin θ = √(1 − q12²/(q11 q22)); units: (b₁, b₂), see ``Moments``
 """
 
 import math
@@ -27,170 +36,41 @@ Scalars = Float[Array, "..."]
 Jet = tuple[Scalars, Scalars, Scalars]
 Units = tuple[Scalars, Scalars]
 
+# e^{-z²/2} and e^{-z²} are zero beyond this |z| in any precision, and its square does not overflow.
+MAX_GAUSSIAN_ARGUMENT = 1e3
 
-# --- shifts
-# -------------------------------------------------------------------------------------------------------
+
+# --- shifts ---
 
 
 def unscale(z: Scalars, c: Scalars | float) -> Scalars:
+    """Return e^{-c} in the dtype of z."""
     return jnp.exp(-jnp.asarray(c, z.dtype))
 
 
 def no_scale(z: Scalars) -> Scalars:
+    """Return the shift of a function that does not overflow: zero for every row."""
     return jnp.zeros((*z.shape[:-1], 1), z.dtype)
 
 
-def largest(z: Scalars) -> Scalars:
-    return jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
-
-
-def largest_or_zero(z: Scalars) -> Scalars:
-    return jnp.maximum(largest(z), 0)
-
-
-def largest_modulus(z: Scalars) -> Scalars:
-    return largest(jnp.abs(z))
-
-
-# --- the exponential family: exp, res_exp, cosh, sinh
-# -------------------------------------------------------------
-
-
-def exp_jet(z: Scalars, c: Scalars | float) -> Jet:
-    e = jnp.exp(z - c)
-    return e, e, e
-
-
-def res_exp_jet(z: Scalars, c: Scalars | float) -> Jet:
-    e, s = jnp.exp(z - c), unscale(z, c)
-    return e + z * s, e + s, e
-
-
-def hyperbolic(z: Scalars, c: Scalars | float) -> tuple[Scalars, Scalars]:
-    up, down = 0.5 * jnp.exp(z - c), 0.5 * jnp.exp(-z - c)
-    # up - down would cancel near zero; 2 sinh(z) e^{-c} has a form that does not.
-    small = jnp.abs(z) < 1
-    sinh = jnp.where(small, jnp.sinh(jnp.where(small, z, 0)) * unscale(z, c), up - down)
-    return up + down, sinh
-
-
-def cosh_jet(z: Scalars, c: Scalars | float) -> Jet:
-    cosh, sinh = hyperbolic(z, c)
-    return cosh, sinh, cosh
-
-
-def sinh_jet(z: Scalars, c: Scalars | float) -> Jet:
-    cosh, sinh = hyperbolic(z, c)
-    return sinh, cosh, sinh
-
-
-def half(q: Scalars) -> Scalars:
-    return 0.5 * q
-
-
-def exp(t: Scalars) -> Scalars:
-    """e^t, saturating just below the largest number (a sum of four still fits), so that 0 · e^t is
-    0 and not NaN.
-    """
-    return jnp.exp(jnp.minimum(t, math.log(float(jnp.finfo(t.dtype).max)) - 2))
-
-
-def exp_mean(q: Scalars, s: Scalars | float) -> Scalars:
-    return exp(0.5 * q - s)
-
-
-def _exponent(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-    """Return (q11 + q22)/2 + q12 − s: what the first sum rounds off comes last, when the large
-    terms have cancelled.
-    """
-    a, b = 0.5 * q11, 0.5 * q22
-    total = a + b
-    part = total - a
-    rounded_off = (a - (total - part)) + (b - part)
-    return ((total - s) + q12) + rounded_off
-
-
-def exp_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-    return exp(_exponent(q11, q12, q22, s))
-
-
-def exp_ratios(q11: Scalars, q12: Scalars, q22: Scalars) -> tuple[Scalars, Scalars]:
-    """Return e^{q12}, twice."""
-    both = exp(q12 + jnp.zeros_like(q11 + q22))
-    return both, both
-
-
-def constants(q11: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-    """Return E[e^{g₁}] + E[e^{g₂}] + 1: with Stein's E[g₁ e^{g₂}] = q12 E[e^{g₂}], all that z adds
-    to e^z.
-    """
-    return exp(0.5 * q11 - s) + exp(0.5 * q22 - s) + exp(jnp.zeros_like(q11 + q22) - s)
-
-
-def res_exp_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-    plain = exp_covariance(q11, q12, q22, s) + q12 * constants(q11, q22, s)
-    # Where e^{(q11+q22)/2} saturates, two terms of opposite sign would both: there it multiplies
-    # their sum.
-    half_way = exp(0.5 * _exponent(q11, jnp.zeros_like(q12), q22, s))
-    limit = exp(jnp.asarray(jnp.inf, q12.dtype))
-    ratio = res_exp_ratios(q11, q12, q22)[0]
-    beyond = (half_way >= jnp.sqrt(limit)) & (
-        jnp.abs(ratio) > float(jnp.finfo(q12.dtype).tiny) ** 0.5
-    )
-    return jnp.where(beyond, jnp.clip(ratio * half_way * half_way, -limit, limit), plain)
-
-
-def res_exp_derivative(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-    return exp_covariance(q11, q12, q22, s) + constants(q11, q22, s)
-
-
-def res_exp_ratios(q11: Scalars, q12: Scalars, q22: Scalars) -> tuple[Scalars, Scalars]:
-    """Return e^{q12} + q12 r and e^{q12} + r, with r = e^{-q11/2} + e^{-q22/2} + e^{-(q11+q22)/2}."""
-    decay1, decay2 = jnp.exp(-0.5 * q11), jnp.exp(-0.5 * q22)
-    rest = decay1 + decay2 + decay1 * decay2
-    return exp(q12) + q12 * rest, exp(q12) + rest
-
-
-def cosh_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-    return 0.5 * exp_covariance(q11, q12, q22, s) + 0.5 * exp_covariance(q11, -q12, q22, s)
-
-
-def sinh_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
-    # e^{(q11+q22)/2} sinh(q12): the difference of two exponentials would cancel near q12 = 0.
-    small = jnp.abs(q12) < 1
-    # By halves: the product may fit where the exponential does not, and 0 · e^t is 0.
-    half_way = exp(0.5 * _exponent(q11, jnp.zeros_like(q12), q22, s))
-    limit = exp(jnp.asarray(jnp.inf, q12.dtype))
-    near = jnp.clip(jnp.sinh(jnp.where(small, q12, 0)) * half_way * half_way, -limit, limit)
-    size = jnp.abs(q12)
-    far = -0.5 * jnp.sign(q12) * exp_covariance(q11, size, q22, s) * jnp.expm1(-2 * size)
-    return jnp.where(small, near, far)
-
-
-def cosh_ratios(q11: Scalars, q12: Scalars, q22: Scalars) -> tuple[Scalars, Scalars]:
-    """Return cosh(q12) and sinh(q12)."""
-    q12 = q12 + jnp.zeros_like(q11 + q22)
-    small = jnp.abs(q12) < 1
-    up, down = 0.5 * exp(q12), 0.5 * exp(-q12)
-    return up + down, jnp.where(small, jnp.sinh(jnp.where(small, q12, 0)), up - down)
-
-
-# --- relu: the arc-cosine kernels of Cho and Saul (2009)
-# ----------------------------------------------------------
+# --- relu: the arc-cosine kernels of Cho and Saul (2009) ---
 
 
 def relu_jet(z: Scalars, c: Scalars | float) -> Jet:
-    s = unscale(z, c)
-    return jax.nn.relu(z) * s, (z > 0) * s, jnp.zeros_like(z)
+    """Return the jet of max(0, z), with u'(0) = 0."""
+    scale = unscale(z, c)
+    return jax.nn.relu(z) * scale, (z > 0) * scale, jnp.zeros_like(z)
 
 
 def relu_mean(q: Scalars, s: Scalars | float) -> Scalars:
+    """Return e^{-s} E[g₊] = e^{-s} √(q/2π)."""
     return safe_sqrt(q / (2 * jnp.pi)) * unscale(q, s)
 
 
 def relu_covariance(
     q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None
 ) -> Scalars:
+    """Return e^{-s} E[g₁₊ g₂₊] = e^{-s} √(q11 q22) (sin θ + (π − θ) cos θ)/2π."""
     norms, cos, sines = cosine(q11, q12, q22, sines)
     return norms * (arc_cosine_1(cos, sines) / (2 * jnp.pi)) * unscale(q12, s)
 
@@ -198,40 +78,46 @@ def relu_covariance(
 def relu_derivative(
     q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None
 ) -> Scalars:
+    """Return e^{-s} P(g₁ > 0, g₂ > 0) = e^{-s} (π − θ)/2π."""
     _, cos, sines = cosine(q11, q12, q22, sines)
     return angle_to_pi(cos, sines) / (2 * jnp.pi) * unscale(q12, s)
 
 
-# --- CRReLU: max(0, z) + ε z e^{-z²/2}
-# ------------------------------------------------------------------------------
+# --- CRReLU: max(0, z) + ε z e^{-z²/2} ---
 
 
 def crrelu_jet(epsilon: float | Scalars, z: Scalars, c: Scalars | float) -> Jet:
-    s, near = unscale(z, c), jnp.clip(z, -1e3, 1e3)  # beyond, the bump is zero
-    bump = jnp.asarray(epsilon, z.dtype) * jnp.exp(-0.5 * near**2)
+    """Return the jet of max(0, z) + ε z e^{-z²/2}, with relu'(0) = 0."""
+    scale = unscale(z, c)
+    # Clipped, z³ times the Gaussian is 0 and not inf · 0.
+    clipped_z = jnp.clip(z, -MAX_GAUSSIAN_ARGUMENT, MAX_GAUSSIAN_ARGUMENT)
+    gaussian = jnp.asarray(epsilon, z.dtype) * jnp.exp(-0.5 * clipped_z**2)
     return (
-        (jax.nn.relu(z) + near * bump) * s,
-        ((z > 0) + (1 - near**2) * bump) * s,
-        near * (near**2 - 3) * bump * s,
+        (jax.nn.relu(z) + clipped_z * gaussian) * scale,
+        ((z > 0) + (1 - clipped_z**2) * gaussian) * scale,
+        clipped_z * (clipped_z**2 - 3) * gaussian * scale,
     )
 
 
-def _crrelu_parts(
+def _crrelu_terms(
     q11: Scalars, q12: Scalars, q22: Scalars, sines: Scalars | None
 ) -> tuple[Scalars, Scalars]:
-    """Return what ε has before it in E[u(g₁) u(g₂)], besides relu, over q12; and √D.
+    """Return the factor of ε q12 in E[u(g₁) u(g₂)], and √D, of which D^{-3/2} is that of ε² q12.
 
     e^{-g²/2} tilts the Gaussian: with it, E[g₁₊ g₂ e^{-g₂²/2}] = q12 (1+q22)^{-3/2} / 2 by Stein,
     and E[g₁ g₂ e^{-(g₁²+g₂²)/2}] = q12 D^{-3/2},  D = (1+q11)(1+q22) − q12².
     """
-    first = 0.5 * ((1 + q11) ** -1.5 + (1 + q22) ** -1.5)
-    return first, 2 * half_sqrt_determinant(1.0, q11, q12, q22, sines)
+    linear_factor = 0.5 * ((1 + q11) ** -1.5 + (1 + q22) ** -1.5)
+    return linear_factor, 2 * half_sqrt_determinant(1.0, q11, q12, q22, sines)
 
 
 def _times_units(
     q11: Scalars, q12: Scalars, q22: Scalars, units: Units | None
 ) -> tuple[Scalars, Scalars, Scalars]:
-    """Return the variances of b g, which may underflow where nothing but their sum with one counts."""
+    """Return variances and covariance of (b₁ g₁, b₂ g₂).
+
+    They may underflow, which is harmless where they are only added to one.
+    """
     if units is None:
         return q11, q12, q22
     b1, b2 = units
@@ -247,11 +133,12 @@ def crrelu_covariance(
     sines: Scalars | None = None,
     units: Units | None = None,
 ) -> Scalars:
-    # u(b z)/b = z₊ + ε z e^{-(bz)²/2}: units stand in the exponentials only.
+    """Return e^{-s} E[u(b₁g₁) u(b₂g₂)] / (b₁ b₂), the moment of relu plus two terms in ε."""
+    # u(b z)/b = z₊ + ε z e^{-(bz)²/2}: the units stand in the exponentials only.
     epsilon = jnp.asarray(epsilon, q12.dtype)
-    first, root_determinant = _crrelu_parts(*_times_units(q11, q12, q22, units), sines)
-    bump = q12 * (epsilon * first + epsilon**2 * root_determinant**-3)
-    return relu_covariance(q11, q12, q22, s, sines) + bump * unscale(q12, s)
+    linear_factor, root_determinant = _crrelu_terms(*_times_units(q11, q12, q22, units), sines)
+    correction = q12 * (epsilon * linear_factor + epsilon**2 * root_determinant**-3)
+    return relu_covariance(q11, q12, q22, s, sines) + correction * unscale(q12, s)
 
 
 def crrelu_derivative(
@@ -263,81 +150,90 @@ def crrelu_derivative(
     sines: Scalars | None = None,
     units: Units | None = None,
 ) -> Scalars:
+    """Return e^{-s} E[u'(b₁g₁) u'(b₂g₂)], the derivative of the covariance in q12."""
     epsilon = jnp.asarray(epsilon, q12.dtype)
-    full = _times_units(q11, q12, q22, units)
-    first, root_determinant = _crrelu_parts(*full, sines)
-    # q12 may be beyond √(q11 q22) where a kernel has exploded; squared over √D twice it still fits.
-    second = (
+    scaled_variances = _times_units(q11, q12, q22, units)
+    linear_factor, root_determinant = _crrelu_terms(*scaled_variances, sines)
+    # The factor of ε² is D^{-3/2} + 3 q12² D^{-5/2}. q12 may exceed √(q11 q22) where a kernel has
+    # exploded; divided by √D twice before squaring, it still fits.
+    scaled_covariance = scaled_variances[1]
+    quadratic_factor = (
         root_determinant**-3
-        + 3 * (full[1] / root_determinant / root_determinant) ** 2 / root_determinant
+        + 3 * (scaled_covariance / root_determinant / root_determinant) ** 2 / root_determinant
     )
-    return relu_derivative(q11, q12, q22, s, sines) + (
-        epsilon * first + epsilon**2 * second
-    ) * unscale(q12, s)
+    correction = epsilon * linear_factor + epsilon**2 * quadratic_factor
+    return relu_derivative(q11, q12, q22, s, sines) + correction * unscale(q12, s)
 
 
-# --- threshold: 1 for z > 0
-# ---------------------------------------------------------------------------------------
+# --- threshold: 1 for z > 0 ---
 
 
 def threshold_jet(z: Scalars, c: Scalars | float) -> Jet:
+    """Return the jet of 1{z > 0}, whose derivatives are zero almost everywhere."""
     zero = jnp.zeros_like(z - c)
     return jnp.where(jnp.isnan(z), z, (z > 0) * unscale(z, c)), zero, zero
 
 
 def threshold_mean(q: Scalars, s: Scalars | float) -> Scalars:
+    """Return e^{-s} P(g > 0): ½, and 0 at q = 0."""
     return jnp.where(q > 0, 0.5, 0).astype(q.dtype) * unscale(q, s)
 
 
 def threshold_covariance(
     q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None
 ) -> Scalars:
-    # The slope of relu has these values too. Where a variance is zero, so is u.
+    """Return e^{-s} P(g₁ > 0, g₂ > 0), and 0 where a variance is zero."""
+    # The derivative of relu is the threshold; they differ where a variance is zero, since u(0) = 0.
     return jnp.where((q11 > 0) & (q22 > 0), relu_derivative(q11, q12, q22, s, sines), 0)
 
 
 def threshold_derivative(
     q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None
 ) -> Scalars:
+    """Return E[u'(g₁) u'(g₂)] = 0: u' is zero almost everywhere."""
     return jnp.zeros_like(q11 + q12 + q22 - s)
 
 
-# --- identity and erf
-# ---------------------------------------------------------------------------------------------
+# --- identity and erf ---
 
 
 def identity_jet(z: Scalars, c: Scalars | float) -> Jet:
-    s = unscale(z, c)
-    return z * s, jnp.ones_like(z) * s, jnp.zeros_like(z)
+    """Return the jet of z."""
+    scale = unscale(z, c)
+    return z * scale, jnp.ones_like(z) * scale, jnp.zeros_like(z)
 
 
 def erf_jet(z: Scalars, c: Scalars | float) -> Jet:
-    s = unscale(z, c)
-    slope = (2 / math.sqrt(math.pi)) * jnp.exp(-(z**2)) * s
-    return erf(z) * s, slope, -2 * jnp.clip(z, -1e3, 1e3) * slope  # beyond, the slope is zero
+    """Return the jet of erf z."""
+    scale = unscale(z, c)
+    du = (2 / math.sqrt(math.pi)) * jnp.exp(-(z**2)) * scale
+    # u'' = −2 z u'; clipped, z u' is 0 and not inf · 0 at infinity.
+    return erf(z) * scale, du, -2 * jnp.clip(z, -MAX_GAUSSIAN_ARGUMENT, MAX_GAUSSIAN_ARGUMENT) * du
 
 
 @jax.custom_jvp
 def _erf_covariance(q11: Scalars, q12: Scalars, q22: Scalars, sines: Scalars) -> Scalars:
-    """Return (2/π) arcsin(2 q12 / √((1 + 2 q11)(1 + 2 q22))) (Williams 1997), as an arctangent:
-    nothing cancels.
+    """Return (2/π) arcsin(2 q12 / √((1 + 2 q11)(1 + 2 q22))) (Williams 1997).
+
+    Written as an arctangent, nothing cancels near ±1.
     """
     return (2 / jnp.pi) * jnp.arctan2(q12, half_sqrt_determinant(2.0, q11, q12, q22, sines))
 
 
 @_erf_covariance.defjvp
 def _erf_covariance_jvp(primals: tuple, tangents: tuple) -> tuple[Scalars, Scalars]:
+    """Differentiate the covariance of erf in the variances; the sine carries no gradient."""
     q11, q12, q22, _ = primals
     d11, d12, d22, _ = tangents
-    around = q12 / (1 + 2 * q11) * d11 + q12 / (1 + 2 * q22) * d22
-    return _erf_covariance(*primals), (2 / jnp.pi) / half_sqrt_determinant(2.0, *primals) * (
-        d12 - around
-    )
+    variance_part = q12 / (1 + 2 * q11) * d11 + q12 / (1 + 2 * q22) * d22
+    slope = (2 / jnp.pi) / half_sqrt_determinant(2.0, *primals)
+    return _erf_covariance(*primals), slope * (d12 - variance_part)
 
 
 def erf_covariance(
     q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None
 ) -> Scalars:
+    """Return e^{-s} E[erf g₁ erf g₂]."""
     sines = sine(q11, q12, q22) if sines is None else sines
     return _erf_covariance(q11, q12, q22, sines) * unscale(q12, s)
 
@@ -345,16 +241,20 @@ def erf_covariance(
 def erf_derivative(
     q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None
 ) -> Scalars:
+    """Return e^{-s} E[erf'(g₁) erf'(g₂)]."""
     return (2 / jnp.pi) / half_sqrt_determinant(2.0, q11, q12, q22, sines) * unscale(q12, s)
 
 
 def identity_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
+    """Return e^{-s} E[g₁ g₂] = e^{-s} q12."""
     return q12 * unscale(q12, s) * jnp.ones_like(q11 + q22)
 
 
 def identity_derivative(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
+    """Return e^{-s}: u' = 1."""
     return unscale(q12, s) * jnp.ones_like(q11 + q12 + q22)
 
 
 def zero_mean(q: Scalars, s: Scalars | float) -> Scalars:
+    """Return the mean of an odd function: zero."""
     return jnp.zeros_like(q - s)

@@ -1,5 +1,7 @@
-"""How large an activation and its derivatives are on intervals: what the bounds of a regression are
-made of.
+"""Suprema of an activation and its derivatives on intervals, from which regression bounds are made.
+
+All suprema are reached at an end of the interval: u and its derivatives are increasing here, or
+their moduli are even and increase with |z|.
 """
 
 from collections.abc import Callable
@@ -9,7 +11,14 @@ import numpy as np
 
 
 class Suprema(NamedTuple):
-    """Of |u|, |u'|, |u''|, |u'''| at each sample."""
+    """Suprema of an activation and three derivatives on one interval a sample.
+
+    Attributes:
+        u: e^{−shift} max |u|, [n].
+        du: e^{−shift} max |u'|, [n].
+        d2u: e^{−shift} max |u''|, [n].
+        d3u: e^{−shift} max |u'''|, [n].
+    """
 
     u: np.ndarray
     du: np.ndarray
@@ -17,36 +26,62 @@ class Suprema(NamedTuple):
     d3u: np.ndarray
 
 
-def _exponential(low: np.ndarray, high: np.ndarray, shift: float) -> Suprema:
-    return Suprema(*[np.exp(high - shift)] * 4)
+def _exponential(lower: np.ndarray, upper: np.ndarray, shift: float) -> Suprema:
+    """Return the suprema of e^z, which is its own derivative."""
+    # Positive and increasing.
+    return Suprema(*[np.exp(upper - shift)] * 4)
 
 
-def _residual_exponential(low: np.ndarray, high: np.ndarray, shift: float) -> Suprema:
-    one, top = np.exp(-shift), np.exp(high - shift)
+def _residual_exponential(lower: np.ndarray, upper: np.ndarray, shift: float) -> Suprema:
+    """Return the suprema of e^z + z."""
+    # The function is increasing and may be negative at the lower end; its derivatives are positive
+    # and increasing.
+    scale = np.exp(-shift)
+    upper_exp = np.exp(upper - shift)
     return Suprema(
-        np.maximum(np.abs(np.exp(low - shift) + one * low), np.abs(top + one * high)),
-        top + one,
-        top,
-        top,
+        np.maximum(
+            np.abs(np.exp(lower - shift) + scale * lower), np.abs(upper_exp + scale * upper)
+        ),
+        upper_exp + scale,
+        upper_exp,
+        upper_exp,
     )
 
 
-def _hyperbolic(low: np.ndarray, high: np.ndarray, shift: float) -> tuple[np.ndarray, np.ndarray]:
-    r = np.maximum(np.abs(low), np.abs(high))
-    grown, shrunk = 0.5 * np.exp(r - shift), 0.5 * np.exp(-r - shift)
-    return grown + shrunk, grown - shrunk
+def _hyperbolic(
+    lower: np.ndarray, upper: np.ndarray, shift: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the suprema of cosh z and |sinh z|."""
+    # Both moduli are even and increase with |z|.
+    modulus = np.maximum(np.abs(lower), np.abs(upper))
+    half_exp = 0.5 * np.exp(modulus - shift)
+    half_exp_minus = 0.5 * np.exp(-modulus - shift)
+    return half_exp + half_exp_minus, half_exp - half_exp_minus
 
 
-def _identity(low: np.ndarray, high: np.ndarray, shift: float) -> Suprema:
-    one = np.full_like(low, np.exp(-shift))
-    return Suprema(one * np.maximum(np.abs(low), np.abs(high)), one, 0 * one, 0 * one)
+def _cosh(lower: np.ndarray, upper: np.ndarray, shift: float) -> Suprema:
+    """Return the suprema of cosh z."""
+    cosh, sinh = _hyperbolic(lower, upper, shift)
+    return Suprema(cosh, sinh, cosh, sinh)
 
 
-# e^{−shift} times the suprema on low ≤ z ≤ high; all are reached at an end.
+def _sinh(lower: np.ndarray, upper: np.ndarray, shift: float) -> Suprema:
+    """Return the suprema of |sinh z|."""
+    cosh, sinh = _hyperbolic(lower, upper, shift)
+    return Suprema(sinh, cosh, sinh, cosh)
+
+
+def _identity(lower: np.ndarray, upper: np.ndarray, shift: float) -> Suprema:
+    """Return the suprema of |z|."""
+    scale = np.full_like(lower, np.exp(-shift))
+    return Suprema(scale * np.maximum(np.abs(lower), np.abs(upper)), scale, 0 * scale, 0 * scale)
+
+
+# (lower, upper, shift) -> e^{−shift} times the suprema on lower ≤ z ≤ upper.
 SUPREMA: dict[str, Callable[[np.ndarray, np.ndarray, float], Suprema]] = {
     "exp": _exponential,
     "res_exp": _residual_exponential,
-    "cosh": lambda *interval: Suprema(*_hyperbolic(*interval), *_hyperbolic(*interval)),
-    "sinh": lambda *interval: Suprema(*_hyperbolic(*interval)[::-1], *_hyperbolic(*interval)[::-1]),
+    "cosh": _cosh,
+    "sinh": _sinh,
     "identity": _identity,
 }

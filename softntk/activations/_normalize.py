@@ -1,4 +1,4 @@
-"""Shares u / 1ᵀu along the last axis."""
+"""Normalized activations u / 1ᵀu along the last axis."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
@@ -13,8 +13,10 @@ from softntk.activations._table import get
 
 
 def normalize(activation: str | Activation, z: Scalars) -> Scalars:
-    """Return u(z) / 1ᵀu(z) along the last axis; +inf where 1ᵀu is lost against 1ᵀ|u| in rounding,
-    NaN only if z is.
+    """Return u(z) / 1ᵀu(z) along the last axis, also for logits whose exponentials overflow.
+
+    Use it wherever softmax of another function than exp is needed. It is +inf where 1ᵀu is lost
+    against 1ᵀ|u| in rounding, and NaN only if z is.
 
     Args:
         activation: u, by name or itself.
@@ -34,22 +36,23 @@ def normalize(activation: str | Activation, z: Scalars) -> Scalars:
 
     Source: MATHEMATICS.md#activations (the shift, and where the domain ends).
     """
+    # 1. Check, and evaluate u with the shift that keeps it of order one.
     activation = get(activation)
     z = as_floating("z", z, ("…", "m"), finite=False, empty=True)
     if z.shape[-1] == 0:
         raise ValueError(f"z must have at least one unit along its last axis, got shape {z.shape}.")
     u = activation.jet(z, activation.log_scale(z))[0]
-    # its derivative divides by the square of the sum, which would underflow
+    # 2. Scale by a power of two: the derivative divides by the square of the sum, which would
+    #    underflow.
     u = u / binary_scale(u, -1)
     total = jnp.sum(u, axis=-1, keepdims=True)
-    kept = normaliser_is_resolved(u, total)
-    shares = jnp.where(kept, u, 0) / jnp.where(kept, total, 1)
-    missing = jnp.any(jnp.isnan(z), axis=-1, keepdims=True)
-    return jnp.where(missing, jnp.nan, jnp.where(kept, shares, jnp.inf))
+    # 3. Divide where the sum is more than rounding.
+    resolved = normaliser_is_resolved(u, total)
+    shares = jnp.where(resolved, u, 0) / jnp.where(resolved, total, 1)
+    has_nan = jnp.any(jnp.isnan(z), axis=-1, keepdims=True)
+    return jnp.where(has_nan, jnp.nan, jnp.where(resolved, shares, jnp.inf))
 
 
 def normaliser_is_resolved(u: Scalars, total: Scalars) -> Bool[Array, "..."]:
-    """Return whether the normaliser 1ᵀu along the last axis is more than what rounding of 1ᵀ|u| may
-    leave.
-    """
+    """Return whether the normaliser 1ᵀu along the last axis exceeds the rounding error of 1ᵀ|u|."""
     return jnp.abs(total) > 4 * jnp.finfo(u.dtype).eps * jnp.sum(jnp.abs(u), axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""The table of activations, and how to make more of them."""
+"""The table of activations, and the functions that make an entry."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,38 +16,48 @@ from softntk._core.validation import (
     is_concrete,
 )
 from softntk.activations import _closed_forms as forms
+from softntk.activations import _exponential_family as exponentials
 from softntk.activations._activation import Activation
 from softntk.activations._closed_forms import Jet, Scalars
-from softntk.activations._moments import Moments, quadrature_moments
+from softntk.activations._moments import Moments
+from softntk.activations._quadrature import quadrature_moments
 
 
 @dataclass(frozen=True)
-class _Derivatives:
-    """The jet of any function: u' and u'' by forward-mode differentiation."""
+class _ForwardModeJet:
+    """The jet of any function: u' and u'' by forward-mode differentiation.
+
+    Attributes:
+        function: u, elementwise.
+    """
 
     function: Callable[[Scalars], Scalars]
 
     def __call__(self, z: Scalars, c: Scalars | float) -> Jet:
-        def slope(z: Scalars) -> Scalars:
+        """Return e^{-c} (u, u', u'') at z."""
+
+        def first_derivative(z: Scalars) -> Scalars:
             return jax.jvp(self.function, (z,), (jnp.ones_like(z),))[1]
 
-        d1, d2 = jax.jvp(slope, (z,), (jnp.ones_like(z),))
-        s = forms.unscale(z, c)
-        return self.function(z) * s, d1 * s, d2 * s
+        du, d2u = jax.jvp(first_derivative, (z,), (jnp.ones_like(z),))
+        scale = forms.unscale(z, c)
+        return self.function(z) * scale, du * scale, d2u * scale
 
 
 def from_function(
     u: Callable[[Scalars], Scalars], name: str, moments: Moments | None = None
 ) -> Activation:
-    """Make an :class:`Activation` of any elementwise function: u', u'' by forward-mode
-    differentiation, moments by quadrature.
+    """Make an :class:`Activation` of any elementwise function, without closed forms.
+
+    Use it for a function that the table lacks. u' and u'' come from forward-mode differentiation,
+    moments from quadrature.
 
     Args:
         u: elementwise, twice differentiable almost everywhere. It is evaluated as it is, so a
-            function of exponential growth that must survive huge logits deserves a jet of its own,
-            like those in this file.
+            function of exponential growth that must survive huge logits needs a jet with a shift,
+            like that of ``exp`` in the table.
         name: for messages.
-        moments: closed forms, where you have them; otherwise :func:`quadrature_moments`.
+        moments: closed forms, if there are any; otherwise :func:`quadrature_moments`.
 
     Returns:
         The activation, ready for ``networks.two_layer(activation=…)``.
@@ -62,31 +72,35 @@ def from_function(
         >>> float(softplus.du(jnp.zeros(())))
         0.5
     """
+    # 1. Check the arguments; u by its shape on three numbers.
     check_callable("u", u, "an elementwise function of an array")
     if not isinstance(name, str):
         raise ValueError(f"name must be a string, got {name!r}.")
     if moments is not None and not isinstance(moments, Moments):
         raise ValueError(f"moments must be a softntk.activations.Moments, got {moments!r}.")
+    default_dtype = jax.dtypes.canonicalize_dtype(float)
     try:
-        out = jax.eval_shape(
-            lambda z: u(z), jax.ShapeDtypeStruct((3,), jax.dtypes.canonicalize_dtype(float))
-        )
+        value = jax.eval_shape(lambda z: u(z), jax.ShapeDtypeStruct((3,), default_dtype))
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        error_reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(
-            f"u must be an elementwise function of an array, of jax.numpy, but it fails: {reason}"
+            "u must be an elementwise function of an array, of jax.numpy, but it fails: "
+            f"{error_reason}"
         ) from error
-    if getattr(out, "shape", None) != (3,) or not jnp.issubdtype(out.dtype, jnp.floating):
+    if getattr(value, "shape", None) != (3,) or not jnp.issubdtype(value.dtype, jnp.floating):
         raise ValueError(
-            f"u must be elementwise: of 3 floating-point numbers it must make 3, got {out}."
+            f"u must be elementwise: of 3 floating-point numbers it must make 3, got {value}."
         )
-    jet = _Derivatives(u)
+    # 2. Differentiate, and take the moments by quadrature where none are given.
+    jet = _ForwardModeJet(u)
     return Activation(name, jet, moments or quadrature_moments(jet), forms.no_scale)
 
 
 def crrelu(epsilon: float | Array = 0.01) -> Activation:
-    """Make CRReLU, max(0, z) + ε z e^{−z²/2}: relu with a corrected slope on the negative side; ε =
-    0.01 in the table.
+    """Make CRReLU, max(0, z) + ε z e^{−z²/2}, for another ε than the table's 0.01.
+
+    It is relu with a corrected slope on the negative side. Use it to choose ε, or to differentiate
+    in it.
 
     Args:
         epsilon: ε; it may be traced.
@@ -106,10 +120,14 @@ def crrelu(epsilon: float | Array = 0.01) -> Activation:
     Gaussian with e^{−g²/2}.
     """
     epsilon = check_number("epsilon", epsilon)
-    return _known_crrelu(float(epsilon)) if is_concrete(epsilon) else _crrelu(epsilon, partial)
+    return (
+        _concrete_crrelu(float(epsilon)) if is_concrete(epsilon) else _make_crrelu(epsilon, partial)
+    )
 
 
-def _crrelu(epsilon: float | Array, bind: Callable) -> Activation:
+def _make_crrelu(epsilon: float | Array, bind: Callable) -> Activation:
+    """Return CRReLU with ε bound by ``bind(function, epsilon)``."""
+    # E[g e^{-g²/2}] = 0: the mean is that of relu.
     covariance = bind(forms.crrelu_covariance, epsilon)
     derivative = bind(forms.crrelu_derivative, epsilon)
     moments = Moments(forms.relu_mean, covariance, derivative, angular=True, in_units=True)
@@ -118,75 +136,90 @@ def _crrelu(epsilon: float | Array, bind: Callable) -> Activation:
 
 
 @dataclass(frozen=True)
-class _WithNumber:
-    """A function with its first argument set: equal for equal numbers, as ``functools.partial`` is
-    not.
+class _BoundFunction:
+    """A function with its first argument bound.
+
+    Unlike ``functools.partial`` it compares equal for equal numbers, so that equal activations
+    share their compiled programs.
+
+    Attributes:
+        function: takes the number first.
+        number: the first argument.
     """
 
     function: Callable
     number: float
 
     def __call__(self, *args: Any) -> Any:
+        """Call the function with the bound number and the arguments."""
         return self.function(self.number, *args)
 
 
 @lru_cache  # equal activations are one object, so that nothing is compiled again
-def _known_crrelu(epsilon: float) -> Activation:
-    return _crrelu(epsilon, _WithNumber)
+def _concrete_crrelu(epsilon: float) -> Activation:
+    """Return CRReLU for a Python number ε."""
+    return _make_crrelu(epsilon, _BoundFunction)
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    a.name: a
-    for a in (
+    activation.name: activation
+    for activation in (
+        # Exponential growth: the shifts are those for which e^{-c} u is of order one along a row.
+        # e^z, the numerator of softmax.
         Activation(
             "exp",
-            forms.exp_jet,
+            exponentials.exp_jet,
             Moments(
-                forms.exp_mean,
-                forms.exp_covariance,
-                forms.exp_covariance,
-                forms.half,
-                ratios=forms.exp_ratios,
+                exponentials.exp_mean,
+                exponentials.exp_covariance,
+                exponentials.exp_covariance,
+                exponentials.half_variance,
+                ratios=exponentials.exp_ratios,
             ),
-            forms.largest,
+            exponentials.row_maximum,
         ),
+        # e^z + z, softmax with a residual connection. z alone counts where all logits are negative.
         Activation(
             "res_exp",
-            forms.res_exp_jet,
+            exponentials.res_exp_jet,
             Moments(
-                forms.exp_mean,
-                forms.res_exp_covariance,
-                forms.res_exp_derivative,
-                forms.half,
-                ratios=forms.res_exp_ratios,
+                exponentials.exp_mean,
+                exponentials.res_exp_covariance,
+                exponentials.res_exp_derivative,
+                exponentials.half_variance,
+                ratios=exponentials.res_exp_ratios,
             ),
-            forms.largest_or_zero,
+            exponentials.row_maximum_or_zero,
         ),
+        # cosh and sinh are each other's derivative, so that their moments change places.
         Activation(
             "cosh",
-            forms.cosh_jet,
+            exponentials.cosh_jet,
             Moments(
-                forms.exp_mean,
-                forms.cosh_covariance,
-                forms.sinh_covariance,
-                forms.half,
-                ratios=forms.cosh_ratios,
+                exponentials.exp_mean,
+                exponentials.cosh_covariance,
+                exponentials.sinh_covariance,
+                exponentials.half_variance,
+                ratios=exponentials.cosh_ratios,
             ),
-            forms.largest_modulus,
+            exponentials.row_maximum_modulus,
         ),
         Activation(
             "sinh",
-            forms.sinh_jet,
+            exponentials.sinh_jet,
             Moments(
                 forms.zero_mean,
-                forms.sinh_covariance,
-                forms.cosh_covariance,
-                forms.half,
+                exponentials.sinh_covariance,
+                exponentials.cosh_covariance,
+                exponentials.half_variance,
                 positive_mean=False,
             ),
-            forms.largest_modulus,
+            exponentials.row_maximum_modulus,
         ),
+        # Polynomial growth: no shift. Covariances depend on the angle between g₁ and g₂.
+        # max(0, z) + ε z e^{-z²/2}
         crrelu(),
+        # 1 for z > 0
         Activation(
             "threshold",
             forms.threshold_jet,
@@ -199,6 +232,7 @@ ACTIVATIONS: dict[str, Activation] = {
             ),
             forms.no_scale,
         ),
+        # max(0, z)
         Activation(
             "relu",
             forms.relu_jet,
@@ -211,6 +245,7 @@ ACTIVATIONS: dict[str, Activation] = {
             ),
             forms.no_scale,
         ),
+        # Odd functions: E[u] = 0, so they cannot be normalized.
         Activation(
             "identity",
             forms.identity_jet,
@@ -237,12 +272,13 @@ ACTIVATIONS: dict[str, Activation] = {
         ),
     )
 }
-"""Every named activation; ``ACTIVATIONS["mine"] = …`` makes a new one known to the whole library.
-"""
+"""Every named activation; ``ACTIVATIONS["mine"] = …`` adds one for the whole library."""
 
 
 def get(activation: str | Activation) -> Activation:
     """Return the activation of that name, or the activation itself.
+
+    Use it where an argument may be either.
 
     Raises:
         ValueError: the name is not in ``ACTIVATIONS``; the message lists the known ones and

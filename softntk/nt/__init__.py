@@ -1,20 +1,22 @@
-"""neural_tangents 0.6.5, usable on current JAX and without TensorFlow: the one place that knows its
-quirks.
+"""neural_tangents 0.6.5, repaired for current JAX and without TensorFlow.
 
 ``from softntk import nt`` is the real package: ``nt.stax``, ``nt.predict``, ``nt.batch``,
 ``nt.monte_carlo_kernel_fn``, ``nt.empirical_ntk_fn``, … Afterwards ``import neural_tangents`` gives
 the same one.
 
-How. Its last release imports names that have left JAX. Its modules are executed with an
-``__import__`` of their own that hands them *views* of ``jax`` and ``scipy``: the real modules with
-the missing names in front. Nothing that other code sees is touched (``_views``). What imports but
-then behaves differently from the release on the JAX it was written for is repaired, one function a
-quirk, each found by comparing with a direct computation (``_repairs``).
+How it works:
 
-All four implementations of the empirical NTK run. ``STRUCTURED_DERIVATIVES`` works on JAX's own
-programs, through internals that have changed the most: its repairs have a file to themselves,
-``_structured_derivatives``. ``AUTO`` passes over an implementation that cannot run the network at
-hand. ``python -m softntk.nt`` prints which parts work on this Python and JAX.
+- ``_views``: the last release imports names that have left JAX. Its modules are executed with a
+  special ``__import__``, which returns *views* of ``jax`` and ``scipy``: the real modules plus the
+  missing names. Other code sees no change.
+- ``_repairs``: where a module imports but then behaves differently from the release on the JAX it
+  was written for, it is repaired, one function a quirk. Each was found by comparing with a direct
+  computation.
+- ``_structured_derivatives``: repairs of ``STRUCTURED_DERIVATIVES``, which works on JAX's own
+  programs, through internals that have changed the most.
+
+All four implementations of the empirical NTK run. ``AUTO`` skips an implementation that cannot run
+the network. ``python -m softntk.nt`` prints which parts work on this Python and JAX.
 
 Example:
     >>> import jax
@@ -39,6 +41,7 @@ from softntk.nt._views import import_neural_tangents
 VERSION = "0.6.5"
 """The release that the repairs were written for."""
 
+# Import with the views, then repair the modules that behave differently.
 _package: Any = import_neural_tangents()
 _source = _package._src
 fix_eval_context(_source.predict)
@@ -49,43 +52,52 @@ repair(_source.empirical)
 
 
 def diagonal_outer_products(kernel: Any, operation: Callable) -> tuple[Any, Any, Any]:
-    """``operation(variances of the first point, of the second)``, broadcasting against cov1, nngp
-    and cov2 in turn.
+    """Return ``operation`` of the variances of both points, for cov1, nngp and cov2 in turn.
+
+    Use it in a layer that needs the variances beside a covariance: the operation's results
+    broadcast against the three.
 
     Args:
         kernel: a ``Kernel`` of any layout: cov1 of shape [n1] or [n1, n1], with spatial axes once
             or twice.
-        operation: of two arrays.
+        operation: of two arrays, the variances of the first points and of the second.
+
+    Returns:
+        Three results; the last is that of cov1 where there is no cov2.
 
     Example:
         >>> import jax
         >>> kernel = stax.Dense(1)[2](jax.numpy.eye(2))
-        >>> [v.shape for v in diagonal_outer_products(kernel, lambda first, second: (first, second))[1]]
+        >>> pair = diagonal_outer_products(kernel, lambda first, second: (first, second))[1]
+        >>> [variance.shape for variance in pair]
         [(2, 1), (1, 2)]
     """
-    outer = _source.stax.requirements.get_diagonal_outer_prods
-    return outer(
+    outer_products = _source.stax.requirements.get_diagonal_outer_prods
+    return outer_products(
         kernel.cov1, kernel.cov2, kernel.diagonal_batch, kernel.diagonal_spatial, operation
     )
 
 
 def variances(kernel: Any) -> list[Any]:
-    """The diagonals [n, …] of cov1 and, if there is one, of cov2 of a ``Kernel`` of any layout.
+    """Return the diagonals [n, …] of cov1 and, if there is one, of cov2 of a ``Kernel``.
+
+    Use it in a layer whose domain depends on the variances; the kernel may have any layout.
 
     Example:
         >>> import jax
         >>> variances(stax.Dense(1)[2](jax.numpy.eye(2)))[0].tolist()
         [0.5, 0.5]
     """
-    diagonal = _source.stax.requirements.get_diagonal
-    both = (kernel.cov1, kernel.cov2)
+    # cov1 and cov2 may be diagonal over points, over positions, or over neither.
+    get_diagonal = _source.stax.requirements.get_diagonal
     return [
-        diagonal(cov, kernel.diagonal_batch, kernel.diagonal_spatial)
-        for cov in both
-        if cov is not None
+        get_diagonal(covariance, kernel.diagonal_batch, kernel.diagonal_spatial)
+        for covariance in (kernel.cov1, kernel.cov2)
+        if covariance is not None
     ]
 
 
+# The public names of neural_tangents.
 stax = _package.stax
 predict = _package.predict
 batch = _package.batch

@@ -13,10 +13,15 @@ import jax.extend.core
 import jax.interpreters.ad
 import numpy as np
 import scipy.linalg
+from jaxtyping import ArrayLike
 
 
 class View(types.ModuleType):
-    """A module with some names replaced or added, for one reader; the module itself stays as it is."""
+    """A module with some names replaced or added, for one reader; the module itself is unchanged.
+
+    Attributes:
+        names: replaced or added, as keyword arguments.
+    """
 
     def __init__(self, module: types.ModuleType, **names: object) -> None:
         super().__init__(module.__name__, module.__doc__)
@@ -24,31 +29,35 @@ class View(types.ModuleType):
         self._module = module
 
     def __getattr__(self, name: str) -> object:
+        """Return an attribute of the module that the view does not replace."""
         return getattr(self._module, name)
 
 
 def _safe_zip(*args: Iterable) -> list[tuple]:
+    """Zip iterables of equal length, as ``jax.util.safe_zip`` did."""
     return list(zip(*args, strict=True))
 
 
 def _safe_map(f: Callable, *args: Iterable) -> list:
+    """Map over iterables of equal length, as ``jax.util.safe_map`` did."""
     return [f(*row) for row in _safe_zip(*args)]
 
 
-def _eigvalsh(a: Any, eigvals: tuple[int, int] | None = None, **kwargs: Any) -> np.ndarray:
-    # SciPy 1.12 was the last with `eigvals`; predict.max_learning_rate passes it.
+def _eigvalsh(a: ArrayLike, eigvals: tuple[int, int] | None = None, **kwargs: Any) -> np.ndarray:
+    """Return some eigenvalues, by the argument's old name.
+
+    SciPy 1.12 was the last with ``eigvals``; ``predict.max_learning_rate`` passes it.
+    """
     return scipy.linalg.eigvalsh(np.asarray(a), subset_by_index=eigvals, **kwargs)
 
 
-def _views() -> Mapping[str, types.ModuleType]:
+def _make_views() -> Mapping[str, types.ModuleType]:
+    """Return the views by the name under which neural_tangents imports them."""
     extend = jax.extend.core
-    core = View(
-        jax.core,
-        **{n: getattr(extend, n) for n in ("Jaxpr", "JaxprEqn", "Literal", "Primitive", "Var")},
-    )
+    program_types = ("Jaxpr", "JaxprEqn", "Literal", "Primitive", "Var")
+    core = View(jax.core, **{name: getattr(extend, name) for name in program_types})
     util = View(types.ModuleType("jax.util"), safe_map=_safe_map, safe_zip=_safe_zip)
-    # The primitive is gone, so no program contains it: it only has to be something that rules can
-    # be registered for.
+    # The primitive has left JAX, so no program contains it. A rule is registered for it at import.
     ad = View(jax.interpreters.ad, zeros_like_p=extend.Primitive("zeros_like"))
     interpreters = View(jax.interpreters, ad=ad)
     linalg = View(scipy.linalg, eigvalsh=_eigvalsh)
@@ -64,31 +73,49 @@ def _views() -> Mapping[str, types.ModuleType]:
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
-    """Runs a module with builtins whose ``__import__`` answers with the views."""
+    """Loader that runs a module with an ``__import__`` that returns the views.
 
-    views = _views()
+    Attributes:
+        views: by module name.
+    """
+
+    views = _make_views()
 
     @classmethod
-    def _import(cls, name: str, globals=None, locals=None, fromlist=(), level=0):
-        if level or name.partition(".")[0] not in cls.views:
-            return builtins.__import__(name, globals, locals, fromlist, level)
+    def _import(
+        cls,
+        name: str,
+        globals: Mapping[str, object] | None = None,
+        locals: Mapping[str, object] | None = None,
+        fromlist: Sequence[str] | None = (),
+        level: int = 0,
+    ) -> types.ModuleType:
+        """Import as ``__import__`` does: the top package, or with a fromlist the module itself."""
+        top_package = name.partition(".")[0]
+        # 1. Relative imports and other packages are not concerned.
+        if level or top_package not in cls.views:
+            return builtins.__import__(name, globals, locals, fromlist or (), level)
+        # 2. A module without a view of its own, below a package that has one.
         if name not in cls.views:
             module = builtins.__import__(name, globals, locals, fromlist or (), 0)
-            return module if fromlist else cls.views[name.partition(".")[0]]
-        return cls.views[name if fromlist else name.partition(".")[0]]
+            return module if fromlist else cls.views[top_package]
+        # 3. A view.
+        return cls.views[name if fromlist else top_package]
 
     def exec_module(self, module: types.ModuleType) -> None:
+        """Run the module with the replaced ``__import__``."""
         module.__dict__["__builtins__"] = {**vars(builtins), "__import__": self._import}
         super().exec_module(module)
 
 
 class _Finder:
-    """Finds neural_tangents, and nothing else, through :class:`_Loader`."""
+    """Finder of neural_tangents, and nothing else, which it loads by :class:`_Loader`."""
 
     @staticmethod
     def find_spec(
         name: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
-    ):
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Return the specification of a module of neural_tangents, with the loader replaced."""
         if name.partition(".")[0] != "neural_tangents":
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
@@ -98,12 +125,15 @@ class _Finder:
 
 
 def import_neural_tangents() -> types.ModuleType:
-    for name in [n for n in sys.modules if n.partition(".")[0] == "neural_tangents"]:
-        del sys.modules[name]  # what a failed import of its own left behind
-    # The only part that wants TensorFlow; nothing else of neural_tangents uses it.
+    """Return neural_tangents, imported with the views."""
+    # 1. Remove what a failed import of neural_tangents alone left behind.
+    for name in [name for name in sys.modules if name.partition(".")[0] == "neural_tangents"]:
+        del sys.modules[name]
+    # 2. Replace the only part that needs TensorFlow; no other part of neural_tangents uses it.
     sys.modules["neural_tangents.experimental"] = types.ModuleType(
         "neural_tangents.experimental", "Not available through softntk.nt."
     )
+    # 3. Import, with the finder in place for this import only.
     sys.meta_path.insert(0, _Finder)
     try:
         return importlib.import_module("neural_tangents")

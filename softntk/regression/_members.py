@@ -1,21 +1,21 @@
-"""The named members of the family, each from its paper."""
-
-from typing import Any
+"""Regressions by the name that their paper gives them."""
 
 import numpy as np
 from jaxtyping import Array, Float
 
 from softntk._core.validation import check_choice
+from softntk._linalg.design_matrix import Matrix
 from softntk.regression._problem import Problem, problem
 
 Target = Float[Array | np.ndarray, " n"]
 Weights = float | int | Float[Array | np.ndarray, ""] | Float[Array | np.ndarray, " n"]
 
 
-def softmax(A: Any, b: Target, weights: Weights = 0.0) -> Problem:
+def softmax(A: Matrix, b: Target, weights: Weights = 0.0) -> Problem:
     """Return softmax regression, ½‖⟨e^{Ax}, 1⟩⁻¹ e^{Ax} − b‖² + ½‖diag(w) A x‖².
 
-    Args, errors: as of :func:`softntk.regression._problem`, whose normalized exp this is.
+    Use it for targets that are probabilities. Arguments and errors are those of
+    :func:`softntk.regression.problem` with ``activation="exp"`` and ``form="normalized"``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -27,11 +27,15 @@ def softmax(A: Any, b: Target, weights: Weights = 0.0) -> Problem:
     return problem(A, b, "exp", "normalized", weights)
 
 
-def resnet_softmax(A: Any, b: Target, weights: Weights = 0.0) -> Problem:
-    """Return the unified scheme of ResNet and softmax, ½‖⟨e^{Ax} + Ax, 1⟩⁻¹ (e^{Ax} + Ax) − b‖² +
-    ½‖diag(w) A x‖².
+def resnet_softmax(A: Matrix, b: Target, weights: Weights = 0.0) -> Problem:
+    """Return the unified scheme of ResNet and softmax, whose prediction is (e^z + z)/1ᵀ(e^z + z).
 
-    Args, errors: as of :func:`softntk.regression._problem`, whose normalized res_exp this is.
+    Its loss, with z = Ax, is
+
+        ½‖⟨e^{Ax} + Ax, 1⟩⁻¹ (e^{Ax} + Ax) − b‖² + ½‖diag(w) A x‖².
+
+    Use it for targets that sum to one and may be negative. Arguments and errors are those of
+    :func:`softntk.regression.problem` with ``activation="res_exp"`` and ``form="normalized"``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -43,10 +47,11 @@ def resnet_softmax(A: Any, b: Target, weights: Weights = 0.0) -> Problem:
     return problem(A, b, "res_exp", "normalized", weights)
 
 
-def exponential(A: Any, b: Target, weights: Weights = 0.0) -> Problem:
+def exponential(A: Matrix, b: Target, weights: Weights = 0.0) -> Problem:
     """Return exponential regression, ½‖e^{Ax} − b‖² + ½‖diag(w) A x‖².
 
-    Args, errors: as of :func:`softntk.regression._problem`, whose plain exp this is.
+    Use it for positive targets without a constraint on their sum. Arguments and errors are those of
+    :func:`softntk.regression.problem` with ``activation="exp"`` and ``form="plain"``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -59,14 +64,19 @@ def exponential(A: Any, b: Target, weights: Weights = 0.0) -> Problem:
 
 
 def hyperbolic(
-    A: Any, b: Target, kind: str = "cosh", form: str = "rescaled", weights: Weights = 0.0
+    A: Matrix, b: Target, kind: str = "cosh", form: str = "rescaled", weights: Weights = 0.0
 ) -> Problem:
-    """Return hyperbolic regression, rescaled ½‖u − ⟨u, 1⟩b‖² + ½‖diag(w) A x‖² with u = cosh(Ax) or
-    sinh(Ax).
+    """Return hyperbolic regression, rescaled, with u = cosh(Ax) or sinh(Ax).
 
-    Args, errors: as of :func:`softntk.regression._problem`; besides
+    Its loss is ½‖u − ⟨u, 1⟩b‖² + ½‖diag(w) A x‖². Use it for targets whose ratios count and not
+    their scale. Other arguments and errors are those of :func:`softntk.regression.problem`.
+
+    Args:
+        A: [n, d].
+        b: the target, [n].
         kind: "cosh" or "sinh".
-        form: "rescaled"; "plain" is that of the paper before; "normalized" divides by ⟨u, 1⟩ instead.
+        form: "rescaled"; "plain" is that of the earlier paper; "normalized" divides by ⟨u, 1⟩.
+        weights: w ≥ 0, a scalar or [n].
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,9 +1,8 @@
-r"""Least-squares problems without a closed form: ½‖F(x) − B‖² + ½‖P(x)‖², for a prediction F and a
-penalty P of any pytree x.
+r"""Least-squares problems without a closed form: ½‖F(x) − B‖² + ½‖P(x)‖².
 
-Gradient, Hessian and Gauss–Newton products come from automatic differentiation of F and P, a few
-evaluations each; nothing of the size of a Jacobian is formed. The interface is that of
-:class:`softntk.regression.Problem`.
+F is a prediction and P a penalty of any pytree x. Gradient, Hessian and Gauss–Newton products come
+from automatic differentiation of F and P, a few evaluations each; nothing of the size of a Jacobian
+is formed. The interface is that of :class:`softntk.regression.Problem`.
 """
 
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from softntk._core.records import function_record, static
 from softntk._core.validation import as_dtype
@@ -25,21 +24,22 @@ Structure = tuple[tuple[jax.ShapeDtypeStruct, ...], Any]
 
 def structure_of(example: PyTree) -> Structure:
     """Return shapes and dtypes of a pytree, hashable."""
+    # A tuple of leaves is hashable, and so can be a static field.
     leaves, treedef = jax.tree.flatten(jax.eval_shape(lambda: example))
     return tuple(leaves), treedef
 
 
 def nonnegative(weights: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Return the weights; +inf for a negative one, which ends the domain."""
+    """Return the weights; +inf for a negative one, so that the loss is outside of its domain."""
     return jnp.where(weights >= 0, weights, jnp.inf)
 
 
 @function_record
 class ResidualProblem:
-    """½‖F(x) − B‖² + ½‖P(x)‖²; a frozen pytree.
+    """The loss ½‖F(x) − B‖² + ½‖P(x)‖²; a frozen pytree.
 
     Attributes:
-        data: what F and P need, a pytree.
+        data: arguments of F and P besides x, a pytree.
         maps: ``(data, x) -> (F(x), P(x))``; differentiable, finite for finite x inside of the
             domain.
         target: B, of the shape of F(x).
@@ -82,118 +82,142 @@ class ResidualProblem:
         )
 
     def check(self, x: PyTree) -> Int[Array, ""]:
-        """Return SUCCESSFUL, NONFINITE_INPUT, or OVERFLOW (or a normaliser that is lost); works
-        under jit.
+        """Return SUCCESSFUL, NONFINITE_INPUT or OVERFLOW; works under jit.
 
-        OVERFLOW is that of the loss, its gradient or a product of its curvature with ones.
+        OVERFLOW is that of the loss, its gradient or a product of its curvature with ones, or a
+        normaliser that is lost in rounding.
         """
         return _check(self, self._checked(x))
 
-    def _structure(self) -> Any:
+    def _structure(self) -> PyTree:
+        """Return shapes and dtypes of x, in the structure of x."""
         leaves, treedef = self.structure
         return jax.tree.unflatten(treedef, leaves)
 
-    def _checked(self, x: PyTree) -> Any:
+    def _checked(self, x: PyTree) -> PyTree:
+        """Return x with leaves of the right shapes and dtypes, finite or not."""
         structure = self._structure()
-        given = jax.tree.structure(x)
-        wanted = jax.tree.structure(structure)
-        if given != wanted:
-            raise ValueError(f"x must have the structure {wanted}, got {given}.")
-        paths = [
-            f"x{jax.tree_util.keystr(path)}"
-            for path, _ in jax.tree_util.tree_leaves_with_path(structure)
-        ]
+        # 1. The structure, by the containers; a leaf may be anything that converts.
+        actual_treedef = jax.tree.structure(x)
+        expected_treedef = jax.tree.structure(structure)
+        if actual_treedef != expected_treedef:
+            raise ValueError(f"x must have the structure {expected_treedef}, got {actual_treedef}.")
+        # 2. Shape and dtype of each leaf, named by its path in messages.
+        expected_leaves = jax.tree_util.tree_leaves_with_path(structure)
         leaves = [
-            as_dtype(path, leaf, s.dtype, s.shape, finite=False)
-            for path, leaf, s in zip(
-                paths, jax.tree.leaves(x), jax.tree.leaves(structure), strict=True
+            as_dtype(
+                f"x{jax.tree_util.keystr(path)}", leaf, expected.dtype, expected.shape, finite=False
             )
+            for (path, expected), leaf in zip(expected_leaves, jax.tree.leaves(x), strict=True)
         ]
-        return jax.tree.unflatten(wanted, leaves)
+        return jax.tree.unflatten(expected_treedef, leaves)
 
 
-def _evaluated(p: ResidualProblem, x: PyTree) -> Float[Array, ""]:
+def _evaluate(p: ResidualProblem, x: PyTree) -> Float[Array, ""]:
+    """Return the loss, which may be NaN outside of the domain."""
     prediction, penalty = p.maps(p.data, x)
     return 0.5 * jnp.sum((prediction - p.target) ** 2) + 0.5 * jnp.sum(penalty**2)
 
 
-def _select(inside: Array, tree: PyTree, otherwise: Any) -> Any:
-    return jax.tree.map(lambda leaf: jnp.where(inside, leaf, otherwise), tree)
+def _select(condition: Bool[Array, ""], tree: PyTree, otherwise: float | int) -> PyTree:
+    """Return the tree, or a tree filled with one number where the condition is false."""
+    return jax.tree.map(lambda leaf: jnp.where(condition, leaf, otherwise), tree)
 
 
-def _fixed_outside(p: ResidualProblem, x: PyTree) -> tuple[Array, ResidualProblem, Any]:
-    """Return whether x is inside of the domain, and p and x, on which nothing depends outside:
-    derivatives are zero there.
-    """
-    inside = jnp.isfinite(_evaluated(p, jax.lax.stop_gradient(x)))
-    return inside, *jax.tree.map(
-        lambda leaf: jnp.where(inside, leaf, jax.lax.stop_gradient(leaf)), (p, x)
+def _constant_outside_domain(
+    p: ResidualProblem, x: PyTree
+) -> tuple[Bool[Array, ""], ResidualProblem, PyTree]:
+    """Return whether x is inside of the domain; and p and x, whose derivatives are zero if not."""
+    # Where the loss is not finite, p and x are replaced by constants: differentiating them would
+    # multiply infinities by zeros.
+    in_domain = jnp.isfinite(_evaluate(p, jax.lax.stop_gradient(x)))
+    return in_domain, *jax.tree.map(
+        lambda leaf: jnp.where(in_domain, leaf, jax.lax.stop_gradient(leaf)), (p, x)
     )
 
 
 @jax.jit
-def _predict(p: ResidualProblem, x: PyTree) -> Array:
+def _predict(p: ResidualProblem, x: PyTree) -> Float[Array, "..."]:
+    """Return F(x), +inf where it is NaN."""
     prediction = p.maps(p.data, x)[0]
     return jnp.where(jnp.isnan(prediction), jnp.inf, prediction)
 
 
 @jax.jit
 def _loss(p: ResidualProblem, x: PyTree) -> Float[Array, ""]:
-    inside, p, x = _fixed_outside(p, x)
-    return jnp.where(inside, _evaluated(p, x), jnp.inf)
+    """Return the loss, with a derivative of zero outside of the domain."""
+    in_domain, p, x = _constant_outside_domain(p, x)
+    return jnp.where(in_domain, _evaluate(p, x), jnp.inf)
 
 
-def _all_finite(tree: PyTree) -> Array:
+def _all_finite(tree: PyTree) -> Bool[Array, ""]:
+    """Return whether all entries of a pytree are finite."""
     return jnp.all(jnp.asarray([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 
-def _value_and_gradient(p: ResidualProblem, x: PyTree) -> tuple[Array, Any, Array]:
+def _value_and_gradient(
+    p: ResidualProblem, x: PyTree
+) -> tuple[Float[Array, ""], PyTree, Bool[Array, ""]]:
     """Return the loss, its gradient, and whether both are finite."""
-    loss, gradient = jax.value_and_grad(_evaluated, argnums=1)(p, x)
+    loss, gradient = jax.value_and_grad(_evaluate, argnums=1)(p, x)
     return loss, gradient, jnp.isfinite(loss) & _all_finite(gradient)
 
 
-def _hessian_times(p: ResidualProblem, x: PyTree, v: PyTree) -> Any:
-    return jax.jvp(lambda x: jax.grad(_evaluated, argnums=1)(p, x), (x,), (v,))[1]
+# Products with v. Hessian: v → d/dt ∇L(x + tv). Gauss–Newton: v → Jv → JᵀJv.
 
 
-def _gauss_newton_times(p: ResidualProblem, x: PyTree, v: PyTree) -> Any:
+def _hessian_times(p: ResidualProblem, x: PyTree, v: PyTree) -> PyTree:
+    """Return ∇²L(x) v, a forward derivative of the gradient."""
+    return jax.jvp(lambda x: jax.grad(_evaluate, argnums=1)(p, x), (x,), (v,))[1]
+
+
+def _gauss_newton_times(p: ResidualProblem, x: PyTree, v: PyTree) -> PyTree:
+    """Return JᵀJ v, with J the Jacobian of (F, P)."""
+
     def maps(x: PyTree) -> tuple[Array, Array]:
         return p.maps(p.data, x)
 
+    # v → Jv, forward → JᵀJv, backward
     return jax.vjp(maps, x)[1](jax.jvp(maps, (x,), (v,))[1])[0]
 
 
 @jax.jit
-def _gradient(p: ResidualProblem, x: PyTree) -> Any:
-    _, gradient, inside = _value_and_gradient(p, x)
-    return _select(inside, gradient, jnp.inf)
+def _gradient(p: ResidualProblem, x: PyTree) -> PyTree:
+    """Return ∇L, +inf outside of the domain."""
+    _, gradient, in_domain = _value_and_gradient(p, x)
+    return _select(in_domain, gradient, jnp.inf)
 
 
-def _product_or_zero(p: ResidualProblem, x: PyTree, product: PyTree) -> Any:
-    """Return a product; zero outside of the domain, +inf where it is lost in an overflow."""
+def _product_or_zero(p: ResidualProblem, x: PyTree, product: PyTree) -> PyTree:
+    """Return a product; zero outside of the domain, +inf where it overflows."""
+    # NaN stands for infinities of both signs.
     product = jax.tree.map(lambda leaf: jnp.where(jnp.isnan(leaf), jnp.inf, leaf), product)
     return _select(_value_and_gradient(p, x)[2], product, 0)
 
 
 @jax.jit
-def _hessian_product(p: ResidualProblem, x: PyTree, v: PyTree) -> Any:
+def _hessian_product(p: ResidualProblem, x: PyTree, v: PyTree) -> PyTree:
+    """Return ∇²L(x) v, never NaN."""
     return _product_or_zero(p, x, _hessian_times(p, x, v))
 
 
 @jax.jit
-def _gauss_newton_product(p: ResidualProblem, x: PyTree, v: PyTree) -> Any:
+def _gauss_newton_product(p: ResidualProblem, x: PyTree, v: PyTree) -> PyTree:
+    """Return JᵀJ v, never NaN."""
     return _product_or_zero(p, x, _gauss_newton_times(p, x, v))
 
 
 @jax.jit
 def _check(p: ResidualProblem, x: PyTree) -> Int[Array, ""]:
-    numbers = [
+    """Return the code of :meth:`ResidualProblem.check`."""
+    input_arrays = [
         leaf for leaf in jax.tree.leaves((x, p.data, p.target)) if eqx.is_inexact_array(leaf)
     ]
+    # A product with ones shows an overflow of the curvature, without its matrix.
     ones = jax.tree.map(jnp.ones_like, x)
-    fits = _value_and_gradient(p, x)[2] & _all_finite(
-        (_hessian_times(p, x, ones), _gauss_newton_times(p, x, ones))
+    curvature_products = (_hessian_times(p, x, ones), _gauss_newton_times(p, x, ones))
+    results_finite = _value_and_gradient(p, x)[2] & _all_finite(curvature_products)
+    result_code = jnp.where(results_finite, Result.SUCCESSFUL, Result.OVERFLOW)
+    return jnp.where(_all_finite(input_arrays), result_code, Result.NONFINITE_INPUT).astype(
+        jnp.int32
     )
-    code = jnp.where(fits, Result.SUCCESSFUL, Result.OVERFLOW)
-    return jnp.where(_all_finite(numbers), code, Result.NONFINITE_INPUT).astype(jnp.int32)

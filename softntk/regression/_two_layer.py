@@ -1,12 +1,14 @@
-r"""Two-layer regressions, ½‖h(A₂ g(A₁ x)) − b‖² + ½‖diag(w) A₁ x‖², with a softmax inside or
-outside.
+r"""Two-layer regressions ½‖h(A₂ g(A₁ x)) − b‖² + ½‖diag(w) A₁ x‖².
 
-    outside    softmax(A₂ relu(A₁ x))        arXiv 2308.08358
-    inside     u(A₂ softmax(A₁ x))           arXiv 2311.15390
+The softmax is in the outer or in the inner layer:
+
+    outer    softmax(A₂ relu(A₁ x))        arXiv 2308.08358
+    inner    u(A₂ softmax(A₁ x))           arXiv 2311.15390
 
 Example:
     >>> import jax, jax.numpy as jnp, softntk as sn
-    >>> A1, A2 = jax.random.normal(jax.random.key(0), (5, 3)), jax.random.normal(jax.random.key(1), (4, 5))
+    >>> A1 = jax.random.normal(jax.random.key(0), (5, 3))
+    >>> A2 = jax.random.normal(jax.random.key(1), (4, 5))
     >>> p = sn.regression.two_layer(A1, A2, jnp.full(4, 0.25))
     >>> round(float(p.predict(jnp.ones(3)).sum()), 5)
     1.0
@@ -14,7 +16,6 @@ Example:
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +33,11 @@ from softntk._linalg.products import product
 from softntk.activations import Activation
 from softntk.regression._residual_problem import ResidualProblem, nonnegative, structure_of
 
-_NORMALIZED = {"softmax": "exp", "res_softmax": "res_exp"}
+# An activation, and whether it is normalized.
+Layer = tuple[Activation, bool]
+
+# Layers that divide by their sum -> the activation that they normalize.
+NORMALIZED_LAYERS = {"softmax": "exp", "res_softmax": "res_exp"}
 
 
 def two_layer(
@@ -46,6 +51,8 @@ def two_layer(
 ) -> ResidualProblem:
     r"""Return the problem min over x of ½‖h(A₂ g(A₁ x)) − b‖² + ½‖diag(w) A₁ x‖².
 
+    Use it where A₁ and A₂ are data and x, the input of the inner layer, is unknown.
+
     Args:
         A1: [m, d].
         A2: [n, m].
@@ -55,51 +62,59 @@ def two_layer(
         weights: w ≥ 0, a scalar or [m].
 
     Returns:
-        A problem p: ``p(x)``, ``predict``, ``residual``, ``gradient``, ``hessian``,
-            ``gauss_newton`` (lineax operators on [d])
-        and ``check``. Where relu has a kink its derivative is zero.
+        A problem p: ``p(x)``, ``predict``, ``residual``, ``gradient``, ``check``, and ``hessian``
+        and ``gauss_newton``, which are lineax operators on [d]. Where relu has a kink its
+        derivative is zero.
 
     Raises:
         ValueError: shapes that do not fit, integers, NaN, negative weights, an unknown name.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> p = two_layer(jnp.eye(2), jnp.eye(2), jnp.array([0.5, 0.5]), inner="softmax", outer="identity")
+        >>> A1 = A2 = jnp.eye(2)
+        >>> p = two_layer(A1, A2, jnp.array([0.5, 0.5]), inner="softmax", outer="identity")
         >>> float(p(jnp.zeros(2))), p.gauss_newton(jnp.zeros(2)).mv(jnp.array([1.0, -1.0])).tolist()
         (0.0, [0.25, -0.25])
 
     Source: arXiv 2308.08358 (softmax outside), arXiv 2311.15390 (inside).
     """
+    # 1. Check the arguments; A1 decides the dtype.
     A1 = as_rows("A1", A1)
-    (m, d), dtype = A1.shape, A1.dtype
+    m, d = A1.shape
+    dtype = A1.dtype
     A2 = as_dtype("A2", as_rows("A2", A2, m), dtype)
     target = as_dtype("b", as_floating("b", b, (len(A2),)), dtype, finite=False)
     w = as_weights("weights", weights, dtype, (), (m,))
-    maps = _maps(_layer("inner", inner), _layer("outer", outer))
+    # 2. Compose the layers.
+    maps = _compose(_find_layer("inner", inner), _find_layer("outer", outer))
     return ResidualProblem(
         data=(A1, A2, w), target=target, maps=maps, structure=structure_of(jnp.zeros(d, dtype))
     )
 
 
-def _layer(name: str, layer: str | Activation) -> tuple[Activation, bool]:
-    """Return an activation, and whether it is normalized."""
+def _find_layer(argument: str, layer: str | Activation) -> Layer:
+    """Return the activation of a layer, and whether it is normalized."""
     if isinstance(layer, Activation):
         return layer, False
-    known = check_choice(name, layer, {**_NORMALIZED, **activations.ACTIVATIONS})
-    return activations.get(_NORMALIZED.get(known, known)), known in _NORMALIZED
+    layer_name = check_choice(argument, layer, {**NORMALIZED_LAYERS, **activations.ACTIVATIONS})
+    activation = activations.get(NORMALIZED_LAYERS.get(layer_name, layer_name))
+    return activation, layer_name in NORMALIZED_LAYERS
+
+
+def _apply_layer(layer: Layer, z: Array) -> Array:
+    """Return u(z), or u(z)/1ᵀu(z)."""
+    activation, normalized = layer
+    return activations.normalize(activation, z) if normalized else activation.u(z)
 
 
 @lru_cache  # one function for each pair of layers, so that nothing is compiled again
-def _maps(
-    inner: tuple[Activation, bool], outer: tuple[Activation, bool]
-) -> Callable[[tuple, Array], tuple[Array, Array]]:
-    def through(layer: tuple[Activation, bool], z: Array) -> Array:
-        activation, normalized = layer
-        return activations.normalize(activation, z) if normalized else activation.u(z)
+def _compose(inner: Layer, outer: Layer) -> Callable[[tuple, Array], tuple[Array, Array]]:
+    """Return (data, x) -> the prediction h(A₂ g(A₁ x)) and the penalty diag(w) A₁ x."""
 
-    def maps(data: tuple[Any, ...], x: Array) -> tuple[Array, Array]:
+    def maps(data: tuple[Array, Array, Array], x: Array) -> tuple[Array, Array]:
         A1, A2, w = data
         z = product(A1, x)
-        return through(outer, product(A2, through(inner, z))), nonnegative(w) * z
+        hidden_values = _apply_layer(inner, z)
+        return _apply_layer(outer, product(A2, hidden_values)), nonnegative(w) * z
 
     return maps

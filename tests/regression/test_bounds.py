@@ -11,8 +11,10 @@ from jax.experimental import sparse
 from tools import first
 
 import softntk as sn
-from softntk.activations._enclosures import SUPREMA
+from softntk.activations import SUPREMA
 from softntk.regression import _bounds
+from softntk.regression._logit_bounds import Ball, residual_bounds
+from softntk.regression._scaled_products import bound_singular_values
 
 FORMS = [
     ("exp", "normalized"),
@@ -100,18 +102,15 @@ def test_derivatives_of_the_rescaled_residual_are_bounded_closely(x64):
     p = sn.regression.problem(np.eye(4), np.full(4, -0.5), "exp", "rescaled")
     slopes = np.linalg.norm(jax.jacfwd(p.residual)(jnp.zeros(4)), 2)
     assert slopes == pytest.approx(3)
-    assert slopes <= _bounds._residual_bounds(p, 1e-9, np.zeros(4), 0.0)[1] <= slopes * (1 + 1e-6)
+    ball = Ball(1e-9, np.zeros(4), 0.0)
+    assert slopes <= residual_bounds(p, ball)[1] <= slopes * (1 + 1e-6)
     curvature = np.linalg.norm(jax.hessian(p)(jnp.zeros(4)), 2)
     opposite = sn.regression.problem(np.eye(4), -0.5 * np.eye(4)[0], "exp", "rescaled")
     later = jax.jacfwd(jax.jacfwd(opposite.residual))
     for order, derivative in ((2, later), (3, jax.jacfwd(later))):
         size = np.linalg.norm(np.asarray(derivative(jnp.zeros(4)))[(slice(None), *(0,) * order)])
         assert size == pytest.approx(1.5)
-        assert (
-            size
-            <= _bounds._residual_bounds(opposite, 1e-9, np.zeros(4), 0.0)[order]
-            <= size * (1 + 1e-6)
-        )
+        assert size <= residual_bounds(opposite, ball)[order] <= size * (1 + 1e-6)
     assert curvature <= _bounds.lipschitz(p, 1e-9).gradient.ours < 1.5 * curvature
 
 
@@ -140,7 +139,7 @@ def test_singular_values_are_bounded_closely_from_outside(kind, x64):
     A = np.diag([3.0, 0.5, 0.01]) @ np.array([[1.0, 0.2, 0.0], [0.0, 1.0, -0.4], [0.3, 0.0, 1.0]])
     A = np.concatenate([A, np.zeros((1, 3))])
     values = np.linalg.svd(A, compute_uv=False)
-    largest, smallest = _bounds._norms(sn.regression.problem(kind(A), np.full(4, 0.25)))
+    largest, smallest = bound_singular_values(sn.regression.problem(kind(A), np.full(4, 0.25)))
     assert values[0] <= largest <= values[0] * (1 + 1e-12)
     assert values[-1] * (1 - 1e-9) <= smallest <= values[-1]
 

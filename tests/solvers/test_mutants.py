@@ -201,7 +201,7 @@ def test_an_undamped_dense_step_is_by_the_moduli_of_the_curvature(x64):
     found = dense_steps.undamped_step(jnp.diag(jnp.asarray(values)), None, jnp.asarray(g))
     least = 4 * np.sqrt(np.finfo(float).eps)
     np.testing.assert_allclose(found.step, -g / np.maximum(np.abs(values), least), rtol=1e-9)
-    assert found.negative
+    assert found.negative_curvature
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_no_more_products_are_made_than_are_asked_for(x64):
 def test_without_any_curvature_the_model_is_finite(x64):
     space = krylov_steps.krylov_model(lambda v: 0 * v, None, jnp.arange(1.0, 5), jnp.ones(()), 0.0, 4)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(space))
-    assert not space.model.negative
+    assert not space.model.is_indefinite
 
 
 @pytest.mark.parametrize("curvature", [1.0, -1.0])
@@ -264,7 +264,7 @@ def test_rows_are_drawn_by_their_scores(x64):
     op = sn.regression.problem(A, np.full(200, 0.1), "exp", "plain", 1.0).hessian(jnp.zeros(1))
     sampler = row_sampler.initial_sampler(op)
     assert row_sampler.sample_sizes(op, 20) == (20, 80, 200)
-    assert row_sampler.sample_sizes(op, 20)[int(sampler.level)] == 20
+    assert row_sampler.sample_sizes(op, 20)[int(sampler.size_index)] == 20
     draws = jax.vmap(lambda key: row_sampler.draw(sampler, op, key, 20).indices)(
         jax.random.split(jax.random.key(0), 50)
     )

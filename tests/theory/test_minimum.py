@@ -12,7 +12,7 @@ from tools import assert_close
 import softntk as sn
 from softntk._linalg import rigorous
 from softntk.theory._certificates import minimum
-from softntk.theory._certificates.logit_derivatives import evaluate_in_logits
+from softntk.theory._certificates.logit_derivatives import evaluate_derivatives, evaluate_in_logits
 
 certify = sn.theory.certify_minimum
 KINDS = [
@@ -252,7 +252,7 @@ def test_parts_in_the_logits_are_those_of_automatic_differentiation(activation, 
         return 0.5 * jnp.sum(r**2)
 
     ball = certify(p, z)
-    found = evaluate_in_logits(p, z)
+    found = evaluate_derivatives(p, z)
     gradient, hessian = jax.grad(loss)(jnp.asarray(z)), jax.hessian(loss)(jnp.asarray(z))
     assert_close(found.gradient, gradient, rtol=1e-12)
     assert np.linalg.norm(found.gradient - np.asarray(gradient)) <= found.gradient_error + 1e-14
