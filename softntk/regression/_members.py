@@ -3,8 +3,8 @@
 import numpy as np
 from jaxtyping import Array, Float
 
+from softntk._core.typing import DesignMatrix as Matrix
 from softntk._core.validation import check_choice
-from softntk._linalg.design_matrix import Matrix
 from softntk.regression._problem import Problem, problem
 
 Target = Float[Array | np.ndarray, " n"]

@@ -31,6 +31,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from softntk._core.records import function_record, static
+from softntk._core.typing import DesignMatrix as Matrix
 from softntk._core.validation import (
     as_dtype,
     as_floating,
@@ -38,7 +39,6 @@ from softntk._core.validation import (
     check_choice,
 )
 from softntk._linalg import design_matrix as matrices
-from softntk._linalg.design_matrix import Matrix
 from softntk.activations import Activation
 from softntk.curvature.structured import StructuredOperator
 from softntk.regression._forms import FORMS, Curvature, FormValues, as_activation

@@ -232,7 +232,9 @@ def test_no_more_products_are_made_than_are_asked_for(x64):
 
 
 def test_without_any_curvature_the_model_is_finite(x64):
-    space = krylov_steps.krylov_model(lambda v: 0 * v, None, jnp.arange(1.0, 5), jnp.ones(()), 0.0, 4)
+    space = krylov_steps.krylov_model(
+        lambda v: 0 * v, None, jnp.arange(1.0, 5), jnp.ones(()), 0.0, 4
+    )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(space))
     assert not space.model.is_indefinite
 
