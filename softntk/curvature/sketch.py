@@ -234,7 +234,7 @@ def sketched(op: StructuredOperator, sample: Sample) -> StructuredOperator:
     rows = matrices.take_rows(op.matrix, sample.indices)
     columns = op.columns()
     r = columns.shape[1]
-    row_weights = sample.scales.astype(op.dtype) * sample._select(op.logit_diagonal)
+    row_weights = sample.scales.astype(op.dtype) * sample._select(op.logit_diagonal)  # noqa: SLF001
     return StructuredOperator(
         jnp.concatenate([rows, columns.T]),
         jnp.concatenate([row_weights, jnp.zeros(r, op.dtype)]),

@@ -142,6 +142,24 @@ class _Attempt(NamedTuple):
     accepted: Bool[Array, ""]
 
 
+def _as_training_data(
+    net: Any, x: Any, y: Any
+) -> tuple[Float[Array, "n ..."], Float[Array, "n k"]]:
+    """Return points and targets as floating-point arrays, targets [n, k]; refuse other shapes."""
+    x = as_floating("x", x)
+    y = as_floating("y", y)
+    if x.ndim == 0 or y.ndim not in (1, 2) or y.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"y must have shape [n, k] with as many rows as x, got shapes {y.shape} and {x.shape}."
+        )
+    if isinstance(net, Network) and x.ndim != 2:
+        raise ValueError(
+            "x must have shape [n, d], one row a point, for a network of two_layer, "
+            f"got shape {x.shape}."
+        )
+    return x, y.reshape(len(x), -1)
+
+
 def natural_gradient(
     net: Network | tuple[Callable, ...] | Callable,
     x: Float[Array | np.ndarray, "n ..."],
@@ -195,24 +213,13 @@ def natural_gradient(
     Source: see the module.
     """
     # 1. Check the arguments.
-    x = as_floating("x", x)
-    y = as_floating("y", y)
-    if x.ndim == 0 or y.ndim not in (1, 2) or y.shape[0] != x.shape[0]:
-        raise ValueError(
-            f"y must have shape [n, k] with as many rows as x, got shapes {y.shape} and {x.shape}."
-        )
-    y = y.reshape(len(x), -1)
+    x, y = _as_training_data(net, x, y)
     ridge = check_number("ridge", ridge, above=0)
     rtol = check_number("rtol", rtol, above=0)
     max_cg_steps = check_integer("max_cg_steps", max_cg_steps, at_least=1)
     damped = check_flag("damped", damped)
     apply_fn: Any = net[1] if isinstance(net, tuple) and len(net) > 1 else net
     check_callable("net", apply_fn, "a network, or a function apply_fn(params, x)")
-    if isinstance(net, Network) and x.ndim != 2:
-        raise ValueError(
-            "x must have shape [n, d], one row a point, for a network of two_layer, "
-            f"got shape {x.shape}."
-        )
     rows = x if isinstance(net, Network) else x.reshape(len(x), -1)
 
     def bind_network(params: Params, value_fn: Callable | None) -> NetworkAtPoints:

@@ -187,8 +187,7 @@ def network(draw: Draw, family: str | None = None) -> tuple[Any, Any, str]:
 
 def network_points(draw: Draw) -> np.ndarray:
     """Return points at which the logits stay within what exponentials take."""
-    x = draw.points(scale=1.0 if draw.mild else draw.pick(1.0, 1.0, 1e-3, 1e-25, 5.0))
-    return x
+    return draw.points(scale=1.0 if draw.mild else draw.pick(1.0, 1.0, 1e-3, 1e-25, 5.0))
 
 
 def factors(params: Any, x: np.ndarray, family: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

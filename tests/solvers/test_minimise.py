@@ -373,7 +373,7 @@ def test_theory_beside_practice(x64):
     assert (found.along_path <= found.promised).all()
     assert found.along_path[-1] < 0.5
     with pytest.raises(
-        ValueError, match="theory=True needs a problem of softntk.regression._problem, got function"
+        ValueError, match="theory=True needs a problem of softntk.regression.problem, got function"
     ):
         minimise(parabola, jnp.zeros(2), optax.sgd(0.1), theory=True)
 

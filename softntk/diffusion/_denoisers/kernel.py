@@ -132,7 +132,7 @@ def kernel_denoiser(
     draws: int | None = None,
     landmarks: int = 1024,
     stopping: str | float = "holdout",
-    filter: str = "flow",
+    filter: str = "flow",  # noqa: A002
     validation: float = 0.2,
     progress: bool = False,
 ) -> Denoiser:
@@ -204,7 +204,7 @@ def kernel_denoiser(
     train_readout = check_flag("train_readout", train_readout)
     landmarks = check_count("landmarks", landmarks)
     stopping = _check_stopping(stopping)
-    filter = check_choice("filter", filter, spectral_fit.FILTERS)
+    filter = check_choice("filter", filter, spectral_fit.FILTERS)  # noqa: A001
     progress = check_flag("progress", progress)
     draws = None if draws is None else check_count("draws", draws)
     # 2. Compute the coordinates, and split the data into folds where something is chosen by them.

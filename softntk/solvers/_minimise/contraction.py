@@ -66,7 +66,7 @@ def contraction(
     calls it for its own path.
 
     Args:
-        problem: of :func:`softntk.regression._problem`.
+        problem: of :func:`softntk.regression.problem`.
         path: x_0 … x_T, [T + 1, d]; x_T counts as the minimiser.
         distortion: ε of each step, [T]; zeros for exact Hessians.
 
@@ -89,7 +89,7 @@ def contraction(
     # 1. Check the arguments.
     if not isinstance(problem, Problem):
         raise ValueError(
-            f"problem must be one of softntk.regression._problem, got {type(problem).__name__}."
+            f"problem must be one of softntk.regression.problem, got {type(problem).__name__}."
         )
     as_floating("path", path)
     as_floating("distortion", distortion, empty=True)

@@ -104,7 +104,7 @@ def minimise(
             if it had never stopped; it is written after each chunk of about a third of a second, by
             an atomic rename. A file of another start or first step is refused.
         theory: record the path, and compare it with the contraction that the papers promise; for
-            problems of :func:`softntk.regression._problem`.
+            problems of :func:`softntk.regression.problem`.
         args: further arguments of the problem: pytrees, whose numbers and arrays may change without
             anything being compiled again, and by which the result may be differentiated.
 
@@ -143,7 +143,7 @@ def minimise(
     max_steps = check_integer("max_steps", max_steps, at_least=0)
     if theory and not isinstance(problem, Problem):
         raise ValueError(
-            "theory=True needs a problem of softntk.regression._problem, "
+            "theory=True needs a problem of softntk.regression.problem, "
             f"got {type(problem).__name__}."
         )
     problem, x0, constants = _bind_arguments(problem, x0, args)
