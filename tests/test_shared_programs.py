@@ -1,7 +1,6 @@
 """Functions with equal traces share one compiled program, and keep their own derivatives."""
 
 import jax
-import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,22 +8,7 @@ import pytest
 from softntk._core import shared_programs
 from softntk._core.shared_programs import share_program
 
-COMPILATION = "/jax/core/compile/backend_compile_duration"
 X = jnp.arange(3.0)
-
-
-@pytest.fixture
-def compilations():
-    """Count what XLA compiles, from the first look on."""
-    events = []
-
-    def listen(event, duration_secs, **details):
-        if event == COMPILATION:
-            events.append(details)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield events
-    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def call(function, *arguments):

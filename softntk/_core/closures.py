@@ -4,7 +4,9 @@ A transform closes over its curvature, and the curvature over the data matrix A.
 A would be copied into the program as a constant, slowly and more than once. Instead the function is
 traced first, and the arrays that it closes over are passed to the compiled program as arguments.
 
-Programs are stored per transform or problem and released together with it.
+Programs are stored per transform or problem and released together with it. What XLA compiled is
+shared by transforms and problems whose traces are equal, so that one made anew, with other data, is
+traced and not compiled (:mod:`softntk._core.shared_programs`).
 """
 
 import weakref
@@ -13,10 +15,10 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.extend.core
 from jaxtyping import PyTree
 
 from softntk._core.bound_loss import BoundLoss
+from softntk._core.shared_programs import share_program
 from softntk._core.validation import is_concrete
 
 # owner (see `_cache_owner`) → {key: (compiled function, its constants)}
@@ -79,7 +81,7 @@ def compile_with_closure(
     #    leak out of the surrounding transformation.
     programs = _PROGRAM_CACHE.setdefault(owner, {})
     if key not in programs:
-        run_program, constants = _compile_closed(
+        run_program, constants = share_program(
             lambda arrays, *arguments: function(merge(arrays), *arguments), arguments
         )
         if not all(map(is_concrete, constants)):
@@ -102,7 +104,7 @@ def without_derivatives(function: Callable[..., PyTree], *arguments: PyTree) -> 
     Derivatives by the arguments remain.
     """
     arrays, merge = split_arrays(arguments)
-    run_program, constants = _compile_closed(lambda arrays: function(*merge(arrays)), (arrays,))
+    run_program, constants = share_program(lambda arrays: function(*merge(arrays)), (arrays,))
     return run_program(constants, arrays)
 
 
@@ -116,20 +118,3 @@ def _cache_owner(tx: Any, problem: PyTree) -> Any:
         return tx.update
     function = problem.function if isinstance(problem, BoundLoss) else problem
     return type(function) if has_arrays(function) else function
-
-
-def _compile_closed(
-    function: Callable[..., PyTree], arguments: tuple
-) -> tuple[Callable[..., PyTree], list]:
-    """Return the compiled function of (constants, *arguments), and the arrays it closes over."""
-    closed_jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
-    structure = jax.tree.structure(shapes)
-
-    @jax.jit
-    def run_program(constants: list, *arguments: Any) -> Any:
-        bound_jaxpr = jax.extend.core.ClosedJaxpr(closed_jaxpr.jaxpr, constants)
-        return jax.tree.unflatten(
-            structure, jax.extend.core.jaxpr_as_fun(bound_jaxpr)(*jax.tree.leaves(arguments))
-        )
-
-    return run_program, [jax.lax.stop_gradient(constant) for constant in closed_jaxpr.consts]

@@ -19,8 +19,11 @@ import numpy as np
 
 from softntk._core.validation import is_concrete
 
-# Parameters that only matter when a program is differentiated.
-DERIVATIVE_RULES = frozenset({"jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd", "out_trees", "jvp"})
+# Parameters that only matter when a program is differentiated; and ``flatten``, in which equinox
+# records the structure of outputs, which follows from the other parameters.
+IGNORED_PARAMETERS = frozenset(
+    {"jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd", "out_trees", "jvp", "flatten"}
+)
 
 MAX_COMPARED_SIZE = 1024
 """Arrays inside a program up to this size are compared by value, larger ones by identity."""
@@ -57,7 +60,7 @@ def program_key(jaxpr: jax.extend.core.Jaxpr) -> Hashable:
         parameters = tuple(
             (name, _parameter_key(value))
             for name, value in sorted(equation.params.items())
-            if name not in DERIVATIVE_RULES
+            if name not in IGNORED_PARAMETERS
         )
         results = bind(equation.outvars)
         context = _parameter_key(getattr(equation, "ctx", None))

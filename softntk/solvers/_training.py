@@ -12,29 +12,13 @@ import optax
 from jax import lax
 from jaxtyping import PyTree
 
-from softntk._core.bound_loss import (
-    BoundLoss,
-    as_argument,
-    check_scalar,
-    split_leaves,
-)
+from softntk._core.bound_loss import BoundLoss, as_argument, check_scalar, split_leaves
+from softntk._core.closures import compile_with_closure
 from softntk._core.validation import check_callable, check_integer
 from softntk.solution import Result, Solution
 from softntk.solvers._gradient_descent import check_transform
 
 Params = PyTree
-
-
-class _StaticLeaves(NamedTuple):
-    """Leaves of the loss's arguments that are no arrays, hashable for ``jax.jit``.
-
-    Attributes:
-        leaves: the leaves.
-        structure: of the pytree that they belong to.
-    """
-
-    leaves: tuple
-    structure: Any
 
 
 class _TrainingState(NamedTuple):
@@ -66,8 +50,8 @@ def train(
     Use it for a path of known length; :func:`softntk.solvers.minimise` ends at a tolerance.
 
     Args:
-        loss: ``(params, *args) -> scalar``. Compiled once for each function object and shapes:
-            define it outside of your loops, and pass data through ``args``.
+        loss: ``(params, *args) -> scalar``. A function that is made anew for every call, with
+            other arrays inside, is traced again but not compiled again, and so is a transform.
         params: a pytree of arrays. Leaves that are no floating-point arrays (functions of an
             equinox module, counters) are constants.
         tx: any optax transform. It gets ``value``, ``grad`` and ``value_fn``, which line searches
@@ -99,22 +83,26 @@ def train(
     """
     # 1. Check the arguments.
     check_callable("loss", loss, "a function of the params")
-    tx = check_transform("tx", tx)
+    transform = check_transform("tx", tx)
     steps = check_integer("steps", steps, at_least=1)
     if snapshot_every is not None:
         snapshot_every = check_integer("snapshot_every", snapshot_every, at_least=1)
         if steps % snapshot_every:
             raise ValueError(f"snapshot_every must divide steps, got {snapshot_every} and {steps}.")
 
-    # 2. Split what the loss gets into floating-point params, arrays, and static leaves.
+    # 2. Split what the loss gets into floating-point params, and all that is constant.
     params, constants = split_leaves("params", params)
-    bound_loss = BoundLoss(None, jax.tree.map(as_argument, args), constants)
-    arrays, static_leaves = eqx.partition(bound_loss, eqx.is_array)
-    leaves, structure = jax.tree.flatten(static_leaves)
-    static = _StaticLeaves(tuple(leaves), structure)
+    bound_loss = BoundLoss(loss, jax.tree.map(as_argument, args), constants)
 
     # 3. Train, and put the constant leaves back.
-    solution = _train(loss, tx, steps, snapshot_every, static, params, arrays)
+    run_program = compile_with_closure(
+        ("train", steps, snapshot_every),
+        tx,
+        bound_loss,
+        partial(_train, transform, steps, snapshot_every),
+        params,
+    )
+    solution = run_program(params)
     if jax.tree.leaves(constants):
         stats = dict(solution.stats)
         if snapshot_every:
@@ -124,23 +112,15 @@ def train(
     return solution
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _train(
-    loss: Callable[..., jax.Array],
     tx: optax.GradientTransformationExtraArgs,
     steps: int,
     snapshot_every: int | None,
-    static: _StaticLeaves,
+    value_fn: BoundLoss,
     params: Params,
-    arrays: BoundLoss,
 ) -> Solution:
-    """Run :func:`train` as one program; loss, transform and numbers of steps are static."""
+    """Run :func:`train` as one program."""
     # 1. The loss of the params.
-    bound_loss = eqx.combine(arrays, jax.tree.unflatten(static.structure, static.leaves))
-
-    def value_fn(params: Params) -> jax.Array:
-        return loss(bound_loss.complete(params), *bound_loss.args)
-
     check_scalar("loss", jax.eval_shape(value_fn, params))
 
     # 2. A scan of steps in a scan of chunks, between which snapshots are taken.

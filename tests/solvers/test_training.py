@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tools import points
+from tools import assert_close, points
 
 import softntk as sn
 from softntk.solution import NumericalError, Result
@@ -78,14 +78,31 @@ def test_every_result_has_advice():
     assert all(len(code.advice) > 20 for code in Result)
 
 
-def test_second_call_does_not_compile_again():
-    from softntk.solvers import _training
+def test_second_call_does_not_compile_again(compilations):
+    """Neither with the same loss and transform, which are not even traced, nor with new ones."""
+    traces = []
 
-    tx, f = sn.solvers.gradient_descent(0.1), lambda x: jnp.sum(x**2)
-    sn.solvers.train(f, jnp.ones(3), tx, 4)
-    before = _training._train._cache_size()
-    sn.solvers.train(f, 2 * jnp.ones(3), tx, 4)
-    assert _training._train._cache_size() == before
+    def make_loss(scale):
+        def loss(x):
+            traces.append(scale)
+            return jnp.sum(scale * x**2)
+
+        return loss
+
+    starts = jnp.ones(3), 2 * jnp.ones(3)
+    first_scale, second_scale = jnp.arange(3.0), jnp.ones(3)
+    loss, tx = make_loss(first_scale), sn.solvers.gradient_descent(0.1)
+    sn.solvers.train(loss, starts[0], tx, 4)
+    compilations.clear()
+    traces.clear()
+    again = sn.solvers.train(loss, starts[1], tx, 4)
+    assert traces == []
+    fresh = sn.solvers.train(
+        make_loss(second_scale), starts[0], sn.solvers.gradient_descent(0.1), 4
+    )
+    assert compilations == []
+    assert_close(again.value, starts[1] * (1 - 0.2 * first_scale) ** 4, "float32")
+    assert_close(fresh.value, starts[0] * (1 - 0.2 * second_scale) ** 4, "float32")
 
 
 @pytest.mark.parametrize(
