@@ -16,7 +16,7 @@ import softntk
 
 PACKAGE = Path(softntk.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-SHAPES = {"J"}
+SHAPES = {"J", "M"}
 """Letters that name no paper: lengths in the shapes of docstrings."""
 
 CITATION = re.compile(r"MATHEMATICS\.md(?:#([\w-]+))?")

@@ -213,7 +213,7 @@ def test_an_operator_needs_few_products_early_and_says_when_they_do_not_suffice(
     assert _dynamics._krylov_spaces._cache_size() == before + 2  # 16 and 32 products
     inside = jax.jit(lambda op: sn.ntk.predict_gd(op, x[:, :1], 1e-3, np.array([5])))(op)
     assert_close(inside, sn.ntk.predict_gd(op, x[:, :1], 1e-3, np.array([5])), rtol=1e-4)
-    monkeypatch.setattr(_dynamics, "_KRYLOV", 32)
+    monkeypatch.setattr(_dynamics, "_MAX_KRYLOV_DIMENSION", 32)
     with pytest.raises(NumericalError, match="MAX_STEPS: 32 products"):
         sn.ntk.predict_flow(
             op, jnp.sign(x[:, :1]), np.array([1e9], np.float32), cross=op.cross(x[:4] + 0.1)
@@ -594,8 +594,8 @@ def test_a_large_network_that_cancels_starts_at_zero():
 
 def test_as_many_products_as_there_are_points_are_exact(monkeypatch):
     """The limit of products is not reached by a space that is exhausted."""
-    monkeypatch.setattr(_dynamics, "_KRYLOV", 16)
-    monkeypatch.setattr(_dynamics, "_DENSE", 8)
+    monkeypatch.setattr(_dynamics, "_MAX_KRYLOV_DIMENSION", 16)
+    monkeypatch.setattr(_dynamics, "_MAX_FORMED_SIZE", 8)
     x, y = points(0, 16, 3, "float32"), points(1, 16, 1, "float32")
     net = two_layer("softmax", width=2)
     op = sn.ntk.kernel_operator(net.kernel_fn, x)

@@ -375,12 +375,14 @@ def test_an_exhausted_krylov_space_is_cut_off_and_changes_no_bound(x64):
     op = lx.DiagonalLinearOperator(jnp.asarray(values))
     start = jnp.asarray(np.random.default_rng(0).normal(size=40))
     short, long = (lanczos.lanczos(op, start, steps) for steps in (3, 9))
-    assert int(short.kept) == int(long.kept) == 3
+    assert int(short.valid_steps) == int(long.valid_steps) == 3
     assert_close(np.unique(np.round(np.asarray(long.nodes)[[0, -1]], 9)), [0.5, 3.0])
     assert not np.asarray(long.basis[3:]).any()
     for sign in (-1, 1):
         distances = [
-            lanczos.distance_beyond(found._replace(log_betas=short.log_betas), sign, np.log(1e-6))
+            lanczos.distance_beyond(
+                found._replace(log_beta_sum=short.log_beta_sum), sign, np.log(1e-6)
+            )
             for found in (short, long)
         ]
         assert_close(distances[1], distances[0], rtol=1e-6)

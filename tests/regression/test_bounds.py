@@ -171,6 +171,6 @@ def test_a_sparse_matrix_without_full_rank_has_no_smallest_singular_value():
         A[:, 2] = A[:, 0] + A[:, 1]
         matrix = sparse.BCOO.fromdense(jnp.asarray(A, jnp.float32))
         p = sn.regression.problem(matrix, jnp.full(6, 1 / 6, jnp.float32))
-        largest, smallest = _bounds._norms(p)
+        largest, smallest = bound_singular_values(p)
         assert smallest == 0
         assert largest >= np.linalg.norm(A.astype("float32").astype(float), 2)

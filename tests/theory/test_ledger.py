@@ -521,7 +521,7 @@ def test_the_rest_of_a_step_is_compared_with_a_tenth_of_what_it_gains():
     outputs = np.sqrt(len(a)) * (powers / powers.sum(axis=1, keepdims=True)) @ a
     dots = x @ x.T
     lowest = np.linalg.eigvalsh(dots * np.exp(case["sigma"] ** 2 * dots))[0]
-    gained = training._rate(case) * lowest * np.sum((outputs - Y) ** 2)
+    gained = training.learning_rate(case) * lowest * np.sum((outputs - Y) ** 2)
     assert statement.check(case).bound == pytest.approx(0.1 * gained, rel=1e-6)
 
 
@@ -532,7 +532,9 @@ def test_what_is_judged_by_the_tolerance_of_equalities_is_one():
         if statement.reference[:3] in ("[S]", "[D]") and not statement.count > 20:
             found = statement.check(statement.sample(np.random.default_rng(0)))
             if found is not None:
-                assert (found.bound == TOLERANCE) == statement.equality, statement.reference
+                assert (found.bound == EQUALITY_TOLERANCE) == statement.equality, (
+                    statement.reference
+                )
                 seen.add((statement.reference[:3], statement.equality))
     assert seen >= {("[S]", True), ("[D]", True)}
 

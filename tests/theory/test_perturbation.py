@@ -411,17 +411,17 @@ def test_products_of_intervals_hold_the_products_of_their_numbers():
     corners = np.array([a * b for a in one for b in two])
     inside = np.array([rng.uniform(*one) * rng.uniform(*two) for _ in range(100)])
     found = one * two
-    assert np.array_equal(found.low, corners.min(axis=0))
-    assert np.array_equal(found.high, corners.max(axis=0))
-    assert (found.low <= inside).all()
-    assert (inside <= found.high).all()
+    assert np.array_equal(found.lower, corners.min(axis=0))
+    assert np.array_equal(found.upper, corners.max(axis=0))
+    assert (found.lower <= inside).all()
+    assert (inside <= found.upper).all()
 
 
 def test_the_rest_of_an_expansion_grows_with_the_move(x64):
     """Also where a neuron's readout is the mean, so that all it adds comes from the move."""
     net, params, _ = start("softmax", 1, width=4)
     params = params.replace(hidden=jnp.zeros((4, 4)), readout=jnp.array([[-1.0], [0], [0], [1]]))
-    expansion = Expansion(net.architecture, params, np.eye(4))
+    expansion = SoftmaxExpansion(net.architecture, params, np.eye(4))
     bounds = np.array([expansion._remainder(R) for R in np.linspace(0.1, 3, 20)])
     assert (bounds >= 0).all()
     assert (np.diff(bounds, axis=0) >= 0).all()
