@@ -166,6 +166,7 @@ def _integrate_density(
 
     The mean of vᵀJv over the directions v, [k, n, d], is the trace of J.
     """
+    # 1. Differentiate x and log p along the flow; the score is linearised once for all directions.
     d = x.shape[1]
     horizon_angle, data_angle = probability_flow.angles(sde, options.min_time, x.dtype)
 
@@ -180,10 +181,12 @@ def _integrate_density(
         )
         return -jnp.tan(theta) * (x + score), -jnp.tan(theta) * (d + jnp.mean(traces, axis=0))
 
+    # 2. Integrate from the data to T, opposite to the direction of sampling.
     start = (x, jnp.zeros(x.shape[0], x.dtype))
     (x, growth), bad, code = probability_flow.flow(
         field, start, (data_angle, horizon_angle), options.tolerances, options.max_steps
     )
+    # 3. Add the log-density at T. Rows that failed have the log-density −∞.
     horizon = probability_flow.time_of_angle(sde, horizon_angle)
     value = growth + _log_density_of_noise(score_fn, horizon, x)
     bad |= ~jnp.isfinite(value)

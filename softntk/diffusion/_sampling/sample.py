@@ -114,9 +114,9 @@ def sample(
     Use it to generate data with a fitted score or an exact one. "sde" solves the reverse equation
     by the shifted Euler method in the signal-to-noise ratio, in steps uniform in its logarithm.
     "ode" solves the probability flow by an adaptive Runge–Kutta method of order five, all rows of a
-    batch with the same steps, chosen for the most demanding row. Samples are distributed as X at min_time: they contain noise of deviation
-    √h(min_time), 0.01 for ``vp_sde()``. A denoiser, E[X_0 | x], removes it, together with the
-    variation of the data on that scale.
+    batch with the same steps, chosen for the most demanding row. Samples are distributed as X at
+    min_time: they contain noise of deviation √h(min_time), 0.01 for ``vp_sde()``. A denoiser,
+    E[X_0 | x], removes it, together with the variation of the data on that scale.
 
     The program is compiled once for a score function, shape and options. A function is traced once,
     as by ``jax.jit``: variables that it closes over keep the values they had at its first use. A
@@ -169,6 +169,7 @@ def sample(
     check_sde(sde)
     check_score_fn(score_fn)
     n, d = _check_shape(shape)
+    # JAX's default precision: float64 only where jax_enable_x64 is set.
     dtype = jnp.result_type(float)
     options = _check_options(
         sde, method, min_time, steps, corrector_steps, corrector_snr, (rtol, atol), max_steps, dtype
