@@ -117,6 +117,7 @@ def _inner_products(
     x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"], squares: Float[Array, " n1"], same: bool
 ) -> Float[Array, "n1 n2"]:
     """Return x1 x2ᵀ; if both are the same, its diagonal equals the squares to the last bit."""
+    # A variance and a covariance of equal points must agree: the angle between them is then zero.
     dots = product(x1, x2.T)
     return jnp.where(jnp.eye(len(x1), dtype=bool), squares[:, None], dots) if same else dots
 
@@ -128,6 +129,7 @@ def _clip_units(
 
     Beyond the limit a nearly homogeneous activation is homogeneous to rounding.
     """
+    # A fourth root: also the square of the product of two units is finite.
     limit = float(jnp.finfo(units1.dtype).max) ** 0.25
     return jnp.minimum(units1, limit)[:, None], jnp.minimum(units2, limit)[None, :]
 
@@ -141,6 +143,7 @@ def _split_units(
     """
     if bias:
         x = jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)
+    # Without units the squares themselves must be finite, also after multiplication by σ².
     if has_units:
         units = binary_scale(x, 1)
         valid = jnp.all(jnp.isfinite(x), axis=1)
@@ -155,5 +158,6 @@ def _split_units(
 def _saturate(kernel: Float[Array, "n1 n2"], valid: Bool[Array, "n1 n2"]) -> Float[Array, "n1 n2"]:
     """Return the kernel with +inf for invalid pairs and overflow, and no entry of −inf."""
     limits = jnp.finfo(kernel.dtype)
+    # NaN comes from ∞ − ∞ or 0 · ∞, in pairs that overflow.
     is_infinite = ~valid | jnp.isnan(kernel) | jnp.isposinf(kernel)
     return jnp.where(is_infinite, jnp.inf, jnp.maximum(kernel, float(limits.min)))
