@@ -217,10 +217,10 @@ def test_the_widths_that_are_tried_are_those_that_are_documented(family, wanted,
     class Seen(Exception):
         """Ends the fit."""
 
-    def levels(plan, sde, frame, x0, parts, sigmas, *_):
-        raise Seen(sigmas, plan.landmarks)
+    def levels(*, options, sigmas, **_):
+        raise Seen(sigmas, options.landmarks)
 
-    monkeypatch.setattr(kernel, "_Levels", levels)
+    monkeypatch.setattr(kernel, "AllLevels", levels)
     x0 = jnp.asarray(np.random.default_rng(0).normal(size=(20, 2)), jnp.float32)
     with pytest.raises(Seen) as seen:
         diffusion.kernel_denoiser(jax.random.key(0), diffusion.vp_sde(), x0, family=family)

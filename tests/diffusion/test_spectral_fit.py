@@ -135,5 +135,5 @@ def test_levels_come_back_in_order():
 @pytest.mark.parametrize("product", [1e-9, 1.5e-6, 1e-3])
 def test_the_filter_of_flow_at_small_times(product, x64):
     """(1 − e^{−τe})/e, right to half of the 10⁻⁶ below which it counts as τ."""
-    found = spectral_fit.filtered(jnp.asarray([product / 2]), jnp.asarray(2.0), "flow")
+    found = spectral_fit.filter_function(jnp.asarray([product / 2]), jnp.asarray(2.0), "flow")
     assert_close(found, [-np.expm1(-product) / (product / 2)], rtol=5.1e-7)
