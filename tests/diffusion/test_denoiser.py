@@ -246,12 +246,12 @@ def test_directions_have_no_unit(unit):
     """Where noise is a small part of the data's spread, in whatever unit both are."""
     x0 = data("float32")
     t = 1e-4
-    frame, scaled = (frame_of(SDE, c * x0, [t], t) for c in (1.0, unit))
-    assert_close(scaled.lift(SDE, 1e-9, unit * x0[:5]), frame.lift(SDE, 1e-9, x0[:5]), rtol=1e-2)
+    frame, scaled = (fit_coordinates(SDE, c * x0, [t], t) for c in (1.0, unit))
+    assert_close(lifted(scaled, 1e-9, unit * x0[:5]), lifted(frame, 1e-9, x0[:5]), rtol=1e-2)
 
 
 def test_two_rows_are_data_and_one_is_none():
     rows = data("float32", n=2)
-    assert frame_of(SDE, rows, 2, 1e-3).mean.shape == (3,)
+    assert fit_coordinates(SDE, rows, 2, 1e-3).mean.shape == (3,)
     with pytest.raises(ValueError, match="at least two rows"):
-        frame_of(SDE, rows[:1], 2, 1e-3)
+        fit_coordinates(SDE, rows[:1], 2, 1e-3)
