@@ -207,10 +207,15 @@ def row_factors(architecture: Architecture, params: Parameters, x: Points) -> Ro
         jnp.abs(u) >= tie_factor * jnp.max(jnp.abs(u), axis=1, keepdims=True)
     )
     centres, offsets = _split_means(weights, a, largest)
-    scale = root_scale * math.sqrt(m)
+    feature_scale = root_scale * math.sqrt(m)
     valid = is_finite & is_resolved[:, 0]
     return RowFactors(
-        scale * weights, scale * (du * inverse_alpha), largest, centres, offsets, valid
+        feature_scale * weights,
+        feature_scale * (du * inverse_alpha),
+        largest,
+        centres,
+        offsets,
+        valid,
     )
 
 

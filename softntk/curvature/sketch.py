@@ -78,7 +78,8 @@ class Sample:
     ) -> Float[Array, "d d"]:
         """Return Ã for A, [n, d], and the weights D, [n] (one if None)."""
         A = matrices.check_design_matrix("A", A)
-        n, dtype = matrices.shape(A)[0], matrices.dtype(A)
+        n, _ = matrices.shape(A)
+        dtype = matrices.dtype(A)
         if is_concrete(self.indices) and int(jnp.max(self.indices)) > n:
             raise ValueError(
                 f"A must have the rows that the sample was drawn from, got {n} and the index "
