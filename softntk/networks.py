@@ -48,7 +48,7 @@ from softntk._two_layer.architecture import Points as Points
 from softntk._two_layer.architecture import RowFactors as RowFactors
 from softntk._two_layer.architecture import check_parameters
 from softntk._two_layer.architecture import row_factors as row_factors
-from softntk._two_layer.infinite_width import KERNELS, infinite_kernels
+from softntk._two_layer.infinite_width import KERNEL_NAMES, infinite_kernels
 from softntk.activations import Activation
 
 Points1 = Float[Array | np.ndarray, "n1 d"]
@@ -222,13 +222,13 @@ class _Kernel:
 
 def _kernel_names(get: object) -> tuple[str, ...]:
     """Return the names of the requested kernels; None requests both."""
-    requested_names = KERNELS if get is None else get
+    requested_names = KERNEL_NAMES if get is None else get
     requested_names = (
         tuple(requested_names) if isinstance(requested_names, list | tuple) else (requested_names,)
     )
-    names = tuple(check_choice("get", name, KERNELS) for name in requested_names)
+    names = tuple(check_choice("get", name, KERNEL_NAMES) for name in requested_names)
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"get must name each kernel once, of {sorted(KERNELS)}, got {get!r}.")
+        raise ValueError(f"get must name each kernel once, of {sorted(KERNEL_NAMES)}, got {get!r}.")
     return names
 
 

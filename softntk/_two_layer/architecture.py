@@ -69,6 +69,7 @@ class Architecture:
     def _identity(self) -> tuple:
         """The settings that equality and the hash depend on."""
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        # Tracers cannot be compared or hashed by value.
         if not is_concrete(self.sigma):
             settings["sigma"] = ("traced", id(self.sigma))
         return tuple(settings.values())
@@ -206,10 +207,15 @@ def row_factors(architecture: Architecture, params: Parameters, x: Points) -> Ro
         jnp.abs(u) >= tie_factor * jnp.max(jnp.abs(u), axis=1, keepdims=True)
     )
     centres, offsets = _split_means(weights, a, largest)
-    scale = root_scale * math.sqrt(m)
+    feature_scale = root_scale * math.sqrt(m)
     valid = is_finite & is_resolved[:, 0]
     return RowFactors(
-        scale * weights, scale * (du * inverse_alpha), largest, centres, offsets, valid
+        feature_scale * weights,
+        feature_scale * (du * inverse_alpha),
+        largest,
+        centres,
+        offsets,
+        valid,
     )
 
 
@@ -221,6 +227,8 @@ def _split_means(
 
     See :class:`RowFactors`.
     """
+    # Σ w a = c + Σ w (a − c), as Σ w = 1; c is the mean of a over the largest units. These have
+    # equal weights, so that they add nothing to the second sum.
     indicator = largest.astype(a.dtype)
     small_weights = jnp.where(largest, 0, weights)
     centres = product(indicator, a) / jnp.sum(indicator, axis=1, keepdims=True)
@@ -246,6 +254,7 @@ def _promote(x: Points, params: Parameters) -> tuple[Points, Parameters]:
 
     This also works where JAX is configured to refuse implicit promotion.
     """
+    # Nothing is converted where all arrays have one precision.
     dtypes = {jnp.dtype(leaf.dtype) for leaf in (x, *jax.tree.leaves(params))}
     if len(dtypes) == 1:
         return x, params

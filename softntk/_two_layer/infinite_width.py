@@ -24,7 +24,7 @@ from softntk._linalg.products import product
 from softntk._two_layer.architecture import Architecture
 from softntk.activations import Activation, infinite_limit
 
-KERNELS = ("nngp", "ntk")
+KERNEL_NAMES = ("nngp", "ntk")
 """Names of the two kernels, in the order in which they are computed."""
 
 
@@ -37,11 +37,11 @@ def infinite_kernels(
     """
     # 1. The cached program only for hashable activations: a traced number must not leak into it.
     activation = architecture.activation
-    function: Any = _kernels
+    kernel_program: Any = _kernels
     if activation.traced or not is_hashable(activation):
-        function = function.__wrapped__
-    settings = partial(
-        function,
+        kernel_program = kernel_program.__wrapped__
+    bound_program = partial(
+        kernel_program,
         activation=activation,
         normalized=architecture.normalized,
         bias=architecture.bias,
@@ -50,8 +50,10 @@ def infinite_kernels(
     # 2. Call it, on meshes of any kind.
     sigma = jnp.asarray(architecture.sigma, x1.dtype)
     scale = jnp.asarray(architecture.kernel_scale, x1.dtype)
-    arguments = (sigma, scale) if x2 is None else (sigma, scale, x2)
-    return dict(zip(KERNELS, place_automatically(settings, x1, *arguments), strict=True))
+    array_arguments = (sigma, scale) if x2 is None else (sigma, scale, x2)
+    return dict(
+        zip(KERNEL_NAMES, place_automatically(bound_program, x1, *array_arguments), strict=True)
+    )
 
 
 @partial(jax.jit, static_argnames=("activation", "normalized", "bias", "trained"))
@@ -117,6 +119,7 @@ def _inner_products(
     x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"], squares: Float[Array, " n1"], same: bool
 ) -> Float[Array, "n1 n2"]:
     """Return x1 x2ᵀ; if both are the same, its diagonal equals the squares to the last bit."""
+    # A variance and a covariance of equal points must agree: the angle between them is then zero.
     dots = product(x1, x2.T)
     return jnp.where(jnp.eye(len(x1), dtype=bool), squares[:, None], dots) if same else dots
 
@@ -128,8 +131,9 @@ def _clip_units(
 
     Beyond the limit a nearly homogeneous activation is homogeneous to rounding.
     """
-    limit = float(jnp.finfo(units1.dtype).max) ** 0.25
-    return jnp.minimum(units1, limit)[:, None], jnp.minimum(units2, limit)[None, :]
+    # A fourth root: also the square of the product of two units is finite.
+    max_unit = float(jnp.finfo(units1.dtype).max) ** 0.25
+    return jnp.minimum(units1, max_unit)[:, None], jnp.minimum(units2, max_unit)[None, :]
 
 
 def _split_units(
@@ -141,6 +145,7 @@ def _split_units(
     """
     if bias:
         x = jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)
+    # Without units the squares themselves must be finite, also after multiplication by σ².
     if has_units:
         units = binary_scale(x, 1)
         valid = jnp.all(jnp.isfinite(x), axis=1)
@@ -154,6 +159,7 @@ def _split_units(
 
 def _saturate(kernel: Float[Array, "n1 n2"], valid: Bool[Array, "n1 n2"]) -> Float[Array, "n1 n2"]:
     """Return the kernel with +inf for invalid pairs and overflow, and no entry of −inf."""
-    limits = jnp.finfo(kernel.dtype)
+    dtype_limits = jnp.finfo(kernel.dtype)
+    # NaN comes from ∞ − ∞ or 0 · ∞, in pairs that overflow.
     is_infinite = ~valid | jnp.isnan(kernel) | jnp.isposinf(kernel)
-    return jnp.where(is_infinite, jnp.inf, jnp.maximum(kernel, float(limits.min)))
+    return jnp.where(is_infinite, jnp.inf, jnp.maximum(kernel, float(dtype_limits.min)))

@@ -134,6 +134,7 @@ def approximate_scores(
     directions = (
         math.ceil(DIRECTIONS_PER_LOG * math.log(100 * n)) if directions is None else int(directions)
     )
+    # 3. As many directions as columns would save nothing either: then none are drawn.
     return _approximate(key, weighted(A, D), rows, directions if directions < d else None)
 
 
@@ -153,6 +154,7 @@ def weighted(A: DesignMatrix, weights: Float[Array, " n"] | None) -> DesignMatri
     A = matrices.scale_to_unit(A)
     if weights is None:
         return A
+    # Weights are scaled before the root, so that no product of the two over- or underflows.
     return matrices.scale_rows(A, jnp.sqrt(weights / binary_scale(weights)))
 
 
@@ -252,4 +254,5 @@ def _approximate(
     if directions is not None:
         gaussian = jax.random.normal(directions_key, (d, directions), dtype)
         right = product(right, gaussian / math.sqrt(directions))
+    # An exact score is at most one; an estimate need not be.
     return jnp.minimum(matrices.row_squares(A, right), 1)

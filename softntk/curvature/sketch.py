@@ -48,12 +48,14 @@ from softntk._linalg.products import product
 from softntk.curvature import leverage
 from softntk.curvature.structured import StructuredOperator, check_operator
 
-# By how much the sum of probabilities may differ from one: rounding in float32.
 SUM_TOLERANCE = 1e-4
-# By how much a matrix may differ from its transpose, relative to its largest entry.
+"""Largest deviation of the sum of probabilities from one: rounding in float32."""
+
 SYMMETRY_TOLERANCE = 1e-3
-# Multiples of the noise level below which H̃ counts as zero on the null space of H.
+"""Largest |A − Aᵀ| of a symmetric matrix A, relative to its largest entry."""
+
 NULL_SPACE_TOLERANCE = 1e3
+"""Multiples of the noise level below which H̃ counts as zero on the null space of H."""
 
 PROBABILITY_KINDS = ("uniform", "row_norm", "leverage", "approximate_leverage")
 
@@ -76,12 +78,14 @@ class Sample:
     ) -> Float[Array, "d d"]:
         """Return Ã for A, [n, d], and the weights D, [n] (one if None)."""
         A = matrices.check_design_matrix("A", A)
-        n, dtype = matrices.shape(A)[0], matrices.dtype(A)
+        n, _ = matrices.shape(A)
+        dtype = matrices.dtype(A)
         if is_concrete(self.indices) and int(jnp.max(self.indices)) > n:
             raise ValueError(
                 f"A must have the rows that the sample was drawn from, got {n} and the index "
                 f"{self.indices.max()}."
             )
+        # Ã = Σ_i scales_i D_i a_i a_iᵀ over the listed rows; those with the index n have scale 0.
         D = self.scales.astype(dtype)
         if weights is not None:
             D = D * self._select(as_dtype("weights", weights, dtype, (n,)))
@@ -122,9 +126,10 @@ def probabilities(
 
     Source: see the module.
     """
-    # Sizes are proportional to the probabilities.
+    # 1. Check the arguments. The default key makes approximate scores reproducible.
     kind = check_choice("kind", kind, PROBABILITY_KINDS)
     key = jax.random.key(0) if key is None else check_key("key", key)
+    # 2. Sizes, to which the probabilities are proportional.
     if kind == "leverage":
         sizes = leverage.scores(A, weights)
     elif kind == "approximate_leverage":
@@ -140,6 +145,7 @@ def probabilities(
 @jax.jit
 def _normalised(sizes: Float[Array, " n"]) -> Float[Array, " n"]:
     """Return sizes divided by their sum, and equal probabilities if all sizes are zero."""
+    # Scaled first, so that the sum does not overflow; a power of two does not round.
     sizes = sizes / binary_scale(sizes)
     total = jnp.sum(sizes)
     return jnp.where(total == 0, 1 / len(sizes), sizes / jnp.where(total == 0, 1, total))
@@ -172,6 +178,7 @@ def draw(key: PRNGKeyArray, pi: Float[Array | np.ndarray, " n"], size: int) -> S
     """
     key = check_key("key", key)
     pi = as_floating("pi", pi, ("n",), half=False)
+    # Checked in float64 on the host, where a sum of many numbers has little rounding.
     if is_concrete(pi):
         host_pi = np.asarray(pi, np.float64)
         if host_pi.min() < 0:

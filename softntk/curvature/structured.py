@@ -27,7 +27,7 @@ MATHEMATICS.md#regression-forms.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -41,12 +41,10 @@ from softntk._core.typing import DesignMatrix
 from softntk._core.validation import as_dtype, check_flag, check_number
 from softntk._core.validation.arrays import MIN_FACTORISATION_BITS
 from softntk._linalg import design_matrix as matrices
+from softntk._linalg.extreme_eigenvalues import Extremes, extreme_eigenvalues
 from softntk._linalg.products import product
 from softntk.curvature import _factorisation
 from softntk.curvature._factorisation import Factorisation as Factorisation
-
-if TYPE_CHECKING:
-    from softntk._linalg.extreme_eigenvalues import Extremes
 
 
 class StructuredOperator(lx.AbstractLinearOperator):
@@ -87,6 +85,7 @@ class StructuredOperator(lx.AbstractLinearOperator):
         rank = factors.shape[1] if isinstance(factors, jax.Array) and factors.ndim == 2 else "r"
         self.factors = as_dtype("factors", factors, dtype, (n, rank), finite=False)
         r = self.factors.shape[1]
+        # Values that are not finite are allowed: they lead to +∞ later.
         self.core = as_dtype("core", core, dtype, (r, r), finite=False)
         self.ridge = _as_ridge(ridge, dtype)
         self.positive_semidefinite = check_flag("positive_semidefinite", positive_semidefinite)
@@ -115,6 +114,7 @@ class StructuredOperator(lx.AbstractLinearOperator):
 
     def regular_part(self) -> "StructuredOperator":
         """Return R = Aᵀ diag(D) A + ρ I."""
+        # No low-rank term: U with no columns. D may be negative, so that the tag is dropped.
         empty = jnp.zeros((len(self.logit_diagonal), 0), self.dtype)
         return dataclasses.replace(
             self, factors=empty, core=jnp.zeros((0, 0), self.dtype), positive_semidefinite=False
@@ -140,10 +140,8 @@ class StructuredOperator(lx.AbstractLinearOperator):
         """Return the operator with max(D, 0) and (U M Uᵀ)₊: see :func:`positive_part`."""
         return positive_part(self)
 
-    def extreme_eigenvalues(self, **options: Any) -> "Extremes":
+    def extreme_eigenvalues(self, **options: Any) -> Extremes:
         """Return the result of :func:`softntk.ntk.extreme_eigenvalues`, with its options."""
-        from softntk._linalg.extreme_eigenvalues import extreme_eigenvalues
-
         return extreme_eigenvalues(self, **options)
 
     def with_ridge(self, ridge: float | Float[Array, ""]) -> "StructuredOperator":
@@ -300,12 +298,13 @@ def weighted_sum(
     )
     ridge = sum(c * op.ridge for c, op in zip(scales, operators, strict=True))
     diagonals = [c * op.logit_diagonal for c, op in zip(scales, operators, strict=True)]
-    # 2. One matrix, or several of them stacked.
+    # 2. One matrix: no product is made twice.
     matrix = operators[0].matrix
     if all(op.matrix is matrix for op in operators):
         factors = jnp.concatenate([op.factors for op in operators], axis=1)
         diagonal = jnp.sum(jnp.stack(diagonals), axis=0)
         return StructuredOperator(matrix, diagonal, factors, core, ridge, is_positive)
+    # 3. Different matrices: Σ c_k A_kᵀ(…)A_k, with the A_k stacked by rows.
     stacked = matrices.stack_rows([op.matrix for op in operators])
     factors = jax.scipy.linalg.block_diag(*(op.factors for op in operators))
     diagonal = jnp.concatenate(diagonals)
@@ -358,9 +357,11 @@ def _checked_scales(weights: object, count: int, dtype: jnp.dtype) -> list[float
 @jax.jit
 def _mm(op: StructuredOperator, V: Float[Array, "d *s"]) -> Float[Array, "d *s"]:
     """Return H V: V → Z = AV → DZ + U M UᵀZ → Aᵀ(…) + ρV."""
+    # The products of the middle factor are on n numbers, or r: nothing of size n × n is formed.
     Z = matrices.times(op.matrix, V)
     D = op.logit_diagonal if Z.ndim == 1 else op.logit_diagonal[:, None]
     low_rank = product(op.factors, product(op.core, product(op.factors.T, Z)))
+    # NaN comes from ∞ − ∞, an overflow: callers test for it by isfinite.
     image = matrices.adjoint(op.matrix, D * Z + low_rank) + op.ridge * V
     return jnp.where(jnp.isnan(image), jnp.inf, image)
 
@@ -368,6 +369,7 @@ def _mm(op: StructuredOperator, V: Float[Array, "d *s"]) -> Float[Array, "d *s"]
 @jax.jit
 def _as_matrix(op: StructuredOperator) -> Float[Array, "d d"]:
     """Return H, by one Gram product of which only half is computed."""
+    # The low-rank term is symmetrised, as M need be symmetric up to rounding only.
     V = op.columns()
     low_rank = product(V, product(op.core, V.T))
     regular = matrices.gram(op.matrix, op.logit_diagonal)
@@ -392,8 +394,7 @@ lx.diagonal.register(StructuredOperator, lambda operator: operator.diagonal())
 
 @lx.materialise.register(StructuredOperator)
 def _(operator: StructuredOperator) -> lx.MatrixLinearOperator:
-    tags = [
-        lx.symmetric_tag,
-        *([lx.positive_semidefinite_tag] if operator.positive_semidefinite else []),
-    ]
+    tags = {lx.symmetric_tag}
+    if operator.positive_semidefinite:
+        tags.add(lx.positive_semidefinite_tag)
     return lx.MatrixLinearOperator(operator.as_matrix(), frozenset(tags))

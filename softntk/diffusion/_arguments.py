@@ -68,6 +68,7 @@ def as_times(sde: Process, t: object, name: str = "t") -> Float[Array, "..."]:
         return times
     # 2. Check the range on the host: under jit every array that JAX converts is traced.
     host_times = np.asarray(t, np.float64)
+    # A traced horizon gives no upper bound.
     upper_bound = np.inf
     if is_concrete(sde.horizon):
         upper_bound = float(sde.horizon) * (1 + HORIZON_TOLERANCE)
@@ -100,6 +101,7 @@ def columns_of_times(t: ArrayLike, x: Array) -> Float[Array, "n 1"]:
         raise ValueError(
             f"t must be a scalar or of shape ({n},), one time a row of x, got shape {jnp.shape(t)}."
         )
+    # A column, so that it multiplies rows of x.
     return jnp.broadcast_to(jnp.asarray(t, x.dtype), (n,))[:, None]
 
 
@@ -125,6 +127,7 @@ def check_min_time(sde: Process, min_time: object, *, traced: bool = False) -> A
         ValueError: min_time is no such number, or traced where ``traced`` is not set.
     """
     try:
+        # One message for all reasons: the inner error only leads to it.
         number = check_number("min_time", min_time, above=0)
         if is_concrete(number) and is_concrete(sde.horizon) and not number < sde.horizon:
             raise ValueError
@@ -185,6 +188,7 @@ def check_symmetric(name: str, matrices: np.ndarray) -> None:
     Raises:
         ValueError: at least one is not.
     """
+    # For each matrix of the stack.
     largest_entry = np.abs(matrices).max(axis=(1, 2))
     asymmetry = np.abs(matrices - matrices.transpose(0, 2, 1)).max(axis=(1, 2))
     if (asymmetry > SYMMETRY_TOLERANCE * largest_entry).any():
@@ -197,6 +201,7 @@ def as_output(name: str, value: object, x: Array) -> Array:
     Raises:
         ValueError: value is no array of real numbers of the shape of x.
     """
+    # Lists and Python numbers are refused: functions of a batch return arrays.
     array = value if isinstance(value, jax.Array | np.ndarray) else None
     if array is None:
         raise ValueError(

@@ -126,6 +126,7 @@ class GaussianMixture:
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], None]:
         """Return weights, means, eigenvalues Λ, eigenvectors U and R = UᵀΣU − Λ."""
+        # The covariances are not stored: their decomposition is.
         leaves = (self.weights, self.means, self._eigenvalues, self._eigenvectors, self._residual)
         return leaves, None
 
@@ -151,6 +152,7 @@ class GaussianMixture:
         """
         n = check_count("n", n)
         mode_key, noise_key = jax.random.split(check_key("key", key))
+        # A mode for each draw, then μ + U√Λ ε.
         modes = jax.random.choice(mode_key, len(self.weights), (n,), p=self.weights)
         normal = jax.random.normal(noise_key, (n, self.means.shape[1]), self.means.dtype)
         deviations = jnp.sqrt(self._eigenvalues)
@@ -196,6 +198,7 @@ class GaussianMixture:
         """Return log p_t(x), the logsumexp of the joint log-densities."""
         posterior = self._posterior(sde, t, x)
         unit = posterior.unit[:, 0]
+        # The term common to all modes, which the logits lack, is added again.
         log_sum = jax.nn.logsumexp(posterior.logits, axis=1)
         return log_sum - posterior.min_square[:, 0] * unit * unit / 2
 
@@ -246,6 +249,7 @@ class GaussianMixture:
         variances = (alpha**2)[:, :, None] * eigenvalues[None] + h[:, :, None]
         centred = x[:, None, :] - alpha[:, :, None] * means[None]
         rotated = jnp.einsum("nci,cie->nce", centred, eigenvectors, precision="highest")
+        # A power of two, so that scaling does not round.
         unit = jnp.maximum(binary_scale(rotated, (1, 2)), 1)
         rotated = rotated / unit
         whitened = rotated / variances
@@ -334,6 +338,7 @@ def _check_probabilities(weights: np.ndarray) -> None:
 
 def _check_semidefinite(covariances: np.ndarray) -> None:
     """Check that covariances are symmetric and positive semidefinite up to rounding."""
+    # Tolerances are relative to each matrix.
     largest_entries = np.abs(covariances).max(axis=(1, 2))
     check_symmetric("covariances", covariances)
     smallest_eigenvalues = np.linalg.eigvalsh(covariances)[:, 0]

@@ -20,6 +20,7 @@ from softntk.diffusion._arguments import (
 from softntk.diffusion._truncated_normal import truncated_normal_quantile
 from softntk.diffusion._types import Number
 
+# Kinds of weight(t) in a loss on ‖f − X_0‖²; see VPSDE.weight.
 WEIGHTINGS = ("denoising", "noise", "score", "likelihood")
 
 _ABSTRACT_MESSAGE = (
@@ -59,6 +60,7 @@ class VPSDE:
 
     def variance(self, t: ArrayLike) -> Array:
         """Return h(t) = 1 − α(t)², the variance of the noise in each coordinate."""
+        # Never 1 − α², which loses all digits near t = 0.
         return -jnp.expm1(-self.integral(t))
 
     def log_snr(self, t: ArrayLike) -> Array:
@@ -73,6 +75,7 @@ class VPSDE:
 
     def time(self, log_snr: ArrayLike) -> Array:
         """Return the t with λ(t) = log_snr, at most ``horizon``."""
+        # The inverse of λ = −log(e^I − 1) is I = log(1 + e^{−λ}).
         integral = jax.nn.softplus(-as_real("log_snr", log_snr, finite=False))
         # A finite I beyond the horizon stands in for larger ones, so that nothing is infinite.
         max_integral = 2 * self.integral(jnp.asarray(self.horizon, integral.dtype))
@@ -161,9 +164,11 @@ class VPSDE:
         spread = check_hyperparameter("spread", spread, above=0)
         min_time = check_min_time(self, min_time, traced=True)
         uniform = jax.random.uniform(key, (n,))
+        # Uniform times, or the quantiles of a cut normal distribution of the log-SNR.
         if centre is None:
             first_time = jnp.asarray(min_time, uniform.dtype)
             return first_time + (jnp.asarray(self.horizon, uniform.dtype) - first_time) * uniform
+        # λ decreases in t: its lowest value belongs to the horizon.
         mean_snr = check_hyperparameter("centre", centre)
         lowest_snr = self.log_snr(jnp.asarray(self.horizon, uniform.dtype))
         highest_snr = self.log_snr(jnp.asarray(min_time, uniform.dtype))
@@ -202,6 +207,7 @@ class VPSDE:
             return jnp.ones_like(noise_power)
         if kind == "noise":
             return signal_power / noise_power
+        # Two divisions, as h² underflows where h does not.
         score_weight = signal_power / noise_power / noise_power
         return score_weight * self.rate(t) if kind == "likelihood" else score_weight
 

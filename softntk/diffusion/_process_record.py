@@ -27,6 +27,8 @@ def process_record(cls: type[T]) -> type[T]:
     cls = dataclasses.dataclass(frozen=True)(cls)
     field_names = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
 
+    # Each number is in one of two tuples of full length, and None in the other, so that a process
+    # may mix plain and traced numbers.
     def flatten(process: T) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Return traced numbers as leaves and plain numbers as static data, None elsewhere."""
         field_values = [getattr(process, name) for name in field_names]

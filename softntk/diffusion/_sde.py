@@ -70,6 +70,7 @@ class LinearVPSDE(VPSDE):
     def integral(self, t: ArrayLike) -> Array:
         """Return I(t) = β_min t + (β_max − β_min) t²/(2T), from the fraction t/T."""
         time = as_real("t", t, finite=False)
+        # From t/T, as t² may leave the range of the precision.
         time_fraction = time / in_dtype(self.horizon, time.dtype)
         linear_term = in_dtype(self.beta_min * self.horizon, time.dtype)
         quadratic_term = in_dtype((self.beta_max - self.beta_min) * self.horizon, time.dtype)
@@ -80,6 +81,7 @@ class LinearVPSDE(VPSDE):
         linear_term = in_dtype(self.beta_min * self.horizon, integral.dtype)
         quadratic_term = in_dtype((self.beta_max - self.beta_min) * self.horizon, integral.dtype)
         root = jnp.sqrt(jnp.maximum(linear_term**2 + 2 * quadratic_term * integral, 0))
+        # The textbook's (root − linear)/quadratic cancels, and is 0/0 for a constant rate.
         time_fraction = 2 * integral / (linear_term + root)
         return in_dtype(self.horizon, integral.dtype) * time_fraction
 
@@ -121,19 +123,24 @@ class CosineVPSDE(VPSDE):
         time_fraction = time / in_dtype(self.horizon, time.dtype)
         angle_width = in_dtype(self.end - self.start, time.dtype)
         start_cosine = in_dtype(apply_to_number(math.cos, jnp.cos, self.start), time.dtype)
+        # sin²θ − sin²θ_0 = sin(θ − θ_0) sin(θ + θ_0).
         h = (
             jnp.sin(angle_width * time_fraction)
             * jnp.sin(self._angle(time_fraction) + in_dtype(self.start, time.dtype))
             / start_cosine**2
         )
+        # cos θ = sin(π/2 − θ), from an angle that is small at the end.
         remaining_angle = in_dtype(math.pi / 2 - self.end, time.dtype)
         remaining_angle = remaining_angle + angle_width * (1 - time_fraction)
+        # Each branch is accurate on its side of h = ½. The minimum keeps the early one finite where
+        # it is not used.
         early_integral = -jnp.log1p(-jnp.minimum(h, 0.5))
         late_integral = -2 * jnp.log(jnp.sin(remaining_angle) / start_cosine)
         return jnp.where(h < 0.5, early_integral, late_integral)
 
     def _time_of_integral(self, integral: Array) -> Array:
         """Return the t whose angle θ has cos θ = cos θ_0 e^{−I/2}."""
+        # sin²θ = sin²θ_0 + cos²θ_0 h.
         h = -jnp.expm1(-integral)
         start_sine = in_dtype(apply_to_number(math.sin, jnp.sin, self.start), integral.dtype)
         start_cosine = in_dtype(apply_to_number(math.cos, jnp.cos, self.start), integral.dtype)
@@ -206,6 +213,7 @@ def constant_sde(rate: Number = 10.0, *, horizon: Number = 1.0) -> LinearVPSDE:
     Source: arXiv 2405.03251, the section on diffusion, with g constant.
     """
     rate = check_hyperparameter("rate", rate, above=0)
+    # A linear rate of slope zero.
     return vp_sde(rate, rate, horizon=horizon)
 
 
@@ -243,6 +251,7 @@ def cosine_sde(
     if is_concrete(final_alpha) and final_alpha >= 1:
         raise ValueError(f"final_alpha must lie between 0 and 1, got {final_alpha!r}.")
     start_angle = math.pi / 2 * offset / (1 + offset)
+    # α(T) = cos θ(T)/cos θ(0).
     end_cosine = final_alpha * apply_to_number(math.cos, jnp.cos, start_angle)
     end_angle = apply_to_number(math.acos, jnp.arccos, end_cosine)
     if is_concrete(end_angle) and end_angle - start_angle < MIN_ANGLE_WIDTH:

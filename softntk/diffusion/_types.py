@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float
 
+# Aliases of annotations; under tests their shapes are checked at run time.
 Number = float | Float[Array, ""]
 """A hyperparameter: a Python number, or a traced one."""
 

@@ -391,7 +391,7 @@ def test_a_row_that_is_lost_is_lost_alone_under_moments():
 
 
 def test_an_interrupt_keeps_what_is_done(monkeypatch):
-    draw, calls = module._draw, []
+    draw, calls = module._draw_batch, []
 
     def interrupted(*args):
         calls.append(None)
@@ -400,7 +400,7 @@ def test_an_interrupt_keeps_what_is_done(monkeypatch):
         return draw(*args)
 
     whole = sample(jax.random.key(0), SDE, minus_x, (10, 2), steps=5, batch_size=3)
-    monkeypatch.setattr(module, "_draw", interrupted)
+    monkeypatch.setattr(module, "_draw_batch", interrupted)
     np.testing.assert_array_equal(
         sample(jax.random.key(0), SDE, minus_x, (10, 2), steps=5, batch_size=3), whole[:6]
     )

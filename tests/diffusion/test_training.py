@@ -220,5 +220,13 @@ def test_a_minibatch_has_as_many_times_as_divide_it(size, times, monkeypatch, un
     monkeypatch.setattr(network_module.noisy_samples, "draw_times", draw_times)
     with pytest.raises(Drawn, match=rf"^{times}$"):
         network_module._minibatch_loss(
-            None, None, jax.random.key(0), SDE, None, X0, size, None, (0.0, 1.0)
+            None,
+            None,
+            X0,
+            jax.random.key(0),
+            sde=SDE,
+            coordinates=None,
+            size=size,
+            weighting=None,
+            levels=(0.0, 1.0),
         )

@@ -92,6 +92,7 @@ class Coordinates:
         time = columns_of_times(t, x)
         alpha = sde.alpha(time)
         h = sde.variance(time)
+        # Λ/(α²Λ + h), the diagonal of S(α²S + hI)⁻¹ in the basis U.
         relative_variance = self.eigenvalues[None] / (alpha**2 * self.eigenvalues[None] + h)
         rotated = (x - alpha * self.mean[None]) @ self.eigenvectors
         linear = self.mean[None] + (rotated * (alpha * relative_variance)) @ self.eigenvectors.T
@@ -116,6 +117,7 @@ class Coordinates:
             (linear - self.mean[None]) / jnp.where(typical_size > 0, typical_size, 1),
             0,
         )
+        # The appended 1 keeps the length of the direction after normalisation.
         z = jnp.concatenate([direction, jnp.ones((len(linear), 1), linear.dtype)], axis=1)
         return z / scaled_norm(z, 1, keepdims=True)
 
@@ -124,6 +126,7 @@ class Coordinates:
 
         It is 0 up to the first noise level and J − 1 from the last one on.
         """
+        # jnp.interp is constant beyond the ends.
         log_snr = sde.log_snr(jnp.atleast_1d(jnp.asarray(t, self.noise_levels.dtype)))
         indices = jnp.arange(len(self.noise_levels), dtype=self.noise_levels.dtype)
         return jnp.interp(log_snr, self.noise_levels, indices)
@@ -171,6 +174,7 @@ def fit_coordinates(
     mean, eigenvalues, eigenvectors = _principal_axes(x0)
     # 3. Choose the noise levels.
     if isinstance(times, int | np.integer):
+        # An integer: levels evenly spaced in log-SNR.
         level_count = check_count("times", times)
         log_variance = float(_log_typical_variance(eigenvalues))
         noise_levels = _even_noise_levels(sde, level_count, min_time, log_variance)
@@ -195,6 +199,7 @@ def _even_noise_levels(
     highest_snr = float(sde.log_snr(min_time))
     if level_count == 1:
         return np.array([highest_snr])
+    # Where the noise far exceeds the data, ℓ alone is accurate: no level is needed there.
     lowest_snr = max(float(sde.log_snr(sde.horizon)), MIN_DATA_SNR - log_variance)
     return np.unique(np.linspace(min(lowest_snr, highest_snr), highest_snr, level_count))
 
@@ -253,6 +258,7 @@ def _check_resolved(sde: VPSDE, coordinates: Coordinates, x0: Float[Array, "n d"
     least_noise_time = sde.time(coordinates.noise_levels[-1])
     _, scale = coordinates.skip_and_out(sde, least_noise_time, x0[:1])
     largest_entry = float(jnp.max(jnp.abs(x0)))
+    # Three deviations in the unit of the data: of rounding, of the noise, and of the error of ℓ.
     rounding = largest_entry * float(jnp.finfo(x0.dtype).eps)
     least_noise = math.sqrt(float(sde.variance(least_noise_time)))
     if rounding > float(scale[0, 0]) and rounding > least_noise:
@@ -295,6 +301,7 @@ class Denoiser:
                 finite.
         """
         coordinates = self.frame
+        # Computed in the precision of the fit; the result has that of x.
         t, points = as_points(self.sde, t, x, len(coordinates.mean))
         x = points.astype(coordinates.mean.dtype)
         # ℓ + c F(u, z)

@@ -67,6 +67,7 @@ class KernelPredictor:
         """
 
         def expansion_at(j: int | Array) -> Array:
+            # k_j(z, Z_j) w_j.
             gram = self.kernel_of(self.sigmas[j], network_input, self.landmarks[j])
             return product(gram, self.weights[j])
 
@@ -76,6 +77,7 @@ class KernelPredictor:
             return expansion_at(0)
         # 2. A single time lies between two levels.
         if len(noise_coordinate) == 1:
+            # u lies in [lower_level, lower_level + 1]; the last level is an upper end.
             lower_level = jnp.clip(noise_coordinate[0].astype(int), 0, level_count - 2)
             upper_share = noise_coordinate[0] - lower_level.astype(noise_coordinate.dtype)
             lower_part = (1 - upper_share) * expansion_at(lower_level)
@@ -107,6 +109,8 @@ class TangentKernel:
 
     def __call__(self, sigma: Array, z1: Array, z2: Array | None = None) -> Array:
         """Return the kernel, [n1, n2]."""
+        # Weights of deviation σ on z act as weights of deviation 1 on σz. The NTK of the latter
+        # has one factor σ² more, from ⟨x, x'⟩.
         scaled_z2 = None if z2 is None else sigma * z2
         kernel_fn = _infinite_width(self.family).kernel_fn
         nngp, ntk = kernel_fn(sigma * z1, scaled_z2, ("nngp", "ntk"))
@@ -210,9 +214,11 @@ def kernel_denoiser(
     # 2. Compute the coordinates, and split the data into folds where something is chosen by them.
     coordinates = fit_coordinates(sde, x0, times, min_time)
     x0 = as_rows("x0", x0)
+    # Both the default of draws and the number of draws for validation.
     min_draws = MIN_VALIDATION_SAMPLES // len(x0)
     draws = max(1, min_draws) if draws is None else draws
     fold_key, landmark_key = jax.random.split(key)
+    # σ is chosen by held-out errors too, whatever the stopping rule.
     chooses_sigma = sigma is None and len(SIGMA_CANDIDATES[family]) > 1
     uses_folds = stopping == "holdout" or chooses_sigma
     folds = kernel_fit.split_folds(fold_key, len(x0), validation if uses_folds else None)
@@ -261,6 +267,7 @@ class AllLevels(NamedTuple):
         """Return the fit of each noise level."""
         noise_levels = self.coordinates.noise_levels
         level_count = len(noise_levels)
+        # With one fold nothing is held out.
         needs_more_draws = self.validation_draws > self.draws and len(self.folds) > 1
         level_fits = []
         progress_line = Progress(progress, "kernel denoiser")
@@ -296,6 +303,7 @@ class AllLevels(NamedTuple):
 def _assemble(levels: AllLevels, level_fits: list[kernel_fit.LevelFit]) -> Denoiser:
     """Return the denoiser made of the fits of all noise levels."""
     predictor = KernelPredictor(
+        # All levels have the same number of landmarks, and stack.
         landmarks=jnp.stack([fit.landmarks for fit in level_fits]),
         weights=jnp.stack([fit.weights for fit in level_fits]),
         sigmas=jnp.asarray([fit.stats["sigma"] for fit in level_fits], levels.x0.dtype),

@@ -66,6 +66,7 @@ class LevelSamples(NamedTuple):
 
     def subset(self, size: int) -> "LevelSamples":
         """Return about ``size`` of the samples, the same fraction of each fold."""
+        # A fold has its data points in random order, so that its first rows are a random subset.
         fraction = min(1.0, size / len(self.samples.targets))
         return self._replace(
             folds=[fold[: max(1, round(fraction * len(fold)))] for fold in self.folds]
@@ -97,6 +98,7 @@ def split_folds(key: PRNGKeyArray, n: int, validation: float | None) -> list[np.
     if validation is None:
         return [np.arange(n)]
     fold_share = check_known("validation", check_number("validation", validation))
+    # The number of folds is 1/share, rounded; 0 marks a share that is not allowed.
     fold_count = round(1 / fold_share) if 0 < fold_share <= 0.5 else 0
     if not 2 <= fold_count <= n:
         raise ValueError(
@@ -117,6 +119,7 @@ def draw_level_samples(
     key: PRNGKeyArray,
 ) -> LevelSamples:
     """Draw ``draws`` noisy samples of each data point at time t."""
+    # All draws are one batch of n · draws rows.
     repeated_data = jnp.tile(x0, (draws, 1))
     samples = noisy_samples.draw_samples(key, sde, coordinates, repeated_data, t)
     # Draw r of data point i is row i + r n: the draws of one point stay together in its fold.
@@ -139,6 +142,7 @@ def fit_level(
     # 1. Choose landmarks at random, and σ by its held-out error.
     landmark_order = np.asarray(jax.random.permutation(key, len(fit_samples.samples.targets)))
     sigma = sigmas[0]
+    # A smaller problem is enough to compare kernels.
     if len(sigmas) > 1:
         trial_count = min(options.landmarks, MAX_TRIAL_LANDMARKS)
         trial_landmarks = landmark_order[:trial_count]
@@ -158,13 +162,16 @@ def fit_level(
     if options.stopping == "holdout":
         tau = sums.best_stopping()[0]
     elif options.stopping in STOPPING_RULES:
+        # The rules are for n labels: they take eigenvalues of the n × n kernel, n G's.
         eigenvalues = options.data_points * np.asarray(fit_path.eigenvalues, np.float64)
         rule = STOPPING_RULES[options.stopping]
         rule_time = rule(None, noise, norm=norm, eigenvalues=eigenvalues).time
+        # Their time is of the sum over the data, τ of the mean.
         tau = options.data_points * rule_time
     else:
         tau = float(options.stopping)
     # 4. Map the weights of the features to weights of the kernel at the landmarks.
+    # F(z) = k(z, Z) R w.
     feature_weights = fit_path.weights(
         jnp.asarray(tau, fit_samples.samples.targets.dtype), options.filter
     )
@@ -190,11 +197,13 @@ def choose_sigma(
     Among equal errors it is the first, which is the smoothest kernel.
     """
     trial_samples = fit_samples.subset(MAX_TRIAL_SAMPLES)
+    # Where fit and validation share their samples they share the subset too: one set of sums.
     judged_samples = trial_samples if validation_samples is fit_samples else validation_samples
     trials = [
         FoldSums(options, sigma, trial_samples, judged_samples, landmark_rows) for sigma in sigmas
     ]
     errors = np.array([trial.best_stopping()[1] for trial in trials])
+    # argmax returns the first of several that are True.
     return sigmas[int(np.argmax(errors <= EQUAL_ERROR_RATIO * errors.min()))]
 
 
@@ -233,6 +242,7 @@ class FoldSums:
             targets = data.samples.targets
             fold_sums = []
             for fold in data.folds:
+                # np.resize repeats the fold; the mask gives repeated rows the weight zero.
                 rows = np.resize(fold, padded_size)
                 mask = jnp.asarray(np.arange(padded_size) < len(fold), self.whitening_matrix.dtype)
                 fold_sums.append(
@@ -260,6 +270,7 @@ class FoldSums:
         if len(self.folds) == 1:
             return []
         return [
+            # All sums are additive: leaving a fold out is a subtraction.
             spectral_fit.path(spectral_fit.Moments(*map(jnp.subtract, self.all, fold)))
             for fold in self.folds
         ]
@@ -267,6 +278,7 @@ class FoldSums:
     def errors(self, taus: Float[Array, " g"]) -> Float[Array, " g"]:
         """Return the mean squared held-out error for stopping times, each fold in turn."""
         fold_errors = [
+            # Errors are means over a fold: weighted by its size, they add up.
             fold.count * spectral_fit.held_out_errors(path, fold, taus, self.filter)
             for path, fold in zip(self.paths, self.validation_folds, strict=True)
         ]
@@ -275,6 +287,7 @@ class FoldSums:
 
     def best_stopping(self) -> tuple[float, float]:
         """Return the stopping time of the least held-out error, and that error."""
+        # One grid for all folds, whose eigenvalues differ little.
         taus = spectral_fit.stopping_grid(self.paths[0])
         errors = self.errors(taus)
         best_index = int(jnp.argmin(errors))

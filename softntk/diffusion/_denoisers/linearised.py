@@ -60,6 +60,7 @@ class LinearisedPredictor:
             move = self.move
             inputs = noisy_samples.embed(noise_coordinate, network_input, level_count)
         else:
+            # Merging weights is linear, so that it applies to Δθ too.
             params = at_time(self.params, noise_coordinate, level_count)
             move = at_time(self.move, noise_coordinate, level_count)
             inputs = network_input
@@ -145,11 +146,13 @@ def linearised_denoiser(
     # 3. Represent the kernel H = JJᵀ: dense if it is small, as an operator otherwise.
     operator = ntk.operator(net, params, batch.inputs)
     if learning_rate is None:
+        # The largest step that does not overshoot: η λ_max(H/N) = 1.
         learning_rate = len(batch.targets) / float(ntk.extreme_eigenvalues(operator)[1])
     is_dense = batch.targets.size <= MAX_DENSE_SIZE
     gram = ntk.empirical(net, params, batch.inputs, outputs="full") if is_dense else operator
     # 4. Solve for the coefficients c, and map them to weights by the transposed Jacobian.
     start, transposed_jacobian = jax.vjp(lambda p: net.apply_fn(p, batch.inputs), params)
+    # gd_coefficients takes a step of the sum of squares, not of their mean.
     step_size = learning_rate / len(batch.targets)
     step_counts = jnp.asarray([steps])
     coefficients = ntk.gd_coefficients(gram, batch.targets, step_size, step_counts, start)[0]

@@ -4,6 +4,7 @@ import math
 import os
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -30,6 +31,7 @@ from softntk.diffusion._types import Points
 from softntk.networks import Network, Parameters
 from softntk.solution import NumericalError, Result
 
+# Families of networks.two_layer with a default σ below.
 FAMILIES = ("softmax", "res_softmax", "exp", "relu")
 
 LEVELS = (1.0, 2.4)
@@ -62,6 +64,7 @@ class NetworkPredictor:
         At a single time the weights of the noise levels are added up first: that network has only
         d + 1 inputs.
         """
+        # The network's input is J copies of z, weighted by ψ.
         level_count = len(self.params.hidden) // network_input.shape[1]
         if len(noise_coordinate) > 1:
             inputs = noisy_samples.embed(noise_coordinate, network_input, level_count)
@@ -73,6 +76,7 @@ def at_time(
     params: Parameters, noise_coordinate: Float[Array, " 1"], level_count: int
 ) -> Parameters:
     """Return the weights Σ_j ψ_j W_j of the network of z alone, at a single time."""
+    # ⟨W, ψ ⊗ z⟩ = ⟨Σ_j ψ_j W_j, z⟩, with W_j the rows of W that belong to noise level j.
     blocks = params.hidden.reshape(level_count, -1, params.hidden.shape[1])
     psi = noisy_samples.time_embedding(noise_coordinate, level_count)[0]
     hidden = jnp.einsum("j,jpm->pm", psi, blocks, precision="highest")
@@ -204,23 +208,23 @@ def fit_denoiser(
     coordinates = fit_coordinates(sde, x0, times, min_time)
     x0 = as_rows("x0", x0)
     net, params = starting_network(key, coordinates, family, width, sigma, train_readout)
-    # 3. Choose the loss: over all samples, drawn once, or over fresh samples at each step.
-
-    def full_batch_loss(params: Parameters, data: FullBatch, _: PRNGKeyArray) -> Array:
-        return mean_loss(net, params, data)
-
-    def minibatch_loss(params: Parameters, data: Array, key: PRNGKeyArray) -> Array:
-        return _minibatch_loss(
-            net, params, key, sde, coordinates, data, batch_size or 0, weighting, levels
-        )
-
+    # 3. Choose the loss, (params, data, key) -> scalar: over all samples, drawn once, or over fresh
+    # samples at each step.
     if batch_size is None:
         data = full_batch(key, sde, coordinates, x0, draws, weighting, levels)
-        loss = full_batch_loss
+        loss = partial(_full_batch_loss, net)
     else:
         data = x0
-        loss = minibatch_loss
-    # 4. Train.
+        loss = partial(
+            _minibatch_loss,
+            net,
+            sde=sde,
+            coordinates=coordinates,
+            size=batch_size,
+            weighting=weighting,
+            levels=levels,
+        )
+    # 4. Train. Minibatches have a key that no other draw of the fit uses.
     tx = network_training.default_optimiser(steps) if tx is None else tx
     training = network_training.Training(
         loss, optax.with_extra_args_support(tx), ema, jax.random.fold_in(key, 1)
@@ -241,6 +245,7 @@ def fit_denoiser(
 
 def _check_levels(levels: Any) -> tuple[float, float]:
     """Return mean and deviation of the log-SNR as numbers."""
+    # A string has a length, but is no pair of numbers.
     if isinstance(levels, str) or not hasattr(levels, "__len__") or len(levels) != 2:
         raise ValueError(f"levels must be a pair, mean and standard deviation, got {levels!r}.")
     mean, deviation = levels
@@ -285,11 +290,13 @@ def starting_network(
     family = check_choice("family", family, FAMILIES)
     width = check_count("width", width)
     train_readout = check_flag("train_readout", train_readout)
+    # 1. Choose σ by the dimension of z, which is d + 1.
     d = len(coordinates.mean)
     level_count = len(coordinates.noise_levels)
     if sigma is None:
         sigma = WEIGHT_NORM / math.sqrt(d + 1) if family in ("softmax", "res_softmax") else 1.0
     deviation = check_known("sigma", check_number("sigma", sigma, above=0))
+    # 2. Draw the weights. The default of two_layer is antisymmetric, so that F = 0 at the start.
     net = networks.two_layer(
         family, width=width, out_dim=d, sigma=deviation, train_readout=train_readout
     )
@@ -307,6 +314,7 @@ def full_batch(
     levels: tuple[float, float] = LEVELS,
 ) -> FullBatch:
     """Draw the samples of full-batch training for this key; other estimators use the same."""
+    # Each draw of a data point has its own time and noise.
     points = jnp.tile(x0, (draws, 1))
     t = noisy_samples.draw_times(jax.random.fold_in(key, 3), sde, coordinates, len(points), levels)
     return _make_batch(noisy_samples.noise_key(key, 0), sde, coordinates, points, t, weighting)
@@ -318,13 +326,21 @@ def mean_loss(net: Network, params: Parameters, batch: FullBatch) -> Float[Array
     return 0.5 * jnp.mean(batch.weights * jnp.sum(errors**2, axis=1))
 
 
+def _full_batch_loss(
+    net: Network, params: Parameters, batch: FullBatch, _: PRNGKeyArray
+) -> Float[Array, ""]:
+    """Return the loss on samples that are the same at each step; no randomness is used."""
+    return mean_loss(net, params, batch)
+
+
 def _minibatch_loss(
     net: Network,
     params: Parameters,
+    x0: Float[Array, "n d"],
     key: PRNGKeyArray,
+    *,
     sde: VPSDE,
     coordinates: Coordinates,
-    x0: Float[Array, "n d"],
     size: int,
     weighting: str | None,
     levels: tuple[float, float],
@@ -333,13 +349,14 @@ def _minibatch_loss(
 
     The samples are grouped by time: at a single time the network has d + 1 inputs only.
     """
+    # 1. Draw times, the largest number of them that divides the batch, and rows of the data.
     row_key, time_key, noise_key = jax.random.split(key, 3)
-    # The largest number of times that divides the batch.
     group_count = next(g for g in range(min(MINIBATCH_TIMES, size), 0, -1) if size % g == 0)
     t = noisy_samples.draw_times(time_key, sde, coordinates, group_count, levels, stratified=True)
     group_shape = (group_count, size // group_count)
     points = x0[jax.random.randint(row_key, group_shape, 0, len(x0))]
 
+    # 2. Add noise, and average the loss over the groups.
     def group_loss(t: Array, key: PRNGKeyArray, points: Array) -> Array:
         samples = noisy_samples.draw_samples(key, sde, coordinates, points, t)
         predictor = NetworkPredictor(params, net)
@@ -347,6 +364,7 @@ def _minibatch_loss(
         weights = _sample_weights(sde, t, samples, weighting)
         return 0.5 * jnp.mean(weights * jnp.sum(errors**2, axis=1))
 
+    # With a single noise level draw_times returns a scalar: all groups are at that time.
     group_keys = jax.random.split(noise_key, group_count)
     return jnp.mean(jax.vmap(group_loss)(jnp.broadcast_to(t, group_count), group_keys, points))
 
@@ -355,6 +373,7 @@ def _sample_weights(
     sde: VPSDE, t: Array, samples: noisy_samples.Samples, weighting: str | None
 ) -> Float[Array, " N"]:
     """Return w of each sample: 1, or weight(t) c(t)²."""
+    # The regression target is divided by c(t), so that its loss lacks a factor c².
     scale = samples.scale[:, 0]
     return jnp.ones_like(scale) if weighting is None else sde.weight(t, weighting) * scale**2
 

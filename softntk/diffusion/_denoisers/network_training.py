@@ -56,8 +56,10 @@ class TrainingState(NamedTuple):
 def default_optimiser(steps: int) -> optax.GradientTransformation:
     """Return Adam with clipped gradients, a warm-up and a cosine decay, slower for the readout."""
     warm_up_steps = min(max(steps // WARM_UP_DIVISOR, 1), steps - 1)
+    # The step size rises linearly, then falls to zero as a cosine. The rise ends before the fit.
     schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, warm_up_steps, steps)
 
+    # Applied after Adam: a factor on the gradient would have no effect there.
     def slow_readout(updates: Any, _: Any) -> Any:
         return dataclasses.replace(updates, readout=READOUT_RATE_FACTOR * updates.readout)
 
@@ -109,6 +111,7 @@ class Training(NamedTuple):
             decay = jnp.zeros_like(step_count)
             if self.ema > 0:
                 decay = jnp.minimum(self.ema, (1 + step_count) / (10 + step_count))
+            # An exponential moving average: it varies less than the weights.
             average = jax.tree.map(
                 lambda old, new: decay * old + (1 - decay) * new, carry.average, params
             )
@@ -126,6 +129,7 @@ def train_in_chunks(
     checkpoint: str | os.PathLike | None,
 ) -> tuple[Parameters, np.ndarray, Result]:
     """Return the averaged weights, the loss before each step, and the result code."""
+    # The number of steps is static: all full chunks are one compiled program.
     advance = jax.jit(training.advance, static_argnums=2)
     carry = training.start(params)
     losses = np.zeros(steps, np.asarray(jax.tree.leaves(params)[0]).dtype)
@@ -133,6 +137,7 @@ def train_in_chunks(
     saved_state = None
     fingerprint = ""
     if checkpoint is not None:
+        # The data alone do not tell two optimisers apart: one step of the fit does.
         first_step = advance(data, carry, 1)
         fingerprint = checkpoints.fingerprint(
             (data, carry, first_step, training.key, np.asarray([steps, training.ema]))
@@ -143,6 +148,7 @@ def train_in_chunks(
         losses = np.array(saved_state[1])
     # 2. Train in chunks; stop at Ctrl-C, or at a chunk that diverges, which is dropped.
     initial_loss = float(jax.jit(training.loss)(params, data, training.key))
+    # The network is zero at the start, so that the first loss is that of the linear denoiser.
     max_loss = DIVERGENCE_RATIO * initial_loss
     progress_line = Progress(progress, "fit")
     step_count = int(carry.step)
@@ -152,6 +158,7 @@ def train_in_chunks(
             next_carry, chunk_losses = advance(data, carry, chunk_steps)
             chunk_losses = np.asarray(chunk_losses)
             mean_loss = float(chunk_losses.mean())
+            # The weights before this chunk are the last good ones.
             if _has_diverged(mean_loss, max_loss, next_carry.params):
                 return carry.average, losses[:step_count], Result.DIVERGED
             carry = next_carry

@@ -35,6 +35,7 @@ def noise_key(key: PRNGKeyArray, level: int) -> PRNGKeyArray:
 
     All estimators with one key, time and number of draws get the same samples.
     """
+    # Two folds: first the purpose, then the noise level.
     return jax.random.fold_in(jax.random.fold_in(key, NOISE_STREAM), level)
 
 
@@ -46,6 +47,7 @@ def draw_samples(
     t: Float[Array, "..."],
 ) -> Samples:
     """Draw one noisy sample of each row of x0 at times t, a scalar or [N]."""
+    # X_t = αX_0 + √h ε, then its coordinates ℓ, c, u and z.
     x = sde.perturb(key, t, x0)
     linear, scale = coordinates.skip_and_out(sde, t, x)
     return Samples(
@@ -65,6 +67,7 @@ def time_embedding(noise_coordinate: Float[Array, " r"], level_count: int) -> Fl
     15 % larger.
     """
     level_indices = jnp.arange(level_count, dtype=noise_coordinate.dtype)
+    # A Gaussian bump of width one around each noise level.
     psi = jnp.exp(-((noise_coordinate[:, None] - level_indices[None]) ** 2) / 2)
     return psi / jnp.linalg.norm(psi, axis=1, keepdims=True)
 
@@ -74,6 +77,7 @@ def embed(
 ) -> Float[Array, "n Jp"]:
     """Return the outer product of ψ(u) and z, [n, J(d + 1)], of unit norm, for a network."""
     psi = time_embedding(noise_coordinate, level_count)
+    # |ψ ⊗ z| = |ψ||z| = 1.
     return (psi[:, :, None] * network_input[:, None, :]).reshape(len(network_input), -1)
 
 
@@ -94,6 +98,7 @@ def draw_times(
     if len(noise_levels) == 1:
         return sde.time(noise_levels[0])
     uniform = jax.random.uniform(key, (n,), noise_levels.dtype)
+    # One point in each of n equal intervals of [0, 1): less variance, the same mean.
     if stratified:
         uniform = (jnp.arange(n, dtype=uniform.dtype) + uniform) / n
     # The log-SNR of the process is that of the data less the logarithm of their variance.

@@ -91,9 +91,11 @@ class Path(NamedTuple):
 
 def filter_function(eigenvalues: Float[Array, " M"], tau: Array, kind: str) -> Float[Array, " M"]:
     """Return f_τ(e), without cancellation at small τe."""
+    # Ridge regression with ridge N/τ has the filter 1/(e + 1/τ).
     if kind == "ridge":
         return tau / (1 + tau * eigenvalues)
     exponents = tau * eigenvalues
+    # (1 − e^{−τe})/e = τ (1 − e^{−x})/x with x = τe, which tends to τ.
     is_resolved = exponents > SMALL_EXPONENT
     safe_exponents = jnp.where(is_resolved, exponents, 1)
     return tau * jnp.where(is_resolved, -jnp.expm1(-exponents) / safe_exponents, 1.0)
@@ -104,6 +106,7 @@ def whitening(
     kernel_of: Callable, sigma: Array, landmarks: Float[Array, "M p"]
 ) -> Float[Array, "M M"]:
     """Return R with R Rᵀ = K_ZZ⁻¹, zero where the kernel's eigenvalues are rounding."""
+    # R = V E^{−1/2}, for K_ZZ = V E Vᵀ.
     eigenvalues, eigenvectors = jnp.linalg.eigh(kernel_of(sigma, landmarks))
     rounding = len(eigenvalues) * jnp.finfo(eigenvalues.dtype).eps * eigenvalues[-1]
     is_resolved = eigenvalues > rounding
@@ -160,6 +163,7 @@ def moments(
 @jax.jit
 def path(sums: Moments) -> Path:
     """Return the decomposition of G = ΦᵀΦ/N."""
+    # Rounding may make an eigenvalue of G slightly negative.
     eigenvalues, vectors = jnp.linalg.eigh(sums.gram / sums.count)
     components = product(vectors.T, sums.right / sums.count)
     return Path(jnp.maximum(eigenvalues, 0), vectors, components)
@@ -182,6 +186,7 @@ def held_out_errors(
 
     def error_at(tau: Array) -> Array:
         weights = fit_path.weights(tau, kind)
+        # ‖y − Φw‖², expanded into the sums: no sample is read again.
         total_error = (
             jnp.sum(weights * product(held_out.gram, weights))
             - 2 * jnp.sum(weights * held_out.right)

@@ -86,11 +86,12 @@ def log_likelihood(
 ) -> Float[Array, " n"]:
     r"""Return the log-density at x of the model with this score, in nats: that of X at min_time.
 
-    Use it to compare models on held-out data. At T the model is the Gaussian that the score there describes; see the module. With the exact
-    score of data what is missing from log p_{min_time}(x) is the third cumulant of X_T, of order
-    α(T)³. Data that fill no volume have log-densities that grow as −log h(min_time)/2 with each
-    missing dimension: compare models at the same min_time. A min_time below the level at which a
-    fitted score is trained asks it for what it has never seen.
+    Use it to compare models on held-out data. At T the model is the Gaussian that the score there
+    describes; see the module. With the exact score of data, the error of log p_{min_time}(x) is of
+    the order of the third cumulant of X_T, α(T)³. Data that fill no volume have log-densities that
+    grow as −log h(min_time)/2 with each missing dimension: compare models at the same min_time. A
+    fitted score is not reliable at times before the first one of its training: choose min_time no
+    smaller.
 
     Differentiable in x, in the arrays of score_fn, and in the rates of a process that are traced.
 
@@ -165,6 +166,7 @@ def _integrate_density(
 
     The mean of vᵀJv over the directions v, [k, n, d], is the trace of J.
     """
+    # 1. Differentiate x and log p along the flow; the score is linearised once for all directions.
     d = x.shape[1]
     horizon_angle, data_angle = probability_flow.angles(sde, options.min_time, x.dtype)
 
@@ -179,10 +181,12 @@ def _integrate_density(
         )
         return -jnp.tan(theta) * (x + score), -jnp.tan(theta) * (d + jnp.mean(traces, axis=0))
 
+    # 2. Integrate from the data to T, opposite to the direction of sampling.
     start = (x, jnp.zeros(x.shape[0], x.dtype))
     (x, growth), bad, code = probability_flow.flow(
         field, start, (data_angle, horizon_angle), options.tolerances, options.max_steps
     )
+    # 3. Add the log-density at T. Rows that failed have the log-density −∞.
     horizon = probability_flow.time_of_angle(sde, horizon_angle)
     value = growth + _log_density_of_noise(score_fn, horizon, x)
     bad |= ~jnp.isfinite(value)

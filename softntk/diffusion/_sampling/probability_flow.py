@@ -45,6 +45,8 @@ def angles(sde: VPSDE, min_time: float, dtype: DTypeLike) -> tuple[Array, Array]
 
     The first is cut where α is the unit of rounding.
     """
+    # arctan2 of both, as α is tiny at T and √h at min_time: neither arccos nor arcsin is accurate
+    # at both ends.
     t = jnp.stack([jnp.asarray(sde.horizon, dtype), jnp.asarray(min_time, dtype)])
     first_angle, last_angle = jnp.arctan2(jnp.sqrt(sde.variance(t)), sde.alpha(t))
     max_angle = jnp.arctan(1 / jnp.finfo(dtype).eps).astype(dtype)
@@ -53,6 +55,7 @@ def angles(sde: VPSDE, min_time: float, dtype: DTypeLike) -> tuple[Array, Array]
 
 def time_of_angle(sde: VPSDE, theta: Array) -> Array:
     """Return the time at which the angle is θ."""
+    # tan θ = √h/α, so that the log-SNR is −2 log tan θ.
     return sde.time(-2 * jnp.log(jnp.tan(theta)))
 
 
@@ -81,6 +84,7 @@ def flow(
     """
     dfx = diffrax()
 
+    # 1. Stop rows whose derivative is not finite, and record them in one more integral.
     def guarded_field(
         theta: Array, carry: tuple[tuple[Array, ...], Array], _: None
     ) -> tuple[tuple[Array, ...], Array]:
@@ -93,9 +97,12 @@ def flow(
         # The integral of this indicator is positive for rows that were bad at any time.
         return stopped, jnp.where(bad, 1.0, 0.0).astype(carry[1].dtype)
 
+    # 2. Measure the error of a step by the worst row. The second part of the state is the record
+    # of stopped rows, which does not count.
     def worst_row_norm(scaled: tuple[tuple[Array, ...], Array]) -> Array:
         return jnp.sqrt(jnp.max(jnp.stack([_mean_squares(part) for part in scaled[0]])))
 
+    # 3. Integrate, from T to min_time or back: the first step has the sign of the interval.
     first_angle, last_angle = ends
     solution = dfx.diffeqsolve(
         dfx.ODETerm(guarded_field),
@@ -108,6 +115,7 @@ def flow(
         max_steps=max_steps,
         throw=False,
     )
+    # 4. Return the last saved state, the only one.
     state, bad_indicator = jax.tree.map(lambda leaf: leaf[-1], solution.ys)
     code = jnp.where(solution.result == dfx.RESULTS.successful, Result.SUCCESSFUL, Result.MAX_STEPS)
     return state, bad_indicator != 0, code.astype(jnp.int32)
@@ -120,6 +128,7 @@ def _mean_squares(part: Array) -> Array:
 
 def code_of_rows(bad: Array, code: Array) -> Array:
     """Return ``Result.NONFINITE_SCORE`` if any row is bad, the code otherwise."""
+    # Rows that are not finite explain a failure better than the number of steps.
     return lax.select(bad.any(), jnp.asarray(Result.NONFINITE_SCORE, jnp.int32), code)
 
 
@@ -129,6 +138,7 @@ def check_tolerances(rtol: float, atol: float, dtype: DTypeLike) -> tuple[float,
     Raises:
         ValueError: rtol not between 10 ε and 1, atol not positive.
     """
+    # Below this the error estimate of a step is rounding, and steps would be refused for ever.
     min_rtol = 10 * float(jnp.finfo(dtype).eps)
     rtol = check_known("rtol", check_number("rtol", rtol, infinite=True))
     if not min_rtol <= rtol < 1:

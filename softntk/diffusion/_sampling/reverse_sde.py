@@ -1,12 +1,14 @@
 r"""The reverse stochastic equation, in Z = αX/h and in the signal-to-noise ratio ρ as time.
 
-    ======  ==========================  ======
-    symbol  name                        shape
-    ======  ==========================  ======
-    ρ       ``rho``, α²/h               []
-    Z       ``z``, αX/h                 [n, d]
-    h/α     ``noise_to_signal(rho)``    []
-    ======  ==========================  ======
+    ==========  ===========================  ======
+    symbol      name                         shape
+    ==========  ===========================  ======
+    ρ           ``rho``, α²/h                []
+    Z           ``z``, αX/h                  [n, d]
+    h/α         ``noise_to_signal(rho)``     []
+    E[X_0 | x]  ``denoised(rho, z)``         [n, d]
+    ΔB_ρ        ``increment``                [n, d]
+    ==========  ===========================  ======
 
 See :mod:`softntk.diffusion._sampling.sample` for the equation, its accuracy and its sources.
 """
@@ -72,11 +74,13 @@ def solve_reverse_sde(
     log_ratios = jnp.linspace(jnp.maximum(first_snr, MIN_LOG_SNR), last_snr, options.steps + 1)
     ratios = jnp.exp(log_ratios)
 
+    # As functions of ρ, neither of which cancels: α² = ρ/(1 + ρ), h = 1/(1 + ρ).
     def noise_to_signal(rho: Array) -> Array:
         """Return h/α, the factor from z to x."""
         return 1 / jnp.sqrt(rho * (1 + rho))
 
     def score(rho: Array, x: Array) -> Array:
+        """Return s(t, x) at the time whose signal-to-noise ratio is ρ."""
         return score_functions.score_at(score_fn, sde.time(jnp.log(rho)), x)
 
     def denoised(rho: Array, z: Array) -> Array:
@@ -90,6 +94,7 @@ def solve_reverse_sde(
         def langevin_step(x: Array, key: PRNGKeyArray) -> tuple[Array, None]:
             noise = jax.random.normal(key, x.shape, x.dtype)
             drift = score(rho, x)
+            # Rows that are not finite must not change the step size of the others.
             drift_norm = scaled_norm(jnp.where(jnp.isfinite(drift), drift, 0))
             safe_norm = jnp.where(drift_norm > 0, drift_norm, 1)
             norm_ratio = jnp.where(drift_norm > 0, scaled_norm(noise) / safe_norm, 0)
@@ -130,6 +135,7 @@ def solve_reverse_sde(
         noisy_z, query_z = carry
         rho, next_rho, following_rho, key = inputs
         noise_key, corrector_key = jax.random.split(key)
+        # Z + ∫ E[X_0 | X] dρ + ΔB: the noise is already in noisy_z.
         z = noisy_z + (next_rho - rho) * denoised(rho, query_z)
         if options.corrector_steps:
             # α² before over α² after the step

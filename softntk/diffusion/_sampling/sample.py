@@ -1,17 +1,17 @@
 r"""``sample``: draws from a score, by the reverse stochastic equation or by the probability flow.
 
-The reverse equation dX = (−½ g X − g s) dt + √g dB̄, in Z = αX/h and in the signal-to-noise ratio ρ
-= α²/h as time, is
+The reverse equation is dX = (−½ g X − g s) dt + √g dB̄. In Z = αX/h, with the signal-to-noise
+ratio ρ = α²/h as time, it is stochastic localisation,
 
-    dZ = E[X_0 | X_t = x] dρ + dB_ρ,        E[X_0 | X_t = x] = (x + h s(t, x))/α,    x = hZ/α,
+    dZ = E[X_0 | X_t = x] dρ + dB_ρ,        E[X_0 | X_t = x] = (x + h s(t, x))/α,    x = hZ/α.
 
-stochastic localisation: the linear part and the schedule are gone and the noise is additive, so
-that a step is exact while the denoiser stands still (Euler's is the ancestral step of DDPM), and
-the shifted Euler method is of strong order one at the same one evaluation.
+The linear part and the schedule are gone, and the noise is additive. So a step is exact where the
+denoiser is constant; Euler's step is the ancestral step of DDPM. The shifted Euler method has
+strong order one with one evaluation a step.
 
-The steps are uniform in log ρ. Error of the deviation within modes for the exact score of eight
-modes of deviation 0.15 on a circle of radius 2 in R⁸, ``vp_sde()``, at t = 1e-3 (2¹⁴ draws, ± 0.2
-%):
+The steps are uniform in log ρ. The table has the error of the standard deviation within modes, at
+t = 1e-3 with ``vp_sde()``, for the exact score of eight modes of deviation 0.15 on a circle of
+radius 2 in R⁸ (2¹⁴ draws, ± 0.2 %):
 
     ==================================================  ======  ======  ======
     evaluations                                             50     100     200
@@ -25,25 +25,27 @@ modes of deviation 0.15 on a circle of radius 2 in R⁸, ``vp_sde()``, at t = 1e
     shifted Euler in ρ, uniform in t                      82 %    25 %     5 %
     ==================================================  ======  ======  ======
 
-A score that is learnt from few data drifts: samples are points it was not fitted to, where it
-contracts a little too much at each step. But mean m and covariance S of the data are known well,
-and Z has mean ρm and covariance ρ²S + ρI whatever else the data are, so the batch can be held to
-them (``moments``). For 1,400 of scikit-learn's digits (softmax network of width 1024, 6,000 steps)
-samples without have 78 % of the variance; with, the energy distance to other digits falls from
-0.036 to 0.004.
+A score that is learnt from few data has a systematic error: samples are points to which it was
+not fitted, and there it contracts a little too much at each step. But mean m and covariance S of
+the data are known well, and Z has mean ρm and covariance ρ²S + ρI for every distribution of the
+data. So the moments of the batch can be corrected after each step (``moments``). For 1,400 of
+scikit-learn's digits (softmax network of width 1024, 6,000 steps), samples without the correction
+have 78 % of the variance. With it the energy distance to other digits falls from 0.036 to 0.004.
 
-The probability flow is solved in the angle of :mod:`softntk.diffusion._sampling.probability_flow`,
-by Tsit5, all rows with the same steps: there the accuracy that is had at 1e-4 with 90 to 110
-evaluations takes 110 to 150 in t or in log ρ. Steps are chosen for the most demanding row: a mean
-over rows saves a quarter of the evaluations, and the error of the worst row is up to six times as
-large; with steps of its own for each row, no fewer evaluations pass before the last is done.
+The probability flow is solved by Tsit5 in the angle of
+:mod:`softntk.diffusion._sampling.probability_flow`, all rows with the same steps. At a tolerance
+of 1e-4 it takes 90 to 110 evaluations; in t or in log ρ the same accuracy takes 110 to 150. Steps
+are chosen for the most demanding row. A mean over rows would save a quarter of the evaluations,
+but the error of the worst row would be up to six times as large. Separate steps for each row would
+save nothing, as the batch ends with its slowest row.
 
 Example:
     >>> import jax, jax.numpy as jnp
     >>> from softntk import diffusion
-    >>> sde = diffusion.vp_sde()
-    >>> mixture = diffusion.GaussianMixture(jnp.ones(2) / 2, jnp.array([[-1.0], [1.0]]), jnp.full((2, 1, 1), 0.01))
-    >>> x = diffusion.sample(jax.random.key(0), sde, lambda t, x: mixture.score(sde, t, x), (1000, 1))
+    >>> sde, key = diffusion.vp_sde(), jax.random.key(0)
+    >>> means, covariances = jnp.array([[-1.0], [1.0]]), jnp.full((2, 1, 1), 0.01)
+    >>> mixture = diffusion.GaussianMixture(jnp.ones(2) / 2, means, covariances)
+    >>> x = diffusion.sample(key, sde, lambda t, x: mixture.score(sde, t, x), (1000, 1))
     >>> x.shape, bool(abs(abs(x).mean() - 1) < 0.02), bool(abs((x > 0).mean() - 0.5) < 0.05)
     ((1000, 1), True, True)
 
@@ -51,7 +53,7 @@ Source: Song et al. (2021), arXiv 2011.13456; localisation: Montanari (2023), ar
 shifted Euler method: Foster, dos Reis and Strange (2023), arXiv 2210.17543, equation 5.8.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import equinox as eqx
@@ -80,8 +82,12 @@ from softntk.diffusion._types import ScoreFn
 from softntk.solution import Result, Solution
 
 METHODS = ("sde", "ode")
+
 MIN_BATCH_ROWS = 100
-"""Least number of rows whose own moments are accurate enough to be corrected."""
+"""Least number of rows whose sample moments are accurate enough to be corrected."""
+
+NEGATIVE_EIGENVALUE_TOLERANCE = 1e-3
+"""Size of a negative eigenvalue that counts as rounding, relative to the largest eigenvalue."""
 
 
 def sample(
@@ -105,16 +111,16 @@ def sample(
 ) -> Float[Array, "n d"]:
     r"""Return samples of the distribution with a given score, at time min_time.
 
-    "sde" solves the reverse equation by the shifted Euler method in the signal-to-noise ratio, in
-    steps uniform in its logarithm; "ode" the probability flow by an adaptive Runge–Kutta method of
-    order five, all rows of a batch with the same steps, chosen for the most demanding of them. What
-    is returned is distributed as X at min_time: noise of deviation √h(min_time), 0.01 for
-    ``vp_sde()``, is still in it. A denoiser takes it away, E[X_0 | x], and with it what data vary
-    on that scale.
+    Use it to generate data with a fitted score or an exact one. "sde" solves the reverse equation
+    by the shifted Euler method in the signal-to-noise ratio, in steps uniform in its logarithm.
+    "ode" solves the probability flow by an adaptive Runge–Kutta method of order five, all rows of a
+    batch with the same steps, chosen for the most demanding row. Samples are distributed as X at
+    min_time: they contain noise of deviation √h(min_time), 0.01 for ``vp_sde()``. A denoiser,
+    E[X_0 | x], removes it, together with the variation of the data on that scale.
 
     The program is compiled once for a score function, shape and options. A function is traced once,
-    as by ``jax.jit``: what it reads from outside counts as it was when first used. A pytree that is
-    called, or a method of one, may change its arrays.
+    as by ``jax.jit``: variables that it closes over keep the values they had at its first use. A
+    pytree that is called, or a method of one, may change its arrays.
 
     Args:
         key: randomness.
@@ -125,11 +131,11 @@ def sample(
         min_time: T₀, between 0 and T.
         steps: of "sde", each one evaluation and ``corrector_steps`` more.
         corrector_steps: Langevin steps at fixed t after each step of "sde".
-        corrector_snr: r, which sets their size ε = 2a (r‖z‖/‖s‖)²; norms over the batch, a the
-            factor α² before over after.
+        corrector_snr: r, which sets their size ε = 2a (r‖z‖/‖s‖)²; norms are over the batch, and
+            a is α² before the step over α² after it.
         moments: mean [d] and covariance [d, d] of the data: after each step of "sde" the batch is
-            moved to the mean and, along each eigenvector, stretched to the variance that X_t has;
-            why, see the module.
+            shifted to the mean and, along each eigenvector, scaled to the variance that X_t has;
+            the module says why.
         rtol: of "ode", of each step.
         atol: of "ode", of each step.
         max_steps: of "ode".
@@ -145,22 +151,25 @@ def sample(
         ValueError: a shape that is not two positive integers, an unknown method, min_time outside
             (0, T), numbers that are not positive, a score of another shape than x; progress under a
             transformation; moments of another shape, not finite, not positive semidefinite, with
-            "ode", or with batches of less than 100 rows, whose own moments are chance.
+            "ode", or with batches of less than 100 rows, whose sample moments are too random.
         NumericalError: under ``throw``; the message is the advice.
 
     Example:
         >>> import jax
         >>> from softntk.diffusion import vp_sde
-        >>> x = sample(jax.random.key(0), vp_sde(), lambda t, x: -x, (500, 2), "ode")  # the score of N(0, I), which stays
+        >>> normal_score = lambda t, x: -x  # N(0, I) does not change in time
+        >>> x = sample(jax.random.key(0), vp_sde(), normal_score, (500, 2), "ode")
         >>> bool(abs(x.std() - 1) < 0.05)
         True
 
     Source: Song et al. (2021), arXiv 2011.13456, equations 6 and 13, algorithm 5.
     """
+    # 1. Check the arguments.
     key = check_key("key", key)
     check_sde(sde)
     check_score_fn(score_fn)
     n, d = _check_shape(shape)
+    # JAX's default precision: float64 only where jax_enable_x64 is set.
     dtype = jnp.result_type(float)
     options = _check_options(
         sde, method, min_time, steps, corrector_steps, corrector_snr, (rtol, atol), max_steps, dtype
@@ -169,40 +178,57 @@ def sample(
     throw = check_flag("throw", throw)
     rows = n if batch_size is None else min(check_positive_int("batch_size", batch_size), n)
     targets = None if moments is None else _check_moments(moments, options.method, rows, d, dtype)
+    # 2. Prepare the batches: all have the same shape, and the last may have rows to spare.
     score_fn = score_functions.as_pytree(score_fn, (rows, d), dtype)
-    keys = jax.random.split(key, -(-n // rows))
-    # under jit the keys are traced, even of a key that is not
-    if score_functions.is_traced((keys, score_fn, sde, targets)):
+    batch_keys = jax.random.split(key, -(-n // rows))
+
+    def draw(batch_key: PRNGKeyArray) -> tuple[Array, Array]:
+        return _draw_batch(score_fn, batch_key, sde, (rows, d), options, targets)
+
+    # 3. Under a transformation all batches are one program. Under jit the split keys are traced,
+    # even if the key is not.
+    if score_functions.is_traced((batch_keys, score_fn, sde, targets)):
         if progress:
             raise ValueError(
                 "progress needs to know when a batch is done: it does not work under jit or vmap."
             )
-        x, _ = lax.map(lambda one: _draw(score_fn, one, sde, (rows, d), options, targets), keys)
+        x, _ = lax.map(draw, batch_keys)
         return x.reshape(-1, d)[:n]
-    done, code, bar = [], Result.SUCCESSFUL, Progress(progress, "sampling")
-    try:
-        for one in keys:
-            x, its_code = jax.block_until_ready(
-                _draw(score_fn, one, sde, (rows, d), options, targets)
-            )
-            done.append(x)
-            code = max(code, int(its_code))
-            bar.show(f"{min(len(done) * rows, n)} of {n}")
-    except KeyboardInterrupt:
-        if not done:
-            raise
-    finally:
-        bar.close()
-    value = jnp.concatenate(done)[:n]
+    # 4. Otherwise a loop on the host, which shows progress and may be interrupted.
+    batches, code = _draw_on_host(draw, batch_keys, Progress(progress, "sampling"), n)
+    value = jnp.concatenate(batches)[:n]
     if throw:
-        Solution(
-            value=value, result=jnp.asarray(int(code), jnp.int32), stats={}, state=None
-        ).check()
+        result = jnp.asarray(code, jnp.int32)
+        Solution(value=value, result=result, stats={}, state=None).check()
     return value
 
 
+def _draw_on_host(
+    draw: Callable[[PRNGKeyArray], tuple[Array, Array]],
+    batch_keys: PRNGKeyArray,
+    progress_line: Progress,
+    n: int,
+) -> tuple[list[Array], int]:
+    """Return the batches, and the largest of their codes; Ctrl-C ends the loop after the first."""
+    batches = []
+    code = int(Result.SUCCESSFUL)
+    try:
+        for batch_key in batch_keys:
+            # Wait for each batch, so that progress counts finished rows.
+            batch, batch_code = jax.block_until_ready(draw(batch_key))
+            batches.append(batch)
+            code = max(code, int(batch_code))
+            progress_line.show(f"{min(len(batches) * len(batch), n)} of {n}")
+    except KeyboardInterrupt:
+        if not batches:
+            raise
+    finally:
+        progress_line.close()
+    return batches, code
+
+
 @eqx.filter_jit
-def _draw(
+def _draw_batch(
     score_fn: ScoreFn,
     key: PRNGKeyArray,
     sde: VPSDE,
@@ -210,35 +236,37 @@ def _draw(
     options: SamplerOptions,
     moments: tuple[Array, Array, Array] | None,
 ) -> tuple[Array, Array]:
-    """Return one batch, and its code."""
+    """Return one batch, +inf in rows that could not be computed, and its result code."""
+    # 1. Draw X_T from N(0, I).
     prior_key, path_key = jax.random.split(key)
     x = jax.random.normal(prior_key, shape)
     code = jnp.asarray(Result.SUCCESSFUL, jnp.int32)
+    # 2. Solve one of the two equations from T to min_time.
     if options.method == "sde":
         x = solve_reverse_sde(score_fn, path_key, sde, x, options, moments)
         bad = ~jnp.isfinite(x).all(axis=1)
     else:
 
         def field(theta: Array, x: Array) -> tuple[Array]:
-            return (
-                -jnp.tan(theta)
-                * (
-                    x
-                    + score_functions.score_at(
-                        score_fn, probability_flow.time_of_angle(sde, theta), x
-                    )
-                ),
-            )
+            """Return dX/dθ = −tan θ (X + s)."""
+            t = probability_flow.time_of_angle(sde, theta)
+            return (-jnp.tan(theta) * (x + score_functions.score_at(score_fn, t, x)),)
 
         ends = probability_flow.angles(sde, options.min_time, x.dtype)
         (x,), bad, code = probability_flow.flow(
             field, (x,), ends, options.tolerances, options.max_steps
         )
-    lost = bad | (code != Result.SUCCESSFUL)
-    return jnp.where(lost[:, None], jnp.inf, x), probability_flow.code_of_rows(bad, code)
+    # 3. Mark rows without a result. A code concerns the whole batch, as all rows share the steps.
+    has_failed = bad | (code != Result.SUCCESSFUL)
+    return jnp.where(has_failed[:, None], jnp.inf, x), probability_flow.code_of_rows(bad, code)
 
 
 def _check_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """Return n and d.
+
+    Raises:
+        ValueError: shape is not two positive integers.
+    """
     if isinstance(shape, str) or not hasattr(shape, "__len__") or len(shape) != 2:
         raise ValueError(f"shape must be (n, d), n samples in d dimensions, got {shape!r}.")
     n, d = (check_count(f"shape[{axis}]", size) for axis, size in enumerate(shape))
@@ -248,36 +276,52 @@ def _check_shape(shape: Sequence[int]) -> tuple[int, int]:
 def _check_moments(
     moments: tuple[ArrayLike, ArrayLike], method: str, rows: int, d: int, dtype: np.dtype
 ) -> tuple[Array, Array, Array]:
-    """Return the mean, and eigenvalues and eigenvectors of the covariance."""
+    """Return the mean, and eigenvalues and eigenvectors of the covariance.
+
+    Raises:
+        ValueError: moments that cannot be used; see :func:`sample`.
+    """
+    # 1. Check shapes, and whether the batches can be corrected at all.
     mean, covariance = _check_pair(moments, dtype)
     if mean.shape != (d,) or covariance.shape != (d, d):
         raise ValueError(
-            f"moments must be a mean [{d}] and a covariance [{d}, {d}], got {mean.shape} and {covariance.shape}."
+            f"moments must be a mean [{d}] and a covariance [{d}, {d}], got {mean.shape} and "
+            f"{covariance.shape}."
         )
     if method != "sde":
         raise ValueError(
-            'moments are for method="sde": the flow takes all rows along without looking at the batch.'
+            'moments are for method="sde": the flow takes all rows along without looking at the '
+            "batch."
         )
     if rows < MIN_BATCH_ROWS:
         raise ValueError(
-            f"moments need batches of at least {MIN_BATCH_ROWS} rows, got {rows}: their own moments are chance."
+            f"moments need batches of at least {MIN_BATCH_ROWS} rows, got {rows}: their own "
+            "moments are chance."
         )
+    # 2. Decompose the covariance; values are checked where they are not traced.
     if is_concrete(covariance):
         check_symmetric("the covariance in moments", np.asarray(covariance, np.float64)[None])
-    spreads, axes = jnp.linalg.eigh(covariance)
-    if is_concrete(spreads) and float(spreads[0]) < -1e-3 * float(jnp.max(jnp.abs(spreads))):
-        raise ValueError(
-            f"the covariance in moments must have no negative eigenvalue, got {float(spreads[0]):.3g}."
-        )
-    return mean, spreads, axes
+    eigenvalues, eigenvectors = jnp.linalg.eigh(covariance)
+    if is_concrete(eigenvalues):
+        smallest = float(eigenvalues[0])
+        if smallest < -NEGATIVE_EIGENVALUE_TOLERANCE * float(jnp.max(jnp.abs(eigenvalues))):
+            raise ValueError(
+                f"the covariance in moments must have no negative eigenvalue, got {smallest:.3g}."
+            )
+    return mean, eigenvalues, eigenvectors
 
 
 def _check_pair(moments: tuple[ArrayLike, ArrayLike], dtype: np.dtype) -> tuple[Array, Array]:
-    """Return two arrays of real numbers."""
+    """Return mean and covariance as two arrays of real numbers.
+
+    Raises:
+        ValueError: moments are no pair, or not real.
+    """
     if isinstance(moments, str) or not hasattr(moments, "__len__") or len(moments) != 2:
-        many = f"{len(moments)} of them" if hasattr(moments, "__len__") else type(moments).__name__
-        raise ValueError(f"moments must be a pair, mean and covariance, got {many}.")
-    mean, covariance = (as_real("moments", each).astype(dtype) for each in moments)
+        has_length = hasattr(moments, "__len__")
+        found_text = f"{len(moments)} of them" if has_length else type(moments).__name__
+        raise ValueError(f"moments must be a pair, mean and covariance, got {found_text}.")
+    mean, covariance = (as_real("moments", moment).astype(dtype) for moment in moments)
     return mean, covariance
 
 
@@ -292,6 +336,7 @@ def _check_options(
     max_steps: int,
     dtype: np.dtype,
 ) -> SamplerOptions:
+    """Return the checked options, which are static in the compiled program."""
     return SamplerOptions(
         method=check_choice("method", method, METHODS),
         min_time=check_min_time(sde, min_time),

@@ -63,6 +63,7 @@ def sliced_wasserstein(
     x, y = as_samples(1, x=x, y=y)
     projections = check_count("projections", projections, at_least=2)
     order = check_integer("order", order, at_least=1, at_most=2)
+    # The coupling depends on n and m only: it is computed once, on the host.
     return sliced(key, x, y, coupling(len(x), len(y)), projections, order)
 
 
@@ -101,7 +102,8 @@ def energy_distance(x: Points, y: Float[Array | np.ndarray, "m d"]) -> Estimate:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> float(energy_distance(jnp.array([[0.0], [1.0]]), jnp.array([[2.0], [4.0]])))  # 2 · 2.5 − 1 − 2
+        >>> x, y = jnp.array([[0.0], [1.0]]), jnp.array([[2.0], [4.0]])
+        >>> float(energy_distance(x, y))  # 2 · 2.5 − 1 − 2
         2.0
 
     Source: Székely and Rizzo (2013), J. Stat. Plan. Inference 143, 1249-1272; Hoeffding (1948),
@@ -118,9 +120,13 @@ def mmd(
 ) -> Estimate:
     r"""Return an unbiased estimate of the squared maximum mean discrepancy, from samples.
 
-    The kernel is k(x, y) = exp(−|x − y|²/(2b²)). MMD² = E k(X, X') + E k(Y, Y') − 2E k(X, Y) is zero exactly for equal distributions. The
-    estimate may be negative; estimate and interval are those of :func:`energy_distance` with 1 − k
-    for the distance. The interval covers MMD² at the bandwidth that was used, taken as given.
+    Use it where one length scale matters, that of the kernel k(x, y) = exp(−|x − y|²/(2b²)).
+
+        MMD² = E k(X, X') + E k(Y, Y') − 2E k(X, Y) ≥ 0,    zero exactly for equal distributions.
+
+    The estimate may be negative; estimate and interval are those of :func:`energy_distance` with
+    1 − k for the distance. The interval covers MMD² at the bandwidth that was used; it does not
+    include the uncertainty of an estimated bandwidth.
 
     Args:
         x: [n, d], n ≥ 2.
@@ -145,7 +151,8 @@ def mmd(
     """
     x, y = as_samples(2, x=x, y=y)
     width = median(x, y) if bandwidth is None else check_number("bandwidth", bandwidth, above=0)
-    if isinstance(width, float):  # beyond the range of the precision nothing changes any more
+    # Outside the range of the precision the result no longer depends on the bandwidth.
+    if isinstance(width, float):
         limits = jnp.finfo(x.dtype)
         width = min(max(width, float(limits.tiny)), float(limits.max))
     return discrepancy(x, y, jnp.asarray(width, x.dtype))
@@ -169,7 +176,8 @@ def median_bandwidth(x: Points, y: Float[Array | np.ndarray, "m d"]) -> Float[Ar
 
     Example:
         >>> import jax.numpy as jnp
-        >>> float(median_bandwidth(jnp.array([[0.0], [1.0]]), jnp.array([[3.0], [3.0]])))  # of 1, 2, 2, 3, 3
+        >>> x, y = jnp.array([[0.0], [1.0]]), jnp.array([[3.0], [3.0]])
+        >>> float(median_bandwidth(x, y))  # of 1, 2, 2, 3, 3
         2.0
 
     Source: Gretton et al. (2012), J. Mach. Learn. Res. 13, 723-773, section 8.

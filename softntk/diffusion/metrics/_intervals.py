@@ -1,4 +1,4 @@
-"""Numbers with an interval of 95 %."""
+"""Estimates with an interval of 95 %: normal, score and Wilson intervals."""
 
 import math
 
@@ -7,7 +7,8 @@ from jaxtyping import Array, Float
 
 from softntk._core.records import record
 
-_Z = 1.959964  # the normal quantile
+NORMAL_QUANTILE = 1.959964
+"""z, the 97.5 % quantile of N(0, 1)."""
 
 
 @record
@@ -16,8 +17,8 @@ class Estimate:
 
     Attributes:
         value: the estimate.
-        lower: where the interval begins.
-        upper: where it ends.
+        lower: the lower end of the interval.
+        upper: its upper end.
     """
 
     value: Float[Array, "..."]
@@ -30,33 +31,36 @@ class Estimate:
 
 def safe_sqrt(x: Array) -> Array:
     """Return the square root, 0 of what is negative, with derivative 0 there."""
-    positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+    # The inner where keeps 1/√0 out of the derivative, which would be 0 · ∞ = NaN.
+    is_positive = x > 0
+    return jnp.where(is_positive, jnp.sqrt(jnp.where(is_positive, x, 1)), 0)
 
 
-def normal(value: Array, variance: Array, least: float = -math.inf) -> Estimate:
-    """Return the normal interval, cut at the least value that is possible."""
-    half = _Z * safe_sqrt(variance)
-    return Estimate(value=value, lower=jnp.maximum(value - half, least), upper=value + half)
+def normal(value: Array, variance: Array, lower_bound: float = -math.inf) -> Estimate:
+    """Return the normal interval, cut at the lower bound of possible values."""
+    half_width = NORMAL_QUANTILE * safe_sqrt(variance)
+    lower_end = jnp.maximum(value - half_width, lower_bound)
+    return Estimate(value=value, lower=lower_end, upper=value + half_width)
 
 
 def score_interval(
-    value: Array, slope: Array, variance: Array, most: Array | float = math.inf
+    value: Array, slope: Array, variance: Array, upper_bound: Array | float = math.inf
 ) -> Estimate:
-    """Return all truths μ ≤ most with |value − μ| ≤ z √(slope · μ + variance).
+    """Return all μ ≤ upper_bound with |value − μ| ≤ z √(slope · μ + variance).
 
     Where value is negative it counts as 0 under the root.
     """
-    shift = _Z**2 * slope / 2
-    excess = _Z**2 * (slope * jnp.maximum(value, 0) + variance)
-    half = safe_sqrt(shift**2 + excess)
-    wide = half > 0
-    # half − shift without cancellation
-    below = jnp.where(wide, excess / jnp.where(wide, shift + half, 1), 0)
+    # The ends are the roots of a quadratic, value + shift ± √(shift² + excess).
+    shift = NORMAL_QUANTILE**2 * slope / 2
+    excess = NORMAL_QUANTILE**2 * (slope * jnp.maximum(value, 0) + variance)
+    root = safe_sqrt(shift**2 + excess)
+    has_width = root > 0
+    # root − shift, as excess/(root + shift): nothing cancels.
+    lower_distance = jnp.where(has_width, excess / jnp.where(has_width, shift + root, 1), 0)
     return Estimate(
         value=value,
-        lower=value - below,
-        upper=jnp.clip(value + shift + half, value, jnp.maximum(most, value)),
+        lower=value - lower_distance,
+        upper=jnp.clip(value + shift + root, value, jnp.maximum(upper_bound, value)),
     )
 
 
@@ -67,11 +71,13 @@ def wilson(fraction: Array, n: int) -> Estimate:
 
     Source: Wilson (1927), J. Am. Stat. Assoc. 22, 209-212.
     """
-    shrink = 1 / (1 + _Z**2 / n)
-    centre = shrink * (fraction + _Z**2 / (2 * n))
-    half = shrink * _Z * jnp.sqrt(fraction * (1 - fraction) / n + (_Z / (2 * n)) ** 2)
+    # The roots p of (fraction − p)² = z² p (1 − p)/n.
+    z = NORMAL_QUANTILE
+    shrinkage = 1 / (1 + z**2 / n)
+    centre = shrinkage * (fraction + z**2 / (2 * n))
+    half_width = shrinkage * z * jnp.sqrt(fraction * (1 - fraction) / n + (z / (2 * n)) ** 2)
     return Estimate(
         value=fraction,
-        lower=jnp.clip(centre - half, 0, fraction),
-        upper=jnp.clip(centre + half, fraction, 1),
+        lower=jnp.clip(centre - half_width, 0, fraction),
+        upper=jnp.clip(centre + half_width, fraction, 1),
     )

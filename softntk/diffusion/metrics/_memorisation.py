@@ -1,4 +1,4 @@
-"""Copies of training data among samples."""
+"""Copies of training data among samples, found by distances to the nearest training points."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,8 +24,8 @@ class Nearest:
     """The nearest training point of each sample.
 
     Attributes:
-        distance: Euclidean, [n].
-        index: its row; the first among equals, [n].
+        distance: the Euclidean distance to it, [n].
+        index: its row in the training data, [n]; the first of several at equal distance.
     """
 
     distance: Float[Array, " n"]
@@ -53,7 +53,10 @@ class Memorisation:
 def nearest_training_point(
     x: Points, train: Float[Array | np.ndarray, "N d"], exclude_self: bool = False
 ) -> Nearest:
-    """Return the distance of each sample to its nearest training point, and which that is.
+    """Return the distance of each sample to its nearest training point, and its index.
+
+    Use it to look at the training points that samples resemble; :func:`memorisation` compares
+    the distances with those of fresh data.
 
     Args:
         x: [n, d].
@@ -70,7 +73,8 @@ def nearest_training_point(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> nearest = nearest_training_point(jnp.array([[0.75], [5.0]]), jnp.array([[0.0], [1.0], [5.0]]))
+        >>> x, train = jnp.array([[0.75], [5.0]]), jnp.array([[0.0], [1.0], [5.0]])
+        >>> nearest = nearest_training_point(x, train)
         >>> nearest.distance.tolist(), nearest.index.tolist()
         ([0.25, 0.0], [1, 2])
     """
@@ -96,13 +100,14 @@ def memorisation(
     Use it to detect copies of training data.
 
     Samples as good as fresh data have a ratio of about 1 and a fraction of about ``quantile``;
-    copies have 0 and 1. A sampler that leaves the data has a large ratio: that is no memorisation,
-    and no good either.
+    copies have 0 and 1. A sampler whose samples lie off the data has a large ratio: that is no
+    memorisation, but such samples are bad too.
 
     Args:
         x: samples, [n, d].
-        train: what the model has seen, [N, d].
-        held_out: data that it has not, [m, d]; some hundreds, or the quantile is rough.
+        train: the data that the model was trained on, [N, d].
+        held_out: data that it was not trained on, [m, d]; take some hundreds, or the quantile is
+            inaccurate.
         quantile: of the held-out distances, in (0, 1).
 
     Returns:
@@ -117,25 +122,32 @@ def memorisation(
     Example:
         >>> import jax
         >>> train, fresh, x = jax.random.normal(jax.random.key(0), (3, 500, 2))
-        >>> float(memorisation(train, train, fresh).fraction), bool(memorisation(x, train, fresh).fraction.upper < 0.2)
+        >>> copies, samples = memorisation(train, train, fresh), memorisation(x, train, fresh)
+        >>> float(copies.fraction), bool(samples.fraction.upper < 0.2)
         (1.0, True)
 
     Source: Meehan, Chaudhuri and Dasgupta (2020), arXiv 2004.05675, for the comparison.
     """
     x, train, held_out = as_samples(1, x=x, train=train, held_out=held_out)
     quantile = check_number("quantile", quantile, above=0, below=1)
-    ours, theirs = (nearest(points, train, False)[0] for points in (x, held_out))
-    distance, held_out_distance = jnp.median(ours), jnp.median(theirs)
+    # 1. Distances to the nearest training points, and their medians.
+    sample_distances, _ = nearest(x, train, False)
+    held_out_distances, _ = nearest(held_out, train, False)
+    distance = jnp.median(sample_distances)
+    held_out_distance = jnp.median(held_out_distances)
     if is_concrete(held_out_distance) and held_out_distance == 0:
         raise ValueError(
-            "held_out must be points that are not in train, got copies for half of it or more. Take other ones."
+            "held_out must be points that are not in train, got copies for half of it or more. "
+            "Take other ones."
         )
-    # the derivative of the ratio has the square of what it is divided by
+    # 2. The fraction of samples below the quantile. The ratio is formed in units of the
+    # denominator, because its derivative contains the denominator's square.
     unit = binary_scale(held_out_distance)
-    fraction = jnp.mean(ours <= jnp.quantile(theirs, quantile), dtype=ours.dtype)
+    is_close = sample_distances <= jnp.quantile(held_out_distances, quantile)
+    fraction = jnp.mean(is_close, dtype=sample_distances.dtype)
     return Memorisation(
         distance=distance,
         held_out_distance=held_out_distance,
         ratio=(distance / unit) / (held_out_distance / unit),
-        fraction=wilson(fraction, len(ours)),
+        fraction=wilson(fraction, len(sample_distances)),
     )
