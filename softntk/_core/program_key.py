@@ -104,19 +104,19 @@ def _parameter_key(value: Any) -> Hashable:
     if isinstance(value, Mapping):
         items = sorted(value.items(), key=lambda item: str(item[0]))
         return type(value), tuple((str(name), _parameter_key(part)) for name, part in items)
-    if isinstance(value, np.ndarray | np.generic) and value.size <= MAX_COMPARED_SIZE:
-        if value.dtype.hasobject:
-            return _Identity(value)
-        return "array", value.shape, str(value.dtype), value.tobytes()
-    if isinstance(value, jax.Array) and is_concrete(value):
-        return _parameter_key(np.asarray(value)) if _is_small(value) else _Identity(value)
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return _array_key(value)
     return _hashable_or_identity(value)
 
 
-def _is_small(value: jax.Array) -> bool:
-    """Return whether an array of numbers is compared by value."""
+def _array_key(value: np.ndarray | np.generic | jax.Array) -> Hashable:
+    """Return a key of an array: its entries if they are few numbers, else its identity."""
     is_number = not jax.numpy.issubdtype(value.dtype, jax.dtypes.extended)
-    return is_number and value.size <= MAX_COMPARED_SIZE and value.is_fully_addressable
+    is_small = is_number and value.dtype != object and value.size <= MAX_COMPARED_SIZE
+    is_here = not isinstance(value, jax.Array) or value.is_fully_addressable
+    if not (is_small and is_concrete(value) and is_here):
+        return _Identity(value)
+    return "array", value.shape, str(value.dtype), np.asarray(value).tobytes()
 
 
 def _hashable_or_identity(value: Any) -> Hashable:
