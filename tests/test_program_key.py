@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from softntk._core.program_key import MAX_COMPARED_SIZE, program_key
+from softntk._core.program_key import MAX_COMPARED_SIZE, _parameter_key, program_key
 
 
 def key(function, *arguments):
@@ -123,3 +123,16 @@ def test_large_constants_inside_are_compared_by_identity():
     jaxpr = jax.make_jaxpr(jax.jit(lambda x: x + table))(table).jaxpr
     assert program_key(jaxpr) == program_key(jaxpr)
     assert len(closed.consts) <= 1
+
+
+def test_traced_arrays_are_equal_to_nothing():
+    keys = []
+
+    @jax.jit
+    def inside(x):
+        keys.extend(_parameter_key(x) for _ in range(2))
+        return x
+
+    with jax.checking_leaks():
+        inside(X)
+    assert keys[0] != keys[1]

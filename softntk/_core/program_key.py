@@ -111,10 +111,13 @@ def _parameter_key(value: Any) -> Hashable:
 
 def _array_key(value: np.ndarray | np.generic | jax.Array) -> Hashable:
     """Return a key of an array: its entries if they are few numbers, else its identity."""
+    if not is_concrete(value):
+        # A traced array belongs to one trace: equal to nothing, and not to be kept alive.
+        return _Identity(object())
     is_number = not jax.numpy.issubdtype(value.dtype, jax.dtypes.extended)
     is_small = is_number and value.dtype != object and value.size <= MAX_COMPARED_SIZE
     is_here = not isinstance(value, jax.Array) or value.is_fully_addressable
-    if not (is_small and is_concrete(value) and is_here):
+    if not (is_small and is_here):
         return _Identity(value)
     return "array", value.shape, str(value.dtype), np.asarray(value).tobytes()
 
