@@ -48,7 +48,12 @@ def has_arrays(tree: PyTree) -> bool:
 
 
 def compile_with_closure(
-    name: Hashable, tx: Any, problem: PyTree, function: Callable[..., PyTree], *example: PyTree
+    name: Hashable,
+    tx: Any,
+    problem: PyTree,
+    function: Callable[..., PyTree],
+    *example: PyTree,
+    differentiable: bool = False,
 ) -> Callable[..., PyTree]:
     """Return a compiled ``function(problem, *arguments)`` as a function of the arguments alone.
 
@@ -63,6 +68,8 @@ def compile_with_closure(
             function closes over becomes its constants.
         function: to be compiled.
         example: arguments of the shapes and dtypes that the result is called with.
+        differentiable: whether derivatives by what function closes over are kept. A search, whose
+            derivatives are implicit, does not want them: the host reads its numbers.
 
     Returns:
         A function of the arguments alone.
@@ -84,6 +91,8 @@ def compile_with_closure(
         run_program, constants = share_program(
             lambda arrays, *arguments: function(merge(arrays), *arguments), arguments
         )
+        if not differentiable:
+            constants = list(map(jax.lax.stop_gradient, constants))
         if not all(map(is_concrete, constants)):
             return lambda *arguments: run_program(constants, arrays, *arguments)
         programs[key] = run_program, constants
@@ -105,7 +114,7 @@ def without_derivatives(function: Callable[..., PyTree], *arguments: PyTree) -> 
     """
     arrays, merge = split_arrays(arguments)
     run_program, constants = share_program(lambda arrays: function(*merge(arrays)), (arrays,))
-    return run_program(constants, arrays)
+    return run_program(list(map(jax.lax.stop_gradient, constants)), arrays)
 
 
 def _cache_owner(tx: Any, problem: PyTree) -> Any:

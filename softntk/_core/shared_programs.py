@@ -31,12 +31,12 @@ def share_program(
         arguments: of the shapes and dtypes that the result is called with.
 
     Returns:
-        The compiled function, and its first argument: a list of arrays, without derivatives.
+        The compiled function, and its first argument: a list of arrays, traced ones among them if
+        the call is inside of a transformation; derivatives by them are those of the function.
     """
     # 1. Trace; what the function closes over becomes an argument, so that it is not in the key.
     closed_jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
     structure = jax.tree.structure(shapes)
-    constants = [jax.lax.stop_gradient(constant) for constant in closed_jaxpr.consts]
     # 2. A shared program may have another function's derivative rules, so it is only evaluated:
     #    under a transformation the function's own program is used.
     own_program = _compile(closed_jaxpr.jaxpr)
@@ -48,7 +48,7 @@ def share_program(
         program = shared_program if is_evaluation else own_program
         return jax.tree.unflatten(structure, program(constants, leaves))
 
-    return run_program, constants
+    return run_program, closed_jaxpr.consts
 
 
 def _compile(jaxpr: jax.extend.core.Jaxpr) -> Callable[..., list]:

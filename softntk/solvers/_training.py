@@ -101,6 +101,7 @@ def train(
         bound_loss,
         partial(_train, transform, steps, snapshot_every),
         params,
+        differentiable=True,
     )
     solution = run_program(params)
     if jax.tree.leaves(constants):

@@ -452,3 +452,15 @@ def test_what_needs_numbers_is_refused_under_jit(options):
     problem = sn.regression.softmax(np.eye(3, 2), np.ones(3) / 3)
     with pytest.raises(ValueError, match="do not work under jit or vmap"):
         jax.jit(lambda x: minimise(problem, x, optax.sgd(0.1), **options))(jnp.zeros(2))
+
+
+def test_the_minimum_does_not_depend_on_the_transform(x64):
+    """Also where the transform holds a traced number: its derivative is zero, and the search runs."""
+
+    def end(rate):
+        tx = sn.solvers.gradient_descent(rate)
+        return jnp.sum(minimise(lambda x: jnp.sum((x - 3.0) ** 2), jnp.zeros(2), tx).value)
+
+    value, slope = jax.jvp(end, (0.1,), (1.0,))
+    assert float(value) == pytest.approx(6, rel=1e-6)
+    assert float(slope) == float(jax.grad(end)(0.1)) == 0

@@ -122,3 +122,29 @@ def test_bad_counts(steps, every, message):
             steps,
             snapshot_every=every,
         )
+
+
+@pytest.mark.parametrize("place", ["loss", "transform", "argument"])
+def test_derivatives_by_what_is_closed_over(place, x64):
+    """Five steps of x ↦ x − 2η(x − s c) from zero end at s c (1 − (1 − 2η)⁵)."""
+    centre = jnp.arange(1.0, 4.0)
+
+    def end(number):
+        scale = 1.0 if place == "transform" else number
+        tx = sn.solvers.gradient_descent(number if place == "transform" else 0.1)
+        if place == "argument":
+            found = sn.solvers.train(
+                lambda x, s: jnp.sum((x - s * centre) ** 2), jnp.zeros(3), tx, 5, number
+            )
+        else:
+            found = sn.solvers.train(
+                lambda x: jnp.sum((x - scale * centre) ** 2), jnp.zeros(3), tx, 5
+            )
+        return jnp.sum(found.value)
+
+    rate = 0.15 if place == "transform" else 0.1
+    desired = 6 * 10 * (1 - 2 * rate) ** 4 if place == "transform" else 6 * (1 - 0.8**5)
+    at = rate if place == "transform" else 1.3
+    assert_close(jax.grad(end)(at), desired, rtol=1e-12)
+    assert_close(jax.jit(jax.grad(end))(at), desired, rtol=1e-12)
+    assert_close(jax.vmap(jax.grad(end))(jnp.array([at, at])), [desired] * 2, rtol=1e-12)
