@@ -525,6 +525,7 @@ def test_the_rest_of_a_step_is_compared_with_a_tenth_of_what_it_gains():
     assert statement.check(case).bound == pytest.approx(0.1 * gained, rel=1e-6)
 
 
+@pytest.mark.usefixtures("x64")
 def test_what_is_judged_by_the_tolerance_of_equalities_is_one():
     """And nothing else; of the derivatives of both regressions."""
     seen = set()
