@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.integrate
 import scipy.special
-from tools import assert_close
+from helpers import assert_close
 
 from softntk import activations, networks
 from softntk.activations import ACTIVATIONS

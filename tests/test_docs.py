@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from tools import first
+from helpers import slow_except
 
 import softntk
 
@@ -35,7 +35,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 @pytest.mark.parametrize(
-    "name", first(["softntk", *MODULES], "softntk", *(m for m in MODULES if m not in HEAVY))
+    "name", slow_except(["softntk", *MODULES], "softntk", *(m for m in MODULES if m not in HEAVY))
 )
 def test_docstrings(name):
     result = doctest.testmod(

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from tools import first
+from helpers import slow_except
 
 PRELUDE = """
 import sys, jax, jax.core, jax.interpreters.ad, jax.interpreters, jax.extend.core, scipy.linalg
@@ -36,7 +36,7 @@ def run(code: str) -> None:
 
 @pytest.mark.parametrize(
     "use",
-    first(
+    slow_except(
         ["import softntk", "import softntk; softntk.nt.stax", "from softntk import nt"],
         "import softntk; softntk.nt.stax",
     ),

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tools import assert_close, first
+from helpers import assert_close, slow_except
 
 import softntk as sn
 
@@ -272,7 +272,7 @@ CASES = [(name, mode) for mode in MODES for name in CALLS]
 
 
 @pytest.mark.parametrize(
-    ("name", "mode"), first(CASES, *(case for case in CASES if case[1] == "strict and x64"))
+    ("name", "mode"), slow_except(CASES, *(case for case in CASES if case[1] == "strict and x64"))
 )
 def test_modes(name, mode):
     desired = expected(name)

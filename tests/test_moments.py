@@ -10,7 +10,7 @@ import mpmath as mp
 import numpy as np
 import pytest
 import sweep_moments
-from tools import assert_close
+from helpers import assert_close
 
 import softntk as sn
 from softntk import activations

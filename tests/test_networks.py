@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tools import assert_close, cast, first, points
+from helpers import assert_close, cast, points, slow_except
 
 import softntk as sn
 from softntk import nt
@@ -17,7 +17,7 @@ every_precision = pytest.mark.parametrize(
     "dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)], indirect=True
 )
 every = pytest.mark.parametrize("family", sorted(FAMILIES))
-some = pytest.mark.parametrize("family", first(sorted(FAMILIES), "res_softmax", "relu"))
+some = pytest.mark.parametrize("family", slow_except(sorted(FAMILIES), "res_softmax", "relu"))
 
 
 def naive(family, hidden, readout, x, bias=0.0):
@@ -33,10 +33,10 @@ def naive(family, hidden, readout, x, bias=0.0):
     return np.array(rows)
 
 
-@pytest.mark.parametrize("family", first(sorted(FAMILIES), "res_softmax", "softmax"))
+@pytest.mark.parametrize("family", slow_except(sorted(FAMILIES), "res_softmax", "softmax"))
 @pytest.mark.parametrize(
     ("parameterization", "bias"),
-    first(
+    slow_except(
         [("ntk", False), ("ntk", True), ("paper", False), ("paper", True)],
         ("ntk", False),
         ("paper", True),
@@ -114,7 +114,7 @@ def quadrature_kernels(family, sigma, x, y):
 
 
 @pytest.mark.parametrize("family", ["softmax", "res_softmax", "exp"])
-@pytest.mark.parametrize("bias", first([False, True], True))
+@pytest.mark.parametrize("bias", slow_except([False, True], True))
 def test_infinite_kernels_equal_quadrature(family, bias, x64):
     x1, x2 = points(0, 4, 3), points(1, 3, 3)
     net = two_layer(family, width=8, sigma=0.8, bias=bias)
@@ -179,7 +179,7 @@ def test_get_follows_neural_tangents():
 # ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", first(sorted(FAMILIES), "softmax"))
+@pytest.mark.parametrize("family", slow_except(sorted(FAMILIES), "softmax"))
 @jax.numpy_rank_promotion("allow")  # neural_tangents itself promotes ranks
 @pytest.mark.slow
 def test_the_triple_goes_through_neural_tangents(family):
@@ -241,9 +241,9 @@ def test_relu_network_is_their_relu_network(x64):
 # -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", first(sorted(FAMILIES), "softmax"))
+@pytest.mark.parametrize("family", slow_except(sorted(FAMILIES), "softmax"))
 @every_precision
-@pytest.mark.parametrize("scale", first([1e4, -1e4], 1e4))
+@pytest.mark.parametrize("scale", slow_except([1e4, -1e4], 1e4))
 # operation by operation: compiling every kernel whole would take longer than everything else here
 @jax.disable_jit()
 @pytest.mark.slow
@@ -261,9 +261,9 @@ def test_huge_logits_stay_finite(family, scale, dtype):
     assert not any(np.isnan(k).any() for k in net.kernel_fn(x))
 
 
-@pytest.mark.parametrize("family", first(sorted(FAMILIES), "res_softmax"))
+@pytest.mark.parametrize("family", slow_except(sorted(FAMILIES), "res_softmax"))
 @every_precision
-@pytest.mark.parametrize("bad", first([np.nan, -np.inf], np.nan))
+@pytest.mark.parametrize("bad", slow_except([np.nan, -np.inf], np.nan))
 def test_non_finite_rows_inside_jit_are_infinite_and_nothing_else(family, bad, dtype):
     net = two_layer(family, width=32, out_dim=2, antisymmetric=False)
     _, params = net.init_fn(jax.random.key(0), (-1, 4))

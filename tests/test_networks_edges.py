@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import sweep_moments
-from tools import assert_close, points
+from helpers import assert_close, points
 
 import softntk as sn
 from softntk.networks import Parameters, two_layer

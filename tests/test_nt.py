@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
-from tools import assert_close, dense_kernels, first, points
+from helpers import assert_close, dense_kernels, points, slow_except
 
 from softntk import nt
 from softntk.activations import ACTIVATIONS
@@ -158,10 +158,10 @@ BATCHES = [
 
 
 @pytest.mark.filterwarnings("ignore:`FanIn` layers assume independent inputs")
-@pytest.mark.parametrize("case", first(CASES, "none", "same", "equal beginning", "other"))
+@pytest.mark.parametrize("case", slow_except(CASES, "none", "same", "equal beginning", "other"))
 @pytest.mark.parametrize(
     ("network", "ways", "batch_size"),
-    first(BATCHES, *(batch for batch in BATCHES if batch[0] != "conv")),
+    slow_except(BATCHES, *(batch for batch in BATCHES if batch[0] != "conv")),
 )
 def test_batch_is_the_direct_kernel_in_every_field(network, ways, batch_size, case, x64):
     (_, _, kernel_fn), shape = NETWORKS[network]
@@ -241,7 +241,7 @@ BY_HAND = [1, 2, 3]
 
 @pytest.mark.parametrize(
     ("outputs", "implementation", "vmap_axes"),
-    first(
+    slow_except(
         itertools.product(AXES, BY_HAND, [None, 0]),
         ("full", 1, 0),
         ("mean", 2, 0),
@@ -344,7 +344,7 @@ STRUCTURED = {
 
 
 @pytest.mark.filterwarnings("ignore:No Jacobian rule found for slice")
-@pytest.mark.parametrize("name", first(sorted(STRUCTURED), "checkpoint", "gated"))
+@pytest.mark.parametrize("name", slow_except(sorted(STRUCTURED), "checkpoint", "gated"))
 def test_structured_derivatives_are_products_of_jacobians(name, x64):
     apply_fn, params, shape = STRUCTURED[name]()
     x1, x2 = (
@@ -404,7 +404,7 @@ def test_structured_derivatives_use_the_structure(x64):
 
 
 @pytest.mark.filterwarnings("ignore:No Jacobian rule found")
-@pytest.mark.parametrize("forward", first([None, True, False], None))
+@pytest.mark.parametrize("forward", slow_except([None, True, False], None))
 def test_structured_derivatives_without_rules_for_jacobians(forward, x64):
     """Each equation is then differentiated forwards or transposed, which has no table of JAX's own
     behind it any more.

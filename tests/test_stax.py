@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tools import assert_close, first, points
+from helpers import assert_close, points, slow_except
 
 import softntk as sn
 from softntk import nt, stax
@@ -28,9 +28,9 @@ def each(*kept, depths=None):
     slow.
     """
     if depths is None:
-        return pytest.mark.parametrize("layer", first(LAYERS, *kept))
+        return pytest.mark.parametrize("layer", slow_except(LAYERS, *kept))
     return pytest.mark.parametrize(
-        ("layer", "depth"), first(list(itertools.product(LAYERS, depths)), *kept)
+        ("layer", "depth"), slow_except(list(itertools.product(LAYERS, depths)), *kept)
     )
 
 
@@ -127,7 +127,8 @@ def images(layer, width):
 
 @pytest.mark.filterwarnings("ignore:.FanIn. layers assume independent inputs")
 @pytest.mark.parametrize(
-    ("build", "shape"), first([(branches, (3, 4)), (images, (2, 5, 5, 2))], (branches, (3, 4)))
+    ("build", "shape"),
+    slow_except([(branches, (3, 4)), (images, (2, 5, 5, 2))], (branches, (3, 4))),
 )
 @each("Softmax")
 def test_branches_and_images_approach_their_kernels(build, shape, layer):

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
-from tools import assert_close, points
+from helpers import assert_close, points
 
 import softntk as sn
 from softntk import stax

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
+from helpers import assert_close
 from jax.experimental import sparse
-from tools import assert_close
 
 import softntk as sn
 from softntk._linalg import design_matrix

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import assert_close, slow_except
 from jax.experimental import sparse
 from jax.test_util import check_grads
-from tools import assert_close, first
 
 from softntk.curvature import leverage, sketch
 from softntk.curvature.structured import StructuredOperator, weighted_sum
@@ -251,7 +251,7 @@ def everything(dtype):
     }
 
 
-@pytest.mark.parametrize("wide", first([False, True], True))
+@pytest.mark.parametrize("wide", slow_except([False, True], True))
 def test_strict_promotion_and_float32_beside_float64(wide):
     with jax.enable_x64(wide), jax.numpy_dtype_promotion("strict"), jax.debug_nans(True):
         for name, value in everything("float32").items():

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse
-from tools import assert_close
+from helpers import assert_close
 
 from softntk import diffusion
 from softntk.diffusion import metrics

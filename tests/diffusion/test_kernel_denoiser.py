@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
-from tools import assert_close, relative_score_error, ring
+from helpers import assert_close, relative_score_error, ring
 
 from softntk import diffusion, networks
 from softntk.diffusion._denoisers import kernel, noisy_samples, spectral_fit

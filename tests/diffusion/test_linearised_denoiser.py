@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tools import assert_close, first
+from helpers import assert_close, slow_except
 
 import softntk as sn
 from softntk import diffusion
@@ -24,7 +24,7 @@ def circle(n, dtype="float32"):
     return jnp.asarray(np.stack([np.cos(angles), np.sin(angles)], 1), dtype)
 
 
-@pytest.mark.parametrize("by", first(["eigenvectors", "krylov"], "eigenvectors"))
+@pytest.mark.parametrize("by", slow_except(["eigenvectors", "krylov"], "eigenvectors"))
 def test_closed_form_is_gradient_descent_on_the_linearised_network(by, x64, monkeypatch):
     if by == "krylov":
         monkeypatch.setattr(linearised, "MAX_DENSE_SIZE", 0)
@@ -89,7 +89,7 @@ def test_network_and_linearisation_approach_each_other_with_width():
     assert distances[-1].max() < 0.05
 
 
-@pytest.mark.parametrize("dtype", first(["float32", "float64"], "float32"), indirect=True)
+@pytest.mark.parametrize("dtype", slow_except(["float32", "float64"], "float32"), indirect=True)
 @pytest.mark.slow
 def test_coefficients_are_what_predictions_multiply(dtype):
     rng = np.random.default_rng(0)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.spatial
 import scipy.stats
-from tools import assert_close, points
+from helpers import assert_close, points
 
 from softntk import diffusion
 from softntk.diffusion import metrics

@@ -9,7 +9,7 @@ import pytest
 import scipy.integrate
 import scipy.optimize
 import scipy.stats
-from tools import assert_close, first
+from helpers import assert_close, slow_except
 
 from softntk.diffusion import constant_sde, cosine_sde, vp_sde
 from softntk.diffusion._noising_process import WEIGHTINGS
@@ -23,7 +23,7 @@ PROCESSES = {
 }
 
 
-@pytest.fixture(params=first(PROCESSES, "linear", "cosine"))
+@pytest.fixture(params=slow_except(PROCESSES, "linear", "cosine"))
 def sde(request):
     return PROCESSES[request.param]
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
-from tools import assert_close
+from helpers import assert_close
 
 from softntk.diffusion._denoisers import spectral_fit
 from softntk.diffusion._denoisers.kernel import KernelPredictor

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tools import assert_close
+from helpers import assert_close
 
 from softntk import diffusion
 from softntk.diffusion import metrics

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tools import assert_close, first, relative_score_error, ring
+from helpers import assert_close, relative_score_error, ring, slow_except
 
 from softntk import diffusion
 from softntk.diffusion._denoisers import network as network_module
@@ -54,7 +54,7 @@ def test_meets_its_claim_on_the_ring(family):
     )
 
 
-@pytest.mark.parametrize("weighting", first([None, "score"], "score"))
+@pytest.mark.parametrize("weighting", slow_except([None, "score"], "score"))
 def test_full_batch_loss_is_what_it_says(weighting):
     f = fit(steps=1, batch_size=None, draws=2, tx=optax.sgd(0.0), ema=0.0, weighting=weighting)
     frame = fit_coordinates(SDE, X0, 8, 1e-3)
@@ -125,7 +125,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("name", first(OTHERS, "levels"))
+@pytest.mark.parametrize("name", slow_except(OTHERS, "levels"))
 def test_a_checkpoint_of_another_fit_is_refused(name, tmp_path):
     plain = {"steps": 5, "tx": optax.sgd(1e-3), "sigma": 1.0}
     fit(checkpoint=tmp_path / "fit", **plain)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.spatial
-from tools import assert_close, points
+from helpers import assert_close, points
 
 from softntk import diffusion
 from softntk.diffusion import metrics

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
-from tools import assert_close, cast, first, points
+from helpers import assert_close, cast, points, slow_except
 
 import softntk as sn
 from softntk.networks import two_layer
@@ -27,7 +27,7 @@ def linear_descent(matrix, y, eta, steps, f0):
 
 @pytest.mark.parametrize(
     ("dtype", "with_start", "relative_rate", "outputs"),
-    first(
+    slow_except(
         itertools.product(
             ["float32", "float64"], [False, True], [0.01, 1.0, 1.3, 1.999], ["full", "mean"]
         ),
@@ -141,7 +141,7 @@ def problem(kind, dtype, n=14, t=5):
 
 @pytest.mark.parametrize(
     ("kind", "dtype"),
-    first(
+    slow_except(
         [("independent outputs", "float32"), ("all outputs", "float64")], ("all outputs", "float64")
     ),
     indirect=["dtype"],

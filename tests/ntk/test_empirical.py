@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tools import assert_close, cast, dense_kernels, first, points
+from helpers import assert_close, cast, dense_kernels, points, slow_except
 
 import softntk as sn
 from softntk import nt
@@ -16,7 +16,7 @@ from softntk.ntk._empirical.tiles import rows_per_strip
 
 # A reader's run takes some corners; the whole product is minutes of compilation.
 CORNERS = [("softmax", "paper", True, True, 3)]
-EVERY = first(
+EVERY = slow_except(
     itertools.product(sorted(FAMILIES), ["ntk", "paper"], [False, True], [False, True], [1, 3]),
     *CORNERS,
 )
@@ -63,7 +63,7 @@ def test_any_activation(activation, normalize, x64):
     assert_close(sn.ntk.empirical(net, params, x), dense_kernels(net.apply_fn, params, x)["full"])
 
 
-@pytest.mark.parametrize("outputs", first(["full", "mean", "diagonal"], "mean"))
+@pytest.mark.parametrize("outputs", slow_except(["full", "mean", "diagonal"], "mean"))
 @pytest.mark.slow
 def test_equals_neural_tangents_and_serves_any_function(outputs, x64):
     net = two_layer("softmax", width=24, out_dim=3, antisymmetric=False)
@@ -134,7 +134,7 @@ def test_tiles_make_the_whole_and_its_derivatives(outputs, size, x64):
     )
 
 
-@pytest.mark.parametrize("outputs", first(["full", "mean"], "mean"))
+@pytest.mark.parametrize("outputs", slow_except(["full", "mean"], "mean"))
 @pytest.mark.slow
 def test_digits_are_kept_where_every_row_concentrates(outputs):
     """At logits of ±50 on sixteen units the four terms alone are off by 1e-2; the other form is

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
+from helpers import assert_close, points
 from jax.scipy.linalg import expm
-from tools import assert_close, points
 
 import softntk as sn
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import lineax
 import numpy as np
 import pytest
-from tools import assert_close, cast, dense_jacobian, first, points
+from helpers import assert_close, cast, dense_jacobian, points, slow_except
 
 import softntk as sn
 from softntk.networks import two_layer
@@ -35,7 +35,7 @@ def network_operator(name, dtype, block_size=4):
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    first(
+    slow_except(
         [
             ("softmax", "float32"),
             ("softmax", "float64"),
@@ -119,7 +119,7 @@ def test_network_operator_is_differentiable(x64):
 
 
 @pytest.mark.parametrize("get", ["ntk", pytest.param("nngp", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("dtype", first(["float32", "float64"], "float32"), indirect=True)
+@pytest.mark.parametrize("dtype", slow_except(["float32", "float64"], "float32"), indirect=True)
 def test_kernel_operator_is_its_matrix(get, dtype):
     net = two_layer("softmax", width=2, sigma=0.7, train_readout=True)
     x = points(1, 11, 3, dtype)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tools import assert_close, cast, dense_kernels, points
+from helpers import assert_close, cast, dense_kernels, points
 
 import softntk as sn
 from softntk.networks import two_layer

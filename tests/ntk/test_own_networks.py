@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import assert_close, slow_except
 from own_networks import OWN_NETWORKS, LinenConvolution, draw, interacting_rows, plain_dict
-from tools import assert_close, first
 
 import softntk as sn
 
@@ -22,7 +22,7 @@ FLOAT32 = [
     ("equinox_convolution", "float32"),
 ]
 FLOAT64 = [(name, "float64") for name in OWN_NETWORKS if name != "nnx_state"]
-EVERY = first(itertools.product(OWN_NETWORKS, ("float32", "float64")), *FLOAT32, *FLOAT64)
+EVERY = slow_except(itertools.product(OWN_NETWORKS, ("float32", "float64")), *FLOAT32, *FLOAT64)
 
 
 @pytest.mark.parametrize(("name", "dtype"), EVERY, indirect=["dtype"])

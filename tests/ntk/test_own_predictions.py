@@ -5,7 +5,7 @@ hand-made Jacobians.
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tools import assert_close, first
+from helpers import assert_close, slow_except
 
 import softntk as sn
 
@@ -14,7 +14,7 @@ own_networks = pytest.importorskip("own_networks")
 
 @pytest.mark.parametrize(
     "name",
-    first(
+    slow_except(
         [
             "plain_dict",
             "dataclass_weights",

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tools import assert_close, points
+from helpers import assert_close, points
 
 import softntk as sn
 from softntk.networks import two_layer

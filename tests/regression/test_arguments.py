@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
+from helpers import assert_close
 from jax.experimental import sparse
-from tools import assert_close
 
 import softntk as sn
 from softntk.regression import _bounds

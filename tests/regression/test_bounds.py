@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import slow_except
 from jax.experimental import sparse
-from tools import first
 
 import softntk as sn
 from softntk.activations import SUPREMA
@@ -56,7 +56,7 @@ def derivatives(p, x, h):
     return jax.jacfwd(p.predict)(x), jax.hessian(p)(x), third, jnp.sum(p.activation.u(z(x)))
 
 
-@pytest.mark.parametrize(("activation", "form"), first(FORMS, FORMS[0]))
+@pytest.mark.parametrize(("activation", "form"), slow_except(FORMS, FORMS[0]))
 @pytest.mark.slow
 def test_bounds_hold(activation, form, x64):
     tightest = np.zeros(4)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tools import assert_close, first
+from helpers import assert_close, slow_except
 
 import softntk as sn
 from softntk.regression import _bounds
@@ -229,7 +229,7 @@ def test_one_row_one_column_and_rows_of_zeros(dtype):
     assert_close(single(jnp.array([7.0], dtype)), 0.5 * 0.75**2, dtype)
 
 
-@pytest.mark.parametrize("wide", first([False, True], True))
+@pytest.mark.parametrize("wide", slow_except([False, True], True))
 def test_strict_promotion_and_float32_beside_float64(wide):
     with jax.enable_x64(wide), jax.numpy_dtype_promotion("strict"), jax.debug_nans(True):
         p = sn.regression.resnet_softmax(jnp.asarray(A, "float32"), B, weights=0.1)

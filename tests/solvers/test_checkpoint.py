@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tools import first
+from helpers import slow_except
 
 import softntk as sn
 from softntk._core import checkpoint as checkpoints
@@ -66,7 +66,7 @@ CASES = list(itertools.product(TRANSFORMS, ("float32", "float64")))
 
 
 @pytest.mark.parametrize(
-    ("name", "precision"), first(CASES, ("momentum", "float64"), ("default", "float32"))
+    ("name", "precision"), slow_except(CASES, ("momentum", "float64"), ("default", "float32"))
 )
 def test_resumed_runs_have_the_same_bits(name, precision, tmp_path):
     """Stopped after one step, after two, and once more when it is over already."""

@@ -12,8 +12,8 @@ import numpy as np
 import optax
 import pytest
 import scipy.optimize
+from helpers import assert_close, slow_except
 from jax import lax
-from tools import assert_close, first
 
 import softntk as sn
 from softntk._linalg import scaled_cholesky
@@ -67,7 +67,7 @@ def types(tree):
 CONTRACT = {"descent": None} | {"{} {} {}".format(*combined): combined for combined in COMBINATIONS}
 
 
-@pytest.mark.parametrize("name", first(CONTRACT, "descent", "4 2 trust_region"))
+@pytest.mark.parametrize("name", slow_except(CONTRACT, "descent", "4 2 trust_region"))
 def test_shapes_and_dtypes_never_change(name, dtype):
     """Traced only: what lax.cond and lax.while_loop would refuse, and unknown arguments are let
     through.
@@ -85,7 +85,7 @@ def test_shapes_and_dtypes_never_change(name, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(NAMES, first(COMBINATIONS, (None, None, "trust_region")))
+@pytest.mark.parametrize(NAMES, slow_except(COMBINATIONS, (None, None, "trust_region")))
 def test_in_scan_and_cond_under_jit(sketch_size, cg_steps, damping, x64):
     p = regression()
     tx = combination(p, sketch_size, cg_steps, damping)
@@ -113,7 +113,7 @@ def test_in_scan_and_cond_under_jit(sketch_size, cg_steps, damping, x64):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(NAMES, first(DENSE, (None, None, None)))
+@pytest.mark.parametrize(NAMES, slow_except(DENSE, (None, None, None)))
 def test_pytrees_of_mixed_shapes(sketch_size, cg_steps, damping, x64):
     """As the same problem on a flat vector."""
     p = regression(d=4)
@@ -157,7 +157,7 @@ def test_pytrees_of_mixed_precision(x64):
     assert types(updates) == types(tree)
 
 
-@pytest.mark.parametrize(NAMES, first(DENSE, (None, None, "trust_region")))
+@pytest.mark.parametrize(NAMES, slow_except(DENSE, (None, None, "trust_region")))
 def test_one_step_solves_a_quadratic(sketch_size, cg_steps, damping, dtype):
     """CG with as many steps as there are clusters of eigenvalues: two."""
     p = sn.regression.problem(
@@ -169,7 +169,7 @@ def test_one_step_solves_a_quadratic(sketch_size, cg_steps, damping, dtype):
     assert int(state.kind) == Step.NEWTON
 
 
-@pytest.mark.parametrize("sketch_size", first([None, 12], None))
+@pytest.mark.parametrize("sketch_size", slow_except([None, 12], None))
 def test_the_undamped_step_is_that_of_numpy(sketch_size, dtype):
     """On softmax regression, against jax.hessian and a dense solve; a sample of all rows is the
     matrix itself.
@@ -186,7 +186,7 @@ def test_the_undamped_step_is_that_of_numpy(sketch_size, dtype):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("cg_steps", "damping"), first([c[1:] for c in DENSE], (2, "trust_region"))
+    ("cg_steps", "damping"), slow_except([c[1:] for c in DENSE], (2, "trust_region"))
 )
 def test_a_sample_of_all_rows_is_exact(cg_steps, damping, x64):
     p = regression(weights=1.0)
@@ -228,7 +228,7 @@ DAMPED = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    (*NAMES, "precision"), first(DAMPED, (None, None, "levenberg_marquardt", "float32"))
+    (*NAMES, "precision"), slow_except(DAMPED, (None, None, "levenberg_marquardt", "float32"))
 )
 def test_a_damped_step_never_increases_the_loss(sketch_size, cg_steps, damping, precision):
     """From anywhere; the loss is that which the transform was given."""
@@ -373,7 +373,7 @@ def test_the_measured_distortion_is_a_lower_bound(d, cg_steps, x64):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cg_steps", first([None, 2], None))
+@pytest.mark.parametrize("cg_steps", slow_except([None, 2], None))
 def test_the_sample_grows_where_it_has_to(cg_steps, x64):
     p = regression(n=100, weights=1.0)
     tx, x, sizes = (
@@ -406,7 +406,7 @@ LOOPS = {
 }
 
 
-@pytest.mark.parametrize("name", first(LOOPS, "clipped before"))
+@pytest.mark.parametrize("name", slow_except(LOOPS, "clipped before"))
 def test_in_a_loop_of_optax(name, x64):
     p = regression(weights=0.2, scale=2.0)
     tx, x = LOOPS[name](p), jnp.array([1.0, -2.0, 0.5])
@@ -423,7 +423,7 @@ def test_in_a_loop_of_optax(name, x64):
     assert float(jnp.linalg.norm(p.gradient(x))) < 1e-7 * before
 
 
-@pytest.mark.parametrize("name", first(LOOPS, "damped"))
+@pytest.mark.parametrize("name", slow_except(LOOPS, "damped"))
 def test_in_optimistix(name, x64):
     optx = pytest.importorskip("optimistix")
     p = regression(weights=0.2, scale=2.0)

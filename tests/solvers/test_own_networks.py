@@ -5,14 +5,14 @@ hand-made Jacobian.
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import assert_close, slow_except
 from jax.flatten_util import ravel_pytree
 from own_networks import OWN_NETWORKS
-from tools import assert_close, first
 
 import softntk as sn
 
 
-@pytest.mark.parametrize("name", first(OWN_NETWORKS, "linen_mlp", "equinox_mlp"))
+@pytest.mark.parametrize("name", slow_except(OWN_NETWORKS, "linen_mlp", "equinox_mlp"))
 def test_a_step_is_that_of_dense_least_squares(name, dtype):
     net = OWN_NETWORKS[name](dtype)
     outputs = np.asarray(net.outputs(net.weights, net.x), np.float64)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tools import assert_close, points
+from helpers import assert_close, points
 
 import softntk as sn
 from softntk.solution import NumericalError, Result

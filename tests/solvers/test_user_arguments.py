@@ -7,7 +7,7 @@ import lineax as lx
 import numpy as np
 import optax
 import pytest
-from tools import assert_close
+from helpers import assert_close
 
 import softntk as sn
 from softntk.solution import Result

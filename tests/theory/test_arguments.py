@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse
-from tools import assert_close
+from helpers import assert_close
 
 import softntk as sn
 from softntk.theory import bounds, generalisation, lazy

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tools import assert_close, cast, points
+from helpers import assert_close, cast, points
 
 import softntk as sn
 from softntk.networks import two_layer

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import assert_close, cast, points
 from numpy.polynomial import hermite_e
-from tools import assert_close, cast, points
 
 from softntk.networks import two_layer
 from softntk.theory import feature_learning as fl

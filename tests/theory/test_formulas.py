@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tools import assert_close
+from helpers import assert_close
 
 import softntk as sn
 from softntk._linalg import rigorous

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.optimize
-from tools import assert_close
+from helpers import assert_close
 
 import softntk as sn
 from softntk._linalg.kernel_eigenbasis import cross_validated_ridge

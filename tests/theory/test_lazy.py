@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tools import assert_close, dense_kernels, first, points
+from helpers import assert_close, dense_kernels, points, slow_except
 
 from softntk import ntk
 from softntk.networks import two_layer
@@ -60,7 +60,7 @@ def by_hand(net, params, x, y, tests, rate, steps, scale):
 
 @pytest.mark.parametrize(
     ("family", "options", "scale"),
-    first(
+    slow_except(
         [
             ("softmax", {}, 1.0),
             ("softmax", {"antisymmetric": False}, 3.0),

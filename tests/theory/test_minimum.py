@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import assert_close
 from jax.experimental import sparse
-from tools import assert_close
 
 import softntk as sn
 from softntk._linalg import rigorous

@@ -1,4 +1,4 @@
-"""The tests' own tools: tolerances by precision, dumb oracles, data."""
+"""What tests share: tolerances by precision, dumb oracles, data."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -30,16 +30,16 @@ def assert_close(
     )
 
 
-def first(cases: Iterable[Any], *kept: Any) -> list[Any]:
-    """The cases of a parametrised test; those that are not ``kept`` are marked slow: they compile
+def slow_except(cases: Iterable[Any], *fast: Any) -> list[Any]:
+    """The cases of a parametrised test; those that are not ``fast`` are marked slow: they compile
     more than they test.
     """
     cases = list(cases)
-    assert kept, "something is to be kept"
-    assert all(case in cases for case in kept), f"not among the cases: {kept}"
+    assert fast, "something is to run always"
+    assert all(case in cases for case in fast), f"not among the cases: {fast}"
     return [
         case
-        if case in kept
+        if case in fast
         else pytest.param(*case if isinstance(case, tuple) else (case,), marks=pytest.mark.slow)
         for case in cases
     ]

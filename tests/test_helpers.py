@@ -1,8 +1,8 @@
-"""The tools can fail."""
+"""The helpers can fail."""
 
 import numpy as np
 import pytest
-from tools import assert_close
+from helpers import assert_close
 
 
 def test_assert_close_heeds_its_tolerance():
