@@ -10,6 +10,7 @@ import mpmath as mp
 import numpy as np
 import pytest
 import sweep_moments
+from activation_references import PRECISE
 from helpers import assert_close
 
 import softntk as sn
@@ -42,13 +43,7 @@ def test_the_sweep_sees_an_error():
 @pytest.mark.parametrize("name", ["crrelu", "erf", "relu", "res_exp"])
 def test_the_closed_forms_of_the_sweep_are_integrals(name):
     """By Gauss–Legendre in each quadrant, in mpmath: no formula of ours."""
-    functions = {
-        "relu": lambda z: max(z, 0),
-        "erf": mp.erf,
-        "res_exp": lambda z: mp.exp(z) + z,
-        "crrelu": lambda z: max(z, 0) + sweep_moments.EPSILON * z * mp.exp(-(z**2) / 2),
-    }
-    u, (a, c, b) = functions[name], (0.7, 0.3, 0.9)
+    u, (a, c, b) = PRECISE[name], (0.7, 0.3, 0.9)
     with mp.workdps(20):
         determinant = mp.mpf(a) * b - mp.mpf(c) ** 2
         density = lambda x, y: mp.exp(-(b * x * x - 2 * c * x * y + a * y * y) / (2 * determinant))

@@ -1,4 +1,6 @@
-"""Bounds of eigenvalues and norms that hold with the rounding errors of float64 included."""
+"""Intervals, and bounds of eigenvalues and norms that hold with the rounding errors of float64."""
+
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -8,6 +10,29 @@ EPS = float(np.finfo(np.float64).eps)
 
 MAX_POWER_STEPS = 60
 """Steps of the power method for a norm; it usually ends after a few."""
+
+
+class Interval(NamedTuple):
+    """An interval for each entry of an array.
+
+    Attributes:
+        lower: the lower ends.
+        upper: the upper ends, of the same shape.
+    """
+
+    lower: np.ndarray
+    upper: np.ndarray
+
+    @property
+    def modulus(self) -> np.ndarray:
+        """The largest modulus in each interval."""
+        return np.maximum(np.abs(self.lower), np.abs(self.upper))
+
+    def __mul__(self, other: "Interval") -> "Interval":
+        """Return the interval of the products."""
+        # The extremes of a product are at the four pairs of ends.
+        products = [end * other_end for end in self for other_end in other]
+        return Interval(np.minimum.reduce(products), np.maximum.reduce(products))
 
 
 def slack(terms: int) -> float:

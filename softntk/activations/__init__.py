@@ -1,6 +1,6 @@
 """Scalar activations u with derivatives and Gaussian moments, under every network and regression.
 
-An :class:`Activation` has two parts, neither of which overflows:
+An :class:`Activation` has three parts, none of which overflows:
 
 - ``jet(z, c)`` is ``e^{-c} (u, u', u'')`` at z, for a shift c that ``log_scale(z)`` proposes, one
   number a row. In a normalized quantity such as ``u / 1ᵀu`` the shift cancels, so logits of ±1e4
@@ -8,9 +8,11 @@ An :class:`Activation` has two parts, neither of which overflows:
 - ``moments`` are Gaussian expectations times ``e^{-s}``, for a shift s that ``growth(q)`` proposes.
   The infinite limit of a normalized network consists of their ratios, in which the shift cancels,
   so they stay finite.
+- ``enclosure`` is what is proved about u and three derivatives on intervals, from which
+  certificates and bounds are made.
 
-``ACTIVATIONS`` is the table of them. A new activation is one entry in it, and kernels, regressions
-and layers then take it by name.
+``ACTIVATIONS`` is the table of them. A new activation is one entry in it, and kernels, regressions,
+certificates, denoisers and layers then take it by name.
 
 Example:
     >>> import jax.numpy as jnp
@@ -24,7 +26,10 @@ Example:
 """
 
 from softntk.activations._activation import Activation as Activation
-from softntk.activations._enclosures import SUPREMA as SUPREMA
+from softntk.activations._crrelu import crrelu as crrelu
+from softntk.activations._enclosures import Enclosure as Enclosure
+from softntk.activations._enclosures import HostJet as HostJet
+from softntk.activations._from_function import from_function as from_function
 from softntk.activations._moments import Moments as Moments
 from softntk.activations._moments import chain as chain
 from softntk.activations._moments import infinite_limit as infinite_limit
@@ -32,6 +37,6 @@ from softntk.activations._normalize import normaliser_is_resolved as normaliser_
 from softntk.activations._normalize import normalize as normalize
 from softntk.activations._quadrature import quadrature_moments as quadrature_moments
 from softntk.activations._table import ACTIVATIONS as ACTIVATIONS
-from softntk.activations._table import crrelu as crrelu
-from softntk.activations._table import from_function as from_function
+from softntk.activations._table import SUPREMA as SUPREMA
 from softntk.activations._table import get as get
+from softntk.activations._table import missing_enclosure_reason as missing_enclosure_reason

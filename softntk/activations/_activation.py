@@ -1,7 +1,7 @@
 """The record of an activation: values, two derivatives and Gaussian moments, without overflow."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 
@@ -14,6 +14,7 @@ from softntk._core.validation import (
     is_hashable,
 )
 from softntk.activations._closed_forms import Jet, Scalars
+from softntk.activations._enclosures import Enclosure
 from softntk.activations._moments import Moments, infinite_limit
 
 
@@ -30,6 +31,9 @@ class Activation:
             it changes nothing but rounding.
         traced: whether u closes over a traced number. Then the activation cannot be a static
             argument of a compiled program.
+        enclosure: what is proved about u on intervals, for certificates and bounds; None where
+            nothing is.
+        families: names of the networks that are made of u, each with whether they are normalized.
     """
 
     name: str
@@ -37,6 +41,9 @@ class Activation:
     moments: Moments
     log_scale: Callable[[Scalars], Scalars]
     traced: bool = False
+    # It follows from the function, and would only make hashes slower.
+    enclosure: Enclosure | None = field(default=None, hash=False)
+    families: tuple[tuple[str, bool], ...] = field(default=(), hash=False)
 
     def __post_init__(self) -> None:
         """Check the types of the fields."""
@@ -48,6 +55,10 @@ class Activation:
         if not isinstance(self.moments, Moments):
             raise ValueError(
                 f"moments must be a softntk.activations.Moments, got {self.moments!r}."
+            )
+        if self.enclosure is not None and not isinstance(self.enclosure, Enclosure):
+            raise ValueError(
+                f"enclosure must be a softntk.activations.Enclosure, got {self.enclosure!r}."
             )
 
     def u(self, z: Scalars | float) -> Scalars:

@@ -1,13 +1,46 @@
-"""Suprema of an activation and its derivatives on intervals, from which regression bounds are made.
+"""What is proved about an activation on intervals: the record that certificates and bounds read.
 
-All suprema are reached at an end of the interval: u and its derivatives are increasing here, or
-their moduli are even and increase with |z|.
+An :class:`Enclosure` has a jet of its own, in NumPy, of u and three derivatives, and the points
+where each of them turns or jumps. Between these points a derivative is monotone, so that its range
+on an interval lies between its values at the ends and at the points inside. Nothing here uses the
+closed forms that networks and regressions are computed from.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+
+from softntk._core.validation import check_callable, check_flag
+from softntk._linalg.rigorous import EPS, Interval
+
+Values = np.ndarray | np.floating
+"""Numbers of any shape in any precision of NumPy, up to ``numpy.longdouble``."""
+
+EVALUATION_ROUNDINGS = 16
+"""Roundings counted for one evaluation of a jet, relative to its moduli."""
+
+SMALLEST_NORMAL = float(np.finfo(np.float64).tiny)
+"""The smallest normal number, by which a value that underflows may be off."""
+
+LARGEST_GAUSSIAN_LOGIT = 1e3
+"""|z| beyond which e^{−z²/2} is zero in any precision."""
+
+ORDERS = (0, 1, 2, 3)
+"""Orders of the derivatives of a jet."""
+
+
+class HostJet(NamedTuple):
+    """u and three derivatives times e^{−shift}, and the moduli that rounding is relative to.
+
+    Attributes:
+        values: (u, u', u'', u''').
+        moduli: the sums of the absolute values of the terms of each.
+    """
+
+    values: tuple[Values, Values, Values, Values]
+    moduli: tuple[Values, Values, Values, Values]
 
 
 class Suprema(NamedTuple):
@@ -26,62 +59,147 @@ class Suprema(NamedTuple):
     d3u: np.ndarray
 
 
-def _exponential(lower: np.ndarray, upper: np.ndarray, shift: float) -> Suprema:
-    """Return the suprema of e^z, which is its own derivative."""
-    # Positive and increasing.
-    return Suprema(*[np.exp(upper - shift)] * 4)
+def no_shift(z: Values) -> Values:
+    """Return the shift of a function that does not overflow: zero for every row."""
+    return np.zeros((*z.shape[:-1], 1), z.dtype)
 
 
-def _residual_exponential(lower: np.ndarray, upper: np.ndarray, shift: float) -> Suprema:
-    """Return the suprema of e^z + z."""
-    # The function is increasing and may be negative at the lower end; its derivatives are positive
-    # and increasing.
-    scale = np.exp(-shift)
-    upper_exp = np.exp(upper - shift)
-    return Suprema(
-        np.maximum(
-            np.abs(np.exp(lower - shift) + scale * lower), np.abs(upper_exp + scale * upper)
-        ),
-        upper_exp + scale,
-        upper_exp,
-        upper_exp,
-    )
+@dataclass(frozen=True)
+class Enclosure:
+    """What is proved about an activation u, from which certificates and bounds are made.
 
+    Use it to give certificates to an activation of your own: ``Activation(…, enclosure=…)``, or the
+    argument of :func:`softntk.activations.from_function`.
 
-def _hyperbolic(
-    lower: np.ndarray, upper: np.ndarray, shift: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the suprema of cosh z and |sinh z|."""
-    # Both moduli are even and increase with |z|.
-    modulus = np.maximum(np.abs(lower), np.abs(upper))
-    half_exp = 0.5 * np.exp(modulus - shift)
-    half_exp_minus = 0.5 * np.exp(-modulus - shift)
-    return half_exp + half_exp_minus, half_exp - half_exp_minus
+    Attributes:
+        jet: ``(z, shift) ->`` :class:`HostJet`, by NumPy, elementwise, in the precision of z;
+            shift broadcasts against z.
+        turning_points: of u, u', u'' and u''', where each changes its direction. Rounded numbers
+            will do: a function is flat where it turns.
+        shift: ``z [..., m] -> c [..., 1]``, the shift for which e^{−c} u is of order one along the
+            last axis; zero for functions that do not overflow.
+        jumps: points where a derivative jumps, that of order ``jump_order``. Below this order u is
+            continuous, above it nothing is known on intervals with such a point.
+        jump_order: 0 if u jumps itself, 1 if u' does.
+        convex: whether u is convex.
+        gaussian: whether the jet has factors like e^{−z²}, whose relative error grows with z².
+        extended: whether the jet is accurate in ``numpy.longdouble``, and not in float64 only.
+        exponential_slope: κ where u = e^z + κz: bounds of such sums are closer.
+        surrogate: name of a smooth activation in the table, if u' is constant between its jumps. A
+            search by gradients replaces u' by that of the surrogate.
+    """
 
+    jet: Callable[..., HostJet]
+    turning_points: tuple[tuple[float, ...], ...] = ((), (), (), ())
+    shift: Callable[[Values], Values] = no_shift
+    jumps: tuple[float, ...] = ()
+    jump_order: int = 1
+    convex: bool = False
+    gaussian: bool = False
+    extended: bool = True
+    exponential_slope: float | None = None
+    surrogate: str | None = None
 
-def _cosh(lower: np.ndarray, upper: np.ndarray, shift: float) -> Suprema:
-    """Return the suprema of cosh z."""
-    cosh, sinh = _hyperbolic(lower, upper, shift)
-    return Suprema(cosh, sinh, cosh, sinh)
+    def __post_init__(self) -> None:
+        """Check the fields whose faults would show late."""
+        check_callable("jet", self.jet, "a function (z, shift) -> HostJet")
+        check_callable("shift", self.shift, "a function of the logits")
+        for flag in ("convex", "gaussian", "extended"):
+            check_flag(flag, getattr(self, flag))
+        if len(self.turning_points) != len(ORDERS):
+            raise ValueError(
+                "turning_points must be four tuples, of u, u', u'' and u''', got "
+                f"{self.turning_points!r}."
+            )
 
+    def ranges(
+        self,
+        evaluate: Callable[[np.ndarray], Sequence[Interval]],
+        lower: Values,
+        upper: Values,
+        orders: Sequence[int] = ORDERS,
+    ) -> list[Interval]:
+        """Return the ranges of derivatives on [lower, upper], by any evaluation of them.
 
-def _sinh(lower: np.ndarray, upper: np.ndarray, shift: float) -> Suprema:
-    """Return the suprema of |sinh z|."""
-    cosh, sinh = _hyperbolic(lower, upper, shift)
-    return Suprema(sinh, cosh, sinh, cosh)
+        Args:
+            evaluate: ``t -> (interval of u, of u', …)`` around the values at t.
+            lower: the lower ends.
+            upper: the upper ends, of the same shape.
+            orders: of the derivatives.
+        """
+        at_lower = evaluate(lower)
+        at_upper = evaluate(upper)
+        results = []
+        for order in orders:
+            least = np.minimum(at_lower[order].lower, at_upper[order].lower)
+            largest = np.maximum(at_lower[order].upper, at_upper[order].upper)
+            # 1. Values where the derivative turns or jumps, on the intervals with such a point.
+            for point, sides in self._inner_points(order):
+                is_inside = (lower <= point) & (point <= upper)
+                if not is_inside.any():
+                    continue
+                inner = [evaluate(np.asarray(side, lower.dtype))[order] for side in sides]
+                least = np.minimum.reduce(
+                    [least, *(np.where(is_inside, end.lower, least) for end in inner)]
+                )
+                largest = np.maximum.reduce(
+                    [largest, *(np.where(is_inside, end.upper, largest) for end in inner)]
+                )
+            # 2. The derivative of a jump is not bounded.
+            if order > self.jump_order:
+                for jump in self.jumps:
+                    is_inside = (lower <= jump) & (jump <= upper)
+                    least = np.where(is_inside, -np.inf, least)
+                    largest = np.where(is_inside, np.inf, largest)
+            results.append(Interval(least, largest))
+        return results
 
+    def _inner_points(self, order: int) -> list[tuple[float, tuple[float, ...]]]:
+        """Return points with the arguments at which a derivative must be evaluated around them."""
+        # A jump has a value on either side.
+        points = [(point, (point,)) for point in self.turning_points[order]]
+        jumps = self.jumps if order >= self.jump_order else ()
+        return points + [(p, (p - SMALLEST_NORMAL, p, p + SMALLEST_NORMAL)) for p in jumps]
 
-def _identity(lower: np.ndarray, upper: np.ndarray, shift: float) -> Suprema:
-    """Return the suprema of |z|."""
-    scale = np.full_like(lower, np.exp(-shift))
-    return Suprema(scale * np.maximum(np.abs(lower), np.abs(upper)), scale, 0 * scale, 0 * scale)
+    def bounds(
+        self,
+        lower: Values,
+        upper: Values,
+        shift: Values | float = 0.0,
+        orders: Sequence[int] = ORDERS,
+    ) -> list[Interval]:
+        """Return ranges of e^{−shift} times derivatives on [lower, upper], rounded outward.
 
+        Every rounding error of an evaluation in float64 is counted. NaN where an overflow leaves
+        nothing known.
+        """
 
-# (lower, upper, shift) -> e^{−shift} times the suprema on lower ≤ z ≤ upper.
-SUPREMA: dict[str, Callable[[np.ndarray, np.ndarray, float], Suprema]] = {
-    "exp": _exponential,
-    "res_exp": _residual_exponential,
-    "cosh": _cosh,
-    "sinh": _sinh,
-    "identity": _identity,
-}
+        def evaluate(t: np.ndarray) -> list[Interval]:
+            jet = self.jet(t, shift)
+            rounding = EVALUATION_ROUNDINGS * EPS * self.condition(t, shift)
+            errors = [rounding * modulus + SMALLEST_NORMAL for modulus in jet.moduli]
+            return [
+                Interval(value - error, value + error)
+                for value, error in zip(jet.values, errors, strict=True)
+            ]
+
+        return self.ranges(evaluate, lower, upper, orders)
+
+    def condition(self, z: Values, shift: Values | float) -> Values:
+        """Return by how much roundings inside of an exponential are amplified, at least one."""
+        amplification = 1 + np.abs(z - shift)
+        if self.gaussian:
+            clipped_z = np.clip(z, -LARGEST_GAUSSIAN_LOGIT, LARGEST_GAUSSIAN_LOGIT)
+            amplification = amplification + 2 * clipped_z**2
+        return amplification
+
+    def suprema(self, lower: Values, upper: Values, shift: Values | float = 0.0) -> Suprema:
+        """Return e^{−shift} times the suprema of moduli on [lower, upper], one of each order.
+
+        They are as computed: the caller has a margin for rounding.
+        """
+
+        def evaluate(t: np.ndarray) -> list[Interval]:
+            return [Interval(value, value) for value in self.jet(t, shift).values]
+
+        return Suprema(*(interval.modulus for interval in self.ranges(evaluate, lower, upper)))

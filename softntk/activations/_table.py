@@ -1,165 +1,16 @@
-"""The table of activations, and the functions that make an entry."""
+"""The table of activations."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array
-
-from softntk._core.validation import (
-    check_callable,
-    check_choice,
-    check_number,
-    is_concrete,
-)
+from softntk._core.validation import check_choice
 from softntk.activations import _closed_forms as forms
 from softntk.activations import _exponential_family as exponentials
+from softntk.activations import _host_jets as host_jets
 from softntk.activations._activation import Activation
-from softntk.activations._closed_forms import Jet, Scalars
+from softntk.activations._crrelu import crrelu
+from softntk.activations._enclosures import Enclosure, Suprema
 from softntk.activations._moments import Moments
-from softntk.activations._quadrature import quadrature_moments
-
-
-@dataclass(frozen=True)
-class _ForwardModeJet:
-    """The jet of any function: u' and u'' by forward-mode differentiation.
-
-    Attributes:
-        function: u, elementwise.
-    """
-
-    function: Callable[[Scalars], Scalars]
-
-    def __call__(self, z: Scalars, c: Scalars | float) -> Jet:
-        """Return e^{-c} (u, u', u'') at z."""
-
-        def first_derivative(z: Scalars) -> Scalars:
-            return jax.jvp(self.function, (z,), (jnp.ones_like(z),))[1]
-
-        du, d2u = jax.jvp(first_derivative, (z,), (jnp.ones_like(z),))
-        scale = forms.unscale(z, c)
-        return self.function(z) * scale, du * scale, d2u * scale
-
-
-def from_function(
-    u: Callable[[Scalars], Scalars], name: str, moments: Moments | None = None
-) -> Activation:
-    """Make an :class:`Activation` of any elementwise function, without closed forms.
-
-    Use it for a function that the table lacks. u' and u'' come from forward-mode differentiation,
-    moments from quadrature.
-
-    Args:
-        u: elementwise, twice differentiable almost everywhere. It is evaluated as it is, so a
-            function of exponential growth that must survive huge logits needs a jet with a shift,
-            like that of ``exp`` in the table.
-        name: for messages.
-        moments: closed forms, if there are any; otherwise :func:`quadrature_moments`.
-
-    Returns:
-        The activation, ready for ``networks.two_layer(activation=…)``.
-
-    Raises:
-        ValueError: u is no elementwise function of an array, name no string, moments no
-            :class:`Moments`.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> softplus = from_function(jax.nn.softplus, "softplus")
-        >>> float(softplus.du(jnp.zeros(())))
-        0.5
-    """
-    # 1. Check the arguments; u by its shape on three numbers.
-    check_callable("u", u, "an elementwise function of an array")
-    if not isinstance(name, str):
-        raise ValueError(f"name must be a string, got {name!r}.")
-    if moments is not None and not isinstance(moments, Moments):
-        raise ValueError(f"moments must be a softntk.activations.Moments, got {moments!r}.")
-    default_dtype = jax.dtypes.canonicalize_dtype(float)
-    try:
-        value = jax.eval_shape(lambda z: u(z), jax.ShapeDtypeStruct((3,), default_dtype))
-    except Exception as error:
-        error_reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(
-            "u must be an elementwise function of an array, of jax.numpy, but it fails: "
-            f"{error_reason}"
-        ) from error
-    if getattr(value, "shape", None) != (3,) or not jnp.issubdtype(value.dtype, jnp.floating):
-        raise ValueError(
-            f"u must be elementwise: of 3 floating-point numbers it must make 3, got {value}."
-        )
-    # 2. Differentiate, and take the moments by quadrature where none are given.
-    jet = _ForwardModeJet(u)
-    return Activation(name, jet, moments or quadrature_moments(jet), forms.no_scale)
-
-
-def crrelu(epsilon: float | Array = 0.01) -> Activation:
-    """Make CRReLU, max(0, z) + ε z e^{−z²/2}, for another ε than the table's 0.01.
-
-    It is relu with a corrected slope on the negative side. Use it to choose ε, or to differentiate
-    in it.
-
-    Args:
-        epsilon: ε; it may be traced.
-
-    Returns:
-        The activation, its moments in closed form.
-
-    Raises:
-        ValueError: ε is not a finite number.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> round(float(crrelu(0.5).u(jnp.asarray(-1.0))), 4)  # −½ e^{−½}
-        -0.3033
-
-    Source: the moments are derived in ``softntk/activations/_closed_forms.py``, by tilting the
-    Gaussian with e^{−g²/2}.
-    """
-    epsilon = check_number("epsilon", epsilon)
-    return (
-        _concrete_crrelu(float(epsilon)) if is_concrete(epsilon) else _make_crrelu(epsilon, partial)
-    )
-
-
-def _make_crrelu(epsilon: float | Array, bind: Callable) -> Activation:
-    """Return CRReLU with ε bound by ``bind(function, epsilon)``."""
-    # E[g e^{-g²/2}] = 0: the mean is that of relu.
-    covariance = bind(forms.crrelu_covariance, epsilon)
-    derivative = bind(forms.crrelu_derivative, epsilon)
-    moments = Moments(forms.relu_mean, covariance, derivative, angular=True, in_units=True)
-    traced = not is_concrete(epsilon)
-    return Activation("crrelu", bind(forms.crrelu_jet, epsilon), moments, forms.no_scale, traced)
-
-
-@dataclass(frozen=True)
-class _BoundFunction:
-    """A function with its first argument bound.
-
-    Unlike ``functools.partial`` it compares equal for equal numbers, so that equal activations
-    share their compiled programs.
-
-    Attributes:
-        function: takes the number first.
-        number: the first argument.
-    """
-
-    function: Callable
-    number: float
-
-    def __call__(self, *args: Any) -> Any:
-        """Call the function with the bound number and the arguments."""
-        return self.function(self.number, *args)
-
-
-@lru_cache  # equal activations are one object, so that nothing is compiled again
-def _concrete_crrelu(epsilon: float) -> Activation:
-    """Return CRReLU for a Python number ε."""
-    return _make_crrelu(epsilon, _BoundFunction)
-
 
 ACTIVATIONS: dict[str, Activation] = {
     activation.name: activation
@@ -177,6 +28,13 @@ ACTIVATIONS: dict[str, Activation] = {
                 ratios=exponentials.exp_ratios,
             ),
             exponentials.row_maximum,
+            enclosure=Enclosure(
+                host_jets.exp_jet,
+                shift=host_jets.row_maximum,
+                convex=True,
+                exponential_slope=0.0,
+            ),
+            families=(("softmax", True), ("exp", False)),
         ),
         # e^z + z, softmax with a residual connection. z alone counts where all logits are negative.
         Activation(
@@ -190,6 +48,13 @@ ACTIVATIONS: dict[str, Activation] = {
                 ratios=exponentials.res_exp_ratios,
             ),
             exponentials.row_maximum_or_zero,
+            enclosure=Enclosure(
+                host_jets.res_exp_jet,
+                shift=host_jets.row_maximum_or_zero,
+                convex=True,
+                exponential_slope=1.0,
+            ),
+            families=(("res_softmax", True),),
         ),
         # cosh and sinh are each other's derivative, so that their moments change places.
         Activation(
@@ -203,6 +68,12 @@ ACTIVATIONS: dict[str, Activation] = {
                 ratios=exponentials.cosh_ratios,
             ),
             exponentials.row_maximum_modulus,
+            enclosure=Enclosure(
+                host_jets.cosh_jet,
+                turning_points=((0.0,), (), (0.0,), ()),
+                shift=host_jets.row_maximum_modulus,
+                convex=True,
+            ),
         ),
         Activation(
             "sinh",
@@ -215,6 +86,11 @@ ACTIVATIONS: dict[str, Activation] = {
                 positive_mean=False,
             ),
             exponentials.row_maximum_modulus,
+            enclosure=Enclosure(
+                host_jets.sinh_jet,
+                turning_points=((), (0.0,), (), (0.0,)),
+                shift=host_jets.row_maximum_modulus,
+            ),
         ),
         # Polynomial growth: no shift. Covariances depend on the angle between g₁ and g₂.
         # max(0, z) + ε z e^{-z²/2}
@@ -231,6 +107,7 @@ ACTIVATIONS: dict[str, Activation] = {
                 degree=0,
             ),
             forms.no_scale,
+            enclosure=Enclosure(host_jets.threshold_jet, jumps=(0.0,), jump_order=0),
         ),
         # max(0, z)
         Activation(
@@ -244,6 +121,10 @@ ACTIVATIONS: dict[str, Activation] = {
                 degree=1,
             ),
             forms.no_scale,
+            enclosure=Enclosure(
+                host_jets.relu_jet, jumps=(0.0,), convex=True, surrogate="softplus"
+            ),
+            families=(("relu", False),),
         ),
         # Odd functions: E[u] = 0, so they cannot be normalized.
         Activation(
@@ -257,6 +138,7 @@ ACTIVATIONS: dict[str, Activation] = {
                 degree=1,
             ),
             forms.no_scale,
+            enclosure=Enclosure(host_jets.identity_jet, convex=True),
         ),
         Activation(
             "erf",
@@ -269,10 +151,30 @@ ACTIVATIONS: dict[str, Activation] = {
                 angular=True,
             ),
             forms.no_scale,
+            # erf'' = −2z erf', and so on: roots of Hermite polynomials in z√2.
+            enclosure=Enclosure(
+                host_jets.erf_jet,
+                turning_points=(
+                    (),
+                    (0.0,),
+                    (-math.sqrt(0.5), math.sqrt(0.5)),
+                    (-math.sqrt(1.5), 0.0, math.sqrt(1.5)),
+                ),
+                gaussian=True,
+                extended=False,
+            ),
         ),
     )
 }
 """Every named activation; ``ACTIVATIONS["mine"] = …`` adds one for the whole library."""
+
+
+SUPREMA: dict[str, Callable[..., Suprema]] = {
+    name: activation.enclosure.suprema
+    for name, activation in ACTIVATIONS.items()
+    if activation.enclosure is not None and not activation.enclosure.jumps
+}
+"""``(lower, upper, shift) ->`` suprema on an interval, of the smooth activations of the table."""
 
 
 def get(activation: str | Activation) -> Activation:
@@ -287,3 +189,12 @@ def get(activation: str | Activation) -> Activation:
     if isinstance(activation, Activation):
         return activation
     return ACTIVATIONS[check_choice("activation", activation, ACTIVATIONS)]
+
+
+def missing_enclosure_reason(activation: Activation) -> str:
+    """Return why there are no bounds for an activation without an enclosure."""
+    known = [name for name, entry in ACTIVATIONS.items() if entry.enclosure is not None]
+    return (
+        f"There are bounds for the activations {', '.join(sorted(known))}, none for "
+        f"{activation.name!r}: give it a softntk.activations.Enclosure."
+    )

@@ -35,6 +35,7 @@ from softntk._core.validation import (
 )
 from softntk._linalg import design_matrix as matrices
 from softntk._linalg.norms import host_norm
+from softntk.activations import ACTIVATIONS
 from softntk.regression._logit_bounds import (
     ROUNDING_MARGIN,
     Ball,
@@ -87,10 +88,11 @@ def normaliser(
 
     Papers: α ≥ n e^{−‖A‖R} for exp, from |z_i| ≤ ‖A‖R around c = 0. Ours: log Σe^{z_i} is convex,
     with the gradient Aᵀf, f = softmax(Ac), so that Σe^{z_i} ≥ Σe^{⟨a_i, c⟩} e^{−t}, t = ‖Aᵀf‖R;
-    Σz_i is linear, and cosh is convex and at least one:
+    Σz_i is linear; any other u is at least its minimum on |z_i − ⟨a_i, c⟩| ≤ ‖a_i‖R, and a convex
+    one (cosh, softplus) lies above its tangent:
 
         exp: α(c) e^{−t},        res_exp: Σe^{⟨a_i, c⟩} e^{−t} + Σ⟨a_i, c⟩ − ‖Aᵀ1‖R,
-        cosh: max(n, α(c) − ‖Aᵀsinh(Ac)‖R).
+        others: Σ min u,         convex ones: max(Σ min u, α(c) − ‖Aᵀu'(Ac)‖R).
 
     Around zero, t = ‖ā‖R with ā the mean of the rows of A: rows that average to zero have t = 0,
     whatever their size.
@@ -101,8 +103,8 @@ def normaliser(
         centre: c, [d]; None: zero.
 
     Returns:
-        A :class:`Bound`, both clipped at zero; zero for sinh and the like, whose sum may vanish;
-        +inf if it overflows.
+        A :class:`Bound`, both clipped at zero; zero where the sum may vanish, and for activations
+        without an enclosure; +inf if it overflows.
 
     Raises:
         ValueError: p no regression; radius not positive; centre not finite or of another shape than
@@ -121,12 +123,13 @@ def normaliser(
     # The papers bound every |z_i| by ‖A‖ ‖x‖.
     max_logit = bound_singular_values(p)[0] * max_norm
     ours = bound_normaliser(p, ball, 0.0)
+    # The papers' functions, by name: another function that borrows a name has no such bound.
     paper_terms = {
         "exp": math.exp(-max_logit),
         "cosh": 1.0,
         "res_exp": math.exp(-max_logit) - max_logit,
     }
-    paper = paper_terms.get(p.activation.name, 0.0)
+    paper = paper_terms.get(_table_name(p), 0.0)
     return Bound(float(p.shape[0] * max(paper, 0.0)), float(max(ours, 0.0)))
 
 
@@ -176,7 +179,7 @@ def lipschitz(
     **Papers**: β⁻² n^{3/2} e^{qR²} with R = max(‖A‖, ‖x‖, 4), β the paper's bound on α/n.
 
     Args:
-        p: the problem; its activation exp, res_exp, cosh, sinh or identity.
+        p: the problem; its activation with an enclosure, and without jumps of the slope.
         radius: R > 0.
         centre: c, [d]; None: zero.
         exponents: q of the papers, for predict, gradient, Hessian. The defaults are from memory.
@@ -339,7 +342,13 @@ def _checked_exponents(exponents: object) -> list[float]:
 
 def _is_softmax(p: Problem) -> bool:
     """Return whether p is softmax regression."""
-    return p.form == "normalized" and p.activation.name == "exp"
+    return p.form == "normalized" and _table_name(p) == "exp"
+
+
+def _table_name(p: Problem) -> str | None:
+    """Return the name of the activation, None for one that is not that entry of the table."""
+    name = p.activation.name
+    return name if ACTIVATIONS.get(name) == p.activation else None
 
 
 def _ball_and_reach(

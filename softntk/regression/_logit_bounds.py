@@ -22,10 +22,9 @@ from jaxtyping import Array, Float
 
 from softntk._linalg import design_matrix as matrices
 from softntk._linalg.norms import host_norm
-from softntk.activations import SUPREMA
+from softntk.activations import Enclosure, missing_enclosure_reason
 from softntk.regression._problem import Problem
 from softntk.regression._scaled_products import (
-    MAX_EXPONENT,
     adjoint_norm,
     bound_singular_values,
     multiply,
@@ -89,41 +88,53 @@ def _logit_interval(
 
 
 def bound_normaliser(p: Problem, ball: Ball, shift: float) -> float:
-    """Return a lower bound of e^{−shift} α on the ball; zero or less where none is known."""
-    name = p.activation.name
-    if name not in ("cosh", "exp", "res_exp"):
-        return 0.0
+    """Return a lower bound of e^{−shift} α on the ball; −inf where none is known."""
+    enclosure = p.activation.enclosure
+    if enclosure is None:
+        return -math.inf
     z = ball.logits
     radius = ball.radius * (1 + ROUNDING_MARGIN)
     # Rounding may change the logits at the centre by this much.
     max_row_norm = float(np.asarray(matrices.row_norms(p.A), np.float64).max())
     logit_error = ROUNDING_MARGIN * ball.centre_norm * max_row_norm
-    with np.errstate(over="ignore"):
-        if name == "cosh":
-            return _bound_cosh_sum(p, z, radius, shift, logit_error)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if enclosure.exponential_slope is None:
+            return _bound_sum(p, enclosure, ball, shift, logit_error)
         exp_sum = _bound_exp_sum(p, z, radius, shift, logit_error)
-    if name == "exp":
+    if enclosure.exponential_slope == 0:
         return exp_sum
-    # res_exp adds Σz, which is linear: it falls by at most ‖Aᵀ1‖R.
-    linear_sum = (
+    # e^z + κz adds κΣz, which is linear: it falls by at most ‖Aᵀ1‖R.
+    linear_sum = enclosure.exponential_slope * (
         float(z.sum()) - len(z) * logit_error - multiply(adjoint_norm(p, np.ones_like(z)), radius)
     )
     return exp_sum + multiply(math.exp(-shift), abs(linear_sum)) * math.copysign(1, linear_sum)
 
 
-def _bound_cosh_sum(
-    p: Problem, z: Float[np.ndarray, " n"], radius: float, shift: float, logit_error: float
+def _bound_sum(
+    p: Problem, enclosure: Enclosure, ball: Ball, shift: float, logit_error: float
 ) -> float:
-    """Return a lower bound of e^{−shift} Σ cosh: max(n, α(c) − ‖Aᵀsinh(Ac)‖R)."""
-    half_exp, half_exp_minus = (np.exp(sign * np.abs(z) - shift) / 2 for sign in (1, -1))
-    centre_sum = (
-        float((half_exp + half_exp_minus).sum()) * (1 - ROUNDING_MARGIN) * math.exp(-logit_error)
-    )
+    """Return a lower bound of e^{−shift} Σu: Σ min u, and Σu(Ac) − ‖Aᵀu'(Ac)‖R for convex u."""
+    # 1. The sum of the least values on the intervals of the logits.
+    lower, upper = _logit_interval(p, ball)
+    least = enclosure.bounds(lower, upper, shift, orders=(0,))[0].lower
+    interval_sum = _sum_below(least, np.abs(least))
+    if not enclosure.convex:
+        return interval_sum
+    # 2. The tangent at the centre, which lies below a convex function.
+    jet = enclosure.jet(ball.logits, shift)
+    slopes = jet.values[1]
+    centre_sum = _sum_below(jet.values[0], jet.moduli[0])
     if not math.isfinite(centre_sum):
-        return math.inf
-    sinh = np.sign(z) * (half_exp - half_exp_minus)
-    max_decrease = multiply(adjoint_norm(p, sinh), radius, math.exp(min(logit_error, MAX_EXPONENT)))
-    return max(p.shape[0] * math.exp(-shift), centre_sum - max_decrease)
+        return math.inf if centre_sum > 0 else interval_sum
+    max_decrease = multiply(adjoint_norm(p, slopes), ball.radius * (1 + ROUNDING_MARGIN))
+    max_decrease += multiply(float(np.abs(slopes).sum()), logit_error)
+    return max(interval_sum, centre_sum - max_decrease)
+
+
+def _sum_below(values: Float[np.ndarray, " n"], moduli: Float[np.ndarray, " n"]) -> float:
+    """Return a lower bound of the sum of values with rounding errors relative to their moduli."""
+    total = float(values.sum())
+    return -math.inf if math.isnan(total) else total - ROUNDING_MARGIN * float(moduli.sum())
 
 
 def _bound_exp_sum(
@@ -143,32 +154,34 @@ def residual_bounds(p: Problem, ball: Ball) -> list[float]:
 
     Each is infinite where nothing is known.
     """
-    name = p.activation.name
-    if name not in SUPREMA:
-        raise ValueError(
-            "p must have another activation: there are bounds for the activations "
-            f"{sorted(SUPREMA)}, got {name!r}."
-        )
+    _check_enclosure(p)
     with np.errstate(over="ignore", invalid="ignore"):
         bounds = _residual_bounds_or_nan(p, ball)
     return [math.inf if math.isnan(bound) else float(bound) for bound in bounds]
 
 
-def _normalising_shift(name: str, z: Float[np.ndarray, " n"]) -> float:
-    """Return the shift for which e^{−shift} u is of order one at logits z."""
-    if name == "exp":
-        return float(z.max())
-    if name == "res_exp":
-        return max(0.0, float(z.max()))
-    return max(0.0, float(np.abs(z).max()))
+def _check_enclosure(p: Problem) -> Enclosure:
+    """Return the enclosure of the activation, whose slope must not jump."""
+    enclosure = p.activation.enclosure
+    if enclosure is None:
+        raise ValueError(
+            f"p must have another activation. {missing_enclosure_reason(p.activation)}"
+        )
+    if enclosure.jumps:
+        raise ValueError(
+            "p must have another activation: there are no bounds for "
+            f"{p.activation.name!r}, whose slope jumps, so that its Hessian has no Lipschitz "
+            "constant."
+        )
+    return enclosure
 
 
 def _residual_bounds_or_nan(p: Problem, ball: Ball) -> tuple:
     """Return :func:`residual_bounds`, NaN where infinities are subtracted or divided."""
     # 1. Suprema of u and its derivatives, scaled where only u/α counts.
-    name = p.activation.name
-    shift = _normalising_shift(name, ball.logits) if p.form == "normalized" else 0.0
-    u, du, d2u, d3u = SUPREMA[name](*_logit_interval(p, ball), shift)
+    enclosure = _check_enclosure(p)
+    shift = float(enclosure.shift(ball.logits)[0]) if p.form == "normalized" else 0.0
+    u, du, d2u, d3u = enclosure.suprema(*_logit_interval(p, ball), shift)
     b_norm = float(host_norm(np.asarray(p.b, np.float64)))
     # 2. Rescaled and plain residuals are linear in u. They are u − αb and u − b, so that b counts
     #    in the derivatives of the first only.
@@ -207,7 +220,7 @@ def loss_derivative_bounds(
     predict = f1
     if p.form != "normalized":
         with np.errstate(over="ignore", invalid="ignore"):
-            du_suprema = SUPREMA[p.activation.name](*_logit_interval(p, ball), 0.0).du
+            du_suprema = _check_enclosure(p).suprema(*_logit_interval(p, ball), 0.0).du
         predict = float(np.nan_to_num(du_suprema, nan=math.inf).max())
     if not np.isfinite([f1, f2, f3]).all():
         return predict, math.inf, math.inf

@@ -178,8 +178,11 @@ def test_reasons(x64):
     )
     flat = sn.regression.softmax(np.ones((3, 2)), np.full(3, 1 / 3))
     assert "not positive definite" in certify(flat, np.zeros(2)).reason
-    erf = sn.regression.problem(A, np.ones(20), "erf", "plain")
-    assert "none for 'erf'" in certify(erf, np.zeros(2)).reason
+    own = sn.activations.from_function(jnp.tanh, "own")
+    unknown = sn.regression.problem(A, np.ones(20), own, "plain")
+    assert "none for 'own'" in certify(unknown, np.zeros(2)).reason
+    relu = sn.regression.problem(A, np.ones(20), "relu", "plain")
+    assert "slope of relu jumps" in certify(relu, np.zeros(2)).reason
     outside = sn.regression.problem(A, np.ones(20), "sinh")
     assert "outside of the domain" in certify(outside, np.zeros(2)).reason
     for found in (certify(flat, np.zeros(2)), certify(outside, np.zeros(2))):

@@ -5,10 +5,10 @@ path of gradient descent is measured by its mass τ = Σ η‖r_t‖, not by its
 r by −η γ Σ_j x_j v_jr ⟨r_j, a_r − μ_j⟩, with v = u'/α, μ_j = ⟨a, u/α⟩ = F_j/γ, γ = √m (plain
 networks: v = u', μ = 0, γ = 1/√m; √m times both for "paper").
 
-**Theorem.** Write A_jr = ‖a_r‖ + (‖y_j‖ + ‖r₀‖)/γ, and v⁺(δ), v⁻(δ) for the enclosures of v on the
-box |z_ir − z⁰_ir| ≤ δ_ir (``logit_box.py``). Let δ(τ) solve
+**Theorem.** Write A_jr = ‖a_r‖ + (‖y_j‖ + ‖r₀‖)/γ, v⁺(δ), v⁻(δ) for the enclosures of v on the box
+|z_ir − z⁰_ir| ≤ δ_ir (``logit_box.py``), and |v|⁺ for the larger of v⁺ and −v⁻. Let δ(τ) solve
 
-    dδ_ir/dτ = γ (Σ_j ⟨x_i, x_j⟩² (v⁺_jr A_jr)²)^{1/2},        δ(0) = 0,
+    dδ_ir/dτ = γ (Σ_j ⟨x_i, x_j⟩² (|v|⁺_jr A_jr)²)^{1/2},        δ(0) = 0,
 
 let ΔJ(τ) bound ‖J(W) − J(W₀)‖ on the box δ(τ), s(τ) = s − ΔJ(τ), β(τ) = ‖J(W₀)‖ + ΔJ(τ), κ(τ) bound
 the change of J per unit of τ there, and let T be the mass at which ‖r₀‖ − (1 − θ)∫₀ᵀ s(τ)² dτ = 0.
@@ -45,8 +45,8 @@ and also that of
     |⟨x_i, x_j⟩|(λ_iλ_j)^{1/2},        λ_i = λ_max(γ²Σ_r Δv_ir² a_ra_rᵀ),
 
 which is the smaller one for several outputs. A non-negative matrix bounds the norm of every smaller
-one. κ in the same way, with |dv| ≤ |u''/α||h| + v⟨v, |h|⟩, h the right-hand side of the equation
-for δ, and |dF| ≤ β².
+one. κ in the same way, with |dv| ≤ |u''/α||h| + |v|⟨|v|, |h|⟩, h the right-hand side of the
+equation for δ, and |dF| ≤ β².
 
 (iv) ‖W_t − W₀‖: as ‖(I − ηJJᵀ)r‖ ≤ ‖r‖ − η(1 − ½ηβ²)‖Jᵀr‖²/‖r‖, the residual falls by at least
 η‖Jᵀr‖((1 − ½ηβ²)s − ½κη‖r₀‖) a step. ∎
@@ -63,11 +63,11 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from softntk import activations
 from softntk._core.records import record
 from softntk._core.validation.on_host import Targets, as_host_targets, check_known, on_host
 from softntk._linalg.norms import host_norm
 from softntk._linalg.rigorous import slack
+from softntk.activations import missing_enclosure_reason
 from softntk.networks import Network, Parameters, Points
 from softntk.theory._arguments import as_host_points, check_network, check_parameters
 from softntk.theory._certificates.jacobian_bounds import (
@@ -76,7 +76,6 @@ from softntk.theory._certificates.jacobian_bounds import (
     bound_singular_values,
     prepare,
 )
-from softntk.theory._certificates.logit_box import ENCLOSED_ACTIVATIONS
 from softntk.theory._certificates.proof_path import (
     CURVATURE_SHARE,
     ProofProgress,
@@ -128,9 +127,9 @@ def certify_convergence(
     networks, smaller targets and points further apart help.
 
     Args:
-        net: softmax, res_softmax or exp (or their activations, normalized or not), with only the
-            hidden weights trained. For others the certificate does not hold, with the reason: the
-            slope of relu jumps, so that its Jacobian has no Lipschitz constant.
+        net: of any activation with an enclosure, normalized or not, with only the hidden weights
+            trained. For others the certificate does not hold, with the reason: the slope of relu
+            jumps, so that its Jacobian has no Lipschitz constant.
         params: the weights where gradient descent starts.
         x: [n, d].
         y: targets, [n, k], or [n] for one output.
@@ -187,19 +186,17 @@ def _is_double(*trees: PyTree) -> bool:
 def _refusal_reason(net: Network) -> str:
     """Return why there is no theorem for such a network; empty if there is one."""
     architecture = net.architecture
-    name = architecture.activation.name
+    activation = architecture.activation
     # The theorem is about the Jacobian in the hidden weights alone.
     if architecture.train_readout:
         return "The proof is for trained hidden weights: make the network with train_readout=False."
-    if name in ("relu", "crrelu", "threshold"):
+    if activation.enclosure is None:
+        return missing_enclosure_reason(activation)
+    if activation.enclosure.jumps:
         return (
-            f"The slope of {name} jumps where a logit changes sign: the Jacobian has no Lipschitz "
-            "constant, and no radius is small enough for this proof."
+            f"The slope of {activation.name} jumps where a logit changes sign: the Jacobian has no "
+            "Lipschitz constant, and no radius is small enough for this proof."
         )
-    # A custom activation may carry the name of a table entry: compare the whole activation.
-    if name not in ENCLOSED_ACTIVATIONS or architecture.activation != activations.get(name):
-        proved_names = ", ".join(ENCLOSED_ACTIVATIONS)
-        return f"There is a proof for the activations {proved_names}, none for {name!r}."
     return ""
 
 

@@ -100,7 +100,9 @@ def prepare(net: Network, params: Parameters, x: np.ndarray, y: np.ndarray) -> "
     kernel_root = math.sqrt(architecture.kernel_scale)
     gamma = kernel_root * (math.sqrt(m) if architecture.normalized else 1 / math.sqrt(m))
     # 2. The logits; the normaliser must be positive.
-    box = LogitBox(architecture.activation.name, architecture.normalized, x, hidden, copies)
+    enclosure = architecture.activation.enclosure
+    assert enclosure is not None
+    box = LogitBox(enclosure, architecture.normalized, x, hidden, copies)
     if not (box.total > 0).all() or box.slopes(box.start) is None:
         row = int(np.argmin(box.total))
         return (
@@ -150,17 +152,15 @@ def prepare(net: Network, params: Parameters, x: np.ndarray, y: np.ndarray) -> "
 
 def _output_error(box: LogitBox, readout: np.ndarray, gamma: float, m: int) -> float:
     """Return the largest error of an entry of F = γ (u/α) a as computed."""
-    # Relative error of u and of α from the rounding of the logits, and of the sum over units.
-    exponential_error = np.expm1(box.start)
-    relative_error = 2 * exponential_error.max() + slack(m)
-    moduli = np.abs(box.values) @ np.abs(readout)
-    return gamma * relative_error * float(np.max(moduli, initial=0.0))
+    # Errors of u/α from the rounding of the logits, and that of the sum over units.
+    errors = box.value_errors() + slack(m) * np.abs(box.values)
+    return gamma * float(np.max(errors @ np.abs(readout), initial=0.0))
 
 
 def bound_logit_speed(data: ProofData, slopes: SlopeBounds) -> Matrix:
-    """Return the right-hand side of the equation for δ, γ (Σ_j ⟨x_i, x_j⟩² (v⁺_jr A_jr)²)^{1/2}."""
+    """Return the right-hand side of δ's equation, γ (Σ_j ⟨x_i, x_j⟩² (|v|⁺_jr A_jr)²)^{1/2}."""
     # Cauchy and Schwarz over the points j, for all units at once.
-    squares = (slopes.upper * data.gradient_sizes) ** 2
+    squares = (slopes.modulus * data.gradient_sizes) ** 2
     return data.gamma * np.sqrt(data.squared_products @ squares) * (1 + slack(len(data.x)))
 
 
@@ -203,23 +203,24 @@ def bound_jacobian_change(data: ProofData, slopes: SlopeBounds) -> float:
     slope_change = np.maximum(slopes.upper - centre, centre - slopes.lower)
     # ‖ΔF_i‖ ≤ 2‖r₀‖ while the residual does not grow.
     output_change = 2 * data.residual_norm + data.output_error if data.box.normalized else 0.0
-    mean_change = data.gamma * slope_change * data.mean_bounds + centre * output_change
+    mean_change = data.gamma * slope_change * data.mean_bounds + np.abs(centre) * output_change
     return _bound_change_norm(data, slope_change, mean_change)
 
 
 def bound_jacobian_curvature(data: ProofData, slopes: SlopeBounds, largest: float) -> float:
     """Return κ, a bound of the change of J per unit of mass on the box of these slopes.
 
-    |dv| ≤ |u''/α||h| + v⟨v, |h|⟩, h the speed of the logits, and |dF| ≤ β² with β = ``largest``.
+    |dv| ≤ |u''/α||h| + |v|⟨|v|, |h|⟩, h the speed of the logits, and |dF| ≤ β², β = ``largest``.
     """
     # The first term is the unit's own move, the second the change of its normaliser.
     speed = bound_logit_speed(data, slopes)
+    largest_slopes = slopes.modulus
     slope_change = slopes.second * speed
     if data.box.normalized:
-        mean_speed = data.copies * np.sum(slopes.upper * speed, axis=1, keepdims=True)
-        slope_change += slopes.upper * mean_speed
+        mean_speed = data.copies * np.sum(largest_slopes * speed, axis=1, keepdims=True)
+        slope_change += largest_slopes * mean_speed
     output_change = largest**2 if data.box.normalized else 0.0
-    mean_change = data.gamma * slope_change * data.mean_bounds + slopes.upper * output_change
+    mean_change = data.gamma * slope_change * data.mean_bounds + largest_slopes * output_change
     return _bound_change_norm(data, slope_change, mean_change)
 
 

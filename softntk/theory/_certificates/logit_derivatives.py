@@ -23,14 +23,15 @@ import numpy as np
 from jaxtyping import Float
 
 from softntk._linalg.norms import host_norm
-from softntk._linalg.rigorous import slack
+from softntk._linalg.rigorous import EPS, slack
+from softntk.activations import Enclosure
 from softntk.regression import Problem
-
-PROVED_ACTIVATIONS = ("exp", "res_exp", "cosh", "sinh", "identity")
-"""Activations whose Lipschitz constants and derivatives are bounded."""
 
 LONG_DOUBLE_SLACK = 4 * 64 * float(np.finfo(np.longdouble).eps)
 """Relative rounding of a sum in long double per term, with a safety factor."""
+
+DOUBLE_CONDITION = EPS / float(np.finfo(np.longdouble).eps)
+"""How much larger the rounding of a jet is that is evaluated in float64 only."""
 
 LongVector = Float[np.ndarray, " n"]
 
@@ -57,6 +58,7 @@ class LogitDerivatives(NamedTuple):
     Attributes:
         v: [n].
         second: v₂, [n].
+        second_moduli: of v₂, [n].
         slope_moduli: of v, [n].
         s: [n].
         residual_moduli: of s, [n].
@@ -67,29 +69,12 @@ class LogitDerivatives(NamedTuple):
 
     v: LongVector
     second: LongVector
+    second_moduli: LongVector
     slope_moduli: LongVector
     s: LongVector
     residual_moduli: LongVector
     rank_two_norm: float
     condition: float
-
-
-class _ActivationTerms(NamedTuple):
-    """An activation at the logits, divided by e^{shift}.
-
-    Attributes:
-        u: [n].
-        du: u', [n].
-        d2u: u'', [n].
-        moduli: of u, [n].
-        slope_moduli: of u', [n].
-    """
-
-    u: LongVector
-    du: LongVector
-    d2u: LongVector
-    moduli: LongVector
-    slope_moduli: LongVector
 
 
 def evaluate_derivatives(p: Problem, x0: Float[np.ndarray, " d"]) -> Derivatives:
@@ -117,7 +102,7 @@ def evaluate_derivatives(p: Problem, x0: Float[np.ndarray, " d"]) -> Derivatives
     projected = A64.T @ factors
     hessian = A64.T @ (diagonal[:, None] * A64) + projected @ core @ projected.T
     # 4. Errors. ‖∇²L‖ in the logits, from moduli, bounds how an error of the logits enters.
-    diagonal_moduli = parts.slope_moduli**2 + np.abs(parts.second) * parts.residual_moduli + w * w
+    diagonal_moduli = parts.slope_moduli**2 + parts.second_moduli * parts.residual_moduli + w * w
     logit_curvature = float(np.max(diagonal_moduli)) + parts.rank_two_norm
     matrix_norm = float(host_norm(A64))
     sum_error = float(host_norm(np.abs(A.T) @ gradient_moduli)) * relative_error
@@ -135,15 +120,21 @@ def evaluate_in_logits(p: Problem, z: LongVector) -> LogitDerivatives:
     """Return the factors of the derivatives at logits z in long double, with their moduli."""
     # 1. The activation; e^{−shift} cancels in u/α and prevents overflow.
     b = np.asarray(p.b, np.longdouble)
-    shift = _exponent_shift(p, z)
-    terms = _evaluate_activation(p.activation.name, z, shift)
-    u, du, d2u, moduli, slope_moduli = terms
-    condition = float(4 + np.abs(z - shift).max() + np.abs(z).max())
+    enclosure = p.activation.enclosure
+    assert enclosure is not None
+    shift = enclosure.shift(z) if p.form == "normalized" else np.zeros(1, np.longdouble)
+    jet = enclosure.jet(z, shift)
+    u, du, d2u, _ = (np.asarray(part, np.longdouble) for part in jet.values)
+    moduli, slope_moduli, second_moduli, _ = (
+        np.asarray(part, np.longdouble) for part in jet.moduli
+    )
+    condition = _condition(enclosure, z, shift)
     # 2. Plain: r = u − b, and no rank-two part.
     if p.form == "plain":
         return LogitDerivatives(
             v=du,
             second=d2u,
+            second_moduli=second_moduli,
             slope_moduli=slope_moduli,
             s=u - b,
             residual_moduli=moduli + np.abs(b),
@@ -165,6 +156,7 @@ def evaluate_in_logits(p: Problem, z: LongVector) -> LogitDerivatives:
         return LogitDerivatives(
             v=du,
             second=d2u,
+            second_moduli=second_moduli,
             slope_moduli=slope_moduli,
             s=r - b @ r,
             residual_moduli=r_moduli + np.abs(b) @ r_moduli,
@@ -188,6 +180,7 @@ def evaluate_in_logits(p: Problem, z: LongVector) -> LogitDerivatives:
     return LogitDerivatives(
         v=du / alpha,
         second=d2u / alpha,
+        second_moduli=second_moduli / abs(alpha),
         slope_moduli=v_moduli,
         s=r - r @ f,
         residual_moduli=s_moduli,
@@ -196,37 +189,10 @@ def evaluate_in_logits(p: Problem, z: LongVector) -> LogitDerivatives:
     )
 
 
-def _exponent_shift(p: Problem, z: LongVector) -> np.longdouble:
-    """Return c such that u e^{−c} does not overflow; zero where nothing is normalized by α."""
-    name = p.activation.name
-    if p.form != "normalized" or name == "identity":
-        return np.longdouble(0)
-    # e^z cancels its shift for any sign; the other activations have terms that only c ≥ 0 shrinks.
-    if name == "exp":
-        return z.max()
-    largest = z.max() if name == "res_exp" else np.abs(z).max()
-    return max(np.longdouble(0), largest)
-
-
-def _evaluate_activation(name: str, z: LongVector, shift: np.longdouble) -> _ActivationTerms:
-    """Return u, u', u'' and moduli of u and u', all times e^{−shift}."""
-    power = np.exp(z - shift)
-    unit = np.exp(-shift)
-    # cosh and sinh are even and odd: the larger of their two exponentials is that of |z|.
-    larger_power = np.exp(np.abs(z) - shift)
-    # cosh and sinh without a difference of two numbers that are nearly equal.
-    cosh = larger_power * (1 + np.exp(-2 * np.abs(z))) / 2
-    sinh = -np.sign(z) * larger_power * np.expm1(-2 * np.abs(z)) / 2
-    linear_moduli = power + unit * np.abs(z)
-    table = {
-        "exp": _ActivationTerms(power, power, power, power, power),
-        "res_exp": _ActivationTerms(
-            power + unit * z, power + unit, power, linear_moduli, power + unit
-        ),
-        "cosh": _ActivationTerms(cosh, sinh, cosh, cosh, cosh),
-        "sinh": _ActivationTerms(sinh, cosh, sinh, cosh, cosh),
-        "identity": _ActivationTerms(
-            z, np.ones_like(z), np.zeros_like(z), np.abs(z), np.ones_like(z)
-        ),
-    }
-    return table[name]
+def _condition(enclosure: Enclosure, z: LongVector, shift: Float[np.ndarray, " 1"]) -> float:
+    """Return how much the rounding of the logits is amplified by the activation."""
+    # Exponentials of z − c, or of −z²; the sums of moduli count everything else.
+    condition = float(4 + np.abs(z - shift).max() + np.abs(z).max())
+    if enclosure.gaussian:
+        condition += 2 * float(np.square(z).max())
+    return condition if enclosure.extended else condition * DOUBLE_CONDITION

@@ -20,17 +20,14 @@ import math
 import numpy as np
 from jaxtyping import Array, Float
 
-from softntk import activations
 from softntk._core.records import record
 from softntk._core.validation.on_host import as_double, check_known, on_host
 from softntk._linalg import design_matrix as matrices
 from softntk._linalg.norms import host_norm
 from softntk._linalg.rigorous import slack, smallest_eigenvalue
+from softntk.activations import missing_enclosure_reason
 from softntk.regression import Problem, lipschitz, problem
-from softntk.theory._certificates.logit_derivatives import (
-    PROVED_ACTIVATIONS,
-    evaluate_derivatives,
-)
+from softntk.theory._certificates.logit_derivatives import evaluate_derivatives
 
 MAX_RADIUS = 1e300
 """The largest radius R that is tried, so that products with it stay finite."""
@@ -80,7 +77,8 @@ def certify_minimum(p: Problem, x0: Float[Array | np.ndarray, " d"]) -> MinimumC
     float64, everything with its rounding error.
 
     Args:
-        p: of :func:`softntk.regression.problem`, with u exp, res_exp, cosh, sinh or identity.
+        p: of :func:`softntk.regression.problem`. For activations without an enclosure, or whose
+            slope jumps (relu), the certificate does not hold, with the reason.
         x0: [d].
 
     Returns:
@@ -103,25 +101,34 @@ def certify_minimum(p: Problem, x0: Float[Array | np.ndarray, " d"]) -> MinimumC
     Source: Kantorovich (1948), in the form of Ortega and Rheinboldt (1970), 12.6;
     MATHEMATICS.md#newton-kantorovich.
     """
-    # 1. Check the arguments; a custom activation may carry the name of a table entry.
+    # 1. Check the arguments; Lipschitz constants come from the enclosure of the activation.
     if not isinstance(p, Problem):
         raise ValueError(f"p must be a problem of softntk.regression, got {type(p).__name__}.")
     check_known("p", p)
     d = p.shape[1]
     x0 = as_double("x0", x0, (d,))
-    name = p.activation.name
-    if name not in PROVED_ACTIVATIONS or p.activation != activations.get(name):
-        proved_names = ", ".join(PROVED_ACTIVATIONS)
-        reason = (
-            f"There are Lipschitz constants for the activations {proved_names}, none for {name!r}."
-        )
-        return _failed_certificate(d, reason)
+    refusal = _refusal_reason(p)
+    if refusal:
+        return _failed_certificate(d, refusal)
     # 2. A dense problem in float64: converting float32 is exact.
     with on_host():
         A, b, weights = (
             np.asarray(leaf, np.float64) for leaf in (matrices.to_dense(p.A), p.b, p.weights)
         )
         return _certify_problem(problem(A, b, p.activation, p.form, weights), x0)
+
+
+def _refusal_reason(p: Problem) -> str:
+    """Return why there are no Lipschitz constants for such a problem; empty if there are."""
+    enclosure = p.activation.enclosure
+    if enclosure is None:
+        return missing_enclosure_reason(p.activation)
+    if enclosure.jumps:
+        return (
+            f"The slope of {p.activation.name} jumps where a logit changes sign: the Hessian has "
+            "no Lipschitz constant, and the theorem does not apply."
+        )
+    return ""
 
 
 def _certify_problem(p: Problem, x0: Float[np.ndarray, " d"]) -> MinimumCertificate:

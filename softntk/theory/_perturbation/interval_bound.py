@@ -14,16 +14,13 @@ Symbols, with n points, m units and k outputs:
     g     γ (u'/α)(a − μ), with rows (i, ℓ)            [nk, m]
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from softntk import activations
 from softntk._linalg.norms import host_norm
-from softntk._linalg.rigorous import perron_norm
+from softntk._linalg.rigorous import Interval, perron_norm
 from softntk._two_layer.architecture import row_vectors
 from softntk.networks import Architecture, Parameters, row_factors
 from softntk.theory._perturbation.softmax_bound import SoftmaxExpansion
@@ -33,36 +30,6 @@ RADIUS_MARGIN = 1e-9
 
 MIN_NORMALISER_RATIO = 1e-14
 """A normaliser below this part of the sum of moduli is no more than rounding."""
-
-MONOTONICITY: dict[str, tuple[str, str]] = {
-    "exp": ("increasing", "increasing"),
-    "res_exp": ("increasing", "increasing"),
-    "relu": ("increasing", "increasing"),
-    "identity": ("increasing", "increasing"),
-    "cosh": ("even", "increasing"),
-    "sinh": ("increasing", "even"),
-    "erf": ("increasing", "bump"),
-}
-"""Shapes of u and u': increasing in z, or even and increasing ("even") or decreasing ("bump") in
-|z|."""
-
-
-class Interval(NamedTuple):
-    """An interval for each entry of an array.
-
-    Attributes:
-        lower: the lower ends.
-        upper: the upper ends, of the same shape.
-    """
-
-    lower: np.ndarray
-    upper: np.ndarray
-
-    def __mul__(self, other: "Interval") -> "Interval":
-        """Return the interval of the products."""
-        # The extremes of a product are at the four pairs of ends.
-        products = [end * other_end for end in self for other_end in other]
-        return Interval(np.minimum.reduce(products), np.maximum.reduce(products))
 
 
 class IntervalBound:
@@ -145,7 +112,8 @@ def _enclose_factors(
     # 1. Logits, and how far they move; a bias is the weight of a feature that is one.
     activation = architecture.activation
     a = np.asarray(params.readout)
-    if activation.name not in MONOTONICITY or activation != activations.get(activation.name):
+    enclosure = activation.enclosure
+    if enclosure is None:
         return None
     z = x @ np.asarray(params.hidden)
     if params.bias is not None:
@@ -154,15 +122,12 @@ def _enclose_factors(
     delta = R * host_norm(x, axis=1, keepdims=True)
     shift = activation.log_scale(jnp.asarray(z)) if architecture.normalized else 0.0
 
-    # 2. u and u', in units of e^shift.
-    def enclose_derivative(order: int) -> Interval:
-        def evaluate(t: np.ndarray) -> np.ndarray:
-            return np.asarray(activation.jet(jnp.asarray(t), shift)[order])
+    # 2. u and u', in units of e^shift, evaluated as in the network itself.
+    def evaluate(t: np.ndarray) -> list[Interval]:
+        jet = [np.asarray(part) for part in activation.jet(jnp.asarray(t), shift)]
+        return [Interval(part, part) for part in jet]
 
-        return _enclose(evaluate, MONOTONICITY[activation.name][order], z, delta)
-
-    u = enclose_derivative(0)
-    slopes = enclose_derivative(1)
+    u, slopes = enclosure.ranges(evaluate, z - delta, z + delta, orders=(0, 1))
     # 3. Without a normaliser g = γu'a.
     m = z.shape[1]
     kernel_root = np.sqrt(architecture.kernel_scale)
@@ -188,20 +153,6 @@ def _row_products(slopes: Interval, readout: Interval) -> Interval:
     # Slopes are shared by all outputs of a row.
     products = Interval(*(end[:, None, :] for end in slopes)) * readout
     return Interval(*(end.reshape(-1, end.shape[-1]) for end in products))
-
-
-def _enclose(
-    function: Callable[[np.ndarray], np.ndarray], shape: str, z: np.ndarray, delta: np.ndarray
-) -> Interval:
-    """Return the range of a function of this shape on [z − δ, z + δ]."""
-    if shape == "increasing":
-        return Interval(function(z - delta), function(z + delta))
-    # Functions of |z|: the interval [z − δ, z + δ] contains zero where |z| < δ.
-    at_smallest_modulus = function(np.maximum(np.abs(z) - delta, 0))
-    at_largest_modulus = function(np.abs(z) + delta)
-    if shape == "even":
-        return Interval(at_smallest_modulus, at_largest_modulus)
-    return Interval(at_largest_modulus, at_smallest_modulus)
 
 
 def mean_interval(a: Float[np.ndarray, "m k"], u: Interval) -> Interval:

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from softntk import activations
 from softntk._core.validation import check_choice, check_key, check_positive_int
 from softntk._core.validation.on_host import check_known, known_number, on_host
 from softntk._linalg.norms import host_norm
-from softntk.networks import FAMILIES, Network, Parameters, Points
+from softntk.networks import FAMILIES, Architecture, Network, Parameters, Points
 from softntk.theory._arguments import as_host_points, check_network, check_parameters
 from softntk.theory._perturbation.adversary import (
     KernelNeighbourhood,
@@ -165,8 +166,8 @@ def perturbation(
     the effect of normalisation. For exp it does not vanish.
 
     Args:
-        net: a network of :func:`softntk.networks.two_layer`. Custom activations and crrelu have no
-            bound of ours.
+        net: a network of :func:`softntk.networks.two_layer`. Activations without an enclosure have
+            no bound of ours.
         params: W, around which the weights move.
         x: points, [n, d].
         radii: R, one or several, each once.
@@ -279,8 +280,7 @@ def _paper_bound(
     """
     architecture = neighbourhood.architecture
     # The paper states a bound for three families, with the hidden weights trained.
-    family_key = (architecture.activation.name, architecture.normalized)
-    family = next((name for name in PAPER_FAMILIES if FAMILIES[name] == family_key), None)
+    family = next((name for name in PAPER_FAMILIES if _is_family(architecture, name)), None)
     if R == 0:
         return 0.0
     if family is None or architecture.train_readout:
@@ -297,4 +297,12 @@ def _paper_bound(
         parameterization=architecture.parameterization,
         width=architecture.width,
         constants=constants,
+    )
+
+
+def _is_family(architecture: Architecture, family: str) -> bool:
+    """Return whether a network is of this family."""
+    activation, normalized = FAMILIES[family]
+    return architecture.activation == activations.get(activation) and (
+        architecture.normalized == normalized
     )

@@ -1,0 +1,138 @@
+"""Jets of the activations of the table in NumPy, for the enclosures of certificates and bounds.
+
+Each takes ``(z, shift)`` and returns a :class:`~softntk.activations._enclosures.HostJet`. They are
+written without the closed forms of :mod:`softntk.activations._closed_forms`, in which networks and
+regressions are computed: a certificate does not rest on the code that it checks.
+"""
+
+import math
+
+import numpy as np
+import scipy.special
+
+from softntk.activations._enclosures import LARGEST_GAUSSIAN_LOGIT, HostJet, Values
+
+# --- shifts: e^{−c} u is of order one along the last axis ---
+
+
+def row_maximum(z: Values) -> Values:
+    """Return max z of every row."""
+    return np.max(z, axis=-1, keepdims=True)
+
+
+def row_maximum_or_zero(z: Values) -> Values:
+    """Return max(0, max z) of every row."""
+    return np.maximum(row_maximum(z), 0)
+
+
+def row_maximum_modulus(z: Values) -> Values:
+    """Return max |z| of every row."""
+    return row_maximum(np.abs(z))
+
+
+def _products(*values: Values) -> HostJet:
+    """Return the jet of functions that are single terms: values are their own moduli."""
+    u, du, d2u, d3u = values
+    return HostJet((u, du, d2u, d3u), (np.abs(u), np.abs(du), np.abs(d2u), np.abs(d3u)))
+
+
+def _unit(z: Values, shift: Values | float) -> Values:
+    """Return e^{−shift} in the precision of z."""
+    return np.exp(-np.asarray(shift, z.dtype))
+
+
+# --- the exponential family ---
+
+
+def exp_jet(z: Values, shift: Values | float) -> HostJet:
+    """Return the jet of e^z, which is its own derivative."""
+    power = np.exp(z - shift)
+    return HostJet((power,) * 4, (power,) * 4)
+
+
+def res_exp_jet(z: Values, shift: Values | float) -> HostJet:
+    """Return the jet of e^z + z."""
+    power = np.exp(z - shift)
+    unit = _unit(z, shift)
+    du = power + unit
+    return HostJet(
+        (power + unit * z, du, power, power), (power + unit * np.abs(z), du, power, power)
+    )
+
+
+def _hyperbolic(z: Values, shift: Values | float) -> tuple[Values, Values]:
+    """Return e^{−shift} times cosh z and sinh z."""
+    # The larger of the two exponentials is that of |z|, and nothing cancels in expm1.
+    larger_power = np.exp(np.abs(z) - shift)
+    cosh = larger_power * (1 + np.exp(-2 * np.abs(z))) / 2
+    sinh = -np.sign(z) * larger_power * np.expm1(-2 * np.abs(z)) / 2
+    return cosh, sinh
+
+
+def cosh_jet(z: Values, shift: Values | float) -> HostJet:
+    """Return the jet of cosh z."""
+    cosh, sinh = _hyperbolic(z, shift)
+    return HostJet((cosh, sinh, cosh, sinh), (cosh, cosh, cosh, np.abs(sinh)))
+
+
+def sinh_jet(z: Values, shift: Values | float) -> HostJet:
+    """Return the jet of sinh z."""
+    cosh, sinh = _hyperbolic(z, shift)
+    return HostJet((sinh, cosh, sinh, cosh), (cosh, cosh, np.abs(sinh), cosh))
+
+
+# --- functions without a shift of their own ---
+
+
+def identity_jet(z: Values, shift: Values | float) -> HostJet:
+    """Return the jet of z."""
+    unit = _unit(z, shift) + np.zeros_like(z)
+    return _products(unit * z, unit, 0 * unit, 0 * unit)
+
+
+def relu_jet(z: Values, shift: Values | float) -> HostJet:
+    """Return the jet of max(0, z), between its jumps; u'(0) = 0."""
+    unit = _unit(z, shift) + np.zeros_like(z)
+    slope = np.where(z > 0, unit, 0)
+    return _products(unit * np.maximum(z, 0), slope, 0 * unit, 0 * unit)
+
+
+def threshold_jet(z: Values, shift: Values | float) -> HostJet:
+    """Return the jet of 1{z > 0}, between its jumps."""
+    unit = _unit(z, shift) + np.zeros_like(z)
+    return _products(np.where(z > 0, unit, 0), 0 * unit, 0 * unit, 0 * unit)
+
+
+def crrelu_jet(epsilon: float, z: Values, shift: Values | float) -> HostJet:
+    """Return the jet of max(0, z) + ε z e^{−z²/2}, between its jumps."""
+    relu = relu_jet(z, shift).values
+    t = np.clip(z, -LARGEST_GAUSSIAN_LOGIT, LARGEST_GAUSSIAN_LOGIT)
+    gaussian = epsilon * _unit(z, shift) * np.exp(-0.5 * t**2)
+    # Each derivative of e^{−t²/2} is a Hermite polynomial times it.
+    corrections = (
+        t * gaussian,
+        (1 - t**2) * gaussian,
+        (t**3 - 3 * t) * gaussian,
+        (-(t**4) + 6 * t**2 - 3) * gaussian,
+    )
+    size = np.abs(gaussian)
+    moduli = (
+        np.abs(t) * size,
+        (1 + t**2) * size,
+        (np.abs(t) ** 3 + 3 * np.abs(t)) * size,
+        (t**4 + 6 * t**2 + 3) * size,
+    )
+    u, du, d2u, d3u = (part + bump for part, bump in zip(relu, corrections, strict=True))
+    sizes = (np.abs(part) + bump for part, bump in zip(relu, moduli, strict=True))
+    return HostJet((u, du, d2u, d3u), tuple(sizes))  # pyright: ignore[reportArgumentType]
+
+
+def erf_jet(z: Values, shift: Values | float) -> HostJet:
+    """Return the jet of erf z, in float64."""
+    z = np.asarray(z, np.float64)
+    unit = _unit(z, shift)
+    t = np.clip(z, -LARGEST_GAUSSIAN_LOGIT, LARGEST_GAUSSIAN_LOGIT)
+    du = 2 / math.sqrt(math.pi) * np.exp(-(t**2)) * unit
+    values = (scipy.special.erf(z) * unit, du, -2 * t * du, (4 * t**2 - 2) * du)
+    u, _, d2u, _ = values
+    return HostJet(values, (np.abs(u), du, np.abs(d2u), (4 * t**2 + 2) * du))
