@@ -55,10 +55,9 @@ Points1 = Float[Array | np.ndarray, "n1 d"]
 Points2 = Float[Array | np.ndarray, "n2 d"]
 
 FAMILIES: dict[str, tuple[str, bool]] = {
-    "softmax": ("exp", True),
-    "res_softmax": ("res_exp", True),
-    "relu": ("relu", False),
-    "exp": ("exp", False),
+    family: (activation.name, normalized)
+    for activation in activations.ACTIVATIONS.values()
+    for family, normalized in activation.families
 }
 """Named members of the family: (activation, normalized)."""
 
@@ -284,8 +283,8 @@ def two_layer(
     ====================  =====================================================================
 
     Args:
-        family: "softmax", "res_softmax", "relu" or "exp"; leave it out to name an activation
-            instead.
+        family: a name in ``FAMILIES`` (softmax, res_softmax, relu, exp, …); leave it out to name an
+            activation instead.
         width: m, the number of hidden units; even if antisymmetric.
         out_dim: k, the number of outputs.
         sigma: σ, the standard deviation of the hidden weights. It may be traced: kernels, and

@@ -12,6 +12,8 @@ REFERENCE = {
     "relu": lambda z: np.maximum(z, 0),
     "crrelu": lambda z: np.maximum(z, 0) + 0.01 * z * np.exp(-(z**2) / 2),
     "threshold": lambda z: np.where(z > 0, 1.0, 0.0),
+    "softplus": lambda z: np.logaddexp(z, 0),
+    "gelu": lambda z: z * scipy.special.ndtr(z),
     "identity": lambda z: z,
     "erf": scipy.special.erf,
 }
@@ -25,6 +27,8 @@ PRECISE = {
     "relu": lambda z: max(z, mp.mpf(0)),
     "crrelu": lambda z: max(z, mp.mpf(0)) + mp.mpf(0.01) * z * mp.exp(-(z**2) / 2),
     "threshold": lambda z: mp.mpf(1 if z > 0 else 0),
+    "softplus": lambda z: max(z, mp.mpf(0)) + mp.log1p(mp.exp(-abs(z))),
+    "gelu": lambda z: z * mp.erfc(-z / mp.sqrt(2)) / 2,
     "identity": lambda z: z,
     "erf": mp.erf,
 }

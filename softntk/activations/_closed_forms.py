@@ -20,7 +20,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import erf
+from jax.scipy.special import erf, erfc
 from jaxtyping import Array, Float
 
 from softntk._linalg.angles import (
@@ -192,6 +192,126 @@ def threshold_derivative(
 ) -> Scalars:
     """Return E[u'(g₁) u'(g₂)] = 0: u' is zero almost everywhere."""
     return jnp.zeros_like(q11 + q12 + q22 - s)
+
+
+# --- gelu: z Φ(z), with Φ and φ the distribution and the density of N(0, 1) ---
+
+
+def gelu_jet(z: Scalars, c: Scalars | float) -> Jet:
+    """Return the jet of z Φ(z)."""
+    scale = unscale(z, c)
+    # Clipped, z times a Gaussian tail is 0 and not inf · 0.
+    clipped_z = jnp.clip(z, -MAX_GAUSSIAN_ARGUMENT, MAX_GAUSSIAN_ARGUMENT)
+    share = 0.5 * erfc(-clipped_z / math.sqrt(2))
+    density = jnp.exp(-0.5 * clipped_z**2) / math.sqrt(2 * math.pi)
+    return (
+        jnp.where(z > 0, z, clipped_z) * share * scale,
+        (share + clipped_z * density) * scale,
+        (2 - clipped_z**2) * density * scale,
+    )
+
+
+def gelu_mean(q: Scalars, s: Scalars | float) -> Scalars:
+    """Return e^{-s} E[g Φ(g)] = e^{-s} q/√(2π(1 + q)), by Stein."""
+    return q * jax.lax.rsqrt(1 + q) / math.sqrt(2 * math.pi) * unscale(q, s)
+
+
+def _gelu_terms(
+    q11: Scalars, q12: Scalars, q22: Scalars, sines: Scalars
+) -> tuple[Scalars, Scalars, Scalars]:
+    """Return E[Φ(g₁) Φ(g₂)], √Δ with Δ = (1 + q11)(1 + q22) − q12², and 1/(1 + q11) + 1/(1 + q22).
+
+    The first is the orthant probability of two Gaussians of variances 1 + q, (π − θ)/2π with
+    cos θ = q12/√((1 + q11)(1 + q22)).
+    """
+    root = 2 * half_sqrt_determinant(1.0, q11, q12, q22, sines)
+    return (
+        _half_normal_angle(q11, q12, q22, sines) / (2 * jnp.pi),
+        root,
+        1 / (1 + q11) + 1 / (1 + q22),
+    )
+
+
+@jax.custom_jvp
+def _half_normal_angle(q11: Scalars, q12: Scalars, q22: Scalars, sines: Scalars) -> Scalars:
+    """Return π − θ, cos θ = q12/√((1 + q11)(1 + q22))."""
+    return jnp.arctan2(2 * half_sqrt_determinant(1.0, q11, q12, q22, sines), -q12)
+
+
+@_half_normal_angle.defjvp
+def _half_normal_angle_jvp(primals: tuple, tangents: tuple) -> tuple[Scalars, Scalars]:
+    """Differentiate the angle in the variances; the sine carries no gradient."""
+    q11, q12, q22, _ = primals
+    d11, d12, d22, _ = tangents
+    root = 2 * half_sqrt_determinant(1.0, *primals)
+    relative_part = 0.5 * (d11 / (1 + q11) + d22 / (1 + q22))
+    return _half_normal_angle(*primals), d12 / root - q12 / root * relative_part
+
+
+def gelu_covariance(
+    q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None
+) -> Scalars:
+    """Return e^{-s} E[u(g₁) u(g₂)], by Stein's identity twice.
+
+    It is q12 P + (q11 q22 − q12² + q12²(1/(1 + q11) + 1/(1 + q22)))/(2π√Δ), where P is the orthant
+    probability: all terms of the second are positive.
+    """
+    sines = sine(q11, q12, q22) if sines is None else sines
+    return _gelu_covariance(q11, q12, q22, sines) * unscale(q12, s)
+
+
+@jax.custom_jvp
+def _gelu_covariance(q11: Scalars, q12: Scalars, q22: Scalars, sines: Scalars) -> Scalars:
+    """Return E[u(g₁) u(g₂)]."""
+    probability, root, inverse_sum = _gelu_terms(q11, q12, q22, sines)
+    area = safe_sqrt(q11) * safe_sqrt(q22) * sines
+    # Divided by √Δ before anything is squared, which could overflow.
+    second_part = area / root * area + q12 / root * (q12 * inverse_sum)
+    return q12 * probability + second_part / (2 * jnp.pi)
+
+
+@_gelu_covariance.defjvp
+def _gelu_covariance_jvp(primals: tuple, tangents: tuple) -> tuple[Scalars, Scalars]:
+    """Differentiate by Price: ∂/∂q12 = E[u'u'], ∂/∂q11 = ½ E[u''(g₁) u(g₂)]."""
+    q11, q12, q22, sines = primals
+    d11, d12, d22, _ = tangents
+    variance_part = _gelu_curvature(q11, q12, q22, sines) * d11
+    variance_part = variance_part + _gelu_curvature(q22, q12, q11, sines) * d22
+    return _gelu_covariance(*primals), _gelu_slopes(*primals) * d12 + variance_part
+
+
+def _gelu_slopes(q11: Scalars, q12: Scalars, q22: Scalars, sines: Scalars) -> Scalars:
+    """Return E[u'(g₁) u'(g₂)] = P + q12 (1/(1 + q11) + 1/(1 + q22) + 1/Δ)/(2π√Δ)."""
+    probability, root, inverse_sum = _gelu_terms(q11, q12, q22, sines)
+    second_part = q12 / root * (inverse_sum + 1 / root**2)
+    return probability + second_part / (2 * jnp.pi)
+
+
+def _gelu_curvature(q11: Scalars, q12: Scalars, q22: Scalars, sines: Scalars) -> Scalars:
+    """Return ½ E[u''(g₁) u(g₂)] for u'' = (2 − z²) φ(z).
+
+    With p = 1 + q11 and r = 1 + q22 it is (√Δ(p + 2)/p² − (r/p + 1)/√Δ − r/Δ^{3/2})/4π. The terms
+    cancel for small variances, where the numerator over Δ^{3/2} is expanded in q12².
+    """
+    root = 2 * half_sqrt_determinant(1.0, q11, q12, q22, sines)
+    p = 1 + q11
+    r = 1 + q22
+    is_small = (q11 < 1) & (q22 < 1)
+    w = jnp.where(is_small, q12, 0) ** 2
+    small_q22 = jnp.where(is_small, q22, 0)
+    expanded = (
+        r * (p + 1) * small_q22 + (1 - 3 * r / p - 2 * r) * w + (p + 2) / p**2 * w**2
+    ) / root**3
+    direct = root / p + 2 * root / p / p - (r / p + 1) / root - r / root / root / root
+    return jnp.where(is_small, expanded, direct) / (4 * jnp.pi)
+
+
+def gelu_derivative(
+    q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float, sines: Scalars | None = None
+) -> Scalars:
+    """Return e^{-s} E[u'(g₁) u'(g₂)]."""
+    sines = sine(q11, q12, q22) if sines is None else sines
+    return _gelu_slopes(q11, q12, q22, sines) * unscale(q12, s)
 
 
 # --- identity and erf ---

@@ -136,3 +136,33 @@ def erf_jet(z: Values, shift: Values | float) -> HostJet:
     values = (scipy.special.erf(z) * unit, du, -2 * t * du, (4 * t**2 - 2) * du)
     u, _, d2u, _ = values
     return HostJet(values, (np.abs(u), du, np.abs(d2u), (4 * t**2 + 2) * du))
+
+
+def softplus_jet(z: Values, shift: Values | float) -> HostJet:
+    """Return the jet of log(1 + e^z), whose derivatives are products of logistic functions."""
+    unit = _unit(z, shift)
+    decay = np.exp(-np.abs(z))
+    # σ(z) and σ(−z) without an exponential that overflows; 1 − 2σ(z) = −tanh(z/2).
+    larger_share = 1 / (1 + decay)
+    smaller_share = decay / (1 + decay)
+    du = unit * np.where(z > 0, larger_share, smaller_share)
+    d2u = unit * larger_share * smaller_share
+    return _products(unit * (np.maximum(z, 0) + np.log1p(decay)), du, d2u, -np.tanh(z / 2) * d2u)
+
+
+def gelu_jet(z: Values, shift: Values | float) -> HostJet:
+    """Return the jet of z Φ(z), Φ the normal distribution, in float64."""
+    z = np.asarray(z, np.float64)
+    unit = _unit(z, shift)
+    t = np.clip(z, -LARGEST_GAUSSIAN_LOGIT, LARGEST_GAUSSIAN_LOGIT)
+    share = unit * 0.5 * scipy.special.erfc(-t / math.sqrt(2))
+    density = unit * np.exp(-0.5 * t**2) / math.sqrt(2 * math.pi)
+    u = np.where(z > 0, z, t) * share
+    values = (u, share + t * density, (2 - t**2) * density, (t**3 - 4 * t) * density)
+    moduli = (
+        np.abs(u),
+        share + np.abs(t) * density,
+        (2 + t**2) * density,
+        (np.abs(t) ** 3 + 4 * np.abs(t)) * density,
+    )
+    return HostJet(values, moduli)

@@ -7,10 +7,14 @@ from softntk._core.validation import check_choice
 from softntk.activations import _closed_forms as forms
 from softntk.activations import _exponential_family as exponentials
 from softntk.activations import _host_jets as host_jets
+from softntk.activations import _softplus as softplus
 from softntk.activations._activation import Activation
 from softntk.activations._crrelu import crrelu
 from softntk.activations._enclosures import Enclosure, Suprema
 from softntk.activations._moments import Moments
+
+GELU_MINIMUM = -0.7517915246935645
+"""Where z Φ(z) is smallest, the root of Φ(z) + z φ(z)."""
 
 ACTIVATIONS: dict[str, Activation] = {
     activation.name: activation
@@ -125,6 +129,54 @@ ACTIVATIONS: dict[str, Activation] = {
                 host_jets.relu_jet, jumps=(0.0,), convex=True, surrogate="softplus"
             ),
             families=(("relu", False),),
+        ),
+        # log(1 + e^z)
+        Activation(
+            "softplus",
+            softplus.softplus_jet,
+            Moments(
+                softplus.softplus_mean,
+                softplus.softplus_covariance,
+                softplus.softplus_derivative,
+                angular=True,
+            ),
+            forms.no_scale,
+            # The third derivative vanishes at zero, the fourth where σ(z) = (1 ± 1/√3)/2.
+            enclosure=Enclosure(
+                host_jets.softplus_jet,
+                turning_points=(
+                    (),
+                    (),
+                    (0.0,),
+                    (-math.log(2 + math.sqrt(3)), math.log(2 + math.sqrt(3))),
+                ),
+                convex=True,
+            ),
+            families=(("softplus", False),),
+        ),
+        # z Φ(z), Φ the distribution of N(0, 1)
+        Activation(
+            "gelu",
+            forms.gelu_jet,
+            Moments(forms.gelu_mean, forms.gelu_covariance, forms.gelu_derivative, angular=True),
+            forms.no_scale,
+            # u'' = (2 − z²)φ and the next two vanish at roots of polynomials, u' at one number.
+            enclosure=Enclosure(
+                host_jets.gelu_jet,
+                turning_points=(
+                    (GELU_MINIMUM,),
+                    (-math.sqrt(2), math.sqrt(2)),
+                    (-2.0, 0.0, 2.0),
+                    tuple(
+                        sign * math.sqrt((7 + other_sign * math.sqrt(33)) / 2)
+                        for sign in (-1, 1)
+                        for other_sign in (-1, 1)
+                    ),
+                ),
+                gaussian=True,
+                extended=False,
+            ),
+            families=(("gelu", False),),
         ),
         # Odd functions: E[u] = 0, so they cannot be normalized.
         Activation(

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 
 from softntk._linalg import design_matrix as matrices
 from softntk._linalg.norms import host_norm
+from softntk._linalg.rigorous import slack
 from softntk.activations import Enclosure, missing_enclosure_reason
 from softntk.regression._problem import Problem
 from softntk.regression._scaled_products import (
@@ -117,13 +118,13 @@ def _bound_sum(
     # 1. The sum of the least values on the intervals of the logits.
     lower, upper = _logit_interval(p, ball)
     least = enclosure.bounds(lower, upper, shift, orders=(0,))[0].lower
-    interval_sum = _sum_below(least, np.abs(least))
+    interval_sum = _sum_below(least, slack(len(least)) * np.abs(least))
     if not enclosure.convex:
         return interval_sum
     # 2. The tangent at the centre, which lies below a convex function.
     jet = enclosure.jet(ball.logits, shift)
     slopes = jet.values[1]
-    centre_sum = _sum_below(jet.values[0], jet.moduli[0])
+    centre_sum = _sum_below(jet.values[0], ROUNDING_MARGIN * jet.moduli[0])
     if not math.isfinite(centre_sum):
         return math.inf if centre_sum > 0 else interval_sum
     max_decrease = multiply(adjoint_norm(p, slopes), ball.radius * (1 + ROUNDING_MARGIN))
@@ -131,10 +132,10 @@ def _bound_sum(
     return max(interval_sum, centre_sum - max_decrease)
 
 
-def _sum_below(values: Float[np.ndarray, " n"], moduli: Float[np.ndarray, " n"]) -> float:
-    """Return a lower bound of the sum of values with rounding errors relative to their moduli."""
+def _sum_below(values: Float[np.ndarray, " n"], errors: Float[np.ndarray, " n"]) -> float:
+    """Return a lower bound of the sum of values with these errors; −inf where it is not known."""
     total = float(values.sum())
-    return -math.inf if math.isnan(total) else total - ROUNDING_MARGIN * float(moduli.sum())
+    return -math.inf if math.isnan(total) else total - float(errors.sum())
 
 
 def _bound_exp_sum(

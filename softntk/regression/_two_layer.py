@@ -37,7 +37,12 @@ from softntk.regression._residual_problem import ResidualProblem, nonnegative, s
 Layer = tuple[Activation, bool]
 
 # Layers that divide by their sum -> the activation that they normalize.
-NORMALIZED_LAYERS = {"softmax": "exp", "res_softmax": "res_exp"}
+NORMALIZED_LAYERS = {
+    family: activation.name
+    for activation in activations.ACTIVATIONS.values()
+    for family, normalized in activation.families
+    if normalized
+}
 
 
 def two_layer(

@@ -9,7 +9,7 @@ import optax
 import pytest
 from helpers import assert_close, relative_score_error, ring, slow_except
 
-from softntk import diffusion
+from softntk import diffusion, networks
 from softntk.diffusion._denoisers import network as network_module
 from softntk.diffusion._denoisers import network_training
 from softntk.diffusion._denoisers.base import fit_coordinates
@@ -41,7 +41,7 @@ def test_learns_a_ring():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", network_module.FAMILIES)
+@pytest.mark.parametrize("family", networks.FAMILIES)
 def test_meets_its_claim_on_the_ring(family):
     """Relative score error at most 0.05 on average over t in [0.05, 1], of 4,096 points."""
     mixture = ring()

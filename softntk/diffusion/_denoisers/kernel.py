@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from softntk import networks
+from softntk import activations, networks
 from softntk._core.progress import Progress
 from softntk._core.records import function_record, static, static_record
 from softntk._core.validation import (
@@ -33,13 +33,11 @@ STOPPING = ("holdout", *kernel_fit.STOPPING_RULES)
 MIN_VALIDATION_SAMPLES = 16384
 """Number of noisy samples by default, and the least number that measures a held-out error."""
 
-SIGMA_CANDIDATES = {
-    "softmax": (1.0, 2.0, 4.0, 8.0),
-    "res_softmax": (1.0, 2.0, 4.0, 8.0),
-    "exp": (0.5, 1.0, 2.0, 3.0),
-    "relu": (1.0,),
-}
-"""Families of networks, and the σ that are tried for each, smoothest kernel first."""
+SIGMA_CANDIDATES = (1.0, 2.0, 4.0, 8.0)
+"""The σ that are tried for a family of networks, smoothest kernel first."""
+
+EXPONENTIAL_SIGMA_CANDIDATES = (0.5, 1.0, 2.0, 3.0)
+"""The σ that are tried where the kernel grows exponentially: plain networks of e^z and the like."""
 
 
 @function_record
@@ -123,6 +121,22 @@ def _infinite_width(family: str) -> networks.Network:
     return networks.two_layer(family, width=2)
 
 
+def _sigma_candidates(family: str) -> tuple[float, ...]:
+    """Return the σ to be tried for a family, by how its activation grows."""
+    name, normalized = networks.FAMILIES[family]
+    moments = activations.get(name).moments
+    # Kernels of homogeneous activations do not depend on the unit of the points.
+    if moments.degree is not None:
+        return (1.0,)
+    with jax.ensure_compile_time_eval():
+        grows_exponentially = float(moments.growth(1.0)) > 0
+    return (
+        EXPONENTIAL_SIGMA_CANDIDATES
+        if grows_exponentially and not normalized
+        else (SIGMA_CANDIDATES)
+    )
+
+
 def kernel_denoiser(
     key: PRNGKeyArray,
     sde: VPSDE,
@@ -154,8 +168,8 @@ def kernel_denoiser(
         x0: data, [n, d].
         family: of :func:`softntk.networks.two_layer`, whose kernel it is.
         sigma: σ of its weights; 1/σ is the length scale of the kernel on the unit sphere. None: the
-            best on held-out data, at each noise level, of 1, 2, 4, 8 (½, 1, 2, 3 for exp; relu does
-            not depend on it).
+            best on held-out data, at each noise level, of 1, 2, 4, 8 (½, 1, 2, 3 for exp; relu and
+            other homogeneous functions do not depend on it).
         train_readout: use the kernel of a network whose readout is trained too.
         times: J noise levels, evenly in log-SNR, or the times themselves; in between F is
             interpolated.
@@ -202,7 +216,7 @@ def kernel_denoiser(
     """
     # 1. Check the arguments.
     key = check_known("key", check_key("key", key))
-    family = check_choice("family", family, SIGMA_CANDIDATES)
+    family = check_choice("family", family, networks.FAMILIES)
     if sigma is not None:
         sigma = check_known("sigma", check_number("sigma", sigma, above=0))
     train_readout = check_flag("train_readout", train_readout)
@@ -219,7 +233,8 @@ def kernel_denoiser(
     draws = max(1, min_draws) if draws is None else draws
     fold_key, landmark_key = jax.random.split(key)
     # σ is chosen by held-out errors too, whatever the stopping rule.
-    chooses_sigma = sigma is None and len(SIGMA_CANDIDATES[family]) > 1
+    sigmas = _sigma_candidates(family) if sigma is None else (sigma,)
+    chooses_sigma = len(sigmas) > 1
     uses_folds = stopping == "holdout" or chooses_sigma
     folds = kernel_fit.split_folds(fold_key, len(x0), validation if uses_folds else None)
     # 3. Fit each noise level.
@@ -231,7 +246,7 @@ def kernel_denoiser(
         coordinates=coordinates,
         x0=x0,
         folds=folds,
-        sigmas=SIGMA_CANDIDATES[family] if sigma is None else (sigma,),
+        sigmas=sigmas,
         draws=draws,
         validation_draws=max(draws, min_draws),
     )

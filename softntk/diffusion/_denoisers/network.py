@@ -31,9 +31,6 @@ from softntk.diffusion._types import Points
 from softntk.networks import Network, Parameters
 from softntk.solution import NumericalError, Result
 
-# Families of networks.two_layer with a default σ below.
-FAMILIES = ("softmax", "res_softmax", "exp", "relu")
-
 LEVELS = (1.0, 2.4)
 """Mean and deviation of the log-SNR of the data: Karras et al. (2022), table 1."""
 
@@ -138,9 +135,9 @@ def fit_denoiser(
             errors are of one size in all coordinates, and drown a column of small deviation.
         family: of :func:`softntk.networks.two_layer`.
         width: m, even.
-        sigma: σ of the initial weights; None: 7/√(d + 1) for softmax and res_softmax, whose
+        sigma: σ of the initial weights; None: 7/√(d + 1) for normalized families (softmax), whose
             features are then as sharp in every dimension (a vector of weights has norm 7); 1 for
-            exp and relu.
+            the others.
         train_readout: train the readout too. The paper trains the hidden weights only.
         times: number of knots of the time embedding, evenly in log-SNR, or their times. With one
             time t = that time always.
@@ -287,14 +284,15 @@ def starting_network(
     Raises:
         ValueError: an unknown family, a width that is not even, σ not positive.
     """
-    family = check_choice("family", family, FAMILIES)
+    family = check_choice("family", family, networks.FAMILIES)
     width = check_count("width", width)
     train_readout = check_flag("train_readout", train_readout)
     # 1. Choose σ by the dimension of z, which is d + 1.
     d = len(coordinates.mean)
     level_count = len(coordinates.noise_levels)
     if sigma is None:
-        sigma = WEIGHT_NORM / math.sqrt(d + 1) if family in ("softmax", "res_softmax") else 1.0
+        _, normalized = networks.FAMILIES[family]
+        sigma = WEIGHT_NORM / math.sqrt(d + 1) if normalized else 1.0
     deviation = check_known("sigma", check_number("sigma", sigma, above=0))
     # 2. Draw the weights. The default of two_layer is antisymmetric, so that F = 0 at the start.
     net = networks.two_layer(

@@ -156,6 +156,7 @@ class LogitBox:
         z = x @ weights
         shift = enclosure.shift(z) if normalized else np.zeros((len(z), 1))
         slope = enclosure.exponential_slope
+        self._is_exponential = slope == 0
         self._slack = slack(z.shape[1] * copies)
         # 2. The rounding of the logits, of z − c and of the exponential, as a half-width δ.
         self.start = EPS * (
@@ -192,6 +193,10 @@ class LogitBox:
 
     def value_errors(self) -> Matrix:
         """Return how far u/α may lie from ``values``, by the rounding of the logits, [n, m]."""
+        # The rounding of a logit is a relative error of e^z, and of α. For other functions, whose
+        # terms may cancel, it is not.
+        if self._is_exponential:
+            return 2 * np.expm1(self.start).max() * np.abs(self.values)
         units = self._units.on_box(self.start)
         inverse = self._inverse_total(units)
         assert inverse is not None

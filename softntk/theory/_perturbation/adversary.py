@@ -7,7 +7,7 @@ maximises ½‖H(W + Δ) − H(W)‖_F² over all Δ whose columns, one a neuron
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -19,7 +19,6 @@ from softntk import activations
 from softntk._linalg.norms import host_norm, scaled_norm
 from softntk._linalg.products import product
 from softntk._two_layer.architecture import row_vectors
-from softntk.activations import Activation
 from softntk.networks import Architecture, Parameters, Points, row_factors
 
 Move = Float[Array, "c m"]
@@ -76,12 +75,6 @@ def _scale_weights(params: Parameters, factor: float) -> Parameters:
     return replace(params, hidden=factor * params.hidden, bias=bias)
 
 
-@lru_cache(maxsize=1)
-def _softplus() -> Activation:
-    """Return softplus, whose slope is smooth where that of relu jumps."""
-    return activations.from_function(jax.nn.softplus, "softplus", activations.get("relu").moments)
-
-
 class KernelNeighbourhood:
     """A network at W and its points, in float64, with H(W) and distances from it.
 
@@ -133,8 +126,10 @@ class KernelNeighbourhood:
         architecture = self.architecture
         # The residual H(W̃) − H(W) is that of the network itself, also where its slope is replaced.
         change = self.change(params)
-        if architecture.activation.name == "relu":
-            architecture = replace(architecture, activation=_softplus())
+        enclosure = architecture.activation.enclosure
+        if enclosure is not None and enclosure.surrogate is not None:
+            surrogate = activations.get(enclosure.surrogate)
+            architecture = replace(architecture, activation=surrogate)
             params = _scale_weights(params, 1 / (R * float(self.row_norms.mean())))
         return _kernel_gradient(architecture, params, self.x, change)
 
