@@ -20,6 +20,8 @@ LAYERS = {
     "Normalized relu": lambda: stax.NormalizedActivation("relu"),
     "CRReLU": lambda: stax.CRReLU(0.3),
     "Threshold": stax.Threshold,
+    "Plain softplus": lambda: stax.PlainActivation("softplus"),
+    "Normalized gelu": lambda: stax.NormalizedActivation("gelu"),
 }
 
 
@@ -58,6 +60,8 @@ def test_everything_of_neural_tangents_is_here():
         ("ResSoftmax", {"family": "res_softmax"}),
         ("Normalized relu", {"activation": "relu", "normalize": True}),
         ("Threshold", {"activation": "threshold"}),
+        ("Plain softplus", {"family": "softplus"}),
+        ("Normalized gelu", {"activation": "gelu", "normalize": True}),
     ],
 )
 def test_two_layers_agree_with_networks(layer, network, x64):

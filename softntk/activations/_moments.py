@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
+from jax import lax
 
 from softntk._core.validation import (
     as_dtype,
@@ -167,8 +168,11 @@ def _divide_by_means(
     """Return both moments over the two means, infinite where a mean is zero."""
     vanishes = (mean1 == 0) | (mean2 == 0)
     mean1, mean2 = (jnp.where(mean == 0, 1, mean) for mean in (mean1, mean2))
-    # One after the other: a product of two means may underflow.
-    ratio1, ratio2 = (jnp.where(vanishes, jnp.inf, moment / mean1 / mean2) for moment in pair)
+    # One after the other: a product of two means may underflow, and XLA would form it.
+    ratio1, ratio2 = (
+        jnp.where(vanishes, jnp.inf, lax.optimization_barrier(moment / mean1) / mean2)
+        for moment in pair
+    )
     return ratio1, ratio2
 
 

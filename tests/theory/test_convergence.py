@@ -31,6 +31,8 @@ CASES = {
     "res_softmax, all of it": ("res_softmax", 4, 5, 2, 5001, "paper", True, False),
     "exp": ("exp", 3, 4, 1, 500, "ntk", False, True),
     "exp, bias": ("exp", 4, 3, 2, 2001, "ntk", True, False),
+    "softplus": ("softplus", 3, 4, 1, 500, "ntk", False, True),
+    "gelu, bias": ("gelu", 4, 3, 2, 2001, "ntk", True, False),
 }
 
 

@@ -4,8 +4,10 @@ from decimal import Decimal, localcontext
 
 import jax
 import jax.numpy as jnp
+import mpmath as mp
 import numpy as np
 import pytest
+from activation_references import PRECISE
 from helpers import assert_close
 from jax.experimental import sparse
 
@@ -21,6 +23,8 @@ KINDS = [
     ("cosh", "normalized"),
     ("exp", "plain"),
     ("sinh", "rescaled"),
+    ("softplus", "normalized"),
+    ("softplus", "plain"),
 ]
 _EXP = Decimal.exp
 FUNCTIONS = {
@@ -28,6 +32,7 @@ FUNCTIONS = {
     "res_exp": (lambda z: z.exp() + z, lambda z: z.exp() + 1),
     "cosh": (lambda z: (z.exp() + (-z).exp()) / 2, lambda z: (z.exp() - (-z).exp()) / 2),
     "sinh": (lambda z: (z.exp() - (-z).exp()) / 2, lambda z: (z.exp() + (-z).exp()) / 2),
+    "softplus": (lambda z: (1 + z.exp()).ln(), lambda z: 1 / (1 + (-z).exp())),
 }
 
 
@@ -234,7 +239,9 @@ def test_a_normaliser_that_cancels_costs_digits_twice():
     assert cancelled / whole > 0.25 * lost**2
 
 
-@pytest.mark.parametrize("activation", ["exp", "res_exp", "cosh", "sinh"])
+@pytest.mark.parametrize(
+    "activation", ["exp", "res_exp", "cosh", "sinh", "erf", "softplus", "gelu"]
+)
 @pytest.mark.parametrize("form", ["plain", "rescaled", "normalized"])
 def test_parts_in_the_logits_are_those_of_automatic_differentiation(activation, form, x64):
     """The gradient v∘s + w²z that the certificate starts from, at logits near zero and far off."""
@@ -242,7 +249,15 @@ def test_parts_in_the_logits_are_those_of_automatic_differentiation(activation, 
         pytest.skip("no such problem: the normaliser may vanish")
     z, b = np.array([-2.0, -0.3, 0.05, 0.4, 1.7]), np.array([0.1, 0.3, 0.2, 0.15, 0.25])
     p = sn.regression.problem(np.eye(5), b, activation, form)
-    u = {"exp": jnp.exp, "res_exp": lambda t: jnp.exp(t) + t, "cosh": jnp.cosh, "sinh": jnp.sinh}
+    u = {
+        "exp": jnp.exp,
+        "res_exp": lambda t: jnp.exp(t) + t,
+        "cosh": jnp.cosh,
+        "sinh": jnp.sinh,
+        "erf": jax.scipy.special.erf,
+        "softplus": jax.nn.softplus,
+        "gelu": lambda t: t * jax.scipy.special.ndtr(t),
+    }
 
     def loss(z):
         values = u[activation](z)
@@ -261,6 +276,34 @@ def test_parts_in_the_logits_are_those_of_automatic_differentiation(activation, 
     assert np.linalg.norm(found.gradient - np.asarray(gradient)) <= found.gradient_error + 1e-14
     assert_close(found.hessian, hessian, rtol=1e-12)
     assert ball.reason
+
+
+@pytest.mark.parametrize(("activation", "form"), [("gelu", "plain"), ("gelu", "rescaled"), ("erf", "plain")])
+def test_functions_that_are_evaluated_in_double_have_wider_bars(activation, form, x64):
+    """Against the stationary point that mpmath finds from the definition."""
+    rng = np.random.default_rng(4)
+    A, b, x = rng.normal(size=(9, 2)), rng.normal(size=9), rng.normal(size=2)
+    p = sn.regression.problem(A, b, activation, form, weights=1.5)
+    solution = sn.solvers.minimise(p, 0.1 * x, rtol=1e-12).value
+    ball = certify(p, solution)
+    assert ball.holds, ball.reason
+    u = PRECISE[activation]
+
+    def loss(*x):
+        z = [mp.fsum(mp.mpf(float(a)) * t for a, t in zip(row, x, strict=True)) for row in A]
+        values = [u(t) for t in z]
+        total = mp.fsum(values) if form == "rescaled" else 1
+        residual = [v - total * mp.mpf(float(t)) for v, t in zip(values, b, strict=True)]
+        return mp.fsum(r**2 for r in residual) / 2 + mp.fsum((mp.mpf(1.5) * t) ** 2 for t in z) / 2
+
+    with mp.workdps(60):
+        gradient = [
+            lambda *x, i=i: mp.diff(loss, x, tuple(int(i == j) for j in (0, 1))) for i in (0, 1)
+        ]
+        exact = mp.findroot(gradient, [mp.mpf(float(t)) for t in solution], tol=1e-40)
+        for t, s, bar in zip(exact, solution, ball.bars, strict=True):
+            assert abs(t - mp.mpf(float(s))) <= mp.mpf(float(bar))
+    assert 1e-16 < ball.error < 1e-9
 
 
 def test_every_rounding_of_a_certificate_is_outward(x64, monkeypatch):
