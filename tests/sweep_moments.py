@@ -254,6 +254,10 @@ def judge(
         return np.inf, np.inf
     eps, largest = mp.mpf(float(limits.eps)), mp.mpf(float(limits.max))
     want = exact(name, quantity, point, shifts)
+    # A slope that is beyond the precision saturates before it is multiplied.
+    slope = exact(name, quantity.replace("NTK", "slope"), point, shifts)
+    if quantity.startswith("NTK") and slope.size > largest:
+        return (0.0, 0.0) if got > 0 or want.value < 0 else (np.inf, np.inf)
     # where a term saturates, the sum may; chain() saturates at 1e-6 of the largest number
     if want.size > 1e-8 * largest:
         # Of two terms that saturate, with signs of their own, the sum has the sign of either.

@@ -278,7 +278,9 @@ def test_parts_in_the_logits_are_those_of_automatic_differentiation(activation, 
     assert ball.reason
 
 
-@pytest.mark.parametrize(("activation", "form"), [("gelu", "plain"), ("gelu", "rescaled"), ("erf", "plain")])
+@pytest.mark.parametrize(
+    ("activation", "form"), [("gelu", "plain"), ("gelu", "rescaled"), ("erf", "plain")]
+)
 def test_functions_that_are_evaluated_in_double_have_wider_bars(activation, form, x64):
     """Against the stationary point that mpmath finds from the definition."""
     rng = np.random.default_rng(4)
