@@ -25,7 +25,8 @@ from softntk._core.validation import (
 )
 from softntk.diffusion._arguments import check_known
 from softntk.diffusion._denoisers import network_training, noisy_samples
-from softntk.diffusion._denoisers.base import Coordinates, Denoiser, fit_coordinates
+from softntk.diffusion._denoisers.base import Denoiser
+from softntk.diffusion._denoisers.coordinates import Coordinates, fit_coordinates
 from softntk.diffusion._noising_process import VPSDE, WEIGHTINGS
 from softntk.diffusion._types import Points
 from softntk.networks import Network, Parameters
@@ -122,9 +123,11 @@ def fit_denoiser(
 ) -> Denoiser:
     r"""Fit E[X_0 | X_t] by training a two-layer network on noisy samples: denoising score matching.
 
-    Use it for more data than a kernel can be fitted to, or where features should be learnt. In the
-    coordinates of :mod:`softntk.diffusion._denoisers.base` f = ℓ + c F. F is an antisymmetric
-    network, zero at the start, so that f is then the best linear denoiser. It minimises
+    Use it for more data than a kernel can be fitted to, or where features should be learnt. Fits
+    with equal settings share their compiled programs, whatever data and key they have. In
+    the coordinates of :mod:`softntk.diffusion._denoisers.coordinates` f = ℓ + c F. F is an
+    antisymmetric network, zero at the start, so that f is then the best linear denoiser. It
+    minimises
 
         ½ E w(t) ‖F(u(t), z(t, X_t)) − (X_0 − ℓ(t, X_t))/c(t)‖²,
 
