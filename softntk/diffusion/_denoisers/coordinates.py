@@ -37,16 +37,16 @@ preconditioning by the known part.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float
 
 from softntk._core.records import record
-from softntk._core.shared_programs import share_program
+from softntk._core.shared_programs import evaluate_shared
 from softntk._core.validation import (
     as_rows,
     check_count,
@@ -213,13 +213,7 @@ def _noise_levels_at(sde: VPSDE, times: Sequence[float]) -> np.ndarray:
 def _log_snrs(sde: VPSDE, times: Sequence[float] | np.ndarray) -> list[float]:
     """Return the log-SNR at each time."""
     # one program for all times, scalar as they are: their number may vary
-    return [float(_as_program(sde.log_snr, jnp.asarray(t))) for t in times]
-
-
-def _as_program(function: Callable[..., PyTree], *arguments: Array) -> PyTree:
-    """Return ``function(*arguments)``, computed by one compiled program."""
-    program, constants = share_program(function, arguments)
-    return program(constants, *arguments)
+    return [float(evaluate_shared(sde.log_snr, jnp.asarray(t))) for t in times]
 
 
 class _Axes(NamedTuple):
@@ -311,7 +305,7 @@ def _check_resolved(sde: VPSDE, coordinates: Coordinates, x0: Float[Array, "n d"
 
     # Three deviations in the unit of the data: of rounding, of the noise, and of the error of ℓ.
     largest_entry, least_noise, linear_error = map(
-        float, _as_program(deviations, x0, coordinates.noise_levels[-1])
+        float, evaluate_shared(deviations, x0, coordinates.noise_levels[-1])
     )
     rounding = largest_entry * float(jnp.finfo(x0.dtype).eps)
     if rounding > linear_error and rounding > least_noise:
