@@ -83,7 +83,7 @@ def test_the_jet_is_that_of_mpmath_in_its_own_precision(name):
     enclosure = ACTIVATIONS[name].enclosure
     z = np.random.default_rng(2).normal(size=8).astype(np.longdouble)
     eps = float(np.finfo(np.longdouble if enclosure.extended else np.float64).eps)
-    jet = enclosure.jet(z, np.longdouble(0))
+    jet = enclosure.jet(z, np.zeros(1, np.longdouble))
     for i, order in itertools.product(range(len(z)), range(4)):
         with mp.workdps(40):
             error = abs(mp.mpf(str(jet.values[order][i])) - derivatives(name, z[i])[order])

@@ -15,7 +15,7 @@ import numpy as np
 from softntk._core.validation import check_callable, check_flag
 from softntk._linalg.rigorous import EPS, Interval
 
-Values = np.ndarray | np.floating
+Values = np.ndarray
 """Numbers of any shape in any precision of NumPy, up to ``numpy.longdouble``."""
 
 EVALUATION_ROUNDINGS = 16
@@ -129,6 +129,7 @@ class Enclosure:
         """
         at_lower = evaluate(lower)
         at_upper = evaluate(upper)
+        one_entry = (1,) * lower.ndim
         results = []
         for order in orders:
             least = np.minimum(at_lower[order].lower, at_upper[order].lower)
@@ -138,7 +139,7 @@ class Enclosure:
                 is_inside = (lower <= point) & (point <= upper)
                 if not is_inside.any():
                     continue
-                inner = [evaluate(np.asarray(side, lower.dtype))[order] for side in sides]
+                inner = [evaluate(np.full(one_entry, side, lower.dtype))[order] for side in sides]
                 least = np.minimum.reduce(
                     [least, *(np.where(is_inside, end.lower, least) for end in inner)]
                 )

@@ -38,7 +38,7 @@ def _products(*values: Values) -> HostJet:
 
 def _unit(z: Values, shift: Values | float) -> Values:
     """Return e^{−shift} in the precision of z."""
-    return np.exp(-np.asarray(shift, z.dtype))
+    return np.asarray(np.exp(-np.asarray(shift, z.dtype)))
 
 
 # --- the exponential family ---
@@ -47,7 +47,7 @@ def _unit(z: Values, shift: Values | float) -> Values:
 def exp_jet(z: Values, shift: Values | float) -> HostJet:
     """Return the jet of e^z, which is its own derivative."""
     power = np.exp(z - shift)
-    return HostJet((power,) * 4, (power,) * 4)
+    return HostJet((power, power, power, power), (power, power, power, power))
 
 
 def res_exp_jet(z: Values, shift: Values | float) -> HostJet:

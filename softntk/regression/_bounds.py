@@ -345,10 +345,10 @@ def _is_softmax(p: Problem) -> bool:
     return p.form == "normalized" and _table_name(p) == "exp"
 
 
-def _table_name(p: Problem) -> str | None:
-    """Return the name of the activation, None for one that is not that entry of the table."""
+def _table_name(p: Problem) -> str:
+    """Return the name of the activation, empty for one that is not that entry of the table."""
     name = p.activation.name
-    return name if ACTIVATIONS.get(name) == p.activation else None
+    return name if ACTIVATIONS.get(name) == p.activation else ""
 
 
 def _ball_and_reach(

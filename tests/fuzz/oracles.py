@@ -17,6 +17,11 @@ ACTIVATIONS: dict[str, tuple[Callable, Callable, Callable]] = {
     "cosh": (np.cosh, np.sinh, np.cosh),
     "sinh": (np.sinh, np.cosh, np.sinh),
     "relu": (lambda z: np.maximum(z, 0), lambda z: (z > 0) * 1.0, lambda z: 0 * z),
+    "softplus": (
+        lambda z: np.logaddexp(z, 0),
+        lambda z: 1 / (1 + np.exp(-z)),
+        lambda z: 1 / ((1 + np.exp(-z)) * (1 + np.exp(z))),
+    ),
     "identity": (lambda z: z, lambda z: 0 * z + 1, lambda z: 0 * z),
     "threshold": (lambda z: (z > 0) * 1.0, lambda z: 0 * z, lambda z: 0 * z),
 }

@@ -26,10 +26,21 @@ for _part in PARTS:
 
 _RECORD = "a record of results, built by the library; its parts are checked where they are used"
 _HELPER = "an internal helper that only carries a public name"
+_ENCLOSED = "called by bounds and certificates, which are targets, with arrays that they have made"
 _INSIDE = "called inside of programs, with arrays that the functions around it have checked"
 NEEDS_NONE = {
     "activations.Activation": "a table entry, written by developers of activations; its methods are targets",
     "activations.Moments": "functions of a table entry",
+    "activations.Enclosure": "a table entry too; bounds and certificates, which read it, are targets",
+    "activations.Enclosure.bounds": _ENCLOSED,
+    "activations.Enclosure.condition": _ENCLOSED,
+    "activations.Enclosure.ranges": _ENCLOSED,
+    "activations.Enclosure.shift": _ENCLOSED,
+    "activations.Enclosure.suprema": _ENCLOSED,
+    "activations.Interval": _RECORD,
+    "activations.Suprema": _RECORD,
+    "activations.HostJet": "a record of arrays, written by developers of activations",
+    "activations.missing_enclosure_reason": "a message; functions that show it are targets",
     "activations.infinite_limit": _INSIDE,
     "activations.chain": _INSIDE,
     "activations.normaliser_is_resolved": _INSIDE,

@@ -107,7 +107,9 @@ def crrelu(draw: Draw) -> Call:
     return Call({"epsilon": epsilon}, check)
 
 
-@target("activations.from_function", u="callable", name="text", moments="object?")
+@target(
+    "activations.from_function", u="callable", name="text", moments="object?", enclosure="object?"
+)
 def from_function(draw: Draw) -> Call:
     def check(result: Any) -> str | None:
         z = draw.normal(draw.m)
@@ -360,6 +362,18 @@ def res_softmax_layer(draw: Draw) -> Call:
 @target("stax.NormalizedActivation", activation="activation", channel_axis="integer")
 def normalized_layer(draw: Draw) -> Call:
     return Call({"activation": "cosh", "channel_axis": -1}, _layer_check(draw, "cosh"))
+
+
+@target("stax.PlainActivation", activation="activation")
+def plain_layer(draw: Draw) -> Call:
+    name = draw.pick("softplus", "relu", "identity", "threshold")
+    z = draw.rounded(draw.normal(draw.n, draw.m))
+
+    def check(layer: Any) -> str | None:
+        want = ACTIVATIONS[name][0](long(z))
+        return compare(layer[1]((), jnp.asarray(z, draw.dtype)), want, 32 * draw.eps, draw)
+
+    return Call({"activation": name}, check)
 
 
 @target("stax.CRReLU", epsilon="real")

@@ -130,12 +130,10 @@ def _sigma_candidates(family: str) -> tuple[float, ...]:
     if moments.degree is not None:
         return (1.0,)
     with jax.ensure_compile_time_eval():
-        grows_exponentially = float(moments.growth(1.0)) > 0
-    return (
-        EXPONENTIAL_SIGMA_CANDIDATES
-        if grows_exponentially and not normalized
-        else (SIGMA_CANDIDATES)
-    )
+        grows_exponentially = float(moments.growth(jnp.ones(()))) > 0
+    if grows_exponentially and not normalized:
+        return EXPONENTIAL_SIGMA_CANDIDATES
+    return SIGMA_CANDIDATES
 
 
 def kernel_denoiser(
