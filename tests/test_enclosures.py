@@ -79,6 +79,23 @@ def test_ranges_are_those_of_dense_samples(name, shift):
 
 
 @every
+def test_turning_points_are_where_the_next_derivative_changes_its_sign(name):
+    """All of them, and no others, in steps of a twentieth over |z| ≤ 5."""
+    enclosure = ACTIVATIONS[name].enclosure
+    grid = np.linspace(-5, 5, 201) + 0.0137
+    with mp.workdps(40):
+        slopes = [mp.taylor(PRECISE[name], mp.mpf(z), 4)[1:] for z in grid]
+    for order in range(4):
+        for low, high, before, after in zip(grid, grid[1:], slopes, slopes[1:], strict=False):
+            listed = [p for p in enclosure.turning_points[order] if low < p < high]
+            if any(low < jump < high for jump in enclosure.jumps):
+                continue
+            # Differences of zero are rounding.
+            signs = [0 if abs(s[order]) < 1e-25 else mp.sign(s[order]) for s in (before, after)]
+            assert len(listed) == (signs[0] * signs[1] < 0), (order, low)
+
+
+@every
 def test_the_jet_is_that_of_mpmath_in_its_own_precision(name):
     enclosure = ACTIVATIONS[name].enclosure
     z = np.random.default_rng(2).normal(size=8).astype(np.longdouble)

@@ -203,6 +203,20 @@ def test_boxes_enclose(activation, normalized, x64):
         assert (bend <= found.second * (1 + 1e-12)).all()
 
 
+@pytest.mark.parametrize("activation", ["exp", "res_exp", "gelu"])
+def test_errors_of_outputs_cover_the_rounding_of_logits(activation, x64):
+    """Also where e^z + z = 0, so that no error is relative to it."""
+    x, W = np.ones((1, 1)), np.append(np.full(100, -0.567143290409784), 1.0)[None]
+    u = sn.activations.get(activation)
+    box = logit_box.LogitBox(u.enclosure, True, x, W, 1)
+    errors = box.value_errors()
+    for sign in (-1.0, 1.0):
+        moved = np.asarray(u.u(jnp.asarray(W + 0.9 * sign * box.start)), np.longdouble)
+        change = np.abs(moved / moved.sum() - box.values)
+        assert (change <= errors + 1e-16 * np.abs(box.values)).all()
+    assert errors.max() < 1e-10
+
+
 def test_eigenvalues_from_below_and_norms_from_above():
     rng = np.random.default_rng(0)
     for n in (1, 4, 40):
