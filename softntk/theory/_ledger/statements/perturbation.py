@@ -219,11 +219,12 @@ def relu_kernel_change(case: Case, weights: Case) -> float:
     H = oracles.plain_kernel("relu", W, weights["a"], x)
     changes = []
     for point in x:
-        # every unit moves across the plane on which it switches at this point, if R allows it
-        direction = point[:, None] / np.linalg.norm(point)
-        switched_weights = W - case["R"] * direction * np.sign(point @ W)
-        H_switched = oracles.plain_kernel("relu", switched_weights, weights["a"], x)
-        changes.append(np.linalg.norm(H_switched - H))
+        # every unit moves across the plane on which it switches at this point, if R allows it;
+        # or all units move to one side, so that what switches on does not make up for the rest
+        step = case["R"] * point[:, None] / np.linalg.norm(point)
+        for moved_weights in (W - step * np.sign(point @ W), W - step, W + step):
+            H_moved = oracles.plain_kernel("relu", moved_weights, weights["a"], x)
+            changes.append(np.linalg.norm(H_moved - H))
     return float(max(changes))
 
 
