@@ -319,6 +319,7 @@ def natural_gradient(
             diagnostics=diagnostics,
         )
         step = jax.tree.map(lambda leaf: jnp.where(is_taken, leaf, 0), attempt.step)
+        # Integer leaves of the params do not move, but optax wants an update of each array.
         zeros = jax.tree.map(jnp.zeros_like, eqx.filter(params, eqx.is_array))
         return eqx.combine(step, zeros), next_state
 
@@ -342,6 +343,7 @@ def _decrease_ratio(
 
     The loss may be any multiple of ½‖r‖²: the prediction is relative to its present value.
     """
+    # The linearisation predicts the residual r + J s = r − K v after the step s = −Jᵀv.
     dtype = system.residual.dtype
     remaining = system.residual - system.kernel.mv(dual)
     remaining_fraction = relative_norm(remaining, system.residual) ** 2

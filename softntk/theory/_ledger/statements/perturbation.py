@@ -248,6 +248,7 @@ def check_relu_kernel(case: Case) -> Instance | None:
 
 
 STATEMENTS = (
+    # Softmax, step by step: each row uses those before.
     Statement(
         "[G] perturbed exp",
         "|exp(⟨w̃_r, x_i⟩) − exp(⟨w_r, x_i⟩)| ≤ R e^{B+R} for ‖w̃_r − w_r‖ ≤ R",
@@ -292,6 +293,7 @@ STATEMENTS = (
         count=5,
         source="ours",
     ),
+    # The other activations.
     Statement(
         "[ours] perturbed kernel, exp",
         "‖H(W̃) − H(0)‖_F ≤ 2.05 R n k e^{2B} for u = e^z, not normalized, R ≤ 0.01, "
@@ -311,6 +313,7 @@ STATEMENTS = (
         {"x": "nd"},
         count=10,
     ),
+    # What is left of the smallest eigenvalue.
     Statement(
         "[G] lemma: λ_min(H(W̃))",
         "λ_min(H(W̃)) ≥ ¾λ − R n k e^{10B}",
