@@ -13,8 +13,8 @@ import pytest
 import scipy.stats
 from helpers import assert_close, slow_except
 
+from softntk._core.progress import Progress
 from softntk.diffusion import GaussianMixture, constant_sde, cosine_sde, sample, vp_sde
-from softntk.diffusion._sampling import sample as module
 from softntk.diffusion._sampling import score_functions
 from softntk.solution import NumericalError
 
@@ -316,7 +316,7 @@ def test_a_mixture_s_method_and_numpy_records_are_scores():
 @pytest.mark.slow
 def test_batches(monkeypatch):
     shown = []
-    monkeypatch.setattr(module.Progress, "show", lambda self, text: shown.append(text))
+    monkeypatch.setattr(Progress, "show", lambda self, text: shown.append(text))
     x = sample(jax.random.key(0), SDE, minus_x, (7, 2), steps=5, batch_size=3, progress=True)
     assert shown == ["3 of 7", "6 of 7", "7 of 7"]
     assert x.shape == (7, 2)
@@ -391,16 +391,21 @@ def test_a_row_that_is_lost_is_lost_alone_under_moments():
 
 
 def test_an_interrupt_keeps_what_is_done(monkeypatch):
-    draw, calls = module._draw_batch, []
+    compile_with_score, calls = score_functions.compile_with_score, []
 
-    def interrupted(*args):
-        calls.append(None)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return draw(*args)
+    def compile_interrupted(*arguments):
+        draw = compile_with_score(*arguments)
+
+        def interrupted(*arguments):
+            calls.append(None)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return draw(*arguments)
+
+        return interrupted
 
     whole = sample(jax.random.key(0), SDE, minus_x, (10, 2), steps=5, batch_size=3)
-    monkeypatch.setattr(module, "_draw_batch", interrupted)
+    monkeypatch.setattr(score_functions, "compile_with_score", compile_interrupted)
     np.testing.assert_array_equal(
         sample(jax.random.key(0), SDE, minus_x, (10, 2), steps=5, batch_size=3), whole[:6]
     )
