@@ -354,7 +354,7 @@ def run(mutants: list[Mutant], seed: int, jobs: int, again: bool) -> None:
         folders.put(make_copy(job))
     nothing = Mutant("softntk/__init__.py", 1, 0, 0, "", "no fault")
     folder = folders.get()
-    verdict = judge(nothing, ["tests/test_norms.py"], 10.0, folder)
+    verdict = judge(nothing, ["tests/_linalg/test_norms.py"], 10.0, folder)
     folders.put(folder)
     if verdict != "survived":
         raise RuntimeError(f"the tests fail without a fault: {verdict}")
