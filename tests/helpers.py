@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,3 +98,23 @@ def relative_score_error(sde: Any, f: Any, mixture: Any, t: float, n: int = 2000
     x = sde.perturb(jax.random.key(77), t, mixture.sample(jax.random.key(78), n))
     exact = mixture.score(sde, t, x)
     return float(jnp.sum((softntk.diffusion.score(sde, f)(t, x) - exact) ** 2) / jnp.sum(exact**2))
+
+
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class Normal:
+    """N(0, σ²I) in three dimensions: X_t is normal of variance α²σ² + h."""
+
+    sigma: jax.Array
+
+    def sample(self, key, n):
+        return self.sigma * jax.random.normal(key, (n, 3), self.sigma.dtype)
+
+    def score(self, sde, t, x):
+        return -x / self.variance(sde, t)
+
+    def variance(self, sde, t):
+        return sde.alpha(t) ** 2 * self.sigma**2 + sde.variance(t)
+
+
+def normal(dtype="float64"):
+    return Normal(sigma=jnp.asarray(0.5, dtype))

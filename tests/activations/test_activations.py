@@ -2,7 +2,6 @@
 that cancel, huge logits.
 """
 
-import difflib
 import itertools
 
 import jax
@@ -13,7 +12,7 @@ import scipy.integrate
 import scipy.special
 from helpers import assert_close
 
-from softntk import activations, networks
+from softntk import activations
 from softntk.activations import ACTIVATIONS
 
 REFERENCE = {
@@ -265,21 +264,6 @@ def test_any_function_becomes_an_activation(dtype):
     np.testing.assert_allclose(swish.moments.covariance(*q, 0.0), exact, rtol=1e-5)
 
 
-def test_get():
-    assert activations.get("exp") is ACTIVATIONS["exp"]
-    assert activations.get(ACTIVATIONS["erf"]) is ACTIVATIONS["erf"]
-    near = difflib.get_close_matches("rellu", ACTIVATIONS)[0]
-    with pytest.raises(
-        ValueError, match=f"activation must be one of.*'cosh'.*Did you mean '{near}'"
-    ):
-        activations.get("rellu")
-
-
-def test_quadrature_order_is_checked():
-    with pytest.raises(ValueError, match="order must be a positive integer, got 0"):
-        activations.quadrature_moments(ACTIVATIONS["exp"].jet, order=0)
-
-
 def test_infinite_logits_have_a_share_or_make_the_row_infinite(dtype):
     """NaN only where z is: softmax of −∞ is zero, a sum that is infinite is outside of the domain."""
     z = jnp.array(
@@ -299,141 +283,6 @@ def test_derivatives_have_limits(name):
     """At ±∞, where e^{−z²} is zero and z infinite."""
     for derivative in (ACTIVATIONS[name].u, ACTIVATIONS[name].du, ACTIVATIONS[name].d2u):
         assert not np.isnan(derivative(jnp.array([-np.inf, np.inf]))).any()
-
-
-def test_what_has_no_units_or_does_not_fit_the_precision_is_refused(untyped):
-    with pytest.raises(ValueError, match="z must have at least one unit"):
-        activations.normalize("exp", jnp.zeros((2, 0)))
-    assert activations.normalize("exp", jnp.zeros((0, 2))).shape == (0, 2)
-    for function in (
-        ACTIVATIONS["exp"].u,
-        ACTIVATIONS["erf"].d2u,
-        lambda z: activations.normalize("exp", z),
-    ):
-        with pytest.raises(ValueError, match="z must be finite in float32"):
-            function(np.array([1e39, 0.0]))
-
-
-@pytest.mark.parametrize(
-    "u",
-    [
-        float,
-        str,
-        dict,
-        np.tanh,
-        lambda: 3,
-        lambda z: 1 / 0,
-        lambda z: z if z > 0 else 0,
-        lambda z: z[0],
-    ],
-)
-def test_what_is_no_elementwise_function_is_named(u, untyped):
-    with pytest.raises(ValueError, match="^u must be"):
-        activations.from_function(u, "own")
-
-
-@pytest.mark.parametrize(
-    "jet",
-    [
-        float,
-        lambda z: z,
-        lambda z, c: 3,
-        lambda z, c: (z, z),
-        lambda z, c: (z[:2], z, z),
-        lambda z, c: (z > 0, z, 1j * z),
-    ],
-)
-def test_what_is_no_jet_is_named(jet, untyped):
-    with pytest.raises(ValueError, match="^jet must"):
-        activations.quadrature_moments(jet)
-
-
-class Unhashable:
-    """A function that is no key of a cache."""
-
-    __hash__ = None
-
-    def __call__(self, z):
-        return jnp.tanh(z)
-
-
-def test_a_function_need_not_be_hashable():
-    own, same = (
-        activations.from_function(Unhashable(), "own"),
-        activations.from_function(jnp.tanh, "own"),
-    )
-    for values, want in zip(
-        own.limit(1.0, 0.5, 1.0, False), same.limit(1.0, 0.5, 1.0, False), strict=True
-    ):
-        assert_close(values, want, rtol=1e-6)
-    x = jnp.eye(3)
-    kernels = [
-        networks.two_layer(activation=a, width=2).kernel_fn(x, None, "ntk") for a in (own, same)
-    ]
-    assert_close(*kernels, rtol=1e-6)
-
-
-def test_parts_of_an_activation_and_of_moments_are_checked(untyped):
-    moments = ACTIVATIONS["exp"].moments
-    good = {
-        "name": "own",
-        "jet": ACTIVATIONS["exp"].jet,
-        "moments": moments,
-        "log_scale": ACTIVATIONS["exp"].log_scale,
-    }
-    for part in good:
-        with pytest.raises(ValueError, match=f"^{part} must be"):
-            activations.Activation(**good | {part: 3})
-    good = {"mean": jnp.exp, "covariance": jnp.exp, "derivative": jnp.exp}
-    for part in (*good, "growth", "ratios", "positive_mean", "angular", "in_units"):
-        with pytest.raises(ValueError, match=f"^{part} must be"):
-            activations.Moments(**good | {part: 3})
-    with pytest.raises(ValueError, match="^degree must be an integer"):
-        activations.Moments(**good, degree="one")
-
-
-@pytest.mark.parametrize("s", [1j, "0", None, {}, True, object(), 10**400])
-def test_a_wrong_shift_is_named(s, untyped):
-    with pytest.raises(ValueError, match="^s must be"):
-        ACTIVATIONS["exp"].moments.mean(1.0, s)
-    with pytest.raises(ValueError, match="^s must be"):
-        ACTIVATIONS["relu"].moments.covariance(1.0, 0.5, 1.0, s)
-
-
-def test_shifts_of_any_size_and_variances_below_zero():
-    mean = ACTIVATIONS["exp"].moments.mean
-    assert float(mean(1.0, 2**40)) == 0
-    assert_close(mean([1.0, 1.0], [0.0, 0.5]), [np.exp(0.5), 1.0], rtol=1e-6)
-    for name in ("exp", "relu"):
-        moments = ACTIVATIONS[name].moments
-        assert float(moments.mean(-1.5, 0.0)) == float(moments.mean(0.0, 0.0))
-        assert float(moments.covariance(-1.5, 0.0, 1.0, 0.0)) == float(
-            moments.covariance(0.0, 0.0, 1.0, 0.0)
-        )
-
-
-@every
-@pytest.mark.parametrize(
-    "sines", ["0.5", {}, 1j, True, object(), np.ma.masked_array([0.5], [True])]
-)
-def test_wrong_sines_are_named(name, sines, untyped):
-    with pytest.raises(ValueError, match="^sines must"):
-        ACTIVATIONS[name].limit(1.0, 0.5, 1.0, False, sines)
-
-
-@every
-def test_sines_are_converted(name, untyped):
-    want = ACTIVATIONS[name].limit(1.0, 0.5, 1.0, False, jnp.array([0.5, 0.25]))
-    for sines in ([0.5, 0.25], (0.5, 0.25), np.array([0.5, 0.25])):
-        for values, wanted in zip(
-            ACTIVATIONS[name].limit(1.0, 0.5, 1.0, False, sines), want, strict=True
-        ):
-            np.testing.assert_array_equal(values, wanted)
-
-
-def test_shapes_of_a_limit_broadcast(untyped):
-    with pytest.raises(ValueError, match="^q11, q12, q22 must have shapes that broadcast"):
-        ACTIVATIONS["exp"].limit(np.ones(2), np.ones(3), 1.0, False)
 
 
 @pytest.mark.parametrize(

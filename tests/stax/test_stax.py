@@ -310,57 +310,6 @@ def test_predictions_of_neural_tangents_equal_ours(x64):
     assert_close(fx[0], sn.ntk.predict_flow(gram, y, np.array([3.5 / y.size]))[0], rtol=1e-8)
 
 
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (
-            lambda: stax.Softmax(temperature=0.0),
-            "temperature must be a positive finite number, got 0.0",
-        ),
-        (lambda: stax.NormalizedActivation("erf"), "'erf' layer has no infinite limit"),
-        (
-            lambda: stax.NormalizedActivation(sn.activations.from_function(jnp.tanh, "tanh")),
-            "'tanh' layer has no infinite limit",
-        ),
-        (
-            lambda: stax.Softmax(channel_axis="c"),
-            "channel_axis of Softmax must be an integer, got 'c'",
-        ),
-        (
-            lambda: stax.Softmax(channel_axis=2)[0](jax.random.key(0), (3, 4)),
-            "Softmax normalizes over channel_axis 2",
-        ),
-        (
-            lambda: stax.ResSoftmax(channel_axis=0)[1]((), jnp.ones((2, 3))),
-            "ResSoftmax normalizes over channel_axis 0",
-        ),
-        (lambda: stax.CRReLU(float("nan")), "epsilon must be a finite number, got nan"),
-        (lambda: stax.NormalizedActivation("tanhh"), "activation must be one of"),
-        (
-            lambda: stax.serial(stax.Dense(1), stax.Softmax())[0](jax.random.key(0), (-1, 3)),
-            "Softmax needs at least two",
-        ),
-        (
-            lambda: stax.Softmax()[1]((), jnp.ones((2, 1))),
-            "Softmax needs at least two channels.*shape .2, 1.",
-        ),
-        (
-            lambda: stax.serial(stax.Dense(4), stax.Softmax(), stax.Threshold())[2](
-                np.ones((2, 3))
-            ),
-            "Threshold needs a Gaussian",
-        ),
-        (
-            lambda: stax.serial(stax.Dense(4), stax.ResSoftmax())[2](np.full((2, 3), np.nan)),
-            "ResSoftmax got .* not finite",
-        ),
-    ],
-)
-def test_bad_input(build, message):
-    with pytest.raises(ValueError, match=message):
-        build()
-
-
 @pytest.mark.parametrize("layer", [stax.Softmax, stax.ResSoftmax])
 def test_a_kernel_that_explodes_is_infinite_and_never_nan(layer):
     """Opposite points and large weights, seven layers deep; inside of jit, where nothing can be

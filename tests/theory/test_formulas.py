@@ -3,7 +3,6 @@ small fixed inputs.
 """
 
 import math
-from fractions import Fraction
 from types import SimpleNamespace
 
 import jax
@@ -13,10 +12,8 @@ import pytest
 from helpers import assert_close
 
 import softntk as sn
-from softntk._linalg import rigorous
 from softntk.networks import Parameters
 from softntk.theory import bounds
-from softntk.theory import feature_learning as fl
 from softntk.theory._certificates import convergence, logit_box, proof_path
 from softntk.theory._certificates.jacobian_bounds import prepare
 from softntk.theory._ledger.statements import network_cases as network_cases
@@ -94,25 +91,6 @@ def test_every_constant_of_the_first_paper_enters():
     assert_close(bounds.radius("exp", N, LAMBDA, R, M, **options), radius)
     assert_close(bounds.perturbation_bound(R, N, family="exp", **options), R * N * K * growth**2.5)
     assert_close(bounds.perturbation_bound(R, N, family="relu", **options), R * N * K * 3.5 / SIGMA)
-
-
-# --- rounding
-
-
-def test_slack_and_eigenvalues_from_below_are_as_close_as_stated():
-    assert rigorous.slack(10) == 4 * (10 + 64) * EPS
-    H = np.diag([1.0, 3.0])
-    room = (2 + 2) * EPS * (4.0 + 2 * 3.0)
-    found = rigorous.smallest_eigenvalue(H, 0.25)
-    assert_close((0.75 - found) / EPS, (2 * room + 4 * EPS * 3.0) / EPS, rtol=0.05)
-    assert rigorous.smallest_eigenvalue(np.array([[np.nan]]), 0.0) == -math.inf
-    assert rigorous.smallest_eigenvalue(np.eye(2), math.nan) == -math.inf
-    assert rigorous.perron_norm(np.zeros((2, 2))) == 0.0
-    assert rigorous.perron_norm(np.array([[1.0, math.inf], [math.inf, 1.0]])) == math.inf
-    M = np.array([[1.0, 2.0, 0.5], [2.0, 1.0, 3.0], [0.5, 3.0, 2.0]])
-    top = np.linalg.eigvalsh(M)[-1]
-    assert top <= rigorous.perron_norm(M) <= 1.003 * top
-    assert_close(rigorous.perron_norm(np.array([[2.0, 1.0], [1.0, 2.0]])), 3.0, rtol=1e-3)
 
 
 # --- boxes and the expansion of softmax
@@ -283,50 +261,6 @@ def test_step_size_rate_and_radius_of_a_certificate(kappa, x64, monkeypatch):
         convergence, "bound_singular_values", lambda data: (math.nan, math.nan, 0, 1)
     )
     assert not convergence._certify_data(data, 2).holds
-
-
-# --- Hermite polynomials and targets
-
-
-def exact_hermite(degree: int, z: int) -> float:
-    before, now = Fraction(0), Fraction(1)
-    for j in range(degree):
-        before, now = now, z * now - j * before
-    if not now:
-        return 0.0
-    log = math.log(abs(now.numerator)) - 0.5 * math.log(math.factorial(degree))
-    return math.copysign(math.exp(log) if log < 709 else math.inf, 1 if now > 0 else -1)
-
-
-@pytest.mark.parametrize("degree", [1, 2, 5, 20, 60])
-def test_hermite_polynomials_at_any_size(degree, dtype):
-    z = [-(10**6), -1000, -7, -3, 0, 1, 4, 9, 1000, 10**6]
-    desired = np.array([exact_hermite(degree, value) for value in z])
-    found = np.asarray(fl.hermite(degree, jnp.asarray(z, dtype)), float)
-    limit = float(jnp.finfo(dtype).max)
-    infinite = np.abs(desired) > limit
-    np.testing.assert_array_equal(found[infinite], np.sign(desired[infinite]) * np.inf)
-    scale = np.maximum(np.abs(desired), np.exp(np.minimum(np.square(z, dtype=float), 200) / 4))
-    error = np.abs(found[~infinite] - desired[~infinite])
-    np.testing.assert_array_less(error, (2e-4 if dtype == "float32" else 1e-11) * scale[~infinite])
-
-
-def test_targets_are_bounded_or_infinite_far_out_never_nan(dtype):
-    huge = float(jnp.finfo(dtype).max)
-    x = jnp.asarray([[1e6] * 3, [-1e6] * 3, [huge] * 3, [-huge] * 3, [0.0, huge, huge]], dtype)
-    for degree in (1, 20):
-        composed = np.asarray(fl.target("composition", jnp.ones(3, dtype), degree)(x))
-        assert (np.abs(composed) <= 1).all()
-        for kind in ("hermite", "polynomial"):
-            assert not np.isnan(fl.target(kind, jnp.ones(3, dtype), degree)(x)).any()
-    z = jnp.asarray(
-        [[2.0, 3.0, -1.0], [0.0, huge, huge], [huge, huge, -huge], [-huge, 1.0, 1.0]], dtype
-    )
-    found = np.asarray(fl.target("staircase", jnp.eye(3, dtype=dtype))(z)).ravel()
-    assert_close(found[:2], [(2 + 6 - 6) / math.sqrt(3), 0.0], dtype)
-    np.testing.assert_array_equal(found[2:], [-np.inf, -np.inf])
-    one = fl.target("polynomial", jnp.asarray([0.0, 2.0, 0.0], dtype), 3)(z[:1])
-    assert_close(one, [[(3 + 8 / math.sqrt(2) + 18 / math.sqrt(6)) / math.sqrt(3)]], dtype)
 
 
 # --- statements of the ledger that draw
