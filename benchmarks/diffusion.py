@@ -16,7 +16,7 @@ from timing import alternate
 
 from softntk import diffusion
 from softntk.diffusion._denoisers import noisy_samples
-from softntk.diffusion._denoisers.base import fit_coordinates
+from softntk.diffusion._denoisers.coordinates import fit_coordinates
 
 SDE = diffusion.vp_sde()
 BATCH, KNOTS = 512, 8

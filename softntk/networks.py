@@ -119,24 +119,45 @@ class _Initialise:
         architecture = self.architecture
         key = check_key("key", key)
         rows, features = _as_shape(input_shape)
-        # | symbol  | meaning                                   | shape  |
-        # | hidden  | W, N(0, σ²)                               | [d, m] |
-        # | bias    | N(0, σ²), the weights of an input of one  | [m]    |
-        # | readout | a, ±1                                     | [m, k] |
-        # 1. Draw m units, or m/2 that are duplicated.
-        hidden_key, bias_key, readout_key = jax.random.split(key, 3)
-        m = architecture.width // 2 if architecture.antisymmetric else architecture.width
-        hidden = jax.random.normal(hidden_key, (features, m))
-        sigma = jnp.asarray(architecture.sigma, hidden.dtype)
-        hidden = sigma * hidden
-        bias = sigma * jax.random.normal(bias_key, (m,)) if architecture.bias else None
-        readout = jax.random.rademacher(readout_key, (m, architecture.out_dim), hidden.dtype)
-        # 2. The double trick: equal units with opposite readouts, so that F = 0.
-        if architecture.antisymmetric:
-            hidden = jnp.concatenate([hidden, hidden], axis=1)
-            readout = jnp.concatenate([readout, -readout], axis=0)
-            bias = None if bias is None else jnp.concatenate([bias, bias])
-        return (rows, architecture.out_dim), Parameters(hidden=hidden, readout=readout, bias=bias)
+        params = _draw_parameters(
+            key,
+            architecture.sigma,
+            (features, architecture.width, architecture.out_dim),
+            architecture.bias,
+            architecture.antisymmetric,
+        )
+        return (rows, architecture.out_dim), params
+
+
+@partial(jax.jit, static_argnames=("shape", "bias", "antisymmetric"))
+def _draw_parameters(
+    key: PRNGKeyArray,
+    sigma: float | Array,
+    shape: tuple[int, int, int],
+    bias: bool,
+    antisymmetric: bool,
+) -> Parameters:
+    """Draw the parameters of a network with shape = (d, m, k), as one program."""
+    # | symbol  | meaning                                   | shape  |
+    # | hidden  | W, N(0, σ²)                               | [d, m] |
+    # | bias    | N(0, σ²), the weights of an input of one  | [m]    |
+    # | readout | a, ±1                                     | [m, k] |
+    # 1. Draw m units, or m/2 that are duplicated.
+    features, width, out_dim = shape
+    hidden_key, bias_key, readout_key = jax.random.split(key, 3)
+    m = width // 2 if antisymmetric else width
+    hidden = jax.random.normal(hidden_key, (features, m))
+    sigma = jnp.asarray(sigma, hidden.dtype)
+    hidden = sigma * hidden
+    bias_weights = sigma * jax.random.normal(bias_key, (m,)) if bias else None
+    readout = jax.random.rademacher(readout_key, (m, out_dim), hidden.dtype)
+    # 2. The double trick: equal units with opposite readouts, so that F = 0.
+    if antisymmetric:
+        hidden = jnp.concatenate([hidden, hidden], axis=1)
+        readout = jnp.concatenate([readout, -readout], axis=0)
+        if bias_weights is not None:
+            bias_weights = jnp.concatenate([bias_weights, bias_weights])
+    return Parameters(hidden=hidden, readout=readout, bias=bias_weights)
 
 
 def _as_shape(input_shape: object) -> tuple[int, int]:

@@ -51,6 +51,15 @@ def share_program(
     return run_program, closed_jaxpr.consts
 
 
+def evaluate_shared(function: Callable[..., PyTree], *arguments: PyTree) -> PyTree:
+    """Return ``function(*arguments)``, computed by a program that equal functions share.
+
+    Use it for a dozen small operations outside of ``jax.jit``: each would be compiled by itself.
+    """
+    run_program, constants = share_program(function, arguments)
+    return run_program(constants, *arguments)
+
+
 def _compile(jaxpr: jax.extend.core.Jaxpr) -> Callable[..., list]:
     """Return a compiled function of (constants, leaves of the arguments)."""
 

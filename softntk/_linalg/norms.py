@@ -6,8 +6,12 @@ The vector is divided by a power of two near its largest entry before it is squa
 
 Dividing by a power of two rounds nothing. So the result equals that of the plain formula wherever
 the plain formula does not overflow, and ‖2^k x‖ = 2^k ‖x‖ to the last bit.
+
+Each is one program (``jax.jit``) where it is called outside of another: of a dozen small operations
+each would be compiled, and dispatched, by itself.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -36,6 +40,7 @@ def _power_bits(x: Float[Array, "..."], axis: Axes) -> tuple[Array, Array]:
     return (bits >> limits.nmant) << limits.nmant, (max_modulus > 0) & (max_modulus < jnp.inf)
 
 
+@partial(jax.jit, static_argnames="axis", inline=True)
 def binary_scale(x: Float[Array, "..."], axis: Axes = None) -> Float[Array, "..."]:
     """Return the largest power of two below max|x| along the axes, which stay with length one.
 
@@ -46,6 +51,7 @@ def binary_scale(x: Float[Array, "..."], axis: Axes = None) -> Float[Array, "...
     return jnp.where(is_regular, lax.bitcast_convert_type(bits, x.dtype), 1)
 
 
+@partial(jax.jit, static_argnames="axis", inline=True)
 def binary_exponent(x: Float[Array, "..."], axis: Axes = None) -> Int[Array, "..."]:
     """Return log₂ of :func:`binary_scale`, an integer, along the axes; they keep length one."""
     bits, is_regular = _power_bits(x, axis)
@@ -71,6 +77,7 @@ def _inverse_scale(x: Float[Array, "..."], axis: Axes) -> Float[Array, "..."]:
     return jnp.where(is_regular, lax.bitcast_convert_type(double_bias - bits, x.dtype), 1)
 
 
+@partial(jax.jit, static_argnames=("axis", "keepdims"), inline=True)
 def scaled_norm(
     x: Float[Array, "..."], axis: Axes = None, *, keepdims: bool = False
 ) -> Float[Array, "..."]:

@@ -11,7 +11,8 @@ from helpers import assert_close, ring, slow_except
 
 import softntk as sn
 from softntk import diffusion
-from softntk.diffusion._denoisers.base import Denoiser, fit_coordinates
+from softntk.diffusion._denoisers.base import Denoiser
+from softntk.diffusion._denoisers.coordinates import fit_coordinates
 from softntk.diffusion._denoisers.noisy_samples import time_embedding
 
 SDE = diffusion.vp_sde()

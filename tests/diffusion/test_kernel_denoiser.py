@@ -14,7 +14,7 @@ from helpers import assert_close, relative_score_error, ring
 
 from softntk import diffusion, networks
 from softntk.diffusion._denoisers import kernel, noisy_samples, spectral_fit
-from softntk.diffusion._denoisers.base import fit_coordinates
+from softntk.diffusion._denoisers.coordinates import fit_coordinates
 from softntk.diffusion._denoisers.kernel import TangentKernel
 
 SDE = diffusion.vp_sde()

@@ -10,7 +10,7 @@ from helpers import assert_close, slow_except
 import softntk as sn
 from softntk import diffusion
 from softntk.diffusion._denoisers import linearised
-from softntk.diffusion._denoisers.base import fit_coordinates
+from softntk.diffusion._denoisers.coordinates import fit_coordinates
 from softntk.diffusion._denoisers.linearised import LinearisedPredictor
 from softntk.diffusion._denoisers.network import full_batch, starting_network
 from softntk.diffusion._denoisers.noisy_samples import embed

@@ -12,7 +12,7 @@ from helpers import assert_close, relative_score_error, ring, slow_except
 from softntk import diffusion
 from softntk.diffusion._denoisers import network as network_module
 from softntk.diffusion._denoisers import network_training
-from softntk.diffusion._denoisers.base import fit_coordinates
+from softntk.diffusion._denoisers.coordinates import fit_coordinates
 from softntk.solution import NumericalError, Result
 
 SDE = diffusion.vp_sde()
@@ -230,3 +230,22 @@ def test_a_minibatch_has_as_many_times_as_divide_it(size, times, monkeypatch, un
             weighting=None,
             levels=(0.0, 1.0),
         )
+
+
+@pytest.mark.parametrize("batch_size", [16, None])
+def test_a_second_fit_compiles_nothing(compilations, batch_size):
+    """With other data, another key, a transform made anew, and a shorter last chunk."""
+    for seed, steps in ((0, 130), (1, 130)):
+        compilations.clear()
+        points = jnp.asarray(np.random.default_rng(seed).normal(size=(32, 2)), jnp.float32)
+        f = diffusion.fit_denoiser(
+            jax.random.key(seed),
+            SDE,
+            points,
+            width=8,
+            steps=steps,
+            batch_size=batch_size,
+            tx=optax.adam(1e-2),
+        )
+        assert f.stats["steps"] == steps
+    assert compilations == []

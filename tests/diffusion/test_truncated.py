@@ -10,7 +10,7 @@ import scipy.stats
 
 from softntk import diffusion
 from softntk.diffusion._denoisers import noisy_samples
-from softntk.diffusion._denoisers.base import fit_coordinates
+from softntk.diffusion._denoisers.coordinates import fit_coordinates
 from softntk.diffusion._truncated_normal import truncated_normal_quantile
 
 SDE = diffusion.vp_sde()

@@ -11,7 +11,7 @@ from helpers import assert_close, points
 
 from softntk import diffusion
 from softntk.diffusion import metrics
-from softntk.diffusion._denoisers.base import fit_coordinates
+from softntk.diffusion._denoisers.coordinates import fit_coordinates
 from softntk.diffusion.metrics._intervals import normal, score_interval
 
 SDE = diffusion.vp_sde()

@@ -23,7 +23,8 @@ from softntk._core.validation import (
 from softntk._linalg.products import product
 from softntk.diffusion._arguments import check_known
 from softntk.diffusion._denoisers import kernel_fit, noisy_samples, spectral_fit
-from softntk.diffusion._denoisers.base import Coordinates, Denoiser, fit_coordinates
+from softntk.diffusion._denoisers.base import Denoiser
+from softntk.diffusion._denoisers.coordinates import Coordinates, fit_coordinates
 from softntk.diffusion._noising_process import VPSDE
 from softntk.diffusion._types import Points
 from softntk.solution import Result
@@ -144,7 +145,7 @@ def kernel_denoiser(
 
     Use it for small data sets, where it takes seconds and has no randomness of training. At each of
     J noise levels the noisy samples (X_t, X_0) are regressed on M landmarks, in the coordinates of
-    :mod:`softntk.diffusion._denoisers.base`: f = ℓ + c F. F follows gradient flow on
+    :mod:`softntk.diffusion._denoisers.coordinates`: f = ℓ + c F. F follows gradient flow on
     1/(2N) Σ‖F(z_i) − y_i‖² for a time τ, or is ridge regression with ridge N/τ. The labels are
     noisy however many there are: at τ = ∞ F reproduces the noise, so the flow is stopped early.
 

@@ -14,7 +14,7 @@ from softntk._core.validation import check_number
 from softntk._linalg.products import product
 from softntk.diffusion._arguments import check_known
 from softntk.diffusion._denoisers import noisy_samples, spectral_fit
-from softntk.diffusion._denoisers.base import Coordinates
+from softntk.diffusion._denoisers.coordinates import Coordinates
 from softntk.diffusion._noising_process import VPSDE
 from softntk.diffusion._types import Points
 from softntk.theory import early_stopping_time, least_risk_time

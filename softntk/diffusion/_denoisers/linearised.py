@@ -22,7 +22,8 @@ from softntk._core.validation import (
 )
 from softntk.diffusion._arguments import check_known
 from softntk.diffusion._denoisers import noisy_samples
-from softntk.diffusion._denoisers.base import Denoiser, fit_coordinates
+from softntk.diffusion._denoisers.base import Denoiser
+from softntk.diffusion._denoisers.coordinates import fit_coordinates
 from softntk.diffusion._denoisers.network import at_time, full_batch, starting_network
 from softntk.diffusion._noising_process import VPSDE
 from softntk.diffusion._types import Points

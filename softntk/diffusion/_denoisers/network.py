@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from softntk import networks
 from softntk._core.records import function_record, record, static
+from softntk._core.shared_programs import evaluate_shared
 from softntk._core.validation import (
     as_rows,
     check_choice,
@@ -25,7 +26,8 @@ from softntk._core.validation import (
 )
 from softntk.diffusion._arguments import check_known
 from softntk.diffusion._denoisers import network_training, noisy_samples
-from softntk.diffusion._denoisers.base import Coordinates, Denoiser, fit_coordinates
+from softntk.diffusion._denoisers.base import Denoiser
+from softntk.diffusion._denoisers.coordinates import Coordinates, fit_coordinates
 from softntk.diffusion._noising_process import VPSDE, WEIGHTINGS
 from softntk.diffusion._types import Points
 from softntk.networks import Network, Parameters
@@ -122,9 +124,11 @@ def fit_denoiser(
 ) -> Denoiser:
     r"""Fit E[X_0 | X_t] by training a two-layer network on noisy samples: denoising score matching.
 
-    Use it for more data than a kernel can be fitted to, or where features should be learnt. In the
-    coordinates of :mod:`softntk.diffusion._denoisers.base` f = ℓ + c F. F is an antisymmetric
-    network, zero at the start, so that f is then the best linear denoiser. It minimises
+    Use it for more data than a kernel can be fitted to, or where features should be learnt. Fits
+    with equal settings share their compiled programs, whatever data and key they have. In
+    the coordinates of :mod:`softntk.diffusion._denoisers.coordinates` f = ℓ + c F. F is an
+    antisymmetric network, zero at the start, so that f is then the best linear denoiser. It
+    minimises
 
         ½ E w(t) ‖F(u(t), z(t, X_t)) − (X_0 − ℓ(t, X_t))/c(t)‖²,
 
@@ -314,10 +318,22 @@ def full_batch(
     levels: tuple[float, float] = LEVELS,
 ) -> FullBatch:
     """Draw the samples of full-batch training for this key; other estimators use the same."""
-    # Each draw of a data point has its own time and noise.
-    points = jnp.tile(x0, (draws, 1))
-    t = noisy_samples.draw_times(jax.random.fold_in(key, 3), sde, coordinates, len(points), levels)
-    return _make_batch(noisy_samples.noise_key(key, 0), sde, coordinates, points, t, weighting)
+
+    def draw_batch(key: PRNGKeyArray, coordinates: Coordinates, x0: Array) -> FullBatch:
+        # Each draw of a data point has its own time and noise.
+        points = jnp.tile(x0, (draws, 1))
+        time_key = jax.random.fold_in(key, 3)
+        t = noisy_samples.draw_times(time_key, sde, coordinates, len(points), levels)
+        noise_key = noisy_samples.noise_key(key, 0)
+        samples = noisy_samples.draw_samples(noise_key, sde, coordinates, points, t)
+        # The network's inputs are embedded once.
+        inputs = noisy_samples.embed(
+            samples.noise_coordinate, samples.network_input, len(coordinates.noise_levels)
+        )
+        weights = _sample_weights(sde, t, samples, weighting)
+        return FullBatch(inputs=inputs, targets=samples.targets, weights=weights)
+
+    return evaluate_shared(draw_batch, key, coordinates, x0)
 
 
 def mean_loss(net: Network, params: Parameters, batch: FullBatch) -> Float[Array, ""]:
@@ -376,20 +392,3 @@ def _sample_weights(
     # The regression target is divided by c(t), so that its loss lacks a factor c².
     scale = samples.scale[:, 0]
     return jnp.ones_like(scale) if weighting is None else sde.weight(t, weighting) * scale**2
-
-
-def _make_batch(
-    key: PRNGKeyArray,
-    sde: VPSDE,
-    coordinates: Coordinates,
-    points: Float[Array, "N d"],
-    t: Array,
-    weighting: str | None,
-) -> FullBatch:
-    """Draw noisy samples of points at times t, with embedded inputs."""
-    samples = noisy_samples.draw_samples(key, sde, coordinates, points, t)
-    inputs = noisy_samples.embed(
-        samples.noise_coordinate, samples.network_input, len(coordinates.noise_levels)
-    )
-    weights = _sample_weights(sde, t, samples, weighting)
-    return FullBatch(inputs=inputs, targets=samples.targets, weights=weights)

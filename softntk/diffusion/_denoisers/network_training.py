@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from softntk._core import checkpoint as checkpoints
-from softntk._core.progress import Progress
+from softntk._core import host_loop
+from softntk._core.shared_programs import share_program
 from softntk.networks import Parameters
 from softntk.solution import Result
 
@@ -53,6 +54,12 @@ class TrainingState(NamedTuple):
     step: Any
 
 
+# (state, number of steps) → (state, losses)
+ChunkProgram = Callable[[TrainingState, int], tuple[TrainingState, np.ndarray]]
+
+_Loop = tuple[TrainingState, Array]
+
+
 def default_optimiser(steps: int) -> optax.GradientTransformation:
     """Return Adam with clipped gradients, a warm-up and a cosine decay, slower for the readout."""
     warm_up_steps = min(max(steps // WARM_UP_DIVISOR, 1), steps - 1)
@@ -90,34 +97,60 @@ class Training(NamedTuple):
         return TrainingState(params, params, self.tx.init(params), jnp.zeros((), jnp.int32))
 
     def advance(
-        self, data: Any, carry: TrainingState, steps: int
-    ) -> tuple[TrainingState, Float[Array, " s"]]:
-        """Take some steps; return the new state and the loss before each step."""
+        self, data: Any, carry: TrainingState, count: Int[Array, ""]
+    ) -> tuple[TrainingState, Float[Array, " chunk"]]:
+        """Take at most ``CHUNK_STEPS`` steps; return the new state and the loss before each step.
 
-        def step(carry: TrainingState, _: None) -> tuple[TrainingState, Array]:
-            # 1. Update the weights; each step has its own key.
-            key = jax.random.fold_in(self.key, carry.step)
+        The number of steps is an argument of the program: a shorter last chunk compiles nothing.
+        """
+        dtype = jax.tree.leaves(carry.params)[0].dtype
 
-            def value_fn(params: Any) -> Array:
-                return self.loss(params, data, key)
+        def step(index: Int[Array, ""], loop: _Loop) -> _Loop:
+            carry, losses = loop
+            next_carry, value = self._step(data, carry)
+            return next_carry, losses.at[index].set(value.astype(dtype))
 
-            value, grad = jax.value_and_grad(value_fn)(carry.params)
-            updates, state = self.tx.update(
-                grad, carry.state, carry.params, value=value, grad=grad, value_fn=value_fn
-            )
-            params = optax.apply_updates(carry.params, updates)
-            # 2. Update their average, with a short memory at the start.
-            step_count = carry.step.astype(value.dtype)
-            decay = jnp.zeros_like(step_count)
-            if self.ema > 0:
-                decay = jnp.minimum(self.ema, (1 + step_count) / (10 + step_count))
-            # An exponential moving average: it varies less than the weights.
-            average = jax.tree.map(
-                lambda old, new: decay * old + (1 - decay) * new, carry.average, params
-            )
-            return TrainingState(params, average, state, carry.step + 1), value
+        return lax.fori_loop(0, count, step, (carry, jnp.zeros(CHUNK_STEPS, dtype)))
 
-        return lax.scan(step, carry, None, length=steps)
+    def _step(self, data: Any, carry: TrainingState) -> tuple[TrainingState, Float[Array, ""]]:
+        """Return the state after one step, and the loss before it."""
+        # 1. Update the weights; each step has its own key.
+        key = jax.random.fold_in(self.key, carry.step)
+
+        def value_fn(params: Any) -> Array:
+            return self.loss(params, data, key)
+
+        value, grad = jax.value_and_grad(value_fn)(carry.params)
+        updates, state = self.tx.update(
+            grad, carry.state, carry.params, value=value, grad=grad, value_fn=value_fn
+        )
+        params = optax.apply_updates(carry.params, updates)
+        # 2. Update their average, with a short memory at the start.
+        step_count = carry.step.astype(value.dtype)
+        decay = jnp.zeros_like(step_count)
+        if self.ema > 0:
+            decay = jnp.minimum(self.ema, (1 + step_count) / (10 + step_count))
+        # An exponential moving average: it varies less than the weights.
+        average = jax.tree.map(
+            lambda old, new: decay * old + (1 - decay) * new, carry.average, params
+        )
+        return TrainingState(params, average, state, carry.step + 1), value
+
+
+class _Fit(NamedTuple):
+    """The state of a fit on the host, between two chunks.
+
+    Attributes:
+        carry: the state of the training after the last chunk that did not diverge.
+        losses: the loss before each step; zero for steps that are not done, [steps].
+        step_count: number of steps done.
+        has_diverged: whether the chunk after these steps diverged.
+    """
+
+    carry: TrainingState
+    losses: np.ndarray
+    step_count: int
+    has_diverged: bool
 
 
 def train_in_chunks(
@@ -129,53 +162,69 @@ def train_in_chunks(
     checkpoint: str | os.PathLike | None,
 ) -> tuple[Parameters, np.ndarray, Result]:
     """Return the averaged weights, the loss before each step, and the result code."""
-    # The number of steps is static: all full chunks are one compiled program.
-    advance = jax.jit(training.advance, static_argnums=2)
+    # 1. The program of a chunk. Fits with equal settings share it, whatever data and key they have.
     carry = training.start(params)
-    losses = np.zeros(steps, np.asarray(jax.tree.leaves(params)[0]).dtype)
-    # 1. Resume. The first step of a fit, to the last bit, identifies it.
-    saved_state = None
-    fingerprint = ""
+    advance, constants = share_program(training.advance, (data, carry, jnp.int32(0)))
+
+    def run_chunk(carry: TrainingState, count: int) -> tuple[TrainingState, np.ndarray]:
+        next_carry, losses = advance(constants, data, carry, jnp.int32(count))
+        return jax.block_until_ready(next_carry), np.asarray(losses)[:count]
+
+    # 2. Resume. The first step of a fit, to the last bit, identifies it.
+    fit = _Fit(carry, np.zeros(steps, np.asarray(jax.tree.leaves(params)[0]).dtype), 0, False)
+    checkpoint_file = None
     if checkpoint is not None:
         # The data alone do not tell two optimisers apart: one step of the fit does.
-        first_step = advance(data, carry, 1)
-        fingerprint = checkpoints.fingerprint(
-            (data, carry, first_step, training.key, np.asarray([steps, training.ema]))
+        mark = checkpoints.fingerprint(
+            (data, carry, run_chunk(carry, 1), training.key, np.asarray([steps, training.ema]))
         )
-        saved_state = checkpoints.load(checkpoint, (carry, jnp.asarray(losses)), fingerprint)
-    if saved_state is not None:
-        carry = saved_state[0]
-        losses = np.array(saved_state[1])
-    # 2. Train in chunks; stop at Ctrl-C, or at a chunk that diverges, which is dropped.
-    initial_loss = float(jax.jit(training.loss)(params, data, training.key))
+        checkpoint_file = host_loop.CheckpointFile(checkpoint, mark, _saved_part)
+        saved_state = checkpoints.load(checkpoint, _saved_part(fit), mark)
+        if saved_state is not None:
+            carry, losses = saved_state
+            fit = _Fit(carry, np.array(losses), int(carry.step), False)
+
+    # 3. Train in chunks; stop at Ctrl-C, or at a chunk that diverges, which is dropped.
+    fit, interrupted = host_loop.run(
+        lambda fit: _next_fit(run_chunk, fit),
+        fit,
+        until=lambda fit: fit.has_diverged or fit.step_count >= steps,
+        progress=host_loop.ProgressLine(progress, "fit", _progress_text),
+        checkpoint=checkpoint_file,
+    )
+    result = Result.DIVERGED if fit.has_diverged else Result.SUCCESSFUL
+    if interrupted:
+        result = Result.INTERRUPTED
+    return fit.carry.average, fit.losses[: fit.step_count], result
+
+
+def _next_fit(run_chunk: ChunkProgram, fit: _Fit) -> _Fit:
+    """Return the fit after a chunk, or the fit as it was where the chunk diverges."""
+    end = min(fit.step_count + CHUNK_STEPS, len(fit.losses))
+    carry, chunk_losses = run_chunk(fit.carry, end - fit.step_count)
     # The network is zero at the start, so that the first loss is that of the linear denoiser.
-    max_loss = DIVERGENCE_RATIO * initial_loss
-    progress_line = Progress(progress, "fit")
-    step_count = int(carry.step)
-    try:
-        while step_count < steps:
-            chunk_steps = min(CHUNK_STEPS, steps - step_count)
-            next_carry, chunk_losses = advance(data, carry, chunk_steps)
-            chunk_losses = np.asarray(chunk_losses)
-            mean_loss = float(chunk_losses.mean())
-            # The weights before this chunk are the last good ones.
-            if _has_diverged(mean_loss, max_loss, next_carry.params):
-                return carry.average, losses[:step_count], Result.DIVERGED
-            carry = next_carry
-            losses[step_count : step_count + chunk_steps] = chunk_losses
-            step_count += chunk_steps
-            progress_line.show(f"step {step_count} of {steps}, loss {mean_loss:.4g}")
-            if checkpoint is not None:
-                checkpoints.save(checkpoint, (carry, jnp.asarray(losses)), fingerprint)
-    except KeyboardInterrupt:
-        return carry.average, losses[:step_count], Result.INTERRUPTED
-    finally:
-        progress_line.close()
-    return carry.average, losses, Result.SUCCESSFUL
+    initial_loss = fit.losses[0] if fit.step_count else chunk_losses[0]
+    max_loss = DIVERGENCE_RATIO * float(initial_loss)
+    if _has_diverged(float(chunk_losses.mean()), max_loss, carry.params):
+        return fit._replace(has_diverged=True)
+    losses = np.concatenate([fit.losses[: fit.step_count], chunk_losses, fit.losses[end:]])
+    return _Fit(carry, losses, end, False)
+
+
+def _saved_part(fit: _Fit) -> tuple[TrainingState, Array]:
+    """Return what a checkpoint holds of a fit."""
+    return fit.carry, jnp.asarray(fit.losses)
+
+
+def _progress_text(fit: _Fit) -> str:
+    """Return the line that shows the last chunk of a fit."""
+    first = max(fit.step_count - CHUNK_STEPS, 0)
+    mean_loss = fit.losses[first : fit.step_count].mean() if fit.step_count else np.nan
+    return f"step {fit.step_count} of {len(fit.losses)}, loss {mean_loss:.4g}"
 
 
 def _has_diverged(mean_loss: float, max_loss: float, params: Any) -> bool:
     """Return whether a loss is too large, or loss or weights are not finite."""
     if not np.isfinite(mean_loss) or mean_loss > max_loss:
         return True
-    return not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params))
+    return not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(params))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from softntk._core.records import record
-from softntk.diffusion._denoisers.base import Coordinates
+from softntk.diffusion._denoisers.coordinates import Coordinates
 from softntk.diffusion._noising_process import VPSDE
 from softntk.diffusion._truncated_normal import truncated_normal_quantile
 
