@@ -51,6 +51,11 @@ def cast(tree: Any, dtype: str) -> Any:
     return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
 
 
+def cache_size(program: Any) -> int:
+    """How many programs a compiled function holds."""
+    return program._cache_size()
+
+
 def points(seed: int, n: int, d: int, dtype: str = "float64") -> jax.Array:
     """N points of about unit norm in d dimensions."""
     return jnp.asarray(np.random.default_rng(seed).normal(size=(n, d)) / np.sqrt(d), dtype)
@@ -106,15 +111,17 @@ class Normal:
 
     sigma: jax.Array
 
-    def sample(self, key, n):
+    def sample(self, key: jax.Array, n: int) -> jax.Array:
         return self.sigma * jax.random.normal(key, (n, 3), self.sigma.dtype)
 
-    def score(self, sde, t, x):
+    def score(self, sde: Any, t: Any, x: jax.Array) -> jax.Array:
         return -x / self.variance(sde, t)
 
-    def variance(self, sde, t):
+    def variance(self, sde: Any, t: Any) -> jax.Array:
         return sde.alpha(t) ** 2 * self.sigma**2 + sde.variance(t)
 
 
-def normal(dtype="float64"):
-    return Normal(sigma=jnp.asarray(0.5, dtype))
+def normal(dtype: str = "float64") -> Normal:
+    """N(0, I/4)."""
+    make: Any = Normal  # chex makes its ``__init__``
+    return make(sigma=jnp.asarray(0.5, dtype))

@@ -77,11 +77,8 @@ def judge(mutant: Mutant, tests: list[str], seconds: float, folder: Path) -> str
     if process.exitcode == 0:
         return "survived"
     # A test failed, the package can no longer be imported, or the interpreter died.
-    return (
-        "killed"
-        if process.exitcode in (1, 2) or process.exitcode < 0
-        else f"no verdict ({process.exitcode})"
-    )
+    died = process.exitcode is None or process.exitcode < 0
+    return "killed" if died or process.exitcode in (1, 2) else f"no verdict ({process.exitcode})"
 
 
 FORKS = multiprocessing.get_context("forkserver")

@@ -73,6 +73,10 @@ class Mutant:
     label: str
 
 
+_Placed = ast.expr | ast.stmt
+"""What has a line and a column."""
+
+
 class _Collector(ast.NodeVisitor):
     """Collect every fault that one file can have."""
 
@@ -82,11 +86,13 @@ class _Collector(ast.NodeVisitor):
         for line in source.splitlines(keepends=True):
             self.line_starts.append(self.line_starts[-1] + len(line.encode()))
 
-    def span(self, node: ast.AST) -> tuple[int, int]:
+    def span(self, node: _Placed) -> tuple[int, int]:
+        assert node.end_lineno is not None
+        assert node.end_col_offset is not None
         start = self.line_starts[node.lineno - 1] + node.col_offset
         return start, self.line_starts[node.end_lineno - 1] + node.end_col_offset
 
-    def add(self, node: ast.AST, start: int, end: int, after: str) -> None:
+    def add(self, node: _Placed, start: int, end: int, after: str) -> None:
         begin = self.source.rfind(b"\n", 0, start) + 1
         stop = (self.source + b"\n").find(b"\n", end)
         before = " ".join(self.source[begin:stop].decode().split())
@@ -99,7 +105,7 @@ class _Collector(ast.NodeVisitor):
         )
 
     def add_operator(
-        self, node: ast.AST, left: ast.AST, right: ast.AST, symbol: str, others: tuple[str, ...]
+        self, node: _Placed, left: ast.expr, right: ast.expr, symbol: str, others: tuple[str, ...]
     ) -> None:
         start, end = self.span(left)[1], self.span(right)[0]
         place = self.source[start:end].decode().find(symbol)

@@ -1,5 +1,7 @@
 """A small regression, and one update of a transform on it."""
 
+from typing import Any
+
 import numpy as np
 
 import softntk as sn
@@ -22,6 +24,7 @@ def regression(
     return sn.regression.problem(A.astype(dtype), b.astype(dtype), activation, form, weights)
 
 
-def after(tx, p, state, x, **extra):
+def after(tx: Any, p: Any, state: Any, x: Any, **extra: Any) -> tuple[Any, Any]:
+    """Return the update at x, and the state after it."""
     value, grad = p.value_and_gradient(x)
     return tx.update(grad, state, x, value=value, grad=grad, value_fn=p, **extra)

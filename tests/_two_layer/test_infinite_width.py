@@ -8,7 +8,7 @@ import mpmath
 import numpy as np
 import pytest
 import sweep_moments
-from helpers import assert_close, points, slow_except
+from helpers import assert_close, cache_size, points, slow_except
 
 import softntk as sn
 from softntk.networks import two_layer
@@ -90,8 +90,8 @@ def test_nearly_equal_and_nearly_opposite_points(bias):
 
 def test_crrelu_at_near_points():
     """The slope is that of an angle of 2e-4, which products of float32 do not know."""
-    x = np.float32([0.6, 0.8, 0.1])
-    y = x + np.float32([1e-4, -2e-4, 1e-4])
+    x = np.asarray([0.6, 0.8, 0.1], np.float32)
+    y = x + np.asarray([1e-4, -2e-4, 1e-4], np.float32)
     q11, q12, q22 = (mpmath.fdot(a.tolist(), b.tolist()) for a, b in ((x, x), (x, y), (y, y)))
     kernel = two_layer(activation="crrelu", width=2).kernel_fn(
         jnp.asarray(x[None]), jnp.asarray(y[None]), "ntk"
@@ -137,9 +137,9 @@ def test_equal_networks_share_programs():
 
     x = points(0, 5, 7, "float32")
     two_layer("softmax", width=4, sigma=0.3).kernel_fn(x)
-    before = infinite_width._kernels._cache_size()
+    before = cache_size(infinite_width._kernels)
     two_layer("softmax", width=8, sigma=0.7).kernel_fn(x)
-    assert infinite_width._kernels._cache_size() == before
+    assert cache_size(infinite_width._kernels) == before
     assert (
         two_layer("relu", width=4)
         == two_layer("relu", width=4)

@@ -3,6 +3,7 @@ that cancel, huge logits.
 """
 
 import itertools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,12 @@ COVARIANCES = [
 ]
 
 every = pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+
+
+def arrays(q: Sequence[float]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return q11, q12 and q22 as arrays."""
+    q11, q12, q22 = q
+    return jnp.asarray(q11), jnp.asarray(q12), jnp.asarray(q22)
 
 
 def plane_quadrature(f, q11, q12, q22):
@@ -114,7 +121,7 @@ def test_huge_logits_are_finite_under_their_own_shift(name, sign, dtype):
 @pytest.mark.parametrize("q", COVARIANCES)
 def test_moments_of_smooth_activations(name, q, x64):
     a, f = ACTIVATIONS[name], REFERENCE[name]
-    args = [jnp.asarray(v) for v in q]
+    args = arrays(q)
     slope = lambda z: np.asarray(jax.vmap(jax.grad(a.u))(jnp.asarray(z).ravel())).reshape(z.shape)
     exact = (
         plane_quadrature(lambda x, y: f(x) * f(y), *q),
@@ -129,7 +136,7 @@ def test_moments_of_smooth_activations(name, q, x64):
 
 @pytest.mark.parametrize("q", COVARIANCES)
 def test_moments_of_relu(q, x64):
-    moments, args = ACTIVATIONS["relu"].moments, [jnp.asarray(v) for v in q]
+    moments, args = ACTIVATIONS["relu"].moments, arrays(q)
     np.testing.assert_allclose(
         moments.covariance(*args, 0.0), ray_quadrature(1, *q), rtol=1e-10, atol=1e-14
     )
@@ -164,7 +171,7 @@ def quadrant_quadrature(f, q11, q12, q22):
 @pytest.mark.parametrize("q", [q for q in COVARIANCES if abs(q[1]) < np.sqrt(q[0] * q[2])])
 def test_moments_of_crrelu(q, x64):
     epsilon = 0.7  # so large that its square counts
-    a, args = activations.crrelu(epsilon), [jnp.asarray(v) for v in q]
+    a, args = activations.crrelu(epsilon), arrays(q)
     f = lambda z: np.maximum(z, 0) + epsilon * z * np.exp(-(z**2) / 2)
     slope = lambda z: (z > 0) + epsilon * (1 - z**2) * np.exp(-(z**2) / 2)
     got = a.moments.covariance(*args, 0.0), a.moments.derivative(*args, 0.0)
@@ -180,7 +187,7 @@ def test_moments_of_crrelu(q, x64):
 
 @pytest.mark.parametrize("q", COVARIANCES)
 def test_moments_of_threshold(q, x64):
-    moments, args = ACTIVATIONS["threshold"].moments, [jnp.asarray(v) for v in q]
+    moments, args = ACTIVATIONS["threshold"].moments, arrays(q)
     np.testing.assert_allclose(
         moments.covariance(*args, 0.0), ray_quadrature(0, *q), rtol=1e-10, atol=1e-14
     )
@@ -212,12 +219,13 @@ def test_gauss_hermite_agrees_with_closed_forms(name, x64):
 
 @every
 def test_a_shift_divides_every_moment_by_its_exponential(name, x64):
-    moments, q = ACTIVATIONS[name].moments, [jnp.asarray(v) for v in (0.7, 0.3, 0.9)]
-    for moment, arguments in (
+    moments, q = ACTIVATIONS[name].moments, arrays((0.7, 0.3, 0.9))
+    calls: list[tuple[Callable[..., jax.Array], Sequence[jax.Array]]] = [
         (moments.mean, q[:1]),
         (moments.covariance, q),
         (moments.derivative, q),
-    ):
+    ]
+    for moment, arguments in calls:
         assert_close(moment(*arguments, 0.8), moment(*arguments, 0.0) * np.exp(-0.8), rtol=1e-12)
 
 
@@ -260,7 +268,7 @@ def test_any_function_becomes_an_activation(dtype):
     assert_close(swish.d2u(z), jax.vmap(jax.grad(jax.grad(jax.nn.swish)))(z), dtype)
     reference = lambda z: z / (1 + np.exp(-z))
     exact = plane_quadrature(lambda x, y: reference(x) * reference(y), 0.7, 0.3, 0.9)
-    q = [jnp.asarray(v) for v in (0.7, 0.3, 0.9)]
+    q = arrays((0.7, 0.3, 0.9))
     np.testing.assert_allclose(swish.moments.covariance(*q, 0.0), exact, rtol=1e-5)
 
 

@@ -2,6 +2,9 @@
 what can be converted is.
 """
 
+# Arguments of the wrong type are what is tested here.
+# pyright: reportArgumentType=false
+
 import difflib
 
 import jax.numpy as jnp
@@ -10,7 +13,7 @@ import pytest
 from helpers import assert_close
 
 from softntk import activations, networks
-from softntk.activations import ACTIVATIONS
+from softntk.activations import ACTIVATIONS, Moments
 
 every = pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 
@@ -80,7 +83,7 @@ def test_what_is_no_jet_is_named(jet, untyped):
 class Unhashable:
     """A function that is no key of a cache."""
 
-    __hash__ = None
+    __hash__ = None  # pyright: ignore[reportAssignmentType]  # Python's way to say so
 
     def __call__(self, z):
         return jnp.tanh(z)
@@ -163,3 +166,58 @@ def test_sines_are_converted(name, untyped):
 def test_shapes_of_a_limit_broadcast(untyped):
     with pytest.raises(ValueError, match="^q11, q12, q22 must have shapes that broadcast"):
         ACTIVATIONS["exp"].limit(np.ones(2), np.ones(3), 1.0, False)
+
+
+def test_numbers_of_any_kind_are_taken(dtype, untyped):
+    want = ACTIVATIONS["exp"].limit(*jnp.asarray([0.5, 0.2, 0.7]), normalized=True)
+    for kind in (float, np.float32, np.asarray):
+        got = ACTIVATIONS["exp"].limit(kind(0.5), kind(0.2), kind(0.7), True)
+        assert_close(got, want, "float32")
+    assert ACTIVATIONS["exp"].limit(0.5, 0.2, 0.7, True)[0].dtype == dtype
+    assert ACTIVATIONS["relu"].limit([1, 2], 0, 1, False)[0].shape == (2,)
+    assert ACTIVATIONS["relu"].moments.mean(1.0, 0.0).dtype == dtype
+    assert ACTIVATIONS["relu"].u([1.0, -1.0]).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "bad", ["1", None, 1j, {}, np.array([1j]), np.array(["1"]), np.array([True])]
+)
+def test_wrong_numbers_are_named(bad, untyped):
+    exp = ACTIVATIONS["exp"]
+    calls = {
+        "q11": lambda: exp.limit(bad, 0.0, 1.0, True),
+        "q12": lambda: exp.limit(1.0, bad, 1.0, True),
+        "q22": lambda: exp.moments.covariance(1.0, 0.0, bad, 0.0),
+        "q must": lambda: exp.moments.mean(bad, 0.0),
+        "z": lambda: exp.du(bad),
+        "z must": lambda: activations.normalize("exp", bad),
+        "epsilon": lambda: activations.crrelu(bad),
+        "order": lambda: activations.quadrature_moments(exp.jet, bad),
+    }
+    for name, call in calls.items():
+        with pytest.raises(ValueError, match=name):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: ACTIVATIONS["exp"].limit(1.0, 0.0, 1.0, "no"),
+            "normalized must be True or False, got 'no'",
+        ),
+        (lambda: activations.crrelu(float("nan")), "epsilon must be a finite number, got nan"),
+        (lambda: activations.get([]), "activation must be one of"),
+        (lambda: activations.get(None), "activation must be one of"),
+        (lambda: activations.normalize("exp", 1.0), "z must have shape"),
+        (lambda: activations.from_function("relu", "relu"), "u must be an elementwise function"),
+        (lambda: activations.from_function(jnp.sum, "sum"), "u must be elementwise"),
+        (lambda: activations.from_function(jnp.exp, 3), "name must be a string"),
+        (lambda: activations.from_function(jnp.exp, "exp", "exp"), "moments must be"),
+        (lambda: activations.quadrature_moments(3), "jet must be"),
+        (lambda: Moments(3, 3, 3), "mean must be"),
+    ],
+)
+def test_wrong_arguments_are_named(call, message, untyped):
+    with pytest.raises(ValueError, match=message):
+        call()

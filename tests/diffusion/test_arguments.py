@@ -2,6 +2,9 @@
 be converted is.
 """
 
+# Arguments of the wrong type are what is tested here.
+# pyright: reportArgumentType=false
+
 import re
 
 import jax

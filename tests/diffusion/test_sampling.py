@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -131,7 +132,9 @@ def test_the_flow_of_a_gaussian_is_the_affine_map(dtype):
     """(x_t − α_t μ)/√v_t stays what it is along the flow, v = α² σ² + h."""
     mean, spread = np.array([1.0, -0.5, 0.0]), np.array([0.3, 2.0, 0.01])
     of_data = normal(jnp.asarray(mean, dtype), jnp.asarray(np.diag(spread**2), dtype))
-    tight = {"rtol": 1e-9, "atol": 1e-9} if dtype == "float64" else {"rtol": 1e-5, "atol": 1e-5}
+    tight: dict[str, Any] = (
+        {"rtol": 1e-9, "atol": 1e-9} if dtype == "float64" else {"rtol": 1e-5, "atol": 1e-5}
+    )
     x = sample(
         jax.random.key(2), SDE, lambda t, x: of_data.score(SDE, t, x), (50, 3), "ode", **tight
     )

@@ -5,6 +5,7 @@ wrong arguments are named.
 import functools
 import itertools
 import re
+from typing import Any
 
 import chex
 import equinox as eqx
@@ -111,7 +112,7 @@ class Plain:
 @pytest.mark.parametrize("method", ["sde", "ode"])
 def test_nothing_is_compiled_twice(method):
     chex.clear_trace_counter()
-    traced = chex.assert_max_traces(minus_x, 1)
+    traced: Any = chex.assert_max_traces(minus_x, 1)
     for seed in range(3):
         sample(jax.random.key(seed), SDE, traced, (3, 2), method, steps=5)
     plain, counts = Plain(), []
@@ -169,9 +170,9 @@ def test_a_mixture_s_method_and_numpy_records_are_scores():
     )
     one = sample(jax.random.key(0), SDE, Record(np.ones(2, np.float32)).score, (3, 2), steps=5)
     assert_close(one, sample(jax.random.key(0), SDE, minus_x, (3, 2), steps=5), "float32")
-    assert sample(
-        jax.random.key(0), SDE, Scaled(np.ones(2, np.float32)), (3, 2), steps=5
-    ).shape == (3, 2)
+    make: Any = Scaled
+    scaled = make(np.ones(2, np.float32))
+    assert sample(jax.random.key(0), SDE, scaled, (3, 2), steps=5).shape == (3, 2)
 
 
 @pytest.mark.slow

@@ -28,10 +28,8 @@ class Parts:
             0.0 if draw.mild else draw.pick(0.0, float(draw.rounded(np.array(scale * unit**2))))
         )
         self.operator = sn.curvature.structured.StructuredOperator(
-            *(
-                jnp.asarray(part, draw.dtype)
-                for part in (self.A, self.D, self.U, self.M, self.ridge)
-            )
+            *(jnp.asarray(part, draw.dtype) for part in (self.A, self.D, self.U, self.M)),
+            ridge=jnp.asarray(self.ridge, draw.dtype),
         )
 
     @property

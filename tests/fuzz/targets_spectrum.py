@@ -5,10 +5,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-import softntk as sn
 from fuzz.cases import Call, target
 from fuzz.draw import Draw
 from fuzz.oracles import compare, finite
+from softntk.ntk._spectral_measure import SpectralMeasure
 
 
 def eigenvalues_of(matrix: np.ndarray) -> np.ndarray:
@@ -56,7 +56,7 @@ def _measure(draw: Draw) -> tuple[Any, np.ndarray]:
     values = np.sort(np.abs(draw.normal(draw.n)) * draw.scale(10))
     values = draw.rounded(values)
     nodes = jnp.asarray(values, draw.dtype)[None]
-    return sn.ntk.spectrum.SpectralMeasure(
+    return SpectralMeasure(
         nodes=nodes, weights=jnp.full_like(nodes, 1 / draw.n), size=jnp.asarray(draw.n)
     ), values
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -145,8 +146,8 @@ def test_a_network_survives_what_rebuilds_it(activation):
 
 def test_a_network_lives_in_a_module():
     class Model(eqx.Module):
-        net: object
-        params: object
+        net: Any
+        params: Any
 
         def __call__(self, x):
             return self.net.apply_fn(self.params, x)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
-from helpers import assert_close, cast, points, slow_except
+from helpers import assert_close, cache_size, cast, points, slow_except
 
 import softntk as sn
 from softntk.networks import two_layer
@@ -208,9 +208,9 @@ def test_an_operator_needs_few_products_early_and_says_when_they_do_not_suffice(
     net = two_layer("softmax", width=2)
     op = sn.ntk.kernel_operator(net.kernel_fn, x)
     jax.clear_caches()  # the programs of all functions share one table, and a full one forgets
-    before = _dynamics._krylov_spaces._cache_size()
+    before = cache_size(_dynamics._krylov_spaces)
     sn.ntk.predict_gd(op, x[:, :1], 1e-3, np.array([5]))
-    assert _dynamics._krylov_spaces._cache_size() == before + 2  # 16 and 32 products
+    assert cache_size(_dynamics._krylov_spaces) == before + 2  # 16 and 32 products
     inside = jax.jit(lambda op: sn.ntk.predict_gd(op, x[:, :1], 1e-3, np.array([5])))(op)
     assert_close(inside, sn.ntk.predict_gd(op, x[:, :1], 1e-3, np.array([5])), rtol=1e-4)
     monkeypatch.setattr(_dynamics, "_MAX_KRYLOV_DIMENSION", 32)

@@ -2,6 +2,9 @@
 converted.
 """
 
+# Arguments of the wrong type are what is tested here.
+# pyright: reportArgumentType=false
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,7 +117,7 @@ def test_targets_without_an_axis_of_outputs(dtype):
     )
     column = lambda v: v[:, None]
     for function, moments in (
-        (lambda *a, **k: sn.ntk.predict_gd(*a[:2], 0.1, [3], *a[2:], **k), ()),
+        (lambda gram, y, *a, **k: sn.ntk.predict_gd(gram, y, 0.1, [3], *a, **k), ()),
         (_flow, ()),
     ):
         assert_close(function(gram, y, f0, *moments), function(gram, column(y), column(f0)), dtype)

@@ -62,7 +62,7 @@ def linen_convolution(dtype: str) -> OwnNetwork:
     variables = {"params": variables["params"], "batch_stats": stats}
     apply_kwargs = {"train": False, "rngs": {"dropout": jax.random.key(1)}, "mutable": False}
 
-    def outputs(weights: Any, x: jax.Array) -> jax.Array:
+    def outputs(weights: Any, x: jax.Array) -> Any:
         return model.apply({"params": weights, "batch_stats": stats}, x, train=False)
 
     return OwnNetwork(model.apply, variables, x, apply_kwargs, variables["params"], outputs)

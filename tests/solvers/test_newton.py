@@ -3,6 +3,7 @@ sample, other people's loops.
 """
 
 import itertools
+from typing import Any
 
 import chex
 import jax
@@ -46,9 +47,8 @@ def test_shapes_and_dtypes_never_change(name, dtype):
     through.
     """
     p = regression(dtype)
-    tx = (
-        combination(p, *CONTRACT[name]) if CONTRACT[name] else sn.solvers.gradient_descent(0.1, 0.9)
-    )
+    combined = CONTRACT[name]
+    tx = combination(p, *combined) if combined else sn.solvers.gradient_descent(0.1, 0.9)
     x = jax.ShapeDtypeStruct((3,), dtype)
     state = jax.eval_shape(tx.init, x)
     updates, new = jax.eval_shape(lambda s, x: after(tx, p, s, x, unknown="argument"), state, x)
@@ -284,8 +284,9 @@ def test_what_is_refused(untyped):
         regression("float32", d=2),
         lambda x: lx.MatrixLinearOperator(jnp.eye(3), lx.symmetric_tag),
     )
+    make: Any = scale_by
     tx = scale_by(p.hessian, damping="trust_region")
-    wrong_size, plain = scale_by(lambda x: other.hessian(x[:2])), scale_by(lambda x: jnp.eye(3))
+    wrong_size, plain = scale_by(lambda x: other.hessian(x[:2])), make(lambda x: jnp.eye(3))
     for call, message in (
         (lambda: tx.update(x, tx.init(x)), "update needs params"),
         (lambda: tx.update(x, tx.init(x), x), 'damping="trust_region" needs value and value_fn'),
@@ -299,7 +300,7 @@ def test_what_is_refused(untyped):
             lambda: scale_by(dense, sketch_size=2).init(x),
             "needs a curvature with rows to draw, .* got MatrixLinearOperator",
         ),
-        (lambda: scale_by(3.0), "curvature must be a function of the params, a matrix or a lineax"),
+        (lambda: make(3.0), "curvature must be a function of the params, a matrix or a lineax"),
         (lambda: scale_by(jnp.ones((2, 3))), "curvature must be a square matrix"),
         (
             lambda: scale_by(jnp.eye(2)).update(x, tx.init(x), x),
@@ -313,7 +314,7 @@ def test_what_is_refused(untyped):
             lambda: scale_by(p.hessian, sketch_size=0),
             "sketch_size must be a positive integer, got 0",
         ),
-        (lambda: scale_by(p.hessian, cg_steps=1.5), "cg_steps must be a positive integer, got 1.5"),
+        (lambda: make(p.hessian, cg_steps=1.5), "cg_steps must be a positive integer, got 1.5"),
         (
             lambda: scale_by(p.hessian, max_distortion=0.0),
             "max_distortion must be a positive finite number",

@@ -1,5 +1,7 @@
 """The sample of rows behind a step: its measured distortion, and how it grows."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -51,7 +53,8 @@ def test_the_sample_grows_where_it_has_to(cg_steps, x64):
         jnp.zeros(3),
         [],
     )
-    run, state = jax.jit(lambda state: after(tx, p, state, x)[1]), tx.init(x)
+    state: Any = tx.init(x)
+    run = jax.jit(lambda state: after(tx, p, state, x)[1])
     for _ in range(5):
         state = run(state)
         sizes.append(int(state.sample_size))

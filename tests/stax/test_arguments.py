@@ -1,5 +1,8 @@
 """Arguments of the layers of softntk.stax: what is wrong is named, lists and tables are converted."""
 
+# Arguments of the wrong type are what is tested here.
+# pyright: reportArgumentType=false
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,5 +1,7 @@
 """The layers of softntk.stax at the edges: no normaliser, traced numbers, points without limit."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,9 +20,8 @@ def test_crrelu_divides_by_nothing(epsilon, x64):
     sigma, x = 2.0, points(0, 4, 3)
     activation = sn.activations.crrelu(epsilon)
     ours = sn.networks.two_layer(activation=activation, width=4, sigma=sigma).kernel_fn(x)
-    theirs = stax.serial(stax.Dense(4, W_std=sigma * 3**0.5), stax.CRReLU(epsilon), stax.Dense(1))[
-        2
-    ](x, None, ("nngp", "ntk"))
+    layers = (stax.Dense(4, W_std=sigma * 3**0.5), stax.CRReLU(epsilon), stax.Dense(1))
+    theirs: Any = stax.serial(*layers)[2](x, None, ("nngp", "ntk"))
     assert_close(theirs.nngp, ours.nngp, rtol=1e-12)
     assert_close(theirs.ntk, sigma**2 * ours.ntk + ours.nngp, rtol=1e-12)
     z = np.linspace(-2, 2, 9)[None]
@@ -40,7 +41,8 @@ def test_temperature_and_epsilon_are_traced(x64):
             stax.Softmax(temperature),
             stax.Dense(1),
         )
-        return jnp.sum(stax.serial(*layers)[2](x, None, "ntk"))
+        kernel: Any = stax.serial(*layers)[2](x, None, "ntk")
+        return jnp.sum(kernel)
 
     for i, gradient in enumerate(jax.grad(total, (0, 1))(1.5, 0.3)):
         h = 1e-6 * np.eye(2)[i]

@@ -2,6 +2,9 @@
 functions of theory.
 """
 
+# Arguments of other types, which are converted, are what is tested here.
+# pyright: reportArgumentType=false
+
 import jax
 import jax.numpy as jnp
 import numpy as np

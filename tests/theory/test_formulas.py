@@ -118,6 +118,7 @@ def test_boxes_hold_slopes_and_totals(activation, normalized):
     assert_close(box.start, EPS * size)
     delta = np.array([[0.1, 0.2, 0.05], [0.02, 0.1, 0.3]])
     found = box.slopes(delta)
+    assert found is not None
     most = 2 * u(z + delta).sum(axis=1, keepdims=True) if normalized else alpha
     least = 2 * u(z - delta).sum(axis=1, keepdims=True) if normalized else alpha
     assert_close(found.lower, (np.exp(z - delta) + linear) / most, rtol=1e-11)
@@ -192,7 +193,9 @@ def test_why_the_kernel_is_singular():
 def small_data(x64):
     net = sn.networks.two_layer("softmax", width=4000)
     _, params = net.init_fn(jax.random.key(0), (-1, 2))
-    return prepare(net, params, np.eye(2), np.full((2, 1), 1e-3))
+    data = prepare(net, params, np.eye(2), np.full((2, 1), 1e-3))
+    assert not isinstance(data, str)  # a reason why not
+    return data
 
 
 def test_singular_values_that_are_used_up_stop_the_proof(x64, monkeypatch):
@@ -279,6 +282,7 @@ def test_the_sparsifier_asks_for_its_number_of_rows(monkeypatch):
     with jax.enable_x64(True):
         instance = row_sampling.check_sample_size(row_sampling.chernoff_size)(case)
     assert asked == [math.ceil(3 * 3 * math.log(2 * 3 / 0.1) / 0.5**2)]
+    assert instance is not None
     assert instance.bound == 0.5
     assert_close(instance.value, 0.25, rtol=1e-9)
 
@@ -319,8 +323,10 @@ def test_our_perturbation_is_measured_over_all_moves(monkeypatch):
     with jax.enable_x64(True):
         instance = perturbation.check_our_kernel_bound(case)
         stated = perturbation.check_kernel(case)
+    assert instance is not None
     assert instance.bound == 0.5
     assert_close(instance.value, max(changes), rtol=1e-9)
+    assert stated is not None
     assert_close(stated.value, max(changes[:-1]), rtol=1e-9)
 
 
@@ -334,6 +340,7 @@ def test_gradients_of_the_statements_are_of_the_residual():
     slopes = math.sqrt(m) * f[:, None] * (case["a"].T[None] - (f @ case["a"])[:, :, None])
     gradient = np.einsum("id,ikm,ik->dm", case["x"], slopes, residual)
     instance = training.check_unit_gradient(case)
+    assert instance is not None
     assert_close(instance.value, np.linalg.norm(gradient, axis=0).max(), rtol=1e-9)
     scale = math.exp(3 * network_cases.growth(case)) * math.sqrt(residual.size / m)
     assert_close(instance.bound, scale * np.linalg.norm(residual), rtol=1e-9)

@@ -53,7 +53,7 @@ def test_ranges_of_activations(activation):
         f = lambda t, order=order: np.asarray(
             activations.get(activation).jet(jnp.asarray(t), 0.0)[order], float
         )
-        found = _enclose(f, shape, z, delta)
+        found = _enclose(f, shape, z, np.asarray(delta))
         np.testing.assert_allclose(found.lower, f(inside).min(axis=1), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(found.upper, f(inside).max(axis=1), rtol=1e-5, atol=1e-6)
 

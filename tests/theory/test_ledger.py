@@ -94,10 +94,13 @@ def test_a_broken_bound_is_noticed():
 
     def divided(case):
         instance = whole.check(case)
+        assert instance is not None
         return instance._replace(bound=instance.bound / 2)
 
     row = run_module.ledger(statements=[dataclasses.replace(whole, check=divided)])[0]
     assert 0 < row.held < row.instances == whole.count
+    assert row.tightness is not None
+    assert row.case is not None
     assert row.tightness.worst < 1
     n, d = row.case["A"].shape
     assert (n, d) == (1, 1)  # f = 1 for a single sample

@@ -153,6 +153,7 @@ def test_perturbed_kernels_of_exp_and_relu_are_those_of_automatic_differentiatio
             np.testing.assert_allclose(found, J @ J.T, atol=1e-7)
         measured = perturbation.check_relu_kernel(case)
     # the worst switch is no empty one, and no kernel changes by more than its norm
+    assert measured is not None
     assert 0 < measured.value < 2 * len(case["x"]) * case["k"]
 
 
@@ -265,6 +266,7 @@ def test_moved_solutions_keep_the_residual():
         shifted = (u_x - (u_y - u_y.sum() * case["b"])) / u_x.sum()
         np.testing.assert_allclose(u_y - u_y.sum() * case["b"], u_x - u_x.sum() * shifted)
         instance = regression_bounds.check_moved_solution(name)(case)
+        assert instance is not None
         assert instance.value == pytest.approx(np.linalg.norm(shifted - case["b"]), rel=1e-9)
         reference = f"[H] corollary: moved solutions, {name}"
         check = statement_named(reference).check
@@ -329,6 +331,7 @@ def test_the_lipschitz_constant_of_u_is_the_one_that_is_stated(paper, linear):
     constant = 2 * np.sqrt(len(A)) * R * np.exp(R**2) + (R if linear else 0)
     moved = np.exp(A @ x) - np.exp(A @ y) + (A @ (x - y) if linear else 0)
     found = statement.check(case)
+    assert found is not None
     assert found.bound == pytest.approx(constant * np.linalg.norm(x - y), rel=1e-9)
     assert found.value == pytest.approx(np.linalg.norm(moved), rel=1e-9)
 
@@ -342,7 +345,9 @@ def test_the_rest_of_a_step_is_compared_with_a_tenth_of_what_it_gains():
     dots = x @ x.T
     lowest = np.linalg.eigvalsh(dots * np.exp(case["sigma"] ** 2 * dots))[0]
     gained = training.learning_rate(case) * lowest * np.sum((outputs - Y) ** 2)
-    assert statement.check(case).bound == pytest.approx(0.1 * gained, rel=1e-6)
+    found = statement.check(case)
+    assert found is not None
+    assert found.bound == pytest.approx(0.1 * gained, rel=1e-6)
 
 
 @pytest.mark.usefixtures("x64")

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -232,7 +233,8 @@ def test_a_bias_is_one_more_weight(family, x64):
 
 @pytest.mark.slow
 def test_scaling(x64):
-    key, options = jax.random.key(3), {"trials": 2, "ascent_steps": 3}
+    key = jax.random.key(3)
+    options: dict[str, Any] = {"trials": 2, "ascent_steps": 3}
     net, params, x = start("softmax", 2)
     x = 2 * x  # outside the unit ball
     base = theory.perturbation(net, params, x, [1e-4, 2e-4, 0.1], key=key, **options)
@@ -268,7 +270,8 @@ def test_float32_is_measured_in_float64():
     assert_close(found.frobenius, exact.frobenius, rtol=1e-12)
     assert found.frobenius[1] > 1.3 * found.frobenius[0]  # kinks do not stop the adversary
     assert found.frobenius.dtype == found.worst.hidden.dtype == np.float64
-    assert not jax.config.jax_enable_x64
+    config: Any = jax.config
+    assert not config.jax_enable_x64
 
 
 def test_the_path_of_training(x64):
