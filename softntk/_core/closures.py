@@ -25,6 +25,10 @@ from softntk._core.validation import is_concrete
 _PROGRAM_CACHE: "weakref.WeakKeyDictionary[Any, dict]" = weakref.WeakKeyDictionary()
 
 
+MAX_PROGRAMS_PER_OWNER = 128
+"""An owner that outlives its problems, a type, keeps the programs that were asked for last."""
+
+
 def split_arrays(tree: PyTree) -> tuple[list, Callable[[list], PyTree]]:
     """Return the arrays of a pytree, and a function that puts arrays back into their places.
 
@@ -96,6 +100,8 @@ def compile_with_closure(
         if not all(map(is_concrete, constants)):
             return lambda *arguments: run_program(constants, arrays, *arguments)
         programs[key] = run_program, constants
+        if len(programs) > MAX_PROGRAMS_PER_OWNER:
+            programs.pop(next(iter(programs)))
     run_program, constants = programs[key]
     return lambda *arguments: run_program(constants, arrays, *arguments)
 
@@ -121,9 +127,10 @@ def _cache_owner(tx: Any, problem: PyTree) -> Any:
     """Return the object whose lifetime a compiled program shares.
 
     It is the transform if there is one, else the problem's function; for functions that are pytrees
-    with arrays it is their type, so that all problems of one kind share their programs.
+    it is their type, so that all problems of one kind share their programs.
     """
     if tx is not None:
         return tx.update
     function = problem.function if isinstance(problem, BoundLoss) else problem
-    return type(function) if has_arrays(function) else function
+    is_pytree = has_arrays(function) or isinstance(function, eqx.Module)
+    return type(function) if is_pytree else function

@@ -15,6 +15,7 @@ from jaxtyping import PyTree
 from softntk._core.bound_loss import BoundLoss, as_argument, check_scalar, split_leaves
 from softntk._core.closures import compile_with_closure
 from softntk._core.validation import check_callable, check_integer
+from softntk._core.visible_constants import with_visible_constants
 from softntk.solution import Result, Solution
 from softntk.solvers._gradient_descent import check_transform
 
@@ -123,6 +124,7 @@ def _train(
     """Run :func:`train` as one program."""
     # 1. The loss of the params.
     check_scalar("loss", jax.eval_shape(value_fn, params))
+    value_fn = with_visible_constants(value_fn, params)
 
     # 2. A scan of steps in a scan of chunks, between which snapshots are taken.
     def step(carry: _TrainingState, _: None) -> tuple[_TrainingState, jax.Array]:

@@ -26,6 +26,7 @@ Source: Song et al. (2021), arXiv 2011.13456, appendix D.2; Grathwohl et al. (20
 """
 
 import math
+from functools import partial
 from typing import Literal
 
 import equinox as eqx
@@ -152,15 +153,21 @@ def log_likelihood(
     # 3. Integrate along the flow.
     options = _Options(min_time=min_time, tolerances=tolerances, max_steps=max_steps)
     score_fn = score_functions.as_pytree(score_fn, (n, d), x.dtype)
-    value, code = _integrate_density(score_fn, directions, x, sde, options)
+    arguments = (directions, x)
+    if score_functions.is_traced((score_fn, sde, *arguments)):
+        integrate = partial(_integrate_traced, score_fn, sde, options)
+    else:
+        integrate = score_functions.compile_with_score(
+            "log_likelihood", _integrate_density, options, score_fn, sde, *arguments
+        )
+    value, code = integrate(*arguments)
     if throw and not score_functions.is_traced(code):
         Solution(value=value, result=code, stats={}, state=None).check()
     return value
 
 
-@eqx.filter_jit
 def _integrate_density(
-    score_fn: ScoreFn, directions: Array, x: Array, sde: VPSDE, options: _Options
+    score_fn: ScoreFn, sde: VPSDE, options: _Options, directions: Array, x: Array
 ) -> tuple[Array, Array]:
     """Return log-densities and their result code.
 
@@ -191,6 +198,9 @@ def _integrate_density(
     value = growth + _log_density_of_noise(score_fn, horizon, x)
     bad |= ~jnp.isfinite(value)
     return jnp.where(bad | (code != 0), -jnp.inf, value), probability_flow.code_of_rows(bad, code)
+
+
+_integrate_traced = eqx.filter_jit(_integrate_density)
 
 
 def _log_density_of_noise(score_fn: ScoreFn, t: Array, x: Array) -> Array:

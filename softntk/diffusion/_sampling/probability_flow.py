@@ -11,6 +11,7 @@ the log-SNR the same accuracy takes more evaluations (see ``_sampling/sample.py`
 Source: the angle, Salimans and Ho (2022), arXiv 2202.00512, section 4 and appendix D.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +39,22 @@ def diffrax() -> Any:
             "Sampling and likelihoods need diffrax: pip install 'softntk[diffusion]'."
         ) from error
     return module
+
+
+@functools.cache
+def _step_controller() -> Any:
+    """Return the class of step size controllers that begin with a part of the interval.
+
+    The length of the first step can be an argument of ``diffeqsolve`` too, which then puts a check
+    of its sign into the program, as a callback to the host: such a program cannot be exported.
+    """
+
+    class StepController(diffrax().PIDController):
+        def init(self, terms: Any, t0: Any, t1: Any, y0: Any, _: Any, *rest: Any) -> Any:
+            # diffrax reverses time where t1 is less than t0: the step is positive here
+            return super().init(terms, t0, t1, y0, (t1 - t0) / FIRST_STEP_DIVISOR, *rest)
+
+    return StepController
 
 
 def angles(sde: VPSDE, min_time: float, dtype: DTypeLike) -> tuple[Array, Array]:
@@ -102,16 +119,16 @@ def flow(
     def worst_row_norm(scaled: tuple[tuple[Array, ...], Array]) -> Array:
         return jnp.sqrt(jnp.max(jnp.stack([_mean_squares(part) for part in scaled[0]])))
 
-    # 3. Integrate, from T to min_time or back: the first step has the sign of the interval.
+    # 3. Integrate, from T to min_time or back.
     first_angle, last_angle = ends
     solution = dfx.diffeqsolve(
         dfx.ODETerm(guarded_field),
         dfx.Tsit5(),
         first_angle,
         last_angle,
-        (last_angle - first_angle) / FIRST_STEP_DIVISOR,
+        None,
         (state, jnp.zeros(state[0].shape[0], state[0].dtype)),
-        stepsize_controller=dfx.PIDController(*tolerances, norm=worst_row_norm),
+        stepsize_controller=_step_controller()(*tolerances, norm=worst_row_norm),
         max_steps=max_steps,
         throw=False,
     )

@@ -54,16 +54,15 @@ shifted Euler method: Foster, dos Reis and Strange (2023), arXiv 2210.17543, equ
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from softntk._core.progress import Progress
+from softntk._core import host_loop
 from softntk._core.validation import (
     check_choice,
     check_count,
@@ -181,9 +180,7 @@ def sample(
     # 2. Prepare the batches: all have the same shape, and the last may have rows to spare.
     score_fn = score_functions.as_pytree(score_fn, (rows, d), dtype)
     batch_keys = jax.random.split(key, -(-n // rows))
-
-    def draw(batch_key: PRNGKeyArray) -> tuple[Array, Array]:
-        return _draw_batch(score_fn, batch_key, sde, (rows, d), options, targets)
+    static_arguments = _BatchOptions((rows, d), options)
 
     # 3. Under a transformation all batches are one program. Under jit the split keys are traced,
     # even if the key is not.
@@ -192,51 +189,87 @@ def sample(
             raise ValueError(
                 "progress needs to know when a batch is done: it does not work under jit or vmap."
             )
-        x, _ = lax.map(draw, batch_keys)
+        x, _ = lax.map(
+            lambda batch_key: _draw_batch(score_fn, sde, static_arguments, batch_key, targets),
+            batch_keys,
+        )
         return x.reshape(-1, d)[:n]
     # 4. Otherwise a loop on the host, which shows progress and may be interrupted.
-    batches, code = _draw_on_host(draw, batch_keys, Progress(progress, "sampling"), n)
-    value = jnp.concatenate(batches)[:n]
+    draw_batch = score_functions.compile_with_score(
+        "sample", _draw_batch, static_arguments, score_fn, sde, batch_keys[0], targets
+    )
+    samples, code = _draw_on_host(
+        lambda batch_key: draw_batch(batch_key, targets), batch_keys, rows, progress, n
+    )
+    value = jnp.concatenate(samples)[:n]
     if throw:
         result = jnp.asarray(code, jnp.int32)
         Solution(value=value, result=result, stats={}, state=None).check()
     return value
 
 
+class _Batches(NamedTuple):
+    """The batches that are drawn.
+
+    Attributes:
+        samples: an array for each batch.
+        code: the largest of their result codes.
+    """
+
+    samples: tuple[Array, ...]
+    code: int
+
+
 def _draw_on_host(
     draw: Callable[[PRNGKeyArray], tuple[Array, Array]],
     batch_keys: PRNGKeyArray,
-    progress_line: Progress,
+    rows: int,
+    progress: bool,
     n: int,
-) -> tuple[list[Array], int]:
-    """Return the batches, and the largest of their codes; Ctrl-C ends the loop after the first."""
-    batches = []
-    code = int(Result.SUCCESSFUL)
-    try:
-        for batch_key in batch_keys:
-            # Wait for each batch, so that progress counts finished rows.
-            batch, batch_code = jax.block_until_ready(draw(batch_key))
-            batches.append(batch)
-            code = max(code, int(batch_code))
-            progress_line.show(f"{min(len(batches) * len(batch), n)} of {n}")
-    except KeyboardInterrupt:
-        if not batches:
-            raise
-    finally:
-        progress_line.close()
-    return batches, code
+) -> _Batches:
+    """Return the batches; Ctrl-C ends the loop after the first."""
+
+    # Wait for each batch, so that progress counts finished rows.
+    def advance(batches: _Batches) -> _Batches:
+        batch, code = jax.block_until_ready(draw(batch_keys[len(batches.samples)]))
+        return _Batches((*batches.samples, batch), max(batches.code, int(code)))
+
+    batches, interrupted = host_loop.run(
+        advance,
+        _Batches((), int(Result.SUCCESSFUL)),
+        until=lambda batches: len(batches.samples) == len(batch_keys),
+        progress=host_loop.ProgressLine(
+            progress,
+            "sampling",
+            lambda batches: f"{min(len(batches.samples) * rows, n)} of {n}",
+        ),
+    )
+    if interrupted and not batches.samples:
+        raise KeyboardInterrupt
+    return batches
 
 
-@eqx.filter_jit
+class _BatchOptions(NamedTuple):
+    """What the program of a batch depends on besides the score and the process.
+
+    Attributes:
+        shape: rows and dimensions of a batch.
+        options: of the sampler.
+    """
+
+    shape: tuple[int, int]
+    options: SamplerOptions
+
+
 def _draw_batch(
     score_fn: ScoreFn,
-    key: PRNGKeyArray,
     sde: VPSDE,
-    shape: tuple[int, int],
-    options: SamplerOptions,
+    batch_options: _BatchOptions,
+    key: PRNGKeyArray,
     moments: tuple[Array, Array, Array] | None,
 ) -> tuple[Array, Array]:
     """Return one batch, +inf in rows that could not be computed, and its result code."""
+    shape, options = batch_options
     # 1. Draw X_T from N(0, I).
     prior_key, path_key = jax.random.split(key)
     x = jax.random.normal(prior_key, shape)

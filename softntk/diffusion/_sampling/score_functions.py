@@ -2,6 +2,8 @@
 
 import types
 import weakref
+from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -11,8 +13,11 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
+from softntk._core.closures import compile_with_closure, split_arrays
 from softntk._core.validation import is_concrete
+from softntk._core.visible_constants import trace_function
 from softntk.diffusion._arguments import as_output
+from softntk.diffusion._noising_process import VPSDE
 from softntk.diffusion._types import ScoreFn
 
 _CONVERSIONS: "weakref.WeakKeyDictionary[Any, dict]" = weakref.WeakKeyDictionary()
@@ -44,11 +49,48 @@ def as_pytree(score_fn: ScoreFn, shape: tuple[int, int], dtype: DTypeLike) -> Sc
     # 3. Convert; what holds traced arrays must not outlive its trace in the cache.
     if cache_key not in conversions:
         example = jax.ShapeDtypeStruct((), dtype), jax.ShapeDtypeStruct(shape, dtype)
-        converted = eqx.filter_closure_convert(score_fn, *example)
+        converted = trace_function(score_fn, *example)
         if is_traced(converted):
             return converted
         conversions[cache_key] = converted
     return conversions[cache_key]
+
+
+def compile_with_score(
+    name: str,
+    function: Callable[..., PyTree],
+    static_arguments: Hashable,
+    score_fn: ScoreFn,
+    sde: VPSDE,
+    *example: PyTree,
+) -> Callable[..., PyTree]:
+    """Return a compiled ``function(score_fn, sde, static_arguments, *arguments)`` of the arguments.
+
+    Scores and processes that differ in their arrays only share the program; so do scores that are
+    made anew with the same trace. Use it where nothing is traced.
+
+    Args:
+        name: says what the function is.
+        function: to be compiled.
+        static_arguments: shapes and options.
+        score_fn: of :func:`as_pytree`.
+        sde: the process; its numbers are part of the program, its arrays are not.
+        example: arguments of the shapes and dtypes that the result is called with.
+    """
+    arrays, merge = split_arrays(sde)
+    leaves, structure = jax.tree.flatten(sde)
+    numbers = tuple(None if eqx.is_array(leaf) else leaf for leaf in leaves)
+    program = compile_with_closure(
+        (name, static_arguments, structure, numbers),
+        None,
+        score_fn,
+        lambda score_fn, arrays, *arguments: function(
+            score_fn, merge(arrays), static_arguments, *arguments
+        ),
+        arrays,
+        *example,
+    )
+    return partial(program, arrays)
 
 
 def is_traced(tree: PyTree) -> bool:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Int, PyTree
 from softntk._core.bound_loss import BoundLoss
 from softntk._core.closures import without_derivatives
 from softntk._core.meshes import vary_like
+from softntk._core.visible_constants import with_visible_constants
 from softntk._linalg.norms import tree_norm
 from softntk.regression import Problem
 from softntk.solution import Result, Solution
@@ -49,6 +50,7 @@ def start_at(
 
     With ``diagnosed`` its result says why, in the problem's own words, if x0 is not finite there.
     """
+    problem = with_visible_constants(problem, x0)
     value, grad = value_and_gradient(problem, x0)
     norm = tree_norm(grad)
     state = _chosen_transform(problem, tx).init(x0)
@@ -58,7 +60,7 @@ def start_at(
         refusal = refusal_code(problem, x0)
     else:
         refusal = jnp.asarray(Result.NONFINITE_INPUT, jnp.int32)
-    return Carry(
+    start = Carry(
         x=x0,
         value=value,
         grad=grad,
@@ -81,6 +83,14 @@ def start_at(
         count=zero_count,
         result=jnp.where(is_finite, RUNNING, refusal).astype(jnp.int32),
     )
+    # Weak types, as of a Python number in the state, would make the first chunk a program of its
+    # own: the chunks after it have none.
+    return jax.tree.map(_without_weak_type, start)
+
+
+def _without_weak_type(leaf: Array) -> Array:
+    """Return the array with a dtype that no other operand changes."""
+    return lax.convert_element_type(leaf, jnp.result_type(leaf))
 
 
 def refusal_code(problem: Loss, x0: Params) -> Int[Array, ""]:
@@ -207,6 +217,7 @@ def advance(
         The carry, and the history of the steps made now, with ``capacity`` places.
     """
     transform = _chosen_transform(problem, tx)
+    problem = with_visible_constants(problem, carry.x)
     first_count = carry.count
     _, entry = jax.eval_shape(lambda carry: _step(problem, transform, options, carry), carry)
     history = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), entry)

@@ -108,7 +108,9 @@ def run_in_chunks(
         carry, _ = chunk_program(carry, carry.count)
 
     # 4. A small gradient may be that of a plateau.
-    if find_diagnostics(carry.state) is None and needs_plateau_check(options, start, carry):
+    if find_diagnostics(carry.state) is None and needs_plateau_check(
+        options, _on_host(start), _on_host(carry)
+    ):
 
         def gradient(x: Params) -> Params:
             return start_program(x).grad
@@ -116,6 +118,15 @@ def run_in_chunks(
         if has_flattened_on_host(gradient, start.x, carry.x, float(carry.path_length)):
             carry = carry._replace(result=jnp.asarray(Result.PLATEAU, jnp.int32))
     return as_solution(start, carry, state.history)
+
+
+def _on_host(carry: Carry) -> Carry:
+    """Return a carry whose loss, count and result are numbers of NumPy."""
+    return carry._replace(
+        value=np.asarray(carry.value),
+        count=np.asarray(carry.count),
+        result=np.asarray(carry.result),
+    )
 
 
 def _is_over(carry: Carry, max_steps: int) -> bool:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from softntk._linalg.norms import tree_norm
@@ -219,7 +220,10 @@ def _resolve_doubts(
     return jnp.where(is_small & (many_doubts | has_ended), resolved, result)
 
 
-def needs_plateau_check(options: Options, start: Carry, carry: Carry) -> Bool[Array, ""]:
-    """Return whether a run without curvature ended at a small gradient that may be a plateau's."""
-    has_vanished = jnp.abs(carry.value) <= options.rtol * jnp.abs(start.value)
+def needs_plateau_check(options: Options, start: Carry, carry: Carry) -> Bool[Array, ""] | np.bool_:
+    """Return whether a run without curvature ended at a small gradient that may be a plateau's.
+
+    The carries may hold numbers of NumPy; nothing is compiled then.
+    """
+    has_vanished = abs(carry.value) <= options.rtol * abs(start.value)
     return (carry.result == Result.SUCCESSFUL) & (carry.count > 0) & ~has_vanished
