@@ -24,6 +24,8 @@ class Step(enum.IntEnum):
         ABSOLUTE: −|H|⁻¹g, for an H that is not positive definite.
         REJECTED: no step decreased the loss; :func:`softntk.solvers.minimise` ends the run.
         CONVERGED: no step is needed, the residual is zero up to rounding; the run ends in success.
+        POSTPONED: no step, since it needs a part of the program that was left out to compile less;
+            ``minimise`` takes the step with the complete program. No result reports it.
     """
 
     NONE = 0
@@ -35,6 +37,7 @@ class Step(enum.IntEnum):
     ABSOLUTE = 6
     REJECTED = 7
     CONVERGED = 8
+    POSTPONED = 9
 
 
 class StepDiagnostics(NamedTuple):

@@ -277,24 +277,23 @@ def natural_gradient(
 
         # 3. Steps with a larger and larger ridge, until the loss falls.
         def try_step(attempt: _Attempt) -> _Attempt:
-            dual, products, image = solve_dual(system, attempt.damping, rtol, max_cg_steps)
-            step = jax.tree.map(lambda leaf: -leaf, pull_back(dual)[0])
-            solve_error = relative_norm(system.residual - image, system.residual)
+            solution = solve_dual(system, attempt.damping, rtol, max_cg_steps)
+            step = jax.tree.map(lambda leaf: -leaf, pull_back(solution.dual)[0])
             damping = attempt.damping
             accepted = jnp.asarray(True)
             if damped:
                 assert value is not None
                 assert value_fn is not None
                 value_after = value_fn(optax.apply_updates(network.params, step))
-                ratio = _decrease_ratio(system, dual, value, value_after)
+                ratio = _decrease_ratio(system, solution.kernel_product, value, value_after)
                 damping = _next_damping(damping, ratio)
                 accepted = ratio > MIN_DECREASE_RATIO
             return _Attempt(
                 attempt.count + 1,
                 damping,
-                attempt.products + products,
+                attempt.products + solution.products,
                 step,
-                solve_error,
+                solution.solve_error,
                 accepted,
             )
 
@@ -346,14 +345,17 @@ def _check_outputs(outputs: Any, y: Outputs) -> None:
 
 
 def _decrease_ratio(
-    system: FunctionSpaceSystem, dual: Outputs, value: ArrayLike, value_after: ArrayLike
+    system: FunctionSpaceSystem,
+    kernel_product: Outputs,
+    value: ArrayLike,
+    value_after: ArrayLike,
 ) -> Scalar:
     """Return the actual over the predicted decrease of the loss, −1 where it is not finite.
 
     The loss may be any multiple of ½‖r‖²: the prediction is relative to its present value.
     """
     dtype = system.residual.dtype
-    remaining = system.residual - system.kernel.mv(dual)
+    remaining = system.residual - kernel_product
     remaining_fraction = relative_norm(remaining, system.residual) ** 2
     predicted_decrease = jnp.asarray(value, dtype) * (1 - remaining_fraction)
     actual_decrease = value - jnp.asarray(value_after, dtype)

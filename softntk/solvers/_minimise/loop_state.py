@@ -56,6 +56,8 @@ class Carry(NamedTuple):
         path_length: sum of the lengths of all steps.
         count: number of steps.
         result: a :class:`softntk.solution.Result`, or RUNNING.
+        needs_damping: whether a step was postponed: from here on steps are taken by the complete
+            program.
     """
 
     x: Params
@@ -78,6 +80,7 @@ class Carry(NamedTuple):
     path_length: Scalar
     count: Int[Array, ""]
     result: Int[Array, ""]
+    needs_damping: Bool[Array, ""]
 
 
 class History(NamedTuple):

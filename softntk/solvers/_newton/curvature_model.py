@@ -22,7 +22,11 @@ Curvature = Callable[[Params], lx.AbstractLinearOperator]
 
 
 class Options(NamedTuple):
-    """The checked arguments of :func:`softntk.solvers.scale_by_approx_newton`, by their names."""
+    """The checked arguments of :func:`softntk.solvers.scale_by_approx_newton`, by their names.
+
+    ``postpones_damping`` is an argument of ``update``: leave out damped steps, whose program is
+    larger than all the rest, and report :attr:`softntk.solvers.Step.POSTPONED` in their place.
+    """
 
     curvature: Curvature
     gauss_newton: Curvature | None
@@ -32,6 +36,7 @@ class Options(NamedTuple):
     damping: str | None
     initial_damping: float
     key: PRNGKeyArray
+    postpones_damping: bool = False
 
 
 class CurvatureModel(NamedTuple):

@@ -28,6 +28,7 @@ from softntk.solvers._newton.model import (
     Scalar,
     StepResult,
     decrease_ratio,
+    postponed_step,
     step_result,
 )
 
@@ -88,6 +89,8 @@ def damped_step(
     loss: LossAlongStep,
     damping: Scalar,
     rounding: Callable[[], Vector] | None = None,
+    *,
+    postpones_damping: bool = False,
 ) -> StepResult:
     """Return Newton's step if the loss falls as its model predicts, else a damped step.
 
@@ -99,6 +102,7 @@ def damped_step(
         loss: the loss along steps.
         damping: the radius or μ.
         rounding: r of :func:`diagonalise`, computed if needed.
+        postpones_damping: leave the damped step out; its kind is POSTPONED.
     """
     # 1. Newton's step.
     step, is_definite = newton_step(H, g)
@@ -121,6 +125,8 @@ def damped_step(
         return step_result(step, next_damping, Step.NEWTON, evaluations=newton_evaluations)
 
     def take_damped_step() -> StepResult:
+        if postpones_damping:
+            return postponed_step(g, damping)
         if metric is None:
             result = search_in(jacobi_metric(H), damping)
         else:

@@ -78,7 +78,16 @@ def _dense_step(
     if options.damping is None:
         return dense_steps.undamped_step(H, metric, g)
     method = DAMPINGS[options.damping]
-    return dense_steps.damped_step(H, metric, g, method, loss, state.damping, rounding)
+    return dense_steps.damped_step(
+        H,
+        metric,
+        g,
+        method,
+        loss,
+        state.damping,
+        rounding,
+        postpones_damping=options.postpones_damping,
+    )
 
 
 def _krylov_step(
@@ -92,7 +101,9 @@ def _krylov_step(
     if options.damping is None:
         return krylov_steps.undamped_step(space)
     method = DAMPINGS[options.damping]
-    return krylov_steps.damped_step(space, method, loss, state.damping, fallback)
+    return krylov_steps.damped_step(
+        space, method, loss, state.damping, fallback, postpones_damping=options.postpones_damping
+    )
 
 
 def _row_rounding(operator: lx.AbstractLinearOperator) -> Callable[[], Vector] | None:

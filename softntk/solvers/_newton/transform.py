@@ -105,9 +105,11 @@ def _update(
     *,
     value: ArrayLike | None = None,
     value_fn: Callable[[Params], ArrayLike] | None = None,
+    postpones_damping: bool = False,
     **extra_args: Any,
 ) -> tuple[Params, NewtonState]:
     """Return H⁻¹ times the updates, and the next state."""
+    options = options._replace(postpones_damping=postpones_damping)
     if params is None:
         raise ValueError("update needs params: the curvature is taken there.")
     if options.damping is not None and (value is None or value_fn is None):
