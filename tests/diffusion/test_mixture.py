@@ -100,11 +100,11 @@ def test_denoising_in_one_dimension_is_an_integral(t, x64):
     alpha, noise = float(SDE.alpha(t)), np.sqrt(float(SDE.variance(t)))
     grid = np.linspace(-5, 5, 40_001)
     prior = sum(
-        w * scipy.stats.norm(m, s).pdf(grid)
+        w * scipy.stats.norm.pdf(grid, m, s)
         for w, m, s in zip(weights, means, deviations, strict=True)
     )
     x = np.array([-1.3, 0.1, 0.9, 2.0])
-    joint = prior * scipy.stats.norm(alpha * grid, noise).pdf(x[:, None])
+    joint = prior * scipy.stats.norm.pdf(x[:, None], alpha * grid, noise)
     evidence = scipy.integrate.simpson(joint, x=grid)
     at = jnp.asarray(x)[:, None]
     assert_close(

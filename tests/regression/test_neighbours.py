@@ -2,6 +2,8 @@
 plainly.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -210,6 +212,9 @@ def test_leverage_is_inverted(x64):
     assert_close(p.scalings(jnp.asarray(found.x)), jnp.exp(-t / 2), rtol=1e-6)
 
 
+leverage: Any = sn.regression.leverage
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -276,7 +281,7 @@ def test_leverage_is_inverted(x64):
             "target must sum to one over the parallel rows",
         ),
         (
-            lambda: sn.regression.leverage(sparse.BCOO.fromdense(jnp.eye(2)), np.ones(2)),
+            lambda: leverage(sparse.BCOO.fromdense(jnp.eye(2)), np.ones(2)),
             "A must be a dense array, got BCOO",
         ),
     ],

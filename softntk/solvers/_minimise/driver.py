@@ -56,7 +56,7 @@ DEFAULT_RTOL_FLOAT32 = 1e-5
 
 
 def minimise(
-    problem: Callable[[Params], Array],
+    problem: Callable[..., Array],
     x0: Params,
     tx: optax.GradientTransformation | None = None,
     rtol: float | None = None,
