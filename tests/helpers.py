@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +49,11 @@ def slow_except(cases: Iterable[Any], *fast: Any) -> list[Any]:
 def cast(tree: Any, dtype: str) -> Any:
     """The same numbers in another precision."""
     return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+
+
+def cache_size(program: Any) -> int:
+    """How many programs a compiled function holds."""
+    return program._cache_size()
 
 
 def points(seed: int, n: int, d: int, dtype: str = "float64") -> jax.Array:
@@ -97,3 +103,25 @@ def relative_score_error(sde: Any, f: Any, mixture: Any, t: float, n: int = 2000
     x = sde.perturb(jax.random.key(77), t, mixture.sample(jax.random.key(78), n))
     exact = mixture.score(sde, t, x)
     return float(jnp.sum((softntk.diffusion.score(sde, f)(t, x) - exact) ** 2) / jnp.sum(exact**2))
+
+
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class Normal:
+    """N(0, σ²I) in three dimensions: X_t is normal of variance α²σ² + h."""
+
+    sigma: jax.Array
+
+    def sample(self, key: jax.Array, n: int) -> jax.Array:
+        return self.sigma * jax.random.normal(key, (n, 3), self.sigma.dtype)
+
+    def score(self, sde: Any, t: Any, x: jax.Array) -> jax.Array:
+        return -x / self.variance(sde, t)
+
+    def variance(self, sde: Any, t: Any) -> jax.Array:
+        return sde.alpha(t) ** 2 * self.sigma**2 + sde.variance(t)
+
+
+def normal(dtype: str = "float64") -> Normal:
+    """N(0, I/4)."""
+    make: Any = Normal  # chex makes its ``__init__``
+    return make(sigma=jnp.asarray(0.5, dtype))

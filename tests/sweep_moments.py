@@ -65,7 +65,8 @@ def _exact(value: Any) -> Value:
 
 def exp_moments(a: Any, c: Any, b: Any) -> tuple[Value, Value]:
     """Return covariance and derivative of e^z."""
-    return (_exact(_exponential(a, c, b)),) * 2
+    value = _exact(_exponential(a, c, b))
+    return value, value
 
 
 def res_exp_moments(a: Any, c: Any, b: Any) -> tuple[Value, Value]:
@@ -82,7 +83,8 @@ def cosh_moments(a: Any, c: Any, b: Any) -> tuple[Value, Value]:
 
 def sinh_moments(a: Any, c: Any, b: Any) -> tuple[Value, Value]:
     """Return those of sinh."""
-    return cosh_moments(a, c, b)[::-1]
+    covariance, derivative = cosh_moments(a, c, b)
+    return derivative, covariance
 
 
 def relu_moments(a: Any, c: Any, b: Any) -> tuple[Value, Value]:

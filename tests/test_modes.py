@@ -158,7 +158,8 @@ def spectra():
 def limits_of_layers():
     variances = [jnp.asarray(q, jnp.float32) for q in (0.5, 0.2, 0.7)]
     return [
-        sn.activations.get(name).limit(*variances, False) for name in sn.activations.ACTIVATIONS
+        sn.activations.get(name).limit(*variances, normalized=False)
+        for name in sn.activations.ACTIVATIONS
     ]
 
 

@@ -1,6 +1,7 @@
 """What second-order transforms report to :func:`softntk.solvers.minimise`."""
 
 import enum
+from operator import attrgetter
 from typing import NamedTuple
 
 import jax
@@ -24,6 +25,8 @@ class Step(enum.IntEnum):
         ABSOLUTE: −|H|⁻¹g, for an H that is not positive definite.
         REJECTED: no step decreased the loss; :func:`softntk.solvers.minimise` ends the run.
         CONVERGED: no step is needed, the residual is zero up to rounding; the run ends in success.
+        POSTPONED: no step, since it needs a part of the program that was left out to compile less;
+            ``minimise`` takes the step with the complete program. No result reports it.
     """
 
     NONE = 0
@@ -35,6 +38,7 @@ class Step(enum.IntEnum):
     ABSOLUTE = 6
     REJECTED = 7
     CONVERGED = 8
+    POSTPONED = 9
 
 
 class StepDiagnostics(NamedTuple):
@@ -101,6 +105,18 @@ class StepDiagnostics(NamedTuple):
     damping: Float[Array, ""]
     negative_curvature: Bool[Array, ""]
     model_error: Float[Array, ""]
+
+
+def diagnostics_property(field: str, meaning: str) -> property:
+    """Return a property that reads one field of ``state.diagnostics``.
+
+    Use it in the body of a state, which as a NamedTuple cannot inherit properties.
+
+    Args:
+        field: its name in :class:`StepDiagnostics`.
+        meaning: the docstring, which says what the field is for this transform.
+    """
+    return property(attrgetter(f"diagnostics.{field}"), doc=meaning)
 
 
 def initial_diagnostics(damping: float, dtype: DTypeLike) -> StepDiagnostics:

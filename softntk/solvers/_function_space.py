@@ -13,6 +13,7 @@ import lineax as lx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from softntk import ntk
+from softntk._linalg import conjugate_gradients
 from softntk._linalg.norms import scaled_norm, tree_norm
 from softntk.networks import Network
 
@@ -119,10 +120,26 @@ def _normalise_leaves(tree: Params) -> tuple[list, Scalar]:
     return [leaf / divisor.astype(leaf.dtype) for leaf in jax.tree.leaves(tree)], norm
 
 
+class DualSolution(NamedTuple):
+    """The solution v of (K + ρ)v = r.
+
+    Attributes:
+        dual: v.
+        products: number of products with K.
+        kernel_product: K v.
+        solve_error: ‖r − (K + ρ)v‖/‖r‖.
+    """
+
+    dual: Outputs
+    products: Int[Array, ""]
+    kernel_product: Outputs
+    solve_error: Scalar
+
+
 def solve_dual(
     system: FunctionSpaceSystem, damping: Scalar, rtol: float, max_steps: int
-) -> tuple[Outputs, Int[Array, ""], Outputs]:
-    """Return v = (K + ρ)⁻¹r by conjugate gradients, the number of products, and (K + ρ)v."""
+) -> DualSolution:
+    """Return v = (K + ρ)⁻¹r by conjugate gradients."""
     # 1. The preconditioner (K̄ + ρ)⁻¹.
     mean_kernel = system.mean_kernel
     ridge = damping * system.kernel_scale
@@ -133,27 +150,25 @@ def solve_dual(
     )
 
     def multiply(v: Array) -> Array:
-        return system.kernel.mv(v) + ridge * v
+        outputs = v.reshape(system.residual.shape)
+        return (system.kernel.mv(outputs) + ridge * outputs).reshape(v.shape)
 
     def precondition(v: Array) -> Array:
-        return jax.scipy.linalg.cho_solve((factor, True), v)
+        outputs = v.reshape(system.residual.shape)
+        return jax.scipy.linalg.cho_solve((factor, True), outputs).reshape(v.shape)
 
-    # 2. Solve for a right side of root mean square one, to which lineax' absolute tolerance is
-    # relative.
+    # 2. Solve for a right side of root mean square one, in one column.
     right = system.residual
-    structure = jax.eval_shape(lambda: right)
-    operator = lx.FunctionLinearOperator(multiply, structure, lx.positive_semidefinite_tag)
-    preconditioner = lx.FunctionLinearOperator(
-        precondition, structure, lx.positive_semidefinite_tag
-    )
     right_size = _root_mean_square(right)
     unit = jnp.where(right_size > 0, right_size, 1)
-    solution = lx.linear_solve(
-        operator,
-        right / unit,
-        lx.CG(rtol=0.0, atol=rtol, max_steps=max_steps, norm=_root_mean_square),
-        options={"preconditioner": preconditioner},
-        throw=False,
+    start = conjugate_gradients.start((right / unit).reshape(-1, 1), precondition)
+    goals = jnp.full((1, 1), rtol * right.size**0.5, right.dtype)
+    state = conjugate_gradients.advance(multiply, precondition, start, goals, max_steps)
+    dual = unit * state.x.reshape(right.shape)
+    kernel_product = system.kernel.mv(dual)
+    return DualSolution(
+        dual=dual,
+        products=state.step.astype(jnp.int32),
+        kernel_product=kernel_product,
+        solve_error=relative_norm(right - (kernel_product + ridge * dual), right),
     )
-    dual = unit * solution.value
-    return dual, jnp.asarray(solution.stats["num_steps"], jnp.int32), multiply(dual)

@@ -1,5 +1,8 @@
 """What no routine of the curvature can use is refused by the name of the argument, or converted."""
 
+# Arguments of the wrong type are what is tested here.
+# pyright: reportArgumentType=false
+
 import jax
 import jax.numpy as jnp
 import lineax as lx

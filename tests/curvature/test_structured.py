@@ -27,7 +27,7 @@ def operator(n=20, d=5, r=2, seed=0, negative=False, ridge=0.3, dtype="float64")
     )
     D = D - 0.6 if negative else D
     parts = [jnp.asarray(part, dtype) for part in (A, D, U, M + M.T)]
-    return StructuredOperator(*parts, ridge)
+    return StructuredOperator(*parts, ridge=ridge)
 
 
 def dense(op):

@@ -89,7 +89,7 @@ def test_distortion_has_no_unit(c):
 
 
 def structured(A, D, U, M, ridge=0.0, dtype="float32"):
-    return StructuredOperator(*(jnp.asarray(part, dtype) for part in (A, D, U, M)), ridge)
+    return StructuredOperator(*(jnp.asarray(part, dtype) for part in (A, D, U, M)), ridge=ridge)
 
 
 def dense(op):

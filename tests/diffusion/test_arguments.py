@@ -2,8 +2,9 @@
 be converted is.
 """
 
-import copy
-import pickle
+# Arguments of the wrong type are what is tested here.
+# pyright: reportArgumentType=false
+
 import re
 
 import jax
@@ -12,14 +13,12 @@ import numpy as np
 import pytest
 import scipy.sparse
 from helpers import assert_close
+from small_denoisers import KEY, SDE, X, fit, kernel, linearised
 
 from softntk import diffusion
 from softntk.diffusion import metrics
 from softntk.diffusion._sampling import probability_flow
 
-SDE = diffusion.vp_sde()
-KEY = jax.random.key(0)
-X = np.asarray(np.random.default_rng(0).normal(size=(40, 2)), np.float32)
 MIXTURE = diffusion.GaussianMixture(jnp.ones(1), jnp.zeros((1, 2)), jnp.eye(2)[None])
 DATA = diffusion.EmpiricalDistribution(X)
 NO_NUMBERS = {
@@ -42,24 +41,6 @@ NO_NUMBERS = {
 
 def minus_x(t, x):
     return -x
-
-
-def fit(**options):
-    return diffusion.fit_denoiser(
-        **{"key": KEY, "sde": SDE, "x0": X, "width": 8, "steps": 2, "batch_size": 8} | options
-    )
-
-
-def kernel(**options):
-    return diffusion.kernel_denoiser(
-        **{"key": KEY, "sde": SDE, "x0": X, "landmarks": 8, "draws": 1, "sigma": 1.0} | options
-    )
-
-
-def linearised(**options):
-    return diffusion.linearised_denoiser(
-        **{"key": KEY, "sde": SDE, "x0": X, "width": 8, "steps": 2} | options
-    )
 
 
 def sample(**options):
@@ -388,40 +369,3 @@ def test_half_precision_is_compared_in_float32():
         metrics.energy_distance(x.astype("float32"), y.astype("float32")).value,
         "float32",
     )
-
-
-# Copies
-
-
-def same(one, other):
-    leaves = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in leaves)
-
-
-@pytest.mark.parametrize("fitted", ["kernel", "fit", "linearised"])
-def test_denoisers_are_saved_and_copied(fitted):
-    f = {"kernel": kernel, "fit": fit, "linearised": linearised}[fitted](times=[0.3])
-    for again in (pickle.loads(pickle.dumps(f)), copy.deepcopy(f), copy.copy(f)):
-        assert same(again(0.3, X), f(0.3, X))
-        assert again.stats.keys() == f.stats.keys()
-    assert len(repr(f)) < 200
-    assert "2 dimensions, 1 noise levels" in repr(f)
-
-
-@pytest.mark.parametrize(
-    "thing", [SDE, diffusion.cosine_sde(), MIXTURE, DATA, metrics.energy_distance(X, X + 1)]
-)
-def test_processes_and_distributions_are_saved_and_copied(thing):
-    for again in (pickle.loads(pickle.dumps(thing)), copy.deepcopy(thing)):
-        assert same(again, thing)
-        assert type(again) is type(thing)
-    assert len(repr(thing)) < 200
-    assert pickle.loads(pickle.dumps(SDE)) == SDE
-
-
-def test_kernels_of_equal_settings_are_equal():
-    """So that nothing compiles twice for two fits."""
-    one, other = kernel(times=[0.3]).predictor.kernel_of, kernel(times=[0.5]).predictor.kernel_of
-    assert one == other
-    assert hash(one) == hash(other)
-    assert one != kernel(times=[0.3], train_readout=True).predictor.kernel_of

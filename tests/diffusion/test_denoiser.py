@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +83,7 @@ def test_a_denoiser_says_what_it_is():
 
 def test_place_among_the_knots(dtype):
     frame = fit_coordinates(SDE, data(dtype), [0.02, 0.1, 0.3, 0.35], 1e-3)
-    close = {"rtol": 1e-3 if dtype == "float32" else 1e-7}
+    close: dict[str, Any] = {"rtol": 1e-3 if dtype == "float32" else 1e-7}
     assert_close(frame.noise_coordinate(SDE, SDE.time(frame.noise_levels)), np.arange(4), **close)
     middle = (frame.noise_levels[1:] + frame.noise_levels[:-1]) / 2
     assert_close(frame.noise_coordinate(SDE, SDE.time(middle)), np.arange(3) + 0.5, **close)
@@ -199,7 +200,7 @@ def test_all_denoisers_serve_the_same(fit, dtype):
     x = x0[:7]
     assert f(0.3, x).dtype == dtype
     once = f(0.3, x)
-    close = {"rtol": 1e-4 if dtype == "float32" else 1e-9}
+    close: dict[str, Any] = {"rtol": 1e-4 if dtype == "float32" else 1e-9}
     assert_close(f(jnp.full(7, 0.3, dtype), x), once, **close)
     assert_close(jax.jit(lambda f, t, x: f(t, x))(f, 0.3, x), once, **close)
     assert_close(jax.vmap(lambda row: f(0.3, row[None])[0])(x), once, **close)

@@ -4,6 +4,7 @@ truth.
 
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,9 +58,8 @@ def test_with_all_points_as_landmarks_it_is_kernel_regression(kind, x64):
 def test_kernel_takes_sigma_as_a_number():
     net = networks.two_layer("res_softmax", width=2, sigma=1.7, train_readout=True)
     z = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
-    assert_close(
-        TangentKernel("res_softmax", True)(1.7, z, None), net.kernel_fn(z, None, "ntk"), rtol=1e-5
-    )
+    kernel_of: Any = TangentKernel("res_softmax", True)
+    assert_close(kernel_of(1.7, z, None), net.kernel_fn(z, None, "ntk"), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,9 @@ def test_kernel_takes_sigma_as_a_number():
 def test_fits_of_few_draws_are_judged_by_more(draws, enough, folds, fresh, monkeypatch):
     """Samples of their own, where something is left out and more make the judgement surer."""
     x0 = jnp.arange(16.0).reshape(8, 2)
+    unread: Any = None
     levels = kernel.AllLevels(
-        None,
+        unread,
         SDE,
         fit_coordinates(SDE, x0, [0.2, 0.3], 1e-3),
         x0,
@@ -100,10 +101,9 @@ def test_of_equal_kernels_the_smoothest_is_taken(size, monkeypatch, untyped):
             return 1.0, errors[self.sigma]
 
     monkeypatch.setattr(kernel.kernel_fit, "FoldSums", Sums)
-    plan = SimpleNamespace(landmarks=2)
-    data = kernel.kernel_fit.LevelSamples(
-        SimpleNamespace(targets=jnp.ones((4, 1)), network_input=None), [np.arange(4)]
-    )
+    plan: Any = SimpleNamespace(landmarks=2)
+    samples: Any = SimpleNamespace(targets=jnp.ones((4, 1)), network_input=None)
+    data = kernel.kernel_fit.LevelSamples(samples, [np.arange(4)])
     with pytest.raises(ValueError, match="got 1, of which entries"):
         kernel.kernel_fit.fit_level(plan, jax.random.key(0), tuple(errors), data, data)
 

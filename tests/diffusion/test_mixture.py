@@ -100,11 +100,11 @@ def test_denoising_in_one_dimension_is_an_integral(t, x64):
     alpha, noise = float(SDE.alpha(t)), np.sqrt(float(SDE.variance(t)))
     grid = np.linspace(-5, 5, 40_001)
     prior = sum(
-        w * scipy.stats.norm(m, s).pdf(grid)
+        w * scipy.stats.norm.pdf(grid, m, s)
         for w, m, s in zip(weights, means, deviations, strict=True)
     )
     x = np.array([-1.3, 0.1, 0.9, 2.0])
-    joint = prior * scipy.stats.norm(alpha * grid, noise).pdf(x[:, None])
+    joint = prior * scipy.stats.norm.pdf(x[:, None], alpha * grid, noise)
     evidence = scipy.integrate.simpson(joint, x=grid)
     at = jnp.asarray(x)[:, None]
     assert_close(
@@ -256,6 +256,24 @@ def test_points_that_are_far_apart_for_the_noise(d, scale, t):
     x = SDE.perturb(jax.random.key(1), t, data)
     assert_close(compiled("denoise")(EmpiricalDistribution(data), t, x), data, rtol=1e-6)
     assert np.isfinite(EmpiricalDistribution(data).score(SDE, t, x)).all()
+
+
+@pytest.mark.parametrize("n", [pytest.param(32, marks=pytest.mark.optimised, id="optimised"), 33])
+@pytest.mark.parametrize("d", [1, 2])
+@pytest.mark.parametrize("variances", [(0.1, 0.5), (0.5, 0.5)])
+def test_points_whose_squares_overflow_have_the_score_of_the_nearest_mode(n, d, variances):
+    """XLA computes the same square with several roundings, and their difference overflows as well."""
+    modes = GaussianMixture(
+        jnp.array([0.3, 0.7]),
+        jnp.array(np.random.default_rng(0).normal(size=(2, d)), jnp.float32),
+        jnp.asarray(np.einsum("c,ij->cij", variances, np.eye(d)), jnp.float32),
+    )
+    x = 1e25 * jax.random.normal(jax.random.key(0), (n, d))
+    alpha, h = float(SDE.alpha(1e-3)), float(SDE.variance(1e-3))
+    assert_close(modes.score(SDE, 1e-3, x), -x / (alpha**2 * 0.5 + h), rtol=1e-5)
+    posterior_slope = alpha * 0.5 / (alpha**2 * 0.5 + h)
+    assert_close(modes.denoise(SDE, 1e-3, x), posterior_slope * x, rtol=1e-5)
+    assert (modes.log_density(SDE, 1e-3, x) == -np.inf).all()
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Programs of samplers: compiled once for scores with the same trace, and free of the host."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +23,11 @@ def test_scores_made_anew_compile_nothing_and_give_their_own_samples(compilation
         mixture = diffusion.GaussianMixture(
             jnp.ones(1), jnp.full((1, 2), float(seed)), jnp.eye(2)[None]
         )
+        denoiser: Any = lambda t, x: x * slope / 8
         score_fn = {
             "closure": lambda t, x: -slope * x,
             "jitted": jax.jit(lambda t, x: -slope * x),
-            "denoiser": diffusion.score(sde, lambda t, x: x * slope / 8),
+            "denoiser": diffusion.score(sde, denoiser),
             "method": partial(mixture.score, sde),
         }[kind]
         key = jax.random.key(seed)

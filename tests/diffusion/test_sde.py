@@ -1,6 +1,7 @@
 """Schedules: one set of laws for all of them."""
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,7 @@ def test_the_cosine_schedule_is_that_of_its_paper(offset, x64):
     """α(t) = f(t)/f(0) with f(t) = cos((π/2)(t + s)/(1 + s)), in a time that ends where α = 0.1."""
     f = lambda t: np.cos(np.pi / 2 * (t + offset) / (1 + offset))
     t = np.linspace(0.1, 0.9, 9)
-    end = scipy.optimize.brentq(lambda t: f(t) / f(0) - 0.1, 0, 1, xtol=1e-14)
+    end: Any = scipy.optimize.brentq(lambda t: f(t) / f(0) - 0.1, 0, 1, xtol=1e-14)
     assert_close(cosine_sde(offset, 0.1).alpha(t), f(t * end) / f(0))
 
 

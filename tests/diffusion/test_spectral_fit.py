@@ -97,7 +97,9 @@ def test_landmarks_that_are_equal_count_once(x64):
 def test_between_knots_kernels_are_interpolated(x64):
     weights, landmarks = RNG.normal(size=(3, 1, 1)), RNG.normal(size=(3, 1, 2))
     sigmas = np.array([1.0, 2.0, 0.5])
-    f = KernelPredictor(*(jnp.asarray(each) for each in (landmarks, weights, sigmas)), linear)
+    f = KernelPredictor(
+        *(jnp.asarray(each) for each in (landmarks, weights, sigmas)), kernel_of=linear
+    )
     z = RNG.normal(size=(6, 2))
     at = [sigmas[j] * z @ landmarks[j].T @ weights[j] for j in range(3)]
     places = np.array([0.0, 0.25, 1.0, 1.3, 1.999, 2.0])
@@ -112,7 +114,7 @@ def test_between_knots_kernels_are_interpolated(x64):
     for i, place in enumerate(places):
         assert_close(f(jnp.asarray([place]), jnp.asarray(z))[i], expected[i])
     single = KernelPredictor(
-        *(jnp.asarray(each[1:2]) for each in (landmarks, weights, sigmas)), linear
+        *(jnp.asarray(each[1:2]) for each in (landmarks, weights, sigmas)), kernel_of=linear
     )
     assert_close(single(jnp.zeros(1), jnp.asarray(z)), at[1])
 

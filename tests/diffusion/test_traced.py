@@ -1,5 +1,7 @@
 """Rates of a process may be traced: derivatives in them; and one precision beside another."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,6 +130,7 @@ def mixture(dtype="float32"):
 
 def test_float32_stays_float32_when_x64_is_on(promotion, x64):
     sde, of = diffusion.vp_sde(), mixture()
+    half: Any = lambda t, x: 0.5 * x
     t = jnp.full(12, 0.2)
     for value in (
         sde.perturb(KEY, t, SINGLE),
@@ -136,7 +139,7 @@ def test_float32_stays_float32_when_x64_is_on(promotion, x64):
         of.log_density(sde, np.float64(0.1), SINGLE),
         of.sample(KEY, 3),
         diffusion.EmpiricalDistribution(SINGLE).score(sde, 0.1, SINGLE),
-        diffusion.score(sde, lambda t, x: 0.5 * x)(t, SINGLE),
+        diffusion.score(sde, half)(t, SINGLE),
         metrics.energy_distance(SINGLE, SINGLE + 1).upper,
         metrics.mmd(SINGLE, SINGLE + 1).lower,
         metrics.sliced_wasserstein(KEY, SINGLE, SINGLE + 1, projections=4).value,

@@ -1,6 +1,7 @@
 """Fitting a network to noisy samples: the loss, the run, and what is returned when it goes wrong."""
 
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -144,7 +145,7 @@ def test_a_fit_that_diverges_stops_and_returns_what_was_good():
 
 @pytest.mark.slow
 def test_a_fit_that_diverges_late_returns_the_weights_before():
-    later = optax.sgd(lambda step: jnp.where(step < 150, 1e-3, 1e8))
+    later = optax.sgd(lambda step: jnp.where(jnp.asarray(step) < 150, 1e-3, 1e8))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         f = fit(tx=later, ema=0.0)
@@ -218,14 +219,15 @@ def test_a_minibatch_has_as_many_times_as_divide_it(size, times, monkeypatch, un
         raise Drawn(n)
 
     monkeypatch.setattr(network_module.noisy_samples, "draw_times", draw_times)
+    unread: Any = None
     with pytest.raises(Drawn, match=rf"^{times}$"):
         network_module._minibatch_loss(
-            None,
-            None,
+            unread,
+            unread,
             X0,
             jax.random.key(0),
             sde=SDE,
-            coordinates=None,
+            coordinates=unread,
             size=size,
             weighting=None,
             levels=(0.0, 1.0),

@@ -283,10 +283,10 @@ def test_the_frame_of_data_in_nanometres(x64):
     )
     assert_close(frame.eigenvalues, exact.eigenvalues, rtol=1e-5)
     assert_close(frame.mean, exact.mean, rtol=1e-5)
-    assert_close(frame.log_spread, exact.log_spread, "float32")
+    assert_close(frame.log_variance, exact.log_variance, "float32")
     covariance = np.cov(np.asarray(x0).T, bias=True)
     assert_close(
-        float(exact.log_spread),
+        float(exact.log_variance),
         np.log(np.trace(covariance @ covariance) / np.trace(covariance)),
         rtol=1e-9,
     )

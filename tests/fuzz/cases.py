@@ -12,7 +12,6 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,10 +20,10 @@ import numpy as np
 import softntk
 from fuzz.draw import SETTINGS, Draw
 from fuzz.oracles import finite
+from fuzz.words import PACKAGE_FOLDER, as_numbers, describe, error_text, short
 from fuzz.wrong_values import FINITE, REFUSED, wrong_values
 from softntk.solution import NumericalError
 
-PACKAGE_FOLDER = str(Path(softntk.__file__).parent)
 MAX_MESSAGE_LENGTH = 600
 KINDS = (
     "deep traceback",
@@ -212,22 +211,10 @@ def _run_valid(case: Case) -> tuple[str, str] | None:
 def never_nan(result: Any) -> str | None:
     """Refuse NaN in any leaf of a result."""
     for leaf in jax.tree.leaves(result):
-        array = _as_numbers(leaf)
+        array = as_numbers(leaf)
         if array is not None and np.isnan(array).any():
             return f"NaN in {short(array)}"
     return None
-
-
-def _as_numbers(leaf: Any) -> np.ndarray | None:
-    try:
-        array = np.asarray(leaf)
-        return (
-            array.astype(np.float64)
-            if array.dtype.kind in "fiub" or "float" in str(array.dtype)
-            else None
-        )
-    except (TypeError, ValueError):
-        return None
 
 
 # --- wrong calls
@@ -286,7 +273,7 @@ def _compare(
     except Exception as error:
         return "refused", f"the proper value for {text} → {error_text(error)}"
     got, want = (
-        [_as_numbers(leaf) for leaf in jax.tree.leaves(tree)] for tree in (result, expected)
+        [as_numbers(leaf) for leaf in jax.tree.leaves(tree)] for tree in (result, expected)
     )
     if len(got) != len(want):
         return (
@@ -375,38 +362,6 @@ def judge_error(error: Exception, names: tuple[str, ...], text: str) -> tuple[st
     if not any(re.search(rf"\b{re.escape(name)}\b", message) for name in names):
         return "unnamed", said
     return None
-
-
-# --- words
-# --------------------------------------------------------------------------------------------------------
-
-
-def error_text(error: Exception) -> str:
-    """Return type, message and place of an error, in a line."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename.startswith(PACKAGE_FOLDER)]
-    place = (
-        f" <- {Path(own[-1].filename).relative_to(PACKAGE_FOLDER)}:{own[-1].lineno}" if own else ""
-    )
-    words = " ".join(str(error).split())
-    return f"{type(error).__name__}: {words[:220]}{place}"
-
-
-def describe(arguments: Mapping[str, Any]) -> str:
-    """Return the arguments in a line."""
-    return ", ".join(f"{name}={short(value)}" for name, value in arguments.items())
-
-
-def short(value: Any) -> str:
-    """Return a value in at most 160 characters."""
-    array = _as_numbers(value) if isinstance(value, np.ndarray | jax.Array) else None
-    text = (
-        np.array2string(array, precision=6, threshold=12, separator=", ")
-        if array is not None
-        else repr(value)
-    )
-    text = " ".join(text.split())
-    return text if len(text) <= 160 else f"{text[:157]}..."
 
 
 def timed(case: Case) -> tuple[Finding | None, float]:

@@ -58,7 +58,8 @@ def main() -> int:
         if options.only is not None
         else range(options.start, options.start + options.cases)
     )
-    counts, seconds = collections.Counter[str](), collections.Counter[str]()
+    counts = collections.Counter[str]()
+    seconds: dict[str, float] = collections.defaultdict(float)
     findings: list[Finding] = []
     end = time.monotonic() + options.seconds
     index = options.start
@@ -86,7 +87,7 @@ def main() -> int:
 
 
 def _print_table(
-    counts: collections.Counter[str], findings: list[Finding], seconds: collections.Counter[str]
+    counts: collections.Counter[str], findings: list[Finding], seconds: dict[str, float]
 ) -> None:
     by_kind = collections.Counter((finding.target, finding.kind) for finding in findings)
     print(f"{'function':58} {'cases':>6} {'found':>6} {'s':>7}")
@@ -96,7 +97,8 @@ def _print_table(
         print(f"{name:58} {counts[name]:6} {sum(kinds.values()):6} {seconds[name]:7.1f}  {words}")
     total = collections.Counter(finding.kind for finding in findings)
     print(f"{len(findings)} findings: {dict(total)}")
-    print("slowest:", ", ".join(f"{name} {spent:.1f} s" for name, spent in seconds.most_common(8)))
+    slowest = sorted(seconds, key=lambda name: -seconds[name])[:8]
+    print("slowest:", ", ".join(f"{name} {seconds[name]:.1f} s" for name in slowest))
 
 
 def _print_findings(findings: list[Finding], each: int) -> None:

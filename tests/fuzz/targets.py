@@ -5,9 +5,11 @@ import importlib
 PARTS = (
     "activations",
     "ntk",
+    "spectrum",
     "dynamics",
     "depth",
     "curvature",
+    "leverage",
     "regression",
     "layers",
     "bounds",

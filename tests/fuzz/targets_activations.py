@@ -178,13 +178,13 @@ def _network(family: str, width: int, out_dim: int) -> Any:
 
 def network(draw: Draw, family: str | None = None) -> tuple[Any, Any, str]:
     """Return a small network, its parameters and its family."""
-    family = draw.pick(*FAMILIES) if family is None else family
-    net = _network(family, draw.m, draw.k)
+    chosen: str = draw.pick(*FAMILIES) if family is None else family
+    net = _network(chosen, draw.m, draw.k)
     generator = np.random.default_rng(draw.integers(3))
     hidden = generator.normal(size=(draw.d, draw.m)).astype(draw.dtype)
     readout = np.sign(generator.normal(size=(draw.m, draw.k))).astype(draw.dtype)
     params = sn.networks.Parameters(hidden=jnp.asarray(hidden), readout=jnp.asarray(readout))
-    return net, params, family
+    return net, params, chosen
 
 
 def network_points(draw: Draw) -> np.ndarray:
@@ -308,11 +308,11 @@ def kernel_fn(draw: Draw) -> Call:
                 want[i, j] = sign * np.inf if sign else 0
                 continue
             with mpmath.workdps(60):  # of opposite points no digit may be lost
-                products = [
+                products: list[Any] = [
                     mpmath.fdot(zip(map(float, p), map(float, q), strict=True))
                     for p, q in pairs_of(x[i], x[j])
                 ]
-                pair = gaussian_moments(name, *products, normalized)
+                pair = gaussian_moments(name, *products, normalized=normalized)
                 want[i, j] = np.longdouble(str(pair[0] if get == "nngp" else products[1] * pair[1]))
         norms = np.sqrt(np.diag(dots))
         sizes = norms[:, None] * norms[None]

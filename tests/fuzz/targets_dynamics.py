@@ -10,10 +10,11 @@ import softntk as sn
 from fuzz.cases import Call, never_nan, target
 from fuzz.draw import Draw
 from fuzz.oracles import compare, first_message, long
-from fuzz.targets_ntk import eigenvalues_of, kernel_operator_of
+from fuzz.targets_ntk import kernel_operator_of
+from fuzz.targets_spectrum import eigenvalues_of
 
-DYNAMICS = {"gram": "gram", "y": "array", "f0": "array?", "rtol": "positive?"}
-TESTS = {"cross": "array?", "f0_test": "array?"}
+DYNAMICS: dict[str, Any] = {"gram": "gram", "y": "array", "f0": "array?", "rtol": "positive?"}
+TESTS: dict[str, Any] = {"cross": "array?", "f0_test": "array?"}
 
 
 def _spectrum(matrix: np.ndarray) -> tuple[Any, Any]:

@@ -9,7 +9,7 @@ import softntk as sn
 from fuzz.cases import Call, never_nan, target
 from fuzz.draw import Draw
 from fuzz.oracles import compare, long
-from fuzz.targets_ntk import eigenvalues_of
+from fuzz.targets_spectrum import eigenvalues_of
 
 
 def _gram_and_targets(draw: Draw) -> tuple[np.ndarray, np.ndarray]:

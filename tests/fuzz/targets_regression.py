@@ -135,7 +135,7 @@ class Regression:
 
 
 def _register_method(method: str) -> None:
-    previous = {"previous": "through?"} if method == "check" else {}
+    previous: dict[str, Any] = {"previous": "through?"} if method == "check" else {}
 
     @target(f"regression.Problem.{method}", x="through", **previous)
     def make(draw: Draw) -> Call:

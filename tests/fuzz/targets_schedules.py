@@ -31,11 +31,11 @@ def draw_time(draw: Draw, *options: float) -> float:
 
 
 def _integral(sde: Any, t: float) -> Any:
-    t = long(t)
+    time = long(t)
     if hasattr(sde, "beta_min"):
         slope = (long(sde.beta_max) - long(sde.beta_min)) / sde.horizon
-        return t * (long(sde.beta_min) + slope * t / 2)
-    angle = long(sde.start) + (long(sde.end) - long(sde.start)) * t / sde.horizon
+        return time * (long(sde.beta_min) + slope * time / 2)
+    angle = long(sde.start) + (long(sde.end) - long(sde.start)) * time / sde.horizon
     return -2 * np.log(np.cos(angle) / np.cos(long(sde.start)))
 
 

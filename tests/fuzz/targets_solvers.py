@@ -108,7 +108,7 @@ def gradient_descent(draw: Draw) -> Call:
     return Call(arguments, lambda result: compare(result, -2 * rate * np.ones(3), 1e-6, draw))
 
 
-NEWTON = {
+NEWTON: dict[str, Any] = {
     "curvature": "callable",
     "gauss_newton": "callable?",
     "sketch_size": "count?",

@@ -9,7 +9,7 @@ from fuzz.cases import Call, never_nan, target
 from fuzz.draw import Draw
 from fuzz.oracles import compare
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "n": "count",
     "smallest": "positive",
     "k": "count",

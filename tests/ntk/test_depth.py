@@ -2,6 +2,8 @@
 and plain iteration.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +34,7 @@ def test_recursion_is_that_of_deep_networks(activation, normalized, layer, x64):
     found = sn.ntk.propagate(activation, variances[:, None], q, variances[None, :], 3, **options)
     for depth in (0, 1, 3):
         inner = [part for _ in range(depth) for part in (stax.Dense(1, w, b), layer())]
-        kernels = stax.serial(*inner, stax.Dense(1, w, b))[2](x, None, ("nngp", "ntk"))
+        kernels: Any = stax.serial(*inner, stax.Dense(1, w, b))[2](x, None, ("nngp", "ntk"))
         # where θ = 0, theirs is off by the root of rounding
         assert_close(found.covariance[depth], kernels.nngp, rtol=1e-6)
         assert_close(found.ntk[depth], kernels.ntk, rtol=1e-6)
@@ -62,7 +64,7 @@ def test_erf_rests_where_a_root_is(weight, bias, x64):
     w = np.exp(-(t**2) / 2)
     w /= w.sum()
     variance = lambda q: weight * np.sum(w * scipy.special.erf(np.sqrt(q) * t) ** 2) + bias
-    rest = scipy.optimize.brentq(lambda q: variance(q) - q, 1e-3, 10)
+    rest: Any = scipy.optimize.brentq(lambda q: variance(q) - q, 1e-3, 10)
     assert_close(found.variance, rest, rtol=1e-8)
     slope = weight * np.sum(w * (2 / np.sqrt(np.pi) * np.exp(-rest * t**2)) ** 2)
     assert_close(found.slope, slope, rtol=1e-8)

@@ -2,6 +2,8 @@
 arguments, meshes.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,7 +59,7 @@ def test_steps_of_the_iteration_are_those_that_were_asked_for(steps, exists, x64
 
 @pytest.mark.parametrize("q", [(0.0, 0.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0)])
 def test_where_there_is_no_limit_it_stays_infinite(q, dtype):
-    found = sn.ntk.propagate("relu", *q, 3, normalized=True, weight_variance=0.5)
+    found = sn.ntk.propagate("relu", *q, depth=3, normalized=True, weight_variance=0.5)
     for values, outside in (
         (found.variance1, q[0] == 0),
         (found.variance2, q[2] == 0),
@@ -83,12 +85,13 @@ def test_nothing_becomes_nan_over_all_magnitudes(name):
 
 def test_integers_lists_and_numpy_numbers(untyped):
     want = sn.ntk.propagate("exp", 1.0, 0.0, 1.0, 2, normalized=True, weight_variance=0.3)
-    for one, depth in (
+    cases: list[tuple[Any, Any]] = [
         (1, 2),
         ([1], np.int64(2)),
         (np.float64(1.0), np.int32(2)),
         (np.ones(()), 2),
-    ):
+    ]
+    for one, depth in cases:
         found = sn.ntk.propagate(
             "exp", one, 0, one, depth, normalized=True, weight_variance=np.float32(0.3)
         )
@@ -120,7 +123,9 @@ def test_wrong_variances_are_named(name, bad, untyped):
     with pytest.raises(ValueError, match=f"{name} must be"):
         sn.ntk.propagate("exp", depth=2, normalized=True, **given)
     if name.endswith("variance"):
-        given = {key: value for key, value in given.items() if key.endswith("variance")}
+        given: dict[str, Any] = {
+            key: value for key, value in given.items() if key.endswith("variance")
+        }
         with pytest.raises(ValueError, match=f"{name} must be"):
             sn.ntk.fixed_point("exp", normalized=True, **given)
 
@@ -150,7 +155,8 @@ def test_wrong_arguments_are_named(options, message, untyped):
             sn.ntk.fixed_point(
                 given["activation"], normalized=given["normalized"], weight_variance=0.3
             )
-    for steps in ("1", 0, 2.0):
+    wrong: tuple[Any, ...] = ("1", 0, 2.0)
+    for steps in wrong:
         with pytest.raises(ValueError, match="max_steps must be"):
             sn.ntk.fixed_point("exp", normalized=True, weight_variance=0.3, max_steps=steps)
 

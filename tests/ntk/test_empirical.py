@@ -1,13 +1,14 @@
 """The closed-form kernel against dense Jacobians, and its approach to the infinite width."""
 
 import itertools
+from typing import Literal
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, cast, dense_kernels, points, slow_except
+from helpers import assert_close, cache_size, cast, dense_kernels, points, slow_except
 
 import softntk as sn
 from softntk import nt
@@ -38,7 +39,9 @@ def test_equals_dense_jacobians(family, parameterization, train_readout, bias, k
     params = cast(cast(params, "float32"), "float64")  # numbers that both precisions hold exactly
     x = points(1, 8, 4, "float32").astype("float64")
     every = dense_kernels(net.apply_fn, params, x)
-    for dtype, outputs in itertools.product(("float64", "float32"), every):
+    forms: tuple[Literal["full", "diagonal", "mean"], ...] = ("full", "diagonal", "mean")
+    assert set(forms) == set(every)
+    for dtype, outputs in itertools.product(("float64", "float32"), forms):
         desired, p, (x1, x2) = (
             np.asarray(every[outputs]),
             cast(params, dtype),
@@ -166,17 +169,17 @@ def test_second_call_does_not_compile_again():
     net = two_layer("softmax", width=26, out_dim=2)
     _, params = net.init_fn(jax.random.key(0), (-1, 4))
     jax.clear_caches()  # the programs of all functions share one table, and a full one forgets
-    before = assembly._two_layer_kernel._cache_size()
+    before = cache_size(assembly._two_layer_kernel)
     for seed in (1, 2, 3):
         sn.ntk.empirical(net, params, points(seed, 6, 4, "float32"))
-    assert assembly._two_layer_kernel._cache_size() == before + 1
+    assert cache_size(assembly._two_layer_kernel) == before + 1
 
 
 def test_outputs_are_checked(untyped):
     net = two_layer("softmax", width=8)
     _, params = net.init_fn(jax.random.key(0), (-1, 4))
     with pytest.raises(ValueError, match="outputs must be one of.*got 'trace'"):
-        sn.ntk.empirical(net, params, np.ones((2, 4), np.float32), outputs="trace")
+        sn.ntk.empirical(net, params, np.ones((2, 4), np.float32), outputs="trace")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.slow

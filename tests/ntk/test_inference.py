@@ -1,5 +1,7 @@
 """Kernel regression and Gaussian processes against dense float64 linear algebra."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +53,7 @@ def test_regression_and_posterior(kind, dtype):
     inverse = np.linalg.inv(matrix + ridge * np.eye(len(matrix)))
     mean = (cross @ inverse @ np.asarray(y, float).reshape(len(matrix), -1)).reshape(7, -1)
     variance = np.asarray(prior, float) - np.diag(cross @ inverse @ cross.T).reshape(prior.shape)
-    f0, f0_test = points(3, *y.shape, dtype), points(4, 7, y.shape[1], dtype)
+    f0, f0_test = points(3, *y.shape, dtype=dtype), points(4, 7, y.shape[1], dtype)
     rtol = 1e-4 if dtype == "float32" else 1e-8
     shifted = (cross @ inverse @ np.asarray(y - f0, float).reshape(len(matrix), -1)).reshape(
         7, -1
@@ -149,7 +151,9 @@ def test_derivatives_are_those_of_a_dense_solve(dtype):
     ridge = jnp.asarray(0.2, dtype)
     desired = jax.jit(jax.grad(dense, (0, 1, 2)))(x, y, ridge)
     for form in ("matrix", "operator"):
-        actual = jax.jit(jax.grad(lambda *a, form=form: ours(*a, form), (0, 1, 2)))(x, y, ridge)
+        actual = jax.jit(jax.grad(lambda *a, form=form: ours(*a, form=form), (0, 1, 2)))(
+            x, y, ridge
+        )
         for left, right in zip(actual, desired, strict=True):
             assert_close(left, right, rtol=5e-4 if dtype == "float32" else 1e-8)
 
@@ -252,6 +256,7 @@ def test_wrong_arguments_are_named(name, value, untyped):
     [None, "1", [-1.0, 1.0, 1.0], [np.nan, 1.0, 1.0], np.ones(3, int), np.ones(2, np.float32)],
 )
 def test_wrong_priors_are_named(prior, untyped):
+    y: Any = [1.0, 2.0, 3.0]
     gram = np.eye(3, dtype=np.float32)
     with pytest.raises(ValueError, match="prior"):
-        sn.ntk.gp_posterior(gram, [1.0, 2.0, 3.0], noise=0.1, cross=gram, prior=prior)
+        sn.ntk.gp_posterior(gram, y, noise=0.1, cross=gram, prior=prior)

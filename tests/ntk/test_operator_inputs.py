@@ -2,6 +2,9 @@
 arguments.
 """
 
+# Arguments of the wrong type are what is tested here.
+# pyright: reportArgumentType=false
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -2,6 +2,7 @@
 
 import itertools
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -316,5 +317,6 @@ def test_keywords_that_are_none_are_named(function, keywords, untyped):
 def test_vmap_axes_may_be_any_integer(untyped):
     arguments = (lambda w, x: jnp.tanh(x @ w), jnp.ones(3), jnp.eye(3))
     want = sn.ntk.empirical(*arguments, vmap_axes=0)
-    for zero in (jnp.array(0), np.int64(0), np.array(0)):
+    zeros: tuple[Any, ...] = (jnp.array(0), np.int64(0), np.array(0))
+    for zero in zeros:
         np.testing.assert_array_equal(sn.ntk.empirical(*arguments, vmap_axes=zero), want)

@@ -1,6 +1,7 @@
 """Spectra by Lanczos against dense decompositions in NumPy."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -272,10 +273,12 @@ def test_density_is_of_a_positive_bandwidth(untyped):
     assert_close(measure.density(grid, 0.2), desired, rtol=1e-5)
     assert_close(measure.density(list(map(float, grid)), np.float32(0.2)), desired, rtol=1e-5)
     assert np.shape(measure.density(1.0, 0.2)) == ()
-    for bandwidth in (0.0, -1.0, np.nan, np.inf, None, "1", True, 1e-60):
+    bandwidths: tuple[Any, ...] = (0.0, -1.0, np.nan, np.inf, None, "1", True, 1e-60)
+    for bandwidth in bandwidths:
         with pytest.raises(ValueError, match="bandwidth"):
             measure.density(grid, bandwidth)
-    for levels in (np.nan, np.array([1.0, np.nan]), None, "1", np.array([1j])):
+    wrong_levels: tuple[Any, ...] = (np.nan, np.array([1.0, np.nan]), None, "1", np.array([1j]))
+    for levels in wrong_levels:
         with pytest.raises(ValueError, match="levels"):
             measure.density(levels, 0.2)
         with pytest.raises(ValueError, match="levels"):
@@ -330,7 +333,7 @@ def test_kernels_that_are_none_are_named(gram, untyped):
     ],
 )
 def test_wrong_options_are_named(name, values, untyped):
-    calls = [ntk.effective_dimension] if name == "ridge" else [ntk.spectral_density]
+    calls: list[Any] = [ntk.effective_dimension] if name == "ridge" else [ntk.spectral_density]
     if name in ("steps", "dense_size", "key"):
         calls.append(ntk.extreme_eigenvalues)
     for value in values:
@@ -340,7 +343,7 @@ def test_wrong_options_are_named(name, values, untyped):
     with pytest.raises(ValueError, match="options"):
         ntk.effective_dimension(ntk.spectral_density(GRAM), 1.0, steps=3)
     with pytest.raises(ValueError, match="function"):
-        ntk.spectral_density(GRAM).mean(3)
+        ntk.spectral_density(GRAM).mean(3)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("sign", [-1, 1])

@@ -1,5 +1,8 @@
 """What no regression can use is refused by the name of the argument, or converted."""
 
+# Arguments of the wrong type are what is tested here.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -77,8 +77,8 @@ def test_bounds_hold(activation, form, x64):
         tightest = np.maximum(
             tightest,
             [
-                *(s / b.ours for s, b in zip(sizes, found, strict=True)),
-                lower.ours / alpha if alpha > 0 else 0,
+                *(float(s / b.ours) for s, b in zip(sizes, found, strict=True)),
+                float(lower.ours / alpha) if alpha > 0 else 0.0,
             ],
         )
     if (activation, form) == ("exp", "normalized"):

@@ -3,6 +3,7 @@ huge logits; bad input.
 """
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -145,9 +146,8 @@ def test_gradient_keeps_its_digits_in_float32():
                 A, b, w, x = instance(seed=seed, scale=scale)
                 A, b, w, x = cast(cast((jnp.asarray(A), b, w, x), "float32"), "float64")
                 wide = sn.regression.problem(A, b, activation, form, w)
-                narrow = sn.regression.problem(
-                    *cast((A, b), "float32"), activation, form, w.astype("float32")
-                )
+                A, b, w = cast((A, b, w), "float32")
+                narrow = sn.regression.problem(A, b, activation, form, w)
                 assert_close(narrow.gradient(x.astype("float32")), wide.gradient(x), rtol=1e-4)
 
 
@@ -185,8 +185,9 @@ def test_operators_of_functions(x64):
         assert_close(q.gradient(x), p.gradient(x))
         assert_close(jax.jit(lambda q, x: q.hessian(x).as_matrix())(q, x), p.hessian(x).as_matrix())
         assert_close(jax.jit(q.gradient)(x), p.gradient(x))
+    undefined: Any = A * np.nan
     with pytest.raises(ValueError, match="A must be finite"):
-        sn.regression.problem(lx.MatrixLinearOperator(A * np.nan), b)
+        sn.regression.problem(lx.MatrixLinearOperator(undefined), b)
 
 
 def test_what_overflows_in_products_is_no_nan():

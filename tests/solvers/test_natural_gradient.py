@@ -35,6 +35,7 @@ def test_step_is_that_of_the_dense_jacobian(family, x64):
     assert_close(
         np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(step)]), wanted, rtol=1e-8
     )
+    assert isinstance(state, sn.solvers.NaturalGradientState)
     assert float(state.distortion) < 1e-10
 
 
@@ -162,6 +163,7 @@ def test_of_a_linear_model_the_prediction_is_right(x64):
     value, grad = jax.value_and_grad(loss)(w)
     step, state = tx.update(grad, tx.init(w), w, value=value, grad=grad, value_fn=loss)
     assert_close(step, 0.1 * y, rtol=1e-6)
+    assert isinstance(state, sn.solvers.NaturalGradientState)
     assert float(state.damping) == pytest.approx(0.9)
     assert int(state.evaluations) == 1
 
@@ -181,7 +183,9 @@ def test_the_tolerance_is_relative_to_the_residual(size, x64):
         net, jnp.asarray(X[0]), jnp.asarray(y), ridge=1e-2, rtol=1e-9, damped=False
     )
     w = jnp.zeros((2, 8))
-    assert not tx.init(w).fits
+    start = tx.init(w)
+    assert isinstance(start, sn.solvers.NaturalGradientState)
+    assert not start.fits
     blocks = (X[0], X[0] * np.arange(1.0, 9))
     grad = -np.stack([J.T @ y[:, i] for i, J in enumerate(blocks)])
     step, state = tx.update(jnp.asarray(grad), tx.init(w), w)
@@ -190,4 +194,5 @@ def test_the_tolerance_is_relative_to_the_residual(size, x64):
         np.linalg.solve(J.T @ J + rho * np.eye(8), J.T @ y[:, i]) for i, J in enumerate(blocks)
     ]
     assert_close(step, wanted, rtol=1e-6)
+    assert isinstance(state, sn.solvers.NaturalGradientState)
     assert float(state.distortion) < 1e-8

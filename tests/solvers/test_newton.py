@@ -3,6 +3,7 @@ sample, other people's loops.
 """
 
 import itertools
+from typing import Any
 
 import chex
 import jax
@@ -11,18 +12,13 @@ import lineax as lx
 import numpy as np
 import optax
 import pytest
-import scipy.optimize
 from helpers import assert_close, slow_except
 from jax import lax
+from small_regressions import after, regression
 
 import softntk as sn
-from softntk._linalg import scaled_cholesky
-from softntk.curvature import sketch
 from softntk.solution import Result
 from softntk.solvers._diagnostics import Step
-from softntk.solvers._newton import dense_steps, krylov_steps
-from softntk.solvers._newton.globalisation import DAMPINGS
-from softntk.solvers._newton.model import LossAlongStep
 
 scale_by, approx_newton = sn.solvers.scale_by_approx_newton, sn.solvers.approx_newton
 COMBINATIONS = list(
@@ -32,32 +28,10 @@ NAMES = ("sketch_size", "cg_steps", "damping")
 DENSE = [(s, k, damping) for s, k, damping in COMBINATIONS if s is None]
 
 
-def regression(
-    dtype="float64",
-    *,
-    n=12,
-    d=3,
-    weights=0.3,
-    seed=0,
-    scale=1.0,
-    form="normalized",
-    activation="exp",
-):
-    """Its Hessian is indefinite at points that are far from zero, unless the weights are large."""
-    rng = np.random.default_rng(seed)
-    A, b = scale * rng.normal(size=(n, d)), rng.dirichlet(np.ones(n))
-    return sn.regression.problem(A.astype(dtype), b.astype(dtype), activation, form, weights)
-
-
 def combination(p, sketch_size, cg_steps, damping, **options):
     return scale_by(
         p.hessian, sketch_size=sketch_size, cg_steps=cg_steps, damping=damping, **options
     )
-
-
-def after(tx, p, state, x, **extra):
-    value, grad = p.value_and_gradient(x)
-    return tx.update(grad, state, x, value=value, grad=grad, value_fn=p, **extra)
 
 
 def types(tree):
@@ -73,9 +47,8 @@ def test_shapes_and_dtypes_never_change(name, dtype):
     through.
     """
     p = regression(dtype)
-    tx = (
-        combination(p, *CONTRACT[name]) if CONTRACT[name] else sn.solvers.gradient_descent(0.1, 0.9)
-    )
+    combined = CONTRACT[name]
+    tx = combination(p, *combined) if combined else sn.solvers.gradient_descent(0.1, 0.9)
     x = jax.ShapeDtypeStruct((3,), dtype)
     state = jax.eval_shape(tx.init, x)
     updates, new = jax.eval_shape(lambda s, x: after(tx, p, s, x, unknown="argument"), state, x)
@@ -248,148 +221,6 @@ def test_a_damped_step_never_increases_the_loss(sketch_size, cg_steps, damping, 
         assert len(set(map(int, kinds))) > 1 or cg_steps, "more than Newton's step is to be tried"
 
 
-REGIONS = {
-    "inside": ([1.0, 2.0, 3.0], [0.1, 0.2, 0.3]),
-    "at the boundary": ([1.0, 2.0, 3.0], [5.0, -4.0, 3.0]),
-    "indefinite": ([-1.0, 2.0, 3.0], [1.0, -4.0, 3.0]),
-    "hard": ([-1.0, 2.0, 3.0], [0.0, 0.5, 0.3]),
-    "hard, twice": ([-1.0, -1.0, 3.0], [0.0, 0.0, 0.3]),
-    "nearly hard": ([-1.0, 2.0, 3.0], [1e-6, 0.5, 0.3]),
-    "hard, but the rest is long": ([-1.0, 2.0, 3.0], [0.0, 50.0, 3.0]),
-    "singular": ([0.0, 2.0, 3.0], [0.0, 0.5, 0.3]),
-    "singular, with slope": ([0.0, 2.0, 3.0], [0.5, 0.5, 0.3]),
-    "nothing but curvature": ([-1.0, 2.0, 3.0], [0.0, 0.0, 0.0]),
-}
-
-
-@pytest.mark.parametrize("turned", [False, True])
-def test_the_trust_region_is_solved_exactly(turned, x64):
-    """By its optimality conditions, which are sufficient, and against a search by SLSQP from many
-    starts.
-    """
-    rng, radius = np.random.default_rng(0), 0.7
-    Q = np.linalg.qr(rng.normal(size=(3, 3)))[0] if turned else np.eye(3)
-    C = np.linalg.cholesky(np.eye(3) + 0.3 * np.ones((3, 3))) if turned else np.eye(3)
-    M, back = C @ C.T, Q.T @ C.T  # sᵀMs = ‖back s‖², and H is diagonal in back s
-
-    @jax.jit
-    def region(H, g):
-        model = dense_steps.diagonalise(H, jnp.asarray(M), g)
-        return model.step(DAMPINGS["trust_region"].solve(model, jnp.asarray(radius), jnp.zeros(())))
-
-    for name, (values, slope) in REGIONS.items():
-        H, g = back.T @ np.diag(values) @ back, back.T @ np.array(slope)
-        s = np.asarray(region(H, g))
-        length = np.sqrt(s @ M @ s)
-        multiplier = max(-(s @ g + s @ H @ s) / length**2, 0) if length > 0 else 0
-        assert length <= radius * (1 + 1e-7), name
-        assert multiplier < 1e-7 or length > radius * (1 - 1e-4), name
-        assert np.linalg.norm((H + multiplier * M) @ s + g) < 1e-5 * (1 + np.linalg.norm(g)), name
-        assert (
-            np.linalg.eigvalsh(np.linalg.solve(C, np.linalg.solve(C, H).T))[0] + multiplier > -1e-5
-        ), name
-        model = lambda s, H=H, g=g: s @ g + 0.5 * s @ H @ s
-        inside = {"type": "ineq", "fun": lambda s: radius**2 - s @ M @ s}
-        found = [
-            scipy.optimize.minimize(model, start, constraints=inside)
-            for start in rng.normal(size=(6, 3))
-        ]
-        least = min(
-            run.fun for run in found if run.success and run.x @ M @ run.x <= radius**2 * (1 + 1e-6)
-        )
-        assert model(s) <= least + 1e-5 * abs(least), name
-
-
-def test_levenberg_and_marquardt_solve_their_system(x64):
-    rng = np.random.default_rng(0)
-    H, M = (part @ part.T for part in rng.normal(size=(2, 3, 5)))
-    g = rng.normal(size=3)
-
-    @jax.jit
-    def solve(H, mu):
-        model = dense_steps.diagonalise(H, jnp.asarray(M), jnp.asarray(g))
-        return model.step(DAMPINGS["levenberg_marquardt"].solve(model, mu, jnp.ones(())))
-
-    for mu in (1e-3, 1.0, 100.0):
-        assert_close(solve(H, mu), -np.linalg.solve(H + mu * M, g), rtol=1e-9)
-    down = np.asarray(solve(-H, 0.1))
-    assert np.isfinite(down).all()
-    assert down @ g < 0
-
-
-def test_krylov_of_full_length_is_dense(x64):
-    rng = np.random.default_rng(0)
-    (H, P), g = (part @ part.T for part in rng.normal(size=(2, 5, 8))), rng.normal(size=5)
-    trial = LossAlongStep(
-        jnp.zeros(()), lambda s: s @ g + 0.5 * s @ H @ s, lambda s: (g + H @ s) @ s
-    )
-
-    @jax.jit
-    def run(preconditioner):
-        factor = None if preconditioner is None else scaled_cholesky.factorise(preconditioner)
-        space = krylov_steps.krylov_model(
-            lambda v: jnp.asarray(H) @ v, factor, jnp.asarray(g), jnp.ones(()), 0.0, 5
-        )
-        damped = krylov_steps.damped_step(space, DAMPINGS["trust_region"], trial, jnp.zeros(()))
-        return space, krylov_steps.undamped_step(space).step, damped.step
-
-    for preconditioner in (None, P):
-        space, *steps = run(preconditioner)
-        for step in steps:
-            assert_close(step, -np.linalg.solve(H, g), rtol=1e-8)
-        assert int(space.products) == 5
-        values = np.linalg.eigvals(np.linalg.solve(np.eye(5) if preconditioner is None else P, H))
-        assert_close(space.distortion, np.max(np.abs(values - 1)), rtol=1e-8)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("d", "cg_steps"), [(3, None), (8, None), (8, 3), (8, 8)])
-def test_the_measured_distortion_is_a_lower_bound(d, cg_steps, x64):
-    """Ritz values lie inside of the spectrum; where the Krylov space is all of ℝ^d they are the
-    spectrum.
-    """
-    p, x = regression(n=200, d=d, weights=1.0), jnp.ones(d) / d
-    plain, tx = (
-        scale_by(p.hessian, sketch_size=40, cg_steps=k, max_distortion=1e9)
-        for k in (None, cg_steps)
-    )
-
-    @jax.jit
-    def run(state):
-        # of the sample, which is drawn by the state
-        inverse = jax.vmap(lambda g: plain.update(g, state, x)[0])(jnp.eye(d))
-        return p.hessian(x).as_matrix(), inverse, after(tx, p, state, x)[1]
-
-    state = tx.init(x)
-    for _ in range(4):
-        H, inverse, state = run(state)
-        true, measured = (
-            float(sketch.distortion(H, jnp.linalg.inv(inverse))),
-            float(state.distortion),
-        )
-        assert 0.3 * true < measured <= true * (1 + 1e-8)
-        assert d > 3 or measured > true * (1 - 1e-6)
-        assert int(state.sample_size) == 40
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("cg_steps", slow_except([None, 2], None))
-def test_the_sample_grows_where_it_has_to(cg_steps, x64):
-    p = regression(n=100, weights=1.0)
-    tx, x, sizes = (
-        scale_by(p.hessian, sketch_size=10, cg_steps=cg_steps, max_distortion=1e-6),
-        jnp.zeros(3),
-        [],
-    )
-    run, state = jax.jit(lambda state: after(tx, p, state, x)[1]), tx.init(x)
-    for _ in range(5):
-        state = run(state)
-        sizes.append(int(state.sample_size))
-    assert sizes == sorted(sizes)
-    assert (sizes[0], sizes[-1]) == (10, 100)
-    assert float(state.distortion) < 1e-6
-
-
 LOOPS = {
     "backtracking": lambda p: approx_newton(p.hessian),
     "zoom": lambda p: approx_newton(p.hessian, linesearch=optax.scale_by_zoom_linesearch(20)),
@@ -453,8 +284,9 @@ def test_what_is_refused(untyped):
         regression("float32", d=2),
         lambda x: lx.MatrixLinearOperator(jnp.eye(3), lx.symmetric_tag),
     )
+    make: Any = scale_by
     tx = scale_by(p.hessian, damping="trust_region")
-    wrong_size, plain = scale_by(lambda x: other.hessian(x[:2])), scale_by(lambda x: jnp.eye(3))
+    wrong_size, plain = scale_by(lambda x: other.hessian(x[:2])), make(lambda x: jnp.eye(3))
     for call, message in (
         (lambda: tx.update(x, tx.init(x)), "update needs params"),
         (lambda: tx.update(x, tx.init(x), x), 'damping="trust_region" needs value and value_fn'),
@@ -468,7 +300,7 @@ def test_what_is_refused(untyped):
             lambda: scale_by(dense, sketch_size=2).init(x),
             "needs a curvature with rows to draw, .* got MatrixLinearOperator",
         ),
-        (lambda: scale_by(3.0), "curvature must be a function of the params, a matrix or a lineax"),
+        (lambda: make(3.0), "curvature must be a function of the params, a matrix or a lineax"),
         (lambda: scale_by(jnp.ones((2, 3))), "curvature must be a square matrix"),
         (
             lambda: scale_by(jnp.eye(2)).update(x, tx.init(x), x),
@@ -482,7 +314,7 @@ def test_what_is_refused(untyped):
             lambda: scale_by(p.hessian, sketch_size=0),
             "sketch_size must be a positive integer, got 0",
         ),
-        (lambda: scale_by(p.hessian, cg_steps=1.5), "cg_steps must be a positive integer, got 1.5"),
+        (lambda: make(p.hessian, cg_steps=1.5), "cg_steps must be a positive integer, got 1.5"),
         (
             lambda: scale_by(p.hessian, max_distortion=0.0),
             "max_distortion must be a positive finite number",

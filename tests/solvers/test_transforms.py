@@ -1,5 +1,7 @@
 """Gradient descent as an optax transform: the contract every transform has to keep."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,8 @@ def quadratic(x):
 
 @pytest.mark.parametrize("momentum", [None, 0.9])
 def test_steps_are_those_of_the_textbook(momentum, dtype):
-    tx, x = sn.solvers.gradient_descent(0.1, momentum), jnp.array([1.0, -2.0])
+    tx = sn.solvers.gradient_descent(0.1, momentum)
+    x: Any = jnp.array([1.0, -2.0])
     state, velocity, expected = tx.init(x), np.zeros(2), np.array([1.0, -2.0])
     for _ in range(5):
         value, grad = jax.value_and_grad(quadratic)(x)
@@ -64,10 +67,17 @@ def test_diagnostics_are_found_by_their_type():
 
 
 def test_fields_of_diagnostics_are_attributes_of_the_state():
-    x = jnp.ones(2)
-    state = sn.solvers.scale_by_approx_newton(jnp.eye(2)).init(x)
-    assert state.kind is state.diagnostics.kind
-    assert state.result is state.diagnostics.result
-    assert state.damping is state.diagnostics.damping
-    assert state.negative_curvature is state.diagnostics.negative_curvature
-    assert state.distortion is state.diagnostics.model_error
+    x = jnp.ones((1, 2))
+    net = lambda params, x: x @ params
+    for tx, params in (
+        (sn.solvers.scale_by_approx_newton(jnp.eye(2)), x[0]),
+        (sn.solvers.natural_gradient(net, x, jnp.ones((1, 1))), x.T),
+    ):
+        state = tx.init(params)
+        assert isinstance(state, sn.solvers.NewtonState | sn.solvers.NaturalGradientState)
+        assert state.kind is state.diagnostics.kind
+        assert state.result is state.diagnostics.result
+        assert state.damping is state.diagnostics.damping
+        assert state.negative_curvature is state.diagnostics.negative_curvature
+        assert state.distortion is state.diagnostics.model_error
+        assert "solvers.Step" in str(type(state).kind.__doc__)

@@ -1,5 +1,8 @@
 """Arguments as users pass them: modules, further arguments, wrong kinds of everything."""
 
+# Arguments of the wrong type are what is tested here.
+# pyright: reportArgumentType=false
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp

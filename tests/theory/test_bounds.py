@@ -4,6 +4,7 @@ parameterizations.
 
 import itertools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from softntk.solvers import step_sizes
 from softntk.theory import bounds
 
 FAMILIES = ("softmax", "exp", "relu")
-SMALL = {"sigma": 0.3}  # where B = 1
+SMALL: dict[str, Any] = {"sigma": 0.3}  # where B = 1
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -47,7 +48,8 @@ def test_laws_of_scale(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_cost_exp_and_softmax_alone(family):
-    wide, narrow = ({"sigma": s, "failure": 0.01} for s in (2.0, 1.0))
+    wide: dict[str, Any] = {"sigma": 2.0, "failure": 0.01}
+    narrow: dict[str, Any] = {"sigma": 1.0, "failure": 0.01}
     B = [bounds.growth(50, **s) for s in (wide, narrow)]
     assert_close(B[0], 2 * B[1], rtol=1e-12)
     grown = 0.0 if family == "relu" else B[1]
@@ -105,7 +107,7 @@ def test_training_obeys_them_in_both_parameterizations(x64):
     assert_close(theirs[0], m * ours[0], rtol=1e-9)
     assert_close(theirs[1], ours[1], rtol=1e-9)
     assert_close(theirs[2], m * ours[2], rtol=1e-9)
-    smallest, rest = ours[2], {"sigma": 0.3}
+    smallest = ours[2]
     factors = [
         bounds.descent_factor(smallest, rate),
         bounds.descent_factor(smallest, rate / m, parameterization="paper", width=m),
@@ -113,10 +115,10 @@ def test_training_obeys_them_in_both_parameterizations(x64):
     assert_close(factors[0], factors[1], rtol=1e-12)
     assert np.all(ours[0][1:] <= factors[0] * ours[0][:-1])
     assert ours[0][-1] < 1e-5 * ours[0][0]
-    D = bounds.radius("softmax", 4, smallest, float(ours[0][0]) ** 0.5, m, **rest)
+    D = bounds.radius("softmax", 4, smallest, float(ours[0][0]) ** 0.5, m, **SMALL)
     assert_close(
         bounds.radius(
-            "softmax", 4, smallest, float(theirs[0][0]) ** 0.5, m, parameterization="paper", **rest
+            "softmax", 4, smallest, float(theirs[0][0]) ** 0.5, m, parameterization="paper", **SMALL
         ),
         D,
         rtol=1e-9,
@@ -166,6 +168,7 @@ def test_table():
     assert exponents[2] < 3
 
 
+required_width: Any = bounds.required_width
 BAD = [
     (
         lambda: bounds.required_width("Softmax", 10, 0.1),
@@ -173,7 +176,7 @@ BAD = [
     ),
     (lambda: bounds.required_width("res_softmax", 10, 0.1), "family must be one of"),
     (lambda: bounds.required_width("softmax", 0, 0.1), "n must be a positive integer, got 0"),
-    (lambda: bounds.required_width("softmax", 1.5, 0.1), "n must be a positive integer, got 1.5"),
+    (lambda: required_width("softmax", 1.5, 0.1), "n must be a positive integer, got 1.5"),
     (
         lambda: bounds.required_width("softmax", 10, 0.1, k=True),
         "k must be a positive integer, got True",
@@ -217,20 +220,20 @@ def test_bad_input(call, message, untyped):
 
 def test_integers_beyond_the_largest_float_are_named(untyped):
     huge = 10**400
-    for given in ({"n": huge}, {"k": huge}, {"width": huge}):
+    paper: dict[str, Any] = {"smallest": 0.5, "n": 3, "k": 1, "width": 4}
+    rate: dict[str, Any] = {
+        "family": "relu",
+        "n": 3,
+        "smallest": 0.5,
+        "parameterization": "paper",
+        "width": 4,
+    }
+    wrong: list[dict[str, Any]] = [{"n": huge}, {"k": huge}, {"width": huge}]
+    for given in wrong:
         with pytest.raises(ValueError, match=f"{next(iter(given))} must be"):
-            sn.solvers.step_sizes.paper(**{"smallest": 0.5, "n": 3, "k": 1, "width": 4} | given)
+            sn.solvers.step_sizes.paper(**paper | given)
         with pytest.raises(ValueError, match=f"{next(iter(given))} must be"):
-            bounds.learning_rate(
-                **{
-                    "family": "relu",
-                    "n": 3,
-                    "smallest": 0.5,
-                    "parameterization": "paper",
-                    "width": 4,
-                }
-                | given
-            )
+            bounds.learning_rate(**rate | given)
     with pytest.raises(ValueError, match="width must be"):
         bounds.descent_factor(0.5, 0.1, parameterization="paper", width=huge)
     with pytest.raises(ValueError, match="width must be"):
@@ -241,7 +244,7 @@ def test_integers_beyond_the_largest_float_are_named(untyped):
 def test_every_bound_fails_with_the_same_chance_unless_told():
     """δ = 0.1: bounds that are combined must be about one event."""
     data = {"n": 20, "smallest": 0.1}
-    for bound, arguments in (
+    cases: list[tuple[Any, dict[str, Any]]] = [
         (bounds.growth, {"n": 20}),
         (bounds.radius, {"family": "softmax", "residual": 2.0, "width": 10**9, **data}),
         (bounds.required_width, {"family": "softmax", **data}),
@@ -250,7 +253,8 @@ def test_every_bound_fails_with_the_same_chance_unless_told():
         (bounds.perturbation_bound, {"R": 1e-3, "n": 20}),
         (bounds.smallest_eigenvalue, {"R": 1e-14, **data}),
         (bounds.table, {"accuracy": 1e-3, **data}),
-    ):
+    ]
+    for bound, arguments in cases:
         default, told, other = (
             bound(**arguments, **options) for options in ({}, {"failure": 0.1}, {"failure": 0.2})
         )

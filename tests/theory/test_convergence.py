@@ -5,6 +5,7 @@ oracles find.
 import itertools
 import re
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -256,7 +257,7 @@ def test_nothing_to_learn_holds(x64):
 OWN = sn.activations.from_function(jnp.tanh, "own")
 
 
-def make(family="softmax", width=200, **options):
+def make(family: str | None = "softmax", width: int = 200, **options: Any) -> tuple[Any, Any]:
     net = sn.networks.two_layer(family, width=width, **options)
     return net, net.init_fn(jax.random.key(0), (-1, 2))[1]
 

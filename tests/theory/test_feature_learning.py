@@ -1,6 +1,7 @@
 """One large step and what it is worth, against gradients by hand, dense regression and quadrature."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -216,11 +217,12 @@ def test_noise(dtype):
         other *= 0.5 * np.sqrt(40) / np.linalg.norm(other, axis=0)
         assert np.all(norms(moved) > norms(other))
     assert np.all(norms(np.asarray(y, float) + moved) >= norms(np.asarray(y, float) - moved))
-    for kind, options in (
+    kinds: tuple[tuple[str, dict[str, Any]], ...] = (
         ("gaussian", {"key": key}),
         ("flips", {"key": key}),
         ("adversarial", {"gram": gram}),
-    ):
+    )
+    for kind, options in kinds:
         np.testing.assert_array_equal(fl.corrupt(kind, y, 0.0, **options), y)
 
 

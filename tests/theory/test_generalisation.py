@@ -2,6 +2,8 @@
 answers are known.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -230,9 +232,10 @@ def test_noise_level_is_that_of_generalised_cross_validation():
             )
 
         best = min(np.linspace(-12, 6, 37), key=criterion)
-        best = scipy.optimize.minimize_scalar(
+        found_best: Any = scipy.optimize.minimize_scalar(
             criterion, bounds=(best - 0.5, best + 0.5), method="bounded"
-        ).x
+        )
+        best = found_best.x
         assert_close(
             found[ell],
             np.sqrt(np.sum((left(best) @ y[:, ell]) ** 2) / np.trace(left(best))),
@@ -264,6 +267,7 @@ def test_the_stopping_time_is_where_the_papers_rule_is_first_met(noise):
     assert_close(stop.critical_radius, 1 / np.sqrt(N * stop.time))
     rate = min(stop.time / 30.3, 1 / values[0])
     steps = early_stopping_time(gram, noise, learning_rate=rate).steps
+    assert steps is not None
     assert not steps or not paper_exceeds(gram, noise, N * rate * steps)
     assert paper_exceeds(gram, noise, N * rate * (steps + 1))
     assert_close(
@@ -276,7 +280,10 @@ def test_the_stopping_time_is_where_the_papers_rule_is_first_met(noise):
     # points.
     assert_close(early_stopping_time(gram, 5 * noise, norm=5.0).time, stop.time)
     double = early_stopping_time(np.einsum("ij,lm->ijlm", gram, np.eye(2)), noise)
-    assert_close(double.time, early_stopping_time(scipy.linalg.block_diag(gram, gram), noise).time)
+    assert_close(
+        double.time,
+        early_stopping_time(np.asarray(scipy.linalg.block_diag(gram, gram)), noise).time,
+    )
 
 
 def test_with_constant_one_the_radius_is_the_fixed_point_of_the_complexity():
@@ -305,6 +312,7 @@ def test_the_expected_error_is_below_what_is_promised(norm):
     noise, ratios = 0.2, []
     stop = early_stopping_time(gram, noise, norm=norm)
     stepped = early_stopping_time(gram, noise, norm=norm, learning_rate=0.3 / values[0])
+    assert stepped.steps is not None
     flow = scipy.linalg.expm(-gram * stop.time)
     descent = np.linalg.matrix_power(np.eye(N) - 0.3 / values[0] * gram, stepped.steps)
     assert stop.error <= 0.2179 * norm**2 * stop.critical_radius**2
@@ -336,12 +344,12 @@ def test_the_ridge_of_least_cross_validation_may_be_far_above_the_spectrum():
         w = 1 - values / (values + np.exp(log_ridge))
         return np.sum(w**2 * squares) / np.sum(w) ** 2
 
-    best = scipy.optimize.minimize_scalar(
+    best: Any = scipy.optimize.minimize_scalar(
         criterion, bounds=(-10, 10), method="bounded", options={"xatol": 1e-8}
-    ).x
+    )
     ridge, _ = cross_validated_ridge(values, np.sqrt(squares)[:, None], 1e-6)
     assert ridge > 20
-    assert abs(np.log(ridge) - best) < 1e-3
+    assert abs(np.log(ridge) - best.x) < 1e-3
 
 
 def test_stopping_pays_on_data_with_the_noise_estimated():
@@ -361,80 +369,6 @@ def test_stopping_pays_on_data_with_the_noise_estimated():
     stopped, trained = np.mean((np.asarray(out) - truth(x_test)) ** 2, axis=(1, 2))
     assert stopped < 0.3 * trained
     assert stopped < 0.3 * np.var(truth(x_test))
-
-
-# --- bad input
-
-
-def test_bad_input(untyped):
-    gram, y = np.eye(3), np.ones((3, 1))
-    lopsided = np.array([[1.0, 2.0], [0.0, 1.0]])
-    for call, message in [
-        (lambda: rkhs_norm(lopsided, y[:2]), "gram must be symmetric"),
-        (lambda: rkhs_norm(gram[:2], y), "gram must have shape|y must have shape"),
-        (lambda: rkhs_norm(gram.astype(int), y), "gram must be a floating-point array"),
-        (lambda: rkhs_norm(gram, y * np.nan), "y must be finite"),
-        (lambda: rkhs_norm(gram, y[:2]), r"y must have shape \[n, k\]"),
-        (lambda: rkhs_norm(gram, y[:2, 0]), r"y must have shape \[n, k\]"),
-        (lambda: rkhs_norm(gram, y.astype(int)), "y must be a floating-point array"),
-        (
-            lambda: risk_bound(gram, y, 0.0),
-            "failure must be a finite number above 0 and below 1, got 0.0",
-        ),
-        (
-            lambda: risk_bound(gram, y, 1.0),
-            "failure must be a finite number above 0 and below 1, got 1.0",
-        ),
-        (
-            lambda: risk_bound(gram, y, np.nan),
-            "failure must be a finite number above 0 and below 1, got nan",
-        ),
-        (
-            lambda: risk_bound(gram, y, ridge=-1.0),
-            "ridge must be a finite number at least 0, got -1.0",
-        ),
-        (lambda: risk_bound(gram, y, time=0.0), "time must be a positive number, got 0.0"),
-        (lambda: risk_bound(gram, y, time=1.0, ridge=1.0), "ridge and time are two predictors"),
-        (lambda: risk_bound(gram, y, ratio=1.0), "ratio must be a finite number above 1"),
-        (lambda: risk_bound(gram, y, unit=0.0), "unit must be a positive"),
-        (
-            lambda: risk_bound(np.ones((3, 3, 1, 1)), y),
-            r"gram must have shape \[n, n\], got \(3, 3, 1, 1\)",
-        ),
-        (lambda: risk_bound(lopsided, y[:2]), "gram must be symmetric"),
-        (lambda: effective_rank(None), "give gram or eigenvalues"),
-        (
-            lambda: effective_rank(gram, eigenvalues=np.ones(3)),
-            "give either gram or eigenvalues, got both",
-        ),
-        (
-            lambda: effective_rank(None, eigenvalues=np.array([1.0, -1.0])),
-            "eigenvalues must be finite, not negative",
-        ),
-        (lambda: effective_rank(0 * gram), "gram must have a positive eigenvalue"),
-        (lambda: noise_level(gram, y * np.inf), "y must be finite"),
-        (lambda: noise_level(-gram, y), "gram must have a positive eigenvalue"),
-        (lambda: early_stopping_time(gram, 0.0), "noise must be a positive finite number, got 0.0"),
-        (lambda: early_stopping_time(gram, -1.0), "noise must be a positive finite number"),
-        (lambda: early_stopping_time(gram, np.nan), "noise must be a positive finite number"),
-        (lambda: early_stopping_time(gram, 1.0, norm=0.0), "norm must be a positive finite number"),
-        (
-            lambda: early_stopping_time(gram, 1.0, constant=-1.0),
-            "constant must be a positive finite number, got -1.0",
-        ),
-        (
-            lambda: early_stopping_time(gram, 1.0, learning_rate=1.5),
-            "learning_rate must be at most 1/λ_max = 1, .* got 1.5",
-        ),
-        (lambda: early_stopping_time(lopsided, 1.0), "gram must be symmetric"),
-        (lambda: early_stopping_time(gram * np.nan, 1.0), "gram must be finite"),
-        (
-            lambda: early_stopping_time(None, 1.0, eigenvalues=np.array([])),
-            "eigenvalues must not be empty",
-        ),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            call()
 
 
 def test_least_risk_is_the_least_of_the_worst_cases():

@@ -2,11 +2,14 @@
 and width.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import assert_close, dense_kernels, points, slow_except
+from jax.flatten_util import ravel_pytree
 
 from softntk import ntk
 from softntk.networks import two_layer
@@ -25,7 +28,7 @@ def by_hand(net, params, x, y, tests, rate, steps, scale):
     """
     trained = ("hidden", "readout") if net.architecture.train_readout else ("hidden",)
     kernel = jax.jit(lambda v: dense_kernels(net.apply_fn, whole(v), x)["full"])
-    flat, back = jax.flatten_util.ravel_pytree({name: getattr(params, name) for name in trained})
+    flat, back = ravel_pytree({name: getattr(params, name) for name in trained})
     whole = lambda v: params.replace(**back(v))
     f = jax.jit(lambda v, p: scale * net.apply_fn(whole(v), p))
     jacobian = {id(p): jax.jit(jax.jacobian(f))(flat, p).reshape(-1, flat.size) for p in (x, tests)}
@@ -193,6 +196,7 @@ def test_bad_input(untyped):
     net, params = start()
     x, y = np.ones((4, 3), np.float32), np.ones((4, 2), np.float32)
     good = {"learning_rate": 0.1, "steps": 5}
+    half: Any = [0.5]
     for call, message in [
         (
             lambda: distances(net, params, x, y, learning_rate=0.0, steps=5),
@@ -209,7 +213,7 @@ def test_bad_input(untyped):
         ),
         (lambda: distances(net, params, x, y, **good, at=[6]), "at must hold ascending integers"),
         (lambda: distances(net, params, x, y, **good, at=[]), "at must hold ascending integers"),
-        (lambda: distances(net, params, x, y, **good, at=[0.5]), "at must hold ascending integers"),
+        (lambda: distances(net, params, x, y, **good, at=half), "at must hold ascending integers"),
         (lambda: distances(net, params, x[:, :2], y, **good), "x must have the 3 features"),
         (
             lambda: distances(net, params, x, y, **good, x_test=x[:, :2]),

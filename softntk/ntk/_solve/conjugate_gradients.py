@@ -1,13 +1,4 @@
-"""Preconditioned conjugate gradients for many right-hand sides, and a solve as one program.
-
-    symbol      meaning                                       shape
-    K, P        the kernel, its preconditioner                [size, size]
-    x, r, p     solution, residual, search direction          [size, columns]
-    α, β        step length, weight of the old direction      [1, columns]
-
-The columns share the products with K and nothing else. Differences from the textbook: a column that
-has reached its goal stops while others go on, and a column whose direction has no positive
-curvature stops for good.
+"""Conjugate gradients with the kernel, and a solve as one program.
 
 Inside jit, vmap and grad no value can be inspected and nothing can be raised. There
 :func:`solve_traced` restarts conjugate gradients on the true residual, until that is small enough
@@ -22,6 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from softntk._linalg import conjugate_gradients
+from softntk._linalg.conjugate_gradients import CgState as CgState
 from softntk._linalg.norms import binary_scale, scaled_norm
 from softntk.ntk._operators.base import GramOperator
 from softntk.ntk._solve.preconditioner import CompletePreconditioner, Preconditioner
@@ -35,45 +28,13 @@ _NOT_FINISHED = -1  # no code of a result is negative
 INDEFINITE_RESIDUAL = 0.1
 
 
-class CgState(NamedTuple):
-    """State of conjugate gradients between steps.
-
-    Attributes:
-        x: the approximate solution, [size, r].
-        residual: y − K x as the recurrence updates it, [size, r].
-        direction: the next search direction p, [size, r].
-        inner_products: ⟨r, P⁻¹r⟩ of the residual r, [1, r].
-        is_stuck: columns whose direction has no positive curvature, [1, r].
-        step: number of steps.
-    """
-
-    x: Array
-    residual: Array
-    direction: Array
-    inner_products: Array
-    is_stuck: Array
-    step: Array
-
-
 @jax.jit
 def multiply(op: GramOperator, x: Float[Array, "size r"]) -> Float[Array, "size r"]:
     """Return K x, the columns of x flattened."""
     return op.mm(x.reshape(*op.shape, -1)).reshape(x.shape)
 
 
-@jax.jit
-def start(y: Float[Array, "size r"], inverse: Inverse) -> CgState:
-    """Return the state of conjugate gradients at x = 0."""
-    preconditioned = y if inverse is None else inverse(y)
-    inner_products = jnp.sum(y * preconditioned, axis=0, keepdims=True)
-    return CgState(
-        x=jnp.zeros_like(y),
-        residual=y,
-        direction=preconditioned,
-        inner_products=inner_products,
-        is_stuck=jnp.zeros(inner_products.shape, bool),
-        step=jnp.zeros((), int),
-    )
+start = jax.jit(conjugate_gradients.start)
 
 
 @jax.jit
@@ -87,46 +48,11 @@ def advance(
 ) -> CgState:
     """Return the state after at most ``steps`` steps, or when all columns are below their goals.
 
-    A column stops when its residual is below its goal, or its direction has no positive curvature.
-
-    Args:
-        op: K.
-        ridge: added to the diagonal of K.
-        inverse: v ↦ P⁻¹v, or None.
-        state: where to start.
-        goals: norms of the residual to reach, [1, r].
-        steps: maximal number of steps.
+    The other arguments are those of :func:`softntk._linalg.conjugate_gradients.advance`.
     """
-
-    def is_unfinished(s: CgState) -> Array:
-        return (jnp.linalg.norm(s.residual, axis=0, keepdims=True) > goals) & ~s.is_stuck
-
-    def take_step(s: CgState) -> CgState:
-        # 1. The step along p: α = ⟨r, P⁻¹r⟩ / ⟨p, K p⟩.
-        is_active = is_unfinished(s)
-        image = multiply(op, s.direction) + ridge * s.direction
-        curvature = jnp.sum(s.direction * image, axis=0, keepdims=True)
-        is_positive = curvature > 0
-        step_length = jnp.where(
-            is_active & is_positive, s.inner_products / jnp.where(is_positive, curvature, 1), 0
-        )
-        residual = s.residual - step_length * image
-
-        # 2. The next direction: P⁻¹r + β p with β = ⟨r, P⁻¹r⟩ / its last value.
-        preconditioned = residual if inverse is None else inverse(residual)
-        inner_products = jnp.sum(residual * preconditioned, axis=0, keepdims=True)
-        last_products = jnp.where(s.inner_products > 0, s.inner_products, 1)
-        direction_weight = jnp.where(is_active, inner_products / last_products, 0)
-        return CgState(
-            x=s.x + step_length * s.direction,
-            residual=residual,
-            direction=preconditioned + direction_weight * s.direction,
-            inner_products=inner_products,
-            is_stuck=s.is_stuck | (is_active & ~is_positive),
-            step=s.step + 1,
-        )
-
-    return lax.while_loop(lambda s: (s.step < steps) & jnp.any(is_unfinished(s)), take_step, state)
+    return conjugate_gradients.advance(
+        lambda v: multiply(op, v) + ridge * v, inverse, state, goals, steps
+    )
 
 
 class _RestartState(NamedTuple):
@@ -162,7 +88,7 @@ def solve_traced(
     It is differentiable in the arrays of op, in y and in ridge.
     """
     # custom_linear_solve differentiates the system, so nothing inside the solve needs derivatives.
-    fixed_op = without_derivatives(op)
+    fixed_op = stop_gradients(op)
     fixed_ridge = lax.stop_gradient(ridge)
 
     def solve_system(_: Any, rhs: Array) -> tuple[Array, dict[str, Array]]:
@@ -173,7 +99,7 @@ def solve_traced(
     )
 
 
-def without_derivatives(tree: Any) -> Any:
+def stop_gradients(tree: Any) -> Any:
     """Return the tree with arrays that carry no derivatives."""
     return jax.tree.map(
         lambda leaf: lax.stop_gradient(leaf) if isinstance(leaf, jax.Array) else leaf, tree

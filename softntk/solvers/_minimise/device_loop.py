@@ -19,7 +19,7 @@ from softntk._core.visible_constants import with_visible_constants
 from softntk._linalg.norms import tree_norm
 from softntk.regression import Problem
 from softntk.solution import Result, Solution
-from softntk.solvers._diagnostics import find_diagnostics
+from softntk.solvers._diagnostics import Step, find_diagnostics
 from softntk.solvers._minimise import stopping_rules, units
 from softntk.solvers._minimise.default_transform import default_transform
 from softntk.solvers._minimise.loop_state import (
@@ -50,16 +50,21 @@ def start_at(
 
     With ``diagnosed`` its result says why, in the problem's own words, if x0 is not finite there.
     """
+    # 1. The loss and the transform at x0.
     problem = with_visible_constants(problem, x0)
     value, grad = value_and_gradient(problem, x0)
     norm = tree_norm(grad)
     state = _chosen_transform(problem, tx).init(x0)
+
+    # 2. The code of a run that is over before its first step.
     is_finite = jnp.isfinite(value) & jnp.isfinite(norm)
     zero_count = jnp.zeros((), jnp.int32)
     if diagnosed:
         refusal = refusal_code(problem, x0)
     else:
         refusal = jnp.asarray(Result.NONFINITE_INPUT, jnp.int32)
+
+    # 3. The start is the best point so far, and the scale of all norms.
     start = Carry(
         x=x0,
         value=value,
@@ -82,8 +87,10 @@ def start_at(
         path_length=jnp.zeros_like(norm),
         count=zero_count,
         result=jnp.where(is_finite, RUNNING, refusal).astype(jnp.int32),
+        needs_damping=jnp.asarray(False),
     )
-    # Weak types, as of a Python number in the state, would make the first chunk a program of its
+
+    # 4. Weak types, as of a Python number in the state, would make the first chunk a program of its
     # own: the chunks after it have none.
     return jax.tree.map(_without_weak_type, start)
 
@@ -103,14 +110,25 @@ def refusal_code(problem: Loss, x0: Params) -> Int[Array, ""]:
 
 
 def _step(
-    problem: Loss, tx: optax.GradientTransformationExtraArgs, options: Options, carry: Carry
+    problem: Loss,
+    tx: optax.GradientTransformationExtraArgs,
+    options: Options,
+    carry: Carry,
+    postpones_damping: bool,
 ) -> tuple[Carry, History]:
     """Return the carry after a step of the transform, and the entry of the history."""
     # 1. The step, and the loss after it.
     # A plain function of one argument: line searches look at its signature.
     value_fn = problem if isinstance(problem, BoundLoss) else lambda x: problem(x)
+    extra_args = {"postpones_damping": True} if postpones_damping else {}
     updates, state = tx.update(
-        carry.grad, carry.state, carry.x, value=carry.value, grad=carry.grad, value_fn=value_fn
+        carry.grad,
+        carry.state,
+        carry.x,
+        value=carry.value,
+        grad=carry.grad,
+        value_fn=value_fn,
+        **extra_args,
     )
     x = optax.apply_updates(carry.x, updates)
     value, grad = value_and_gradient(problem, x)
@@ -133,7 +151,15 @@ def _step(
     # 3. The next carry: points that are not finite are not kept.
     next_carry = _next_carry(carry, point, grad, state, improvement, verdict)
     result = stopping_rules.result_of_short_step(next_carry, options)
-    return next_carry._replace(result=result), _history_entry(options, point, next_carry)
+    next_carry = next_carry._replace(result=result)
+    entry = _history_entry(options, point, next_carry)
+
+    # 4. A postponed step was none: the carry stays, but for the note that the step needs damping.
+    if postpones_damping and point.diagnostics is not None:
+        is_postponed = point.diagnostics.kind == Step.POSTPONED
+        with_note = carry._replace(needs_damping=jnp.ones_like(carry.needs_damping))
+        next_carry = _select(is_postponed, with_note, next_carry)
+    return next_carry, entry
 
 
 def _next_carry(
@@ -147,15 +173,19 @@ def _next_carry(
     """Return the carry at the point, with x, loss and gradient of before if it is not finite."""
     value = point.value
     norm = point.norm
-    # Of losses that differ by rounding alone the smaller gradient decides.
+    # 1. Is it the best point? Of losses that differ by rounding the smaller gradient decides.
     rounding = stopping_rules.loss_rounding(carry, value)
     is_equal = jnp.abs(value - carry.best_value) <= rounding
     is_better = jnp.where(is_equal, norm < carry.best_norm, value < carry.best_value)
     is_best = point.is_finite & is_better
-    # A point above the start is an overshoot: its gradient is none of those on the way down.
+
+    # 2. Does its gradient give a scale? A point above the start is an overshoot: its gradient is
+    # none of those on the way down.
     has_scale = point.is_finite & (value <= carry.first_value)
     best_loss = jnp.minimum(value, carry.last_improved_loss)
     step_norm = point.step_norm
+
+    # 3. The records. The transform's state and the count go on after a point that is refused.
     return Carry(
         x=_select(point.is_finite, point.x, carry.x),
         value=jnp.where(point.is_finite, value, carry.value),
@@ -181,6 +211,7 @@ def _next_carry(
         path_length=carry.path_length + jnp.where(jnp.isfinite(step_norm), step_norm, 0),
         count=carry.count + 1,
         result=verdict.result.astype(jnp.int32),
+        needs_damping=carry.needs_damping,
     )
 
 
@@ -210,30 +241,45 @@ def advance(
     carry: Carry,
     limit: Array | np.ndarray | int,
     capacity: int,
+    *,
+    postpones_damping: bool = False,
 ) -> tuple[Carry, History]:
     """Run steps until the run is over, or has ``limit`` steps in all, or made ``capacity`` now.
+
+    With ``postpones_damping``, which is for the default transform of a problem, the program leaves
+    out damped steps; a run that needs one ends before it, and says so by ``needs_damping``.
 
     Returns:
         The carry, and the history of the steps made now, with ``capacity`` places.
     """
+    # 1. A history with a place for each step of this call, in the dtypes of one step's entry.
     transform = _chosen_transform(problem, tx)
     problem = with_visible_constants(problem, carry.x)
     first_count = carry.count
-    _, entry = jax.eval_shape(lambda carry: _step(problem, transform, options, carry), carry)
+
+    def take_step(carry: Carry) -> tuple[Carry, History]:
+        return _step(problem, transform, options, carry, postpones_damping)
+
+    _, entry = jax.eval_shape(take_step, carry)
     history = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), entry)
 
+    # 2. The steps.
     def is_unfinished(loop: tuple[Carry, History]) -> Bool[Array, ""]:
         carry, _ = loop
         is_running = (carry.result == RUNNING) & ~stopping_rules.has_converged(carry, options)
+        if postpones_damping:
+            is_running &= ~carry.needs_damping
         return is_running & (carry.count < limit) & (carry.count < first_count + capacity)
 
     def step(loop: tuple[Carry, History]) -> tuple[Carry, History]:
         carry, history = loop
-        next_carry, entry = _step(problem, transform, options, carry)
+        next_carry, entry = take_step(carry)
         place = carry.count - first_count
         return next_carry, jax.tree.map(lambda h, leaf: h.at[place].set(leaf), history, entry)
 
     carry, history = lax.while_loop(is_unfinished, step, (carry, history))
+
+    # 3. The loop ends at the tolerance without a code: that is success.
     is_converged = stopping_rules.has_converged(carry, options)
     code = jnp.where(is_converged, Result.SUCCESSFUL, RUNNING)
     result = jnp.where(carry.result == RUNNING, code, carry.result)

@@ -72,14 +72,7 @@ def run_in_chunks(
     start = start_program(x0)
     if int(start.result) != RUNNING:
         start = start._replace(result=refusal_code(problem, x0))
-    chunk_program = compile_with_closure(
-        ("advance", options),
-        tx,
-        problem,
-        lambda problem, carry, limit: advance(problem, tx, options, carry, limit, MAX_CHUNK_STEPS),
-        start,
-        np.zeros((), np.int32),
-    )
+    chunk_program = _chunk_program(problem, tx, options, start)
 
     # 2. The checkpoint, if there is one.
     carry = start
@@ -118,6 +111,49 @@ def run_in_chunks(
         if has_flattened_on_host(gradient, start.x, carry.x, float(carry.path_length)):
             carry = carry._replace(result=jnp.asarray(Result.PLATEAU, jnp.int32))
     return as_solution(start, carry, state.history)
+
+
+def _chunk_program(
+    problem: Loss, tx: optax.GradientTransformation | None, options: Options, start: Carry
+) -> ChunkProgram:
+    """Return the program of a chunk.
+
+    Newton's steps are nearly all that most regressions need. So a run begins with a program without
+    damped steps, which is compiled in half the time. At the first step that needs damping the
+    complete program takes over, for the rest of the run: which program takes a step depends on the
+    steps before it alone, not on the chunks.
+    """
+
+    def compile_chunk(*, postpones_damping: bool) -> ChunkProgram:
+        return compile_with_closure(
+            ("advance", options, postpones_damping),
+            tx,
+            problem,
+            lambda problem, carry, limit: advance(
+                problem,
+                tx,
+                options,
+                carry,
+                limit,
+                MAX_CHUNK_STEPS,
+                postpones_damping=postpones_damping,
+            ),
+            start,
+            np.zeros((), np.int32),
+        )
+
+    if tx is not None or find_diagnostics(start.state) is None:
+        return compile_chunk(postpones_damping=False)
+
+    def run_chunk(carry: Carry, limit: np.ndarray | jax.Array) -> tuple[Carry, History]:
+        if not carry.needs_damping:
+            next_carry, history = compile_chunk(postpones_damping=True)(carry, limit)
+            if not next_carry.needs_damping or int(next_carry.count) > int(carry.count):
+                return next_carry, history
+            carry = next_carry
+        return compile_chunk(postpones_damping=False)(carry, limit)
+
+    return run_chunk
 
 
 def _on_host(carry: Carry) -> Carry:
@@ -187,6 +223,7 @@ def _resume(
 
 def _next_chunk_steps(steps: int, seconds: float) -> int:
     """Return the number of steps of the next chunk, after so many took so long."""
+    # A factor of four lies between the two levels, so that noise of the clock changes nothing.
     if seconds < CHUNK_SECONDS / 2:
         return min(2 * steps, MAX_CHUNK_STEPS)
     return max(steps // 2, 1) if seconds > 2 * CHUNK_SECONDS else steps

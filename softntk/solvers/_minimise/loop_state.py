@@ -56,6 +56,8 @@ class Carry(NamedTuple):
         path_length: sum of the lengths of all steps.
         count: number of steps.
         result: a :class:`softntk.solution.Result`, or RUNNING.
+        needs_damping: whether a step was postponed: from here on steps are taken by the complete
+            program.
     """
 
     x: Params
@@ -78,6 +80,7 @@ class Carry(NamedTuple):
     path_length: Scalar
     count: Int[Array, ""]
     result: Int[Array, ""]
+    needs_damping: Bool[Array, ""]
 
 
 class History(NamedTuple):
@@ -102,6 +105,7 @@ class History(NamedTuple):
 
 def value_and_gradient(problem: Loss, x: Params) -> tuple[Array, Params]:
     """Return the loss and its gradient, in closed form if there is one, in the dtypes of x."""
+    # Both at once where they share products with A.
     if hasattr(problem, "value_and_gradient"):
         value, grad = problem.value_and_gradient(x)
     elif hasattr(problem, "gradient"):

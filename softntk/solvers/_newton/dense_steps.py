@@ -28,6 +28,7 @@ from softntk.solvers._newton.model import (
     Scalar,
     StepResult,
     decrease_ratio,
+    postponed_step,
     step_result,
 )
 
@@ -88,6 +89,8 @@ def damped_step(
     loss: LossAlongStep,
     damping: Scalar,
     rounding: Callable[[], Vector] | None = None,
+    *,
+    postpones_damping: bool = False,
 ) -> StepResult:
     """Return Newton's step if the loss falls as its model predicts, else a damped step.
 
@@ -99,6 +102,7 @@ def damped_step(
         loss: the loss along steps.
         damping: the radius or μ.
         rounding: r of :func:`diagonalise`, computed if needed.
+        postpones_damping: leave the damped step out; its kind is POSTPONED.
     """
     # 1. Newton's step.
     step, is_definite = newton_step(H, g)
@@ -121,6 +125,8 @@ def damped_step(
         return step_result(step, next_damping, Step.NEWTON, evaluations=newton_evaluations)
 
     def take_damped_step() -> StepResult:
+        if postpones_damping:
+            return postponed_step(g, damping)
         if metric is None:
             result = search_in(jacobi_metric(H), damping)
         else:
@@ -143,6 +149,7 @@ def _search_in_both_metrics(
     The search is in a loop, and not called twice, so that the program contains it once.
     """
 
+    # 1. The step with the smaller loss.
     def better_of(first: StepResult, second: StepResult) -> StepResult:
         second_wins = loss.at(second.step) < loss.at(first.step)
         # Each metric has its own damping: the radius or μ of the first is kept for the next step.
@@ -151,6 +158,7 @@ def _search_in_both_metrics(
         )
         return chosen._replace(evaluations=first.evaluations + second.evaluations + 2)
 
+    # 2. Once in the metric and, if that predicts little, once in the diagonal one.
     def is_unfinished(carry: tuple[Int[Array, ""], StepResult]) -> Bool[Array, ""]:
         count, best = carry
         predicts_little = best.predicted_decrease < MIN_PREDICTED_DECREASE * jnp.abs(loss.value)

@@ -40,6 +40,7 @@ from softntk.solvers._newton.model import (
     StepResult,
     Vector,
     decrease_ratio,
+    postponed_step,
     step_result,
 )
 
@@ -244,11 +245,13 @@ def damped_step(
     loss: LossAlongStep,
     damping: Scalar,
     fallback: Callable[[], StepResult] | None = None,
+    *,
+    postpones_damping: bool = False,
 ) -> StepResult:
     """Return the minimiser on the space if the loss falls as predicted, else a damped step.
 
     ``fallback`` replaces the damped step on the space, which has only a small part of a curvature
-    that is not convex.
+    that is not convex. With ``postpones_damping`` no damped step is taken, its kind is POSTPONED.
     """
     # 1. The minimiser y = −c/θ, where the model is convex.
     model = space.model
@@ -271,6 +274,8 @@ def damped_step(
         return step_result(step, next_damping, Step.NEWTON, False, curvature, newton_evaluations)
 
     def take_damped_step() -> StepResult:
+        if postpones_damping:
+            return postponed_step(step, damping)
         result = search(method, model, loss, damping) if fallback is None else fallback()
         return result._replace(evaluations=result.evaluations + newton_evaluations)
 

@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from softntk._linalg.products import product
+from softntk.solvers._diagnostics import Step
 
 Scalar = Float[Array, ""]
 Vector = Float[Array, " d"]
@@ -101,6 +102,11 @@ def step_result(
         evaluations=jnp.asarray(evaluations, jnp.int32),
         predicted_decrease=jnp.asarray(predicted_decrease, step.dtype),
     )
+
+
+def postponed_step(g: Vector, damping: Scalar) -> StepResult:
+    """Return no step, for a damped one that the program leaves out."""
+    return step_result(jnp.zeros_like(g), damping, Step.POSTPONED)
 
 
 def decrease_ratio(

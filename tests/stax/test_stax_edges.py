@@ -1,13 +1,11 @@
-"""The layers of softntk.stax at the edges: no normaliser, traced numbers, points without limit,
-wrong arguments.
-"""
+"""The layers of softntk.stax at the edges: no normaliser, traced numbers, points without limit."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 import pytest
-import scipy.sparse
 from helpers import assert_close, points
 
 import softntk as sn
@@ -22,9 +20,8 @@ def test_crrelu_divides_by_nothing(epsilon, x64):
     sigma, x = 2.0, points(0, 4, 3)
     activation = sn.activations.crrelu(epsilon)
     ours = sn.networks.two_layer(activation=activation, width=4, sigma=sigma).kernel_fn(x)
-    theirs = stax.serial(stax.Dense(4, W_std=sigma * 3**0.5), stax.CRReLU(epsilon), stax.Dense(1))[
-        2
-    ](x, None, ("nngp", "ntk"))
+    layers = (stax.Dense(4, W_std=sigma * 3**0.5), stax.CRReLU(epsilon), stax.Dense(1))
+    theirs: Any = stax.serial(*layers)[2](x, None, ("nngp", "ntk"))
     assert_close(theirs.nngp, ours.nngp, rtol=1e-12)
     assert_close(theirs.ntk, sigma**2 * ours.ntk + ours.nngp, rtol=1e-12)
     z = np.linspace(-2, 2, 9)[None]
@@ -44,7 +41,8 @@ def test_temperature_and_epsilon_are_traced(x64):
             stax.Softmax(temperature),
             stax.Dense(1),
         )
-        return jnp.sum(stax.serial(*layers)[2](x, None, "ntk"))
+        kernel: Any = stax.serial(*layers)[2](x, None, "ntk")
+        return jnp.sum(kernel)
 
     for i, gradient in enumerate(jax.grad(total, (0, 1))(1.5, 0.3)):
         h = 1e-6 * np.eye(2)[i]
@@ -67,55 +65,6 @@ def test_empty_patches_saturate_under_jit():
     kernel = jax.jit(lambda x: stax.serial(*layers)[2](x, None, "ntk"))(x)
     assert not np.isnan(kernel).any()
     assert np.all(kernel > 1e30)
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        *(
-            (lambda t=t: stax.Softmax(t), "temperature must be a positive finite")
-            for t in (-1.0, "1", None, 1j, True, np.inf, [1.0])
-        ),
-        *(
-            (lambda e=e: stax.CRReLU(e), "epsilon must be")
-            for e in ("1", None, 1j, True, float("inf"))
-        ),
-        *(
-            (lambda c=c: stax.ResSoftmax(c), "channel_axis of ResSoftmax must be")
-            for c in ("1", None, 1.0, True)
-        ),
-        *(
-            (lambda a=a: stax.NormalizedActivation(a), "activation must be one of")
-            for a in (None, 3, [], "rellu")
-        ),
-        *(
-            (lambda x=x: stax.CRReLU()[1]((), x), "inputs must be")
-            for x in (np.array([[1j]]), np.array([[1, 2]]))
-        ),
-        *(
-            (lambda x=x: stax.Softmax()[1]((), x), "inputs must be")
-            for x in ("abc", None, jnp.sin, float, object(), 1j, True)
-        ),
-        (lambda: stax.Softmax()[1]((), scipy.sparse.eye_array(2)), "inputs must be a dense array"),
-        (
-            lambda: stax.Softmax()[1]((), np.ma.masked_array([[1.0, 2.0]], [[True, False]])),
-            "inputs must have no masked",
-        ),
-        (lambda: stax.Softmax()[1]((), np.zeros((2, 0))), "Softmax needs at least two channels"),
-        (lambda: stax.Softmax()[0](jax.random.key(0), None), "input_shape of Softmax must be"),
-    ],
-)
-def test_wrong_arguments_are_named(call, message, untyped):
-    with pytest.raises(ValueError, match=message):
-        call()
-
-
-def test_layers_take_lists_and_tables(untyped):
-    rows = [[0.0, 1.0], [2.0, 0.5]]
-    for make in (stax.Softmax, stax.CRReLU):
-        want = make()[1]((), jnp.array(rows))
-        for inputs in (rows, np.array(rows), pd.DataFrame(rows)):
-            np.testing.assert_array_equal(make()[1]((), inputs), want)
 
 
 def test_a_temperature_divides_the_logits(x64):

@@ -3,6 +3,7 @@ zero; derivatives there.
 """
 
 import pickle
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -120,11 +121,11 @@ def test_derivatives_of_kernels_near_zero_keep_their_digits(name):
 def test_relu_is_homogeneous_over_the_whole_precision(scale):
     q = jnp.asarray([1.0, 0.3, 2.0])
     limit = ACTIVATIONS["relu"].limit
-    value, slope = limit(*(scale * q), False)
-    assert_close(value / scale, limit(*q, False)[0], "float32")
-    assert_close(slope, limit(*q, False)[1], "float32")
-    normalized, _ = limit(*(scale * q), True)
-    assert_close(normalized, limit(*q, True)[0], "float32")
+    value, slope = limit(*(scale * q), normalized=False)
+    assert_close(value / scale, limit(*q, normalized=False)[0], "float32")
+    assert_close(slope, limit(*q, normalized=False)[1], "float32")
+    normalized, _ = limit(*(scale * q), normalized=True)
+    assert_close(normalized, limit(*q, normalized=True)[0], "float32")
 
 
 @pytest.mark.parametrize("q11", [1e6, 1e7, 1e9, 1e30])
@@ -153,7 +154,7 @@ def test_derivatives_near_zero_are_finite_and_right(dtype):
         assert_close(gradient, np.array([5.0, -1.0, -1.0]) / 36e-20, dtype)
     q = jnp.array([1e-20, 0.0, 1e-20])
     relu, threshold = (
-        jax.grad(lambda q, n=n: sum(ACTIVATIONS[n].limit(*q, False)))(q)
+        jax.grad(lambda q, n=n: sum(ACTIVATIONS[n].limit(*q, normalized=False)))(q)
         for n in ("relu", "threshold")
     )
     slope = 1e20 / (2 * np.pi)
@@ -189,7 +190,7 @@ def test_gradients_are_those_of_float64_differences(name, x64):
     """The rules of the arc-cosine kernels and of the determinant, away from equal points."""
     q = jnp.asarray([0.7, 0.3, 0.9])
     for which in (0, 1):
-        f = lambda q, w=which: ACTIVATIONS[name].limit(*q, False)[w]
+        f = lambda q, w=which: ACTIVATIONS[name].limit(*q, normalized=False)[w]
         h = 1e-5
         differences = [(f(q.at[i].add(h)) - f(q.at[i].add(-h))) / (2 * h) for i in range(3)]
         np.testing.assert_allclose(jax.grad(f)(q), differences, rtol=1e-7, atol=1e-9)
@@ -242,62 +243,8 @@ def test_own_activations_are_pickled_and_equal(x64):
     one, two = (activations.from_function(abs, "abs") for _ in range(2))
     again = pickle.loads(pickle.dumps(one))
     assert one == two == again
-    assert_close(again.moments.mean(0.5, 0.0), one.moments.mean(0.5, 0.0))
-
-
-def test_numbers_of_any_kind_are_taken(dtype, untyped):
-    want = ACTIVATIONS["exp"].limit(*jnp.asarray([0.5, 0.2, 0.7]), True)
-    for kind in (float, np.float32, np.asarray):
-        got = ACTIVATIONS["exp"].limit(kind(0.5), kind(0.2), kind(0.7), True)
-        assert_close(got, want, "float32")
-    assert ACTIVATIONS["exp"].limit(0.5, 0.2, 0.7, True)[0].dtype == dtype
-    assert ACTIVATIONS["relu"].limit([1, 2], 0, 1, False)[0].shape == (2,)
-    assert ACTIVATIONS["relu"].moments.mean(1.0, 0.0).dtype == dtype
-    assert ACTIVATIONS["relu"].u([1.0, -1.0]).tolist() == [1, 0]
-
-
-@pytest.mark.parametrize(
-    "bad", ["1", None, 1j, {}, np.array([1j]), np.array(["1"]), np.array([True])]
-)
-def test_wrong_numbers_are_named(bad, untyped):
-    exp = ACTIVATIONS["exp"]
-    calls = {
-        "q11": lambda: exp.limit(bad, 0.0, 1.0, True),
-        "q12": lambda: exp.limit(1.0, bad, 1.0, True),
-        "q22": lambda: exp.moments.covariance(1.0, 0.0, bad, 0.0),
-        "q must": lambda: exp.moments.mean(bad, 0.0),
-        "z": lambda: exp.du(bad),
-        "z must": lambda: activations.normalize("exp", bad),
-        "epsilon": lambda: activations.crrelu(bad),
-        "order": lambda: activations.quadrature_moments(exp.jet, bad),
-    }
-    for name, call in calls.items():
-        with pytest.raises(ValueError, match=name):
-            call()
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (
-            lambda: ACTIVATIONS["exp"].limit(1.0, 0.0, 1.0, "no"),
-            "normalized must be True or False, got 'no'",
-        ),
-        (lambda: activations.crrelu(float("nan")), "epsilon must be a finite number, got nan"),
-        (lambda: activations.get([]), "activation must be one of"),
-        (lambda: activations.get(None), "activation must be one of"),
-        (lambda: activations.normalize("exp", 1.0), "z must have shape"),
-        (lambda: activations.from_function("relu", "relu"), "u must be an elementwise function"),
-        (lambda: activations.from_function(jnp.sum, "sum"), "u must be elementwise"),
-        (lambda: activations.from_function(jnp.exp, 3), "name must be a string"),
-        (lambda: activations.from_function(jnp.exp, "exp", "exp"), "moments must be"),
-        (lambda: activations.quadrature_moments(3), "jet must be"),
-        (lambda: Moments(3, 3, 3), "mean must be"),
-    ],
-)
-def test_wrong_arguments_are_named(call, message, untyped):
-    with pytest.raises(ValueError, match=message):
-        call()
+    variance: Any = 0.5
+    assert_close(again.moments.mean(variance, 0.0), one.moments.mean(variance, 0.0))
 
 
 def test_strict_promotion_and_nan_checks():
@@ -327,7 +274,7 @@ def test_the_kernel_of_erf_moves_with_both_variances(x64):
         return 2 / np.pi * np.arcsin(2 * q12 / np.sqrt((1 + 2 * q11) * (1 + 2 * q22)))
 
     wanted = [plain(*(q + 1e-20j * direction)).imag / 1e-20 for direction in np.eye(3)]
-    found = jax.grad(lambda q: ACTIVATIONS["erf"].limit(*q, False)[0])(jnp.asarray(q))
+    found = jax.grad(lambda q: ACTIVATIONS["erf"].limit(*q, normalized=False)[0])(jnp.asarray(q))
     assert_close(found, wanted, rtol=1e-12)
 
 
@@ -336,5 +283,5 @@ def test_slopes_of_a_function_of_your_own_move_with_small_variances(x64):
     q = jnp.asarray([0.4, 0.1, 0.3])
     for u, wanted in ((jnp.square, [0, 4, 0]), (lambda z: z**3, [9 * 0.3, 3.6, 9 * 0.4])):
         own = activations.from_function(u, "own")
-        found = jax.grad(lambda q, own=own: own.limit(*q, False)[1])(q)
+        found = jax.grad(lambda q, own=own: own.limit(*q, normalized=False)[1])(q)
         assert_close(found, wanted, rtol=1e-9)

@@ -1,5 +1,7 @@
 """Arguments: what is converted, what is refused, and that every refusal names its argument."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,20 +116,23 @@ def test_numbers_become_python_floats_and_tracers_pass():
 
 
 def test_bounds_are_stated():
-    for bounds, words in (
+    limits: tuple[tuple[dict[str, Any], str], ...] = (
         ({"at_least": 0}, "a finite number at least 0"),
         ({"above": 0, "below": 1}, "a finite number above 0 and below 1"),
         ({"at_most": -3.5}, "a finite number at most -3.5"),
-    ):
+    )
+    for bounds, words in limits:
         with (
             pytest.raises(ValueError, match=f"delta must be {words}, got -1")
             if "at_most" not in bounds
             else pytest.raises(ValueError, match=f"delta must be {words}, got 0")
         ):
             validation.check_number("delta", 0 if "at_most" in bounds else -1, **bounds)
-    for ends in ({"at_least": 1}, {"at_most": 1}, {"above": 0, "below": 2}):
+    inside: tuple[dict[str, Any], ...] = ({"at_least": 1}, {"at_most": 1}, {"above": 0, "below": 2})
+    outside: tuple[dict[str, Any], ...] = ({"above": 1}, {"below": 1})
+    for ends in inside:
         assert validation.check_number("delta", 1, **ends) == 1
-    for ends in ({"above": 1}, {"below": 1}):
+    for ends in outside:
         with pytest.raises(ValueError, match="delta"):
             validation.check_number("delta", 1, **ends)
     assert validation.check_number("delta", np.inf, above=0, infinite=True) == np.inf
