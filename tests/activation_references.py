@@ -4,6 +4,8 @@ import mpmath as mp
 import numpy as np
 import scipy.special
 
+from softntk.activations import ACTIVATIONS, Enclosure
+
 REFERENCE = {
     "exp": np.exp,
     "res_exp": lambda z: np.exp(z) + z,
@@ -33,3 +35,14 @@ PRECISE = {
     "erf": mp.erf,
 }
 """u of a number of mpmath."""
+
+
+def enclosure_of(name: str) -> Enclosure:
+    """Return the enclosure of an activation of the table."""
+    enclosure = ACTIVATIONS[name].enclosure
+    assert enclosure is not None
+    return enclosure
+
+
+SMOOTH = sorted(name for name in ACTIVATIONS if not enclosure_of(name).jumps)
+"""Activations whose slope does not jump."""

@@ -10,13 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.integrate
-from activation_references import REFERENCE
+from activation_references import REFERENCE, SMOOTH
 from helpers import assert_close
 
 from softntk import activations
 from softntk.activations import ACTIVATIONS
 
-SMOOTH = sorted(name for name, u in ACTIVATIONS.items() if not u.enclosure.jumps)
 COVARIANCES = [
     (0.7, 0.3, 0.9),
     (1.3, -0.6, 0.5),

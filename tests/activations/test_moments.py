@@ -84,11 +84,13 @@ def test_moments_of_softplus_are_integrals(variances, rho, dtype):
     q12 = rho * np.sqrt(q11 * q22)
     wanted = softplus_integrals(q11, rho, q22)
     softplus = ACTIVATIONS["softplus"].moments
+    covariance: Any = softplus.covariance
+    derivative: Any = softplus.derivative
     sine = np.sqrt(1 - rho**2)
     found = [
         softplus.mean(q11, 0.0),
-        softplus.covariance(q11, q12, q22, 0.0, sine),
-        softplus.derivative(q11, q12, q22, 0.0, sine),
+        covariance(q11, q12, q22, 0.0, sine),
+        derivative(q11, q12, q22, 0.0, sine),
     ]
     # Relative to √E[u²]√E[u'²]: for ρ near −1 the covariance is the rest of a cancellation.
     sizes = [wanted[0], max(wanted[1], np.sqrt(q11 * q22) / 7), 0.5]
@@ -99,7 +101,9 @@ def test_moments_of_softplus_are_integrals(variances, rho, dtype):
 def test_softplus_of_huge_variances_is_relu(dtype):
     q = jnp.asarray([1e30, -0.4e30, 2e30])
     for found, want in zip(
-        ACTIVATIONS["softplus"].limit(*q, False), ACTIVATIONS["relu"].limit(*q, False), strict=True
+        ACTIVATIONS["softplus"].limit(*q, normalized=False),
+        ACTIVATIONS["relu"].limit(*q, normalized=False),
+        strict=True,
     ):
         assert_close(found, want, dtype)
 
@@ -109,7 +113,7 @@ def test_derivatives_of_kernels_near_zero_keep_their_digits(name):
     """In float32, where the terms of ∂/∂q11 cancel, against float64."""
     for q in ([1e-3, 5e-4, 1e-3], [0.99, -0.9, 0.99], [1.01, 1.0, 1.01], [40.0, 39.0, 40.0]):
         for which in (0, 1):
-            f = lambda q, w=which: ACTIVATIONS[name].limit(*q, False)[w]
+            f = lambda q, w=which: ACTIVATIONS[name].limit(*q, normalized=False)[w]
             with jax.enable_x64(True):
                 want = np.asarray(jax.grad(f)(jnp.asarray(q, "float64")))
             with jax.enable_x64(False):

@@ -1,5 +1,7 @@
 """An activation of one's own has all that those of the table have: by one record, and one entry."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,10 +40,12 @@ B = np.random.default_rng(1).dirichlet(np.ones(9))
 def test_its_enclosure_is_right():
     z = np.linspace(-4, 4, 40001)
     derivatives = logistic_host_jet(z, 0.0).values
+    enclosure = LOGISTIC.enclosure
+    assert enclosure is not None
     for lower, upper in ((-4.0, 4.0), (-1.0, 0.2), (1.0, 3.0)):
         inside = (lower - 1e-9 <= z) & (z <= upper + 1e-9)
         for found, values in zip(
-            LOGISTIC.enclosure.bounds(np.array([lower]), np.array([upper])),
+            enclosure.bounds(np.array([lower]), np.array([upper])),
             derivatives,
             strict=True,
         ):
@@ -79,7 +83,8 @@ def test_an_entry_is_a_layer_a_family_and_a_denoiser(monkeypatch):
     monkeypatch.setitem(ACTIVATIONS, "logistic", LOGISTIC)
     monkeypatch.setitem(sn.networks.FAMILIES, "logistic", ("logistic", False))
     _, _, kernel_fn = stax.serial(stax.Dense(8), stax.PlainActivation("logistic"), stax.Dense(1))
-    assert np.isfinite(kernel_fn(jnp.eye(3), None, "ntk")).all()
+    kernel: Any = kernel_fn(jnp.eye(3), None, "ntk")
+    assert np.isfinite(kernel).all()
     sde = sn.diffusion.vp_sde()
     x0 = jnp.sign(jax.random.normal(jax.random.key(0), (64, 1)))
     options = {"family": "logistic", "times": [0.1]}

@@ -25,7 +25,7 @@ OPTIONS = [
     ({"parameterization": "papr"}, "parameterization must be one of.*Did you mean 'paper'"),
     (
         {"family": "sofmax"},
-        r"family must be one of \['exp', 'relu', 'res_softmax', 'softmax'\], got 'sofmax'. Did you mean 'softmax'",
+        r"family must be one of \['exp', 'gelu', 'relu', .*'softplus'\], got 'sofmax'. Did you mean 'softmax'",
     ),
     (
         {"family": None},

@@ -11,15 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from activation_references import SMOOTH, enclosure_of
 from helpers import slow_except
 
 import softntk as sn
 from softntk._linalg import rigorous
-from softntk.activations import ACTIVATIONS
 from softntk.theory._certificates import convergence, logit_box
 from softntk.theory._certificates import width as widths
-
-SMOOTH = sorted(name for name, u in ACTIVATIONS.items() if not u.enclosure.jumps)
 
 certify = sn.theory.certify_convergence
 CASES = {
@@ -190,7 +188,7 @@ def test_boxes_enclose(activation, normalized, x64):
     if normalized:  # logits at which no sum vanishes
         x, W = np.abs(x), np.abs(W)
     u = sn.activations.get(activation)
-    box = logit_box.LogitBox(u.enclosure, normalized, x, W, 1)
+    box = logit_box.LogitBox(enclosure_of(activation), normalized, x, W, 1)
     delta = 0.3 * rng.random((4, 30))
     found = box.slopes(delta)
     assert found is not None
@@ -209,7 +207,7 @@ def test_errors_of_outputs_cover_the_rounding_of_logits(activation, x64):
     """Also where e^z + z = 0, so that no error is relative to it."""
     x, W = np.ones((1, 1)), np.append(np.full(100, -0.567143290409784), 1.0)[None]
     u = sn.activations.get(activation)
-    box = logit_box.LogitBox(u.enclosure, True, x, W, 1)
+    box = logit_box.LogitBox(enclosure_of(activation), True, x, W, 1)
     errors = box.value_errors()
     for sign in (-1.0, 1.0):
         moved = np.asarray(u.u(jnp.asarray(W + 0.9 * sign * box.start)), np.longdouble)

@@ -146,7 +146,7 @@ def test_bounds_of_any_known_activation(activation, normalize, x64):
         change = np.asarray(ntk.empirical(net, scaled, x)) - before
         assert np.linalg.norm(change) <= bound(R)[0] or (normalize and bound(R)[0] == math.inf)
     assert normalize or bound(0.3)[0] < math.inf
-    own = activations.from_function(jnp.tanh, "own")
+    own: Any = activations.from_function(jnp.tanh, "own")
     net, params, x = start(own)
     assert IntervalBound(net.architecture, params, np.asarray(x))(0.1) == (math.inf, math.inf)
 
