@@ -127,7 +127,7 @@ def test_a_range_without_its_turning_points_would_be_too_narrow():
 
 
 def test_an_enclosure_is_checked(untyped):
-    jet = enclosure_of("exp").jet
+    jet: Any = enclosure_of("exp").jet
     wrong: dict[str, Any]
     for wrong in ({"jet": 3}, {"shift": 3}, {"convex": 1}, {"gaussian": "no"}, {"extended": None}):
         with pytest.raises(ValueError, match=f"^{next(iter(wrong))} must be"):
