@@ -4,6 +4,7 @@ constant, sign, index or term is another.
 
 import ast
 import dataclasses
+from collections import Counter
 
 from mutants_map import ROOT
 
@@ -62,7 +63,7 @@ SWAPPED_NAMES = {
 @dataclasses.dataclass(frozen=True)
 class Mutant:
     """One fault: bytes ``start`` to ``end`` of a file become ``after``; ``label`` is the line
-    before and after it.
+    before and after it, with a number where an earlier line of the file has the same.
     """
 
     path: str
@@ -211,5 +212,17 @@ def all_mutants() -> list[Mutant]:
         source = path.read_text()
         collector = _Collector(str(path.relative_to(ROOT)), source)
         collector.visit(ast.parse(source))
-        mutants += collector.mutants
+        mutants += numbered(collector.mutants)
     return mutants
+
+
+def numbered(mutants: list[Mutant]) -> list[Mutant]:
+    """Return the faults of a file, the second of equal lines with " (2)" behind its label."""
+    counts: Counter[str] = Counter()
+    distinct = []
+    for mutant in sorted(mutants, key=lambda mutant: mutant.start):
+        counts[mutant.label] += 1
+        number = counts[mutant.label]
+        label = mutant.label if number == 1 else f"{mutant.label} ({number})"
+        distinct.append(dataclasses.replace(mutant, label=label))
+    return distinct

@@ -266,13 +266,16 @@ class GaussianMixture:
                 "cij,cij,nci,ncj->nc", residual, residual, scaled_precisions, scaled_precisions
             )
             log_volume = log_volume - squared_trace / 2
-        # 4. Form the logits from squared distances less the smallest. XLA may compute the squares
-        # again for this use, with other roundings: none may fall below the smallest.
+        # 4. Form the logits from squared distances less the smallest. XLA computes squares again
+        # for each use, with other roundings, and unit² makes any difference large: that of the
+        # nearest mode must be zero, and no other below.
         unit = unit[:, :, 0]
         squares = jnp.sum(rotated * whitened, axis=2)
+        nearest = jnp.argmin(squares, axis=1)[:, None]
         min_square = lax.stop_gradient(jnp.min(squares, axis=1, keepdims=True))
-        excess = squares - min_square
-        excess = excess + lax.stop_gradient(jnp.maximum(-excess, 0))
+        is_nearest = jnp.arange(squares.shape[1])[None] == nearest
+        excess = jnp.where(is_nearest, 0, jnp.maximum(squares - min_square, 0))
+        excess = _with_derivatives_of(squares, lax.stop_gradient(excess))
         quadratic = excess * unit * unit + log_volume
         log_weights = jnp.log(self.weights.astype(dtype))[None]
         logits = log_weights - (quadratic + x.shape[1] * math.log(2 * math.pi)) / 2
@@ -297,6 +300,19 @@ class _Posterior(NamedTuple):
     alpha: Array
     min_square: Array
     unit: Array
+
+
+@jax.custom_jvp
+def _with_derivatives_of(original: Array, value: Array) -> Array:
+    """Return ``value``, with the derivatives of ``original``."""
+    del original
+    return value
+
+
+@_with_derivatives_of.defjvp
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    # The value keeps its derivatives where it is differentiated once more.
+    return _with_derivatives_of(*primals), tangents[0]
 
 
 def _as_mixture(weights: object, means: object, covariances: object) -> tuple[Array, Array, Array]:

@@ -16,6 +16,7 @@ from softntk._linalg.norms import binary_scale
 from softntk._linalg.products import product
 from softntk.networks import row_factors
 from softntk.ntk._operators.base import CrossOperator, GramOperator
+from softntk.ntk._operators.jacobian import JacobianOperator
 from softntk.ntk._operators.two_layer import TwoLayerOperator
 
 # Arguments as users pass them: targets of training and of test points, and cross kernels.
@@ -235,12 +236,17 @@ def _evaluate_network(op: GramOperator, points: Array, outputs: int) -> Float[Ar
     If a softntk network is zero up to rounding, as antisymmetric ones are at the start, exact zeros
     are returned.
     """
+    # 1. The operator of a user's network binds it, that of a kernel function has none.
+    if isinstance(op, JacobianOperator):
+        return _map_in_blocks(
+            lambda x: op.function(op.function.weights, x).reshape(len(x), outputs),
+            points,
+            op.block_size,
+        )
     if not isinstance(op, TwoLayerOperator):
-        network = _network_of(op)
-        if network is None:
-            return None
-        return _map_in_blocks(lambda x: network(x).reshape(len(x), outputs), points, op.block_size)
+        return None
 
+    # 2. Ours has outputs and the magnitudes of their terms.
     readout = op.params.readout
     if not op.architecture.train_readout:
         readout = lax.stop_gradient(readout)
@@ -250,21 +256,9 @@ def _evaluate_network(op: GramOperator, points: Array, outputs: int) -> Float[Ar
         return product(features, readout), product(jnp.abs(features), jnp.abs(readout))
 
     values, magnitudes = _map_in_blocks(evaluate, points, op.block_size)
-    # Each output is a sum of terms: its rounding error is in proportion to their magnitudes.
+    # 3. Each output is a sum of terms: its rounding error is in proportion to their magnitudes.
     rounding_error = ROUNDING_UNITS * float(jnp.finfo(values.dtype).eps) * jnp.max(magnitudes)
     return jnp.where(jnp.max(jnp.abs(values)) <= rounding_error, 0, values)
-
-
-def _network_of(op: GramOperator) -> Callable[[Array], Array] | None:
-    """Return the function behind the operator of a user's network, or None."""
-    function = getattr(op, "function", None)
-    if function is not None:
-        return lambda x: function(function.weights, x)
-    apply_fn = getattr(op, "apply_fn", None)
-    if apply_fn is None:
-        return None
-    params = op.params  # pyright: ignore[reportAttributeAccessIssue]
-    return lambda x: apply_fn(params, x)
 
 
 def _map_in_blocks(function: Callable[[Array], Any], points: Array, size: int) -> Any:

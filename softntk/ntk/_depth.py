@@ -41,6 +41,7 @@ from jaxtyping import Array, Bool, Float
 
 from softntk import activations
 from softntk._core.records import record
+from softntk._core.shared_programs import evaluate_shared
 from softntk._core.validation import (
     as_scalars,
     check_count,
@@ -174,12 +175,14 @@ def propagate(
         return state, state
 
     # 2. All layers, with the first pre-activations in front.
-    initial_state = (q11, q12, q22, q12)
-    layer_states = lax.scan(apply_layer, initial_state, length=depth)[1]
-    kernels = [
-        jnp.concatenate([initial[None], later])
-        for initial, later in zip(initial_state, layer_states, strict=True)
-    ]
+    def apply_layers(*initial_state: Array) -> list[Array]:
+        layer_states = lax.scan(apply_layer, initial_state, length=depth)[1]
+        return [
+            jnp.concatenate([initial[None], later])
+            for initial, later in zip(initial_state, layer_states, strict=True)
+        ]
+
+    kernels = evaluate_shared(apply_layers, q11, q12, q22, q12)
     return Propagation(
         variance1=kernels[0], covariance=kernels[1], variance2=kernels[2], ntk=kernels[3]
     )
@@ -232,23 +235,26 @@ def fixed_point(
     normalized = check_flag("normalized", normalized)
     weight, bias = _as_parameters(weight_variance=weight_variance, bias_variance=bias_variance)
 
-    # 1. The fixed points of variance and correlation.
-    recursion = Recursion(activation, normalized, weight, bias)
-    q, exists = fixed_variance(recursion, max_steps)
-    c = fixed_correlation(recursion, q, exists, max_steps)
+    def compute(weight: Array, bias: Array) -> FixedPoint:
+        # 1. The fixed points of variance and correlation.
+        recursion = Recursion(activation, normalized, weight, bias)
+        q, exists = fixed_variance(recursion, max_steps)
+        c = fixed_correlation(recursion, q, exists, max_steps)
 
-    # 2. Their slopes; infinity where there is no fixed point.
-    def mask_missing(value: Scalars) -> Scalars:
-        return jnp.where(exists, value, jnp.inf)
+        # 2. Their slopes; infinity where there is no fixed point.
+        def mask_missing(value: Scalars) -> Scalars:
+            return jnp.where(exists, value, jnp.inf)
 
-    return FixedPoint(
-        exists=exists,
-        variance=mask_missing(q),
-        variance_slope=mask_missing(recursion.variance_slope(q)),
-        slope=mask_missing(recursion.slope(q)),
-        correlation=mask_missing(c),
-        correlation_slope=mask_missing(recursion.correlation(q, c)[1]),
-    )
+        return FixedPoint(
+            exists=exists,
+            variance=mask_missing(q),
+            variance_slope=mask_missing(recursion.variance_slope(q)),
+            slope=mask_missing(recursion.slope(q)),
+            correlation=mask_missing(c),
+            correlation_slope=mask_missing(recursion.correlation(q, c)[1]),
+        )
+
+    return evaluate_shared(compute, weight, bias)
 
 
 def _affine(value: Scalars, q: Scalars, weight: Scalars, bias: Scalars) -> Scalars:

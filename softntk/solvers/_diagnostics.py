@@ -1,6 +1,7 @@
 """What second-order transforms report to :func:`softntk.solvers.minimise`."""
 
 import enum
+from operator import attrgetter
 from typing import NamedTuple
 
 import jax
@@ -104,6 +105,18 @@ class StepDiagnostics(NamedTuple):
     damping: Float[Array, ""]
     negative_curvature: Bool[Array, ""]
     model_error: Float[Array, ""]
+
+
+def diagnostics_property(field: str, meaning: str) -> property:
+    """Return a property that reads one field of ``state.diagnostics``.
+
+    Use it in the body of a state, which as a NamedTuple cannot inherit properties.
+
+    Args:
+        field: its name in :class:`StepDiagnostics`.
+        meaning: the docstring, which says what the field is for this transform.
+    """
+    return property(attrgetter(f"diagnostics.{field}"), doc=meaning)
 
 
 def initial_diagnostics(damping: float, dtype: DTypeLike) -> StepDiagnostics:

@@ -46,7 +46,12 @@ from softntk._core.validation import (
 )
 from softntk.networks import Network
 from softntk.solution import Result
-from softntk.solvers._diagnostics import Step, StepDiagnostics, initial_diagnostics
+from softntk.solvers._diagnostics import (
+    Step,
+    StepDiagnostics,
+    diagnostics_property,
+    initial_diagnostics,
+)
 from softntk.solvers._function_space import (
     FunctionSpaceSystem,
     NetworkAtPoints,
@@ -91,30 +96,15 @@ class NaturalGradientState(NamedTuple):
     evaluations: Int[Array, ""]
     diagnostics: StepDiagnostics
 
-    @property
-    def kind(self) -> Int[Array, ""]:
-        """Kind of the last update, a :class:`softntk.solvers.Step`."""
-        return self.diagnostics.kind
-
-    @property
-    def result(self) -> Int[Array, ""]:
-        """Result code, a :class:`softntk.solution.Result`."""
-        return self.diagnostics.result
-
-    @property
-    def damping(self) -> Float[Array, ""]:
-        """Ridge ρ, relative to the mean of the kernel's diagonal."""
-        return self.diagnostics.damping
-
-    @property
-    def negative_curvature(self) -> Bool[Array, ""]:
-        """Always False: the Gauss–Newton matrix is positive semidefinite."""
-        return self.diagnostics.negative_curvature
-
-    @property
-    def distortion(self) -> Float[Array, ""]:
-        """Relative residual of the last solve."""
-        return self.diagnostics.model_error
+    kind = diagnostics_property("kind", "Kind of the last update, a :class:`softntk.solvers.Step`.")
+    result = diagnostics_property("result", "Result code, a :class:`softntk.solution.Result`.")
+    damping = diagnostics_property(
+        "damping", "Ridge ρ, relative to the mean of the kernel's diagonal."
+    )
+    negative_curvature = diagnostics_property(
+        "negative_curvature", "Always False: the Gauss–Newton matrix is positive semidefinite."
+    )
+    distortion = diagnostics_property("model_error", "Relative residual of the last solve.")
 
     @property
     def fits(self) -> Bool[Array, ""]:
@@ -328,6 +318,7 @@ def natural_gradient(
             diagnostics=diagnostics,
         )
         step = jax.tree.map(lambda leaf: jnp.where(is_taken, leaf, 0), attempt.step)
+        # Integer leaves of the params do not move, but optax wants an update of each array.
         zeros = jax.tree.map(jnp.zeros_like, eqx.filter(params, eqx.is_array))
         return eqx.combine(step, zeros), next_state
 
@@ -354,6 +345,7 @@ def _decrease_ratio(
 
     The loss may be any multiple of ½‖r‖²: the prediction is relative to its present value.
     """
+    # The linearisation predicts the residual r + J s = r − K v after the step s = −Jᵀv.
     dtype = system.residual.dtype
     remaining = system.residual - kernel_product
     remaining_fraction = relative_norm(remaining, system.residual) ** 2

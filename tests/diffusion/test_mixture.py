@@ -258,6 +258,24 @@ def test_points_that_are_far_apart_for_the_noise(d, scale, t):
     assert np.isfinite(EmpiricalDistribution(data).score(SDE, t, x)).all()
 
 
+@pytest.mark.parametrize("n", [pytest.param(32, marks=pytest.mark.optimised, id="optimised"), 33])
+@pytest.mark.parametrize("d", [1, 2])
+@pytest.mark.parametrize("variances", [(0.1, 0.5), (0.5, 0.5)])
+def test_points_whose_squares_overflow_have_the_score_of_the_nearest_mode(n, d, variances):
+    """XLA computes the same square with several roundings, and their difference overflows as well."""
+    modes = GaussianMixture(
+        jnp.array([0.3, 0.7]),
+        jnp.array(np.random.default_rng(0).normal(size=(2, d)), jnp.float32),
+        jnp.asarray(np.einsum("c,ij->cij", variances, np.eye(d)), jnp.float32),
+    )
+    x = 1e25 * jax.random.normal(jax.random.key(0), (n, d))
+    alpha, h = float(SDE.alpha(1e-3)), float(SDE.variance(1e-3))
+    assert_close(modes.score(SDE, 1e-3, x), -x / (alpha**2 * 0.5 + h), rtol=1e-5)
+    posterior_slope = alpha * 0.5 / (alpha**2 * 0.5 + h)
+    assert_close(modes.denoise(SDE, 1e-3, x), posterior_slope * x, rtol=1e-5)
+    assert (modes.log_density(SDE, 1e-3, x) == -np.inf).all()
+
+
 @pytest.mark.slow
 def test_draws_have_the_moments(x64):
     of = mixture(3, seed=4)

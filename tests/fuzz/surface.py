@@ -1,5 +1,5 @@
 """The public surface, enumerated: functions, constructors and methods that users can reach by a
-public name.
+public name; ``python tests/fuzz/surface.py`` prints it, for ``diff`` of two states.
 
 Public is what a module of ``MODULES`` defines under a name without underscore, or hands on by
 ``import a as a``; and the methods of every class that is public itself or that a public function
@@ -11,6 +11,7 @@ import enum
 import functools
 import importlib
 import inspect
+import re
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,9 @@ CONTAINERS = frozenset(
 )
 """Methods of containers and operators that compute nothing."""
 
+_NO_SIGNATURE = (enum.Enum, BaseException)
+"""Classes whose signature is that of Python."""
+
 
 @functools.cache
 def public_surface() -> dict[str, Any]:
@@ -76,7 +80,7 @@ def public_surface() -> dict[str, Any]:
             inherited = {
                 method for base in value.__mro__[1:] if id(base) in seen for method in vars(base)
             }
-            found = [] if issubclass(value, enum.Enum | BaseException) else list(methods(value))
+            found = [] if issubclass(value, _NO_SIGNATURE) else list(methods(value))
             reached = {
                 f"{name}.{method}": function
                 for method, function in found
@@ -138,5 +142,54 @@ def methods(cls: type) -> Iterator[tuple[str, Any]]:
             yield name, function
 
 
+def surface_lines() -> list[str]:
+    """Return one line for each public name, sorted: a signature with its defaults, the name that
+    another one repeats, the type of a constant; and for each property and member of a public class.
+    """
+    surface = public_surface()
+    lines = {name + _signature(value) for name, value in surface.items()}
+    names = {id(value): name for name, value in surface.items()}
+    for module_name in (*MODULES, "nt", ""):
+        module = importlib.import_module(f"softntk.{module_name}".rstrip("."))
+        for attribute in public_names(module):
+            value = getattr(module, attribute)
+            name = f"{module_name}.{attribute}".lstrip(".")
+            if id(value) in names and names[id(value)] != name:
+                lines.add(f"{name} = {names[id(value)]}")
+            elif id(value) not in names:
+                lines.add(name + _signature(value))
+    for name, cls in surface.items():
+        if inspect.isclass(cls):
+            lines |= {f"{name}.{line}" for line in _attribute_lines(cls)}
+    return sorted(lines)
+
+
+def _attribute_lines(cls: type) -> Iterator[str]:
+    """Yield properties, and members of an enumeration."""
+    if issubclass(cls, enum.Enum):
+        yield from (f"{member.name} = {member.value!r}" for member in cls)
+        return
+    for name in dir(cls):
+        if not name.startswith("_") and isinstance(inspect.getattr_static(cls, name), property):
+            yield f"{name}: property"
+
+
+def _signature(value: Any) -> str:
+    """Return the signature of a callable, without addresses and the modules of its types; the
+    type of anything else.
+    """
+    if not callable(value) or (inspect.isclass(value) and issubclass(value, _NO_SIGNATURE)):
+        return f": {type(value).__name__}"
+    try:
+        text = str(inspect.signature(value))
+    except (TypeError, ValueError):
+        return "(…)"
+    return re.sub(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])", "", re.sub(r" at 0x\w+", "", text))
+
+
 def _is_own(value: Any) -> bool:
     return (getattr(value, "__module__", None) or "").startswith("softntk")
+
+
+if __name__ == "__main__":
+    print("\n".join(surface_lines()))

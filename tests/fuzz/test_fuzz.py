@@ -2,6 +2,7 @@
 
 import collections
 import inspect
+import re
 from collections.abc import Iterator
 
 import jaxtyping
@@ -11,7 +12,7 @@ import pytest
 import softntk
 from fuzz.cases import TARGETS, make_case, run_case
 from fuzz.draw import Draw
-from fuzz.surface import public_surface
+from fuzz.surface import public_surface, surface_lines
 from fuzz.targets import NEEDS_NONE
 from fuzz.wrong_values import REFUSED, wrong_values
 
@@ -34,6 +35,22 @@ def test_every_public_name_has_a_target():
     assert not missing, (
         f"these public names need a target in tests/fuzz/targets_*.py, or a reason in NEEDS_NONE: {missing}"
     )
+
+
+def test_the_surface_can_be_compared():
+    """A line for each name, the same in every process, with what a default or an alias is."""
+    lines = surface_lines()
+    assert lines == sorted(set(lines))
+    assert not any("0x" in line for line in lines)
+    named = {re.match(r"[\w.]+", line).group() for line in lines}
+    assert named >= set(public_surface())
+    assert any(re.match(r"ntk\.solve\(.*max_steps: int = \d+", line) for line in lines)
+    assert set(lines) >= {
+        "diffusion.metrics.mmd = diffusion.mmd",
+        "solvers.NewtonState.damping: property",
+        "solution.Result.SUCCESSFUL = 0",
+        "theory.bounds.FAMILIES: tuple",
+    }
 
 
 def test_every_target_and_every_reason_is_of_a_public_name():

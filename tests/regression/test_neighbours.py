@@ -319,3 +319,20 @@ def test_an_attention_whose_matrix_alone_overflows_is_told():
     x = jnp.zeros((2, 2), jnp.float32)
     assert np.isfinite(p.gradient(x)).all()
     assert int(p.check(x)) == Result.OVERFLOW
+
+
+def test_an_attention_whose_curvature_in_the_logits_alone_overflows_is_told():
+    """For f = (1, 0), v = (0, c) and b = 0 an entry of U M Uᵀ is 3c², beyond float32, where ‖U‖² is
+    2c²; products with short keys are in its range.
+    """
+    c = 1.2e19
+    wave = sn.activations.from_function(lambda z: jnp.sin(c * z), "wave")
+    A1, A2 = jnp.ones((1, 1), jnp.float32), jnp.diag(jnp.array([1.0, 1e-3], jnp.float32))
+    p = sn.regression.attention(A1, A2, jnp.zeros((1, 2), jnp.float32), activation=wave)
+    x = jnp.array([[np.pi / 2 / c, 0.0]], jnp.float32)
+    np.testing.assert_allclose(p.predict(x), [[1.0, 0.0]], atol=1e-6)
+    np.testing.assert_allclose(p.gradient(x) / c, [[0.0, -1e-3]], atol=1e-6)
+    assert int(p.check(x)) == Result.OVERFLOW
+    tamer = sn.activations.from_function(lambda z: jnp.sin(c / 4 * z), "wave")
+    p = sn.regression.attention(A1, A2, p.B, activation=tamer)
+    assert int(p.check(4 * x)) == Result.SUCCESSFUL

@@ -67,11 +67,16 @@ def test_diagnostics_are_found_by_their_type():
 
 
 def test_fields_of_diagnostics_are_attributes_of_the_state():
-    x = jnp.ones(2)
-    state = sn.solvers.scale_by_approx_newton(jnp.eye(2)).init(x)
-    assert isinstance(state, sn.solvers.NewtonState)
-    assert state.kind is state.diagnostics.kind
-    assert state.result is state.diagnostics.result
-    assert state.damping is state.diagnostics.damping
-    assert state.negative_curvature is state.diagnostics.negative_curvature
-    assert state.distortion is state.diagnostics.model_error
+    x = jnp.ones((1, 2))
+    net = lambda params, x: x @ params
+    for tx, params in (
+        (sn.solvers.scale_by_approx_newton(jnp.eye(2)), x[0]),
+        (sn.solvers.natural_gradient(net, x, jnp.ones((1, 1))), x.T),
+    ):
+        state: Any = tx.init(params)
+        assert state.kind is state.diagnostics.kind
+        assert state.result is state.diagnostics.result
+        assert state.damping is state.diagnostics.damping
+        assert state.negative_curvature is state.diagnostics.negative_curvature
+        assert state.distortion is state.diagnostics.model_error
+        assert "solvers.Step" in type(state).kind.__doc__

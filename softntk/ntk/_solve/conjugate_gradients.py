@@ -88,7 +88,7 @@ def solve_traced(
     It is differentiable in the arrays of op, in y and in ridge.
     """
     # custom_linear_solve differentiates the system, so nothing inside the solve needs derivatives.
-    fixed_op = without_derivatives(op)
+    fixed_op = stop_gradients(op)
     fixed_ridge = lax.stop_gradient(ridge)
 
     def solve_system(_: Any, rhs: Array) -> tuple[Array, dict[str, Array]]:
@@ -99,7 +99,7 @@ def solve_traced(
     )
 
 
-def without_derivatives(tree: Any) -> Any:
+def stop_gradients(tree: Any) -> Any:
     """Return the tree with arrays that carry no derivatives."""
     return jax.tree.map(
         lambda leaf: lax.stop_gradient(leaf) if isinstance(leaf, jax.Array) else leaf, tree

@@ -36,7 +36,7 @@ from softntk.ntk._solve.conjugate_gradients import (
     rescale,
     solve_traced,
     start,
-    without_derivatives,
+    stop_gradients,
 )
 from softntk.ntk._solve.preconditioner import make_preconditioner
 from softntk.solution import Result, Solution
@@ -347,7 +347,7 @@ def _solve_under_transformation(
     inverse = None
     if rank:
         fixed_ridge = jax.lax.stop_gradient(ridge)
-        inverse = make_preconditioner(without_derivatives(op), key, rank, fixed_ridge)
+        inverse = make_preconditioner(stop_gradients(op), key, rank, fixed_ridge)
     # The preconditioner is a constant of the derivative: it changes the steps, not the solution.
     value, stats = solve_traced(op, inverse, y.astype(op.dtype), ridge, rtol, max_steps)
     result = stats.pop("result")

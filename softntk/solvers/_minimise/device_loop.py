@@ -50,16 +50,21 @@ def start_at(
 
     With ``diagnosed`` its result says why, in the problem's own words, if x0 is not finite there.
     """
+    # 1. The loss and the transform at x0.
     problem = with_visible_constants(problem, x0)
     value, grad = value_and_gradient(problem, x0)
     norm = tree_norm(grad)
     state = _chosen_transform(problem, tx).init(x0)
+
+    # 2. The code of a run that is over before its first step.
     is_finite = jnp.isfinite(value) & jnp.isfinite(norm)
     zero_count = jnp.zeros((), jnp.int32)
     if diagnosed:
         refusal = refusal_code(problem, x0)
     else:
         refusal = jnp.asarray(Result.NONFINITE_INPUT, jnp.int32)
+
+    # 3. The start is the best point so far, and the scale of all norms.
     start = Carry(
         x=x0,
         value=value,
@@ -84,7 +89,8 @@ def start_at(
         result=jnp.where(is_finite, RUNNING, refusal).astype(jnp.int32),
         needs_damping=jnp.asarray(False),
     )
-    # Weak types, as of a Python number in the state, would make the first chunk a program of its
+
+    # 4. Weak types, as of a Python number in the state, would make the first chunk a program of its
     # own: the chunks after it have none.
     return jax.tree.map(_without_weak_type, start)
 
@@ -167,15 +173,19 @@ def _next_carry(
     """Return the carry at the point, with x, loss and gradient of before if it is not finite."""
     value = point.value
     norm = point.norm
-    # Of losses that differ by rounding alone the smaller gradient decides.
+    # 1. Is it the best point? Of losses that differ by rounding the smaller gradient decides.
     rounding = stopping_rules.loss_rounding(carry, value)
     is_equal = jnp.abs(value - carry.best_value) <= rounding
     is_better = jnp.where(is_equal, norm < carry.best_norm, value < carry.best_value)
     is_best = point.is_finite & is_better
-    # A point above the start is an overshoot: its gradient is none of those on the way down.
+
+    # 2. Does its gradient give a scale? A point above the start is an overshoot: its gradient is
+    # none of those on the way down.
     has_scale = point.is_finite & (value <= carry.first_value)
     best_loss = jnp.minimum(value, carry.last_improved_loss)
     step_norm = point.step_norm
+
+    # 3. The records. The transform's state and the count go on after a point that is refused.
     return Carry(
         x=_select(point.is_finite, point.x, carry.x),
         value=jnp.where(point.is_finite, value, carry.value),
@@ -242,6 +252,7 @@ def advance(
     Returns:
         The carry, and the history of the steps made now, with ``capacity`` places.
     """
+    # 1. A history with a place for each step of this call, in the dtypes of one step's entry.
     transform = _chosen_transform(problem, tx)
     problem = with_visible_constants(problem, carry.x)
     first_count = carry.count
@@ -252,6 +263,7 @@ def advance(
     _, entry = jax.eval_shape(take_step, carry)
     history = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), entry)
 
+    # 2. The steps.
     def is_unfinished(loop: tuple[Carry, History]) -> Bool[Array, ""]:
         carry, _ = loop
         is_running = (carry.result == RUNNING) & ~stopping_rules.has_converged(carry, options)
@@ -266,6 +278,8 @@ def advance(
         return next_carry, jax.tree.map(lambda h, leaf: h.at[place].set(leaf), history, entry)
 
     carry, history = lax.while_loop(is_unfinished, step, (carry, history))
+
+    # 3. The loop ends at the tolerance without a code: that is success.
     is_converged = stopping_rules.has_converged(carry, options)
     code = jnp.where(is_converged, Result.SUCCESSFUL, RUNNING)
     result = jnp.where(carry.result == RUNNING, code, carry.result)

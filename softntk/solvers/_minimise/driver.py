@@ -197,6 +197,7 @@ def _check_untraced(progress: bool, checkpoint: str | os.PathLike | None, theory
 
 def _with_closure_arrays(problem: Loss, x0: Params) -> Loss:
     """Return the loss as a pytree of the traced arrays that it closes over, if there are some."""
+    # Traced arrays inside of a closure are no leaves of it: the derivative by them would be lost.
     may_close_over = isinstance(problem, BoundLoss) or not has_arrays(problem)
     if may_close_over and _closes_over_tracers(problem, x0):
         return eqx.filter_closure_convert(problem, x0)
@@ -268,6 +269,7 @@ def _check_tolerances(
         return default_rtol, atol, step_tol
     rtol = check_number("rtol", rtol)
     min_rtol = float(jnp.finfo(dtype).eps)
+    # Without a relative tolerance another one has to end the run.
     has_tolerance = rtol == 0 and (atol > 0 or step_tol > 0)
     if not has_tolerance and not min_rtol <= rtol < 1:
         raise ValueError(

@@ -223,6 +223,7 @@ def _resume(
 
 def _next_chunk_steps(steps: int, seconds: float) -> int:
     """Return the number of steps of the next chunk, after so many took so long."""
+    # A factor of four lies between the two levels, so that noise of the clock changes nothing.
     if seconds < CHUNK_SECONDS / 2:
         return min(2 * steps, MAX_CHUNK_STEPS)
     return max(steps // 2, 1) if seconds > 2 * CHUNK_SECONDS else steps

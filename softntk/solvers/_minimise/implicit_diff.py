@@ -73,6 +73,7 @@ def _(primals: Any, tangents: Any) -> tuple[Params, Params]:
     x = _minimiser(arrays, x, merge)
     if not jax.tree.leaves(tangents[0]):
         return x, jax.tree.map(jnp.zeros_like, x)
+    # (∂_p ∇L) dp at fixed x
     _, gradient_tangent = eqx.filter_jvp(
         lambda arrays: problem_gradient(merge(arrays), x), (arrays,), (tangents[0],)
     )
@@ -100,6 +101,8 @@ def _least_norm_solution(operator: lx.AbstractLinearOperator, right: PyTree) -> 
     def multiply(v: Vector) -> Vector:
         return ravel_pytree(operator.mv(unravel(v)))[0].astype(flat.dtype)
 
+    # custom_linear_solve differentiates the equation H s = r: the way to its solution needs no
+    # derivatives, the products with H do.
     if len(flat) <= MAX_DENSE_SIZE:
         matrix = lax.stop_gradient(operator.as_matrix()).astype(flat.dtype)
         solution = lax.custom_linear_solve(

@@ -105,6 +105,7 @@ class History(NamedTuple):
 
 def value_and_gradient(problem: Loss, x: Params) -> tuple[Array, Params]:
     """Return the loss and its gradient, in closed form if there is one, in the dtypes of x."""
+    # Both at once where they share products with A.
     if hasattr(problem, "value_and_gradient"):
         value, grad = problem.value_and_gradient(x)
     elif hasattr(problem, "gradient"):

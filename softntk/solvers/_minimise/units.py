@@ -36,6 +36,7 @@ def problem_unit(problem: Loss) -> Unit:
     data = problem.A.data if matrices.is_sparse(problem.A) else problem.A
     if not data.size:
         return 1.0
+    # A traced unit is always an array, which is one where none is needed.
     lower_bound = float(jnp.finfo(data.dtype).tiny) ** HARMLESS_EXPONENT
     if not is_concrete(data):
         scale = jnp.reshape(binary_scale(data), ())
@@ -68,6 +69,7 @@ def to_unit(
     """Return problem, transform, options and start with A/c for A, and c x for x."""
     if _is_one(unit):
         return problem, tx, options, x0
+    # (A/c)(c x) = A x: the loss is the same, and its gradient in c x is ∇L/c.
     assert isinstance(problem, Problem)
     A = problem.A
     if matrices.is_sparse(A):

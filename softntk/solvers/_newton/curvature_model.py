@@ -69,6 +69,7 @@ class CurvatureModel(NamedTuple):
 
 def as_curvature(name: str, curvature: Any) -> Curvature:
     """Return the curvature as a function of the params, constant for a matrix or an operator."""
+    # 1. Constant curvature: an operator, or a matrix, whose params are known later.
     if isinstance(curvature, lx.AbstractLinearOperator):
         return lambda _: curvature
     if isinstance(curvature, jax.Array | np.ndarray | list | tuple):
@@ -76,6 +77,8 @@ def as_curvature(name: str, curvature: Any) -> Curvature:
         if matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"{name} must be a square matrix, got shape {matrix.shape}.")
         return lambda params: _matrix_on_params(matrix, params)
+
+    # 2. A function, whose result is checked where it is called.
     if not callable(curvature):
         raise ValueError(
             f"{name} must be a function of the params, a matrix or a lineax operator, got "
@@ -108,6 +111,7 @@ def make_model(options: Options, params: Params, flat: Vector) -> CurvatureModel
     operator = _check_operator("curvature", options.curvature(params), params)
     _, unravel = ravel_pytree(params)
 
+    # flat v → v on the params → H v on the params → flat
     def multiply(v: Float[Array, " d"]) -> Float[Array, " d"]:
         return ravel_pytree(operator.mv(unravel(v)))[0].astype(flat.dtype)
 
@@ -115,6 +119,7 @@ def make_model(options: Options, params: Params, flat: Vector) -> CurvatureModel
     if gauss_newton is None:
         return CurvatureModel(operator, None, multiply)
 
+    # M is computed only where Newton's step fails, hence a function.
     def metric() -> lx.AbstractLinearOperator:
         return _check_operator("gauss_newton", gauss_newton(params), params)
 
@@ -125,6 +130,7 @@ def _check_operator(name: str, operator: Any, params: Params) -> lx.AbstractLine
     """Return a lineax operator on the params, or raise ValueError."""
     if not isinstance(operator, lx.AbstractLinearOperator):
         raise ValueError(f"{name} must return a lineax operator, got {type(operator).__name__}.")
+    # Shapes alone: products are cast to the dtype of the params.
     operator_shapes = jax.tree.map(lambda leaf: leaf.shape, operator.in_structure())
     params_shapes = jax.tree.map(jnp.shape, params)
     if operator_shapes != params_shapes:

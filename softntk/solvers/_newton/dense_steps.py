@@ -149,6 +149,7 @@ def _search_in_both_metrics(
     The search is in a loop, and not called twice, so that the program contains it once.
     """
 
+    # 1. The step with the smaller loss.
     def better_of(first: StepResult, second: StepResult) -> StepResult:
         second_wins = loss.at(second.step) < loss.at(first.step)
         # Each metric has its own damping: the radius or μ of the first is kept for the next step.
@@ -157,6 +158,7 @@ def _search_in_both_metrics(
         )
         return chosen._replace(evaluations=first.evaluations + second.evaluations + 2)
 
+    # 2. Once in the metric and, if that predicts little, once in the diagonal one.
     def is_unfinished(carry: tuple[Int[Array, ""], StepResult]) -> Bool[Array, ""]:
         count, best = carry
         predicts_little = best.predicted_decrease < MIN_PREDICTED_DECREASE * jnp.abs(loss.value)

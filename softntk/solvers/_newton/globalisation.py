@@ -100,6 +100,7 @@ def search(
     The step is zero, and its kind REJECTED, if thirty trials do not.
     """
 
+    # 1. A trial: the step of this damping, judged by the model's prediction.
     def try_step(trial: _Trial) -> _Trial:
         y = method.solve(model, trial.damping, loss.value)
         step = model.step(y)
@@ -113,7 +114,7 @@ def search(
     def is_unfinished(trial: _Trial) -> Bool[Array, ""]:
         return (trial.count < MAX_LOSS_EVALUATIONS) & ~trial.accepted
 
-    # The first damping depends on the model, later ones on how the last trial went.
+    # 2. The first damping depends on the model, later ones on how the last trial went.
     first_damping = method.start(model, damping, loss.value)
     first_trial = _Trial(
         count=jnp.asarray(0, jnp.int32),
@@ -123,6 +124,8 @@ def search(
         accepted=jnp.asarray(False),
     )
     trial = lax.while_loop(is_unfinished, try_step, first_trial)
+
+    # 3. The last trial, if it was accepted.
     kind = jnp.where(model.is_indefinite, Step.NEGATIVE_CURVATURE, method.kind)
     return step_result(
         jnp.where(trial.accepted, trial.step, 0),
@@ -157,6 +160,7 @@ def _solve_trust_region(model: DiagonalModel, radius: Scalar, value: Scalar) -> 
         too_long = scaled_norm(solution_at(middle)) > radius
         return jnp.where(too_long, middle, lower), jnp.where(too_long, upper, middle)
 
+    # ‖c/(λ + ν)‖ ≤ ‖c‖/(ν − max(−λ₀, 0)), which is the radius at the upper end.
     bracket = (min_multiplier, min_multiplier + scaled_norm(gradient) / radius)
     multiplier = lax.fori_loop(0, MULTIPLIER_BISECTIONS, halve, bracket)[1]
 
@@ -184,6 +188,7 @@ def _first_radius(model: DiagonalModel, radius: Scalar, value: Scalar) -> Scalar
 
     At a stationary point it is the length of the residual, √(2L).
     """
+    # In these coordinates M = I, and −M⁻¹g is −c.
     gradient_norm = scaled_norm(model.gradient)
     residual_norm = jnp.sqrt(2 * jnp.abs(value))
     root_eps = jnp.sqrt(jnp.finfo(value.dtype).eps)

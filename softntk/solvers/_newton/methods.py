@@ -115,6 +115,7 @@ def _row_rounding(operator: lx.AbstractLinearOperator) -> Callable[[], Vector] |
     if not isinstance(operator, StructuredOperator):
         return None
 
+    # w_i = |D_i| + Σ_j (|U||M||U|ᵀ)_ij
     def rounding() -> Float[Array, " d"]:
         n, d = matrices.shape(operator.matrix)
         factors = jnp.abs(operator.factors)
@@ -216,6 +217,7 @@ def _preconditioned(
     Dense steps are taken where the sample is not positive definite: on the sample while such steps
     decrease the loss, on H itself when they do not, or when no sample preconditions well.
     """
+    # 1. Whether samples have decreased the loss.
     sizes = _sample_sizes(options, model)
     last_index = len(sizes) - 1
     assert state.sampler is not None
@@ -227,6 +229,7 @@ def _preconditioned(
     def sampled_step() -> tuple[StepResult, SampleDiagnostics]:
         return _preconditioned_step(options, model, g, loss, state, sampler, sizes, exact_step)
 
+    # 2. Undamped steps need only be descent directions: a line search follows.
     if options.damping is None:
         return sampled_step()
     no_sample = SampleDiagnostics(
@@ -235,6 +238,7 @@ def _preconditioned(
         products=jnp.zeros((), jnp.int32),
         sampler=sampler,
     )
+    # 3. With it, H itself where a sample would have all rows, or has failed where L is not convex.
     use_exact = (sampler.size_index == last_index) | (state.negative_curvature & ~sampler.reliable)
     return lax.cond(use_exact, lambda: (exact_step(), no_sample), sampled_step)
 

@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from softntk.solvers._diagnostics import StepDiagnostics
+from softntk.solvers._diagnostics import StepDiagnostics, diagnostics_property
 from softntk.solvers._newton.row_sampler import Sampler
 
 
@@ -37,27 +37,13 @@ class NewtonState(NamedTuple):
     proposed: tuple[Float[Array, " d"], Float[Array, ""]] | None
     sampler: Sampler | None
 
-    @property
-    def kind(self) -> Int[Array, ""]:
-        """Kind of the last update, a :class:`softntk.solvers.Step`."""
-        return self.diagnostics.kind
-
-    @property
-    def result(self) -> Int[Array, ""]:
-        """Result code, a :class:`softntk.solution.Result`."""
-        return self.diagnostics.result
-
-    @property
-    def damping(self) -> Float[Array, ""]:
-        """Trust-region radius or μ; zero without damping."""
-        return self.diagnostics.damping
-
-    @property
-    def negative_curvature(self) -> Bool[Array, ""]:
-        """True where the last curvature had a negative eigenvalue, beyond rounding."""
-        return self.diagnostics.negative_curvature
-
-    @property
-    def distortion(self) -> Float[Array, ""]:
-        """Measured ε of the sample; zero for exact curvature."""
-        return self.diagnostics.model_error
+    kind = diagnostics_property("kind", "Kind of the last update, a :class:`softntk.solvers.Step`.")
+    result = diagnostics_property("result", "Result code, a :class:`softntk.solution.Result`.")
+    damping = diagnostics_property("damping", "Trust-region radius or μ; zero without damping.")
+    negative_curvature = diagnostics_property(
+        "negative_curvature",
+        "True where the last curvature had a negative eigenvalue, beyond rounding.",
+    )
+    distortion = diagnostics_property(
+        "model_error", "Measured ε of the sample; zero for exact curvature."
+    )

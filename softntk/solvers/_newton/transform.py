@@ -80,6 +80,7 @@ def _init(options: Options, params: Params) -> NewtonState:
     if options.sketch_size is not None:
         operator = require_rows(make_model(options, params, flat).operator)
         sampler = row_sampler.initial_sampler(operator)
+    # A radius of zero says that the first step chooses it.
     is_marquardt = options.damping == "levenberg_marquardt"
     first_damping = options.initial_damping if is_marquardt else 0.0
     zero = jnp.zeros((), flat.dtype)
@@ -144,6 +145,7 @@ def _update(
         proposed=proposed,
         sampler=sample.sampler,
     )
+    # In the sign of a gradient, as optax wants it: the chain multiplies it by −1.
     return unravel(-step), next_state
 
 
@@ -159,6 +161,7 @@ def _loss_along_step(
         assert value_fn is not None
         return jnp.asarray(value_fn(unravel(flat + step)), flat.dtype)
 
+    # Outside of its domain, where it is NaN, the loss is too large.
     def loss_or_inf(step: Vector) -> Float[Array, ""]:
         return jnp.nan_to_num(loss_after(step), nan=jnp.inf, posinf=jnp.inf, neginf=-jnp.inf)
 
@@ -191,6 +194,7 @@ def _check_last_step(state: NewtonState, flat: Vector) -> Int[Array, ""]:
     """Return STEP_CHANGED if the params are not where the last damped step led."""
     if state.proposed is None:
         return jnp.asarray(Result.SUCCESSFUL)
+    # A line search behind the step would have moved the params elsewhere.
     expected, length = state.proposed
     params_rounding = STEP_CHANGE_ROUNDINGS * jnp.finfo(flat.dtype).eps * scaled_norm(flat)
     tolerance = STEP_CHANGE_TOLERANCE * length + params_rounding
@@ -268,6 +272,7 @@ def scale_by_approx_newton(
 
     Source: see the module.
     """
+    # 1. The curvatures, and sizes.
     curvature = as_curvature("curvature", curvature)
     if gauss_newton is not None:
         gauss_newton = as_curvature("gauss_newton", gauss_newton)
@@ -275,11 +280,15 @@ def scale_by_approx_newton(
         sketch_size = check_integer("sketch_size", sketch_size, at_least=1)
     if cg_steps is not None:
         cg_steps = check_integer("cg_steps", cg_steps, at_least=1)
+
+    # 2. The sample: one that only preconditions may be worse than one that replaces H.
     if max_distortion is None and cg_steps is None:
         max_distortion = MAX_SAMPLE_DISTORTION
     elif max_distortion is None:
         max_distortion = MAX_PRECONDITIONER_DISTORTION
     distortion_limit: float = check_number("max_distortion", max_distortion, above=0)
+
+    # 3. Damping and key.
     initial_damping = check_number("initial_damping", initial_damping, above=0)
     if damping is not None:
         damping = check_choice("damping", damping, DAMPINGS)
@@ -341,6 +350,7 @@ def approx_newton(
 
     Source: arXiv 2309.13482, the approximate Newton method.
     """
+    # 1. The direction, by one kind of globalisation.
     if linesearch is not None:
         check_transform("linesearch", linesearch)
     if damping is not None and linesearch is not None:
@@ -357,6 +367,8 @@ def approx_newton(
         damping=damping,
         key=key,
     )
+
+    # 2. Damped, it is the step; else a line search follows.
     if damping is not None:
         return optax.chain(scaled, optax.scale(-1.0))
     if linesearch is None:

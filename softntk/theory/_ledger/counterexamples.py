@@ -53,6 +53,7 @@ def relative_excess(instance: Instance | None) -> float:
     """Return (value − bound)/|bound| of a failing instance, zero if it holds or is not finite."""
     if instance is None or instance.holds or not np.isfinite(instance).all():
         return 0.0
+    # relative, because bounds differ by powers of ten between statements
     return (instance.value - instance.bound) / max(abs(instance.bound), np.finfo(float).tiny)
 
 

@@ -175,6 +175,7 @@ def replay(row: Row, statements: Sequence[Statement] = STATEMENTS) -> Instance |
     if row.case is None:
         raise ValueError(f"row must have a counterexample, got {row.reference!r}, which held.")
     statement = next(statement for statement in statements if statement.reference == row.reference)
+    # as it was measured: in float64, and with overflow as a result
     with jax.enable_x64(True), np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         return statement.check(dict(row.case))
 
@@ -224,6 +225,7 @@ def _run_statement(statement: Statement, count: int, seed: int) -> Row:
 
 def _find_tightness(instances: Sequence[Instance]) -> Tightness:
     """Return median and smallest bound/value; infinite where the value is not positive."""
+    # An instance whose value is not positive says nothing about how tight the bound is.
     ratios = np.array(
         [
             instance.bound / instance.value if instance.value > 0 else np.inf

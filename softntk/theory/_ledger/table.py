@@ -122,6 +122,7 @@ def show(rows: Sequence[Row]) -> None:
         Console().print(table)
     else:
         for row in rows:
+            # an equality has an error, anything else a tightness
             reference, statement, held, median, worst, error, _ = cells(row)
             numbers = f"error {error}" if error else f"tightness {median} (worst {worst})"
             print(f"{reference:<45} {held:>12}  {numbers:<36} {statement}")

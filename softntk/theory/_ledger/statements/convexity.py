@@ -220,6 +220,7 @@ DOMINANCE_AXES = {**REGRESSION_AXES, "excess": "n"}
 PART_SIZES = (("B₁", 1.0), ("B₂", 6.0), ("B₃", 1.0), ("B₄", 2.0))
 
 STATEMENTS = (
+    # B and its parts.
     Statement(
         "[S] Hessian: B = B₁ + B₂ + B₃ + B₄",
         "f·f vvᵀ − v(v∘(f + s))ᵀ − (v∘(f + s))vᵀ + diag(v²) + diag(u''/α ∘ s)",
@@ -253,6 +254,7 @@ STATEMENTS = (
         check_hessian_size("res_exp", 20.0),
         REGRESSION_AXES,
     ),
+    # Convexity, without weights and with them.
     Statement(
         "[S] Hessian is PSD without weights",
         "AᵀBA ≽ 0, w = 0, as the abstract reads",
@@ -293,6 +295,7 @@ STATEMENTS = (
         count=30,
         source="ours",
     ),
+    # Weights that outweigh B.
     Statement(
         "[ours] W² ≈ B + W², softmax",
         "0.9 AᵀW²A ≼ ∇²L ≼ 1.1 AᵀW²A at every x for w² ≥ 12.5, u = e^z, b in the simplex",

@@ -87,8 +87,7 @@ def check_powers(case: Case) -> Instance | None:
 
 def check_normaliser(case: Case) -> Instance | None:
     """Check α ≥ m e^{−B}."""
-    # A sum of m terms, each at least e^{−B}. It is a lower bound, hence stored the other way
-    # round.
+    # A sum of m terms, each at least e^{−B}. A lower bound, stored the other way round.
     if not logits_bounded_by_B(case):
         return None
     alpha = np.exp(case["x"] @ case["W"]).sum(axis=1).min()
@@ -173,7 +172,7 @@ def check_concentration(case: Case) -> Instance:
 
 def check_initial_eigenvalue(case: Case) -> Instance | None:
     """Check λ_min(H(0)) ≥ ¾λ."""
-    # Weyl's inequality. It is a lower bound, hence stored the other way round.
+    # Weyl: no eigenvalue moves by more than ‖H(0) − H*‖. A lower bound, stored the other way round.
     if not kernel_concentrated(case):
         return None
     eigenvalues = np.linalg.eigvalsh(oracles.kernel(case["W"], case["a"], case["x"]))
@@ -260,16 +259,13 @@ def check_width_beside(case: Case) -> Instance:
         case["n"], 1, case["smallest"], case["sigma"], FAILURE_PROBABILITY
     )
     width = bounds.required_width(
-        "softmax",
-        case["n"],
-        case["smallest"],
-        sigma=case["sigma"],
-        failure=FAILURE_PROBABILITY,
+        "softmax", case["n"], case["smallest"], sigma=case["sigma"], failure=FAILURE_PROBABILITY
     )
     return Instance(log_width / math.log(10), math.log10(width))
 
 
 STATEMENTS = (
+    # B, which is to bound the logits.
     Statement(
         "[G] lemma: |⟨w_r, x_i⟩| ≤ B, C = 1",
         "for one r and all i with probability 1 − δ, B = max(Cσ√log(nk/δ), 1); "
@@ -304,6 +300,7 @@ STATEMENTS = (
         count=20,
         source="ours",
     ),
+    # What follows where it does.
     Statement(
         "[G] lemma: exp(⟨w_r, x_i⟩)",
         "e^{−B} ≤ exp(⟨w_r, x_i⟩) ≤ e^B where B bounds the logits",
@@ -344,6 +341,7 @@ STATEMENTS = (
         NETWORK_AXES,
         source="ours",
     ),
+    # The kernel and the loss at the start.
     Statement(
         "[G] lemma: H(0) near H*",
         "‖H(0) − H*‖_F ≤ λ/4 with probability 1 − δ at m = λ⁻²n²k²e^{18B}log²(nk/δ); "
@@ -368,6 +366,7 @@ STATEMENTS = (
         check_initial_loss,
         NETWORK_AXES,
     ),
+    # The table.
     Statement(
         "[G] table: order",
         "width and steps: relu ≤ exp = softmax",

@@ -129,6 +129,7 @@ def check_infinite_kernel(case: Case) -> Instance:
 
 
 STATEMENTS = (
+    # The network, and its first derivatives.
     Statement(
         "[G] definition: network",
         "F = m⟨a, softmax(Wᵀx)⟩",
@@ -173,6 +174,7 @@ STATEMENTS = (
         True,
         20,
     ),
+    # The kernel, and its limit of infinite width.
     Statement(
         "[G] definition: kernel",
         "H[i,j,ℓ,ℓ'] = ⟨∂F_ℓ(x_i)/∂W, ∂F_ℓ'(x_j)/∂W⟩",

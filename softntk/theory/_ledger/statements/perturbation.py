@@ -219,11 +219,12 @@ def relu_kernel_change(case: Case, weights: Case) -> float:
     H = oracles.plain_kernel("relu", W, weights["a"], x)
     changes = []
     for point in x:
-        # every unit moves across the plane on which it switches at this point, if R allows it
-        direction = point[:, None] / np.linalg.norm(point)
-        switched_weights = W - case["R"] * direction * np.sign(point @ W)
-        H_switched = oracles.plain_kernel("relu", switched_weights, weights["a"], x)
-        changes.append(np.linalg.norm(H_switched - H))
+        # every unit moves across the plane on which it switches at this point, if R allows it;
+        # or all units move to one side, so that what switches on does not make up for the rest
+        step = case["R"] * point[:, None] / np.linalg.norm(point)
+        for moved_weights in (W - step * np.sign(point @ W), W - step, W + step):
+            H_moved = oracles.plain_kernel("relu", moved_weights, weights["a"], x)
+            changes.append(np.linalg.norm(H_moved - H))
     return float(max(changes))
 
 
@@ -247,6 +248,7 @@ def check_relu_kernel(case: Case) -> Instance | None:
 
 
 STATEMENTS = (
+    # Softmax, step by step: each row uses those before.
     Statement(
         "[G] perturbed exp",
         "|exp(⟨w̃_r, x_i⟩) − exp(⟨w_r, x_i⟩)| ≤ R e^{B+R} for ‖w̃_r − w_r‖ ≤ R",
@@ -291,6 +293,7 @@ STATEMENTS = (
         count=5,
         source="ours",
     ),
+    # The other activations.
     Statement(
         "[ours] perturbed kernel, exp",
         "‖H(W̃) − H(0)‖_F ≤ 2.05 R n k e^{2B} for u = e^z, not normalized, R ≤ 0.01, "
@@ -310,6 +313,7 @@ STATEMENTS = (
         {"x": "nd"},
         count=10,
     ),
+    # What is left of the smallest eigenvalue.
     Statement(
         "[G] lemma: λ_min(H(W̃))",
         "λ_min(H(W̃)) ≥ ¾λ − R n k e^{10B}",

@@ -155,6 +155,7 @@ SOFTMAX_TITLES = (
 )
 
 STATEMENTS = (
+    # [S] is about u = e^z + z.
     *(
         Statement(
             f"[S] {title}",
@@ -168,6 +169,7 @@ STATEMENTS = (
         )
         for title, claim, compare in COMPARISONS
     ),
+    # [D] is about u = e^z: rows that would only repeat those of [S] are left out.
     *(
         Statement(
             f"[D] {title}",
@@ -181,6 +183,7 @@ STATEMENTS = (
         for title, claim, compare in COMPARISONS
         if title in SOFTMAX_TITLES
     ),
+    # [H] is about residuals that are not divided by α.
     *(
         Statement(
             reference,

@@ -29,6 +29,7 @@ def check_activation_norm(name: str, factor: float) -> Callable[[Case], Instance
     """Return a check of ‖u‖ ≤ factor √n e^{R²}."""
 
     def check(case: Case) -> Instance:
+        # |z_i| ≤ ‖A‖‖x‖ ≤ R² for each of n entries, and |e^z + z| ≤ 2e^{|z|}
         bound = factor * math.sqrt(len(case["A"])) * math.exp(largest_norm(case) ** 2)
         u = oracles.activation(name, case["A"] @ case["x"])
         return Instance(bound, float(np.linalg.norm(u)))
@@ -56,6 +57,7 @@ def check_normaliser(name: str, which: str) -> Callable[[Case], Instance]:
     """Return a check of β ≤ α, with the paper's β for exp or with ours for the activation."""
 
     def check(case: Case) -> Instance:
+        # every e^{z_i} is at least e^{−‖A‖R}
         bounded_activation = name if which == "ours" else "exp"
         beta = normaliser_bound(case, bounded_activation, point_norm(case), which)
         return Instance(float(oracles.activation(name, case["A"] @ case["x"]).sum()), beta)
@@ -91,6 +93,7 @@ def check_activation_lipschitz(name: str) -> Callable[[Case], Instance]:
     def check(case: Case) -> Instance:
         R = largest_norm(case)
         u_x, u_y = activations_at_both_points(name, case)
+        # |e^a − e^b| ≤ e^{R²}|a − b|, and ‖A(x − y)‖ ≤ R‖x − y‖; the factor 2√n is the papers'
         linear_part = R if name == "res_exp" else 0
         constant = 2 * math.sqrt(len(case["A"])) * R * math.exp(R**2) + linear_part
         return Instance(constant * distance(case), float(np.linalg.norm(u_x - u_y)))
@@ -102,6 +105,7 @@ def check_normaliser_lipschitz(name: str) -> Callable[[Case], Instance]:
     """Return a check of |Δα| ≤ √n ‖Δu‖."""
 
     def check(case: Case) -> Instance:
+        # Cauchy and Schwarz: |⟨Δu, 1⟩| ≤ ‖Δu‖ √n
         u_x, u_y = activations_at_both_points(name, case)
         bound = math.sqrt(len(u_x)) * float(np.linalg.norm(u_x - u_y))
         return Instance(bound, abs(float(u_x.sum() - u_y.sum())))
@@ -113,6 +117,7 @@ def check_inverse_lipschitz(name: str) -> Callable[[Case], Instance]:
     """Return a check of |Δ(1/α)| ≤ β⁻²|Δα|, with the β of exp, which [S] uses as remembered."""
 
     def check(case: Case) -> Instance:
+        # 1/α(x) − 1/α(y) = −Δα/(α(x) α(y)), where both α are at least β
         alpha_x, alpha_y = (float(u.sum()) for u in activations_at_both_points(name, case))
         beta = normaliser_bound(case, "exp", ball_radius(case))
         return Instance(beta**-2 * abs(alpha_x - alpha_y), abs(1 / alpha_x - 1 / alpha_y))
@@ -252,6 +257,7 @@ def lipschitz_statements(
 
 
 STATEMENTS = (
+    # Sizes of u and f.
     Statement(
         "[D] lemma: ‖exp(Ax)‖",
         "‖exp(Ax)‖ ≤ √n e^{R²}, ‖A‖, ‖x‖ ≤ R",
@@ -280,6 +286,7 @@ STATEMENTS = (
         check_prediction_norm("res_exp"),
         REGRESSION_AXES,
     ),
+    # The normaliser from below.
     Statement(
         "[D] lemma: α ≥ β",
         "⟨exp(Ax), 1⟩ ≥ β = n e^{−‖A‖R}, here R = ‖x‖",
@@ -317,6 +324,7 @@ STATEMENTS = (
         REGRESSION_AXES,
         source="ours",
     ),
+    # Lipschitz constants of u, α and 1/α, and what they add up to for f.
     Statement(
         "[D] Lipschitz: u",
         "‖exp(Ax) − exp(Ay)‖ ≤ 2√n R e^{R²}‖x − y‖",
@@ -369,12 +377,14 @@ STATEMENTS = (
         REGRESSION_AXES,
         source="ours",
     ),
+    # Lipschitz constants of f, ∇L and ∇²L: the papers', and ours.
     *lipschitz_statements(
         "D", "exp", "u = e^z, β = n e^{−‖A‖R}, ‖x‖, ‖y‖ ≤ R", draw_regression, 60
     ),
     *lipschitz_statements(
         "S", "res_exp", "u = e^z + z, β = n(e^{−‖A‖R} − ‖A‖R) > 0", centred_case, 30
     ),
+    # Targets that make up for a move of x.
     *(
         Statement(
             f"[H] corollary: moved solutions, {name}",

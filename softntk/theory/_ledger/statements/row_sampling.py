@@ -59,6 +59,9 @@ def chernoff_size(d: int, epsilon: float, failure: float) -> int:
 
 def bernstein_size(d: int, epsilon: float, failure: float) -> int:
     """Return s = 2(d − 1)(1 + ε/3) log(2d/δ)/ε², by the matrix Bernstein inequality; d ≥ 2."""
+    # A whitened row over its probability is d times a projection onto a line: its deviation X from
+    # the identity has ‖X‖ = L = d − 1 and E X² = V I, V = d − 1. Bernstein's probability of failure
+    # is 2d exp(−sε²/2/(V + Lε/3)).
     return math.ceil(2 * (d - 1) * (1 + epsilon / 3) * math.log(2 * d / failure) / epsilon**2)
 
 
@@ -153,6 +156,7 @@ def check_step_cost(case: Case) -> Instance:
 SAMPLING_AXES = {"A": "nd", "D": "n"}
 
 STATEMENTS = (
+    # The scores.
     Statement(
         "[D] leverage scores",
         "τ_i = (A(AᵀA)⁻¹Aᵀ)_ii of diag(√D)A",
@@ -171,6 +175,7 @@ STATEMENTS = (
         True,
         10,
     ),
+    # How many rows a sample needs.
     Statement(
         "[S] lemma: sparsifier",
         "(1 − ε)AᵀDA ≼ Ã ≼ (1 + ε)AᵀDA with probability 1 − δ, "
@@ -197,6 +202,7 @@ STATEMENTS = (
         check_two_rows,
         source="ours",
     ),
+    # What a step with so many rows costs.
     Statement(
         "[S] theorem: cost of a step",
         "Õ(nnz(A) + d^ω); scaled: with s fixed, at most 200 operations for each additional entry "

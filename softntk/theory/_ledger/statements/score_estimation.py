@@ -206,6 +206,7 @@ def check_approximation(case: Case) -> Instance:
 
 
 STATEMENTS = (
+    # Score matching is regression.
     Statement(
         "[G] diffusion: denoising",
         "E‖s − ∇log p(X_t | X₀)‖² − E‖s − ∇log p_t‖² does not depend on s",
@@ -223,6 +224,7 @@ STATEMENTS = (
         equality=True,
         count=10,
     ),
+    # The error of a network that was trained, and its four parts.
     Statement(
         "[G] theorem 6.6: four errors",
         "E‖F_net − f*‖² ≤ 4(coupling² + label mismatch² + early stopping² + approximation²) "

@@ -220,6 +220,7 @@ def check_linear_dynamics(case: Case) -> Instance:
 
 
 STATEMENTS = (
+    # One step, and the size of its parts.
     Statement(
         "[G] one step: C₁ + C₂ + C₃",
         "‖r₊‖² = ‖r‖² + C₁ + C₂ + C₃, C₁ = −2η rᵀHr, C₂ = 2⟨r, F₊ − F + ηHr⟩, C₃ = ‖F₊ − F‖²",
@@ -255,6 +256,8 @@ STATEMENTS = (
         count=20,
         source="ours",
     ),
+    # The induction over steps: as long as weights are near their start, the loss falls and no
+    # gradient is large, so that they stay there.
     Statement(
         "[G] induction: descent",
         "‖r₊‖² ≤ (1 − mηλ/2)‖r‖² (as 1 − ‖r₊‖²/‖r‖² ≥ mηλ/2); scaled: η without e^{−16B}",
@@ -279,6 +282,7 @@ STATEMENTS = (
         NETWORK_AXES,
         count=5,
     ),
+    # What it proves, and the dynamics of a kernel that does not change.
     Statement(
         "[G] main theorem",
         "‖F(T) − Y‖² ≤ ε; scaled: m = 512, η and T without e^{16B}",
