@@ -44,6 +44,7 @@ from jaxtyping import Array, Bool, Float, Integer
 
 from softntk import ntk
 from softntk._core.records import record
+from softntk._core.shared_programs import evaluate_shared
 from softntk._core.validation import as_integers, check_integer, check_number, is_concrete
 from softntk._core.validation.on_host import Targets, as_targets, check_known
 from softntk._linalg.norms import scaled_norm
@@ -170,7 +171,10 @@ def distances(
         return jnp.where(step_array == 0, 0, _relative_gap(outputs, linearised, initial))
 
     def outputs_on_path(points: Array) -> Array:
-        return scale * lax.map(lambda weights: net.apply_fn(weights, points), path)
+        def outputs(path: Parameters, points: Array) -> Array:
+            return lax.map(lambda weights: net.apply_fn(weights, points), path)
+
+        return scale * evaluate_shared(outputs, path, points)
 
     # 3. Functions: on the training points, then on test points through the cross kernel.
     outputs = outputs_on_path(x)

@@ -10,6 +10,7 @@ import pytest
 from softntk import regression, solvers
 from softntk._core import closures
 from softntk.solvers import Step
+from softntk.solvers._diagnostics import find_diagnostics
 from softntk.solvers._minimise import host_chunks
 
 RNG = np.random.default_rng(0)
@@ -32,7 +33,9 @@ def kinds_of_steps(problem, x0, count):
             grad, state, x0, value=value, grad=grad, value_fn=lambda x: problem(x)
         )
         x0 = x0 + updates
-        kinds.append(int(state[0].diagnostics.kind))
+        diagnostics = find_diagnostics(state)
+        assert diagnostics is not None
+        kinds.append(int(diagnostics.kind))
     return kinds
 
 

@@ -63,7 +63,9 @@ def test_derivatives_of_the_rescaled_form_are_those_by_hand(name, monkeypatch, x
         gradient, hessian = rescaled_by_hand(case, **{"name": name, **change})
         by_hand = exact._replace(gradient=gradient, hessian=hessian)
         monkeypatch.setattr(oracles, "regression", lambda *_, by_hand=by_hand: by_hand)
-        assert statement.check(case).holds == (not change), change
+        instance = statement.check(case)
+        assert instance is not None
+        assert instance.holds == (not change), change
 
 
 RELU = "[G] lemma: perturbed kernel, ReLU"
@@ -74,6 +76,7 @@ def test_the_perturbation_of_relu_is_bounded_by_what_is_stated():
     case = {**perturbation.relu_case(np.random.default_rng(0)), "R": 0.15, "m": 2048}
     n = len(case["x"])
     instance = statement_named(RELU).check(case)
+    assert instance is not None
     assert instance.bound == pytest.approx(2 * 0.15 * n * case["k"] / case["sigma"], rel=1e-12)
     smallest_width = 20 / 0.15 * math.log(n**2 / 0.1)
     for factor, is_instance in ((0.98, False), (1.02, True)):
@@ -86,9 +89,10 @@ def test_the_perturbation_of_relu_is_the_share_of_units_that_switch():
     case = {"x": np.eye(1, 5), "k": 1, "sigma": 0.6, "m": 2048, "R": 0.15, "seed": 1}
     share = scipy.stats.norm.cdf(0.15 / 0.6) - 0.5
     deviation = math.sqrt(share * (1 - share) / 1024)
-    found = statement_named(RELU).check(case).value
+    instance = statement_named(RELU).check(case)
+    assert instance is not None
     # a quantile of 0.9, of the larger of two shares
-    assert share < found < share + 4 * deviation
+    assert share < instance.value < share + 4 * deviation
 
 
 def test_the_bound_of_relu_needs_its_constant_and_the_first_power_of_r():
