@@ -1,7 +1,5 @@
 """The default transform's program without damped steps, and the complete one that takes over."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +23,7 @@ def kinds_of_steps(problem, x0, count):
     transform = solvers.approx_newton(
         problem.hessian, gauss_newton=problem.gauss_newton, damping="levenberg_marquardt"
     )
-    state: Any = transform.init(x0)
+    state = transform.init(x0)
     kinds = []
     for _ in range(count):
         value, grad = problem.value_and_gradient(x0)
