@@ -138,9 +138,7 @@ def solve(
 
     # 5. Solve, and return to the units of the right-hand sides; what that costs counts as residual.
     system = make_system(op, inverse, y / column_units, ridge, device_ridge, rtol, max_steps)
-    final = solve_with_restarts(system, progress)
-    result = final.result
-    assert result is not None
+    final, result = solve_with_restarts(system, progress)
     residual = final.best_error
     scaled_solution, rounding_loss = _to_units(final.best, column_units)
     if result is Result.SUCCESSFUL and not rounding_loss <= rtol:

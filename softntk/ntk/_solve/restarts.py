@@ -106,8 +106,11 @@ def make_system(
     )
 
 
-def solve_with_restarts(system: System, progress: bool) -> SolveState:
-    """Return the state at the end of a solve; on Ctrl-C after adding the latest correction."""
+def solve_with_restarts(system: System, progress: bool) -> tuple[SolveState, Result]:
+    """Return the state at the end of a solve, and why it ended.
+
+    On Ctrl-C that is after adding the latest correction.
+    """
     zeros = np.zeros_like(system.y)
     first = SolveState(
         value=zeros,
@@ -133,8 +136,9 @@ def solve_with_restarts(system: System, progress: bool) -> SolveState:
     if interrupted:
         if state.run is not None:
             state, _ = _add_correction(system, state, state.run)
-        state = state._replace(result=Result.INTERRUPTED)
-    return state
+        return state, Result.INTERRUPTED
+    assert state.result is not None
+    return state, state.result
 
 
 def _advance(system: System, state: SolveState) -> SolveState:
