@@ -119,9 +119,9 @@ def test_ends_when_no_step_is_made(monkeypatch):
     """A residual at its goal up to rounding: the loop on the device has ended, and the one around
     it must too.
     """
-    from softntk.ntk._solve import driver
+    from softntk.ntk._solve import restarts
 
-    monkeypatch.setattr(driver, "advance", lambda op, ridge, inverse, state, goals, steps: state)
+    monkeypatch.setattr(restarts, "advance", lambda op, ridge, inverse, state, goals, steps: state)
     op = sn.ntk.kernel_operator(NET.kernel_fn, data("even", n=10))
     sol = sn.ntk.solve(op, np.ones(10, np.float32), ridge=0.1, throw=False)
     assert Result(int(sol.result)) is Result.STAGNATED
@@ -129,9 +129,9 @@ def test_ends_when_no_step_is_made(monkeypatch):
 
 
 def test_interrupt_returns_the_best_so_far(monkeypatch):
-    from softntk.ntk._solve import driver
+    from softntk.ntk._solve import restarts
 
-    whole, calls = driver.advance, []
+    whole, calls = restarts.advance, []
 
     def interrupted(*args):
         calls.append(1)
@@ -139,7 +139,7 @@ def test_interrupt_returns_the_best_so_far(monkeypatch):
             raise KeyboardInterrupt
         return whole(*args)
 
-    monkeypatch.setattr(driver, "advance", interrupted)
+    monkeypatch.setattr(restarts, "advance", interrupted)
     x, y = data("clustered"), points(1, 200, 1, "float32")
     sol = sn.ntk.solve(sn.ntk.kernel_operator(NET.kernel_fn, x), y, ridge=1.0, rank=0, refine=True)
     assert Result(int(sol.result)) is Result.INTERRUPTED

@@ -1,6 +1,7 @@
 """``ntk.solve``: (K + ridge I) V = Y by preconditioned conjugate gradients.
 
-This module has the host loop, which decides by the true residual. The steps are in
+This module checks the arguments and returns to the units of Y. The loop on the host, which decides
+by the true residual, is in :mod:`softntk.ntk._solve.restarts`, the steps are in
 :mod:`softntk.ntk._solve.conjugate_gradients`.
 """
 
@@ -11,14 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from softntk._core.progress import Progress
 from softntk._core.validation import (
     check_flag,
     check_positive_int,
     is_concrete,
 )
 from softntk._linalg.gram_arrays import Number, as_scalar
-from softntk._linalg.norms import host_norm
 from softntk.ntk._operators.base import GramOperator
 from softntk.ntk._solve.arguments import (
     as_columns,
@@ -28,20 +27,13 @@ from softntk.ntk._solve.arguments import (
     check_rtol,
 )
 from softntk.ntk._solve.conjugate_gradients import (
-    INDEFINITE_RESIDUAL,
-    CgState,
-    Inverse,
-    advance,
-    multiply,
     rescale,
     solve_traced,
-    start,
     stop_gradients,
 )
 from softntk.ntk._solve.preconditioner import make_preconditioner
+from softntk.ntk._solve.restarts import make_system, solve_with_restarts
 from softntk.solution import Result, Solution
-
-_CHUNK_STEPS = 10  # steps between updates of the progress bar, and checks for Ctrl-C
 
 
 def solve(
@@ -145,19 +137,10 @@ def solve(
     )
 
     # 5. Solve, and return to the units of the right-hand sides; what that costs counts as residual.
-    restarted_solve = _RestartedSolve(
-        op,
-        inverse,
-        y / column_units,
-        ridge,
-        device_ridge,
-        rtol,
-        max_steps,
-        Progress(progress, "solving"),
-    )
-    result = restarted_solve.run()
-    residual = restarted_solve.best_error
-    scaled_solution, rounding_loss = _to_units(restarted_solve.best, column_units)
+    system = make_system(op, inverse, y / column_units, ridge, device_ridge, rtol, max_steps)
+    final, result = solve_with_restarts(system, progress)
+    residual = final.best_error
+    scaled_solution, rounding_loss = _to_units(final.best, column_units)
     if result is Result.SUCCESSFUL and not rounding_loss <= rtol:
         result = Result.STAGNATED if np.isfinite(rounding_loss) else Result.NONFINITE_PRODUCT
         residual = max(residual, rounding_loss)
@@ -168,144 +151,14 @@ def solve(
             scaled_solution.reshape(op.shape if is_single_vector else (*op.shape, y.shape[1]))
         )
     stats = {
-        "steps": np.int64(restarted_solve.steps),
+        "steps": np.int64(final.steps),
         "residual": np.float64(residual),
-        "history": np.asarray(restarted_solve.history),
+        "history": np.asarray(final.history),
     }
     solution = Solution(
         value=value, result=jnp.asarray(int(result), jnp.int32), stats=stats, state=inverse
     )
     return solution.check() if throw and result is not Result.INTERRUPTED else solution
-
-
-class _RestartedSolve:
-    """A solve that restarts conjugate gradients on the true residual until that is small enough.
-
-    Attributes:
-        best: the value with the smallest true residual so far, [size, r].
-        best_error: that residual, the largest over the columns, relative.
-        steps: number of steps so far.
-        history: the true residual at each restart.
-    """
-
-    def __init__(
-        self,
-        op: GramOperator,
-        inverse: Inverse,
-        y: np.ndarray,
-        ridge: float,
-        device_ridge: Array,
-        rtol: float,
-        max_steps: int,
-        progress_bar: Progress,
-    ):
-        """Store the system (K + ridge I) V = Y, with Y in the precision of the true residual."""
-        # 1. The system and the tolerances.
-        self.op = op
-        self.inverse = inverse
-        self.y = y
-        self.ridge = ridge
-        self.device_ridge = device_ridge
-        self.rtol = rtol
-        self.max_steps = max_steps
-        self.progress_bar = progress_bar
-        self.y_norms = _nonzero_norms(y)
-        self.in_float64 = y.dtype == np.float64
-        with jax.enable_x64(self.in_float64):
-            self.judging_op = op if op.dtype == y.dtype else op.astype(y.dtype)
-
-        # 2. The best value so far, and the latest one with its residual.
-        self.best = np.zeros_like(y)
-        self.best_error = 1.0
-        self.steps = 0
-        self.history: list[float] = []
-        self._value = self.best
-        self._residual = y
-        self._residual_norms = self.y_norms
-        self._state: CgState | None = None
-
-    def run(self) -> Result:
-        """Return why the solve ended; on Ctrl-C after adding the latest correction."""
-        result = None
-        try:
-            while result is None:
-                result = self._restart()
-        except KeyboardInterrupt:
-            if self._state is not None:
-                self._update_best(self._add_correction(self._state.x))
-            return Result.INTERRUPTED
-        finally:
-            self.progress_bar.close()
-        return result
-
-    def _restart(self) -> Result | None:
-        """Return the result after one run on the residual, or None if another run is to follow."""
-        state, is_stuck = self._run_conjugate_gradients()
-        error = self._add_correction(state.x)
-        self._state = None  # its x has been added to the value
-        self.history.append(error)
-        # It must halve the residual to go on: less is rounding.
-        has_improved = error < 0.5 * self.best_error
-        self._update_best(error)
-        if self.best_error <= self.rtol:
-            return Result.SUCCESSFUL
-        if not np.isfinite(error):
-            return Result.NONFINITE_PRODUCT
-        if self.steps >= self.max_steps:
-            return Result.MAX_STEPS
-        if has_improved:
-            return None
-        return (
-            Result.NOT_DEFINITE
-            if is_stuck and self.best_error > INDEFINITE_RESIDUAL
-            else Result.STAGNATED
-        )
-
-    def _run_conjugate_gradients(self) -> tuple[CgState, bool]:
-        """Return the state at the goals or at the last step, and whether a column is stuck."""
-        # 1. Start at the true residual, its columns divided by their norms. Ask for half of rtol,
-        # so that the drift of the residual may take the other half.
-        dtype = self.op.dtype
-        self._residual_norms = _nonzero_norms(self._residual)
-        self._state = state = start(
-            jnp.asarray(self._residual / self._residual_norms, dtype), self.inverse
-        )
-        min_goal = 10 * float(jnp.finfo(dtype).eps)
-        goals = np.clip(0.5 * self.rtol * self.y_norms / self._residual_norms, min_goal, 1)
-        goals = jnp.asarray(goals[None], dtype)
-
-        # 2. A few steps at a time, so that progress is shown and Ctrl-C is noticed.
-        is_stuck = False
-        while self.steps < self.max_steps:
-            requested_steps = min(_CHUNK_STEPS, self.max_steps - self.steps)
-            state = advance(self.op, self.device_ridge, self.inverse, state, goals, requested_steps)
-            is_stuck = bool(np.any(np.asarray(state.is_stuck)))
-            completed_steps = int(state.step)
-            self._state = state = state._replace(step=np.zeros((), state.step.dtype))
-            self.steps += completed_steps
-            residual_norms = host_norm(np.asarray(state.residual), axis=0)
-            error = float(np.max(residual_norms * self._residual_norms / self.y_norms))
-            self.progress_bar.show(f"step {self.steps}, relative residual {error:.1e}")
-            # Fewer steps: every column is below its goal, stuck, or no longer finite.
-            if completed_steps < requested_steps:
-                break
-        return state, is_stuck
-
-    def _add_correction(self, correction: Array) -> float:
-        """Add a correction to the value; return the largest true relative residual."""
-        with np.errstate(invalid="ignore", over="ignore"):
-            # On the host in the precision of y; only the product with K runs on the device.
-            self._value = self._value + np.asarray(correction, self.y.dtype) * self._residual_norms
-            with jax.enable_x64(self.in_float64):
-                image = np.asarray(multiply(self.judging_op, jnp.asarray(self._value)))
-            self._residual = self.y - image - self.ridge * self._value
-            return float(np.max(host_norm(self._residual, axis=0) / self.y_norms))
-
-    def _update_best(self, error: float) -> None:
-        """Store the value as the best if its residual is the smallest so far."""
-        if error < self.best_error:
-            self.best = self._value
-            self.best_error = error
 
 
 def _to_units(value: np.ndarray, column_units: np.ndarray) -> tuple[np.ndarray, float]:
@@ -354,9 +207,3 @@ def _solve_under_transformation(
     stats["history"] = stats["residual"][None]
     value = value.reshape(op.shape if is_single_vector else (*op.shape, y.shape[1]))
     return Solution(value=value, result=result, stats=stats, state=inverse)
-
-
-def _nonzero_norms(columns: np.ndarray) -> np.ndarray:
-    """Return the norms of the columns, one where the norm is zero."""
-    norms = host_norm(columns, axis=0)
-    return np.where(norms > 0, norms, 1)
