@@ -73,8 +73,8 @@ def certify_minimum(p: Problem, x0: Float[Array | np.ndarray, " d"]) -> MinimumC
     Use it on x₀ from :func:`softntk.solvers.minimise`: the bars are error bars of the solution,
     usually a few units in the last place times the condition number. Theorem and proof are at the
     top of ``softntk/theory/_certificates/minimum.py``. The gradient is evaluated in
-    ``numpy.longdouble`` (80 bits on x86, float64 elsewhere; the bars are wider then), the rest in
-    float64, everything with its rounding error.
+    ``numpy.longdouble`` (80 bits on x86; float64 elsewhere, and for erf and gelu: the bars are
+    wider then), the rest in float64, everything with its rounding error.
 
     Args:
         p: of :func:`softntk.regression.problem`. For activations without an enclosure, or whose
