@@ -2,6 +2,22 @@
 
 Network families, their neural tangent kernels, structured regressions, solvers and certificates, as
 pure functions. Start with :mod:`softntk.networks` and :mod:`softntk.ntk`; README.md has the map.
+
+==============  ====================================================================================
+package         use it for
+==============  ====================================================================================
+``networks``    a two-layer network of any activation, with closed forms for its kernels
+``ntk``         kernels of your own or our networks: empirical, as operators, solved, and what they
+                predict of training
+``regression``  softmax-family regressions with gradients and curvature in closed form
+``solvers``     minimising a regression or any loss, and training
+``curvature``   Hessians as operators, their factors, leverage scores and samples of rows
+``theory``      certificates, bounds and statements of the papers, checked on your data
+``diffusion``   denoisers, sampling and metrics of samples
+``activations`` derivatives and Gaussian moments of an activation, of your own too
+``stax, nt``    deep infinite networks, and neural_tangents repaired
+``solution``    what iterative routines return, and what their result codes mean
+==============  ====================================================================================
 """
 
 import importlib

@@ -54,5 +54,8 @@ def normalize(activation: str | Activation, z: Scalars) -> Scalars:
 
 
 def normaliser_is_resolved(u: Scalars, total: Scalars) -> Bool[Array, "..."]:
-    """Return whether the normaliser 1ᵀu along the last axis exceeds the rounding error of 1ᵀ|u|."""
+    """Return whether the normaliser 1ᵀu along the last axis exceeds the rounding error of 1ᵀ|u|.
+
+    Use it before dividing by a sum of terms of both signs.
+    """
     return jnp.abs(total) > 4 * jnp.finfo(u.dtype).eps * jnp.sum(jnp.abs(u), axis=-1, keepdims=True)

@@ -141,7 +141,7 @@ def approximate_scores(
 def arguments(
     A: DesignMatrix, weights: object, *, half: bool = False
 ) -> tuple[DesignMatrix, Float[Array, " n"] | None]:
-    """Return the checked matrix and weights."""
+    """Return the checked matrix and weights; for functions that take both."""
     A = matrices.check_design_matrix("A", A, half=half)
     return A, None if weights is None else as_weights(
         "weights", weights, matrices.dtype(A), (matrices.shape(A)[0],)

@@ -128,6 +128,9 @@ def gd_coefficients(
 ) -> Float[Array, "s n k"]:
     r"""Return the coefficients c of gradient descent, F_test(τ) = F_test(0) + H_test c.
 
+    Use it to evaluate trained networks at many test points, or to reuse one solve for several sets
+    of them.
+
     c = H⁻¹(I − (I − ηH)^τ)(Y − F(0)) = η Σ_{s<τ} (Y − F(s)), which exists where H is singular. The
     weights of the linearised network have moved by Jᵀc: with it, the network can be evaluated
     anywhere by one derivative along that direction, where :func:`predict_gd` needs the kernel
@@ -191,6 +194,9 @@ def predict_flow(
     rtol: float | None = None,
 ) -> Float[Array, "s rows k"]:
     r"""Return outputs of gradient flow, dθ/dt = −∇ ½ΣΣ(F−Y)², at each time, for a constant kernel.
+
+    Use it for statements that hold for every small step size; :func:`predict_gd` predicts steps of
+    a given size.
 
     F(t) = Y + e^{−Ht} (F(0) − Y): the limit of gradient descent at t = ητ as η → 0. An eigenvalue
     that is negative by no more than rounding counts as zero; along one that is clearly negative F

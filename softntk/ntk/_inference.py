@@ -53,10 +53,11 @@ def kernel_regression(
     rtol: float | None = None,
     progress: bool = False,
 ) -> Float[Array, "t k"]:
-    r"""Kernel ridge regression: predictions F_test(0) + k_* (K + ridge I)⁻¹ (Y − F(0)).
+    r"""Return kernel ridge regression's predictions, F_test(0) + k_* (K + ridge I)⁻¹ (Y − F(0)).
 
-    With ridge 0, what gradient descent converges to under a constant kernel
-    (:func:`softntk.ntk.predict_flow` at infinity).
+    Use it as a baseline for a trained network, or with noisy targets. With ridge 0 it is what
+    gradient descent converges to under a constant kernel (:func:`softntk.ntk.predict_flow` at
+    infinity).
 
     Args:
         gram: K, [n, n] for each output by itself or [n, n, k, k], or an operator on [n] or [n, k].

@@ -29,6 +29,8 @@ def sliced_wasserstein(
 ) -> Estimate:
     r"""Return the sliced Wasserstein distance SW_p = (E_θ W_p(θ·x, θ·y)^p)^{1/p} of two samples.
 
+    Use it to measure how far mass must move, in the unit of the data, also in many dimensions.
+
     On a line W_p^p = ∫₀¹ |F⁻¹(u) − G⁻¹(u)|^p du couples equal quantiles: sorted values for n = m,
     and for n ≠ m the n + m − 1 pieces on which both quantile functions are constant, exactly.
 
@@ -69,6 +71,8 @@ def sliced_wasserstein(
 
 def energy_distance(x: Points, y: Float[Array | np.ndarray, "m d"]) -> Estimate:
     r"""Return an unbiased estimate of the energy distance of two distributions, from samples.
+
+    Use it as a test of equality that needs no bandwidth and no choice of directions.
 
         2E|X − Y| − E|X − X'| − E|Y − Y'| ≥ 0,    zero exactly for equal distributions.
 
@@ -161,7 +165,8 @@ def mmd(
 def median_bandwidth(x: Points, y: Float[Array | np.ndarray, "m d"]) -> Float[Array, ""]:
     """Return the median distance of two different points, a bandwidth for :func:`mmd`.
 
-    At most 500 evenly spaced rows of each sample are used. It is 1 if all of them are equal.
+    Use it once, on reference data, where several samples are compared by one bandwidth. At most 500
+    evenly spaced rows of each sample are used. It is 1 if all of them are equal.
 
     Args:
         x: [n, d], n ≥ 2.
