@@ -265,10 +265,8 @@ def weighted_sum(
 ) -> StructuredOperator:
     r"""Return Σ_k c_k H_k as one structured operator.
 
-    Use it for losses that are sums, so that factorisations and samples see one operator.
-
-    Operators of one matrix A (the same object) share it in the sum: diagonals add, and factors are
-    concatenated. Different matrices are stacked by rows.
+    Use it for losses that are sums. Operators of one matrix A (the same object) share it: diagonals
+    add, and factors are concatenated. Different matrices are stacked by rows.
 
     Args:
         operators: at least one, all on [d].
