@@ -79,6 +79,7 @@ def test_networks_have_certificates_and_perturbation_bounds(normalize, x64):
     np.testing.assert_allclose(empirical[..., 0, 0], kernel, rtol=0.1, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_an_entry_is_a_layer_a_family_and_a_denoiser(monkeypatch):
     monkeypatch.setitem(ACTIVATIONS, "logistic", LOGISTIC)
     monkeypatch.setitem(sn.networks.FAMILIES, "logistic", ("logistic", False))

@@ -1,5 +1,6 @@
 """Programs of samplers: compiled once for scores with the same trace, and free of the host."""
 
+import itertools
 from functools import partial
 from typing import Any
 
@@ -7,13 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import slow_except
 
 from softntk import diffusion
 from softntk._core import shared_programs
 
+KINDS = ["closure", "jitted", "denoiser", "method"]
 
-@pytest.mark.parametrize("kind", ["closure", "jitted", "denoiser", "method"])
-@pytest.mark.parametrize("method", ["sde", "ode"])
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    slow_except(itertools.product(["sde", "ode"], KINDS), ("sde", "method"), ("ode", "jitted")),
+)
 def test_scores_made_anew_compile_nothing_and_give_their_own_samples(compilations, kind, method):
     """With equal shapes and options; the samples are those of a run that shares nothing."""
 

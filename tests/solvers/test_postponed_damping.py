@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import slow_except
 
 from softntk import regression, solvers
 from softntk._core import closures
@@ -59,7 +60,7 @@ def test_a_convex_run_compiles_no_damped_step(monkeypatch):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", ["convex", "indefinite"])
+@pytest.mark.parametrize("name", slow_except(["convex", "indefinite"], "indefinite"))
 def test_the_run_is_that_of_the_complete_program(name):
     """One loop under jit has the complete program: the same steps, but for rounding."""
     rows = jnp.asarray(A, jnp.float64)
@@ -78,6 +79,7 @@ def test_the_run_is_that_of_the_complete_program(name):
     assert solution.state[0].diagnostics.kind != Step.POSTPONED
 
 
+@pytest.mark.slow
 def test_the_indefinite_run_needs_damping_after_some_steps_or_at_once():
     kinds = kinds_of_steps(INDEFINITE, 3 - TARGET, 5)
     assert set(kinds) - {Step.NEWTON}
