@@ -64,6 +64,11 @@ def no_shift(z: Values) -> Values:
     return np.zeros((*z.shape[:-1], 1), z.dtype)
 
 
+def _at_least_float64(ends: Values) -> Values:
+    """Return ends of intervals in float64, or in the longer precision that they have."""
+    return np.asarray(ends, np.promote_types(np.asarray(ends).dtype, np.float64))
+
+
 @dataclass(frozen=True)
 class Enclosure:
     """What is proved about an activation u, from which certificates and bounds are made.
@@ -106,6 +111,8 @@ class Enclosure:
         check_callable("shift", self.shift, "a function of the logits")
         for flag in ("convex", "gaussian", "extended"):
             check_flag(flag, getattr(self, flag))
+        if self.jump_order not in (0, 1):
+            raise ValueError(f"jump_order must be 0 or 1, got {self.jump_order!r}.")
         if len(self.turning_points) != len(ORDERS):
             raise ValueError(
                 "turning_points must be four tuples, of u, u', u'' and u''', got "
@@ -127,6 +134,8 @@ class Enclosure:
             upper: the upper ends, of the same shape.
             orders: of the derivatives.
         """
+        lower = _at_least_float64(lower)
+        upper = _at_least_float64(upper)
         at_lower = evaluate(lower)
         at_upper = evaluate(upper)
         one_entry = (1,) * lower.ndim
@@ -157,10 +166,18 @@ class Enclosure:
 
     def _inner_points(self, order: int) -> list[tuple[float, tuple[float, ...]]]:
         """Return points with the arguments at which a derivative must be evaluated around them."""
+        points: list[tuple[float, tuple[float, ...]]] = [
+            (point, (point,)) for point in self.turning_points[order]
+        ]
         # A jump has a value on either side.
-        points = [(point, (point,)) for point in self.turning_points[order]]
         jumps = self.jumps if order >= self.jump_order else ()
-        return points + [(p, (p - SMALLEST_NORMAL, p, p + SMALLEST_NORMAL)) for p in jumps]
+        for jump in jumps:
+            # In float64 also for longer numbers: any point beside the jump has the limit there, as
+            # a derivative is monotone up to the next turning point.
+            below = float(np.nextafter(jump, -np.inf)) - SMALLEST_NORMAL
+            above = float(np.nextafter(jump, np.inf)) + SMALLEST_NORMAL
+            points.append((jump, (below, jump, above)))
+        return points
 
     def bounds(
         self,
@@ -178,7 +195,9 @@ class Enclosure:
         def evaluate(t: np.ndarray) -> list[Interval]:
             jet = self.jet(t, shift)
             rounding = EVALUATION_ROUNDINGS * EPS * self.condition(t, shift)
-            errors = [rounding * modulus + SMALLEST_NORMAL for modulus in jet.moduli]
+            # What underflows is multiplied by z, or by e^{−shift}, afterwards.
+            underflow = SMALLEST_NORMAL * (1 + np.abs(t)) * np.maximum(1, np.exp(-shift))
+            errors = [rounding * modulus + underflow for modulus in jet.moduli]
             return [
                 Interval(value - error, value + error)
                 for value, error in zip(jet.values, errors, strict=True)
@@ -188,7 +207,8 @@ class Enclosure:
 
     def condition(self, z: Values, shift: Values | float) -> Values:
         """Return by how much roundings inside of an exponential are amplified, at least one."""
-        amplification = 1 + np.abs(z - shift)
+        # Even and odd functions have exponentials of |z| − shift.
+        amplification = 1 + np.maximum(np.abs(z - shift), np.abs(np.abs(z) - shift))
         if self.gaussian:
             clipped_z = np.clip(z, -LARGEST_GAUSSIAN_LOGIT, LARGEST_GAUSSIAN_LOGIT)
             amplification = amplification + 2 * clipped_z**2

@@ -1,16 +1,20 @@
 """Enclosures of every activation in the table against mpmath: ranges, rounding, jumps."""
 
+import dataclasses
 import itertools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import mpmath as mp
 import numpy as np
 import pytest
 from activation_references import PRECISE, enclosure_of
 
+import softntk as sn
 from softntk import activations
 from softntk.activations import ACTIVATIONS, Enclosure
+from softntk.activations._enclosures import HostJet
 
 every = pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 
@@ -148,3 +152,78 @@ def test_the_enclosure_of_crrelu_is_for_its_epsilon(epsilon):
     assert found[0].lower[0] == pytest.approx(u.min(), rel=1e-6)
     assert found[0].upper[0] == pytest.approx(u.max(), rel=1e-6)
     assert activations.crrelu(-0.5).enclosure is None
+
+
+def hard_tanh_jet(z, shift):
+    scale = np.exp(-np.asarray(shift, z.dtype))
+    slope = np.where(np.abs(z) < 1, scale, 0)
+    u = np.clip(z, -1, 1) * scale
+    zero = 0 * slope
+    return HostJet((u, slope, zero, zero), (np.abs(u), slope, zero, zero))
+
+
+HARD_TANH = Enclosure(hard_tanh_jet, jumps=(-1.0, 1.0))
+
+
+def test_jumps_beside_zero_have_both_limits():
+    """Also where both ends of the interval lie on the same side of all jumps in value."""
+    (slope,) = HARD_TANH.bounds(np.array([-2.0]), np.array([2.0]), orders=(1,))
+    assert slope.upper[0] >= 1
+    assert slope.lower[0] <= 0
+    assert HARD_TANH.suprema(np.array([0.5]), np.array([1.0])).du[0] == 1
+    assert HARD_TANH.suprema(np.array([1.0]), np.array([2.0])).du[0] == 1
+
+
+def test_the_perturbation_of_a_hard_tanh_grows_with_the_radius(x64):
+    """All units lie beyond the jump: within R = 1.5 the bound is at least what is measured."""
+
+    def hard_tanh(z):
+        return jnp.clip(z, -1, 1)
+
+    activation = activations.from_function(hard_tanh, "hard_tanh", enclosure=HARD_TANH)
+    net = sn.networks.two_layer(
+        activation=activation, width=64, normalize=False, train_readout=False, antisymmetric=False
+    )
+    _, params = net.init_fn(jax.random.key(0), (-1, 2))
+    hidden = jnp.stack([jnp.full(64, -2.0), jnp.zeros(64)])
+    params = dataclasses.replace(params, hidden=hidden)
+    found = sn.theory.perturbation(
+        net, params, jnp.array([[1.0, 0.0]]), [1.5, 4.0], key=jax.random.key(1)
+    )
+    random_moves, worst_moves = found.of("random"), found.of("adversarial")
+    for moves in (random_moves, worst_moves):
+        assert moves.ours_frobenius[0] <= moves.ours_frobenius[1]
+        assert (moves.ours_frobenius >= worst_moves.frobenius[0]).all()
+        assert (moves.ours_frobenius >= moves.frobenius).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_ends_of_other_types_are_converted(dtype):
+    gelu = enclosure_of("gelu")
+    lower, upper = np.array([-3], dtype), np.array([3], dtype)
+    for found, wanted in zip(
+        gelu.bounds(lower, upper), gelu.bounds(lower * 1.0, upper * 1.0), strict=True
+    ):
+        assert found.lower == wanted.lower
+        assert found.upper == wanted.upper
+    point = np.array([0.3], np.float32)
+    exp = enclosure_of("exp").bounds(point, point)[0]
+    assert exp.lower[0] < np.exp(np.float64(point[0])) < exp.upper[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "z", "shift", "order"),
+    [
+        ("cosh", -300.1, -300.3, 0),
+        ("sinh", -300.1, -300.3, 0),
+        ("gelu", -40.0, -700.0, 1),
+        ("erf", -27.0, -700.0, 1),
+        ("res_exp", -1e300, 800.0, 0),
+    ],
+)
+def test_any_shift_is_counted(name, z, shift, order):
+    """Shifts that the activation would not choose, beyond which exponentials underflow."""
+    found = enclosure_of(name).bounds(np.array([z]), np.array([z]), shift, orders=(order,))[0]
+    with mp.workdps(60):
+        scaled = derivatives(name, z)[order] * mp.exp(-mp.mpf(shift))
+        assert mp.mpf(float(found.lower[0])) <= scaled <= mp.mpf(float(found.upper[0]))
