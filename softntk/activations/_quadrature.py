@@ -37,8 +37,10 @@ def quadrature_moments(jet: Callable[[Scalars, Scalars | float], Jet], order: in
 
     Args:
         jet: ``(z, c) -> e^{-c}(u, u', u'')``.
-        order: nodes a dimension. Analytic functions converge geometrically; a kink costs accuracy
-            (about 1/order).
+        order: nodes a dimension. Analytic functions converge geometrically, the faster the smaller
+            √q is against the distance of their poles from the real line: softplus (poles at ±iπ)
+            has relative errors of 2e-9 at q = 4, 1e-4 at q = 30 and 6e-4 at q = 100. A kink costs
+            accuracy (about 1/order).
 
     Returns:
         The :class:`Moments`; arrays of any shape cost order² evaluations an entry, in memory order

@@ -180,7 +180,7 @@ def _average(
     def average_second(a: Scalars) -> Scalars:
         return jnp.matmul(term(a, nodes, *variances), weights)
 
-    def add_node(index: Array, total: Scalars) -> Scalars:
+    def add_node(index: Array | int, total: Scalars) -> Scalars:
         return total + weights[index] * average_second(nodes[..., index, None])
 
     # The loop starts at zeros that vary over a mesh as the sines do.

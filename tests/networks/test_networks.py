@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from activation_references import REFERENCE
 from helpers import assert_close, cast, points, slow_except
 
 import softntk as sn
@@ -26,10 +27,9 @@ def naive(family, hidden, readout, x, bias=0.0):
     m, rows = hidden.shape[1], []
     for point in x:
         z = point @ hidden + np.asarray(bias, np.float64)
-        u = {"relu": lambda z: np.maximum(z, 0), "res_softmax": lambda z: np.exp(z) + z}.get(
-            family, np.exp
-        )(z)
-        rows.append((m * u / u.sum() if "softmax" in family else u) @ readout / np.sqrt(m))
+        activation, normalized = FAMILIES[family]
+        u = REFERENCE[activation](z)
+        rows.append((m * u / u.sum() if normalized else u) @ readout / np.sqrt(m))
     return np.array(rows)
 
 
