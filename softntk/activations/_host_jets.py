@@ -8,7 +8,7 @@ regressions are computed: a certificate does not rest on the code that it checks
 import math
 
 import numpy as np
-import scipy.special
+import scipy  # its parts are imported at first use: scipy.special takes long
 
 from softntk.activations._enclosures import LARGEST_GAUSSIAN_LOGIT, HostJet, Values
 
