@@ -85,3 +85,18 @@ def test_other_data_compile_nothing_and_give_their_own_result(compilations, name
         wanted = np.linalg.lstsq(np.asarray(X, np.float64), np.asarray(y, np.float64))[0]
         np.testing.assert_allclose(weights, wanted, rtol=2e-3, atol=1e-3)
     assert compilations == []
+
+
+@pytest.mark.parametrize("run", ["minimise", "train"])
+def test_derivatives_by_traced_data_stay(run):
+    """Of what a compiled loss closes over: as of the solution of the normal equations."""
+    X, y = data(3)
+
+    def weights(scale):
+        loss = jitted(X, scale * y)
+        if run == "minimise":
+            return solvers.minimise(loss, W, rtol=1e-5).value
+        return solvers.train(loss, jnp.zeros(3), optax.sgd(0.2), 400).value
+
+    wanted = np.linalg.lstsq(np.asarray(X, np.float64), np.asarray(y, np.float64))[0]
+    np.testing.assert_allclose(jax.jacobian(weights)(1.0), wanted, rtol=2e-3, atol=1e-3)

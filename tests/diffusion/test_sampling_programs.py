@@ -47,19 +47,6 @@ def test_scores_made_anew_compile_nothing_and_give_their_own_samples(compilation
     np.testing.assert_array_equal(shared, draw(1))
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
-@pytest.mark.parametrize("method", ["sde", "ode"])
-def test_sampling_can_be_exported(method, platform):
-    """No callback to the host is left in the program."""
-
-    def draw(key):
-        score_fn = lambda t, x: -x
-        return diffusion.sample(key, diffusion.vp_sde(), score_fn, (8, 2), method, steps=4)
-
-    module = jax.export.export(jax.jit(draw), platforms=[platform])(jax.random.key(0))
-    assert "callback" not in module.mlir_module()
-
-
 def test_likelihoods_of_other_scores_compile_nothing(compilations):
     def likelihood(seed):
         slope = jnp.asarray(1.0 + seed, jnp.float32)
@@ -73,12 +60,3 @@ def test_likelihoods_of_other_scores_compile_nothing(compilations):
     assert compilations == []
     shared_programs._PROGRAMS.clear()
     np.testing.assert_array_equal(shared, likelihood(1))
-
-
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_likelihoods_can_be_exported(platform):
-    def likelihood(x):
-        return diffusion.log_likelihood(diffusion.vp_sde(), lambda t, x: -x, x)
-
-    module = jax.export.export(jax.jit(likelihood), platforms=[platform])(jnp.ones((4, 2)))
-    assert "callback" not in module.mlir_module()
