@@ -92,6 +92,20 @@ class Enclosure:
         exponential_slope: κ where u = e^z + κz: bounds of such sums are closer.
         surrogate: name of a smooth activation in the table, if u' is constant between its jumps. A
             search by gradients replaces u' by that of the surrogate.
+
+    Raises:
+        ValueError: a jet or a shift that is no function, flags that are no truth values, other than
+            four tuples of turning points, a jump_order that is not 0 or 1.
+
+    Example:
+        >>> import numpy as np
+        >>> from softntk import activations
+        >>> cosh = activations.get("cosh").enclosure
+        >>> value, slope = cosh.bounds(np.array([-1.0]), np.array([2.0]), orders=(0, 1))
+        >>> float(value.lower[0].round(6)), float(slope.upper[0].round(6))  # 1 at zero, sinh 2
+        (1.0, 3.62686)
+
+    Source: Moore, Kearfott and Cloud (2009), Introduction to Interval Analysis, chapter 5.
     """
 
     jet: Callable[..., HostJet]
