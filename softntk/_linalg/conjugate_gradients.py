@@ -60,6 +60,7 @@ def advance(
     state: CgState,
     goals: Array,
     steps: Array | int,
+    residual_norm: Callable[[Float[Array, "size r"]], Float[Array, "1 r"]] | None = None,
 ) -> CgState:
     """Return the state after at most ``steps`` steps, or when all columns are below their goals.
 
@@ -71,10 +72,15 @@ def advance(
         state: where to start.
         goals: norms of the residual to reach, [1, r].
         steps: maximal number of steps.
+        residual_norm: in which residuals are measured, a column each; None: the Euclidean norm.
     """
 
     def is_unfinished(s: CgState) -> Array:
-        return (jnp.linalg.norm(s.residual, axis=0, keepdims=True) > goals) & ~s.is_stuck
+        if residual_norm is None:
+            norms = jnp.linalg.norm(s.residual, axis=0, keepdims=True)
+        else:
+            norms = residual_norm(s.residual)
+        return (norms > goals) & ~s.is_stuck
 
     def take_step(s: CgState) -> CgState:
         # 1. The step along p: α = ⟨r, P⁻¹r⟩ / ⟨p, K p⟩.
