@@ -25,11 +25,11 @@ def compilation_cache(path: str | os.PathLike[str] | None = None) -> Path | None
             Windows ``%LOCALAPPDATA%``.
 
     Returns:
-        The folder; None where it cannot be written. Then a warning says so, once a folder, and
-        programs are compiled as before.
+        The folder; None where it cannot be written. Then a warning says so, and programs are
+        compiled as before.
 
     Raises:
-        TypeError: a path that is none.
+        TypeError: path is neither a path nor None.
 
     Example:
         >>> import softntk as sn
