@@ -29,7 +29,8 @@ from softntk._core.meshes import vary_like
 Scalars = Float[Array, "..."]
 
 MAX_PAIRS_PER_ROW = 8
-"""Nearly parallel points of a row (plus one a feature) up to which differences are taken singly.
+"""How many nearly parallel neighbours a point may have, besides one for each feature, so that their
+differences are computed one after the other.
 
 Beyond this, computing the differences of all pairs at once costs less.
 """
@@ -39,7 +40,8 @@ MIN_SQUARED_SINE = 16
 
 
 def safe_sqrt(q: Scalars) -> Scalars:
-    """Return √q for q ≥ 0, with derivative zero at q = 0, where the true one is infinite."""
+    """Return √q, and zero for q ≤ 0 with derivative zero; the true one at q = 0 is infinite."""
+    # The inner where keeps 1/√0 out of the derivative, which would be 0 · ∞ = NaN.
     return jnp.where(q > 0, jnp.sqrt(jnp.where(q > 0, q, 1)), 0)
 
 
@@ -121,7 +123,7 @@ def cosine(
 
     Pass ``sines`` where they are known from the points. Without them the variances are assumed to
     carry rounding errors, and an angle within a few units of rounding is *set* to 0 or π. So equal
-    points get the exact kernel, instead of one with an error of the root of the precision.
+    points get the exact kernel. Otherwise its error would be √ε, with ε the rounding unit.
     """
     norms = _once(safe_sqrt(q11), q12) * _once(safe_sqrt(q22), q12)
     cos = _cos(q11, q12, q22)
@@ -228,14 +230,14 @@ def sine_between_rows(
     """Return (inner products, sin θ) of the rows of two matrices, accurate also for parallel rows.
 
     Where |cos θ| is far from one, both come from the inner products. Otherwise they come from the
-    chord between the unit vectors. As long as each row has few such neighbours, their chords are
-    computed one a row at a time; otherwise those of all pairs are.
+    chord between the unit vectors. As long as every row has few such neighbours, a loop computes
+    one chord of each row at a time. Otherwise the chords of all pairs are computed.
 
     Args:
-        x1: of order one.
-        x2: of order one.
+        x1: points, [n1, d], with entries of order one.
+        x2: points, [n2, d], with entries of order one.
         dots: x1 x2ᵀ.
-        same: x2 is x1, and the diagonal of ``dots`` is exact.
+        same: whether x2 is x1; the diagonal of ``dots`` must then be exact.
 
     Returns:
         The inner products with the derivative of ``dots``, and the sines, without derivative.
@@ -287,7 +289,10 @@ def sine_between_rows(
 
 @custom_vmap
 def _batch_maximum(values: Array) -> Array:
-    """Return the maximum; under vmap that of the whole batch, so that a conditional stays one."""
+    """Return the maximum; under vmap that of the whole batch.
+
+    A ``lax.cond`` on a number that is the same for the whole batch still runs one branch only.
+    """
     return jnp.max(values)
 
 

@@ -75,7 +75,7 @@ def dtype(A: DesignMatrix) -> jnp.dtype:
 
 
 def check_design_matrix(name: str, A: DesignMatrix, *, half: bool = True) -> DesignMatrix:
-    """Return A in the form that all products of :mod:`softntk._linalg.design_matrix` accept.
+    """Return A, checked, in the form that :mod:`softntk._linalg.design_matrix` works with.
 
     Args:
         name: name of the argument, for error messages.
@@ -83,8 +83,8 @@ def check_design_matrix(name: str, A: DesignMatrix, *, half: bool = True) -> Des
         half: False refuses float16 and bfloat16, for which LAPACK has no factorisations.
 
     Raises:
-        ValueError: another sparse format, integers, NaN or infinities, an empty matrix, indices out
-            of bounds, an operator that is not from [d] to [n].
+        ValueError: A is in another sparse format, holds integers, NaN or infinities, is empty, has
+            indices out of bounds, or is an operator that does not map [d] to [n].
     """
     # 1. Each kind has its own check; an `Implicit` has passed it.
     if isinstance(A, lx.MatrixLinearOperator):
@@ -125,7 +125,7 @@ def _checked_array(name: str, A: object) -> Float[Array, "n d"]:
     if type(A).__module__.startswith(("scipy.sparse", "jax.experimental.sparse")):
         raise ValueError(
             f"{name} must be an array, a jax.experimental.sparse.BCOO or a lineax operator, "
-            f"got {type(A).__name__}. Of SciPy's matrices BCOO.from_scipy_sparse makes one."
+            f"got {type(A).__name__}. BCOO.from_scipy_sparse converts a matrix of SciPy."
         )
     return as_rows(name, A)
 
