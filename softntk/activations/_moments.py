@@ -1,4 +1,4 @@
-"""Gaussian moments of an activation: their record, and quadrature where no closed form is known."""
+"""Gaussian moments of an activation, and the kernels of an infinitely wide layer made of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Moments:
         ratios: ``(q11, q12, q22) ->`` covariance and derivative over E[u(g₁)] E[u(g₂)], where a
             closed form is better than dividing.
         angular: covariance and derivative take the sine of the angle between g₁ and g₂ as a fifth
-            argument. None stands for the sine that the q's give.
+            argument. None stands for the sine that the variances give.
         degree: where u(c z) = c^degree u(z) for c > 0. Then kernels of networks do not depend on
             the unit of the points.
         in_units: covariance and derivative take units (b₁, b₂) of g₁ and g₂ as a sixth argument,
@@ -89,7 +89,7 @@ class _CheckedMoment:
 
     Attributes:
         function: the moment.
-        names: of its variances, in messages.
+        names: those of its variances, for messages.
     """
 
     function: Callable[..., Scalars]
@@ -180,8 +180,12 @@ def chain(ntk: Scalars, slope: Scalars) -> Scalars:
     """Return Θ E[φ̇φ̇'], the tangent kernel behind a layer, from the kernel Θ before it.
 
     Use it in a kernel recursion in place of the product. It saturates far below the largest number,
-    where the sum of the next layer would overflow, and where the slope is infinite: there the point
-    is outside of the domain, whatever Θ.
+    so that the sum of the next layer does not overflow. It is that bound, whatever Θ, where the
+    slope is infinite: there the point is outside of the domain.
+
+    Args:
+        ntk: Θ.
+        slope: E[φ̇φ̇'], of :func:`infinite_limit`.
 
     Example:
         >>> import jax.numpy as jnp

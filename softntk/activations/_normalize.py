@@ -3,9 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from softntk._core.validation import (
-    as_floating,
-)
+from softntk._core.validation import as_floating
 from softntk._linalg.norms import binary_scale
 from softntk.activations._activation import Activation
 from softntk.activations._closed_forms import Scalars
@@ -20,14 +18,14 @@ def normalize(activation: str | Activation, z: Scalars) -> Scalars:
 
     Args:
         activation: u, by name or itself.
-        z: logits [..., m]; ±1e4 are harmless. −∞ gets its share of zero where u vanishes there
-            (exp).
+        z: logits [..., m]; ±1e4 are harmless. A logit of −∞ has the share zero if u vanishes
+            there (exp).
 
     Returns:
         [..., m], summing to one; +inf also where a sum is infinite.
 
     Raises:
-        ValueError: an unknown name; z is no array of real numbers with an axis of units.
+        ValueError: an unknown name; z is not an array of real numbers with an axis of units.
 
     Example:
         >>> import jax.numpy as jnp

@@ -44,7 +44,7 @@ DENSITY_POINTS = 4000
 """Points of the grid on which the density is integrated."""
 
 SERIES_TERMS = 40
-"""Terms of the two series of the density; a few are enough on their sides of K = 1."""
+"""Terms of the two series of the density; each is used on the side of K = 1 where few suffice."""
 
 OVERFLOW_SCALE = 64.0
 """Above the largest 4K² of a node: variances are divided by it before they are multiplied."""
@@ -83,7 +83,7 @@ def _scale_nodes(count: int) -> tuple[np.ndarray, np.ndarray]:
     for _ in range(count):
         v = t * basis[-1]
         diagonal.append(v @ basis[-1])
-        for vector in basis + basis:  # twice is enough
+        for vector in basis + basis:  # orthogonalised twice, which reaches rounding
             v = v - (v @ vector) * vector
         off_diagonal.append(np.linalg.norm(v))
         basis.append(v / off_diagonal[-1])

@@ -245,8 +245,8 @@ def get(activation: str | Activation) -> Activation:
 
 def missing_enclosure_reason(activation: Activation) -> str:
     """Return why there are no bounds for an activation without an enclosure."""
-    known = [name for name, entry in ACTIVATIONS.items() if entry.enclosure is not None]
+    enclosed_names = [name for name, entry in ACTIVATIONS.items() if entry.enclosure is not None]
     return (
-        f"There are bounds for the activations {', '.join(sorted(known))}, none for "
+        f"There are bounds for the activations {', '.join(sorted(enclosed_names))}, none for "
         f"{activation.name!r}: give it a softntk.activations.Enclosure."
     )
