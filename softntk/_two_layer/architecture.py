@@ -124,8 +124,9 @@ class RowFactors(NamedTuple):
     Attributes:
         features: φ, [n, m], F = φ a.
         slopes: S, [n, m]: m^{1/2} u'/α (normalized) or m^{-1/2} u' (plain).
-        largest: whether a unit is the largest of the row, or as large as that, [n, m].
-        centres: a_ℓ at that unit, [n, k] (normalized), or zero (plain).
+        largest: whether a unit is the largest of the row, or ties with it, [n, m] (normalized), or
+            False (plain).
+        centres: the mean of a_ℓ over these units, [n, k] (normalized), or zero (plain).
         offsets: ⟨a_ℓ − centres_ℓ, u⟩/α, [n, k] (normalized), or zero (plain).
         valid: [n], False where the row is outside the domain (non-finite input, normaliser lost).
     """
@@ -144,7 +145,7 @@ class RowFactors(NamedTuple):
 
 
 def _log_largest(dtype: jnp.dtype) -> float:
-    """Return the logarithm of the largest number of a dtype."""
+    """Return the logarithm of the largest number that a dtype can hold."""
     return math.log(float(jnp.finfo(dtype).max))
 
 
@@ -162,14 +163,14 @@ def row_factors(architecture: Architecture, params: Parameters, x: Points) -> Ro
 
     Args:
         architecture: settings of the network.
-        params: its weights.
+        params: weights of the network.
         x: points, [n, d].
 
     Returns:
         The :class:`RowFactors`.
 
     Raises:
-        ValueError: params are no weights of such a network.
+        ValueError: params are not the weights of such a network.
     """
     # 1. Logits, zero in rows outside the domain.
     check_parameters(architecture, params)
@@ -192,8 +193,8 @@ def row_factors(architecture: Architecture, params: Parameters, x: Points) -> Ro
         features = u * (root_scale / math.sqrt(m) * jnp.exp(jnp.minimum(c, max_log_scale)))
         slopes = du * (root_scale / math.sqrt(m) * jnp.exp(jnp.minimum(c, max_log_scale / 2)))
         zero_means = jnp.zeros((x.shape[0], a.shape[1]), z.dtype)
-        no_units = jnp.zeros(z.shape, bool)
-        return RowFactors(features, slopes, no_units, zero_means, zero_means, is_finite)
+        no_largest = jnp.zeros(z.shape, bool)
+        return RowFactors(features, slopes, no_largest, zero_means, zero_means, is_finite)
     # 4. A normalized network: the scale cancels. Where the sum α is lost to cancellation, the
     #    weights are zero.
     alpha = jnp.sum(u, axis=1, keepdims=True)
@@ -267,8 +268,8 @@ def check_parameters(architecture: Architecture, params: object) -> None:
     """Refuse parameters that are no weights of this network.
 
     Raises:
-        ValueError: another type, the shapes of another network, a missing or an unexpected bias, no
-            floating-point numbers.
+        ValueError: params of another type, with the shapes of another network, with a bias missing
+            or unexpected, or not of floating-point numbers.
     """
     # 1. The type, and whether there is a bias.
     if not isinstance(params, Parameters):
