@@ -60,16 +60,19 @@ from softntk.solution import Result
 
 # Relative error that the sum of a target may have.
 SUM_TOLERANCE = 1e-4
-# The same over a class of parallel rows.
+# Error that the sum of a target over a class of parallel rows may have.
 CLASS_TOLERANCE = 1e-6
-# Rows are parallel if their unit vectors agree to this many decimals; smaller entries are zero.
+# Rows are parallel if their unit vectors agree to this many decimals.
 PARALLEL_DECIMALS = 7
+# Entries of a unit vector up to this size count as zero.
 MIN_UNIT_ENTRY = 1e-7
 
 
 @function_record
 class LeverageProblem:
     """The loss log det(Aᵀ diag(e^t) A) − ⟨τ, t⟩ + (Σt)²/2n, convex in t; a frozen pytree.
+
+    It is differentiable in t and the target, but not in A.
 
     Attributes:
         A: [n, d], of rank d.
