@@ -21,11 +21,11 @@ from jax import lax
 from jaxtyping import Array, PRNGKeyArray
 
 from softntk._core.records import static_record
+from softntk._linalg.angles import safe_sqrt
 from softntk._linalg.norms import scaled_norm
 from softntk.diffusion._noising_process import VPSDE
 from softntk.diffusion._sampling import score_functions
 from softntk.diffusion._types import ScoreFn
-from softntk.diffusion.metrics._intervals import safe_sqrt
 
 MIN_LOG_SNR = -32.0
 """Log-SNR below which X is noise to seven digits: steps start there, and nothing underflows."""
