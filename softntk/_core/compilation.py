@@ -20,8 +20,8 @@ def compilation_cache(path: str | os.PathLike[str] | None = None) -> Path | None
     call is not kept. Delete the folder to start anew.
 
     Args:
-        path: the folder, made if it is not there. Default: ``softntk/xla`` in the cache folder of
-            the user: ``$XDG_CACHE_HOME`` or ``~/.cache``, on macOS ``~/Library/Caches``, on
+        path: the folder, created if it does not exist. Default: ``softntk/xla`` in the user's cache
+            folder, which is ``$XDG_CACHE_HOME`` or ``~/.cache``, on macOS ``~/Library/Caches``, on
             Windows ``%LOCALAPPDATA%``.
 
     Returns:
@@ -45,7 +45,7 @@ def compilation_cache(path: str | os.PathLike[str] | None = None) -> Path | None
     if reason is not None:
         warnings.warn(
             f"no compilation cache: {folder} cannot be written ({reason}). "
-            "Programs are compiled in every process; pass a folder of yours as path.",
+            "Programs are compiled in every process; pass a folder that you can write to as path.",
             stacklevel=2,
         )
         return None

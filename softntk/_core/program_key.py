@@ -123,7 +123,7 @@ def _array_key(value: np.ndarray | np.generic | jax.Array) -> Hashable:
 
 
 def _hashable_or_identity(value: Any) -> Hashable:
-    """Return an object with its type where it can be hashed, which compares by its own equality."""
+    """Return (type, value) if the value can be hashed: == compares it then. Else its identity."""
     try:
         hash(value)
     except TypeError:

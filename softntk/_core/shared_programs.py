@@ -55,7 +55,8 @@ def share_program(
 def evaluate_shared(function: Callable[..., PyTree], *arguments: PyTree) -> PyTree:
     """Return ``function(*arguments)``, computed by a program that equal functions share.
 
-    Use it for a dozen small operations outside of ``jax.jit``: each would be compiled by itself.
+    Use it for a dozen small operations outside of ``jax.jit``, each of which would otherwise be
+    compiled by itself.
     """
     run_program, constants = share_program(function, arguments)
     return run_program(constants, *arguments)

@@ -90,7 +90,7 @@ def with_visible_constants(function: Any, *arguments: PyTree) -> Any:
     closed forms, is returned as it is.
 
     Args:
-        function: a loss of a user, or a :class:`~softntk._core.bound_loss.BoundLoss` of one.
+        function: a user's loss, or a :class:`~softntk._core.bound_loss.BoundLoss` of one.
         arguments: examples, of the shapes and dtypes that it will be called with.
     """
     if isinstance(function, BoundLoss):

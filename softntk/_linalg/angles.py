@@ -50,6 +50,12 @@ def safe_inverse_sqrt(q: Scalars) -> Scalars:
     return jnp.where(q > 0, lax.rsqrt(jnp.where(q > 0, q, 1)), 0)
 
 
+def hypotenuse(a: Scalars, b: Scalars) -> Scalars:
+    """Return √(a² + b²) for a > 0 and b ≥ 0, divided by the larger one before it is squared."""
+    larger = jnp.maximum(a, b)
+    return larger * jnp.sqrt(1 + (jnp.minimum(a, b) / larger) ** 2)
+
+
 def _once(factor: Scalars, product_array: Scalars) -> Scalars:
     """Return a factor, computed once and not for every entry of the array that it multiplies.
 
@@ -193,9 +199,7 @@ def _half_root(k: Scalars, q11: Scalars, q12: Scalars, q22: Scalars, sines: Scal
     """Return √(trace_root² + sine_term²), the formula of :func:`half_sqrt_determinant`."""
     trace_root = jnp.sqrt(0.25 + (0.25 * k * q11 + 0.25 * k * q22))
     sine_term = (0.5 * k) * (_once(safe_sqrt(q11), q12) * _once(safe_sqrt(q22), q12) * sines)
-    # Divided by the larger term before squaring, as in a hypotenuse.
-    larger = jnp.maximum(trace_root, sine_term)
-    return larger * jnp.sqrt(1 + (jnp.minimum(trace_root, sine_term) / larger) ** 2)
+    return hypotenuse(trace_root, sine_term)
 
 
 @_half_root.defjvp

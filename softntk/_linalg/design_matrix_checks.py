@@ -131,7 +131,7 @@ def _checked_array(name: str, A: object) -> Float[Array, "n d"]:
 
 
 def _checked_sparse(name: str, A: DesignMatrix) -> DesignMatrix:
-    """Return a BCOO [n, d] that is finite, has no duplicates and fulfils its own flags."""
+    """Return a BCOO [n, d] without duplicates; refuse one that is not finite or flagged wrongly."""
     if A.ndim != 2 or A.n_batch or A.n_dense or 0 in A.shape:
         raise ValueError(
             f"{name} must be a BCOO of shape [n, d] without batch or dense dimensions and "
@@ -151,7 +151,7 @@ def _checked_sparse(name: str, A: DesignMatrix) -> DesignMatrix:
 
 
 def _check_indices(name: str, A: DesignMatrix) -> None:
-    """Refuse a BCOO whose known indices are out of bounds, or not as its flags say."""
+    """Refuse a BCOO with indices out of bounds, or not sorted or unique though flagged as such."""
     # 1. Bounds. Entries beyond the shape are padding, which JAX makes itself; they hold zeros.
     n, d = A.shape
     rows, columns = A.indices.T

@@ -31,8 +31,8 @@ class Activation:
             it changes nothing but rounding.
         traced: whether u closes over a traced number. Then the activation cannot be a static
             argument of a compiled program.
-        enclosure: what is proved about u on intervals, for certificates and bounds; None where
-            nothing is.
+        enclosure: what is proved about u on intervals, for certificates and bounds; None if
+            nothing is proved.
         families: names of the networks that are made of u, each with whether they are normalized.
     """
 

@@ -102,7 +102,7 @@ def crrelu_jet(epsilon: float | Scalars, z: Scalars, c: Scalars | float) -> Jet:
 def _crrelu_terms(
     q11: Scalars, q12: Scalars, q22: Scalars, sines: Scalars | None
 ) -> tuple[Scalars, Scalars]:
-    """Return the factor of ε q12 in E[u(g₁) u(g₂)], and √D, of which D^{-3/2} is that of ε² q12.
+    """Return ν and √D, for the part ε q12 ν + ε² q12 D^{-3/2} of E[u(g₁) u(g₂)].
 
     e^{-g²/2} tilts the Gaussian: with it, E[g₁₊ g₂ e^{-g₂²/2}] = q12 (1+q22)^{-3/2} / 2 by Stein,
     and E[g₁ g₂ e^{-(g₁²+g₂²)/2}] = q12 D^{-3/2},  D = (1+q11)(1+q22) − q12².

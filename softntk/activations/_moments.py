@@ -99,7 +99,7 @@ class _CheckedMoment:
         """Return the moment of numbers or arrays.
 
         Args:
-            args: the variances, then the shift s, the sine and the units, as far as given.
+            args: the variances, then the shift s, the sine and the units, as many as are given.
         """
         variance_count = len(self.names)
         variances = as_scalars(**dict(zip(self.names, args, strict=False)))

@@ -28,7 +28,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from softntk._linalg.angles import safe_sqrt, sine
+from softntk._linalg.angles import hypotenuse, safe_sqrt, sine
 from softntk.activations._closed_forms import Jet, Scalars, unscale
 
 NODE_COUNT = 12
@@ -105,9 +105,7 @@ def _root(
     scale = 1 / OVERFLOW_SCALE
     flat = jnp.sqrt(OVERFLOW_SCALE) * jnp.sqrt(a * scale * q22 + b * scale * q11 + a * b * scale)
     area = safe_sqrt(q11) * safe_sqrt(q22) * sines
-    # Divided by the larger term before squaring, as in a hypotenuse.
-    larger = jnp.maximum(flat, area)
-    return larger * jnp.sqrt(1 + (jnp.minimum(flat, area) / larger) ** 2)
+    return hypotenuse(flat, area)
 
 
 @_root.defjvp

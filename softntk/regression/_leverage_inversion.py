@@ -299,7 +299,7 @@ def _decompose(A: Float[Array, "n d"], t: Float[Array, " n"]) -> _Decomposition:
 
 @jax.custom_jvp
 def _log_det(A: Float[Array, "n d"], t: Float[Array, " n"]) -> Float[Array, ""]:
-    """Return log det(AᵀΩA), whose gradient in t is σ; it has none in A."""
+    """Return log det(AᵀΩA), whose gradient in t is σ; differentiating it in A is an error."""
     return _decompose(A, t).log_det
 
 
@@ -312,7 +312,7 @@ def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
 
 @jax.custom_jvp
 def _scores(A: Float[Array, "n d"], t: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Return σ, whose Jacobian in t is diag(σ) − P∘P; it has none in A."""
+    """Return σ, with Jacobian diag(σ) − P∘P in t; differentiating it in A is an error."""
     return jnp.sum(_decompose(A, t).basis ** 2, axis=1)
 
 

@@ -206,7 +206,7 @@ def check_key(name: str, key: object) -> PRNGKeyArray:
 
 
 def check_callable(name: str, function: object, what: str = "a function") -> Any:
-    """Return a function; the error message says that it must be ``what``."""
+    """Return a function; the message for anything else says that it must be ``what``."""
     if not callable(function):
         raise ValueError(f"{name} must be {what}, got {_quote(function)}.")
     return function

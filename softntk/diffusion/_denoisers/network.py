@@ -121,16 +121,16 @@ def fit_denoiser(
 ) -> Denoiser:
     r"""Fit E[X_0 | X_t] by training a two-layer network on noisy samples: denoising score matching.
 
-    Use it for more data than a kernel can be fitted to, or where features should be learnt. Fits
-    with equal settings share their compiled programs, whatever data and key they have. In
-    the coordinates of :mod:`softntk.diffusion._denoisers.coordinates` f = ℓ + c F. F is an
-    antisymmetric network, zero at the start, so that f is then the best linear denoiser. It
+    Use it for more data than a kernel can be fitted to, or where features should be learnt. In the
+    coordinates of :mod:`softntk.diffusion._denoisers.coordinates` f = ℓ + c F. F is an
+    antisymmetric network, which is zero at the start, so that f is then the best linear denoiser. F
     minimises
 
         ½ E w(t) ‖F(u(t), z(t, X_t)) − (X_0 − ℓ(t, X_t))/c(t)‖²,
 
-    over fresh noise and times at every step, or over one fixed set of noisy samples
-    (``batch_size=None``), as theory has it.
+    over fresh noise and times at every step, or, as in the theory, over one fixed set of noisy
+    samples (``batch_size=None``). Fits with equal settings share their compiled programs, for any
+    data and key.
 
     Args:
         key: randomness of weights, noise, times and batches.
@@ -162,8 +162,8 @@ def fit_denoiser(
             covariance of eigenvalues λ, over the times drawn in training: on which noise levels
             training concentrates. Ignored with a single time.
         progress: show step and loss (rich).
-        checkpoint: a file, written after each hundred steps by an atomic rename. If it is there the
-            fit goes on from it, and ends with the same bits. A file of another fit is recognised by
+        checkpoint: a file, written after each hundred steps by an atomic rename. If it exists, the
+            fit resumes from it, and ends with the same bits. A file of another fit is recognised by
             its data, key and first step, and refused. A difference in ``tx`` that the first step
             does not show, as in a later part of a schedule, is not recognised: keep ``tx`` the
             same.

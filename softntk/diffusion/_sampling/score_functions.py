@@ -1,4 +1,4 @@
-"""Score functions of users as pytrees, and their evaluation."""
+"""Users' score functions as pytrees, and their evaluation."""
 
 import types
 import weakref
@@ -64,10 +64,10 @@ def compile_with_score(
     sde: VPSDE,
     *example: PyTree,
 ) -> Callable[..., PyTree]:
-    """Return a compiled function of the arguments of ``function`` behind the first three.
+    """Return ``function``, compiled, as a function of ``*arguments`` alone.
 
-    Scores and processes that differ in their arrays only share the program; so do scores that are
-    made anew with the same trace. Use it where nothing is traced.
+    Scores and processes that differ in their arrays only share the program, and so do different
+    scores with equal traces. Use it where nothing is traced.
 
     Args:
         name: says what the function is.
