@@ -153,7 +153,7 @@ def row_factors(architecture: Architecture, params: Parameters, x: Points) -> Ro
     """Return features and derivative factors of every row, from one evaluation of the logits.
 
     Use them where rows of the Jacobian are needed without forming the Jacobian, whose size is
-    n × k × (d m); MATHEMATICS.md#empirical-kernel has the formulas.
+    n × k × (d m).
 
     Rows outside the domain (not finite, or with logits beyond the precision) are evaluated at zero
     and marked in ``valid``. A plain network of an exponential activation saturates where u' exceeds
@@ -171,6 +171,18 @@ def row_factors(architecture: Architecture, params: Parameters, x: Points) -> Ro
 
     Raises:
         ValueError: params are not the weights of such a network.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from softntk import networks
+        >>> net = networks.two_layer("softmax", width=4)
+        >>> _, params = net.init_fn(jax.random.key(0), (-1, 2))
+        >>> rows = networks.row_factors(net.architecture, params, jnp.eye(2))
+        >>> outputs = rows.features @ params.readout
+        >>> bool(jnp.allclose(outputs, net.apply_fn(params, jnp.eye(2)), atol=1e-6))
+        True
+
+    Source: MATHEMATICS.md#empirical-kernel.
     """
     # 1. Logits, zero in rows outside the domain.
     check_parameters(architecture, params)

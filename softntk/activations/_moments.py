@@ -131,6 +131,33 @@ def infinite_limit(
 
     :meth:`softntk.activations.Activation.limit` checks its arguments and calls this. Use it
     directly for arrays of one dtype, or in units (see :class:`Moments`).
+
+    Args:
+        name: the name of the activation, for messages.
+        moments: the moments of u.
+        normalized: whether φ is u / E[u], and not u.
+        q11: variance of the input at the first point.
+        q12: covariance.
+        q22: variance at the second point; all three broadcast.
+        sines: the sine of the angle between both inputs, for angular moments; None: that of the
+            variances.
+        units: (b₁, b₂), for moments in units; None: one.
+
+    Returns:
+        Both kernels; +inf where E[u] is zero at a variance.
+
+    Raises:
+        ValueError: normalized, but E[u] = 0 for every variance.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from softntk import activations
+        >>> moments = activations.get("exp").moments
+        >>> kernels = infinite_limit("exp", moments, True, *jnp.array([0.5, 0.2, 0.7]))
+        >>> [round(float(kernel), 4) for kernel in kernels]  # both e^{q12}
+        [1.2214, 1.2214]
+
+    Source: MATHEMATICS.md#gaussian-moments.
     """
     if normalized and not moments.positive_mean:
         raise ValueError(
@@ -186,6 +213,9 @@ def chain(ntk: Scalars, slope: Scalars) -> Scalars:
     Args:
         ntk: Θ.
         slope: E[φ̇φ̇'], of :func:`infinite_limit`.
+
+    Returns:
+        The product, saturated as above.
 
     Example:
         >>> import jax.numpy as jnp

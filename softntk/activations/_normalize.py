@@ -55,5 +55,20 @@ def normaliser_is_resolved(u: Scalars, total: Scalars) -> Bool[Array, "..."]:
     """Return whether the normaliser 1ᵀu along the last axis exceeds the rounding error of 1ᵀ|u|.
 
     Use it before dividing by a sum of terms of both signs.
+
+    Args:
+        u: the terms, [..., m].
+        total: their sum 1ᵀu, [..., 1].
+
+    Returns:
+        Booleans, [..., 1].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> u = jnp.array([[1.0, -1.0], [1.0, -0.5]])
+        >>> normaliser_is_resolved(u, u.sum(axis=-1, keepdims=True)).tolist()
+        [[False], [True]]
+
+    Source: MATHEMATICS.md#activations (the domain).
     """
     return jnp.abs(total) > 4 * jnp.finfo(u.dtype).eps * jnp.sum(jnp.abs(u), axis=-1, keepdims=True)

@@ -48,6 +48,14 @@ def quadrature_moments(jet: Callable[[Scalars, Scalars | float], Jet], order: in
 
     Raises:
         ValueError: jet is not such a function, or order is not a positive integer.
+
+    Example:
+        >>> from softntk import activations
+        >>> moments = quadrature_moments(activations.get("exp").jet)
+        >>> round(float(moments.mean(1.0, 0.0)), 4)  # E[e^g] = √e
+        1.6487
+
+    Source: MATHEMATICS.md#gaussian-moments.
     """
     check_callable("jet", jet, "a function (z, c) -> (u, u', u'')")
     make = _make_moments if is_hashable(jet) else _make_moments.__wrapped__
