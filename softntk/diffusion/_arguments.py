@@ -35,7 +35,7 @@ class Process(Protocol):
 
     @property
     def horizon(self) -> Any:
-        """Return T."""
+        """T, the last time."""
         ...
 
     def variance(self, t: ArrayLike) -> Array:

@@ -140,7 +140,7 @@ class GaussianMixture:
 
     @property
     def covariances(self) -> Float[Array, "c d d"]:
-        """Return Σ, from its decomposition."""
+        """The covariances Σ, from their decomposition."""
         residual = 0 if self._residual is None else self._residual
         rotated = jax.vmap(jnp.diag)(self._eigenvalues) + residual
         return jnp.einsum("cie,cef,cjf->cij", self._eigenvectors, rotated, self._eigenvectors)

@@ -337,7 +337,9 @@ def _tangent_of_t(
 
 def _score_derivative(Q: Float[Array, "n d"], v: Float[Array, " n"]) -> Float[Array, " n"]:
     """Return σ∘v − (P∘P)v, with P = QQᵀ: (P∘P)v is the diagonal of P diag(v) P."""
-    return jnp.sum(Q**2, axis=1) * v - jnp.sum(product(Q, product(Q.T, v[:, None] * Q)) * Q, axis=1)
+    scores = jnp.sum(Q**2, axis=1)
+    weighted_projection = product(Q, product(Q.T, v[:, None] * Q))
+    return scores * v - jnp.sum(weighted_projection * Q, axis=1)
 
 
 @jax.jit

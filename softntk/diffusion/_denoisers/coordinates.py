@@ -131,7 +131,7 @@ class Coordinates:
 
     @property
     def log_variance(self) -> Float[Array, ""]:
-        """Return log(Σλ²/Σλ), the variance along a typical sample.
+        """The logarithm of Σλ²/Σλ, the variance along a typical sample.
 
         The log-SNR of the data is this plus log(α²/h).
         """

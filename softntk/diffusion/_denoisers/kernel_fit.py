@@ -267,7 +267,7 @@ class FoldSums:
 
     @cached_property
     def paths(self) -> list[spectral_fit.Path]:
-        """Return the fits of all but one fold, for each fold."""
+        """The fits to all but one fold, one for each fold that is left out; none for one fold."""
         if len(self.folds) == 1:
             return []
         return [
