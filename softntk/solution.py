@@ -27,12 +27,12 @@ class Result(enum.IntEnum):
     NONFINITE_PRODUCT = 5
     INTERRUPTED = 6
     NOT_DEFINITE = 7
-    # of regressions
+    # Codes of regressions.
     NORMALISER_LOST = 8
     SIGN_CHANGED = 9
     OVERFLOW = 10
     NEGATIVE_WEIGHTS = 11
-    # of solvers and samplers
+    # Codes of solvers and samplers.
     STEP_CHANGED = 12
     NO_STEP = 13
     NONFINITE_SCORE = 14

@@ -147,7 +147,7 @@ def _evaluate(
 
 def _evaluate_equation(equation: jax.extend.core.JaxprEqn, operands: list) -> Sequence[Any]:
     """Return the results of one equation of a trace."""
-    # Older versions of JAX return the functions that are operands, too.
+    # Older versions of JAX return a pair: the operands that are functions, and the parameters.
     parameters = equation.primitive.get_bind_params(equation.params)
     functions = ()
     if isinstance(parameters, tuple):

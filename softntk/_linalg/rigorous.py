@@ -94,7 +94,7 @@ def perron_norm(M: Float[np.ndarray, "n n"], start: Float[np.ndarray, " n"] | No
     if not np.isfinite(M).all():
         return np.inf
     v = np.sqrt(np.diag(M)) if start is None else start
-    # Every entry must be positive, here and below.
+    # The bound needs positive entries: hence what is added here and below.
     v = v + 1e-3 * v.max() + np.finfo(float).tiny
     best = np.inf
     for _ in range(MAX_POWER_STEPS):

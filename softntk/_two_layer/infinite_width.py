@@ -132,7 +132,7 @@ def _clip_units(
 
     Beyond the limit a nearly homogeneous activation is homogeneous to rounding.
     """
-    # A fourth root: also the square of the product of two units is finite.
+    # A fourth root, so that also the square of the product of two units is finite.
     max_unit = float(jnp.finfo(units1.dtype).max) ** 0.25
     return jnp.minimum(units1, max_unit)[:, None], jnp.minimum(units2, max_unit)[None, :]
 

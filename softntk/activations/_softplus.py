@@ -1,15 +1,16 @@
 r"""Softplus, log(1 + e^z): its jet, and Gaussian moments by quadrature over a scale.
 
-The logistic distribution is a mixture of normal ones: 2KN has it, for N ~ N(0, 1) and K of
-Kolmogorov's distribution (Andrews and Mallows 1974). As log(1 + e^z) = E[(z − L)₊] for logistic L,
-with independent K₁ and K₂
+The logistic distribution is a mixture of normal ones: it is that of 2KN, where N ~ N(0, 1) and K
+has Kolmogorov's distribution (Andrews and Mallows 1974). Moreover log(1 + e^z) = E[(z − L)₊] for
+logistic L. So, with independent K₁ and K₂,
 
     E[u(g₁)u(g₂)]   = E[√D + (π − θ)q12]/2π,        E[u(g)] = E[√((q + 4K²)/2π)],
     E[u'(g₁)u'(g₂)] = E[π − θ]/2π,
 
-the moments of relu at the variances Q11 = q11 + 4K₁², Q22 = q22 + 4K₂², where
-D = Q11 Q22 − q12² and cos θ = q12/√(Q11 Q22). They are analytic in log K, and Gauss' rule for the
-distribution of K has the precision of float64 with a dozen nodes, for any variances.
+which are the moments of relu at the variances Q11 = q11 + 4K₁² and Q22 = q22 + 4K₂², averaged over
+K₁ and K₂. Here D = Q11 Q22 − q12² and cos θ = q12/√(Q11 Q22). The moments of relu are analytic in
+log K. So Gauss' rule for the distribution of log K reaches the precision of float64 with a dozen
+nodes, for any variances.
 
 Symbols:
 

@@ -54,8 +54,8 @@ class Factorisation:
         inner: the eigenvalues of K: those of H relative to R that are not one.
         exponent: log₂ s, an integer.
         result: SUCCESSFUL, NOT_DEFINITE where the regular part is not positive definite, or H
-            singular, in this precision, STAGNATED where a solution leaves more than 1 % of its
-            right-hand side, or NONFINITE_INPUT.
+            singular, in this precision, STAGNATED where the residual of a test solve is more than
+            half a per cent of its right-hand side, or NONFINITE_INPUT.
     """
 
     regular: Float[Array, "d d"]

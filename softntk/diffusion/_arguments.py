@@ -188,7 +188,7 @@ def check_symmetric(name: str, matrices: np.ndarray) -> None:
     Raises:
         ValueError: at least one matrix is not symmetric.
     """
-    # For each matrix of the stack.
+    # Each matrix of the stack has a tolerance of its own.
     largest_entry = np.abs(matrices).max(axis=(1, 2))
     asymmetry = np.abs(matrices - matrices.transpose(0, 2, 1)).max(axis=(1, 2))
     if (asymmetry > SYMMETRY_TOLERANCE * largest_entry).any():

@@ -290,7 +290,7 @@ def _logit_curvature(p: Problem, x: Float[Array, " d"], gauss_newton: bool) -> C
     curvature = form.gauss_newton if gauss_newton else form.hessian
     in_domain &= _is_finite(curvature)
     diagonal, factors, core = (jnp.where(in_domain, entry, 0) for entry in curvature)
-    # Infinite weights times zero logits would be NaN.
+    # w² is cut at the largest number: infinite weights times zero logits would be NaN.
     squared_weights = jnp.minimum(p.weights**2, float(jnp.finfo(p.dtype).max))
     return Curvature(diagonal + squared_weights, factors, core)
 
