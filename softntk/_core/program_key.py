@@ -90,7 +90,7 @@ class _Identity:
 
 
 def _parameter_key(value: Any) -> Hashable:
-    """Return a key of a parameter of an equation: by value for known types, else by identity."""
+    """Return a key that compares a parameter of an equation by value, or else by identity."""
     if isinstance(value, jax.extend.core.ClosedJaxpr):
         constants = tuple(map(_parameter_key, value.consts))
         return "closed", program_key(value.jaxpr), constants
@@ -123,7 +123,7 @@ def _array_key(value: np.ndarray | np.generic | jax.Array) -> Hashable:
 
 
 def _hashable_or_identity(value: Any) -> Hashable:
-    """Return (type, value) if the value can be hashed: == compares it then. Else its identity."""
+    """Return a key that compares a value by == if it can be hashed, else by identity."""
     try:
         hash(value)
     except TypeError:

@@ -40,7 +40,7 @@ MIN_SQUARED_SINE = 16
 
 
 def safe_sqrt(q: Scalars) -> Scalars:
-    """Return √q, and zero for q ≤ 0 with derivative zero; the true one at q = 0 is infinite."""
+    """Return √q for q > 0, else zero; the derivative is zero there, though infinite at q = 0."""
     # The inner where keeps 1/√0 out of the derivative, which would be 0 · ∞ = NaN.
     return jnp.where(q > 0, jnp.sqrt(jnp.where(q > 0, q, 1)), 0)
 

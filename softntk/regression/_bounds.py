@@ -69,9 +69,9 @@ class LipschitzBounds(NamedTuple):
     """Lipschitz constants in x, each as a :class:`Bound`.
 
     Attributes:
-        predict: that of the prediction.
-        gradient: that of the gradient of the loss.
-        hessian: that of the Hessian of the loss, in the spectral norm.
+        predict: Lipschitz constant of the prediction.
+        gradient: Lipschitz constant of the gradient of the loss.
+        hessian: Lipschitz constant of the Hessian of the loss, in the spectral norm.
     """
 
     predict: Bound
