@@ -29,11 +29,12 @@ def _power_bits(x: Float[Array, "..."], axis: Axes) -> tuple[Array, Array]:
     """Return the bits of the largest power of two up to max|x|, and whether 0 < max|x| < ∞."""
     max_modulus = jnp.max(jnp.abs(lax.stop_gradient(x)), axis=axis, keepdims=True, initial=0)
     limits = jnp.finfo(x.dtype)
-    # Clamped away from the ends of the range, where the reciprocal of a power of two leaves it.
+    # Clamped away from the ends of the range, where the reciprocal of a power of two leaves it. The
+    # constants are NumPy's: each one of JAX would be a program of its own.
     clamped = lax.clamp(
-        jnp.asarray(8 * float(limits.tiny), x.dtype),
+        np.asarray(8 * float(limits.tiny), x.dtype),
         max_modulus,
-        jnp.asarray(float(limits.max) / 8, x.dtype),
+        np.asarray(float(limits.max) / 8, x.dtype),
     )
     # A power of two is a number without its mantissa.
     bits = lax.bitcast_convert_type(clamped, jnp.dtype(f"uint{limits.bits}"))
@@ -74,7 +75,7 @@ def _inverse_scale(x: Float[Array, "..."], axis: Axes) -> Float[Array, "..."]:
     bits, is_regular = _power_bits(x, axis)
     limits = jnp.finfo(x.dtype)
     # Stored exponents are e + bias, so that −e is stored as 2 bias − (e + bias).
-    double_bias = jnp.asarray((2 * limits.maxexp - 2) << limits.nmant, bits.dtype)
+    double_bias = np.asarray((2 * limits.maxexp - 2) << limits.nmant, bits.dtype)
     return jnp.where(is_regular, lax.bitcast_convert_type(double_bias - bits, x.dtype), 1)
 
 

@@ -50,8 +50,10 @@ class Factorisation:
         columns: V, [d, r].
         core: M, [r, r].
         basis: Q, [d, q], orthonormal.
-        capacitance: K = I + T M Tᵀ, [q, q].
-        inner: the eigenvalues of K: those of H relative to R that are not one.
+        capacitance: K = I + T M Tᵀ, [q, q]; the identity where K is singular.
+        inner: the eigenvalues of K: those of H relative to R that are not one. Ones where K is
+            singular.
+        inner_vectors: the eigenvectors of K, as columns.
         exponent: log₂ s, an integer.
         result: SUCCESSFUL, NOT_DEFINITE where the regular part is not positive definite, or H
             singular, in this precision, STAGNATED where the residual of a test solve is more than
@@ -65,6 +67,7 @@ class Factorisation:
     basis: Float[Array, "d q"]
     capacitance: Float[Array, "q q"]
     inner: Float[Array, " q"]
+    inner_vectors: Float[Array, "q q"]
     exponent: Int[Array, ""]
     result: Int[Array, ""]
 
@@ -115,9 +118,11 @@ def _solve_once(factored: Factorisation, right: Float[Array, "d *s"]) -> Float[A
     # 2. Split the complement once more: rounding has left a part of the span in it.
     correction = product(Q.T, complement)
     complement = complement - product(Q, correction)
-    # 3. Solve in the span, and add.
-    if Q.shape[1]:
-        coordinates = jnp.linalg.solve(factored.capacitance, coordinates + correction)
+    # 3. Solve in the span by the eigenvectors of K, and add. An LU factorisation of K would be as
+    #    large a program as all of this one.
+    vectors = factored.inner_vectors
+    eigenvalues = factored.inner if right.ndim == 1 else factored.inner[:, None]
+    coordinates = product(vectors, product(vectors.T, coordinates + correction) / eigenvalues)
     combined = complement + product(Q, coordinates)
     return jax.scipy.linalg.solve_triangular(L.T, combined, lower=False)
 
@@ -213,7 +218,7 @@ def factorise(op: "StructuredOperator") -> Factorisation:
     low_rank = product(T, product(core, T.T))
     low_rank = 0.5 * (low_rank + low_rank.T)
     capacitance = jnp.eye(len(T), dtype=dtype) + low_rank
-    inner = jnp.linalg.eigvalsh(capacitance)
+    inner, inner_vectors = jnp.linalg.eigh(capacitance)
     # An eigenvalue of K that is rounding of the terms that cancel in it: H is singular.
     max_term = 1 + jnp.max(jnp.abs(low_rank), initial=0)
     is_regular = jnp.all(jnp.abs(inner) > 4 * rounding_unit * max_term)
@@ -225,7 +230,8 @@ def factorise(op: "StructuredOperator") -> Factorisation:
         core=M,
         basis=Q,
         capacitance=jnp.where(is_regular, capacitance, jnp.eye(len(T), dtype=dtype)),
-        inner=inner,
+        inner=jnp.where(is_regular, inner, 1),
+        inner_vectors=inner_vectors,
         exponent=exponent,
         result=jnp.where(is_finite, code, Result.NONFINITE_INPUT).astype(jnp.int32),
     )

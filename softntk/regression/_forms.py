@@ -25,6 +25,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from softntk import activations
@@ -73,7 +74,9 @@ class FormValues(NamedTuple):
 
 def _make_core(corner: Float[Array, ""]) -> Float[Array, "2 2"]:
     """Return M = [[corner, −1], [−1, 0]]."""
-    return jnp.asarray([[0.0, -1.0], [-1.0, 0.0]], corner.dtype).at[0, 0].set(corner)
+    # Constants of NumPy: an array of JAX would be a program of its own.
+    constants = np.asarray([[0.0, -1.0], [-1.0, 0.0]], corner.dtype)
+    return jnp.where(np.asarray([[True, False], [False, False]]), corner, constants)
 
 
 def _as_columns(first: Vector, second: Vector) -> Float[Array, "n 2"]:

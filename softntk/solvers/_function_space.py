@@ -83,7 +83,7 @@ def fits_targets(
     param_count = sum(leaf.size for leaf in jax.tree.leaves(params))
     param_size = tree_norm(params) / param_count**0.5
     term_size = (jnp.sqrt(system.kernel_scale) * param_size).astype(y.dtype)
-    output_size = _root_mean_square(outputs) + _root_mean_square(y) + term_size
+    output_size = _root_mean_square(jnp.stack([outputs, y])) + term_size
     return _root_mean_square(system.residual) <= RESIDUAL_ROUNDINGS * eps * output_size
 
 
@@ -92,32 +92,29 @@ def _root_mean_square(v: Array) -> Float[Array, ""]:
     return scaled_norm(v) / v.size**0.5
 
 
-def relative_norm(v: Array, reference: Array) -> Float[Array, ""]:
-    """Return ‖v‖/‖reference‖; zero for a zero reference."""
-    norm = scaled_norm(reference)
-    return jnp.where(norm > 0, scaled_norm(v) / jnp.where(norm > 0, norm, 1), 0)
-
-
 def is_foreign_gradient(gradient: Params, system: FunctionSpaceSystem) -> Bool[Array, ""]:
     """Return whether a gradient has another direction than Jᵀ(F − Y), beyond rounding."""
-    residual_norm = scaled_norm(system.residual)
+    # 1. The bound √(n·scale) ‖r‖ of ‖Jᵀr‖ as a unit of Jᵀr, and the largest entry as one of the
+    #    gradient, which may be that of any multiple of the loss: no product overflows.
+    expected = jax.tree.leaves(system.pull_back(system.residual)[0])
+    actual = jax.tree.leaves(gradient)
     row_count = len(system.mean_kernel)
     eps = float(jnp.finfo(system.residual.dtype).eps)
-    rounding = GRADIENT_ROUNDINGS * eps * jnp.sqrt(row_count * system.kernel_scale) * residual_norm
-    expected, expected_norm = _normalise_leaves(system.pull_back(system.residual)[0])
-    actual, actual_norm = _normalise_leaves(gradient)
-    # In unit vectors, so that no product overflows.
-    products = [jnp.sum(a * b.astype(a.dtype)) for a, b in zip(expected, actual, strict=True)]
-    cosine = sum(part.astype(expected_norm.dtype) for part in products)
-    differs = cosine < MIN_GRADIENT_COSINE
-    return (expected_norm > rounding) & jnp.isfinite(actual_norm) & differs
+    largest_norm = jnp.sqrt(row_count * system.kernel_scale) * scaled_norm(system.residual)
+    largest_entry = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in actual]))
+    units = [jnp.where(unit > 0, unit, 1) for unit in (largest_norm, largest_entry)]
 
-
-def _normalise_leaves(tree: Params) -> tuple[list, Scalar]:
-    """Return the leaves of a pytree divided by its norm, and the norm."""
-    norm = tree_norm(tree)
-    divisor = jnp.where(norm > 0, norm, 1)
-    return [leaf / divisor.astype(leaf.dtype) for leaf in jax.tree.leaves(tree)], norm
+    # 2. The cosine between them.
+    pairs = [
+        (a / units[0].astype(a.dtype), (b / units[1].astype(b.dtype)).astype(a.dtype))
+        for a, b in zip(expected, actual, strict=True)
+    ]
+    product = sum(jnp.sum(a * b) for a, b in pairs)
+    expected_norm = jnp.sqrt(sum(jnp.sum(a * a) for a, _ in pairs))
+    actual_norm = jnp.sqrt(sum(jnp.sum(b * b) for _, b in pairs))
+    differs = product <= MIN_GRADIENT_COSINE * expected_norm * actual_norm
+    has_direction = expected_norm > GRADIENT_ROUNDINGS * eps
+    return has_direction & jnp.isfinite(actual_norm) & differs
 
 
 class DualSolution(NamedTuple):
@@ -126,13 +123,13 @@ class DualSolution(NamedTuple):
     Attributes:
         dual: v.
         products: number of products with K.
-        kernel_product: K v.
-        solve_error: ‖r − (K + ρ)v‖/‖r‖.
+        remaining_fraction: ‖r − K v‖²/‖r‖², what the linearisation leaves of the loss.
+        solve_error: ‖r − (K + ρ)v‖/‖r‖, as conjugate gradients update it.
     """
 
     dual: Outputs
     products: Int[Array, ""]
-    kernel_product: Outputs
+    remaining_fraction: Scalar
     solve_error: Scalar
 
 
@@ -164,11 +161,12 @@ def solve_dual(
     start = conjugate_gradients.start((right / unit).reshape(-1, 1), precondition)
     goals = jnp.full((1, 1), rtol * right.size**0.5, right.dtype)
     state = conjugate_gradients.advance(multiply, precondition, start, goals, max_steps)
-    dual = unit * state.x.reshape(right.shape)
-    kernel_product = system.kernel.mv(dual)
+    # 3. Both residuals from the recurrence, in units of r: another product with K would be no more
+    #    exact than ε‖K‖‖v‖ either, and make the program half as large again.
+    kernel_residual = state.residual + ridge * state.x
     return DualSolution(
-        dual=dual,
+        dual=unit * state.x.reshape(right.shape),
         products=state.step.astype(jnp.int32),
-        kernel_product=kernel_product,
-        solve_error=relative_norm(right - (kernel_product + ridge * dual), right),
+        remaining_fraction=jnp.sum(kernel_residual**2) / right.size,
+        solve_error=jnp.sqrt(jnp.sum(state.residual**2) / right.size),
     )

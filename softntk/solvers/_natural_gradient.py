@@ -53,7 +53,6 @@ from softntk.solvers._diagnostics import (
     initial_diagnostics,
 )
 from softntk.solvers._function_space import (
-    FunctionSpaceSystem,
     NetworkAtPoints,
     Outputs,
     Params,
@@ -61,7 +60,6 @@ from softntk.solvers._function_space import (
     fits_targets,
     is_foreign_gradient,
     linearise,
-    relative_norm,
     solve_dual,
 )
 
@@ -275,7 +273,7 @@ def natural_gradient(
                 assert value is not None
                 assert value_fn is not None
                 value_after = value_fn(optax.apply_updates(network.params, step))
-                ratio = _decrease_ratio(system, solution.kernel_product, value, value_after)
+                ratio = _decrease_ratio(solution.remaining_fraction, value, value_after)
                 damping = _next_damping(damping, ratio)
                 accepted = ratio > MIN_DECREASE_RATIO
             return _Attempt(
@@ -335,20 +333,13 @@ def _check_outputs(outputs: Any, y: Outputs) -> None:
         )
 
 
-def _decrease_ratio(
-    system: FunctionSpaceSystem,
-    kernel_product: Outputs,
-    value: ArrayLike,
-    value_after: ArrayLike,
-) -> Scalar:
+def _decrease_ratio(remaining_fraction: Scalar, value: ArrayLike, value_after: ArrayLike) -> Scalar:
     """Return the actual over the predicted decrease of the loss, −1 where it is not finite.
 
     The loss may be any multiple of ½‖r‖²: the prediction is relative to its present value.
     """
     # The linearisation predicts the residual r + J s = r − K v after the step s = −Jᵀv.
-    dtype = system.residual.dtype
-    remaining = system.residual - kernel_product
-    remaining_fraction = relative_norm(remaining, system.residual) ** 2
+    dtype = remaining_fraction.dtype
     predicted_decrease = jnp.asarray(value, dtype) * (1 - remaining_fraction)
     actual_decrease = value - jnp.asarray(value_after, dtype)
     divisor = jnp.where(predicted_decrease > 0, predicted_decrease, 1)

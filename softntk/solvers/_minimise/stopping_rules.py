@@ -169,8 +169,10 @@ def result_of_step(
 
 def result_of_short_step(carry: Carry, options: Options) -> Int[Array, ""]:
     """Return the result, SUCCESSFUL after a step that is short enough: rule 5 of the module."""
+    if options.step_tol == 0:
+        return carry.result
     max_length = options.step_tol * tree_norm(carry.x)
-    is_short = (options.step_tol > 0) & (carry.step_norm <= max_length) & ~carry.maybe_indefinite
+    is_short = (carry.step_norm <= max_length) & ~carry.maybe_indefinite
     is_over = (carry.result == RUNNING) & is_short
     return jnp.where(is_over, Result.SUCCESSFUL, carry.result).astype(jnp.int32)
 
