@@ -55,12 +55,12 @@ class FormValues(NamedTuple):
 
     Attributes:
         prediction: u/α or u, [n].
-        residual: [n].
-        gradient: of ½‖residual‖² in z, [n].
-        hessian: of the same, in z.
+        residual: the residual of the table, [n].
+        gradient: the gradient of ½‖residual‖² in z, [n].
+        hessian: the Hessian of ½‖residual‖² in z.
         gauss_newton: JᵀJ in z.
         resolved: False where the normaliser is lost in rounding.
-        total: the normaliser α up to a positive factor; one where there is none.
+        total: the normaliser α up to a positive factor; one for the plain form.
     """
 
     prediction: Vector

@@ -214,7 +214,7 @@ def _resume(
             lambda old, new: np.array_equal(old[0], np.asarray(new)[0]), history, first_entries
         )
         if not all(jax.tree.leaves(is_same)):
-            raise ValueError(checkpoints.foreign(checkpoint))
+            raise ValueError(checkpoints.foreign_run_message(checkpoint))
     # Tolerances and max_steps may have changed: the run is tested anew.
     if int(carry.result) in (Result.SUCCESSFUL, Result.MAX_STEPS, Result.INTERRUPTED):
         carry = carry._replace(result=jnp.asarray(RUNNING, jnp.int32))
