@@ -10,7 +10,7 @@ from softntk.networks import Network, Parameters
 
 
 def check_network(name: str, net: object) -> Network:
-    """Return a network of :func:`softntk.networks.two_layer`."""
+    """Return a network of :func:`softntk.networks.two_layer`; refuse anything else."""
     if not isinstance(net, Network):
         raise ValueError(
             f"{name} must be a network of softntk.networks.two_layer, got {type(net).__name__}."
