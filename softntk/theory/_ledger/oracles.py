@@ -229,10 +229,10 @@ class Derivatives(NamedTuple):
         f: u/α, [n].
         jacobian: ∂f/∂x, [n, d].
         loss: the loss with its penalty.
-        gradient: of the loss in x, [d].
-        hessian: of the loss in x, [d, d].
+        gradient: gradient of the loss in x, [d].
+        hessian: Hessian of the loss in x, [d, d].
         penalty: the Hessian of ½‖diag(w)Ax‖² in x, [d, d].
-        logit_hessian: of the loss without its penalty in the logits, [n, n].
+        logit_hessian: Hessian in the logits of the loss without its penalty, [n, n].
     """
 
     alpha: Real

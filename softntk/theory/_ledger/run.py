@@ -109,7 +109,7 @@ def ledger(
     Args:
         quick: True takes about half a minute; False measures twenty times as many instances.
         match: run only statements with this text in their reference, such as "[S]" or "Hessian".
-        seed: of all random numbers; rows do not depend on each other.
+        seed: seed of all random numbers; rows do not depend on each other.
         progress: show the statement that is being run.
         statements: your own; None for those of the papers.
 

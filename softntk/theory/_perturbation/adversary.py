@@ -80,7 +80,7 @@ class KernelNeighbourhood:
     """A network at W and its points, in float64, with H(W) and distances from it.
 
     Attributes:
-        architecture: of the network.
+        architecture: the network.
         params: W.
         x: points, [n, d].
         row_norms: ‖x_i‖, with a 1 appended under bias, [n].

@@ -38,7 +38,7 @@ class IntervalBound:
     It must be called where JAX has float64.
 
     Attributes:
-        architecture: of the network.
+        architecture: the network.
         params: W.
         x: points, [n, d].
     """

@@ -80,7 +80,11 @@ class Perturbation:
     converted: bool
 
     def of(self, kind: str) -> "Perturbation":
-        """Return the entries of one kind, in the order of their radii or along the path."""
+        """Return the entries of one kind, in the order of their radii or along the path.
+
+        Raises:
+            ValueError: there are no entries of this kind.
+        """
         check_choice("kind", kind, dict.fromkeys(self.kind))
         # Every array field and every leaf of the weights has the same leading axis.
         selected = np.array([name == kind for name in self.kind], bool)

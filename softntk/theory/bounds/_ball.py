@@ -56,7 +56,7 @@ def radius(
         D; +inf beyond the largest float.
 
     Raises:
-        ValueError: as :func:`softntk.theory.required_width`; residual not positive; width no
+        ValueError: as for :func:`softntk.theory.required_width`; residual not positive; width no
             positive integer; an unknown parameterization.
 
     Example:
@@ -114,7 +114,7 @@ def perturbation_bound(
         The bound; +inf beyond the largest float.
 
     Raises:
-        ValueError: as :func:`softntk.theory.required_width`; R not positive; an unknown
+        ValueError: as for :func:`softntk.theory.required_width`; R not positive; an unknown
             parameterization; no width where one is needed.
 
     Example:

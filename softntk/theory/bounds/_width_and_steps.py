@@ -128,7 +128,7 @@ def required_steps(
         T, not rounded; zero for ε ≥ nk, +inf beyond the largest float.
 
     Raises:
-        ValueError: as :func:`required_width`; ε not positive.
+        ValueError: as for :func:`required_width`; ε not positive.
 
     Example:
         >>> round(required_steps("relu", 10, 1.0, 0.1))
@@ -178,7 +178,7 @@ def learning_rate(
         η; zero if it underflows.
 
     Raises:
-        ValueError: as :func:`required_width`; an unknown parameterization; no width where one is
+        ValueError: as for :func:`required_width`; an unknown parameterization; no width where it is
             needed.
 
     Example:
@@ -262,7 +262,7 @@ def table(
         Three :class:`Row`, which ``print(row)`` shows as lines of text.
 
     Raises:
-        ValueError: as :func:`required_steps`.
+        ValueError: as for :func:`required_steps`.
 
     Example:
         >>> [row.family for row in table(10, 0.5, 0.01)]

@@ -143,6 +143,13 @@ class EffectiveRanks:
         """Return k* = min{k: r_k ≥ b·samples}, or None if there is no such k.
 
         The first k* directions are fitted; the others act as a ridge.
+
+        Args:
+            samples: n, the number of samples.
+            b: > 0, a constant of the theorem; the paper only proves that there is one.
+
+        Raises:
+            ValueError: samples not a positive integer, b not positive.
         """
         # r_k need not be monotone: take the first k.
         samples = check_integer("samples", samples, at_least=1)
@@ -152,7 +159,8 @@ class EffectiveRanks:
     def variance(self, samples: int, b: float = 1.0) -> float:
         """Return k*/n + n/R_{k*}, the risk of interpolated noise in units of its variance.
 
-        It holds up to a constant. It is +inf where there is no k*.
+        It holds up to a constant. It is +inf where there is no k*. The arguments are those of
+        :meth:`critical`.
         """
         k = self.critical(samples, b)
         return math.inf if k is None else k / samples + samples / float(self.tail_flatness[k])

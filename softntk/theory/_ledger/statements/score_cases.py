@@ -80,13 +80,13 @@ class ScoreProblem:
         label_variance: the variance of X₀ given X_t, [TRAIN_SIZE].
         test_targets: f* on new points, [TEST_SIZE, 1].
         inputs: (X_t, 2)/4, the inputs of kernel and network, [TRAIN_SIZE, 2].
-        test_inputs: those of the new points, [TEST_SIZE, 2].
+        test_inputs: the same inputs of the new points, [TEST_SIZE, 2].
         gram: H* of the training points.
         test_gram: H* between new and training points.
-        eigenvalues: of gram.
-        eigenvectors: of gram.
+        eigenvalues: eigenvalues of ``gram``, ascending.
+        eigenvectors: eigenvectors of ``gram``, as columns.
         rate: η = 1/(2λ_max).
-        ridge_coefficients: of F_H, [TRAIN_SIZE, 1].
+        ridge_coefficients: c with F_H = Σ c_i K(·, x_i), [TRAIN_SIZE, 1].
     """
 
     def __init__(self, case: Case) -> None:
