@@ -1,14 +1,16 @@
 r"""The step sizes of the theory, for :func:`softntk.solvers.gradient_descent`.
 
 The loss has a Hessian (or a kernel) with eigenvalues in [λ_min, λ_max], and κ = λ_max/λ_min. The
-last column is the factor by which the distance to the minimum shrinks in each step.
+last column is the factor on the distance to the minimum in each step. It is an upper bound for
+``fastest``, holds in the limit of many steps for ``heavy_ball``, and up to a constant for
+``nesterov``.
 
 | | η | momentum | factor |
 |---|---|---|---|
-| :func:`fastest` | 2/(λ_max + λ_min) | – | at most (κ − 1)/(κ + 1) |
-| :func:`heavy_ball` | 4/(√λ_max + √λ_min)² | ((√κ − 1)/(√κ + 1))² | (√κ − 1)/(√κ + 1), late |
-| :func:`nesterov` | 1/λ_max | (√κ − 1)/(√κ + 1) | √(1 − 1/√κ), up to a constant |
-| :func:`paper` | 0.1 λ/(m n²k² e^{16B}) | – | at most 1 − mηλ/2, of ‖F − Y‖² |
+| :func:`fastest` | 2/(λ_max + λ_min) | – | (κ − 1)/(κ + 1) |
+| :func:`heavy_ball` | 4/(√λ_max + √λ_min)² | ((√κ − 1)/(√κ + 1))² | (√κ − 1)/(√κ + 1) |
+| :func:`nesterov` | 1/λ_max | (√κ − 1)/(√κ + 1) | √(1 − 1/√κ) |
+| :func:`paper` | 0.1 λ/(m n²k² e^{16B}) | – | 1 − mηλ/2, of ‖F − Y‖² |
 
 Example:
     >>> import softntk as sn

@@ -163,9 +163,9 @@ def distances(
     kernel = _check_finite_start("x", ntk.empirical(net, params, x))
     initial_outputs = _check_finite_start("x", scale * net.apply_fn(params, x))
     linearised = ntk.predict_gd(kernel, y, rate, step_array, initial_outputs)
-    gaps = jnp.asarray(np.diff(measured_steps, prepend=0))
+    step_counts = jnp.asarray(np.diff(measured_steps, prepend=0))
     step_size = jnp.asarray(rate, params.hidden.dtype)
-    path = _descend(net, params, x, y, gaps, step_size, jnp.asarray(scale, y.dtype))
+    path = _descend(net, params, x, y, step_counts, step_size, jnp.asarray(scale, y.dtype))
 
     def relative_distance(outputs: Array, linearised: Array, initial: Array) -> Array:
         # At step 0 both norms are rounding.
@@ -287,11 +287,14 @@ def _descend(
     params: Parameters,
     x: Array,
     y: Array,
-    gaps: Integer[Array, " s"],
+    step_counts: Integer[Array, " s"],
     learning_rate: Array,
     scale: Array,
 ) -> Parameters:
-    """Run gradient descent on ½‖F − Y/s‖²; return the parameters after each gap, stacked."""
+    """Return the parameters on a path of gradient descent on ½‖F − Y/s‖², stacked.
+
+    Entry i is that after the first i + 1 of the ``step_counts``.
+    """
 
     # ½‖f − Y‖²/s² with f = sF, written without the large numbers sF.
     def loss(weights: Parameters) -> Array:
@@ -302,11 +305,11 @@ def _descend(
         return jax.tree.map(lambda leaf, slope: leaf - learning_rate * slope, weights, gradient)
 
     # The outer scan stacks the weights at the measured steps only; the inner loop keeps nothing.
-    def advance(weights: Parameters, gap: Array) -> tuple[Parameters, Parameters]:
-        weights = lax.fori_loop(0, gap, step, weights)
+    def advance(weights: Parameters, step_count: Array) -> tuple[Parameters, Parameters]:
+        weights = lax.fori_loop(0, step_count, step, weights)
         return weights, weights
 
-    return lax.scan(advance, params, gaps)[1]
+    return lax.scan(advance, params, step_counts)[1]
 
 
 def _ratio(part: Float[Array, "*s"], total: Float[Array, ""]) -> Float[Array, "*s"]:

@@ -234,9 +234,9 @@ def _ritz_model(
 
     # 3. Without a preconditioner the metric is ‖H‖ times the identity, so that no unit matters.
     if scale_by_norm:
-        curvature_norm = jnp.max(jnp.where(is_ritz_value, jnp.abs(ritz_values), 0))
-        metric_root = jnp.sqrt(jnp.where(curvature_norm > 0, curvature_norm, 1))
-        ritz_values = ritz_values / jnp.where(curvature_norm > 0, curvature_norm, 1)
+        curvature_norm = jnp.where(largest_ritz > 0, largest_ritz, 1)
+        metric_root = jnp.sqrt(curvature_norm)
+        ritz_values = ritz_values / curvature_norm
         basis = basis / metric_root
         gradient = gradient / metric_root
     model = DiagonalModel(ritz_values, basis, gradient, is_indefinite)

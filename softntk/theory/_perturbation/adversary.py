@@ -21,6 +21,7 @@ from softntk._linalg.norms import host_norm, scaled_norm
 from softntk._linalg.products import product
 from softntk._two_layer.architecture import row_vectors
 from softntk.networks import Architecture, Parameters, Points, row_factors
+from softntk.theory._arguments import with_bias_feature
 
 Move = Float[Array, "c m"]
 """A perturbation of the hidden weights, [d, m], or [d + 1, m] with the bias as the last row."""
@@ -91,9 +92,7 @@ class KernelNeighbourhood:
         self.architecture = architecture
         self.params = params
         self.x = x
-        has_bias = params.bias is not None
-        rows = np.concatenate([x, np.ones((len(x), 1))], axis=1) if has_bias else x
-        self.row_norms = host_norm(rows, axis=1)
+        self.row_norms = host_norm(with_bias_feature(x, params), axis=1)
         self.kernel = np.asarray(_compiled_kernel_matrix(architecture, params, x))
         if not np.isfinite(self.kernel).all():
             raise ValueError(

@@ -23,6 +23,7 @@ from softntk._linalg.norms import host_norm
 from softntk._linalg.rigorous import Interval, perron_norm
 from softntk._two_layer.architecture import row_vectors
 from softntk.networks import Architecture, Parameters, row_factors
+from softntk.theory._arguments import with_bias_feature
 from softntk.theory._perturbation.softmax_bound import SoftmaxExpansion
 
 RADIUS_MARGIN = 1e-9
@@ -109,7 +110,7 @@ def _enclose_factors(
     architecture: Architecture, params: Parameters, x: np.ndarray, R: float
 ) -> tuple[Interval, Interval] | None:
     """Return enclosures of g, [nk, m], and of the features γu/α, [n, m]; None without a bound."""
-    # 1. Logits, and how far they move; a bias is the weight of a feature that is one.
+    # 1. Logits, and how far they move.
     activation = architecture.activation
     a = np.asarray(params.readout)
     enclosure = activation.enclosure
@@ -118,8 +119,7 @@ def _enclose_factors(
     z = x @ np.asarray(params.hidden)
     if params.bias is not None:
         z = z + np.asarray(params.bias)
-        x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
-    delta = R * host_norm(x, axis=1, keepdims=True)
+    delta = R * host_norm(with_bias_feature(x, params), axis=1, keepdims=True)
     shift = activation.log_scale(jnp.asarray(z)) if architecture.normalized else 0.0
 
     # 2. u and u', in units of e^shift, evaluated as in the network itself.

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from softntk._linalg.norms import host_norm
 from softntk._linalg.rigorous import perron_norm
 from softntk.networks import Architecture, Parameters
+from softntk.theory._arguments import with_bias_feature
 
 CANCELLATION_MARGIN = 1e-12
 """Rounding of Q relative to the sum of the positive terms that it is a difference of."""
@@ -56,12 +57,11 @@ class SoftmaxExpansion:
     def __init__(self, architecture: Architecture, params: Parameters, x: np.ndarray) -> None:
         readout = np.asarray(params.readout)
         self.k = params.readout.shape[1]
-        # 1. The softmax; a bias is the weight of a feature that is one.
+        # 1. The softmax.
         z = x @ np.asarray(params.hidden)
-        points = x
         if params.bias is not None:
             z = z + np.asarray(params.bias)
-            points = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+        points = with_bias_feature(x, params)
         self.lengths = host_norm(points, axis=1)
         # The shift by the largest logit prevents overflow and cancels.
         power = np.exp(z - z.max(axis=1, keepdims=True))

@@ -126,7 +126,7 @@ def early_stopping_time(
     n = len(values)
     largest = float(values[0])
     values = values[values > 0] / largest
-    # 2. The complexity t Σ min(tλ_i, 1) at the stopping time is (cB/σ)² = root².
+    # 2. The complexity t Σ min(tλ_i, 1) reaches (cB/σ)² = root² at the stopping time.
     root = constant * (norm / noise) * math.sqrt(largest)
     root = min(max(root, MIN_COMPLEXITY_ROOT), MAX_COMPLEXITY_ROOT)
     complexity = root * root
@@ -136,7 +136,9 @@ def early_stopping_time(
     with np.errstate(over="ignore"):
         break_complexities = (np.arange(len(values)) + tail_sums[:-1] / values) / values
     k = int(np.searchsorted(break_complexities, complexity, side="right"))
-    time = 2 * root * (root / (k + math.hypot(k, 2 * math.sqrt(tail_sums[k]) * root)))
+    # 2 root²/(k + √(k² + 4 S root²)) loses no digits, and forms no square that may overflow.
+    discriminant_root = math.hypot(k, 2 * math.sqrt(tail_sums[k]) * root)
+    time = 2 * root * (root / (k + discriminant_root))
     # 4. Whole steps, if there is a learning rate.
     stopping_time = time
     steps = None
