@@ -163,7 +163,7 @@ def _initial_outputs_of_network(
 ) -> tuple[Array | None, Array | None]:
     """Return F(0) of training and test points; the network fills in what is None.
 
-    A start that is given as zeros stands for the test points too.
+    If zeros are given as f0, the test points start at zero too.
     """
     # A user who passes zeros as f0 says that the network starts at zero everywhere.
     is_zero = f0 is not None and is_concrete(f0) and not np.any(np.asarray(f0))

@@ -331,7 +331,7 @@ def _predict_by_krylov(
     is_sum: bool, times: TrainingTimes, op: GramOperator, problem: Problem, rtol: float | None
 ) -> Array:
     """Return the prediction from Krylov spaces of the residual, doubled until nothing changes."""
-    # 1. Start vectors: one for each output of a kernel on [n], one in all for a kernel on [n, k].
+    # 1. Start vectors: one for each output of a kernel on [n], a single one for a kernel on [n, k].
     if rtol is None:
         rtol = 1e-5 if op.dtype == jnp.float32 else 1e-9
     residual = problem.residual.astype(op.dtype)

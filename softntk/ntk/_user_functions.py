@@ -59,7 +59,7 @@ class _ByIdentity:
 
     def __init__(self, function: Callable):
         self.function = function
-        # A bound method is made anew at each access: compare its object and its function.
+        # Each access to a method makes a new object: compare its owner and its function.
         owner = getattr(function, "__self__", function)
         self._key = (id(owner), getattr(function, "__func__", None))
 

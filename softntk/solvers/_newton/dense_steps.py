@@ -198,6 +198,6 @@ def undamped_step(H: Matrix, metric: Callable[[], Matrix] | None, g: Vector) -> 
             eigenvalues[0],
         )
 
-    # A step that is not finite (H = 0, say) is replaced by that of steepest descent.
+    # A step that is not finite (for example where H = 0) is replaced by steepest descent.
     result = lax.cond(is_definite, lambda: step_result(step, 0.0, Step.NEWTON), modified_step)
     return result._replace(step=jnp.where(jnp.isfinite(result.step).all(), result.step, -g))

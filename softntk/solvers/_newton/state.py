@@ -16,8 +16,8 @@ class NewtonState(NamedTuple):
         smallest_curvature: the smallest eigenvalue of the curvature in the metric; zero where it
             was not computed.
         sample_size: rows of the last sample; zero without a sample.
-        conjugate_gradient_steps: products with the curvature, in all.
-        evaluations: evaluations of ``value_fn``, in all.
+        conjugate_gradient_steps: number of products with the curvature over all updates.
+        evaluations: number of evaluations of ``value_fn`` over all updates.
         gradient_norm: norm of the last incoming updates.
         diagnostics: what ``minimise`` reads, a :class:`softntk.solvers.StepDiagnostics`. Its
             ``result`` is STEP_CHANGED if a later transform of the chain changed a damped step. Its

@@ -146,7 +146,7 @@ def _cases_of_round_numbers(case: Case, used: set[str]) -> Iterator[Case]:
     """Yield cases in which one entry is rounded to one digit."""
     for name, value in case.items():
         if name in used and isinstance(value, float | np.ndarray) and np.size(value):
-            # A number that is round already would be tried for ever.
+            # A number that is round already is no smaller case.
             rounded_value = _round_to_one_digit(value)
             if not np.array_equal(rounded_value, value):
                 yield {**case, name: rounded_value}

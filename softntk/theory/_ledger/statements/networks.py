@@ -33,7 +33,7 @@ def check_network(case: Case) -> Instance:
 
 
 def check_double_trick(case: Case) -> Instance:
-    """Measure |F(0)|/m, which is to vanish."""
+    """Measure |F(0)|/m, which must vanish."""
     # Outputs of "paper" networks grow like m, hence the division.
     net, params = build_network(case, "paper")
     largest_output = float(np.abs(net.apply_fn(params, case["x"])).max())

@@ -93,7 +93,7 @@ def compare_hessian(case: Case, name: str, exact: oracles.Derivatives) -> Instan
 
 
 def measure_rank_two(case: Case, name: str, exact: oracles.Derivatives) -> Instance:
-    """Measure the third singular value of B − diag(D), which is to vanish."""
+    """Measure the third singular value of B − diag(D), which must vanish."""
     # The diagonal D comes from the package, the matrix from the oracle.
     hessian = build_problem(case, name, weighted=False).hessian(point(case))
     D = np.asarray(hessian.logit_diagonal)
@@ -105,7 +105,7 @@ def measure_rank_two(case: Case, name: str, exact: oracles.Derivatives) -> Insta
 
 def compare_gauss_newton(case: Case, name: str, exact: oracles.Derivatives) -> Instance:
     """Compare the Gauss–Newton matrix with JᵀJ."""
-    # Without weights, whose part is compared by itself.
+    # Without weights: another statement compares their part.
     J = np.asarray(exact.jacobian)
     gauss_newton = build_problem(case, name, weighted=False).gauss_newton(point(case))
     return equal(gauss_newton.as_matrix(), J.T @ J)

@@ -43,7 +43,7 @@ def draw_regression(
 
 
 def tall_case(rng: np.random.Generator) -> Case:
-    """Draw a regression with A of full rank; one shape, for what is compiled for every shape."""
+    """Draw a regression with A of full rank; it has one shape, so that checks compile once."""
     return draw_regression(rng, (6, 3))
 
 
