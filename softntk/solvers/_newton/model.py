@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from softntk._core.typing import Vector
 from softntk._linalg.products import product
 from softntk.solvers._diagnostics import Step
 
 Scalar = Float[Array, ""]
-Vector = Float[Array, " d"]
 
 
 class LossAlongStep(NamedTuple):
