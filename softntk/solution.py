@@ -100,10 +100,10 @@ _ADVICE_TEXTS = {
         'approx_newton(…, damping="trust_region").'
     ),
     Result.FOREIGN_LOSS: (
-        "natural_gradient minimises ½‖F − Y‖², or a multiple of it, and the gradient that it was "
-        "given is that of another loss. Minimise 0.5 * sum((apply_fn(params, x) - y) ** 2) alone; "
-        "for other losses use approx_newton with the Gauss–Newton curvature of that loss, or "
-        "optax.lbfgs."
+        "natural_gradient minimises its own loss, or a multiple of it, and the gradient that it was "
+        "given is that of another one. Give it the loss that is minimised: "
+        'loss="cross_entropy" or a function of one point, weight_decay= for a penalty, batch= for '
+        "a minibatch. For losses that are no sum over points use approx_newton or optax.lbfgs."
     ),
     Result.NONFINITE_SCORE: (
         "A score is NaN or infinite on the way from noise to data, or the way leads out of range. "

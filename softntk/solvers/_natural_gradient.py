@@ -217,13 +217,13 @@ def natural_gradient(
     """
     # 1. Check the arguments.
     x = as_points(net, x)
-    loss = as_output_loss("loss", loss)
-    targets = check_targets(loss, y, len(x), x.dtype)
+    output_loss = as_output_loss("loss", loss)
+    targets = check_targets(output_loss, y, len(x), x.dtype)
     weight_decay = check_number("weight_decay", weight_decay, at_least=0)
     ridge = check_number("ridge", ridge, above=0)
     if rtol is None:
-        rtol = SQUARED_LOSS_RTOL if loss.name == "squared" else OTHER_LOSS_RTOL
-    rtol = check_number("rtol", rtol, above=0)
+        rtol = SQUARED_LOSS_RTOL if output_loss.name == "squared" else OTHER_LOSS_RTOL
+    cg_rtol: float = check_number("rtol", rtol, above=0)
     max_cg_steps = check_integer("max_cg_steps", max_cg_steps, at_least=1)
     damped = check_flag("damped", damped)
     apply_fn: Any = net[1] if isinstance(net, tuple) and len(net) > 1 else net
@@ -260,23 +260,23 @@ def natural_gradient(
         # 1. The linear system.
         points, point_targets = x, targets
         if batch is not None:
-            points, point_targets = _as_batch(net, loss, batch)
+            points, point_targets = _as_batch(net, output_loss, batch)
         network, rows = bind_network(net, apply_fn, points, params, value_fn)
         outputs, pull_back = jax.vjp(network.outputs, network.params)
         outputs = outputs.astype(dtype)
         y = complete_targets(point_targets, outputs)
-        curvature = loss.curvature(outputs, y)
+        curvature = output_loss.curvature(outputs, y)
         system = linearise(network, rows, curvature, pull_back, weight_decay)
 
         # 2. Whether there is nothing left to do, or the gradient is that of another loss.
-        fits = fits_targets(loss, system, network.params, outputs, y)
+        fits = fits_targets(output_loss, system, network.params, outputs, y)
         gradient = eqx.filter(updates if grad is None else grad, eqx.is_inexact_array)
         match = match_gradient(gradient, system)
         is_foreign = ~fits & match.is_foreign
 
         # 3. Steps with a larger and larger ridge, until the loss falls.
         def try_step(attempt: _Attempt) -> _Attempt:
-            solution = solve_dual(system, attempt.damping, rtol, max_cg_steps)
+            solution = solve_dual(system, attempt.damping, cg_rtol, max_cg_steps)
             damping = attempt.damping
             accepted = jnp.asarray(True)
             if damped:
@@ -287,7 +287,7 @@ def natural_gradient(
                     loss_along_step,
                     solution,
                     match.multiple,
-                    vanishes=loss.name == "squared" and weight_decay == 0,
+                    vanishes=output_loss.name == "squared" and weight_decay == 0,
                 )
                 damping = _next_damping(damping, ratio)
                 accepted = ratio > MIN_DECREASE_RATIO

@@ -8,7 +8,7 @@ import pytest
 from helpers import assert_close, cast, dense_jacobian, points, slow_except
 
 import softntk as sn
-from softntk._output_losses import MIN_CURVATURE_ROUNDINGS, OUTPUT_LOSSES, as_output_loss
+from softntk._output_losses import OUTPUT_LOSSES, as_output_loss
 from softntk.solution import Result
 
 N = 7
@@ -101,6 +101,7 @@ def test_step_is_the_dense_generalised_gauss_newton_step(case, decay, x64):
         damped=False,
     )
     step, state = tx.update(jax.grad(total)(params), tx.init(params), params)
+    assert isinstance(state, sn.solvers.NaturalGradientState)
     J = np.asarray(dense_jacobian(net.apply_fn, params, x)).reshape(N * k, -1)
     decays = np.full(J.shape[1], decay)
     if not train_readout:
@@ -127,8 +128,7 @@ def test_derivatives_of_the_table(case, x64):
     blocks = jax.vmap(jax.hessian(point_loss))(F, y)
     t = jnp.asarray(rng.normal(size=(N, k)))
     image = curvature.root(curvature.root_transposed(t))
-    rounding = MIN_CURVATURE_ROUNDINGS * 1e-15
-    assert_close(image, jnp.einsum("nij,nj->ni", blocks, t), rtol=1e-11, atol=rounding)
+    assert_close(image, jnp.einsum("nij,nj->ni", blocks, t), rtol=1e-11)
     # ⟨Qt, u⟩ = ⟨t, Qᵀu⟩
     u = jnp.asarray(rng.normal(size=(N, k)))
     left = jnp.sum(curvature.root(t) * u)
@@ -136,11 +136,10 @@ def test_derivatives_of_the_table(case, x64):
 
 
 @pytest.mark.parametrize("k", [1, 3])
-@pytest.mark.parametrize("size", [40.0, 1e4, 3e38])
+@pytest.mark.parametrize("size", [40.0, 1e4, np.inf])
 def test_logits_of_any_size(k, size, dtype):
     """Where probabilities underflow nothing is NaN, and right points cost nothing."""
-    if dtype == "float32" and size > 1e38:
-        pytest.skip("beyond float32")
+    size = min(size, float(np.finfo(dtype).max) / 4)
     F = jnp.asarray(size * np.eye(3)[:, :k], dtype)
     y = jnp.asarray(np.eye(3)[:, :k], dtype)
     loss = OUTPUT_LOSSES["cross_entropy"]
@@ -154,16 +153,16 @@ def test_logits_of_any_size(k, size, dtype):
 def digits(width=256, n=300):
     from sklearn.datasets import load_digits
 
-    x, labels = load_digits(return_X_y=True)
-    x = jnp.asarray(x[:n] / 64, jnp.float32)
+    data, classes = map(np.asarray, load_digits(return_X_y=True))
+    x, labels = jnp.asarray(data[:n] / 64, jnp.float32), classes[:n]
     net = sn.networks.two_layer("softmax", width=width, out_dim=10)
     _, params = net.init_fn(jax.random.key(0), (-1, 64))
 
     def mean_loss(p):
         losses = optax.softmax_cross_entropy_with_integer_labels
-        return jnp.mean(losses(net.apply_fn(p, x), labels[:n]))
+        return jnp.mean(losses(net.apply_fn(p, x), labels))
 
-    return net, params, x, labels[:n], mean_loss
+    return net, params, x, labels, mean_loss
 
 
 @pytest.mark.slow
@@ -203,7 +202,7 @@ def test_a_squared_gradient_is_foreign_to_cross_entropy():
         assert Result(int(sol.result)) is Result.FOREIGN_LOSS
 
 
-def test_minibatches_are_arguments_of_update(x64):
+def test_minibatches_are_arguments_of_update(x64, untyped):
     net, params = network(3)
     x, y = points(1, N, 4, "float64"), targets(cross_entropy, 3)
     options = {"loss": "cross_entropy", "ridge": 1e-3, "rtol": 1e-12, "damped": False}
@@ -253,17 +252,21 @@ def test_own_networks_and_integer_labels(x64):
         (np.full((N, 3), np.nan), "y"),
     ],
 )
-def test_targets_that_do_not_fit(y, message, untyped):
+def test_targets_that_do_not_fit(y, message, x64, untyped):
     net, params = network(3)
-    x = points(1, N, 4, "float32")
-    with pytest.raises(ValueError, match=message):
+    x = points(1, N, 4, "float64")
+
+    def update():
         tx = sn.solvers.natural_gradient(net, x, y, loss="cross_entropy", damped=False)
-        tx.update(params, tx.init(params), params)
+        return tx.update(params, tx.init(params), params)
+
+    with pytest.raises(ValueError, match=message):
+        update()
 
 
-def test_losses_that_are_none(untyped):
+def test_losses_that_are_none(x64, untyped):
     net, params = network(3)
-    x, y = points(1, N, 4, "float32"), np.zeros((N, 3))
+    x, y = points(1, N, 4, "float64"), np.zeros((N, 3))
     with pytest.raises(ValueError, match="cross_entropy"):
         sn.solvers.natural_gradient(net, x, y, loss="crossentropy")
     tx = sn.solvers.natural_gradient(net, x, y, loss=lambda f, y: f - y, damped=False)
