@@ -100,8 +100,8 @@ _ADVICE_TEXTS = {
         'approx_newton(…, damping="trust_region").'
     ),
     Result.FOREIGN_LOSS: (
-        "natural_gradient minimises its own loss, or a multiple of it, and the gradient that it was "
-        "given is that of another one. Give it the loss that is minimised: "
+        "natural_gradient minimises its own loss, or a multiple of it, and the gradient that it "
+        "was given is that of another one. Give it the loss that is minimised: "
         'loss="cross_entropy" or a function of one point, weight_decay= for a penalty, batch= for '
         "a minibatch. For losses that are no sum over points use approx_newton or optax.lbfgs."
     ),

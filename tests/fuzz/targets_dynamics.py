@@ -133,6 +133,46 @@ def predict_flow(draw: Draw) -> Call:
     )
 
 
+@target(
+    "ntk.predict_sgd",
+    slow=True,
+    gram="gram",
+    y="array",
+    f0="array?",
+    **TESTS,
+    learning_rate="positive",
+    steps="integers0",
+    batch_size="count",
+    key="key",
+    runs="count",
+)
+def predict_sgd(draw: Draw) -> Call:
+    matrix, y, rate, _ = _problem(draw)
+    steps = np.array([0, 1, 7])
+    arguments = {
+        "gram": draw.cast(matrix),
+        "y": draw.cast(y),
+        "learning_rate": rate,
+        "steps": jnp.asarray(steps),
+        "batch_size": len(matrix),
+        "key": draw.key(),
+        "runs": 2,
+    }
+
+    # With all points in each batch every run is descent.
+    def check(result: Any) -> str | None:
+        def power(tau: int) -> Any:
+            return lambda value: (1 - mpmath.mpf(rate) * value) ** int(tau)
+
+        growth = 8 * (1 + steps.astype(float))
+        is_slow = rate * eigenvalues_of(matrix).max() < 1.99
+        growth = growth if is_slow else _sensitivity(matrix, rate, steps) * 1e4
+        factors = [power(tau) for tau in steps]
+        return _dynamics_check(draw, matrix, y, factors, growth)(result.mean)
+
+    return Call(arguments, check)
+
+
 @target("ntk.gd_coefficients", **DYNAMICS, learning_rate="positive", steps="integers0")
 def gd_coefficients(draw: Draw) -> Call:
     matrix, y, rate, _ = _problem(draw)
