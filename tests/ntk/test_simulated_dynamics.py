@@ -57,7 +57,7 @@ def test_descent_is_that_of_the_linear_model(case, momentum, model):
         outputs[step] = (start + J @ theta, start_test + J_test @ theta)
         gradient = jax.grad(lambda theta: total(start + J @ theta, Y))(theta)
         updates, state = optimiser.update(gradient, state)
-        theta = theta + updates
+        theta = optax.apply_updates(theta, updates)
     options = {"loss": loss, "momentum": momentum}
     found = sn.ntk.predict_gd(gram_of(J, J), Y, rate, steps, start, **options)
     assert_close(found, jnp.stack([outputs[step][0] for step in steps]), rtol=1e-10)
@@ -201,7 +201,7 @@ def test_bad_times_and_batches(model, untyped):
     J, _, start, _, Y = model
     gram = gram_of(J, J)
     with pytest.raises(ValueError, match="finite"):
-        sn.ntk.predict_flow(gram, Y, [jnp.inf], start, loss="cross_entropy")
+        sn.ntk.predict_flow(gram, Y, np.array([np.inf]), start, loss="cross_entropy")
     for batch_size, runs, message in (
         (N + 1, 2, "batch_size"),
         (0, 2, "batch_size"),
