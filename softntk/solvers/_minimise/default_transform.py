@@ -5,7 +5,7 @@ from typing import Any
 import optax
 
 from softntk._linalg import design_matrix as matrices
-from softntk.regression import Problem
+from softntk.regression import CrossEntropy, Problem
 from softntk.solvers._minimise.loop_state import Loss
 from softntk.solvers._minimise.units import in_own_units
 from softntk.solvers._newton.transform import approx_newton
@@ -16,6 +16,10 @@ MAX_DENSE_SIZE = 2000
 ROWS_PER_COLUMN = 10
 # Columns from which on a sample and a few products cost less than the whole Gram product.
 MIN_SAMPLED_COLUMNS = 300
+# Unknowns of a classification up to which its curvature is formed as a matrix, and entries of the
+# matrix of features times classes.
+MAX_DENSE_CLASS_SIZE = 200
+MAX_DENSE_CLASS_ENTRIES = 2**19
 # Conjugate gradient steps of a Newton step, at most.
 MAX_CG_STEPS = 40
 
@@ -46,9 +50,26 @@ def default_transform(problem: Loss) -> optax.GradientTransformationExtraArgs:
             return approx_newton(hessian, **sampled, **options)
         return approx_newton(hessian, **options)
 
-    # 2. Other problems: by the number of unknowns.
+    # 2. Classifications.
+    if isinstance(problem, CrossEntropy):
+        return _classification_transform(problem, options)
+
+    # 3. Other problems: by the number of unknowns.
     size = 0
     if hasattr(problem, "structure"):
         size = sum(leaf.size for leaf in problem.structure[0])
     cg_steps = None if size <= MAX_DENSE_SIZE else MAX_CG_STEPS
     return approx_newton(hessian, cg_steps=cg_steps, **options)
+
+
+def _classification_transform(
+    problem: CrossEntropy, options: dict[str, Any]
+) -> optax.GradientTransformationExtraArgs:
+    """Return exact Newton steps for few unknowns, else conjugate gradients with class blocks."""
+    n, d = problem.shape
+    size = (d + 1) * problem.classes
+    if size <= MAX_DENSE_CLASS_SIZE and size * n <= MAX_DENSE_CLASS_ENTRIES:
+        return approx_newton(problem.hessian, **options)
+    return approx_newton(
+        problem.hessian, cg_steps=MAX_CG_STEPS, preconditioner=problem.preconditioner, **options
+    )

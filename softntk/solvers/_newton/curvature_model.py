@@ -19,6 +19,7 @@ from softntk.solvers._newton.model import Vector
 Params = PyTree
 Matrix = Float[Array, "d d"]
 Curvature = Callable[[Params], lx.AbstractLinearOperator]
+Preconditioner = Callable[[Params, Any], Any]
 
 
 class Options(NamedTuple):
@@ -36,6 +37,7 @@ class Options(NamedTuple):
     damping: str | None
     initial_damping: float
     key: PRNGKeyArray
+    preconditioner: Preconditioner | None = None
     postpones_damping: bool = False
 
 

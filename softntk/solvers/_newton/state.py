@@ -1,6 +1,6 @@
 """The state of an approximate Newton transform."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float, Int
 
@@ -25,6 +25,9 @@ class NewtonState(NamedTuple):
         proposed: the point that the last damped step leads to, flattened, and the length of the
             step; the next update compares it with the params that it gets. None without damping.
         sampler: the sampler of rows; None without a sample.
+        preconditioner: of the conjugate gradients, as the function ``preconditioner`` returned it
+            last; None without one.
+        last_products: products of the last step, which decide whether it is computed anew.
     """
 
     count: Int[Array, ""]
@@ -36,6 +39,8 @@ class NewtonState(NamedTuple):
     diagnostics: StepDiagnostics
     proposed: tuple[Float[Array, " d"], Float[Array, ""]] | None
     sampler: Sampler | None
+    preconditioner: Any | None
+    last_products: Int[Array, ""]
 
     kind = diagnostics_property("kind", "Kind of the last update, a :class:`softntk.solvers.Step`.")
     result = diagnostics_property("result", "Result code, a :class:`softntk.solution.Result`.")
