@@ -11,9 +11,10 @@ At p = 1/k, the start of a run, the blocks are the bound ½(I − 11ᵀ/k) ⊗ �
 The curvature does not change the mean over classes, and multiplies it with w² alone. With Π = the
 projection onto coefficients whose sum over classes is zero, the preconditioner is
 
-    P⁻¹ = Π B⁻¹ Π + (I − Π) diag(w²)⁺,        B = blockdiag(B_c) = RᵀR,
+    P⁻¹ = Π B⁻¹ Π + (I − Π) diag(w²)⁺,        B = blockdiag(B_c) = RᵀR.
 
-without which the k equal directions of the blocks would be as many small eigenvalues of P⁻¹H.
+Without Π the k equal directions of the blocks would be as many small eigenvalues of P⁻¹H. Where it
+costs few products B is one block for all classes together, from a sample as well.
 
 Source: Böhning (1992), Ann. Inst. Statist. Math. 44, 197–200 (the bound); Cohen, Lee, Musco, Musco,
 Peng and Sidford (2015), ITCS (sampling by leverage scores of a related matrix).
@@ -25,9 +26,10 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from softntk._linalg import design_matrix as matrices
+from softntk._linalg.norms import binary_scale
 from softntk._linalg.products import product
 from softntk._linalg.row_passes import times_with_intercept
 from softntk._linalg.scaled_cholesky import factorise
@@ -40,8 +42,15 @@ from softntk.regression._cross_entropy_operator import (
 
 # Rows of a sample for each row of a block, at most, and the products with the curvature that a
 # sample may cost.
-MAX_ROWS_PER_COLUMN = 20
-SAMPLE_PRODUCTS = 15
+MAX_ROWS_PER_COLUMN = 100
+SAMPLE_PRODUCTS = 4
+# New blocks are computed after a step that took more products than this part of what they cost, and
+# more than this number.
+REFRESH_SHARE = 0.25
+MIN_REFRESH_PRODUCTS = 5
+# One block for all classes is taken where it costs no more products than that; rows of its sample.
+MAX_JOINT_PRODUCTS = 4.0
+JOINT_ROWS_PER_COLUMN = 40
 # Numbers in all blocks, above which only their diagonals are used.
 MAX_BLOCK_ENTRIES = 2**26
 # Share of the constant part.
@@ -58,58 +67,76 @@ class ClassBlocks(NamedTuple):
     """A preconditioner P of the curvature, by a root: P⁻¹ = S Sᵀ, S = [Π R⁻¹, (I − Π) diag(1/w)].
 
     Attributes:
-        inverse_roots: R⁻ᵀ of the block of each class, [k, d̃, d̃]; of diagonal blocks their
-            diagonals, [k, d̃].
+        scales: D, by which each block has a unit diagonal, [k, d̃]; R = LᵀD⁻¹. Where one block
+            serves all classes, [1, d̃k].
+        inverse_roots: L⁻¹ of the scaled block of each class, float32, [k, d̃, d̃]; None where the
+            blocks are diagonal.
         gauge_scale: 1/w by rows of coefficients, zero where w is, [d̃]; None with a reference class.
         gram: ÃᵀSÃ, or that of a sample, [d̃, d̃]; None where the blocks are diagonal.
         scores: leverage scores of the rows of Ã, [n]; None where the blocks are diagonal.
+        refresh_above: products of a step above which computing it anew pays.
     """
 
-    inverse_roots: Float[Array, "k e *e"]
+    scales: Float[Array, "b e"]
+    inverse_roots: Float[Array, "b e e"] | None
     gauge_scale: Float[Array, " e"] | None
     gram: Float[Array, "e e"] | None
     scores: Float[Array, " n"] | None
+    refresh_above: Int[Array, ""]
 
     def solve_root(self, y: Float[Array, "q *r"]) -> Float[Array, "p *r"]:
         """Return S y on flat parameters, row-major, of one vector or of columns."""
         columns = y.reshape(len(y), -1)
-        k, e = self.inverse_roots.shape[:2]
-        blocks = columns[: k * e].reshape(k, e, -1)
-        if self.inverse_roots.ndim == 2:
-            V = self.inverse_roots[:, :, None] * blocks
-        else:
-            V = product(self.inverse_roots.transpose(0, 2, 1), blocks)
+        size = self.scales.size
+        V = columns[:size].reshape(*self.scales.shape, -1)
+        if self.inverse_roots is not None:
+            V = _narrow_product(self.inverse_roots.transpose(0, 2, 1), V)
+        # [blocks, d̃, r] → [d̃, blocks, r]; a joint block is row-major already.
+        v = (self.scales[:, :, None] * V).transpose(1, 0, 2).reshape(size, -1)
         if self.gauge_scale is not None:
-            V = V - jnp.mean(V, axis=0, keepdims=True)
-            gauge = self.gauge_scale[:, None] * columns[k * e :] / k**0.5
-            V = V + gauge[None]
-        return V.transpose(1, 0, 2).reshape(k * e, *y.shape[1:])
+            V = v.reshape(len(self.gauge_scale), -1, v.shape[1])
+            V = V - jnp.mean(V, axis=1, keepdims=True)
+            gauge = self.gauge_scale[:, None] * columns[size:] / V.shape[1] ** 0.5
+            v = (V + gauge[:, None]).reshape(size, -1)
+        return v.reshape(size, *y.shape[1:])
 
     def solve_root_transposed(self, v: Float[Array, "p *r"]) -> Float[Array, "q *r"]:
         """Return Sᵀ v of flat parameters, of one vector or of columns."""
-        k, e = self.inverse_roots.shape[:2]
-        V = v.reshape(e, k, -1).transpose(1, 0, 2)
-        mean = jnp.mean(V, axis=0, keepdims=True)
+        size = self.scales.size
+        columns = v.reshape(size, -1)
+        gauge_parts = []
         if self.gauge_scale is not None:
-            V = V - mean
-        if self.inverse_roots.ndim == 2:
-            blocks = self.inverse_roots[:, :, None] * V
-        else:
-            blocks = product(self.inverse_roots, V)
-        parts = [blocks.reshape(k * e, -1)]
-        if self.gauge_scale is not None:
-            parts.append(self.gauge_scale[:, None] * mean[0] * k**0.5)
-        stacked = jnp.concatenate(parts)
+            V = columns.reshape(len(self.gauge_scale), -1, columns.shape[1])
+            mean = jnp.mean(V, axis=1, keepdims=True)
+            columns = (V - mean).reshape(size, -1)
+            gauge_parts = [self.gauge_scale[:, None] * mean[:, 0] * V.shape[1] ** 0.5]
+        block_count, e = self.scales.shape
+        blocks = columns.reshape(e, block_count, -1).transpose(1, 0, 2)
+        blocks = self.scales[:, :, None] * blocks
+        if self.inverse_roots is not None:
+            blocks = _narrow_product(self.inverse_roots, blocks)
+        stacked = jnp.concatenate([blocks.reshape(size, -1), *gauge_parts])
         return stacked.reshape(len(stacked), *v.shape[1:])
 
 
-def _inverse_root(block: Float[Array, "e e"]) -> Float[Array, "e e"]:
-    """Return R⁻ᵀ of a block RᵀR.
+def _narrow_product(M: Float[Array, "k e e"], V: Float[Array, "k e r"]) -> Float[Array, "k e r"]:
+    """Return M V, computed in float32 after V has been scaled into its range."""
+    unit = binary_scale(V)
+    return product(M, (V / unit).astype(M.dtype)).astype(V.dtype) * unit
 
-    Products with it are several times as fast as triangular solves, one vector at a time.
+
+def _inverse_root(block: Float[Array, "e e"]) -> tuple[Array, Array]:
+    """Return the scale of a block to a unit diagonal, and L⁻¹ of the scaled block, in float32.
+
+    Products with it are several times as fast as triangular solves, one vector at a time. A
+    preconditioner needs no more digits than float32 has, and float64 would take twice as long.
     """
-    factor = factorise(block, BLOCK_ROUNDINGS)
-    return factor.solve_root_transposed(jnp.eye(len(block), dtype=block.dtype))
+    diagonal = jnp.diagonal(block)
+    scale = lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1))
+    scaled = (block * scale[:, None] * scale[None]).astype(jnp.float32)
+    factor = factorise(scaled, BLOCK_ROUNDINGS)
+    root = factor.solve_root_transposed(jnp.eye(len(block), dtype=jnp.float32))
+    return scale, root
 
 
 @jax.jit(static_argnames="has_gauge")
@@ -124,39 +151,61 @@ def class_blocks(
         has_gauge: whether every class has coefficients.
     """
     # 1. Without room for blocks: the diagonal of the curvature.
-    d = matrices.shape(op.matrix)[1]
+    n, d = matrices.shape(op.matrix)
     k = op.probabilities.shape[1]
     has_intercept = op.container is not None
     e = d + has_intercept
     w = jnp.sqrt(penalty_column(op)[:, 0])
     gauge_scale = jnp.where(w > 0, 1 / jnp.where(w > 0, w, 1), 0) if has_gauge else None
     if k * e**2 > MAX_BLOCK_ENTRIES or matrices.is_operator(op.matrix):
-        return ClassBlocks(_diagonal_roots(op), gauge_scale, None, None)
+        return ClassBlocks(
+            _diagonal_roots(op), None, gauge_scale, None, None, jnp.int32(MIN_REFRESH_PRODUCTS)
+        )
 
-    # 2. At the first point: one Gram matrix for all classes, and leverage scores from its factor.
-    D = op.row_weights[:, None] * (op.probabilities * (1 - op.probabilities))
-    penalty = jnp.diag(w**2)
+    # 2. The cost of new blocks in products, 4 n e k operations each: Gram products and roots. If
+    #    they cost few products, one block for all classes is better.
+    size = _sample_size(n, e)
+    joint_size = min(n, JOINT_ROWS_PER_COLUMN * e)
+    joint_cost = (joint_size * e * k / 2 + 2 * (e * k) ** 2) / (4 * n)
+    is_joint = joint_cost <= MAX_JOINT_PRODUCTS
+    cost = joint_cost if is_joint else (size * e + 2 * e**2) / (4 * n)
+    refresh_above = jnp.int32(max(MIN_REFRESH_PRODUCTS, int(REFRESH_SHARE * cost)))
+
+    # 3. The constant part: one Gram matrix for all classes, and leverage scores from its factor.
     if previous is None:
         gram, scores = _constant_part(op, e)
-        mean = jnp.sum(D) / (k * jnp.maximum(jnp.sum(op.row_weights), _tiny(D)))
-        inverse_root = _inverse_root(mean * gram + penalty)
-        inverse_roots = jnp.broadcast_to(inverse_root, (k, e, e))
-        return ClassBlocks(inverse_roots, gauge_scale, gram, scores)
+    else:
+        assert previous.gram is not None
+        assert previous.scores is not None
+        gram, scores = previous.gram, previous.scores
+    mean_curvature = _mean_curvature(op)
 
-    # 3. Later: blocks of a sample, mixed with the constant part.
-    assert previous.gram is not None
-    assert previous.scores is not None
-    sampled = _sampled_blocks(op, D, jnp.sum(D, axis=1) * previous.scores, e)
-    means = jnp.sum(D, axis=0) / jnp.maximum(jnp.sum(op.row_weights), _tiny(D))
-    constant = means[:, None, None] * previous.gram[None]
-    mixed = (1 - CONSTANT_SHARE) * sampled + CONSTANT_SHARE * constant
-    blocks = mixed + penalty[None]
-    return ClassBlocks(lax.map(_inverse_root, blocks), gauge_scale, previous.gram, previous.scores)
+    # 4. The blocks: the constant part alone at the first point, later mixed with a sample.
+    if is_joint:
+        blocks = (jnp.kron(gram, mean_curvature) + jnp.diag(jnp.repeat(w**2, k)))[None]
+        if previous is not None:
+            sampled = _sampled_operator(op, scores, joint_size).as_matrix()[None]
+            blocks = (1 - CONSTANT_SHARE) * sampled + CONSTANT_SHARE * blocks
+        scales, roots = jax.vmap(_inverse_root)(blocks)
+    else:
+        penalty = jnp.diag(w**2)[None]
+        blocks = jnp.diagonal(mean_curvature)[:, None, None] * gram[None] + penalty
+        if previous is not None:
+            sampled = _sampled_blocks(op, scores, size) + penalty
+            blocks = (1 - CONSTANT_SHARE) * sampled + CONSTANT_SHARE * blocks
+        scales, roots = lax.map(_inverse_root, blocks)
+    return ClassBlocks(scales, roots, gauge_scale, gram, scores, refresh_above)
 
 
-def _tiny(x: Array) -> float:
-    """Return the smallest normal number, to divide by where a sum is zero."""
-    return float(jnp.finfo(x.dtype).tiny)
+def _mean_curvature(op: CrossEntropyOperator) -> Float[Array, "k k"]:
+    """Return the mean of diag(p_i) − p_i p_iᵀ over the rows, weighted by s."""
+    weighted = op.row_weights[:, None] * op.probabilities
+    total = jnp.maximum(jnp.sum(op.row_weights), jnp.finfo(weighted.dtype).tiny)
+    # 1 − p for the diagonal, which keeps its sign.
+    diagonal = jnp.sum(weighted * (1 - op.probabilities), axis=0)
+    products = product(weighted.T, op.probabilities)
+    off_diagonal = products - jnp.diag(jnp.diagonal(products))
+    return (jnp.diag(diagonal) - off_diagonal) / total
 
 
 def _diagonal_roots(op: CrossEntropyOperator) -> Float[Array, "k e"]:
@@ -226,24 +275,43 @@ def _with_diagonal(gram: Float[Array, "e e"], diagonal: Float[Array, " e"]) -> F
     return scale[:, None] * gram * scale[None] + jnp.diag(jnp.where(is_sampled, 0, diagonal))
 
 
-def _sampled_blocks(
-    op: CrossEntropyOperator, D: Float[Array, "n k"], weights: Float[Array, " n"], e: int
-) -> Float[Array, "k e e"]:
-    """Return Ãᵀ diag(D_c) Ã of a sample of rows, for each class c."""
-    # 1. As many rows as cost a few products with the curvature, 4 n e k operations each.
-    n, _ = matrices.shape(op.matrix)
+def _sample_size(n: int, e: int) -> int:
+    """Return the number of rows of a sample, as many as cost a few products with the curvature."""
     affordable_rows = 4 * SAMPLE_PRODUCTS * n // e
-    size = min(n, max(e, min(affordable_rows, MAX_ROWS_PER_COLUMN * e)))
-    sample = _sample_rows(weights, size)
+    return min(n, max(e, min(affordable_rows, MAX_ROWS_PER_COLUMN * e)))
 
-    # 2. Their Gram matrices, one class after the other.
-    rows = matrices.take_rows(op.matrix, sample.indices)
-    sampled_D = sample.scales[:, None] * _take(D, sample)
-    has_intercept = op.container is not None
-    blocks = lax.map(
-        lambda column: gram_with_intercept(rows, column, intercept=has_intercept), sampled_D.T
+
+def _sampled_operator(
+    op: CrossEntropyOperator, scores: Float[Array, " n"], size: int
+) -> CrossEntropyOperator:
+    """Return the curvature on rows that are drawn by s_i Σ_c p_ic(1 − p_ic) times their scores."""
+    traces = op.row_weights * jnp.sum(op.probabilities * (1 - op.probabilities), axis=1)
+    sample = _sample_rows(traces * scores, size)
+    return CrossEntropyOperator(
+        matrices.take_rows(op.matrix, sample.indices),
+        _take(op.probabilities, sample),
+        sample.scales * _take(op.row_weights, sample),
+        op.squared_weights,
+        op.container,
     )
+
+
+def _sampled_blocks(
+    op: CrossEntropyOperator, scores: Float[Array, " n"], size: int
+) -> Float[Array, "k e e"]:
+    """Return Ãᵀ diag(s∘p_c∘(1 − p_c)) Ã of a sample of rows, for each class c."""
+    # 1. The Gram matrices of the sample, one class after the other.
+    sampled = _sampled_operator(op, scores, size)
+    has_intercept = op.container is not None
+
+    def block(probabilities: Float[Array, " s"]) -> Float[Array, "e e"]:
+        D = sampled.row_weights * (probabilities * (1 - probabilities))
+        return gram_with_intercept(sampled.matrix, D, intercept=has_intercept)
+
+    blocks = lax.map(block, sampled.probabilities.T)
+    # 2. Their right diagonals, where features may be rare.
     if matrices.is_sparse(op.matrix):
+        D = op.row_weights[:, None] * (op.probabilities * (1 - op.probabilities))
         diagonals = jax.vmap(lambda column: _gram_diagonal(op, column), 1)(D)
         blocks = jax.vmap(_with_diagonal)(blocks, diagonals)
     return blocks

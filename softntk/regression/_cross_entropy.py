@@ -37,7 +37,7 @@ from softntk._core.records import function_record, static
 from softntk._core.typing import DesignMatrix as Matrix
 from softntk._core.validation import as_weights, check_flag
 from softntk._linalg import design_matrix as matrices
-from softntk._linalg.row_passes import adjoint_of_rows, times_with_intercept
+from softntk._linalg.row_passes import adjoint_of_rows, map_rows, times_with_intercept
 from softntk.regression import _class_targets, _recession
 from softntk.regression._class_blocks import ClassBlocks, class_blocks
 from softntk.regression._cross_entropy_operator import (
@@ -48,7 +48,8 @@ from softntk.regression._cross_entropy_operator import (
 )
 from softntk.regression._cross_entropy_rows import (
     differentiate_rows,
-    evaluate_rows,
+    find_probabilities,
+    sum_losses,
     with_reference,
 )
 from softntk.solution import Result
@@ -140,6 +141,13 @@ class CrossEntropy:
         return CrossEntropyOperator(
             self.A, probabilities, row_weights, squared_weights, self._container(x)
         )
+
+    def gauge_fixed_hessian(self, x: Parameters) -> CrossEntropyOperator:
+        """Return ∇²L with a term that makes it regular along the gauge, for factorisations.
+
+        Newton steps with it are those of least norm. With ``reference`` it is ∇²L.
+        """
+        return dataclasses.replace(self.hessian(x), fixes_gauge=not self.reference)
 
     def gauss_newton(self, x: Parameters) -> CrossEntropyOperator:
         """Return the Gauss–Newton matrix, which is ∇²L."""
@@ -291,15 +299,6 @@ def _predict(p: CrossEntropy, V: Float[Array, "e c"]) -> Float[Array, "n k"]:
     return jnp.where(in_domain, jax.nn.softmax(jnp.where(in_domain, Z, 0), axis=1), jnp.inf)
 
 
-def _evaluate(
-    p: CrossEntropy, Z: Float[Array, "n k"], V: Float[Array, "e c"]
-) -> tuple[Float[Array, ""], Bool[Array, ""]]:
-    """Return the loss at logits Z, and whether it is inside of the domain."""
-    rows = evaluate_rows(Z, p.target, p.sample_weight)
-    loss = jnp.dot(p.sample_weight, rows.losses) + _penalty(p, V)
-    return loss, jnp.all(rows.in_domain) & jnp.isfinite(loss) & _has_legal_weights(p)
-
-
 def _has_legal_weights(p: CrossEntropy) -> Bool[Array, ""]:
     """Return whether no weight is negative, as traced ones may be."""
     return jnp.all(p.sample_weight >= 0) & jnp.all(p.weights >= 0)
@@ -308,15 +307,18 @@ def _has_legal_weights(p: CrossEntropy) -> Bool[Array, ""]:
 @jax.jit
 def _loss(p: CrossEntropy, V: Float[Array, "e c"]) -> Float[Array, ""]:
     """Return the loss, with a derivative of zero outside of the domain."""
-    Z = _all_logits(p, V)
-    in_domain = _evaluate(p, *jax.lax.stop_gradient((Z, V)))[1]
-    # Outside of the domain the loss is a constant: differentiating it would multiply infinities.
-    Z, V, target, row_weights, weights = (
-        jnp.where(in_domain, part, jax.lax.stop_gradient(part))
-        for part in (Z, V, p.target, p.sample_weight, p.weights)
-    )
-    constant = dataclasses.replace(p, target=target, sample_weight=row_weights, weights=weights)
-    return jnp.where(in_domain, _evaluate(constant, Z, V)[0], jnp.inf)
+    # 1. The rows; those outside of the domain have a loss of zero, so that nothing infinite is
+    #    differentiated.
+    is_finite = jnp.isfinite(V).all()
+    V = jnp.where(is_finite, V, 0)
+    _, (data_loss, lost_rows) = map_rows(sum_losses, p.A, V, (p.target, p.sample_weight))
+    # 2. The penalty, a constant where it overflows.
+    penalty = _penalty(p, V)
+    fits = jnp.isfinite(jax.lax.stop_gradient(penalty))
+    V, weights = (jnp.where(fits, part, 0) for part in (V, p.weights))
+    loss = data_loss + _penalty(dataclasses.replace(p, weights=weights), V)
+    in_domain = is_finite & fits & (lost_rows == 0) & jnp.isfinite(loss) & _has_legal_weights(p)
+    return jnp.where(in_domain, loss, jnp.inf)
 
 
 @jax.jit
@@ -341,11 +343,12 @@ def _curvature(
     p: CrossEntropy, V: Float[Array, "e c"]
 ) -> tuple[Float[Array, "n c"], Float[Array, " n"]]:
     """Return the probabilities of the columns of V, and s; s = 0 outside of the domain."""
-    Z = _all_logits(p, V)
-    in_domain = _evaluate(p, Z, V)[1]
-    rows = evaluate_rows(Z, p.target, p.sample_weight)
-    row_weights = jnp.where(in_domain, p.sample_weight, 0)
-    return rows.probabilities[:, int(p.reference) :], row_weights
+    probabilities, (data_loss, lost_rows) = map_rows(
+        find_probabilities, p.A, V, (p.target, p.sample_weight)
+    )
+    loss = data_loss + _penalty(p, V)
+    in_domain = (lost_rows == 0) & jnp.isfinite(loss) & _has_legal_weights(p)
+    return probabilities, jnp.where(in_domain, p.sample_weight, 0)
 
 
 @jax.jit

@@ -13,6 +13,7 @@ the curvature is, d̃ = d + 1,
 | w² | squared weights of the penalty, zero for the intercept | [d̃] |
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -79,6 +80,8 @@ class CrossEntropyOperator(lx.AbstractLinearOperator):
         row_weights: s, [n].
         squared_weights: w², a scalar or [d].
         container: type of the pair that it acts on; None without intercept.
+        fixes_gauge: whether a term is added that makes the curvature regular along the gauge: for
+            coefficients without penalty their mean over classes, times the diagonal.
     """
 
     matrix: DesignMatrix
@@ -86,6 +89,7 @@ class CrossEntropyOperator(lx.AbstractLinearOperator):
     row_weights: Float[Array, " n"]
     squared_weights: Float[Array, ""] | Float[Array, " d"]
     container: type | None = eqx.field(static=True)
+    fixes_gauge: bool = eqx.field(static=True, default=False)
 
     def mv(self, vector: Any) -> Any:
         """Return the product with parameters, of their structure, by one pass over A."""
@@ -161,6 +165,8 @@ def _product(op: CrossEntropyOperator, V: Float[Array, "e k"]) -> Float[Array, "
     rows = (op.probabilities, op.row_weights)
     curved, _ = adjoint_of_rows(_curve_rows, op.matrix, V, rows)
     product = curved + penalty_column(op) * V
+    if op.fixes_gauge:
+        product = product + gauge_column(op) * jnp.mean(V, axis=1, keepdims=True)
     return jnp.where(jnp.isnan(product), jnp.inf, product)
 
 
@@ -191,6 +197,9 @@ def _matrix(op: CrossEntropyOperator) -> Float[Array, "p p"]:
     )
     matrix = blocks.transpose(2, 0, 3, 1).reshape(blocks.shape[2] * columns, -1)
     matrix = matrix + jnp.diag(jnp.repeat(penalty_column(op), columns))
+    if op.fixes_gauge:
+        means = jnp.full((columns, columns), 1 / columns, matrix.dtype)
+        matrix = matrix + jnp.kron(jnp.diag(gauge_column(op)[:, 0]), means)
     return jnp.where(jnp.isnan(matrix), jnp.inf, matrix)
 
 
@@ -211,7 +220,18 @@ def _diagonal(op: CrossEntropyOperator) -> Float[Array, " p"]:
     diagonal = jax.vmap(lambda column: matrices.gram_diagonal(op.matrix, column), 1, 1)(D)
     if op.container is not None:
         diagonal = jnp.concatenate([diagonal, jnp.sum(D, axis=0)[None]])
-    return (diagonal + penalty_column(op)).reshape(-1)
+    diagonal = diagonal + penalty_column(op)
+    if op.fixes_gauge:
+        diagonal = diagonal + gauge_column(op) / op.probabilities.shape[1]
+    return diagonal.reshape(-1)
+
+
+def gauge_column(op: CrossEntropyOperator) -> Float[Array, "e 1"]:
+    """Return the mean diagonal over classes of rows of coefficients without penalty, zero else."""
+    without_gauge = dataclasses.replace(op, fixes_gauge=False)
+    diagonal = _diagonal(without_gauge).reshape(-1, op.probabilities.shape[1])
+    mean = jnp.mean(diagonal, axis=1, keepdims=True)
+    return jnp.where(penalty_column(op) == 0, mean, 0)
 
 
 # How lineax recognises the operator: its tags, its diagonal, and its dense form.

@@ -53,13 +53,39 @@ def evaluate_rows(
     return RowValues(jnp.where(is_counted, losses, 0), probabilities, in_domain)
 
 
+# The functions below are those of :mod:`softntk._linalg.row_passes`: rows (Y, s), and sums of the
+# losses and of rows outside of the domain. With a reference class Z has no column for it.
+
+
+def sum_losses(
+    Z: Float[Array, "b c"], rows: tuple[Array, Array]
+) -> tuple[tuple[()], tuple[Array, Array]]:
+    """Return no rows, and the sums."""
+    return (), _evaluate_with_reference(Z, rows)[1]
+
+
+def find_probabilities(
+    Z: Float[Array, "b c"], rows: tuple[Array, Array]
+) -> tuple[Float[Array, "b c"], tuple[Array, Array]]:
+    """Return the probabilities of the columns of Z, and the sums."""
+    values, sums = _evaluate_with_reference(Z, rows)
+    return values.probabilities[:, -Z.shape[1] :], sums
+
+
 def differentiate_rows(
     Z: Float[Array, "b c"], rows: tuple[Array, Array]
 ) -> tuple[Float[Array, "b c"], tuple[Array, Array]]:
-    """Return s∘(P − Y), and the sums of the losses and of rows outside of the domain."""
+    """Return s∘(P − Y), and the sums."""
     target, row_weights = rows
-    reference = target.shape[1] > Z.shape[1]
-    values = evaluate_rows(with_reference(Z, reference), target, row_weights)
+    values, sums = _evaluate_with_reference(Z, rows)
     logit_gradient = row_weights[:, None] * (values.probabilities - target)
-    sums = (jnp.dot(row_weights, values.losses), jnp.sum(~values.in_domain))
-    return logit_gradient[:, int(reference) :], sums
+    return logit_gradient[:, -Z.shape[1] :], sums
+
+
+def _evaluate_with_reference(
+    Z: Float[Array, "b c"], rows: tuple[Array, Array]
+) -> tuple[RowValues, tuple[Array, Array]]:
+    """Return the values of rows, and the sums."""
+    target, row_weights = rows
+    values = evaluate_rows(with_reference(Z, target.shape[1] > Z.shape[1]), target, row_weights)
+    return values, (jnp.dot(row_weights, values.losses), jnp.sum(~values.in_domain))

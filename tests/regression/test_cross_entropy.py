@@ -112,7 +112,8 @@ def test_other_shapes(n, d, k, x64):
 
 
 def test_one_pass_in_blocks_is_that_at_once(x64, monkeypatch):
-    monkeypatch.setattr(row_passes, "BLOCK_ROWS", 5)
+    monkeypatch.setattr(row_passes, "BLOCK_ENTRIES", 15)
+    monkeypatch.setattr(row_passes, "MIN_BLOCK_ROWS", 1)
     A, Y, s, w, V = instance(n=17)
     x = parameters(V)
     p = sn.regression.cross_entropy(A, Y, weights=w, sample_weight=s)
@@ -322,3 +323,19 @@ def test_separable_data_have_no_minimiser(x64):
     assert int(traced(p)) == Result.MINIMUM_AT_INFINITY
     held = sn.regression.cross_entropy(line, np.array([0, 0, 1, 1]), weights=0.1)
     assert int(sn.solvers.minimise(held, held.zeros()).result) == Result.SUCCESSFUL
+
+
+def test_the_gauge_is_fixed_for_factorisations(x64):
+    """H + diag of what has no penalty, times the mean over classes."""
+    A, Y, s, _, V = instance()
+    w = jnp.array([0.5, 0.0, 1.0])
+    p = sn.regression.cross_entropy(A, Y, weights=w, sample_weight=s)
+    x = parameters(V)
+    H = np.asarray(p.hessian(x).as_matrix())
+    rows = np.diag(H).reshape(4, 3).mean(1) * np.array([0, 1, 0, 1])
+    desired = H + np.kron(np.diag(rows), np.full((3, 3), 1 / 3))
+    fixed = p.gauge_fixed_hessian(x)
+    assert_close(fixed.as_matrix(), desired)
+    assert_close(flat_of(fixed.mv(x)), desired @ flat_of(x))
+    assert_close(lx.diagonal(fixed), np.diag(desired))
+    assert np.linalg.cond(H) > 1e12 > 1e6 > np.linalg.cond(desired)

@@ -39,6 +39,7 @@ def refresh_preconditioner(options: Options, state: NewtonState, params: Params)
         dtypes = jax.tree.map(lambda leaf: leaf.dtype, state.preconditioner)
         return jax.tree.map(jnp.asarray, compute(params, state.preconditioner), dtypes)
 
-    is_slow = state.last_products > PRODUCTS_BEFORE_REFRESH
+    limit = getattr(state.preconditioner, "refresh_above", PRODUCTS_BEFORE_REFRESH)
+    is_slow = state.last_products > limit
     preconditioner = lax.cond(is_slow, refresh, lambda: state.preconditioner)
     return state._replace(preconditioner=preconditioner)

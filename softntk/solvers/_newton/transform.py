@@ -264,7 +264,8 @@ def scale_by_approx_newton(
             methods ``solve_root`` and ``solve_root_transposed``, v ↦ Sv and v ↦ Sᵀv on flattened
             params, P⁻¹ = SSᵀ: ``p.preconditioner`` of :func:`softntk.regression.cross_entropy`. It
             is a pytree of arrays, computed at ``init``, where previous is None, kept, and computed
-            again from itself after a step of more than 8 products. In the place of a sample.
+            again from itself after a step of more products than its attribute ``refresh_above``, or
+            8 if it has none. In the place of a sample.
         damping: "trust_region", "levenberg_marquardt" or None.
         initial_damping: the first μ.
         key: of the samples; ``jax.random.key(0)`` if None.
