@@ -34,14 +34,18 @@ def make_layer(
     scale: float | jax.Array | None = None,
     channel_axis: int = -1,
 ) -> Layer:
-    """Make the layer u(scale · z), or C u / Σ u over the channels if normalized.
+    """Make the layer u(z), or C u(scale · z) / Σ u(scale · z) over the C channels if normalized.
 
     Args:
-        name: of the layer, in messages.
+        name: the name of the layer, for messages.
         activation: u.
-        normalized: divide by the mean over the channels.
-        scale: of the input; None: 1, without a multiplication.
-        channel_axis: the axis of the channels.
+        normalized: whether u is divided by its mean over the channels.
+        scale: factor on the input of a normalized layer; None: 1, without a multiplication. A plain
+            layer takes None.
+        channel_axis: the axis of the channels, for a normalized layer.
+
+    Raises:
+        ValueError: normalized, but E[u] = 0; channel_axis is no integer.
     """
     # 1. Refuse an activation without a limit at once, and not at the first kernel.
     if normalized:
@@ -109,13 +113,13 @@ def _as_inputs(inputs: object) -> Array:
     return as_floating("inputs", inputs, finite=False, empty=True)
 
 
-def _check_kernel(name: str, kernel: Kernel, normalized: Activation | None) -> None:
+def _check_kernel(name: str, kernel: Kernel, normalized_activation: Activation | None) -> None:
     """Refuse a kernel that is not of a Gaussian input, or outside of the domain of the layer.
 
     Args:
-        name: of the layer.
-        kernel: before the layer.
-        normalized: the activation, if the layer normalizes it.
+        name: the name of the layer, for messages.
+        kernel: the kernel before the layer.
+        normalized_activation: the activation, if the layer normalizes it; else None.
     """
     if not kernel.is_gaussian:
         raise ValueError(
@@ -137,9 +141,9 @@ def _check_kernel(name: str, kernel: Kernel, normalized: Activation | None) -> N
                 f"{name} got a negative variance, {values.min():.3g}: the kernel is not positive "
                 "semidefinite."
             )
-        if normalized is None or has_mask or values.min() > 0:
+        if normalized_activation is None or has_mask or values.min() > 0:
             continue
-        if _mean_at_zero(normalized) == 0:
+        if _mean_at_zero(normalized_activation) == 0:
             raise ValueError(
                 f"{name} got a variance of zero, where all of u vanishes and cannot be normalized: "
                 "a point of zeros, perhaps. Give the layer before it a bias (b_std)."

@@ -4,7 +4,9 @@ With logits ``z = xW``, readout a and width m (arXiv 2405.03251, section 3; arXi
 e^z + z):
 
 - plain:       F(x) = m^{-1/2} u(z) a
-- normalized:  F(x) = m^{-1/2} · m · (u(z) / 1ᵀu(z)) a,    so softmax is  F(x) = √m softmax(xW) a
+- normalized:  F(x) = m^{1/2} (u(z) / 1ᵀu(z)) a,    so softmax is  F(x) = √m softmax(xW) a
+
+These are those of the default ``parameterization="ntk"``; "paper" multiplies them by √m.
 
 Example:
     >>> import jax
@@ -59,7 +61,7 @@ FAMILIES: dict[str, tuple[str, bool]] = {
     for activation in activations.ACTIVATIONS.values()
     for family, normalized in activation.families
 }
-"""Named members of the family: (activation, normalized)."""
+"""Named members of the family: name → (name of the activation, whether it is normalized)."""
 
 KernelName = Literal["nngp", "ntk"]
 
@@ -160,7 +162,7 @@ def _draw_parameters(
 
 
 def _as_shape(input_shape: object) -> tuple[int, int]:
-    """Return (n, d), checked."""
+    """Return a checked input shape (n, d); n may be −1."""
     message = f"input_shape must be (n, d) with d at least 1 (n may be -1), got {input_shape!r}."
     if not isinstance(input_shape, list | tuple) or len(input_shape) != 2:
         raise ValueError(message)
@@ -321,16 +323,17 @@ def two_layer(
         normalize: with ``activation``: divide by the sum over the hidden units (default False).
 
     Returns:
-        A :class:`Network`. ``apply_fn(params, x)`` is [n, k]. For rows outside the domain (a
-        non-finite input, or a normaliser 1ᵀu lost against 1ᵀ|u| in rounding) known only at run time
-        it is +inf, as ``kernel_fn`` is for non-finite rows; never NaN. Logits of ±1e4 are inside;
-        plain exponentials saturate near the largest number of the precision.
+        A :class:`Network`. ``apply_fn(params, x)`` is [n, k]. Rows that turn out at run time to be
+        outside of the domain (a non-finite input, or a normaliser 1ᵀu lost against 1ᵀ|u| in
+        rounding) are +inf, as ``kernel_fn`` is for non-finite rows; never NaN. Logits of ±1e4 are
+        inside; plain exponentials saturate near the largest number of the precision.
 
     Raises:
-        ValueError: an unknown name (the nearest known one is suggested), zero, negative or odd
-            width where it must be even, out_dim below 1, σ not positive, family and activation both
-            or neither, a flag that is not True or False; and from the functions returned: inputs of
-            wrong rank, feature count or dtype, empty or not finite; parameters of another network.
+        ValueError: an unknown name (the nearest known one is suggested); a width below 1, or odd
+            where it must be even; out_dim below 1; σ not positive; family and activation both
+            given, or neither; a flag that is not True or False. From the functions returned: inputs
+            of a wrong rank, number of features or dtype, empty or not finite; parameters of another
+            network.
 
     Example:
         >>> import jax, jax.numpy as jnp

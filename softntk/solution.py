@@ -1,4 +1,4 @@
-"""The result of iterative routines of softntk: a value, how it ended, and a state to resume."""
+"""What iterative routines return: a value, a code that says how they ended, a state to resume."""
 
 import enum
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from softntk._core.validation import is_concrete
 
 
 class Result(enum.IntEnum):
-    """Code that says how an iterative routine ended.
+    """Code that says how an iterative routine ended, or why a point is outside of a domain.
 
     ``Result(code).advice`` says what happened and what to do about it.
     """
@@ -27,12 +27,12 @@ class Result(enum.IntEnum):
     NONFINITE_PRODUCT = 5
     INTERRUPTED = 6
     NOT_DEFINITE = 7
-    # of regressions
+    # Codes of regressions.
     NORMALISER_LOST = 8
     SIGN_CHANGED = 9
     OVERFLOW = 10
     NEGATIVE_WEIGHTS = 11
-    # of solvers and samplers
+    # Codes of solvers and samplers.
     STEP_CHANGED = 12
     NO_STEP = 13
     NONFINITE_SCORE = 14
@@ -106,10 +106,10 @@ _ADVICE_TEXTS = {
         "classes out, or intercept=False."
     ),
     Result.FOREIGN_LOSS: (
-        "natural_gradient minimises ½‖F − Y‖², or a multiple of it, and the gradient that it was "
-        "given is that of another loss. Minimise 0.5 * sum((apply_fn(params, x) - y) ** 2) alone; "
-        "for other losses use approx_newton with the Gauss–Newton curvature of that loss, or "
-        "optax.lbfgs."
+        "natural_gradient minimises its own loss, or a multiple of it, and the gradient that it "
+        "was given is that of another one. Give it the loss that is minimised: "
+        'loss="cross_entropy" or a function of one point, weight_decay= for a penalty, batch= for '
+        "a minibatch. For losses that are no sum over points use approx_newton or optax.lbfgs."
     ),
     Result.NONFINITE_SCORE: (
         "A score is NaN or infinite on the way from noise to data, or the way leads out of range. "
@@ -169,7 +169,7 @@ class Solution:
 
     @property
     def advice(self) -> str:
-        """The meaning of the result and what to do; for many solutions with counts.
+        """The meaning of the result and what to do; for many solutions, each result with its count.
 
         Raises:
             ValueError: under jit or vmap, where the result is not known.
@@ -187,7 +187,8 @@ class Solution:
         Use it to stop a program at the first routine that failed.
 
         Raises:
-            NumericalError: it is not; the message says what happened and what to do.
+            NumericalError: a result is not SUCCESSFUL; the message says what happened and what to
+                do.
             ValueError: under jit or vmap, where the result is not known.
         """
         outcomes = list(self._outcomes())

@@ -110,7 +110,7 @@ def Softmax(temperature: float | jax.Array = 1.0, channel_axis: int = -1) -> Lay
 
     Args:
         temperature: T > 0.
-        channel_axis: the axis of the features, as of the layers before.
+        channel_axis: the axis of the features, the same as in the layers before.
 
     Returns:
         ``(init_fn, apply_fn, kernel_fn)``. The input must be Gaussian, that is follow ``Dense``,
@@ -154,7 +154,7 @@ def ResSoftmax(channel_axis: int = -1) -> Layer:
         width: where it is lost in rounding, the output is +inf, never NaN.
 
     Raises:
-        ValueError: as of :func:`Softmax`.
+        ValueError: as for :func:`Softmax`.
 
     Example:
         >>> from softntk import stax
@@ -182,7 +182,7 @@ def NormalizedActivation(activation: str | Activation, channel_axis: int = -1) -
 
     Raises:
         ValueError: an unknown name; E[u] = 0 (erf, sinh, identity), where the sum does not
-            concentrate; a variance of zero where u(0) = 0 (relu); and as of :func:`Softmax`.
+            concentrate; a variance of zero where u(0) = 0 (relu); and as for :func:`Softmax`.
 
     Example:
         >>> from softntk import stax
@@ -213,7 +213,7 @@ def PlainActivation(activation: str | Activation) -> Layer:
         ``(init_fn, apply_fn, kernel_fn)``.
 
     Raises:
-        ValueError: an unknown name; and as of :func:`CRReLU`.
+        ValueError: an unknown name; and as for :func:`CRReLU`.
 
     Example:
         >>> from softntk import stax
@@ -238,8 +238,8 @@ def CRReLU(epsilon: float | jax.Array = 0.01) -> Layer:
         ``(init_fn, apply_fn, kernel_fn)``, with closed forms.
 
     Raises:
-        ValueError: ε not finite; from ``kernel_fn``: an input that is not Gaussian, a variance
-            negative or not a number.
+        ValueError: ε not finite; from ``kernel_fn``: an input that is not Gaussian, a variance that
+            is negative or not finite.
 
     Example:
         >>> from softntk import stax
@@ -260,7 +260,7 @@ def Threshold() -> Layer:
         ``(init_fn, apply_fn, kernel_fn)``.
 
     Raises:
-        ValueError: as of :func:`CRReLU`.
+        ValueError: as for :func:`CRReLU`.
 
     Example:
         >>> from softntk import stax

@@ -22,11 +22,11 @@ from softntk._core.validation import is_concrete
 class BoundLoss:
     """A loss ``function(params, *args)`` as a function of the trained leaves of params alone.
 
-    A pytree: its arrays may be traced, and it may be differentiated by them.
+    It is a pytree: its arrays may be traced, and the loss may be differentiated by them.
 
     Attributes:
         function: the loss.
-        args: its further arguments; numbers are arrays.
+        args: its further arguments; numbers among them are stored as arrays.
         constants: params with None in the place of each leaf that is minimised over.
     """
 
@@ -68,8 +68,8 @@ def split_leaves(name: str, params: Params) -> tuple[Params, Params]:
     Both results have the structure of ``params``, with None in the place of the missing leaves.
 
     Raises:
-        ValueError: there are no floating-point arrays, there are complex leaves, or leaves that are
-            neither numbers nor functions.
+        ValueError: params hold no floating-point array, an empty one, a complex leaf, or a leaf
+            that is neither a number nor a string nor a function.
     """
     # 1. Refuse leaves that cannot be part of params at all.
     leaves = jax.tree.leaves(params)
@@ -147,13 +147,13 @@ def _check_leaf(name: str, leaf: Any, *, is_only_leaf: bool) -> None:
     if not (is_array or _is_constant(leaf, is_only_leaf=is_only_leaf)):
         raise ValueError(
             f"{name} must be an array, or a pytree of arrays, got a leaf of type "
-            f"{type(leaf).__name__}. Of a model with other leaves pass the arrays: "
+            f"{type(leaf).__name__}. If a model has such leaves, pass its arrays only: "
             "eqx.partition(model, eqx.is_inexact_array)."
         )
 
 
 def _is_constant(leaf: object, *, is_only_leaf: bool) -> bool:
-    """Return whether params may hold this leaf, no array; a single leaf must be a number."""
+    """Return whether a leaf that is no array may be a constant; an only leaf must be a number."""
     if is_only_leaf:
         return isinstance(leaf, float | int)
     return isinstance(leaf, bool | int | float | str) or callable(leaf)

@@ -1,8 +1,9 @@
 """Checkpoints of a run in one npz file.
 
 A new file is written next to the old one and renamed, so that a complete file exists at any time.
-A fingerprint in the file says which run it belongs to: a hash of the start, the loss and gradient
-there, and the first state of the transform, to the last bit.
+A fingerprint in the file says which run it belongs to. It is a hash, to the last bit, of what the
+caller chooses: the start, the loss and gradient there, and the first state of the transform, or the
+data and the first step.
 """
 
 import hashlib
@@ -53,7 +54,7 @@ def fingerprint(tree: PyTree) -> str:
     return digest.hexdigest()
 
 
-def foreign(path: str | os.PathLike) -> str:
+def foreign_run_message(path: str | os.PathLike) -> str:
     """Return the error message for a checkpoint that belongs to another run."""
     return (
         f"checkpoint {str(path)!r} belongs to another problem, start, precision or transform. "
@@ -81,7 +82,8 @@ def save(path: str | os.PathLike, tree: PyTree, mark: str) -> None:
 def load(path: str | os.PathLike, tree: PyTree, mark: str) -> PyTree | None:
     """Return the saved pytree in the structure of ``tree``, or None if there is no file.
 
-    The first axis of a leaf may have another length than in ``tree``: histories grow.
+    The first axis of a leaf may have another length than in ``tree``: histories grow. ``mark`` is
+    the fingerprint of the run that is to be resumed.
 
     Raises:
         ValueError: the file is no checkpoint, is damaged, or belongs to another run (the file is
@@ -116,6 +118,6 @@ def load(path: str | os.PathLike, tree: PyTree, mark: str) -> PyTree | None:
         stored[f"leaf_{i}"].shape[1:] == _as_numpy(leaf).shape[1:] for i, leaf in enumerate(leaves)
     )
     if not is_same_run:
-        raise ValueError(foreign(path))
+        raise ValueError(foreign_run_message(path))
     restored = [_restore_leaf(stored[f"leaf_{i}"], leaf) for i, leaf in enumerate(leaves)]
     return jax.tree.unflatten(structure, restored)

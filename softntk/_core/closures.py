@@ -5,8 +5,8 @@ A would be copied into the program as a constant, slowly and more than once. Ins
 traced first, and the arrays that it closes over are passed to the compiled program as arguments.
 
 Programs are stored per transform or problem and released together with it. What XLA compiled is
-shared by transforms and problems whose traces are equal, so that one made anew, with other data, is
-traced and not compiled (:mod:`softntk._core.shared_programs`).
+shared by transforms and problems whose traces are equal. So a new one, with other data, is traced
+again but not compiled again (:mod:`softntk._core.shared_programs`).
 """
 
 import weakref
@@ -24,9 +24,11 @@ from softntk._core.validation import is_concrete
 # owner (see `_cache_owner`) → {key: (compiled function, its constants)}
 _PROGRAM_CACHE: "weakref.WeakKeyDictionary[Any, dict]" = weakref.WeakKeyDictionary()
 
-
 MAX_PROGRAMS_PER_OWNER = 128
-"""An owner that outlives its problems, a type, keeps the programs that were asked for last."""
+"""How many programs an owner keeps: those that were stored last.
+
+The limit is for owners that outlive their problems, which are types.
+"""
 
 
 def split_arrays(tree: PyTree) -> tuple[list, Callable[[list], PyTree]]:
@@ -70,10 +72,11 @@ def compile_with_closure(
         tx: a transform, or None.
         problem: a callable. The arrays of a pytree are arguments of the program; what a plain
             function closes over becomes its constants.
-        function: to be compiled.
+        function: the function to compile, of the problem and the arguments.
         example: arguments of the shapes and dtypes that the result is called with.
-        differentiable: whether derivatives by what function closes over are kept. A search, whose
-            derivatives are implicit, does not want them: the host reads its numbers.
+        differentiable: whether the result has derivatives by the arrays that ``function`` closes
+            over. False for a search: its derivatives are implicit, and the host must be able to
+            read its numbers.
 
     Returns:
         A function of the arguments alone.

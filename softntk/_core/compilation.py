@@ -20,16 +20,16 @@ def compilation_cache(path: str | os.PathLike[str] | None = None) -> Path | None
     call is not kept. Delete the folder to start anew.
 
     Args:
-        path: the folder, made if it is not there. Default: ``softntk/xla`` in the cache folder of
-            the user: ``$XDG_CACHE_HOME`` or ``~/.cache``, on macOS ``~/Library/Caches``, on
+        path: the folder, created if it does not exist. Default: ``softntk/xla`` in the user's cache
+            folder, which is ``$XDG_CACHE_HOME`` or ``~/.cache``, on macOS ``~/Library/Caches``, on
             Windows ``%LOCALAPPDATA%``.
 
     Returns:
-        The folder; None where it cannot be written. Then a warning says so, once a folder, and
-        programs are compiled as before.
+        The folder; None where it cannot be written. Then a warning says so, and programs are
+        compiled as before.
 
     Raises:
-        TypeError: a path that is none.
+        TypeError: path is neither a path nor None.
 
     Example:
         >>> import softntk as sn
@@ -45,7 +45,7 @@ def compilation_cache(path: str | os.PathLike[str] | None = None) -> Path | None
     if reason is not None:
         warnings.warn(
             f"no compilation cache: {folder} cannot be written ({reason}). "
-            "Programs are compiled in every process; pass a folder of yours as path.",
+            "Programs are compiled in every process; pass a folder that you can write to as path.",
             stacklevel=2,
         )
         return None

@@ -20,9 +20,9 @@ class ProgressLine(NamedTuple):
     """The line that is shown after each chunk.
 
     Attributes:
-        shown: whether there is one.
-        title: what stands in front.
-        text: the state → the line.
+        shown: whether a line is shown at all.
+        title: the text in front of it.
+        text: the state → the text behind the title.
     """
 
     shown: bool
@@ -34,8 +34,8 @@ class CheckpointFile(NamedTuple):
     """The file that is written after each chunk.
 
     Attributes:
-        path: of the file.
-        mark: fingerprint of the run, of :func:`softntk._core.checkpoint.fingerprint`.
+        path: where the file is.
+        mark: fingerprint of the run, made by :func:`softntk._core.checkpoint.fingerprint`.
         content: the state → the pytree that is saved.
     """
 
@@ -59,22 +59,23 @@ def run(
             (``jax.block_until_ready``), and changes nothing in place, so that an interrupted chunk
             leaves the state before it.
         state: the first state.
-        until: whether a state ends the run; a first state that does is returned as it is.
+        until: the state → whether the run is over. Where that holds for the first state, it is
+            returned as it is.
         progress: the line to show.
         checkpoint: the file to write, before the line is shown; None for no file.
 
     Returns:
         The last complete state, and whether Ctrl-C ended the run.
     """
-    bar = Progress(progress.shown, progress.title)
+    progress_line = Progress(progress.shown, progress.title)
     try:
         while not until(state):
             state = advance(state)
             if checkpoint is not None:
                 checkpoints.save(checkpoint.path, checkpoint.content(state), checkpoint.mark)
-            bar.show(progress.text(state))
+            progress_line.show(progress.text(state))
     except KeyboardInterrupt:
         return state, True
     finally:
-        bar.close()
+        progress_line.close()
     return state, False

@@ -59,20 +59,20 @@ def vary_like(tree: PyTree, *data: PyTree) -> PyTree:
     device, and for shared weights, whose derivatives would otherwise be summed over all devices.
     Outside of it nothing changes.
     """
-    data_axes = frozenset().union(*map(_varying_axes, jax.tree.leaves(data)))
+    data_types = map(jax.typeof, jax.tree.leaves(data))
+    data_axes = frozenset().union(*map(varying_axes, data_types))
     if not data_axes:
         return tree
 
     def add_axes(leaf: Any) -> Any:
-        missing_axes = tuple(sorted(data_axes - _varying_axes(leaf)))
+        missing_axes = tuple(sorted(data_axes - varying_axes(jax.typeof(leaf))))
         return lax.pcast(leaf, missing_axes, to="varying") if missing_axes else leaf
 
     return jax.tree.map(add_axes, tree)
 
 
-def _varying_axes(leaf: object) -> frozenset[str]:
-    """Return the manual mesh axes that an array varies over."""
-    array_type = jax.typeof(leaf)
+def varying_axes(array_type: Any) -> frozenset[str]:
+    """Return the manual mesh axes over which arrays of a type, an abstract value, vary."""
     # Newer versions of JAX store the axes in `mat.varying`, older ones in `vma`.
     if hasattr(array_type, "mat"):
         return array_type.mat.varying

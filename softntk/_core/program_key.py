@@ -1,8 +1,8 @@
 """A key under which traced programs that do the same share what XLA compiled.
 
 JAX stores compiled programs by the identity of the Python function. A loss or a transform that is
-made anew for every call, ``lambda p: f(p, x)``, is another function each time, and so the same
-program is compiled again. Its trace, a jaxpr, is the same up to the names of variables. The key of
+created for each call, ``lambda p: f(p, x)``, is another function each time, and so the same program
+is compiled again. Its trace, a jaxpr, is the same up to the names of variables. The key of
 a jaxpr is what remains without these names: two programs with equal keys map equal inputs to equal
 outputs.
 
@@ -17,6 +17,7 @@ import jax
 import jax.extend.core
 import numpy as np
 
+from softntk._core.meshes import varying_axes
 from softntk._core.validation import is_concrete
 
 # Parameters that only matter when a program is differentiated; and ``flatten``, in which equinox
@@ -72,8 +73,7 @@ def str_of_type(aval: Any) -> str:
     """Return shape, dtype, weak type, sharding and varying axes of an abstract value as text."""
     weak = getattr(aval, "weak_type", False)
     sharding = getattr(aval, "sharding", None)
-    varying = getattr(aval, "vma", None)
-    return f"{aval.str_short()} {weak} {sharding} {sorted(map(str, varying or ()))}"
+    return f"{aval.str_short()} {weak} {sharding} {sorted(map(str, varying_axes(aval)))}"
 
 
 class _Identity:
@@ -90,7 +90,7 @@ class _Identity:
 
 
 def _parameter_key(value: Any) -> Hashable:
-    """Return a key of a parameter of an equation: by value where its type says what that is."""
+    """Return a key that compares a parameter of an equation by value, or else by identity."""
     if isinstance(value, jax.extend.core.ClosedJaxpr):
         constants = tuple(map(_parameter_key, value.consts))
         return "closed", program_key(value.jaxpr), constants
@@ -112,18 +112,18 @@ def _parameter_key(value: Any) -> Hashable:
 def _array_key(value: np.ndarray | np.generic | jax.Array) -> Hashable:
     """Return a key of an array: its entries if they are few numbers, else its identity."""
     if not is_concrete(value):
-        # A traced array belongs to one trace: equal to nothing, and not to be kept alive.
+        # A traced array belongs to one trace: it equals nothing, and must not be kept alive.
         return _Identity(object())
     is_number = not jax.numpy.issubdtype(value.dtype, jax.dtypes.extended)
     is_small = is_number and value.dtype != object and value.size <= MAX_COMPARED_SIZE
-    is_here = not isinstance(value, jax.Array) or value.is_fully_addressable
-    if not (is_small and is_here):
+    is_local = not isinstance(value, jax.Array) or value.is_fully_addressable
+    if not (is_small and is_local):
         return _Identity(value)
     return "array", value.shape, str(value.dtype), np.asarray(value).tobytes()
 
 
 def _hashable_or_identity(value: Any) -> Hashable:
-    """Return the object where it can be hashed: equal is then what its type calls equal."""
+    """Return a key that compares a value by == if it can be hashed, else by identity."""
     try:
         hash(value)
     except TypeError:

@@ -5,6 +5,9 @@ class Progress:
     """A line of text that rich keeps up to date, or nothing if ``shown`` is False.
 
     Call :meth:`show` as often as needed and :meth:`close` at the end.
+
+    Raises:
+        ModuleNotFoundError: the line is to be shown, but rich is not installed.
     """
 
     def __init__(self, shown: bool, title: str) -> None:

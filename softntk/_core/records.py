@@ -19,7 +19,7 @@ def record(cls: type[T]) -> type[T]:
     """Return the class as a frozen dataclass that is a pytree and is built by keyword.
 
     This is ``chex.dataclass(frozen=True)`` with types that type checkers understand. The record is
-    no mapping, so that a class may define its own iteration and unpacking.
+    not a mapping, so that a class may define its own iteration and unpacking.
     """
     return chex.dataclass(frozen=True, mappable_dataclass=False)(cls)
 

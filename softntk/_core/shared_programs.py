@@ -1,8 +1,8 @@
-"""Compiled programs that functions share whose traces are the same.
+"""Compiled programs that are shared by functions with equal traces.
 
-``jax.jit`` compiles a function object once. Here a function is traced, which takes milliseconds,
-and what XLA compiled for an equal trace is used again, which saves seconds: the losses, transforms
-and scores of users are often made anew for every call.
+``jax.jit`` compiles each function object anew, and the losses, transforms and scores of users are
+often new objects for every call. Here a function is traced, which takes milliseconds. What XLA
+compiled for an equal trace is used again, which saves seconds.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from softntk._core.program_key import program_key
 from softntk._core.validation import is_concrete
 
 MAX_SHARED_PROGRAMS = 256
-"""The programs that were asked for last are kept."""
+"""How many programs are kept: those that were used last."""
 
 _PROGRAMS: dict[Any, Callable[..., list]] = {}
 
@@ -27,12 +27,13 @@ def share_program(
     r"""Return a compiled function of (constants, \*arguments), and the arrays it closes over.
 
     Args:
-        function: of arrays and pytrees of arrays; it is called once, with traced arguments.
-        arguments: of the shapes and dtypes that the result is called with.
+        function: a function of arrays and pytrees of arrays; it is called once, with traced
+            arguments.
+        arguments: examples, of the shapes and dtypes that the result will be called with.
 
     Returns:
-        The compiled function, and its first argument: a list of arrays, traced ones among them if
-        the call is inside of a transformation; derivatives by them are those of the function.
+        The compiled function, and its first argument: a list of arrays. Inside of a transformation
+        some of them may be traced; derivatives by them are those of the function.
     """
     # 1. Trace; what the function closes over becomes an argument, so that it is not in the key.
     closed_jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
@@ -54,7 +55,8 @@ def share_program(
 def evaluate_shared(function: Callable[..., PyTree], *arguments: PyTree) -> PyTree:
     """Return ``function(*arguments)``, computed by a program that equal functions share.
 
-    Use it for a dozen small operations outside of ``jax.jit``: each would be compiled by itself.
+    Use it for a dozen small operations outside of ``jax.jit``, each of which would otherwise be
+    compiled by itself.
     """
     run_program, constants = share_program(function, arguments)
     return run_program(constants, *arguments)
@@ -74,7 +76,7 @@ def _compile(jaxpr: jax.extend.core.Jaxpr) -> Callable[..., list]:
 def _find_or_store(key: Any, program: Callable[..., list]) -> Callable[..., list]:
     """Return the program that is stored under an equal key, or store this one."""
     stored = _PROGRAMS.pop(key, program)
-    _PROGRAMS[key] = stored  # the last one again
+    _PROGRAMS[key] = stored  # moved to the end: the first one is the least recently used
     if len(_PROGRAMS) > MAX_SHARED_PROGRAMS:
         _PROGRAMS.pop(next(iter(_PROGRAMS)))
     return stored

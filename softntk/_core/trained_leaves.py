@@ -13,10 +13,11 @@ FLAX_CONSTANTS = ("batch_stats", "cache", "intermediates")
 
 
 def trained_leaves(params: Params) -> list[bool]:
-    """Return, for each leaf in order, whether it is trained in case it is a floating-point number.
+    """Return for each leaf, in order, whether its library trains it.
 
-    Not trained are: in flax.linen the collections of ``FLAX_CONSTANTS``, in flax.nnx all variables
-    but ``nnx.Param``, and in equinox modules Python's floats (rates, probabilities).
+    The flag matters for floating-point leaves only; others are never trained. Not trained are: in
+    flax.linen the collections of ``FLAX_CONSTANTS``, in flax.nnx all variables but ``nnx.Param``,
+    and in equinox modules Python's floats (rates, probabilities).
     """
     # 1. Variables of flax.linen: a mapping of collections.
     if isinstance(params, Mapping) and "params" in params:

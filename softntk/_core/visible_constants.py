@@ -5,7 +5,7 @@ of its own compiled program. Where such a function is called inside of a larger 
 hidden in it: the larger program is compiled anew for other data of the same shapes, and keeps a
 copy of them. Here the function is traced once, and its inner compiled functions are dissolved, so
 that their constants belong to the program around it, as those of a function without ``jit`` do.
-What hides inside of the loops, branches and own derivative rules of the function stays hidden.
+Constants inside of the function's loops, branches and custom derivative rules stay hidden.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,9 +35,9 @@ class TracedFunction:
     It takes arguments of the shapes and dtypes for which it was traced.
 
     Attributes:
-        constants: the arrays.
+        constants: the arrays that the function closes over.
         jaxpr: the trace.
-        structure: of the results.
+        structure: the tree structure of the results.
     """
 
     constants: list
@@ -56,12 +56,12 @@ def trace_function(function: Callable[..., PyTree], *arguments: PyTree) -> Trace
     """Return a function as a pytree of the arrays that it closes over.
 
     Args:
-        function: of the arguments; derivatives of the result are those of the function.
+        function: a function of the arguments; the result has the derivatives of it.
         arguments: arrays or shapes; leaves of other types are static, and the same in each call.
     """
     jaxpr, shapes = _trace(function, arguments)
     if _hides_constants(jaxpr.jaxpr):
-        # traced again, the constants of inner programs become constants of this trace
+        # Tracing once more makes the constants of inner programs constants of this trace.
         inner_jaxpr = jaxpr
         jaxpr = jax.make_jaxpr(
             lambda *leaves: _evaluate(inner_jaxpr.jaxpr, inner_jaxpr.consts, leaves)
@@ -90,8 +90,8 @@ def with_visible_constants(function: Any, *arguments: PyTree) -> Any:
     closed forms, is returned as it is.
 
     Args:
-        function: a loss of a user, or a :class:`~softntk._core.bound_loss.BoundLoss` of one.
-        arguments: with which it will be called, but for their numbers.
+        function: a user's loss, or a :class:`~softntk._core.bound_loss.BoundLoss` of one.
+        arguments: examples, of the shapes and dtypes that it will be called with.
     """
     if isinstance(function, BoundLoss):
         (params,) = arguments
@@ -124,7 +124,7 @@ def _evaluate(
 ) -> list:
     """Return the results of a trace, with inner compiled functions that hide constants dissolved.
 
-    This is the loop of ``jax.extend.core.jaxpr_as_fun``, but for such functions.
+    Except for these functions it does what ``jax.extend.core.jaxpr_as_fun`` does.
     """
     # 1. Give values to the inputs.
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *arguments), strict=True))
@@ -147,7 +147,7 @@ def _evaluate(
 
 def _evaluate_equation(equation: jax.extend.core.JaxprEqn, operands: list) -> Sequence[Any]:
     """Return the results of one equation of a trace."""
-    # Older versions of JAX return the functions that are operands, too.
+    # Older versions of JAX return a pair: the operands that are functions, and the parameters.
     parameters = equation.primitive.get_bind_params(equation.params)
     functions = ()
     if isinstance(parameters, tuple):

@@ -29,7 +29,8 @@ from softntk._core.meshes import vary_like
 Scalars = Float[Array, "..."]
 
 MAX_PAIRS_PER_ROW = 8
-"""Nearly parallel points of a row (plus one a feature) up to which differences are taken singly.
+"""How many nearly parallel neighbours a point may have, besides one for each feature, so that their
+differences are computed one after the other.
 
 Beyond this, computing the differences of all pairs at once costs less.
 """
@@ -39,13 +40,20 @@ MIN_SQUARED_SINE = 16
 
 
 def safe_sqrt(q: Scalars) -> Scalars:
-    """Return √q for q ≥ 0, with derivative zero at q = 0, where the true one is infinite."""
+    """Return √q for q > 0, else zero; the derivative is zero there, though infinite at q = 0."""
+    # The inner where keeps 1/√0 out of the derivative, which would be 0 · ∞ = NaN.
     return jnp.where(q > 0, jnp.sqrt(jnp.where(q > 0, q, 1)), 0)
 
 
 def safe_inverse_sqrt(q: Scalars) -> Scalars:
     """Return 1/√q for q > 0, else 0."""
     return jnp.where(q > 0, lax.rsqrt(jnp.where(q > 0, q, 1)), 0)
+
+
+def hypotenuse(a: Scalars, b: Scalars) -> Scalars:
+    """Return √(a² + b²) for a > 0 and b ≥ 0, divided by the larger one before it is squared."""
+    larger = jnp.maximum(a, b)
+    return larger * jnp.sqrt(1 + (jnp.minimum(a, b) / larger) ** 2)
 
 
 def _once(factor: Scalars, product_array: Scalars) -> Scalars:
@@ -121,7 +129,7 @@ def cosine(
 
     Pass ``sines`` where they are known from the points. Without them the variances are assumed to
     carry rounding errors, and an angle within a few units of rounding is *set* to 0 or π. So equal
-    points get the exact kernel, instead of one with an error of the root of the precision.
+    points get the exact kernel. Otherwise its error would be √ε, with ε the rounding unit.
     """
     norms = _once(safe_sqrt(q11), q12) * _once(safe_sqrt(q22), q12)
     cos = _cos(q11, q12, q22)
@@ -191,9 +199,7 @@ def _half_root(k: Scalars, q11: Scalars, q12: Scalars, q22: Scalars, sines: Scal
     """Return √(trace_root² + sine_term²), the formula of :func:`half_sqrt_determinant`."""
     trace_root = jnp.sqrt(0.25 + (0.25 * k * q11 + 0.25 * k * q22))
     sine_term = (0.5 * k) * (_once(safe_sqrt(q11), q12) * _once(safe_sqrt(q22), q12) * sines)
-    # Divided by the larger term before squaring, as in a hypotenuse.
-    larger = jnp.maximum(trace_root, sine_term)
-    return larger * jnp.sqrt(1 + (jnp.minimum(trace_root, sine_term) / larger) ** 2)
+    return hypotenuse(trace_root, sine_term)
 
 
 @_half_root.defjvp
@@ -228,14 +234,14 @@ def sine_between_rows(
     """Return (inner products, sin θ) of the rows of two matrices, accurate also for parallel rows.
 
     Where |cos θ| is far from one, both come from the inner products. Otherwise they come from the
-    chord between the unit vectors. As long as each row has few such neighbours, their chords are
-    computed one a row at a time; otherwise those of all pairs are.
+    chord between the unit vectors. As long as every row has few such neighbours, a loop computes
+    one chord of each row at a time. Otherwise the chords of all pairs are computed.
 
     Args:
-        x1: of order one.
-        x2: of order one.
+        x1: points, [n1, d], with entries of order one.
+        x2: points, [n2, d], with entries of order one.
         dots: x1 x2ᵀ.
-        same: x2 is x1, and the diagonal of ``dots`` is exact.
+        same: whether x2 is x1; the diagonal of ``dots`` must then be exact.
 
     Returns:
         The inner products with the derivative of ``dots``, and the sines, without derivative.
@@ -287,7 +293,10 @@ def sine_between_rows(
 
 @custom_vmap
 def _batch_maximum(values: Array) -> Array:
-    """Return the maximum; under vmap that of the whole batch, so that a conditional stays one."""
+    """Return the maximum; under vmap that of the whole batch.
+
+    A ``lax.cond`` on a number that is the same for the whole batch still runs one branch only.
+    """
     return jnp.max(values)
 
 

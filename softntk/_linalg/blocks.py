@@ -14,18 +14,17 @@ def cache_budget() -> int:
 
 
 def split_into_blocks(array: Array, size: int) -> Array:
-    """Return an array [n, …] as blocks [n/size, size, …], the last one padded with zeros."""
+    """Return an array [n, …] as blocks [⌈n/size⌉, size, …], the last one padded with zeros."""
     missing_rows = -len(array) % size
     return jnp.pad(array, [(0, missing_rows)] + [(0, 0)] * (array.ndim - 1)).reshape(
         -1, size, *array.shape[1:]
     )
 
 
-def map_row_blocks(rows: Array, size: int) -> Array:
-    """Return an array [n, …] as blocks [n/size, size, …], the last one padded with its last row.
+def split_points(rows: Array, size: int) -> Array:
+    """Return points [n, …] as blocks [⌈n/size⌉, size, …], padded with copies of the last point.
 
-    Use it for points that a function of the user is applied to: it need not be defined at a row of
-    zeros.
+    Use it for points that a user's function is applied to: it need not be defined at zero.
     """
     missing_rows = -len(rows) % size
     if missing_rows:
@@ -35,5 +34,5 @@ def map_row_blocks(rows: Array, size: int) -> Array:
 
 
 def join_blocks(blocks: Array, n: int) -> Array:
-    """Return the first n rows of blocks: the inverse of :func:`split_into_blocks`."""
+    """Return the first n rows of blocks, without the padding: the inverse of a split."""
     return blocks.reshape(-1, *blocks.shape[2:])[:n]

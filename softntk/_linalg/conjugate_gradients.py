@@ -5,9 +5,9 @@
     x, r, p     solution, residual, search direction          [size, columns]
     α, β        step length, weight of the old direction      [1, columns]
 
-The columns share the products with K and nothing else. Differences from the textbook: a column that
-has reached its goal stops while others go on, and a column whose direction has no positive
-curvature stops for good.
+The columns share the products with K and nothing else. Two things differ from the textbook: a
+column that has reached its goal stops while others go on, and a column whose direction has no
+positive curvature stops for good.
 """
 
 from collections.abc import Callable
@@ -17,18 +17,18 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-Multiply = Callable[[Float[Array, "size r"]], Float[Array, "size r"]]
+Multiply = Callable[[Float[Array, "size columns"]], Float[Array, "size columns"]]
 
 
 class CgState(NamedTuple):
     """State of conjugate gradients between steps.
 
     Attributes:
-        x: the approximate solution, [size, r].
-        residual: y − K x as the recurrence updates it, [size, r].
-        direction: the next search direction p, [size, r].
-        inner_products: ⟨r, P⁻¹r⟩ of the residual r, [1, r].
-        is_stuck: columns whose direction has no positive curvature, [1, r].
+        x: the approximate solution, [size, columns].
+        residual: y − K x as the recurrence updates it, [size, columns].
+        direction: the next search direction p, [size, columns].
+        inner_products: ⟨r, P⁻¹r⟩ of the residual r, [1, columns].
+        is_stuck: columns whose direction has no positive curvature, [1, columns].
         step: number of steps.
     """
 
@@ -40,7 +40,7 @@ class CgState(NamedTuple):
     step: Array
 
 
-def start(y: Float[Array, "size r"], inverse: Multiply | None) -> CgState:
+def start(y: Float[Array, "size columns"], inverse: Multiply | None) -> CgState:
     """Return the state of conjugate gradients at x = 0."""
     preconditioned = y if inverse is None else inverse(y)
     inner_products = jnp.sum(y * preconditioned, axis=0, keepdims=True)
@@ -60,21 +60,27 @@ def advance(
     state: CgState,
     goals: Array,
     steps: Array | int,
+    residual_norm: Callable[[Float[Array, "size r"]], Float[Array, "1 r"]] | None = None,
 ) -> CgState:
     """Return the state after at most ``steps`` steps, or when all columns are below their goals.
 
     A column stops when its residual is below its goal, or its direction has no positive curvature.
 
     Args:
-        multiply: v ↦ K v, for v [size, r].
+        multiply: v ↦ K v, for v [size, columns].
         inverse: v ↦ P⁻¹v, or None.
         state: where to start.
-        goals: norms of the residual to reach, [1, r].
+        goals: norms of the residual to reach, [1, columns].
         steps: maximal number of steps.
+        residual_norm: in which residuals are measured, a column each; None: the Euclidean norm.
     """
 
     def is_unfinished(s: CgState) -> Array:
-        return (jnp.linalg.norm(s.residual, axis=0, keepdims=True) > goals) & ~s.is_stuck
+        if residual_norm is None:
+            norms = jnp.linalg.norm(s.residual, axis=0, keepdims=True)
+        else:
+            norms = residual_norm(s.residual)
+        return (norms > goals) & ~s.is_stuck
 
     def take_step(s: CgState) -> CgState:
         # 1. The step along p: α = ⟨r, P⁻¹r⟩ / ⟨p, K p⟩.

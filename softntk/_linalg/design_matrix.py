@@ -12,7 +12,9 @@ only:
     scale_to_unit(A)      A over a power of two near its largest entry
     scale_rows(A, s)      diag(s) A
     take_rows(A, i)       rows by index, dense
-    embed_rows(A, …)      S A for a sparse random S
+    embed_rows(A, …)      S A for a sparse S [size, n]
+    entries(A)            the stored entries of a BCOO, all entries of any other matrix
+    to_dense(A)           A as an array
     stack_rows(parts)     several matrices on top of each other
 """
 
@@ -60,7 +62,7 @@ def adjoint(A: DesignMatrix, V: Float[Array, "n *r"]) -> Float[Array, "d *r"]:
         return mv(V) if V.ndim == 1 else jax.vmap(mv, 1, 1)(V)
     if is_sparse(A):
         return _sparse_adjoint(A, V)
-    # From the left, as A lies in memory: XLA's Aᵀ V copies A on a CPU.
+    # Vᵀ A and not Aᵀ V: on a CPU XLA copies A, which is stored by rows, before it forms Aᵀ V.
     return product(V, A) if V.ndim == 1 else product(V.T, A).T
 
 
@@ -90,7 +92,7 @@ def gram_diagonal(A: DesignMatrix, D: Float[Array, " n"]) -> Float[Array, " d"]:
         terms = A.data * (A.data * D.at[rows].get(mode="fill", fill_value=0))
         return jnp.zeros(A.shape[1], A.dtype).at[columns].add(terms, mode="drop")
     A = to_dense(A)
-    # In this order, as in the Gram matrix: A² alone may overflow.
+    # Multiplied in this order, as in the Gram matrix: A² alone may overflow.
     return jnp.sum(A * (A * D[:, None]), axis=0)
 
 
@@ -213,7 +215,7 @@ def entries(A: DesignMatrix) -> Float[Array, "..."]:
 
 @jax.jit
 def scale_to_unit(A: DesignMatrix) -> DesignMatrix:
-    """Return A over the largest power of two below its largest entry; an operator becomes dense."""
+    """Return A over the largest power of two up to max|A_ij|; an operator becomes dense."""
     values = entries(A)
     scaled_values = values / jnp.squeeze(binary_scale(values))
     return _with_data(A, scaled_values) if is_sparse(A) else scaled_values

@@ -75,7 +75,7 @@ def dtype(A: DesignMatrix) -> jnp.dtype:
 
 
 def check_design_matrix(name: str, A: DesignMatrix, *, half: bool = True) -> DesignMatrix:
-    """Return A in the form that all products of :mod:`softntk._linalg.design_matrix` accept.
+    """Return A, checked, in the form that :mod:`softntk._linalg.design_matrix` works with.
 
     Args:
         name: name of the argument, for error messages.
@@ -83,8 +83,8 @@ def check_design_matrix(name: str, A: DesignMatrix, *, half: bool = True) -> Des
         half: False refuses float16 and bfloat16, for which LAPACK has no factorisations.
 
     Raises:
-        ValueError: another sparse format, integers, NaN or infinities, an empty matrix, indices out
-            of bounds, an operator that is not from [d] to [n].
+        ValueError: A is in another sparse format, holds integers, NaN or infinities, is empty, has
+            indices out of bounds, or is an operator that does not map [d] to [n].
     """
     # 1. Each kind has its own check; an `Implicit` has passed it.
     if isinstance(A, lx.MatrixLinearOperator):
@@ -125,13 +125,13 @@ def _checked_array(name: str, A: object) -> Float[Array, "n d"]:
     if type(A).__module__.startswith(("scipy.sparse", "jax.experimental.sparse")):
         raise ValueError(
             f"{name} must be an array, a jax.experimental.sparse.BCOO or a lineax operator, "
-            f"got {type(A).__name__}. Of SciPy's matrices BCOO.from_scipy_sparse makes one."
+            f"got {type(A).__name__}. BCOO.from_scipy_sparse converts a matrix of SciPy."
         )
     return as_rows(name, A)
 
 
 def _checked_sparse(name: str, A: DesignMatrix) -> DesignMatrix:
-    """Return a BCOO [n, d] that is finite, has no duplicates and fulfils its own flags."""
+    """Return a BCOO [n, d] without duplicates; refuse one that is not finite or flagged wrongly."""
     if A.ndim != 2 or A.n_batch or A.n_dense or 0 in A.shape:
         raise ValueError(
             f"{name} must be a BCOO of shape [n, d] without batch or dense dimensions and "
@@ -151,7 +151,7 @@ def _checked_sparse(name: str, A: DesignMatrix) -> DesignMatrix:
 
 
 def _check_indices(name: str, A: DesignMatrix) -> None:
-    """Refuse a BCOO whose known indices are out of bounds, or not as its flags say."""
+    """Refuse a BCOO with indices out of bounds, or not sorted or unique though flagged as such."""
     # 1. Bounds. Entries beyond the shape are padding, which JAX makes itself; they hold zeros.
     n, d = A.shape
     rows, columns = A.indices.T

@@ -97,8 +97,8 @@ def extreme_eigenvalues(
         distinguished from zero. Scalars, +inf if a product is not finite.
 
     Raises:
-        ValueError: not square, empty, integer, not finite or not symmetric (an operator: not tagged
-            so); steps not positive.
+        ValueError: op is not square, empty, of integers, not finite, or not symmetric (an operator:
+            not tagged so); steps is not positive.
 
     Example:
         >>> import jax.numpy as jnp

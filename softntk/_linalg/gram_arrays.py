@@ -27,8 +27,8 @@ def as_gram(gram: object, name: str = "gram") -> Float[Array, "n n"] | Float[Arr
     """Return a checked Gram array, [n, n] or [n, n, k, k], in a precision with factorisations.
 
     Raises:
-        ValueError: a function, not [n, n] or [n, n, k, k], integer, half precision, empty, not
-            finite or not symmetric.
+        ValueError: gram is a function, or an array that is not [n, n] or [n, n, k, k], empty,
+            not finite, not symmetric, of integers, or in half precision.
     """
     # 1. Type and shape.
     label = name if name == "gram" else f"{name} as gram"
@@ -63,7 +63,7 @@ def as_matrix(gram: Gram, name: str = "gram") -> Float[Array, "p p"]:
     """Return a Gram array as a matrix: itself, or [n·k, n·k] with the output as the fast index.
 
     Raises:
-        ValueError: as :func:`as_gram`.
+        ValueError: as for :func:`as_gram`.
     """
     return as_cross_matrix(as_gram(gram, name))
 
@@ -94,7 +94,7 @@ def as_scalar(name: str, value: object, dtype: DTypeLike, **bounds: Any) -> Floa
     """Return a number as a scalar array, within the bounds of ``check_number`` also when rounded.
 
     Raises:
-        ValueError: no number, or out of bounds.
+        ValueError: value is not a real number, or out of bounds.
     """
     # A positive number may be zero, and a finite one infinite, in the precision of the problem.
     number = check_number(name, value, **bounds)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from softntk._core.validation import as_floating
 from softntk._core.validation.on_host import as_double, as_host_targets, check_known, on_host
-from softntk._linalg.gram_arrays import Gram, as_matrix
+from softntk._linalg.gram_arrays import Gram, as_gram
 from softntk._linalg.norms import host_norm
 
 GRID_SIZE = 60
@@ -40,15 +40,17 @@ def decompose(gram: Gram) -> Decomposition:
     half of its asymmetry.
 
     Raises:
-        ValueError: as :func:`softntk._linalg.gram_arrays.as_matrix`; a traced kernel.
+        ValueError: as for :func:`softntk._linalg.gram_arrays.as_gram`; a traced kernel.
     """
-    # 1. Check the kernel, in a context where float64 is not rounded.
+    # 1. Check the kernel, in a context where float64 is not rounded to float32.
     check_known("gram", gram)
     with on_host():
         if getattr(gram, "dtype", None) == np.longdouble:
             gram = as_double("gram", gram)
-        gram = gram if callable(gram) or isinstance(gram, np.ndarray) else as_floating("gram", gram)
-        as_matrix(gram)
+        # A NumPy array stays what it is, and as_gram refuses a function with a message of its own.
+        if not (callable(gram) or isinstance(gram, np.ndarray)):
+            gram = as_floating("gram", gram)
+        as_gram(gram)
     # 2. Decompose the symmetric part of its matrix; halves first, because the sum may overflow.
     matrix = np.asarray(gram, np.float64)
     if matrix.ndim == 4:
@@ -64,7 +66,7 @@ def as_target_matrix(gram: Gram, y: Float[Array | np.ndarray, "..."]) -> np.ndar
     """Return the targets in float64 as columns [n, k], or [nk, 1] for a kernel of all outputs.
 
     Raises:
-        ValueError: integer, not finite, or not of the shape of the kernel.
+        ValueError: y is of integers, not finite, or does not fit the kernel.
     """
     shape = np.shape(gram)
     if len(shape) == 4:
@@ -90,7 +92,7 @@ def target_unit(x: np.ndarray) -> float:
     max_modulus = float(np.max(np.abs(x), initial=0.0))
     if not (max_modulus > 0 and math.isfinite(max_modulus)):
         return 1.0
-    # Not below the smallest normal number, 2^-1022.
+    # Above the smallest normal number, which is 2^-1022.
     return math.ldexp(1.0, max(math.frexp(max_modulus)[1] - 1, -1021))
 
 
@@ -115,8 +117,8 @@ def cross_validated_ridge(
         smallest: smallest ridge tried; the kernel is not accurate below it.
         inflation: γ, the cost of a degree of freedom; above 1, no ridge is chosen that fits more
             than n/γ of them.
-        outside: number of further directions of eigenvalue zero, along which the targets have no
-            component.
+        outside: number of further directions with eigenvalue zero, in which the targets have no
+            component. They count in n and in the trace.
 
     Returns:
         (ρ, σ²).

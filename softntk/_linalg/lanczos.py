@@ -36,8 +36,8 @@ class Tridiagonal(NamedTuple):
 
     Attributes:
         scaled_matrix: T, [s, s].
-        scaled_nodes: its eigenvalues, ascending, [s].
-        vectors: its eigenvectors, in columns, [s, s].
+        scaled_nodes: the eigenvalues of T, ascending, [s].
+        vectors: the eigenvectors of T, in columns, [s, s].
         basis: Q, [s, *shape].
         corner: T[0, 0].
         log_beta_sum: Σ log β_j over the valid steps; the last β is the norm of the residual.
@@ -103,8 +103,8 @@ def lanczos(
     #    be NaN, are replaced.
     is_finite = jnp.isfinite(diagonal)
     max_diagonal = jnp.max(jnp.where(is_finite, jnp.abs(diagonal), 0))
-    noise = 10 * float(jnp.finfo(diagonal.dtype).eps) * max_diagonal
-    is_coupled = jnp.isfinite(betas) & (betas > noise)
+    rounding_level = 10 * float(jnp.finfo(diagonal.dtype).eps) * max_diagonal
+    is_coupled = jnp.isfinite(betas) & (betas > rounding_level)
     is_reached = jnp.concatenate([jnp.ones(1, bool), jnp.cumprod(is_coupled[:-1]).astype(bool)])
     is_valid = is_reached & is_finite
     corner = diagonal[0]
@@ -115,7 +115,7 @@ def lanczos(
     matrix = jnp.diag(diagonal) + jnp.diag(offdiagonal, 1) + jnp.diag(offdiagonal, -1)
     nodes, vectors = jnp.linalg.eigh(matrix)
     tiny = float(jnp.finfo(diagonal.dtype).tiny)
-    beta_floor = jnp.maximum(noise, tiny)
+    beta_floor = jnp.maximum(rounding_level, tiny)
     log_betas = jnp.log(jnp.maximum(jnp.where(is_valid, betas, 1), beta_floor))
     return Tridiagonal(
         scaled_matrix=matrix,

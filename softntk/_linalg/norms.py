@@ -7,8 +7,8 @@ The vector is divided by a power of two near its largest entry before it is squa
 Dividing by a power of two rounds nothing. So the result equals that of the plain formula wherever
 the plain formula does not overflow, and ‖2^k x‖ = 2^k ‖x‖ to the last bit.
 
-Each is one program (``jax.jit``) where it is called outside of another: of a dozen small operations
-each would be compiled, and dispatched, by itself.
+Outside of ``jax.jit`` each norm is compiled as one program. Otherwise each of its dozen small
+operations would be compiled and dispatched by itself.
 """
 
 from functools import partial
@@ -26,14 +26,15 @@ Axes = int | tuple[int, ...] | None
 
 
 def _power_bits(x: Float[Array, "..."], axis: Axes) -> tuple[Array, Array]:
-    """Return the bits of the largest power of two below max|x|, and whether 0 < max|x| < ∞."""
+    """Return the bits of the largest power of two up to max|x|, and whether 0 < max|x| < ∞."""
     max_modulus = jnp.max(jnp.abs(lax.stop_gradient(x)), axis=axis, keepdims=True, initial=0)
     limits = jnp.finfo(x.dtype)
-    # Not at the ends of the range, where the reciprocal of a power of two leaves it.
+    # Clamped away from the ends of the range, where the reciprocal of a power of two leaves it. The
+    # constants are NumPy's: each one of JAX would be a program of its own.
     clamped = lax.clamp(
-        jnp.asarray(8 * float(limits.tiny), x.dtype),
+        np.asarray(8 * float(limits.tiny), x.dtype),
         max_modulus,
-        jnp.asarray(float(limits.max) / 8, x.dtype),
+        np.asarray(float(limits.max) / 8, x.dtype),
     )
     # A power of two is a number without its mantissa.
     bits = lax.bitcast_convert_type(clamped, jnp.dtype(f"uint{limits.bits}"))
@@ -42,10 +43,11 @@ def _power_bits(x: Float[Array, "..."], axis: Axes) -> tuple[Array, Array]:
 
 @partial(jax.jit, static_argnames="axis", inline=True)
 def binary_scale(x: Float[Array, "..."], axis: Axes = None) -> Float[Array, "..."]:
-    """Return the largest power of two below max|x| along the axes, which stay with length one.
+    """Return the largest power of two up to max|x| along the axes, which stay with length one.
 
     Use it to bring numbers to order one before they are squared or multiplied. It is one where
-    max|x| is zero or not finite, and carries no gradient.
+    max|x| is zero or not finite, and carries no gradient. Near the ends of the range it is cut, so
+    that its reciprocal is in the range too.
     """
     bits, is_regular = _power_bits(x, axis)
     return jnp.where(is_regular, lax.bitcast_convert_type(bits, x.dtype), 1)
@@ -73,7 +75,7 @@ def _inverse_scale(x: Float[Array, "..."], axis: Axes) -> Float[Array, "..."]:
     bits, is_regular = _power_bits(x, axis)
     limits = jnp.finfo(x.dtype)
     # Stored exponents are e + bias, so that −e is stored as 2 bias − (e + bias).
-    double_bias = jnp.asarray((2 * limits.maxexp - 2) << limits.nmant, bits.dtype)
+    double_bias = np.asarray((2 * limits.maxexp - 2) << limits.nmant, bits.dtype)
     return jnp.where(is_regular, lax.bitcast_convert_type(double_bias - bits, x.dtype), 1)
 
 

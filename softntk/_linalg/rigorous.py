@@ -41,7 +41,7 @@ def slack(terms: int) -> float:
     The constant leaves a margin for rounding in the factors themselves.
 
     Args:
-        terms: number of products.
+        terms: number of products in the sum.
     """
     return 4 * (terms + 64) * EPS
 
@@ -82,8 +82,8 @@ def smallest_eigenvalue(H: Float[np.ndarray, "n n"], error: float) -> float:
 def perron_norm(M: Float[np.ndarray, "n n"], start: Float[np.ndarray, " n"] | None = None) -> float:
     """Return an upper bound of the spectral norm of all matrices that M bounds entry by entry.
 
-    M is symmetric and not negative. For any v > 0 the norm is at most max (Mv)_i/v_i (Collatz and
-    Wielandt); v comes from a few steps of the power method.
+    M is symmetric, with entries that are not negative. For any v > 0 the norm is at most
+    max (Mv)_i/v_i (Collatz and Wielandt); v comes from a few steps of the power method.
 
     Args:
         M: bounds of the moduli of the entries, [n, n].
@@ -94,7 +94,7 @@ def perron_norm(M: Float[np.ndarray, "n n"], start: Float[np.ndarray, " n"] | No
     if not np.isfinite(M).all():
         return np.inf
     v = np.sqrt(np.diag(M)) if start is None else start
-    # Every entry must be positive, here and below.
+    # The bound needs positive entries: hence what is added here and below.
     v = v + 1e-3 * v.max() + np.finfo(float).tiny
     best = np.inf
     for _ in range(MAX_POWER_STEPS):

@@ -18,7 +18,8 @@ class Factor(NamedTuple):
     With the root R = Lᵀ S⁻¹ it reads P = RᵀR.
 
     Attributes:
-        lower: L, [d, d], lower triangular; the identity if P is not positive definite.
+        lower: L, [d, d], lower triangular; the identity if P is not positive definite, so that
+            solves stay finite.
         scale: the diagonal of S, [d].
         definite: whether P is positive definite.
     """

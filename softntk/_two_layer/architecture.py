@@ -124,8 +124,9 @@ class RowFactors(NamedTuple):
     Attributes:
         features: φ, [n, m], F = φ a.
         slopes: S, [n, m]: m^{1/2} u'/α (normalized) or m^{-1/2} u' (plain).
-        largest: whether a unit is the largest of the row, or as large as that, [n, m].
-        centres: a_ℓ at that unit, [n, k] (normalized), or zero (plain).
+        largest: whether a unit is the largest of the row, or ties with it, [n, m] (normalized), or
+            False (plain).
+        centres: the mean of a_ℓ over these units, [n, k] (normalized), or zero (plain).
         offsets: ⟨a_ℓ − centres_ℓ, u⟩/α, [n, k] (normalized), or zero (plain).
         valid: [n], False where the row is outside the domain (non-finite input, normaliser lost).
     """
@@ -144,7 +145,7 @@ class RowFactors(NamedTuple):
 
 
 def _log_largest(dtype: jnp.dtype) -> float:
-    """Return the logarithm of the largest number of a dtype."""
+    """Return the logarithm of the largest number that a dtype can hold."""
     return math.log(float(jnp.finfo(dtype).max))
 
 
@@ -152,7 +153,7 @@ def row_factors(architecture: Architecture, params: Parameters, x: Points) -> Ro
     """Return features and derivative factors of every row, from one evaluation of the logits.
 
     Use them where rows of the Jacobian are needed without forming the Jacobian, whose size is
-    n × k × (d m); MATHEMATICS.md#empirical-kernel has the formulas.
+    n × k × (d m).
 
     Rows outside the domain (not finite, or with logits beyond the precision) are evaluated at zero
     and marked in ``valid``. A plain network of an exponential activation saturates where u' exceeds
@@ -162,14 +163,26 @@ def row_factors(architecture: Architecture, params: Parameters, x: Points) -> Ro
 
     Args:
         architecture: settings of the network.
-        params: its weights.
+        params: weights of the network.
         x: points, [n, d].
 
     Returns:
         The :class:`RowFactors`.
 
     Raises:
-        ValueError: params are no weights of such a network.
+        ValueError: params are not the weights of such a network.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from softntk import networks
+        >>> net = networks.two_layer("softmax", width=4)
+        >>> _, params = net.init_fn(jax.random.key(0), (-1, 2))
+        >>> rows = networks.row_factors(net.architecture, params, jnp.eye(2))
+        >>> outputs = rows.features @ params.readout
+        >>> bool(jnp.allclose(outputs, net.apply_fn(params, jnp.eye(2)), atol=1e-6))
+        True
+
+    Source: MATHEMATICS.md#empirical-kernel.
     """
     # 1. Logits, zero in rows outside the domain.
     check_parameters(architecture, params)
@@ -192,8 +205,8 @@ def row_factors(architecture: Architecture, params: Parameters, x: Points) -> Ro
         features = u * (root_scale / math.sqrt(m) * jnp.exp(jnp.minimum(c, max_log_scale)))
         slopes = du * (root_scale / math.sqrt(m) * jnp.exp(jnp.minimum(c, max_log_scale / 2)))
         zero_means = jnp.zeros((x.shape[0], a.shape[1]), z.dtype)
-        no_units = jnp.zeros(z.shape, bool)
-        return RowFactors(features, slopes, no_units, zero_means, zero_means, is_finite)
+        no_largest = jnp.zeros(z.shape, bool)
+        return RowFactors(features, slopes, no_largest, zero_means, zero_means, is_finite)
     # 4. A normalized network: the scale cancels. Where the sum α is lost to cancellation, the
     #    weights are zero.
     alpha = jnp.sum(u, axis=1, keepdims=True)
@@ -267,8 +280,8 @@ def check_parameters(architecture: Architecture, params: object) -> None:
     """Refuse parameters that are no weights of this network.
 
     Raises:
-        ValueError: another type, the shapes of another network, a missing or an unexpected bias, no
-            floating-point numbers.
+        ValueError: params of another type, with the shapes of another network, with a bias missing
+            or unexpected, or not of floating-point numbers.
     """
     # 1. The type, and whether there is a bias.
     if not isinstance(params, Parameters):

@@ -70,13 +70,14 @@ def _kernels(
 ) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"]]:
     """Return (NNGP, NTK).
 
-    Each row is x = b·x̃ with a unit b, which is one unless u is homogeneous of degree p. With E the
-    moments of x̃ at σ = 1,
+    Each row is x = b·x̃ with a unit b. For u homogeneous of degree p, with E the moments of x̃ at
+    σ = 1,
 
         E[φφ']   = E[φφ'](x̃) (σ²bb')^p,
         E[φ̇φ̇'] = E[φ̇φ̇'](x̃) (σ²bb')^(p−1),
 
-    where p = 0 if normalized.
+    where p = 0 if normalized. The same holds with p = 1 for a nearly homogeneous u (crrelu), whose
+    moments receive the units σb. For any other u every unit is one.
     """
     # 1. Divide the rows by their units.
     moments = activation.moments
@@ -102,7 +103,7 @@ def _kernels(
     )
     valid = is_valid1[:, None] & is_valid2[None, :]
     ntk = jnp.where(slopes == 0, 0, dots) * slopes
-    # 4. Multiply the units back in.
+    # 4. Multiply the units back in. Plain with p = 0 is the threshold: its slopes are zero.
     if degree == 1 and not normalized:
         nngp = nngp * units1[:, None] * units2[None, :] * sigma**2
         ntk = ntk * units1[:, None] * units2[None, :]
@@ -131,7 +132,7 @@ def _clip_units(
 
     Beyond the limit a nearly homogeneous activation is homogeneous to rounding.
     """
-    # A fourth root: also the square of the product of two units is finite.
+    # A fourth root, so that also the square of the product of two units is finite.
     max_unit = float(jnp.finfo(units1.dtype).max) ** 0.25
     return jnp.minimum(units1, max_unit)[:, None], jnp.minimum(units2, max_unit)[None, :]
 

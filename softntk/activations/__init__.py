@@ -3,8 +3,8 @@
 An :class:`Activation` has three parts, none of which overflows:
 
 - ``jet(z, c)`` is ``e^{-c} (u, u', u'')`` at z, for a shift c that ``log_scale(z)`` proposes, one
-  number a row. In a normalized quantity such as ``u / 1ᵀu`` the shift cancels, so logits of ±1e4
-  are harmless.
+  number for each row. In a normalized quantity such as ``u / 1ᵀu`` the shift cancels, so logits of
+  ±1e4 are harmless.
 - ``moments`` are Gaussian expectations times ``e^{-s}``, for a shift s that ``growth(q)`` proposes.
   The infinite limit of a normalized network consists of their ratios, in which the shift cancels,
   so they stay finite.

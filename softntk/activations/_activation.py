@@ -23,7 +23,7 @@ class Activation:
     """An activation u with u' and u'', safe against overflow, and its Gaussian moments.
 
     Attributes:
-        name: as it appears in the table and in messages.
+        name: the name that the table and messages show.
         jet: ``(z, c) -> e^{-c} (u(z), u'(z), u''(z))``, elementwise; c broadcasts against z.
         moments: the :class:`Moments` of u.
         log_scale: ``z [..., m] -> c [..., 1]``, the shift for which e^{-c} u(z) is of order one
@@ -31,8 +31,8 @@ class Activation:
             it changes nothing but rounding.
         traced: whether u closes over a traced number. Then the activation cannot be a static
             argument of a compiled program.
-        enclosure: what is proved about u on intervals, for certificates and bounds; None where
-            nothing is.
+        enclosure: what is proved about u on intervals, for certificates and bounds; None if
+            nothing is proved.
         families: names of the networks that are made of u, each with whether they are normalized.
     """
 
@@ -91,17 +91,18 @@ class Activation:
             q12: covariance.
             q22: variance at the second point; all three broadcast.
             normalized: divide by the mean.
-            sines: sin θ = √(1 − q12²/(q11 q22)), if it is known to more digits than the q's give;
-                carries no gradient.
+            sines: sin θ = √(1 − q12²/(q11 q22)), if it is known to more digits than the variances
+                give; carries no gradient.
 
         Returns:
-            Both kernels, finite wherever the mathematics is, because the shift cancels. +inf where
-            E[u] is zero at this variance (relu at q = 0). What exceeds the precision saturates near
-            its largest number.
+            Both kernels, finite wherever the mathematics is, because the shift cancels. Normalized
+            ones are +inf where E[u] is zero at this variance (relu at q = 0). What exceeds the
+            precision saturates near its largest number.
 
         Raises:
-            ValueError: normalized, but E[u] = 0; a q, or sines, that is no array of real numbers or
-                does not broadcast with the others.
+            ValueError: normalized, but E[u] = 0 for every variance (an odd function); a variance,
+                covariance or sine that is no array of real numbers, or does not broadcast with the
+                others.
 
         Example:
             >>> from softntk import activations

@@ -89,7 +89,7 @@ def relu_derivative(
 def crrelu_jet(epsilon: float | Scalars, z: Scalars, c: Scalars | float) -> Jet:
     """Return the jet of max(0, z) + ε z e^{-z²/2}, with relu'(0) = 0."""
     scale = unscale(z, c)
-    # Clipped, z³ times the Gaussian is 0 and not inf · 0.
+    # Clipping makes z³ times the Gaussian 0, and not inf · 0.
     clipped_z = jnp.clip(z, -MAX_GAUSSIAN_ARGUMENT, MAX_GAUSSIAN_ARGUMENT)
     gaussian = jnp.asarray(epsilon, z.dtype) * jnp.exp(-0.5 * clipped_z**2)
     return (
@@ -102,7 +102,7 @@ def crrelu_jet(epsilon: float | Scalars, z: Scalars, c: Scalars | float) -> Jet:
 def _crrelu_terms(
     q11: Scalars, q12: Scalars, q22: Scalars, sines: Scalars | None
 ) -> tuple[Scalars, Scalars]:
-    """Return the factor of ε q12 in E[u(g₁) u(g₂)], and √D, of which D^{-3/2} is that of ε² q12.
+    """Return ν and √D, for the part ε q12 ν + ε² q12 D^{-3/2} of E[u(g₁) u(g₂)].
 
     e^{-g²/2} tilts the Gaussian: with it, E[g₁₊ g₂ e^{-g₂²/2}] = q12 (1+q22)^{-3/2} / 2 by Stein,
     and E[g₁ g₂ e^{-(g₁²+g₂²)/2}] = q12 D^{-3/2},  D = (1+q11)(1+q22) − q12².
@@ -200,13 +200,13 @@ def threshold_derivative(
 def gelu_jet(z: Scalars, c: Scalars | float) -> Jet:
     """Return the jet of z Φ(z)."""
     scale = unscale(z, c)
-    # Clipped, z times a Gaussian tail is 0 and not inf · 0.
+    # Clipping makes z times a Gaussian tail 0, and not inf · 0.
     clipped_z = jnp.clip(z, -MAX_GAUSSIAN_ARGUMENT, MAX_GAUSSIAN_ARGUMENT)
-    share = 0.5 * erfc(-clipped_z / math.sqrt(2))
+    distribution = 0.5 * erfc(-clipped_z / math.sqrt(2))
     density = jnp.exp(-0.5 * clipped_z**2) / math.sqrt(2 * math.pi)
     return (
-        jnp.where(z > 0, z, clipped_z) * share * scale,
-        (share + clipped_z * density) * scale,
+        jnp.where(z > 0, z, clipped_z) * distribution * scale,
+        (distribution + clipped_z * density) * scale,
         (2 - clipped_z**2) * density * scale,
     )
 
@@ -254,7 +254,7 @@ def gelu_covariance(
     """Return e^{-s} E[u(g₁) u(g₂)], by Stein's identity twice.
 
     It is q12 P + (q11 q22 − q12² + q12²(1/(1 + q11) + 1/(1 + q22)))/(2π√Δ), where P is the orthant
-    probability: all terms of the second are positive.
+    probability. No term of the second part is negative.
     """
     sines = sine(q11, q12, q22) if sines is None else sines
     return _gelu_covariance(q11, q12, q22, sines) * unscale(q12, s)
@@ -327,7 +327,7 @@ def erf_jet(z: Scalars, c: Scalars | float) -> Jet:
     """Return the jet of erf z."""
     scale = unscale(z, c)
     du = (2 / math.sqrt(math.pi)) * jnp.exp(-(z**2)) * scale
-    # u'' = −2 z u'; clipped, z u' is 0 and not inf · 0 at infinity.
+    # u'' = −2 z u'. Clipping makes z u' 0 at infinity, and not inf · 0.
     return erf(z) * scale, du, -2 * jnp.clip(z, -MAX_GAUSSIAN_ARGUMENT, MAX_GAUSSIAN_ARGUMENT) * du
 
 
@@ -335,7 +335,7 @@ def erf_jet(z: Scalars, c: Scalars | float) -> Jet:
 def _erf_covariance(q11: Scalars, q12: Scalars, q22: Scalars, sines: Scalars) -> Scalars:
     """Return (2/π) arcsin(2 q12 / √((1 + 2 q11)(1 + 2 q22))) (Williams 1997).
 
-    Written as an arctangent, nothing cancels near ±1.
+    It is computed as an arctangent, so that nothing cancels where the arcsine nears ±π/2.
     """
     return (2 / jnp.pi) * jnp.arctan2(q12, half_sqrt_determinant(2.0, q11, q12, q22, sines))
 

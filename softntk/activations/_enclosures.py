@@ -44,7 +44,7 @@ class HostJet(NamedTuple):
 
 
 class Suprema(NamedTuple):
-    """Suprema of an activation and three derivatives on one interval a sample.
+    """Suprema of an activation and three derivatives, on one interval for each sample.
 
     Attributes:
         u: e^{−shift} max |u|, [n].
@@ -79,8 +79,8 @@ class Enclosure:
     Attributes:
         jet: ``(z, shift) ->`` :class:`HostJet`, by NumPy, elementwise, in the precision of z;
             shift broadcasts against z.
-        turning_points: of u, u', u'' and u''', where each changes its direction. Rounded numbers
-            will do: a function is flat where it turns.
+        turning_points: the points where each of u, u', u'' and u''' changes its direction, a tuple
+            for each. Rounded numbers will do: a function is flat where it turns.
         shift: ``z [..., m] -> c [..., 1]``, the shift for which e^{−c} u is of order one along the
             last axis; zero for functions that do not overflow.
         jumps: points where a derivative jumps, that of order ``jump_order``. Below this order u is
@@ -89,13 +89,14 @@ class Enclosure:
         convex: whether u is convex.
         gaussian: whether the jet has factors like e^{−z²}, whose relative error grows with z².
         extended: whether the jet is accurate in ``numpy.longdouble``, and not in float64 only.
-        exponential_slope: κ where u = e^z + κz: bounds of such sums are closer.
+        exponential_slope: κ if u = e^z + κz, for which there are closer bounds of Σu; None for
+            any other u.
         surrogate: name of a smooth activation in the table, if u' is constant between its jumps. A
             search by gradients replaces u' by that of the surrogate.
 
     Raises:
-        ValueError: a jet or a shift that is no function, flags that are no truth values, other than
-            four tuples of turning points, a jump_order that is not 0 or 1.
+        ValueError: a jet or a shift that is no function, a flag that is not True or False, turning
+            points that are not four tuples, a jump_order that is not 0 or 1.
 
     Example:
         >>> import numpy as np
@@ -146,7 +147,7 @@ class Enclosure:
             evaluate: ``t -> (interval of u, of u', …)`` around the values at t.
             lower: the lower ends.
             upper: the upper ends, of the same shape.
-            orders: of the derivatives.
+            orders: orders of the derivatives; 0 is u itself.
         """
         lower = _at_least_float64(lower)
         upper = _at_least_float64(upper)
@@ -202,8 +203,17 @@ class Enclosure:
     ) -> list[Interval]:
         """Return ranges of e^{−shift} times derivatives on [lower, upper], rounded outward.
 
-        Every rounding error of an evaluation in float64 is counted. NaN where an overflow leaves
-        nothing known.
+        Every rounding error of an evaluation in float64 is counted. An end is NaN where an overflow
+        leaves nothing known.
+
+        Args:
+            lower: the lower ends.
+            upper: the upper ends, of the same shape.
+            shift: the shift, which broadcasts against the ends.
+            orders: orders of the derivatives; 0 is u itself.
+
+        Returns:
+            One :class:`~softntk._linalg.rigorous.Interval` for each order.
         """
 
         def evaluate(t: np.ndarray) -> list[Interval]:
@@ -220,7 +230,7 @@ class Enclosure:
         return self.ranges(evaluate, lower, upper, orders)
 
     def condition(self, z: Values, shift: Values | float) -> Values:
-        """Return by how much roundings inside of an exponential are amplified, at least one."""
+        """Return the factor, at least one, by which exponentials amplify rounding errors of z."""
         # Even and odd functions have exponentials of |z| − shift.
         amplification = 1 + np.maximum(np.abs(z - shift), np.abs(np.abs(z) - shift))
         if self.gaussian:
@@ -229,9 +239,10 @@ class Enclosure:
         return amplification
 
     def suprema(self, lower: Values, upper: Values, shift: Values | float = 0.0) -> Suprema:
-        """Return e^{−shift} times the suprema of moduli on [lower, upper], one of each order.
+        """Return e^{−shift} times the suprema of the four moduli on intervals [lower, upper].
 
-        They are as computed: the caller has a margin for rounding.
+        They are not rounded outward: the caller adds a margin for rounding. Arguments are those of
+        :meth:`bounds`.
         """
 
         def evaluate(t: np.ndarray) -> list[Interval]:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from softntk.activations._closed_forms import Jet, Scalars, unscale
 
-# Room that a saturated exponential leaves below the largest number: e² > 4, so four of them add up.
+# Distance of the exponent of a saturated exponential from that of the largest number. As e² > 4,
+# the sum of four such exponentials does not overflow.
 SATURATION_MARGIN = 2
 
 
@@ -53,11 +54,14 @@ def hyperbolic(z: Scalars, c: Scalars | float) -> tuple[Scalars, Scalars]:
     """Return e^{-c} cosh(z) and e^{-c} sinh(z)."""
     half_exp = 0.5 * jnp.exp(z - c)
     half_exp_minus = 0.5 * jnp.exp(-z - c)
-    # The difference of the exponentials would cancel near zero; sinh(z) e^{-c} does not.
-    near_zero = jnp.abs(z) < 1
-    sinh_near_zero = jnp.sinh(jnp.where(near_zero, z, 0)) * unscale(z, c)
-    sinh = jnp.where(near_zero, sinh_near_zero, half_exp - half_exp_minus)
+    sinh = _accurate_sinh(z, half_exp - half_exp_minus, unscale(z, c))
     return half_exp + half_exp_minus, sinh
+
+
+def _accurate_sinh(z: Scalars, difference: Scalars, scale: Scalars | float) -> Scalars:
+    """Return scale · sinh z: the difference of two exponentials, but not where it cancels."""
+    near_zero = jnp.abs(z) < 1
+    return jnp.where(near_zero, jnp.sinh(jnp.where(near_zero, z, 0)) * scale, difference)
 
 
 def cosh_jet(z: Scalars, c: Scalars | float) -> Jet:
@@ -129,8 +133,8 @@ def residual_factor(q11: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
 def res_exp_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
     """Return e^{-s} E[u(g₁) u(g₂)] for u = e^z + z."""
     direct = exp_covariance(q11, q12, q22, s) + q12 * residual_factor(q11, q22, s)
-    # Where e^{(q11+q22)/2} saturates, two terms of opposite sign would both saturate. There the
-    # exponential multiplies their sum, the ratio, by its square root twice.
+    # Where e^{(q11+q22)/2} saturates, two terms of opposite sign would both saturate. There their
+    # sum, the ratio, is multiplied by the square root of that exponential, twice.
     root_scale = saturated_exp(0.5 * _exponent(q11, jnp.zeros_like(q12), q22, s))
     largest_exp = saturated_exp(jnp.asarray(jnp.inf, q12.dtype))
     ratio = res_exp_ratios(q11, q12, q22)[0]
@@ -167,9 +171,9 @@ def cosh_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float
 
 def sinh_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float) -> Scalars:
     """Return e^{-s} E[sinh g₁ sinh g₂] = e^{(q11 + q22)/2 − s} sinh(q12)."""
-    # 1. Near q12 = 0 the difference of two exponentials would cancel: multiply by sinh(q12), by
-    #    the square root of the exponential twice. The product may fit where the exponential does
-    #    not, and 0 · e^t is 0.
+    # 1. Near q12 = 0 the difference of two exponentials would cancel. There sinh(q12) is multiplied
+    #    by the square root of the exponential, twice: the product may fit where the exponential
+    #    does not, and 0 · e^t is 0.
     near_zero = jnp.abs(q12) < 1
     root_scale = saturated_exp(0.5 * _exponent(q11, jnp.zeros_like(q12), q22, s))
     largest_exp = saturated_exp(jnp.asarray(jnp.inf, q12.dtype))
@@ -186,9 +190,6 @@ def sinh_covariance(q11: Scalars, q12: Scalars, q22: Scalars, s: Scalars | float
 def cosh_ratios(q11: Scalars, q12: Scalars, q22: Scalars) -> tuple[Scalars, Scalars]:
     """Return covariance and derivative of cosh over the means: cosh(q12) and sinh(q12)."""
     q12 = q12 + jnp.zeros_like(q11 + q22)
-    near_zero = jnp.abs(q12) < 1
     half_exp = 0.5 * saturated_exp(q12)
     half_exp_minus = 0.5 * saturated_exp(-q12)
-    sinh_near_zero = jnp.sinh(jnp.where(near_zero, q12, 0))
-    sinh = jnp.where(near_zero, sinh_near_zero, half_exp - half_exp_minus)
-    return half_exp + half_exp_minus, sinh
+    return half_exp + half_exp_minus, _accurate_sinh(q12, half_exp - half_exp_minus, 1.0)

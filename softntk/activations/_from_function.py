@@ -51,7 +51,7 @@ def from_function(
         u: elementwise, twice differentiable almost everywhere. It is evaluated as it is, so a
             function of exponential growth that must survive huge logits needs a jet with a shift,
             like that of ``exp`` in the table.
-        name: for messages.
+        name: the name that messages show.
         moments: closed forms, if there are any; otherwise :func:`quadrature_moments`.
         enclosure: what is proved about u on intervals; without it there are no certificates.
 
@@ -59,8 +59,8 @@ def from_function(
         The activation, ready for ``networks.two_layer(activation=…)``.
 
     Raises:
-        ValueError: u is no elementwise function of an array, name no string, moments no
-            :class:`Moments`, enclosure no :class:`Enclosure`.
+        ValueError: u is not an elementwise function of an array, name is not a string, moments are
+            not :class:`Moments`, or enclosure is not an :class:`Enclosure`.
 
     Example:
         >>> import jax, jax.numpy as jnp

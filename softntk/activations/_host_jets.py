@@ -36,7 +36,7 @@ def _products(*values: Values) -> HostJet:
     return HostJet((u, du, d2u, d3u), (np.abs(u), np.abs(du), np.abs(d2u), np.abs(d3u)))
 
 
-def _unit(z: Values, shift: Values | float) -> Values:
+def _unscale(z: Values, shift: Values | float) -> Values:
     """Return e^{−shift} in the precision of z."""
     return np.asarray(np.exp(-np.asarray(shift, z.dtype)))
 
@@ -53,10 +53,10 @@ def exp_jet(z: Values, shift: Values | float) -> HostJet:
 def res_exp_jet(z: Values, shift: Values | float) -> HostJet:
     """Return the jet of e^z + z."""
     power = np.exp(z - shift)
-    unit = _unit(z, shift)
-    du = power + unit
+    scale = _unscale(z, shift)
+    du = power + scale
     return HostJet(
-        (power + unit * z, du, power, power), (power + unit * np.abs(z), du, power, power)
+        (power + scale * z, du, power, power), (power + scale * np.abs(z), du, power, power)
     )
 
 
@@ -86,28 +86,28 @@ def sinh_jet(z: Values, shift: Values | float) -> HostJet:
 
 def identity_jet(z: Values, shift: Values | float) -> HostJet:
     """Return the jet of z."""
-    unit = _unit(z, shift) + np.zeros_like(z)
-    return _products(unit * z, unit, 0 * unit, 0 * unit)
+    scale = _unscale(z, shift) + np.zeros_like(z)
+    return _products(scale * z, scale, 0 * scale, 0 * scale)
 
 
 def relu_jet(z: Values, shift: Values | float) -> HostJet:
     """Return the jet of max(0, z), between its jumps; u'(0) = 0."""
-    unit = _unit(z, shift) + np.zeros_like(z)
-    slope = np.where(z > 0, unit, 0)
-    return _products(unit * np.maximum(z, 0), slope, 0 * unit, 0 * unit)
+    scale = _unscale(z, shift) + np.zeros_like(z)
+    slope = np.where(z > 0, scale, 0)
+    return _products(scale * np.maximum(z, 0), slope, 0 * scale, 0 * scale)
 
 
 def threshold_jet(z: Values, shift: Values | float) -> HostJet:
     """Return the jet of 1{z > 0}, between its jumps."""
-    unit = _unit(z, shift) + np.zeros_like(z)
-    return _products(np.where(z > 0, unit, 0), 0 * unit, 0 * unit, 0 * unit)
+    scale = _unscale(z, shift) + np.zeros_like(z)
+    return _products(np.where(z > 0, scale, 0), 0 * scale, 0 * scale, 0 * scale)
 
 
 def crrelu_jet(epsilon: float, z: Values, shift: Values | float) -> HostJet:
     """Return the jet of max(0, z) + ε z e^{−z²/2}, between its jumps."""
     relu = relu_jet(z, shift).values
     t = np.clip(z, -LARGEST_GAUSSIAN_LOGIT, LARGEST_GAUSSIAN_LOGIT)
-    gaussian = epsilon * _unit(z, shift) * np.exp(-0.5 * t**2)
+    gaussian = epsilon * _unscale(z, shift) * np.exp(-0.5 * t**2)
     # Each derivative of e^{−t²/2} is a Hermite polynomial times it.
     corrections = (
         t * gaussian,
@@ -115,53 +115,53 @@ def crrelu_jet(epsilon: float, z: Values, shift: Values | float) -> HostJet:
         (t**3 - 3 * t) * gaussian,
         (-(t**4) + 6 * t**2 - 3) * gaussian,
     )
-    size = np.abs(gaussian)
-    moduli = (
-        np.abs(t) * size,
-        (1 + t**2) * size,
-        (np.abs(t) ** 3 + 3 * np.abs(t)) * size,
-        (t**4 + 6 * t**2 + 3) * size,
+    modulus = np.abs(gaussian)
+    correction_moduli = (
+        np.abs(t) * modulus,
+        (1 + t**2) * modulus,
+        (np.abs(t) ** 3 + 3 * np.abs(t)) * modulus,
+        (t**4 + 6 * t**2 + 3) * modulus,
     )
-    u, du, d2u, d3u = (part + bump for part, bump in zip(relu, corrections, strict=True))
-    sizes = (np.abs(part) + bump for part, bump in zip(relu, moduli, strict=True))
-    return HostJet((u, du, d2u, d3u), tuple(sizes))  # pyright: ignore[reportArgumentType]
+    u, du, d2u, d3u = map(np.add, relu, corrections)
+    moduli = map(np.add, map(np.abs, relu), correction_moduli)
+    return HostJet((u, du, d2u, d3u), tuple(moduli))  # pyright: ignore[reportArgumentType]
 
 
 def erf_jet(z: Values, shift: Values | float) -> HostJet:
     """Return the jet of erf z, in float64."""
     z = np.asarray(z, np.float64)
-    unit = _unit(z, shift)
+    scale = _unscale(z, shift)
     t = np.clip(z, -LARGEST_GAUSSIAN_LOGIT, LARGEST_GAUSSIAN_LOGIT)
-    du = 2 / math.sqrt(math.pi) * np.exp(-(t**2)) * unit
-    values = (scipy.special.erf(z) * unit, du, -2 * t * du, (4 * t**2 - 2) * du)
+    du = 2 / math.sqrt(math.pi) * np.exp(-(t**2)) * scale
+    values = (scipy.special.erf(z) * scale, du, -2 * t * du, (4 * t**2 - 2) * du)
     u, _, d2u, _ = values
     return HostJet(values, (np.abs(u), du, np.abs(d2u), (4 * t**2 + 2) * du))
 
 
 def softplus_jet(z: Values, shift: Values | float) -> HostJet:
     """Return the jet of log(1 + e^z), whose derivatives are products of logistic functions."""
-    unit = _unit(z, shift)
+    scale = _unscale(z, shift)
     decay = np.exp(-np.abs(z))
     # σ(z) and σ(−z) without an exponential that overflows; 1 − 2σ(z) = −tanh(z/2).
     larger_share = 1 / (1 + decay)
     smaller_share = decay / (1 + decay)
-    du = unit * np.where(z > 0, larger_share, smaller_share)
-    d2u = unit * larger_share * smaller_share
-    return _products(unit * (np.maximum(z, 0) + np.log1p(decay)), du, d2u, -np.tanh(z / 2) * d2u)
+    du = scale * np.where(z > 0, larger_share, smaller_share)
+    d2u = scale * larger_share * smaller_share
+    return _products(scale * (np.maximum(z, 0) + np.log1p(decay)), du, d2u, -np.tanh(z / 2) * d2u)
 
 
 def gelu_jet(z: Values, shift: Values | float) -> HostJet:
     """Return the jet of z Φ(z), Φ the normal distribution, in float64."""
     z = np.asarray(z, np.float64)
-    unit = _unit(z, shift)
+    scale = _unscale(z, shift)
     t = np.clip(z, -LARGEST_GAUSSIAN_LOGIT, LARGEST_GAUSSIAN_LOGIT)
-    share = unit * 0.5 * scipy.special.erfc(-t / math.sqrt(2))
-    density = unit * np.exp(-0.5 * t**2) / math.sqrt(2 * math.pi)
-    u = np.where(z > 0, z, t) * share
-    values = (u, share + t * density, (2 - t**2) * density, (t**3 - 4 * t) * density)
+    distribution = scale * 0.5 * scipy.special.erfc(-t / math.sqrt(2))
+    density = scale * np.exp(-0.5 * t**2) / math.sqrt(2 * math.pi)
+    u = np.where(z > 0, z, t) * distribution
+    values = (u, distribution + t * density, (2 - t**2) * density, (t**3 - 4 * t) * density)
     moduli = (
         np.abs(u),
-        share + np.abs(t) * density,
+        distribution + np.abs(t) * density,
         (2 + t**2) * density,
         (np.abs(t) ** 3 + 4 * np.abs(t)) * density,
     )

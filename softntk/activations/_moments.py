@@ -1,4 +1,4 @@
-"""Gaussian moments of an activation: their record, and quadrature where no closed form is known."""
+"""Gaussian moments of an activation, and the kernels of an infinitely wide layer made of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Moments:
         ratios: ``(q11, q12, q22) ->`` covariance and derivative over E[u(g₁)] E[u(g₂)], where a
             closed form is better than dividing.
         angular: covariance and derivative take the sine of the angle between g₁ and g₂ as a fifth
-            argument. None stands for the sine that the q's give.
+            argument. None stands for the sine that the variances give.
         degree: where u(c z) = c^degree u(z) for c > 0. Then kernels of networks do not depend on
             the unit of the points.
         in_units: covariance and derivative take units (b₁, b₂) of g₁ and g₂ as a sixth argument,
@@ -89,7 +89,7 @@ class _CheckedMoment:
 
     Attributes:
         function: the moment.
-        names: of its variances, in messages.
+        names: those of its variances, for messages.
     """
 
     function: Callable[..., Scalars]
@@ -99,7 +99,7 @@ class _CheckedMoment:
         """Return the moment of numbers or arrays.
 
         Args:
-            args: the variances, then the shift s, the sine and the units, as far as given.
+            args: the variances, then the shift s, the sine and the units, as many as are given.
         """
         variance_count = len(self.names)
         variances = as_scalars(**dict(zip(self.names, args, strict=False)))
@@ -131,6 +131,33 @@ def infinite_limit(
 
     :meth:`softntk.activations.Activation.limit` checks its arguments and calls this. Use it
     directly for arrays of one dtype, or in units (see :class:`Moments`).
+
+    Args:
+        name: the name of the activation, for messages.
+        moments: the moments of u.
+        normalized: whether φ is u / E[u], and not u.
+        q11: variance of the input at the first point.
+        q12: covariance.
+        q22: variance at the second point; all three broadcast.
+        sines: the sine of the angle between both inputs, for angular moments; None: that of the
+            variances.
+        units: (b₁, b₂), for moments in units; None: one.
+
+    Returns:
+        Both kernels; +inf where E[u] is zero at a variance.
+
+    Raises:
+        ValueError: normalized, but E[u] = 0 for every variance.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from softntk import activations
+        >>> moments = activations.get("exp").moments
+        >>> kernels = infinite_limit("exp", moments, True, *jnp.array([0.5, 0.2, 0.7]))
+        >>> [round(float(kernel), 4) for kernel in kernels]  # both e^{q12}
+        [1.2214, 1.2214]
+
+    Source: MATHEMATICS.md#gaussian-moments.
     """
     if normalized and not moments.positive_mean:
         raise ValueError(
@@ -180,8 +207,15 @@ def chain(ntk: Scalars, slope: Scalars) -> Scalars:
     """Return Θ E[φ̇φ̇'], the tangent kernel behind a layer, from the kernel Θ before it.
 
     Use it in a kernel recursion in place of the product. It saturates far below the largest number,
-    where the sum of the next layer would overflow, and where the slope is infinite: there the point
-    is outside of the domain, whatever Θ.
+    so that the sum of the next layer does not overflow. It is that bound, whatever Θ, where the
+    slope is infinite: there the point is outside of the domain.
+
+    Args:
+        ntk: Θ.
+        slope: E[φ̇φ̇'], of :func:`infinite_limit`.
+
+    Returns:
+        The product, saturated as above.
 
     Example:
         >>> import jax.numpy as jnp

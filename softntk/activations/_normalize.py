@@ -3,9 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from softntk._core.validation import (
-    as_floating,
-)
+from softntk._core.validation import as_floating
 from softntk._linalg.norms import binary_scale
 from softntk.activations._activation import Activation
 from softntk.activations._closed_forms import Scalars
@@ -20,14 +18,14 @@ def normalize(activation: str | Activation, z: Scalars) -> Scalars:
 
     Args:
         activation: u, by name or itself.
-        z: logits [..., m]; ±1e4 are harmless. −∞ gets its share of zero where u vanishes there
-            (exp).
+        z: logits [..., m]; ±1e4 are harmless. A logit of −∞ has the share zero if u vanishes
+            there (exp).
 
     Returns:
         [..., m], summing to one; +inf also where a sum is infinite.
 
     Raises:
-        ValueError: an unknown name; z is no array of real numbers with an axis of units.
+        ValueError: an unknown name; z is not an array of real numbers with an axis of units.
 
     Example:
         >>> import jax.numpy as jnp
@@ -57,5 +55,20 @@ def normaliser_is_resolved(u: Scalars, total: Scalars) -> Bool[Array, "..."]:
     """Return whether the normaliser 1ᵀu along the last axis exceeds the rounding error of 1ᵀ|u|.
 
     Use it before dividing by a sum of terms of both signs.
+
+    Args:
+        u: the terms, [..., m].
+        total: their sum 1ᵀu, [..., 1].
+
+    Returns:
+        Booleans, [..., 1].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> u = jnp.array([[1.0, -1.0], [1.0, -0.5]])
+        >>> normaliser_is_resolved(u, u.sum(axis=-1, keepdims=True)).tolist()
+        [[False], [True]]
+
+    Source: MATHEMATICS.md#activations (the domain).
     """
     return jnp.abs(total) > 4 * jnp.finfo(u.dtype).eps * jnp.sum(jnp.abs(u), axis=-1, keepdims=True)

@@ -1,15 +1,16 @@
 r"""Softplus, log(1 + e^z): its jet, and Gaussian moments by quadrature over a scale.
 
-The logistic distribution is a mixture of normal ones: 2KN has it, for N ~ N(0, 1) and K of
-Kolmogorov's distribution (Andrews and Mallows 1974). As log(1 + e^z) = E[(z − L)₊] for logistic L,
-with independent K₁ and K₂
+The logistic distribution is a mixture of normal ones: it is that of 2KN, where N ~ N(0, 1) and K
+has Kolmogorov's distribution (Andrews and Mallows 1974). Moreover log(1 + e^z) = E[(z − L)₊] for
+logistic L. So, with independent K₁ and K₂,
 
     E[u(g₁)u(g₂)]   = E[√D + (π − θ)q12]/2π,        E[u(g)] = E[√((q + 4K²)/2π)],
     E[u'(g₁)u'(g₂)] = E[π − θ]/2π,
 
-the moments of relu at the variances Q11 = q11 + 4K₁², Q22 = q22 + 4K₂², where
-D = Q11 Q22 − q12² and cos θ = q12/√(Q11 Q22). They are analytic in log K, and Gauss' rule for the
-distribution of K has the precision of float64 with a dozen nodes, for any variances.
+which are the moments of relu at the variances Q11 = q11 + 4K₁² and Q22 = q22 + 4K₂², averaged over
+K₁ and K₂. Here D = Q11 Q22 − q12² and cos θ = q12/√(Q11 Q22). The moments of relu are analytic in
+log K. So Gauss' rule for the distribution of log K reaches the precision of float64 with a dozen
+nodes, for any variances.
 
 Symbols:
 
@@ -28,7 +29,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from softntk._linalg.angles import safe_sqrt, sine
+from softntk._linalg.angles import hypotenuse, safe_sqrt, sine
 from softntk.activations._closed_forms import Jet, Scalars, unscale
 
 NODE_COUNT = 12
@@ -44,7 +45,7 @@ DENSITY_POINTS = 4000
 """Points of the grid on which the density is integrated."""
 
 SERIES_TERMS = 40
-"""Terms of the two series of the density; a few are enough on their sides of K = 1."""
+"""Terms of the two series of the density; each is used on the side of K = 1 where few suffice."""
 
 OVERFLOW_SCALE = 64.0
 """Above the largest 4K² of a node: variances are divided by it before they are multiplied."""
@@ -83,7 +84,7 @@ def _scale_nodes(count: int) -> tuple[np.ndarray, np.ndarray]:
     for _ in range(count):
         v = t * basis[-1]
         diagonal.append(v @ basis[-1])
-        for vector in basis + basis:  # twice is enough
+        for vector in basis + basis:  # orthogonalised twice, which reaches rounding
             v = v - (v @ vector) * vector
         off_diagonal.append(np.linalg.norm(v))
         basis.append(v / off_diagonal[-1])
@@ -105,9 +106,7 @@ def _root(
     scale = 1 / OVERFLOW_SCALE
     flat = jnp.sqrt(OVERFLOW_SCALE) * jnp.sqrt(a * scale * q22 + b * scale * q11 + a * b * scale)
     area = safe_sqrt(q11) * safe_sqrt(q22) * sines
-    # Divided by the larger term before squaring, as in a hypotenuse.
-    larger = jnp.maximum(flat, area)
-    return larger * jnp.sqrt(1 + (jnp.minimum(flat, area) / larger) ** 2)
+    return hypotenuse(flat, area)
 
 
 @_root.defjvp

@@ -237,6 +237,11 @@ def get(activation: str | Activation) -> Activation:
     Raises:
         ValueError: the name is not in ``ACTIVATIONS``; the message lists the known ones and
             suggests the nearest.
+
+    Example:
+        >>> relu = get("relu")
+        >>> get(relu) is relu
+        True
     """
     if isinstance(activation, Activation):
         return activation
@@ -244,9 +249,12 @@ def get(activation: str | Activation) -> Activation:
 
 
 def missing_enclosure_reason(activation: Activation) -> str:
-    """Return why there are no bounds for an activation without an enclosure."""
-    known = [name for name, entry in ACTIVATIONS.items() if entry.enclosure is not None]
+    """Return why there are no bounds for an activation without an enclosure.
+
+    Use it in the message of a function that needs one.
+    """
+    enclosed_names = [name for name, entry in ACTIVATIONS.items() if entry.enclosure is not None]
     return (
-        f"There are bounds for the activations {', '.join(sorted(known))}, none for "
+        f"There are bounds for the activations {', '.join(sorted(enclosed_names))}, none for "
         f"{activation.name!r}: give it a softntk.activations.Enclosure."
     )

@@ -46,16 +46,18 @@ class Factorisation:
 
     Attributes:
         regular: R, [d, d], the regular part over the scale s.
-        cholesky: its lower factor L; the identity where R is not positive definite.
+        cholesky: the lower factor L of R; the identity where R is not positive definite.
         columns: V, [d, r].
         core: M, [r, r].
         basis: Q, [d, q], orthonormal.
-        capacitance: K = I + T M Tᵀ, [q, q].
-        inner: its eigenvalues: those of H relative to R that are not one.
+        capacitance: K = I + T M Tᵀ, [q, q]; the identity where K is singular.
+        inner: the eigenvalues of K: those of H relative to R that are not one. Ones where K is
+            singular.
+        inner_vectors: the eigenvectors of K, as columns.
         exponent: log₂ s, an integer.
         result: SUCCESSFUL, NOT_DEFINITE where the regular part is not positive definite, or H
-            singular, in this precision, STAGNATED where a solution leaves more than 1 % of its
-            right-hand side, or NONFINITE_INPUT.
+            singular, in this precision, STAGNATED where the residual of a test solve is more than
+            half a per cent of its right-hand side, or NONFINITE_INPUT.
     """
 
     regular: Float[Array, "d d"]
@@ -65,6 +67,7 @@ class Factorisation:
     basis: Float[Array, "d q"]
     capacitance: Float[Array, "q q"]
     inner: Float[Array, " q"]
+    inner_vectors: Float[Array, "q q"]
     exponent: Int[Array, ""]
     result: Int[Array, ""]
 
@@ -73,6 +76,9 @@ class Factorisation:
 
         The result is +inf where ``result`` is not SUCCESSFUL, and in columns whose residual stays
         above 1 % of the right-hand side. Derivatives are those of the exact solution.
+
+        Raises:
+            ValueError: right is not of real numbers, or not of shape [d] or [d, s].
         """
         d = len(self.regular)
         right = as_dtype("right", right, self.regular.dtype, finite=False)
@@ -109,17 +115,19 @@ def _solve_once(factored: Factorisation, right: Float[Array, "d *s"]) -> Float[A
     complement = jax.scipy.linalg.solve_triangular(L, right, lower=True)
     coordinates = product(Q.T, complement)
     complement = complement - product(Q, coordinates)
-    # 2. Once more: rounding leaves a part of the span in the complement.
+    # 2. Split the complement once more: rounding has left a part of the span in it.
     correction = product(Q.T, complement)
     complement = complement - product(Q, correction)
-    # 3. Solve in the span, and add.
-    if Q.shape[1]:
-        coordinates = jnp.linalg.solve(factored.capacitance, coordinates + correction)
+    # 3. Solve in the span by the eigenvectors of K, and add. An LU factorisation of K would be as
+    #    large a program as all of this one.
+    vectors = factored.inner_vectors
+    eigenvalues = factored.inner if right.ndim == 1 else factored.inner[:, None]
+    coordinates = product(vectors, product(vectors.T, coordinates + correction) / eigenvalues)
     combined = complement + product(Q, coordinates)
     return jax.scipy.linalg.solve_triangular(L.T, combined, lower=False)
 
 
-def _refined(factored: Factorisation, right: Float[Array, "d *s"]) -> Float[Array, "d *s"]:
+def _solve_refined(factored: Factorisation, right: Float[Array, "d *s"]) -> Float[Array, "d *s"]:
     """Return the refined solution with the smallest residual, column by column.
 
     The first step of the loop is the solve itself, so that the program contains it only once.
@@ -142,7 +150,10 @@ def _solve(factored: Factorisation, right: Float[Array, "d *s"]) -> Float[Array,
     # 1. The solve is exact for derivatives: they solve with the same operator.
     constants = lax.stop_gradient(factored)
     solution = lax.custom_linear_solve(
-        lambda x: _times(factored, x), right, lambda _, g: _refined(constants, g), symmetric=True
+        lambda x: _times(factored, x),
+        right,
+        lambda _, g: _solve_refined(constants, g),
+        symmetric=True,
     )
     # 2. Check the residual, and multiply by the scale.
     residual = lax.stop_gradient(right) - _times(constants, lax.stop_gradient(solution))
@@ -165,7 +176,7 @@ def _log_determinant(factored: Factorisation) -> tuple[Float[Array, ""], Float[A
     )
     # 2. log|det K|, by its eigenvalues.
     log_low_rank = jnp.sum(jnp.log(jnp.abs(jnp.where(is_successful, factored.inner, 1))))
-    # 3. Its derivatives, by det K = det(I + M VᵀR⁻¹V): Q and T have none for columns of zeros.
+    # 3. Its derivatives, from det K = det(I + M VᵀR⁻¹V): Q and T have none for columns of zeros.
     V = factored.columns
     W = product(V.T, jax.scipy.linalg.cho_solve((factored.cholesky, True), V))
     low_rank_matrix = jnp.where(
@@ -207,7 +218,7 @@ def factorise(op: "StructuredOperator") -> Factorisation:
     low_rank = product(T, product(core, T.T))
     low_rank = 0.5 * (low_rank + low_rank.T)
     capacitance = jnp.eye(len(T), dtype=dtype) + low_rank
-    inner = jnp.linalg.eigvalsh(capacitance)
+    inner, inner_vectors = jnp.linalg.eigh(capacitance)
     # An eigenvalue of K that is rounding of the terms that cancel in it: H is singular.
     max_term = 1 + jnp.max(jnp.abs(low_rank), initial=0)
     is_regular = jnp.all(jnp.abs(inner) > 4 * rounding_unit * max_term)
@@ -219,14 +230,15 @@ def factorise(op: "StructuredOperator") -> Factorisation:
         core=M,
         basis=Q,
         capacitance=jnp.where(is_regular, capacitance, jnp.eye(len(T), dtype=dtype)),
-        inner=inner,
+        inner=jnp.where(is_regular, inner, 1),
+        inner_vectors=inner_vectors,
         exponent=exponent,
         result=jnp.where(is_finite, code, Result.NONFINITE_INPUT).astype(jnp.int32),
     )
     # 3. Test the factors by one solve, whose right-hand side has a component in every direction,
-    #    and by the residual of the operator itself.
+    #    and by the residual of the operator itself. The test allows half of what `solve` allows.
     probe = jnp.cos(jnp.arange(1, d + 1, dtype=dtype) ** 2) * jnp.sqrt(jnp.abs(jnp.diagonal(R)))
-    solution = _refined(lax.stop_gradient(factored), lax.stop_gradient(probe))
+    solution = _solve_refined(lax.stop_gradient(factored), lax.stop_gradient(probe))
     z = matrices.times(A, solution)
     z = D * z + product(op.factors, product(M, product(op.factors.T, z)))
     residual = probe - matrices.adjoint(A, z) - ridge * solution

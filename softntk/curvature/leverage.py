@@ -43,7 +43,8 @@ ROWS_PER_COLUMN = 32
 """Rows of the sketch for each column of A: singular values have an error of about √(1/32)."""
 
 DIRECTIONS_PER_LOG = 41.0
-"""Directions for each log(100 n): all row norms are right to a factor of 1.4, with p = 0.99."""
+"""Random directions over log(100 n): enough for all row norms within a factor of 1.4, with
+probability 0.99."""
 
 MIN_SINGULAR_RATIO = 10
 """Multiples of d ε below which a singular value, relative to the largest, counts as zero."""
@@ -66,8 +67,8 @@ def scores(
         zero. Differentiable in A and D, also where D_i = 0, as long as the rank stays the same.
 
     Raises:
-        ValueError: A is no matrix as :func:`softntk.regression.problem` takes it, or of half
-            precision; weights of another shape, negative or not finite.
+        ValueError: A is not a matrix that :func:`softntk.regression.problem` takes, or in half
+            precision; weights are of another shape, negative or not finite.
 
     Example:
         >>> import jax.numpy as jnp
@@ -105,8 +106,8 @@ def approximate_scores(
         in :func:`scores`.
 
     Raises:
-        ValueError: as :func:`scores`; no key; rows or directions not positive, or fewer rows than
-            d.
+        ValueError: as for :func:`scores`; key is not a random key; rows or directions are not
+            positive, or rows is less than d.
 
     Example:
         >>> import jax
@@ -141,7 +142,10 @@ def approximate_scores(
 def arguments(
     A: DesignMatrix, weights: object, *, half: bool = False
 ) -> tuple[DesignMatrix, Float[Array, " n"] | None]:
-    """Return the checked matrix and weights; for functions that take both."""
+    """Return the checked matrix and weights, for functions that take both.
+
+    ``half=True`` accepts half precision.
+    """
     A = matrices.check_design_matrix("A", A, half=half)
     return A, None if weights is None else as_weights(
         "weights", weights, matrices.dtype(A), (matrices.shape(A)[0],)
@@ -170,10 +174,10 @@ class _Decomposition(NamedTuple):
     right: Float[Array, "d q"]
 
 
-def _decomposed(M: Float[Array, "n d"]) -> _Decomposition:
+def _column_basis(M: Float[Array, "n d"]) -> _Decomposition:
     """Return the basis of the columns of M."""
-    # The scale of columns does not change their span. QR is accurate row by row, for rows of very
-    # different scales, only with columns of one scale.
+    # The scale of columns does not change their span. For rows of very different scales, QR is
+    # accurate in each row only if all columns have one scale.
     column_scales = _column_maxima(M)
     Q, R = jnp.linalg.qr(M / column_scales[None])
     inverse, rotation = _pseudoinverse(R)
@@ -208,7 +212,7 @@ def _exact(A: DesignMatrix, weights: Float[Array, " n"] | None) -> Float[Array, 
 @jax.custom_jvp
 def _scores(A: Float[Array, "n d"], weights: Float[Array, " n"]) -> Float[Array, " n"]:
     """Return the squared row norms of the basis."""
-    return jnp.minimum(jnp.sum(_decomposed(jnp.sqrt(weights)[:, None] * A).basis ** 2, axis=1), 1)
+    return jnp.minimum(jnp.sum(_column_basis(jnp.sqrt(weights)[:, None] * A).basis ** 2, axis=1), 1)
 
 
 @_scores.defjvp
@@ -221,7 +225,7 @@ def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     """
     A, D = primals
     dA, dD = tangents
-    B = _decomposed(jnp.sqrt(D)[:, None] * A).right
+    B = _column_basis(jnp.sqrt(D)[:, None] * A).right
     Y = product(A, B)
     dY = product(dA, B)
     # BᵀdG B, by the product rule.

@@ -1,7 +1,7 @@
-r"""Row sampling: Aᵀ diag(D) A from a random choice of rows, and the error of that.
+r"""Row sampling: an estimate of Aᵀ diag(D) A from a few random rows, and its error.
 
-A sample draws s rows with replacement, row i with probability π_i, and weighs it by count / (s
-π_i), so that
+A sample draws s rows with replacement, row i with probability π_i. A row that was drawn count_i
+times gets the weight count_i/(s π_i), so that
 
     Ã = Σ_drawn  count_i/(s π_i) · D_i a_i a_iᵀ,        E[Ã] = Aᵀ diag(D) A.
 
@@ -55,7 +55,7 @@ SYMMETRY_TOLERANCE = 1e-3
 """Largest |A − Aᵀ| of a symmetric matrix A, relative to its largest entry."""
 
 NULL_SPACE_TOLERANCE = 1e3
-"""Multiples of the noise level below which H̃ counts as zero on the null space of H."""
+"""Multiples of the rounding error of H up to which H̃ counts as zero on the null space of H."""
 
 PROBABILITY_KINDS = ("uniform", "row_norm", "leverage", "approximate_leverage")
 
@@ -76,7 +76,13 @@ class Sample:
     def gram(
         self, A: DesignMatrix, weights: Float[Array | np.ndarray, " n"] | None = None
     ) -> Float[Array, "d d"]:
-        """Return Ã for A, [n, d], and the weights D, [n] (one if None)."""
+        """Return Ã for A, [n, d], and the weights D, [n] (one if None).
+
+        Raises:
+            ValueError: A is not a matrix that :func:`softntk.regression.problem` takes, or has
+                fewer rows than the sample was drawn from; weights are of another shape or not
+                finite.
+        """
         A = matrices.check_design_matrix("A", A)
         n, _ = matrices.shape(A)
         dtype = matrices.dtype(A)
@@ -117,7 +123,8 @@ def probabilities(
         [n], positive where a row is not zero, summing to one; uniform where all rows are zero.
 
     Raises:
-        ValueError: another kind; no key; as :func:`softntk.curvature.leverage.scores`.
+        ValueError: an unknown kind; key is not a random key; and as for
+            :func:`softntk.curvature.leverage.scores`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -129,7 +136,7 @@ def probabilities(
     # 1. Check the arguments. The default key makes approximate scores reproducible.
     kind = check_choice("kind", kind, PROBABILITY_KINDS)
     key = jax.random.key(0) if key is None else check_key("key", key)
-    # 2. Sizes, to which the probabilities are proportional.
+    # 2. The sizes that the probabilities are proportional to.
     if kind == "leverage":
         sizes = leverage.scores(A, weights)
     elif kind == "approximate_leverage":
@@ -165,8 +172,8 @@ def draw(key: PRNGKeyArray, pi: Float[Array | np.ndarray, " n"], size: int) -> S
         A :class:`Sample`.
 
     Raises:
-        ValueError: no key; pi of another shape, negative, not finite or of another sum; size not
-            positive.
+        ValueError: key is not a random key; pi is not [n], negative, not finite, or does not sum to
+            one; size is not positive.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -224,6 +231,9 @@ def sketched(op: StructuredOperator, sample: Sample) -> StructuredOperator:
         tagged positive semidefinite: the sampled first term may be smaller than the exact one, and
         then a negative second term may outweigh it.
 
+    Raises:
+        ValueError: op is not a StructuredOperator, or sample is not a :class:`Sample`.
+
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from softntk.curvature.structured import StructuredOperator
@@ -270,8 +280,8 @@ def distortion(
         factor of both drops out.
 
     Raises:
-        ValueError: no matrices or operators, of different sizes, not symmetric, not finite, or in
-            half precision.
+        ValueError: the two are not square matrices or operators of one size, not symmetric, not
+            finite, or in half precision.
 
     Example:
         >>> import jax.numpy as jnp
@@ -321,9 +331,10 @@ def _distortion(approximate: Float[Array, "d d"], exact: Float[Array, "d d"]) ->
     approximate, exact = (part / (unit[:, None] * unit[None, :]) for part in (approximate, exact))
     # 2. The range of H: eigenvalues above rounding.
     values, vectors = jnp.linalg.eigh(exact)
-    noise = len(values) * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))
-    in_range = values > noise
-    # 3. Eigenvalues of H^{-1/2} H̃ H^{-1/2} on the range; the identity elsewhere adds none but one.
+    rounding_error = len(values) * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))
+    in_range = values > rounding_error
+    # 3. Eigenvalues of H^{-1/2} H̃ H^{-1/2} on the range. The identity elsewhere has only the
+    #    eigenvalue one, whose distance from one is zero.
     scaled_vectors = vectors / jnp.sqrt(jnp.where(in_range, values, 1))[None, :]
     whitened = product(scaled_vectors.T, product(approximate, scaled_vectors))
     in_block = in_range[:, None] & in_range[None, :]
@@ -332,5 +343,5 @@ def _distortion(approximate: Float[Array, "d d"], exact: Float[Array, "d d"]) ->
     # 4. On the null space of H, H̃ must vanish.
     rotated = product(vectors.T, product(approximate, vectors))
     null_part = jnp.max(jnp.where(in_block, 0, jnp.abs(rotated)))
-    is_valid = (values[0] >= -noise) & (null_part <= NULL_SPACE_TOLERANCE * noise)
+    is_valid = (values[0] >= -rounding_error) & (null_part <= NULL_SPACE_TOLERANCE * rounding_error)
     return jnp.where(is_valid & jnp.isfinite(epsilon), epsilon, jnp.inf)

@@ -133,7 +133,7 @@ class StructuredOperator(lx.AbstractLinearOperator):
         return jnp.sum(self.diagonal())
 
     def factorise(self) -> "Factorisation":
-        """Factor once, solve many: see :class:`Factorisation`."""
+        """Return the factors of H, for many solves: see :func:`factorise`."""
         return factorise(self)
 
     def positive_part(self) -> "StructuredOperator":
@@ -175,7 +175,7 @@ def _as_ridge(ridge: object, dtype: jnp.dtype) -> float | Float[Array, ""]:
 
 
 def check_operator(name: str, op: object, *, half: bool = True) -> StructuredOperator:
-    """Return a structured operator, and refuse anything else; half=False: also half precision."""
+    """Return a structured operator; refuse anything else, and half precision if ``half=False``."""
     if not isinstance(op, StructuredOperator):
         raise ValueError(
             f"{name} must be a StructuredOperator, e.g. p.hessian(x) of a regression p, "
@@ -202,11 +202,11 @@ def factorise(op: StructuredOperator) -> Factorisation:
         A :class:`Factorisation`; its ``result`` depends on the residual of a test solve.
 
     Raises:
-        ValueError: no StructuredOperator, or one of half precision.
+        ValueError: op is not a StructuredOperator, or in half precision.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> D = jnp.array([1.0, -3.0])
+        >>> D = jnp.array([1.0, -3.0])  # H is indefinite, H + 4I is not; 7 is NOT_DEFINITE
         >>> H = StructuredOperator(jnp.eye(2), D, jnp.zeros((2, 0)), jnp.zeros((0, 0)))
         >>> solve = factorise(H.with_ridge(4.0)).solve
         >>> int(factorise(H).result), solve(jnp.array([5.0, 1.0])).round(5).tolist()
@@ -229,10 +229,10 @@ def positive_part(op: StructuredOperator) -> StructuredOperator:
         op: the operator, [d, d].
 
     Returns:
-        One of the same matrix A, with min(n, r) factors.
+        An operator with the same A and min(n, r) factors, tagged positive semidefinite.
 
     Raises:
-        ValueError: no StructuredOperator, or one of half precision.
+        ValueError: op is not a StructuredOperator, or in half precision.
 
     Example:
         >>> import jax.numpy as jnp
@@ -269,7 +269,7 @@ def weighted_sum(
     add, and factors are concatenated. Different matrices are stacked by rows.
 
     Args:
-        operators: at least one, all on [d].
+        operators: H_k, at least one, all on [d].
         weights: c, one for each.
 
     Returns:
@@ -277,8 +277,8 @@ def weighted_sum(
         negative.
 
     Raises:
-        ValueError: none given, other numbers of weights, other d or other dtypes, several matrices
-            of which some are sparse and some dense.
+        ValueError: there is no operator, or not one weight for each; operators differ in d or
+            dtype; of different matrices some are sparse and some dense.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,8 +1,7 @@
 """Checks of arguments that several functions of the package take.
 
-They cover times, points, hyperparameters, and the arrays that functions of users return. Arguments
-are converted first and checked afterwards, as in ``softntk._core.validation``. Names and messages
-follow that module.
+They cover times, points, hyperparameters, and the arrays that users' functions return. As in
+``softntk._core.validation``, arguments are converted first and checked afterwards.
 """
 
 from typing import Any, Protocol
@@ -36,7 +35,7 @@ class Process(Protocol):
 
     @property
     def horizon(self) -> Any:
-        """Return T."""
+        """T, the last time."""
         ...
 
     def variance(self, t: ArrayLike) -> Array:
@@ -60,7 +59,8 @@ def as_times(sde: Process, t: object, name: str = "t") -> Float[Array, "..."]:
     """Return times in (0, T] as an array.
 
     Raises:
-        ValueError: t is not real, or a concrete time lies outside (0, horizon] or leaves no noise.
+        ValueError: t is not real, or a time that is not traced lies outside (0, horizon] or leaves
+            no noise.
     """
     # 1. Convert; the values of traced times cannot be checked.
     times = as_real(name, t, finite=False)
@@ -91,7 +91,7 @@ def as_times(sde: Process, t: object, name: str = "t") -> Float[Array, "..."]:
 
 
 def columns_of_times(t: ArrayLike, x: Array) -> Float[Array, "n 1"]:
-    """Return a scalar or [n] as [n, 1], in the dtype of x.
+    """Return times, a scalar or [n], as a column [n, 1] in the dtype of x.
 
     Raises:
         ValueError: t has another shape.
@@ -101,7 +101,7 @@ def columns_of_times(t: ArrayLike, x: Array) -> Float[Array, "n 1"]:
         raise ValueError(
             f"t must be a scalar or of shape ({n},), one time a row of x, got shape {jnp.shape(t)}."
         )
-    # A column, so that it multiplies rows of x.
+    # As a column it multiplies rows of x.
     return jnp.broadcast_to(jnp.asarray(t, x.dtype), (n,))[:, None]
 
 
@@ -124,7 +124,7 @@ def check_min_time(sde: Process, min_time: object, *, traced: bool = False) -> A
     """Return a first time in (0, horizon).
 
     Raises:
-        ValueError: min_time is no such number, or traced where ``traced`` is not set.
+        ValueError: min_time is not such a number, or traced where ``traced`` is not set.
     """
     try:
         # One message for all reasons: the inner error only leads to it.
@@ -147,7 +147,7 @@ def check_hyperparameter(name: str, value: object, *, above: int | None = None) 
     """Return a number that may be traced; a concrete one must fit JAX's default precision.
 
     Raises:
-        ValueError: value is no such number, or over- or underflows in that precision.
+        ValueError: value is not such a number, or over- or underflows in that precision.
     """
     number = check_number(name, value, above=above)
     if not is_concrete(number):
@@ -186,9 +186,9 @@ def check_symmetric(name: str, matrices: np.ndarray) -> None:
     """Check that all matrices [c, d, d] are symmetric up to rounding.
 
     Raises:
-        ValueError: at least one is not.
+        ValueError: at least one matrix is not symmetric.
     """
-    # For each matrix of the stack.
+    # Each matrix of the stack has a tolerance of its own.
     largest_entry = np.abs(matrices).max(axis=(1, 2))
     asymmetry = np.abs(matrices - matrices.transpose(0, 2, 1)).max(axis=(1, 2))
     if (asymmetry > SYMMETRY_TOLERANCE * largest_entry).any():
@@ -199,9 +199,9 @@ def as_output(name: str, value: object, x: Array) -> Array:
     """Return the result of a user's function of (t, x), in the dtype of x.
 
     Raises:
-        ValueError: value is no array of real numbers of the shape of x.
+        ValueError: value is not an array of real numbers of the shape of x.
     """
-    # Lists and Python numbers are refused: functions of a batch return arrays.
+    # Lists and Python numbers are refused: a function of a whole batch returns an array.
     array = value if isinstance(value, jax.Array | np.ndarray) else None
     if array is None:
         raise ValueError(

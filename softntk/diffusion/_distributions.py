@@ -1,6 +1,6 @@
 r"""Distributions whose scores are known at every noise level: Gaussian mixtures and data sets.
 
-The data set itself, :class:`EmpiricalDistribution`, stands in ``_empirical_distribution``.
+The data set itself, :class:`EmpiricalDistribution`, is defined in ``_empirical_distribution``.
 
 X_0 ~ Σ_c w_c N(μ_c, Σ_c) is noised to X_t ~ Σ_c w_c N(αμ_c, C_c), C_c = α²Σ_c + hI. With the
 posterior weights π_c(x) ∝ w_c N(x; αμ_c, C_c),
@@ -9,8 +9,8 @@ posterior weights π_c(x) ∝ w_c N(x; αμ_c, C_c),
     E[X_0 | X_t = x] = Σ_c π_c (μ_c + αΣ_c C_c⁻¹(x − αμ_c)).
 
 π is a softmax of log-densities, so nothing under- or overflows far from all modes. Each Σ_c is
-decomposed once, C_c = U(α²Λ + h)Uᵀ: every t costs products only, and h > 0 makes C_c invertible
-for singular covariances too.
+decomposed once, C_c = U(α²Λ + h)Uᵀ, after which every t costs products only. h > 0 makes C_c
+invertible for singular covariances too.
 
 Derivatives in Σ do not go through the decomposition, which has none where eigenvalues are equal. U
 and Λ count as constants, and R = UᵀΣU − Λ, which is zero in value but not in its derivatives,
@@ -79,7 +79,8 @@ class GaussianMixture:
     r"""A Gaussian mixture Σ_c w_c N(μ_c, Σ_c) in d dimensions, a pytree.
 
     Its density, score and denoiser are exact at every time of a noising process: use it as the
-    truth in experiments. They may be differentiated twice in all arguments, in Σ too; draws once.
+    truth in experiments. These three may be differentiated twice in all arguments, Σ included;
+    draws may be differentiated once.
 
     Args:
         weights: w, [c], positive, of sum one.
@@ -87,8 +88,8 @@ class GaussianMixture:
         covariances: Σ, [c, d, d], symmetric, positive semidefinite.
 
     Raises:
-        ValueError: shapes that do not fit, integers, NaN, weights that are no probabilities,
-            covariances that are not symmetric positive semidefinite.
+        ValueError: shapes that do not fit, integers, NaN, weights that are not positive with sum
+            one, covariances that are not symmetric positive semidefinite.
 
     Example:
         >>> import jax.numpy as jnp
@@ -111,7 +112,7 @@ class GaussianMixture:
         self.weights, self.means, covariances = _as_mixture(weights, means, covariances)
         eigenvalues, self._eigenvectors = jnp.linalg.eigh(lax.stop_gradient(covariances))
         self._eigenvalues = jnp.maximum(eigenvalues, 0)
-        # R, which only carries derivatives: None where nothing is traced, as there are none.
+        # R only carries derivatives. It is None where nothing is traced, as there are none then.
         self._residual = None
         if not is_concrete(covariances):
             rotated = jnp.einsum(
@@ -139,7 +140,7 @@ class GaussianMixture:
 
     @property
     def covariances(self) -> Float[Array, "c d d"]:
-        """Return Σ, from its decomposition."""
+        """The covariances Σ, from their decomposition."""
         residual = 0 if self._residual is None else self._residual
         rotated = jax.vmap(jnp.diag)(self._eigenvalues) + residual
         return jnp.einsum("cie,cef,cjf->cij", self._eigenvectors, rotated, self._eigenvectors)
@@ -148,7 +149,7 @@ class GaussianMixture:
         """Return independent draws of X_0, [n, d].
 
         Raises:
-            ValueError: n not a positive integer.
+            ValueError: n is not a positive integer.
         """
         n = check_count("n", n)
         mode_key, noise_key = jax.random.split(check_key("key", key))
@@ -169,12 +170,12 @@ class GaussianMixture:
 
         Args:
             sde: the noising process.
-            t: in (0, T], a scalar or [n].
-            x: [n, d].
+            t: times in (0, T], a scalar or [n].
+            x: points, [n, d].
 
         Raises:
-            ValueError: t outside (0, T]; x of another dimension, no floating-point matrix or not
-                finite.
+            ValueError: t is outside (0, T]; x is not a finite floating-point matrix of the
+                mixture's dimension.
         """
         return self._evaluate(GaussianMixture._log_density, sde, t, x)
 
@@ -198,7 +199,7 @@ class GaussianMixture:
         """Return log p_t(x), the logsumexp of the joint log-densities."""
         posterior = self._posterior(sde, t, x)
         unit = posterior.unit[:, 0]
-        # The term common to all modes, which the logits lack, is added again.
+        # Add the term common to all modes, which the logits lack.
         log_sum = jax.nn.logsumexp(posterior.logits, axis=1)
         return log_sum - posterior.min_square[:, 0] * unit * unit / 2
 
@@ -266,9 +267,9 @@ class GaussianMixture:
                 "cij,cij,nci,ncj->nc", residual, residual, scaled_precisions, scaled_precisions
             )
             log_volume = log_volume - squared_trace / 2
-        # 4. Form the logits from squared distances less the smallest. XLA computes squares again
-        # for each use, with other roundings, and unit² makes any difference large: that of the
-        # nearest mode must be zero, and no other below.
+        # 4. Form the logits from squared distances less the smallest one. XLA computes the squares
+        # anew for each use, with other roundings, and unit² makes any difference large. So the
+        # difference is set to zero for the nearest mode, and to at least zero for the others.
         unit = unit[:, :, 0]
         squares = jnp.sum(rotated * whitened, axis=2)
         nearest = jnp.argmin(squares, axis=1)[:, None]

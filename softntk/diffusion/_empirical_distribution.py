@@ -32,10 +32,10 @@ class EmpiricalDistribution:
     loss and does not generalise: use it as the reference for memorisation.
 
     Args:
-        x0: [N, d].
+        x0: the data, [N, d].
 
     Raises:
-        ValueError: no finite floating-point matrix.
+        ValueError: x0 is not a finite floating-point matrix.
 
     Example:
         >>> import jax.numpy as jnp
@@ -68,7 +68,7 @@ class EmpiricalDistribution:
         """Return points drawn with replacement, [n, d].
 
         Raises:
-            ValueError: n not a positive integer.
+            ValueError: n is not a positive integer.
         """
         n = check_count("n", n)
         return jax.random.choice(check_key("key", key), self.points, (n,))
@@ -135,8 +135,8 @@ class EmpiricalDistribution:
             dots = jnp.matmul(scaled_data, point / point_unit, precision="highest")
             scaled_logits = (point_unit / larger_unit) * dots
             scaled_logits = scaled_logits - (data_unit / larger_unit) * (alpha * squared_norms / 2)
-            # 3. Subtract the largest logit. XLA computes large logits again for each use, with
-            # other roundings: none may exceed the largest, which is exactly zero.
+            # 3. Subtract the largest logit. XLA computes the logits anew for each use, with other
+            # roundings. So the largest is set to zero exactly, and no other may exceed it.
             nearest = jnp.argmax(scaled_logits)
             logit_gaps = scaled_logits - scaled_logits[nearest]
             logits = logit_gaps * (alpha * data_unit) * larger_unit / h

@@ -22,12 +22,11 @@ def evaluate_compiled(
         distribution: a pytree.
         dimension: d.
         sde: the noising process.
-        t: in (0, T], a scalar or [n].
-        x: [n, d].
+        t: times in (0, T], a scalar or [n].
+        x: points, [n, d].
 
     Raises:
-        ValueError: t outside (0, T]; x of another dimension, no floating-point matrix or not
-            finite.
+        ValueError: t is outside (0, T]; x is not a finite floating-point matrix of that dimension.
     """
     t, x = as_points(check_sde(sde), t, x, dimension)
     if all(map(eqx.is_array, jax.tree.leaves(sde))):

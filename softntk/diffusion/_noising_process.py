@@ -31,10 +31,9 @@ _ABSTRACT_MESSAGE = (
 class VPSDE:
     """Base class of all noising processes; a schedule adds the rate g, its integral I and I⁻¹.
 
-    A schedule defines ``rate``, ``integral`` and ``_time_of_integral``. The functions of t that
-    make up the schedule take scalars or arrays of real numbers. They are plain JAX and do not check
-    the numbers. :meth:`check_times` refuses times outside (0, horizon], as every other function of
-    the package does.
+    A schedule defines ``rate``, ``integral`` and ``_time_of_integral``. The functions of t take
+    scalars or arrays of real numbers, which they do not check. :meth:`check_times` refuses times
+    outside (0, horizon], as every other function of the package does.
 
     Attributes:
         horizon: T > 0.
@@ -86,7 +85,7 @@ class VPSDE:
         """Check that all times lie in (0, T]; traced times pass.
 
         Raises:
-            ValueError: t not in (0, horizon].
+            ValueError: a time is not in (0, horizon].
         """
         as_times(self, t, name)
 
@@ -96,16 +95,16 @@ class VPSDE:
         """Draw X_t given X_0: α(t) x0 + √h(t) ε with standard normal ε.
 
         Args:
-            key: randomness.
-            t: in (0, horizon], a scalar or [n].
-            x0: [n, d].
+            key: randomness of the noise.
+            t: times in (0, horizon], a scalar or [n].
+            x0: X_0, [n, d].
 
         Returns:
-            [n, d].
+            X_t, [n, d].
 
         Raises:
-            ValueError: x0 no finite floating-point matrix; t outside (0, horizon] or of a shape
-                that is neither () nor (n,).
+            ValueError: x0 is not a finite floating-point matrix; t is outside (0, horizon], or its
+                shape is neither () nor (n,).
 
         Example:
             >>> import jax, jax.numpy as jnp
@@ -129,7 +128,7 @@ class VPSDE:
         centre: Number | None = None,
         spread: Number = 2.4,
     ) -> Float[Array, " n"]:
-        """Draw times in [min_time, horizon], uniform, or normal in the log-SNR.
+        """Draw times in [min_time, horizon], uniformly, or normal in the log-SNR.
 
         Use it for the times of a training batch.
 
@@ -139,15 +138,15 @@ class VPSDE:
             min_time: T₀ > 0.
             centre: None for uniform t. Otherwise λ(t) is N(centre, spread²), cut to the interval.
                 This concentrates training on the noise levels at which there is something to learn.
-                Karras et al. use 1 − log v for data of variance v a coordinate.
+                Karras et al. use 1 − log v for data of variance v in each coordinate.
             spread: standard deviation of λ; Karras et al. use 2.4.
 
         Returns:
             [n].
 
         Raises:
-            ValueError: n not a positive integer, min_time outside (0, horizon), centre not finite,
-                spread not positive.
+            ValueError: n is not a positive integer, min_time is outside (0, horizon), centre is not
+                finite, or spread is not positive.
 
         Example:
             >>> import jax
@@ -164,11 +163,12 @@ class VPSDE:
         spread = check_hyperparameter("spread", spread, above=0)
         min_time = check_min_time(self, min_time, traced=True)
         uniform = jax.random.uniform(key, (n,))
-        # Uniform times, or the quantiles of a cut normal distribution of the log-SNR.
+        # Uniform times.
         if centre is None:
             first_time = jnp.asarray(min_time, uniform.dtype)
             return first_time + (jnp.asarray(self.horizon, uniform.dtype) - first_time) * uniform
-        # λ decreases in t: its lowest value belongs to the horizon.
+        # Or quantiles of a cut normal distribution of λ. As λ decreases in t, its lowest value
+        # belongs to the horizon.
         mean_snr = check_hyperparameter("centre", centre)
         lowest_snr = self.log_snr(jnp.asarray(self.horizon, uniform.dtype))
         highest_snr = self.log_snr(jnp.asarray(min_time, uniform.dtype))
@@ -181,7 +181,7 @@ class VPSDE:
         Use it to weight noise levels as in a loss on the noise, the score or the likelihood.
 
         Args:
-            t: in (0, horizon], any shape.
+            t: times in (0, horizon], of any shape.
             kind: "denoising" 1; "noise" α²/h, the loss of a network that predicts the noise;
                 "score" α²/h², that of the score; "likelihood" g α²/h², whose integral bounds the
                 likelihood of the sampler.
@@ -190,7 +190,7 @@ class VPSDE:
             The shape of t.
 
         Raises:
-            ValueError: an unknown kind; t outside (0, horizon].
+            ValueError: an unknown kind; a time outside (0, horizon].
 
         Example:
             >>> from softntk.diffusion import vp_sde
@@ -216,7 +216,7 @@ def check_sde(sde: object) -> VPSDE:
     """Return sde, checked to be a noising process with a schedule.
 
     Raises:
-        ValueError: it is none.
+        ValueError: sde is not such a process.
     """
     if not isinstance(sde, VPSDE) or type(sde) is VPSDE:
         type_name = sde.__name__ if isinstance(sde, type) else type(sde).__name__

@@ -1,6 +1,6 @@
 """The decorator behind noising processes, and arithmetic with their numbers.
 
-A process is a record of numbers. Plain numbers are static; traced numbers are leaves of a pytree.
+A process is a record of numbers. Python's numbers are static, traced ones are leaves of a pytree.
 """
 
 import dataclasses
@@ -19,10 +19,10 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True)
 def process_record(cls: type[T]) -> type[T]:
-    """Return a frozen dataclass with static plain numbers and traced numbers as leaves.
+    """Return the class as a frozen dataclass that is a pytree of its traced numbers.
 
-    A process of plain numbers has no leaves; it is hashed and compared. A process of traced numbers
-    can be differentiated in them.
+    Python's numbers are static. A process of these alone has no leaves, and can be hashed and
+    compared. A process of traced numbers can be differentiated in them.
     """
     cls = dataclasses.dataclass(frozen=True)(cls)
     field_names = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]

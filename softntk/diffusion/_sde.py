@@ -14,7 +14,7 @@ never computed as a difference: near t = 0 it keeps all of its digits.
     g       ``rate``      rate of the noise
     I       ``integral``  ∫₀ᵗ g
     α       ``alpha``     factor on the signal
-    h       ``variance``  variance of the noise a coordinate
+    h       ``variance``  variance of the noise, in each coordinate
     λ       ``log_snr``   logarithm of the signal-to-noise ratio
     T       ``horizon``   the last time
     ======  ============  ====================================
@@ -191,7 +191,7 @@ def vp_sde(
 
 
 def constant_sde(rate: Number = 10.0, *, horizon: Number = 1.0) -> LinearVPSDE:
-    """Return the Ornstein–Uhlenbeck process: g(t) = rate.
+    """Return the Ornstein–Uhlenbeck process, whose rate is constant: g(t) = rate.
 
     Use it where a constant rate is assumed, as in the theory.
 

@@ -1,15 +1,16 @@
 r"""Quantiles of a normal distribution cut to an interval, however far out in its tail.
 
-Near the centre the smaller of the two tails of the quantile z comes from logarithms of
-probabilities only, so that nothing cancels:
+Near the centre the quantile z follows from the smaller of its two tails, and this from sums of
+probabilities, in logarithms, in which nothing cancels (upper signs for z > 0):
 
     log Φ(−|z|) = log((1 − u) Φ(∓a) + u Φ(∓b)).
 
-Newton's method solves it. log Φ is concave, so that from the left it does not overshoot.
+Newton's method solves for −|z|. log Φ is concave, so that the method does not overshoot if it
+starts on the left of the solution.
 
-Beyond ``TAIL_START`` deviations the tail is that of an exponential distribution in
-s = (z² − e²)/2, but for a factor 1 + O(s/e²); e is the end next to the centre. There the distance
-from that end is computed, which keeps its digits.
+Let e be the end next to the centre. If it lies beyond ``TAIL_START`` deviations, s = (z² − e²)/2
+has an exponential distribution, but for a factor 1 + O(s/e²) in the density. There the distance
+from e is computed, which keeps its digits.
 
     ========  =====================================================
     symbol    meaning
@@ -52,7 +53,7 @@ def truncated_normal_quantile(
         lower: the lower end of the interval.
         upper: the upper end.
         centre: mean of the normal distribution before the cut.
-        deviation: its standard deviation.
+        deviation: standard deviation of that distribution.
     """
     # 1. Standardise the ends.
     lower, upper, centre, deviation = (

@@ -11,10 +11,10 @@ Number = float | Float[Array, ""]
 """A hyperparameter: a Python number, or a traced one."""
 
 Points = Float[Array | np.ndarray, "n d"]
-"""Points in R^d, one a row."""
+"""Points in R^d, one in each row."""
 
 Times = Float[Array | np.ndarray, ""] | Float[Array | np.ndarray, " n"] | float
-"""One time for all points, or one time a point."""
+"""One time for all points, or one for each point."""
 
 ScoreFn = Callable[[Any, Any], Any]
 """A score (t, x) -> [n, d], called with a scalar t and x of shape [n, d]."""

@@ -10,8 +10,8 @@ How it works:
   special ``__import__``, which returns *views* of ``jax`` and ``scipy``: the real modules plus the
   missing names. Other code sees no change.
 - ``_repairs``: where a module imports but then behaves differently from the release on the JAX it
-  was written for, it is repaired, one function a quirk. Each was found by comparing with a direct
-  computation.
+  was written for, it is repaired, by one function for each quirk. Each quirk was found by
+  comparing with a direct computation.
 - ``_structured_derivatives``: repairs of ``STRUCTURED_DERIVATIVES``, which works on JAX's own
   programs, through internals that have changed the most.
 
@@ -60,7 +60,7 @@ def diagonal_outer_products(kernel: Any, operation: Callable) -> tuple[Any, Any,
     Args:
         kernel: a ``Kernel`` of any layout: cov1 of shape [n1] or [n1, n1], with spatial axes once
             or twice.
-        operation: of two arrays, the variances of the first points and of the second.
+        operation: a function of two arrays, the variances of the first points and of the second.
 
     Returns:
         Three results; the last is that of cov1 where there is no cov2.

@@ -1,7 +1,7 @@
 """Repairs of neural_tangents where it imports but behaves differently on current JAX.
 
-One function a quirk. Each docstring says what the release expects, what JAX does now, and what the
-repair does.
+There is one function for each quirk. Its docstring says what the release expects, what JAX does
+now, and what the repair does.
 """
 
 import contextlib
@@ -51,11 +51,11 @@ def fix_eval_context(predict: Module) -> None:
 
 
 def fix_batch_flags(batching: Module, utils: Module) -> None:
-    """Let a batched ``Kernel`` have the ``x1_is_x2`` of the whole instead of its first block's.
+    """Give a batched ``Kernel`` the flag ``x1_is_x2`` of the whole arrays, not of the first block.
 
-    Expected: the first block (on several devices: unequal shapes) decides. Now: JAX's random bits
-    give arrays of one key equal beginnings, so that the first rows of x1 and x2 are often equal
-    where the arrays are not. Repair: compare the whole arrays; for a kernel keep its own flag.
+    Expected: the first block decides (on several devices: unequal shapes do). Now: JAX draws arrays
+    of one key with equal beginnings, so that the first rows of x1 and x2 are often equal where the
+    arrays are not. Repair: compare the whole arrays; a kernel as argument keeps its own flag.
     """
     # A tree is a nested list or tuple, for layers of several inputs.
     Kernel = batching.Kernel
@@ -111,7 +111,7 @@ def fix_pmap_placement(batching: Module) -> None:
     """
 
     def pmap(fn: Callable) -> Callable:
-        """Map fn over the leading axis, one row a device."""
+        """Map fn over the leading axis, one row on each device."""
         mapped_fn = jax.pmap(fn)
 
         @jax.jit

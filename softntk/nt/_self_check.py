@@ -27,7 +27,7 @@ class Row(NamedTuple):
     """One part of neural_tangents.
 
     Attributes:
-        part: its name.
+        part: the name of the part.
         case: what was run, and against what.
         error: relative to the largest entry of the direct computation; NaN if it did not run.
         problem: what it raised, or "".
@@ -72,7 +72,7 @@ def _convolutional() -> tuple[Any, ...]:
 
 
 def _jacobian(f: Callable, params: PyTree, x: np.ndarray) -> np.ndarray:
-    """Return the Jacobian of two outputs a point in the parameters, [n, 2, p]."""
+    """Return the Jacobian of the two outputs at each point in the parameters, [n, 2, p]."""
     leaves = jax.tree.leaves(jax.jacobian(f)(params, jnp.asarray(x)))
     return np.concatenate([np.asarray(leaf).reshape(len(x), 2, -1) for leaf in leaves], axis=-1)
 
@@ -111,7 +111,7 @@ def _limits() -> Iterator[Part]:
 
     def masked() -> Pair:
         x = _points(3, 5, 2)
-        # Two masked positions behind five: the kernel is that of the five.
+        # Two masked positions after five others: the kernel is that of the five.
         padded_points = np.concatenate([x, np.full((3, 2, 2), 99.0)], axis=1)
         pooling_layers = (nt.stax.Conv(1, (1,)), nt.stax.Relu(), nt.stax.GlobalAvgPool())
         kernel_fn = nt.stax.serial(*pooling_layers)[2]
@@ -224,7 +224,7 @@ class _Regression(NamedTuple):
     """A regression problem for ``nt.predict``.
 
     Attributes:
-        kernel_fn: of the network.
+        kernel_fn: the kernel function of the network.
         x: training points.
         x_test: test points.
         y: targets.
@@ -304,7 +304,7 @@ def parts() -> list[Part]:
 
 
 def check(part: Part) -> Row:
-    """Return how one part fares."""
+    """Run one part, and return whether it agrees with the direct computation."""
     name, case, run = part
     try:
         # Standard output is discarded: AUTO prints its operation counts.

@@ -3,8 +3,9 @@
 STRUCTURED_DERIVATIVES linearises the network in its parameters, walks that linear program backwards
 one equation at a time and contracts the Jacobian of each equation that reads a parameter, using its
 structure (a weight matrix acts on each row alike, a bias is broadcast, …). The walk and the
-structure rules are those of neural_tangents, unchanged. Four of its steps used JAX's internals and
-are written here in public API: linearise, transpose an equation, differentiate one, read a value.
+structure rules are those of neural_tangents, unchanged. Four of its steps used JAX's internals, and
+are written anew here in JAX's public API: linearise, transpose an equation, differentiate an
+equation, and read a value.
 """
 
 import contextlib

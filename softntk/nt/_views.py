@@ -20,7 +20,7 @@ class View(types.ModuleType):
     """A module with some names replaced or added, for one reader; the module itself is unchanged.
 
     Attributes:
-        names: replaced or added, as keyword arguments.
+        names: the names that are replaced or added, with their values, as keyword arguments.
     """
 
     def __init__(self, module: types.ModuleType, **names: object) -> None:
@@ -76,7 +76,7 @@ class _Loader(importlib.machinery.SourceFileLoader):
     """Loader that runs a module with an ``__import__`` that returns the views.
 
     Attributes:
-        views: by module name.
+        views: module name → view.
     """
 
     views = _make_views()
@@ -92,7 +92,7 @@ class _Loader(importlib.machinery.SourceFileLoader):
     ) -> types.ModuleType:
         """Import as ``__import__`` does: the top package, or with a fromlist the module itself."""
         top_package = name.partition(".")[0]
-        # 1. Relative imports and other packages are not concerned.
+        # 1. Relative imports and packages without views are left as they are.
         if level or top_package not in cls.views:
             return builtins.__import__(name, globals, locals, fromlist or (), level)
         # 2. A module without a view of its own, below a package that has one.

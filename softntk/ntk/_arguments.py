@@ -18,13 +18,15 @@ from softntk.networks import row_factors
 from softntk.ntk._operators.base import CrossOperator, GramOperator
 from softntk.ntk._operators.jacobian import JacobianOperator
 from softntk.ntk._operators.two_layer import TwoLayerOperator
+from softntk.ntk._row_scales import saturate
 
-# Arguments as users pass them: targets of training and of test points, and cross kernels.
+# Types in public signatures: targets of training and of test points, and cross kernels.
 Targets = Float[Array | np.ndarray, "n k"] | Float[Array | np.ndarray, " n"]
 TestTargets = Float[Array | np.ndarray, "t k"] | Float[Array | np.ndarray, " t"]
+Cross = Float[Array | np.ndarray, "t n"] | Float[Array | np.ndarray, "t n k k"] | CrossOperator
+# The same before they are checked, when anything may have been passed.
 TargetsLike = ArrayLike | Sequence | None
 CrossLike = ArrayLike | Sequence | CrossOperator | None
-Cross = Float[Array | np.ndarray, "t n"] | Float[Array | np.ndarray, "t n k k"] | CrossOperator
 
 
 # An output below this many rounding errors of its terms counts as zero.
@@ -41,7 +43,7 @@ class Problem(NamedTuple):
         residual: (F(0) − Y)/scale, [n, k].
         scale: a power of two that keeps products with diverging components from overflowing; one
             for ordinary targets.
-        start: F(0) of the test points, [t, k], or of the training points if there are none.
+        start: F(0) of the test points, [t, k]; without test points that of the training points.
     """
 
     matrix: Float[Array, "p p"] | None
@@ -65,11 +67,12 @@ def as_problem(
 
     Args:
         gram: H, an array or an operator.
-        y: [n, k], or [n] for k = 1.
-        f0: the same, or None.
-        cross: an array or an operator as gram is, or None.
-        f0_test: [t, k], [t], or None.
-        own_start: whether f0 = None means the outputs of the network behind the operator, instead
+        y: targets, [n, k], or [n] for k = 1.
+        f0: F(0) of the training points in the shape of y, or None.
+        cross: the kernel between test and training points, an array or an operator as gram is, or
+            None.
+        f0_test: F(0) of the test points, [t, k], [t], or None.
+        own_start: whether a start that is None is that of the network behind the operator, instead
             of zero.
 
     Raises:
@@ -160,9 +163,9 @@ def _initial_outputs_of_network(
 ) -> tuple[Array | None, Array | None]:
     """Return F(0) of training and test points; the network fills in what is None.
 
-    A start that is given as zeros stands for the test points too.
+    If zeros are given as f0, the test points start at zero too.
     """
-    # Zeros as f0 say that the network starts at zero, at the test points as well.
+    # A user who passes zeros as f0 says that the network starts at zero everywhere.
     is_zero = f0 is not None and is_concrete(f0) and not np.any(np.asarray(f0))
     if f0_test is None and isinstance(cross, CrossOperator) and not is_zero:
         f0_test = _evaluate_network(cross.gram, cross.points, outputs)
@@ -236,7 +239,7 @@ def _evaluate_network(op: GramOperator, points: Array, outputs: int) -> Float[Ar
     If a softntk network is zero up to rounding, as antisymmetric ones are at the start, exact zeros
     are returned.
     """
-    # 1. The operator of a user's network binds it, that of a kernel function has none.
+    # 1. The operator of a user's network holds the function; that of a kernel function has none.
     if isinstance(op, JacobianOperator):
         return _map_in_blocks(
             lambda x: op.function(op.function.weights, x).reshape(len(x), outputs),
@@ -264,7 +267,8 @@ def _evaluate_network(op: GramOperator, points: Array, outputs: int) -> Float[Ar
 def _map_in_blocks(function: Callable[[Array], Any], points: Array, size: int) -> Any:
     """Return function(points), computed for ``size`` rows at a time.
 
-    The last block is smaller instead of filled up: the function need not be defined elsewhere.
+    The last block is smaller instead of filled up, because the function may not be defined at
+    other points.
     """
     block_count = len(points) // size
     parts = []
@@ -278,7 +282,6 @@ def _map_in_blocks(function: Callable[[Array], Any], points: Array, size: int) -
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
-def saturated(values: Float[Array, "..."]) -> Float[Array, "..."]:
+def saturate_outputs(values: Float[Array, "..."]) -> Float[Array, "..."]:
     """Return the values within the range of their precision; NaN becomes +inf."""
-    max_number = float(jnp.finfo(values.dtype).max)
-    return jnp.where(jnp.isnan(values), jnp.inf, jnp.clip(values, -max_number, max_number))
+    return jnp.where(jnp.isnan(values), jnp.inf, saturate(values))

@@ -5,17 +5,17 @@ r"""Kernels of deep, infinitely wide networks: the recursion through layers and 
     Θ               the NTK of all layers so far
     u, φ            the activation; φ = u, or u/E[u] if normalized
     σ_w², σ_b²      variances of weights and biases
-    V(q), C(c)      variance and correlation behind the next layer
+    V(q), C(c)      variance and correlation after the next layer
     χ               slope of C at c = 1, σ_w² E[φ̇²]
 
-A layer, ``Dense(W_std=σ_w, b_std=σ_b)`` behind an activation in neural_tangents' parameterization,
-maps
+A layer is an activation followed by ``Dense(W_std=σ_w, b_std=σ_b)`` in the parameterization of
+neural_tangents. It maps
 
     q12 ↦ σ_w² E[φφ'] + σ_b²,    Θ ↦ q12(new) + σ_w² E[φ̇φ̇'] Θ.
 
 Two points whose variance is the fixed point q* = V(q*) keep it, and their correlation follows c ↦
 C(c). If χ < 1, nearby points approach each other (ordered); if χ > 1, they separate (chaotic). The
-correlation converges to c*, with an error of e^{−l/ξ} after l layers, ξ = −1/log C'(c*). Networks
+correlation converges to c*, with an error like e^{−l/ξ} after l layers, ξ = −1/log C'(c*). Networks
 much deeper than ξ do not distinguish inputs, and do not train.
 
 For softmax, V(q) = σ_w² e^q + σ_b² has a fixed point if and only if σ_w² ≤ e^{−1−σ_b²}. Iteration
@@ -57,7 +57,7 @@ Values = float | np.floating | list[float] | Float[Array | np.ndarray, "..."]
 
 @record
 class Propagation:
-    """Kernels of pre-activations behind 0, 1, …, L layers, along the first axis.
+    """Kernels of pre-activations after 0, 1, …, L layers, along the first axis.
 
     Attributes:
         variance1: q11.
@@ -77,12 +77,12 @@ class FixedPoint:
     """The fixed points of variance and correlation in a deep stack; +inf where there is none.
 
     Attributes:
-        exists: whether there is a fixed point, from 1 or, if that explodes, from 0.
+        exists: whether V, iterated from q = 1 or, if that explodes, from 0, reaches a fixed point.
         variance: q*.
         variance_slope: V'(q*).
         slope: χ = σ_w² E[φ̇²], the factor by which a layer multiplies the squared distance of
             nearby points, and of gradients.
-        correlation: c*, from c = ½.
+        correlation: c*, the limit of C iterated from c = ½.
         correlation_slope: C'(c*).
     """
 
@@ -99,7 +99,7 @@ class FixedPoint:
 
         +inf at criticality; zero where one layer is enough, or there is no fixed point.
         """
-        # Outside of (0, 1) the logarithm has no meaning: criticality, or convergence in one layer.
+        # A slope outside of (0, 1) has no logarithm to use: criticality, or convergence at once.
         slope = self.correlation_slope
         is_finite = (slope > 0) & (slope < 1)
         return jnp.where(
@@ -120,18 +120,18 @@ def propagate(
     weight_variance: Values,
     bias_variance: Values = 0.0,
 ) -> Propagation:
-    r"""Return the kernels behind each of ``depth`` layers.
+    r"""Return the kernels after each of ``depth`` layers.
 
     Use it to see how kernels change with depth; :func:`fixed_point` gives their limit.
 
     Args:
-        activation: u, by name or itself.
-        q11: variance of the first pre-activation at the first point: σ_w²|x|²/d + σ_b² for
-            neural_tangents.
-        q12: covariance.
+        activation: u, an activation or its name.
+        q11: variance of the first pre-activation at the first point; in the parameterization of
+            neural_tangents σ_w²|x|²/d + σ_b².
+        q12: covariance of the two points.
         q22: variance at the second point; all three broadcast.
-        depth: L.
-        normalized: φ = u/E[u].
+        depth: L, the number of layers.
+        normalized: whether φ = u/E[u].
         weight_variance: σ_w².
         bias_variance: σ_b².
 
@@ -206,11 +206,11 @@ def fixed_point(
     not exact.
 
     Args:
-        activation: u, by name or itself.
-        normalized: φ = u/E[u].
+        activation: u, an activation or its name.
+        normalized: whether φ = u/E[u].
         weight_variance: σ_w².
         bias_variance: σ_b²; the two broadcast.
-        max_steps: of the iteration; Newton's method then makes the result exact, except at
+        max_steps: largest number of iterations; Newton's method then makes q* exact, except at
             criticality.
 
     Returns:
@@ -273,7 +273,7 @@ def _as_parameters(**values: Values) -> list[Array]:
             and not np.all((np.asarray(array) >= 0) & np.isfinite(np.asarray(array)))
         ):
             raise ValueError(f"{name} must be a finite variance, zero or positive, got {value}.")
-    # Make all of them vary over a mesh if one does, as the carry of a loop must.
+    # All of them must vary over a mesh if one does, because they become the carry of a loop.
     is_nan = jnp.any(jnp.stack(jnp.broadcast_arrays(*map(jnp.isnan, arrays))), axis=0)
     return [jnp.where(is_nan, jnp.nan, array) for array in arrays]
 

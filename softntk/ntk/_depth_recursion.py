@@ -3,9 +3,9 @@
 | symbol | meaning |
 |---|---|
 | q | variance of a pre-activation |
-| V(q) | variance behind the next layer, σ_w² E[φ²] + σ_b² |
+| V(q) | variance after the next layer, σ_w² E[φ²] + σ_b² |
 | c | correlation of two inputs of variance q |
-| C(c) | correlation behind the next layer, (σ_w² E[φφ'] + σ_b²)/V(q) |
+| C(c) | correlation after the next layer, (σ_w² E[φφ'] + σ_b²)/V(q) |
 
 The search for q* = V(q*) is a loop that cannot be differentiated in reverse mode. It need not be:
 derivatives are implicit, dq* = ∂V/∂θ dθ / (1 − V'(q*)), and likewise for c*.
@@ -68,8 +68,7 @@ class Recursion:
     def correlation(self, q: Scalars, c: Scalars) -> tuple[Scalars, Scalars]:
         """Return C(c) and C'(c).
 
-        They are divided by the next variance, computed from q, so that a variance of zero has them
-        too.
+        Both are divided by V at a positive q, not by q, so that they exist for q = 0 too.
         """
         positive_q = to_positive(q)
         # A variance of zero has no bias: its derivative in the bias would be that of a jump.
@@ -115,8 +114,8 @@ def fixed_variance(recursion: Recursion, max_steps: int) -> tuple[Scalars, Bool[
     q = jnp.where(exists, q, jnp.where(exists_zero, q_zero, 1))
     exists |= exists_zero
 
-    # 2. The equation V(q) − q = 0 for the implicit derivatives. Its value is that at q; its slope
-    # in q is that at a positive variance, because V may have none at zero.
+    # 2. The equation V(q) − q = 0 for the implicit derivatives. Its value is taken at q, its slope
+    # at a positive variance, because V may have no slope at zero.
     def residual(q: Scalars) -> Scalars:
         positive_q = _positive_with_derivative(q)
         fixed_q = lax.stop_gradient(q)
@@ -172,7 +171,7 @@ def _search_variance(
 
     iterated = lax.while_loop(is_moving, iterate, (jnp.zeros((), int), start))[1]
 
-    # 2. Newton's method, where it helps; at criticality it halves the distance a step.
+    # 2. Newton's method, where it helps; at criticality each step halves the distance.
     def improve(_: Array | int, q: Scalars) -> Scalars:
         value, slope = jax.jvp(next_variance, (q,), (jnp.ones_like(q),))
         candidate = q + jnp.where(slope < 1, (value - q) / jnp.where(slope < 1, 1 - slope, 1), 0)
@@ -209,8 +208,8 @@ def _with_implicit_derivative(
 
     Args:
         residual: the function.
-        root: where it is zero.
-        exists: whether it is zero there.
+        root: a point where it is zero.
+        exists: whether it is zero there; elsewhere ``critical_inverse`` replaces the derivative.
         critical_inverse: replaces the inverse slope of the function where the slope is zero up to
             rounding.
     """

@@ -33,7 +33,7 @@ from softntk.ntk._arguments import (
     Targets,
     TestTargets,
     as_problem,
-    saturated,
+    saturate_outputs,
 )
 from softntk.ntk._operators.base import CrossOperator, GramOperator
 from softntk.ntk._spectral_filters import (
@@ -46,9 +46,12 @@ from softntk.solution import NumericalError, Result
 
 Steps = Integer[Array | np.ndarray, " s"] | Sequence[int]
 
-_MAX_KRYLOV_DIMENSION = 512  # largest number of products with an operator, and of stored vectors
-_MIN_KRYLOV_DIMENSION = 16  # products of the first approximation
-_TRACED_KRYLOV_DIMENSION = 128  # products inside jit, where no error can be tested
+# Products with an operator, which are as many as the Lanczos vectors that are stored: at most, for
+# the first approximation, and inside jit, where no error can be tested.
+_MAX_KRYLOV_DIMENSION = 512
+_MIN_KRYLOV_DIMENSION = 16
+_TRACED_KRYLOV_DIMENSION = 128
+_NONFINITE_MESSAGE = f"{Result.NONFINITE_PRODUCT.name}: {Result.NONFINITE_PRODUCT.advice}"
 # Operators up to this size are formed, which takes no longer than the products would.
 _MAX_FORMED_SIZE = 256
 
@@ -66,33 +69,33 @@ def predict_gd(
 ) -> Float[Array, "s rows k"]:
     r"""Return outputs of gradient descent on ½ΣΣ(F−Y)² after each number of steps, for a kernel.
 
-    F(τ) = Y + (I − ηH)^τ (F(0) − Y), for all τ at once, if the kernel stays constant. Use it to see
-    what gradient descent on a wide network would do, without training. The powers are sign^τ exp(τ
-    log|1 − ηλ|), computed without forming 1 − ηλ: exact to rounding for small ηλ and millions of
-    steps.
+    Under a constant kernel F(τ) = Y + (I − ηH)^τ (F(0) − Y), for all τ at once. Use it to see what
+    gradient descent on a wide network would do, without training. The powers are computed as
+    sign^τ exp(τ log|1 − ηλ|) without forming 1 − ηλ, so that they are exact to rounding for small
+    ηλ and millions of steps.
 
     Args:
         gram: H on the training points: [n, n] (the same for every output, outputs independent) or
             [n, n, k, k] (:func:`softntk.ntk.empirical` with ``outputs="full"``), symmetric; or an
-            operator on [n] or [n, k]. With an operator it takes as many products as the accuracy
-            requires (up to 512; about √(τηλ_max) of them for a few digits).
+            operator on [n] or [n, k]. An operator is multiplied as often as the accuracy requires:
+            at most 512 times, about √(τηλ_max) times for a few digits.
         y: targets, [n, k]; [n] is k = 1, also for f0 and f0_test.
-        learning_rate: η > 0. neural_tangents' is n·k times this one: its loss is a mean.
+        learning_rate: η > 0. That of neural_tangents is n·k times as large: its loss is a mean.
         steps: non-negative integers [s], in any order.
-        f0: outputs at the start, [n, k]. None: those of the network, if gram is the
-            :func:`~softntk.ntk.operator` of one, else zero (antisymmetric initialisation).
+        f0: outputs at the start, [n, k]. None stands for those of the network, if gram is the
+            :func:`~softntk.ntk.operator` of one, else for zero (antisymmetric initialisation).
         cross: kernel between t test points and the training points, [t, n], [t, n, k, k], or
             ``op.cross(x_test)``. With it, the outputs at the test points are returned.
-        f0_test: their outputs at the start, [t, k]. None: those of the network likewise, unless f0
-            is given as zeros.
+        f0_test: outputs at the test points at the start, [t, k]. None stands for those of the
+            network, as for f0; but for zero if f0 is given as zeros.
         rtol: error of the outputs relative to max|F(0) − Y|, with an operator (default 1e-5, 1e-9
             in float64).
 
     Returns:
-        [s, n, k], or [s, t, k] with ``cross``. A divergent component (ηλ > 2) saturates at the root
-        of the largest number times that of the residual, and nothing exceeds the largest number.
-        Differentiable in gram, y, f0, cross, f0_test and learning_rate, in both modes, also where
-        eigenvalues are equal; a second time where they are not.
+        [s, n, k], or [s, t, k] with ``cross``. The powers of a divergent component (ηλ > 2)
+        saturate at the root of the largest number, and no output exceeds the largest number. It is
+        differentiable in gram, y, f0, cross, f0_test and learning_rate, in both modes, also where
+        eigenvalues are equal; a second time where they differ.
 
     Raises:
         ValueError: shapes that do not fit, integer, half precision or non-finite arrays, an
@@ -114,7 +117,8 @@ def predict_gd(
     """
     steps = _as_steps(steps)
     problem = as_problem(gram, y, f0, cross, f0_test, own_start=True)
-    return _predict(_as_descent(learning_rate, steps, problem), gram, problem, False, rtol)
+    times = _as_descent(learning_rate, steps, problem)
+    return _predict(times, gram, problem, coefficients=False, rtol=rtol)
 
 
 def gd_coefficients(
@@ -131,9 +135,9 @@ def gd_coefficients(
     Use it to evaluate trained networks at many test points, or to reuse one solve for several sets
     of them.
 
-    c = H⁻¹(I − (I − ηH)^τ)(Y − F(0)) = η Σ_{s<τ} (Y − F(s)), which exists where H is singular. The
-    weights of the linearised network have moved by Jᵀc: with it, the network can be evaluated
-    anywhere by one derivative along that direction, where :func:`predict_gd` needs the kernel
+    c = H⁻¹(I − (I − ηH)^τ)(Y − F(0)) = η Σ_{s<τ} (Y − F(s)), which exists for a singular H too. The
+    weights of the linearised network have moved by Jᵀc. So the linearised network can be evaluated
+    anywhere by one derivative along that direction, while :func:`predict_gd` needs the kernel
     between training and test points.
 
     Args:
@@ -142,14 +146,15 @@ def gd_coefficients(
         learning_rate: η > 0.
         steps: non-negative integers [s].
         f0: outputs at the start, [n, k]; None as for :func:`predict_gd`.
-        rtol: of c against its largest entry, with an operator.
+        rtol: error of c relative to its largest entry, with an operator; default as for
+            :func:`predict_gd`.
 
     Returns:
-        [s, n, k].
+        c, [s, n, k].
 
     Raises:
-        ValueError: as :func:`predict_gd`.
-        NumericalError: as :func:`predict_gd`.
+        ValueError: as for :func:`predict_gd`.
+        NumericalError: as for :func:`predict_gd`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -160,7 +165,9 @@ def gd_coefficients(
     """
     steps = _as_steps(steps)
     problem = as_problem(gram, y, f0, None, None, own_start=True)
-    return -_predict(_as_descent(learning_rate, steps, problem), gram, problem, True, rtol)
+    times = _as_descent(learning_rate, steps, problem)
+    # The residual of the problem is F(0) − Y.
+    return -_predict(times, gram, problem, coefficients=True, rtol=rtol)
 
 
 def _as_steps(steps: Steps) -> Integer[Array, " s"]:
@@ -217,8 +224,8 @@ def predict_flow(
         instead of learning_rate.
 
     Raises:
-        ValueError: as :func:`predict_gd`; times negative or NaN.
-        NumericalError: as :func:`predict_gd`.
+        ValueError: as for :func:`predict_gd`; times negative or NaN.
+        NumericalError: as for :func:`predict_gd`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -234,13 +241,15 @@ def predict_flow(
     if is_concrete(flow_times) and not np.all(np.asarray(flow_times) >= 0):
         raise ValueError(f"times must be non-negative numbers, got {np.asarray(flow_times)}.")
     problem = as_problem(gram, y, f0, cross, f0_test, own_start=True)
-    return _predict(Flow(flow_times.astype(problem.y.dtype)), gram, problem, False, rtol)
+    flow = Flow(flow_times.astype(problem.y.dtype))
+    return _predict(flow, gram, problem, coefficients=False, rtol=rtol)
 
 
 def _predict(
     times: TrainingTimes,
     gram: Gram | GramOperator,
     problem: Problem,
+    *,
     coefficients: bool,
     rtol: float | None,
 ) -> Float[Array, "s rows k"]:
@@ -255,10 +264,9 @@ def _predict(
         return _predict_by_matrix(is_sum, times, problem)
     if gram.in_size() <= _MAX_FORMED_SIZE:
         outputs = _predict_by_formed_operator(is_sum, times, gram, problem)
+        # Saturation leaves infinity only where there was a NaN.
         if is_concrete(outputs) and np.isinf(np.asarray(outputs)).any():
-            raise NumericalError(
-                f"{Result.NONFINITE_PRODUCT.name}: {Result.NONFINITE_PRODUCT.advice}"
-            )
+            raise NumericalError(_NONFINITE_MESSAGE)
         return outputs
     return _predict_by_krylov(is_sum, times, gram, problem, rtol)
 
@@ -268,8 +276,8 @@ def _apply_filter(
 ) -> Float[Array, "s n k"]:
     """Return f(H) r.
 
-    [n, n] acts on each output by itself, [n·k, n·k] on all of them together, the output being the
-    fast index.
+    A matrix [n, n] acts on each output by itself, a matrix [n·k, n·k] on all outputs together, the
+    output being the fast index.
     """
     vectors = apply_filter(is_sum, len(matrix), times, matrix, residual.reshape(len(matrix), -1))
     return vectors.reshape(-1, *residual.shape)
@@ -301,10 +309,10 @@ def _predict_by_formed_operator(
 def _to_outputs(is_sum: bool, vectors: Float[Array, "s rows k"], problem: Problem) -> Array:
     """Return F from d(H) r, F_test from H_test c(H) r, or c(H) r itself, in the units of Y."""
     if not is_sum:
-        return saturated(problem.scale * (problem.y[None] / problem.scale + vectors))
+        return saturate_outputs(problem.scale * (problem.y[None] / problem.scale + vectors))
     if problem.cross is None:
-        return saturated(problem.scale * vectors)
-    return saturated(problem.scale * (problem.start[None] / problem.scale - vectors))
+        return saturate_outputs(problem.scale * vectors)
+    return saturate_outputs(problem.scale * (problem.start[None] / problem.scale - vectors))
 
 
 def _apply_cross(vectors: Float[Array, "s n k"], problem: Problem) -> Float[Array, "s rows k"]:
@@ -323,14 +331,14 @@ def _predict_by_krylov(
     is_sum: bool, times: TrainingTimes, op: GramOperator, problem: Problem, rtol: float | None
 ) -> Array:
     """Return the prediction from Krylov spaces of the residual, doubled until nothing changes."""
-    # 1. Start vectors: one for each output of a kernel on [n], one in all for a kernel on [n, k].
+    # 1. Start vectors: one for each output of a kernel on [n], a single one for a kernel on [n, k].
     if rtol is None:
         rtol = 1e-5 if op.dtype == jnp.float32 else 1e-9
     residual = problem.residual.astype(op.dtype)
     starts = residual.T if len(op.shape) == 1 else residual[None]
 
     def approximate(dimension: int) -> Array:
-        # [c, s, n] for a kernel on [n], [1, s, n, k] for one on [n, k]
+        # [k, s, n] for a kernel on [n], [1, s, n, k] for one on [n, k].
         vectors = _filter_by_krylov(is_sum, op, starts, times, dimension)
         stacked = jnp.moveaxis(vectors, 0, -1) if len(op.shape) == 1 else vectors[0]  # [s, n, k]
         return _apply_cross(stacked.astype(problem.y.dtype), problem)
@@ -348,9 +356,7 @@ def _predict_by_krylov(
     estimate = approximate(dimension)
     while dimension < size:
         if not np.isfinite(np.asarray(estimate)).all():
-            raise NumericalError(
-                f"{Result.NONFINITE_PRODUCT.name}: {Result.NONFINITE_PRODUCT.advice}"
-            )
+            raise NumericalError(_NONFINITE_MESSAGE)
         if dimension >= _MAX_KRYLOV_DIMENSION:
             raise NumericalError(
                 f"{Result.MAX_STEPS.name}: {dimension} products with the operator do not give "
@@ -370,8 +376,10 @@ def _predict_by_krylov(
 def _filter_by_krylov(
     is_sum: bool, op: GramOperator, starts: Array, times: TrainingTimes, dimension: int
 ) -> Array:
-    """Return f(H) r for every start vector r: [c, s, *shape]."""
-    # f(H) r ≈ ‖r‖ Q f(T) e₁ with the Lanczos vectors Q and the tridiagonal matrix T.
+    """Return f(H) r at each time for every start vector r, [c, s, *shape].
+
+    f(H) r ≈ ‖r‖ Q f(T) e₁ with the Lanczos vectors Q and the tridiagonal matrix T.
+    """
     size = op.in_size()
 
     def filter_start(krylov_space: Tridiagonal) -> Array:

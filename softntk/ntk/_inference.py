@@ -1,4 +1,4 @@
-r"""Regression with a kernel: ridge regression, and the Gaussian process with that posterior mean.
+r"""Regression with a kernel: ridge regression, and the Gaussian process whose mean it is.
 
 With K on the training points and k_* between test and training points,
 
@@ -31,7 +31,7 @@ from softntk.ntk._arguments import (
     Targets,
     TestTargets,
     as_problem,
-    saturated,
+    saturate_outputs,
 )
 from softntk.ntk._operators.base import CrossOperator, GramOperator
 from softntk.ntk._solve.driver import solve
@@ -65,15 +65,16 @@ def kernel_regression(
         ridge: ≥ 0, in the units of the kernel.
         cross: kernel between test and training points, [t, n], [t, n, k, k], or
             ``op.cross(x_test)``.
-        f0: outputs at the start, [n, k]; zero if None, for a regression with a kernel has no
-            network. Of one that is not antisymmetric give what it says at the start.
-        f0_test: the same at the test points, [t, k]; zero if None.
+        f0: outputs at the start, [n, k]; None for zero, also if gram is the operator of a network.
+            If the regression stands for a network whose outputs at the start are not zero, give
+            them here.
+        f0_test: outputs at the test points at the start, [t, k]; None for zero.
         rtol: relative residual of the solve with an operator (default 1e-6, 1e-10 in float64),
             refined in float64. Inside jit and grad it is refined in the precision of the operator.
-        progress: show the solve.
+        progress: show the progress of the solve with an operator.
 
     Returns:
-        [t, k]; differentiable in all of gram, y, ridge, cross, f0, f0_test.
+        Predictions, [t, k]; differentiable in all of gram, y, ridge, cross, f0, f0_test.
 
     Raises:
         ValueError: shapes that do not fit, integer, half precision or non-finite arrays, ridge
@@ -115,14 +116,14 @@ def kernel_regression(
 
 @jax.jit
 def _apply_cross(cross: Array, unit: Array, weights: Array) -> Array:
-    """Return the product of the cross kernel with coefficients that are in units of the kernel."""
+    """Return (cross/unit) · weights, for weights that are unit times the coefficients."""
     return product(cross / unit, weights)
 
 
 @jax.jit
 def _to_outputs(scale: Array, start: Array, fitted: Array) -> Array:
     """Return the sum of the start and the fit, in the units of the targets."""
-    return saturated(scale * (start / scale + fitted))
+    return saturate_outputs(scale * (start / scale + fitted))
 
 
 def _check_cross_is_given(cross: object) -> None:
@@ -162,20 +163,20 @@ def gp_posterior(
     Args:
         gram: NNGP kernel on the training points, [n, n] or [n, n, k, k], or an operator.
         y: observations, [n, k]; [n] is k = 1.
-        noise: their variance, ≥ 0.
+        noise: the variance of the observations' noise, ≥ 0.
         cross: kernel between test and training points, [t, n], [t, n, k, k], or
             ``op.cross(x_test)``.
         prior: variance of the process at the test points, the diagonal of their own kernel: [t], or
             [t, k] for kernels with outputs (``op.at(x_test).diagonal()``, reshaped).
-        rtol: of the solves with an operator.
-        progress: show them.
+        rtol: relative residual of the solves with an operator, as for :func:`kernel_regression`.
+        progress: show the progress of these solves.
 
     Returns:
         :class:`Posterior`. Variances that rounding makes negative are zero.
 
     Raises:
-        ValueError: shapes that do not fit, integer or non-finite arrays, noise negative.
-        NumericalError: as :func:`kernel_regression`.
+        ValueError: shapes that do not fit, integer or non-finite arrays, noise or prior negative.
+        NumericalError: as for :func:`kernel_regression`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -228,8 +229,8 @@ def gp_posterior(
         reduction = unit * jnp.sum(root_solution * root_solution, axis=0)
 
     # 4. What the data explain is subtracted; rounding may leave a negative variance, set to zero.
-    variance = saturated(prior.astype(reduction.dtype) - reduction.reshape(prior.shape))
-    mean = saturated(problem.scale * mean.reshape(problem.start.shape))
+    variance = saturate_outputs(prior.astype(reduction.dtype) - reduction.reshape(prior.shape))
+    mean = saturate_outputs(problem.scale * mean.reshape(problem.start.shape))
     return Posterior(mean=mean, variance=jnp.maximum(variance, 0))
 
 
@@ -279,19 +280,20 @@ def _solve_operator(
     op: GramOperator, rhs: Array, ridge: Array, rtol: float | None, progress: bool
 ) -> Array:
     """Return (K + ridge I)⁻¹ rhs; inside jit NaN where the residual is above 1 %."""
-    # Outside jit solve judges, and raises; inside it the residual is tested here.
-    dtype = str(op.dtype)
-    refine = all(is_concrete(leaf) for leaf in jax.tree.leaves((op, rhs, ridge)))
-    rtol = _SOLVE_RTOL[dtype] if rtol is None and refine else rtol
+    # Outside jit, solve refines in float64, tests the residual and raises. Inside jit it can do
+    # none of these, and the residual is tested here.
+    outside_jit = all(is_concrete(leaf) for leaf in jax.tree.leaves((op, rhs, ridge)))
+    if rtol is None and outside_jit:
+        rtol = _SOLVE_RTOL[str(op.dtype)]
     solution: Solution = solve(
         op,
         rhs.astype(op.dtype),
         ridge=ridge,
         rtol=rtol,
-        refine=refine,
+        refine=outside_jit,
         progress=progress,
-        throw=refine,
+        throw=outside_jit,
     )
-    if refine:
+    if outside_jit:
         return solution.check().value.astype(op.dtype)
     return jnp.where(solution.stats["residual"] <= _MAX_RELATIVE_RESIDUAL, solution.value, jnp.nan)

@@ -1,6 +1,7 @@
 """A test that the rows of a user's function do not interact.
 
-Where they do not, the Jacobian of n rows is n small ones instead of one of all pairs of rows.
+If they do not, the Jacobian consists of one small block for each of the n rows, instead of one
+block for each pair of rows.
 """
 
 import functools
@@ -16,8 +17,8 @@ from softntk._core.validation import is_concrete
 from softntk._linalg.norms import tree_norm
 from softntk.ntk._user_functions import OwnFunction, try_outputs
 
-MAX_COMPARED_ROWS = 8
-MAX_CHECKED_PROGRAMS = 256  # how many programs are remembered as checked
+MAX_COMPARED_ROWS = 8  # rows on which the test compares derivatives
+MAX_CHECKED_PROGRAMS = 256  # number of programs that are remembered as checked
 
 # Relative change of a derivative above which rows interact. Rounding in half precision and TF32
 # stays below it; batch normalisation and dropout change far more.
@@ -38,7 +39,7 @@ def check_rows_independent(
     Args:
         function: bound by :func:`softntk.ntk._user_functions.bind`.
         x: points.
-        alternative: another remedy, for the message.
+        alternative: text that the message appends to its remedy, such as ", or vmap_axes=None".
 
     Raises:
         ValueError: the rows interact by more than the rounding of half precision.
@@ -46,7 +47,7 @@ def check_rows_independent(
     # 1. Skip one row, traced values, and programs that have been checked.
     if len(x) == 1 or not all(map(is_concrete, jax.tree.leaves((function, x)))):
         return
-    program = _program_without_flags(function, x)
+    program = _program_key(function, x)
     if program in _CHECKED_PROGRAMS:
         return
 
@@ -72,10 +73,10 @@ def check_rows_independent(
         _CHECKED_PROGRAMS.add(program)
 
 
-def _program_without_flags(function: OwnFunction, x: Float[Array, "n ..."]) -> Any:
+def _program_key(function: OwnFunction, x: Float[Array, "n ..."]) -> Any:
     """Return a key of the compiled program, or None if an array of flags may change what it does.
 
-    One check is enough for a program whose only inputs are weights, constants and points.
+    One check is enough for a program without flags, whatever its weights, constants and points.
     """
     if any(leaf.dtype == jnp.bool_ for leaf in function.constants):
         return None

@@ -53,8 +53,8 @@ def scale_all(x: Float[Array, "..."]) -> tuple[Float[Array, "..."], Int[Array, "
 
 def times_power_of_two(x: Float[Array, "..."], exponents: Int[Array, "..."]) -> Float[Array, "..."]:
     """Return x · 2^exponents, multiplied in two halves so that 2^exponents itself may overflow."""
-    first_half = jnp.clip(exponents >> 1, *(_exponent_range(x.dtype)))
-    second_half = jnp.clip(exponents - first_half, *(_exponent_range(x.dtype)))
+    first_half = jnp.clip(exponents >> 1, *_exponent_range(x.dtype))
+    second_half = jnp.clip(exponents - first_half, *_exponent_range(x.dtype))
     return x * power_of_two(first_half, x.dtype) * power_of_two(second_half, x.dtype)
 
 

@@ -20,7 +20,7 @@ special case. The divided differences are computed without cancellation.
 Symbols in the code:
 
     lam, mu     eigenvalues of H, in units of its own scale
-    bound       1/(the largest eigenvalue that rounding may make of zero)
+    bound       1/(the largest eigenvalue that may be the rounding of zero)
 
 Source: Higham (2008), Functions of Matrices, Theorem 3.11; Bhatia (1997), Matrix Analysis, section
 V.3.
@@ -38,6 +38,7 @@ from jaxtyping import Array, Float, Integer
 from softntk._linalg.gram_arrays import rounding
 from softntk._linalg.norms import binary_scale
 from softntk._linalg.products import product
+from softntk.ntk._row_scales import saturate
 
 _SERIES_TERMS = 12  # x^12/14! at x = ½ is below the rounding of float64
 _SERIES_SPREAD = 0.5  # the series is used where λ and μ times the total time differ by less
@@ -66,24 +67,24 @@ class Descent(NamedTuple):
 
     def in_units(self, unit: Array) -> "Descent":
         """Return the same descent for eigenvalues in this unit."""
-        return Descent(_clip_to_range(self.rates * unit), self.steps)
+        return Descent(saturate(self.rates * unit), self.steps)
 
     def decay(self, lam: Array) -> Array:
         """Return (1 − ηλ)^τ."""
-        return _power(_clip_to_range(self.rates * lam), self.steps)
+        return _power(saturate(self.rates * lam), self.steps)
 
     def accumulate(self, lam: Array) -> Array:
         """Return (1 − (1 − ηλ)^τ)/λ."""
-        return self.rates * _partial_sum(_clip_to_range(self.rates * lam), self.steps)
+        return self.rates * _partial_sum(saturate(self.rates * lam), self.steps)
 
     def stays_below_one(self, lam: Array) -> Array:
-        """Return where descent does not diverge, so that d is at most one."""
+        """Return where descent does not diverge, that is, where |d| ≤ 1."""
         return self.rates * lam <= 2
 
     def divided_difference(self, lam: Array, mu: Array, bound: Array) -> Array:
         """Return d[λ, μ]."""
-        rate_lam = _clip_to_range(self.rates * lam)
-        rate_mu = _clip_to_range(self.rates * mu)
+        rate_lam = saturate(self.rates * lam)
+        rate_mu = saturate(self.rates * mu)
         is_swapped = jnp.abs(1 - rate_mu) > jnp.abs(1 - rate_lam)
         # a = 1 − first is the base of larger modulus, b = 1 − second the other.
         first = jnp.where(is_swapped, rate_mu, rate_lam)
@@ -97,7 +98,7 @@ class Descent(NamedTuple):
         """Return ∂c/∂η = τ(1 − ηλ)^{τ−1}; that of d is −λ times it."""
         steps = self.steps
         return steps.astype(lam.dtype) * _power(
-            _clip_to_range(self.rates * lam), jnp.maximum(steps - 1, 0)
+            saturate(self.rates * lam), jnp.maximum(steps - 1, 0)
         )
 
 
@@ -122,19 +123,19 @@ class Flow(NamedTuple):
 
     def in_units(self, unit: Array) -> "Flow":
         """Return the same flow for eigenvalues in this unit."""
-        return Flow(_clip_to_range(self.times * unit))
+        return Flow(saturate(self.times * unit))
 
     def decay(self, lam: Array) -> Array:
         """Return e^{−λt}."""
-        return jnp.exp(_clip_exponent(-_clip_to_range(lam * self.times)))
+        return jnp.exp(_clip_exponent(-saturate(lam * self.times)))
 
     def accumulate(self, lam: Array) -> Array:
         """Return (1 − e^{−λt})/λ."""
-        exponent = _clip_exponent(-_clip_to_range(lam * self.times))
+        exponent = _clip_exponent(-saturate(lam * self.times))
         return jnp.where(lam == 0, self.times, -jnp.expm1(exponent) / jnp.where(lam == 0, 1, lam))
 
     def stays_below_one(self, lam: Array) -> Array:
-        """Return True: flow never diverges where λ ≥ 0."""
+        """Return True everywhere: flow never diverges where λ ≥ 0."""
         return jnp.ones(lam.shape, bool)
 
     def divided_difference(self, lam: Array, mu: Array, bound: Array) -> Array:
@@ -199,7 +200,7 @@ def _apply_filter_jvp(
     tangent = jnp.zeros_like(value)
     if _is_nonzero(rhs_tangent):
         tangent = tangent + filter_values[:, :, None] * product(vectors.T, rhs_tangent)[None]
-    times_tangent = times_tangent[0]
+    times_tangent = times_tangent[0]  # of η or t, the first field
     if _is_nonzero(times_tangent):
         time_slopes = jax.vmap(lambda time: time.time_derivative(spectrum.values))(scaled_times)
         time_slopes = time_slopes if is_sum else -spectrum.values[None, :] * time_slopes
@@ -231,7 +232,7 @@ apply_filter = jax.jit(_apply_filter, static_argnums=(0, 1))
 
 
 def _is_nonzero(tangent: Any) -> bool:
-    """Return whether a tangent is one, and no symbolic zero."""
+    """Return whether a tangent is an array, and no symbolic zero."""
     return not isinstance(tangent, SymbolicZero)
 
 
@@ -289,7 +290,7 @@ def _divided_differences(
         return time.divided_difference(lam, mu, spectrum.bound)
     clipped = _is_clipped(time.accumulate(spectrum.values), spectrum, time)
 
-    # Where c is clipped it is no longer smooth: the plain quotient.
+    # Where c is clipped it is no longer smooth, and the plain quotient of differences is used.
     filter_values = _filter_values(True, spectrum, time)
     eigenvalue_gap = lam - mu
     secant = jnp.where(
@@ -369,9 +370,3 @@ def _partial_sum(t: Array, steps: Array) -> Array:
 def _clip_exponent(exponent: Array) -> Array:
     """Return the exponent, at most the logarithm of the root of the largest number."""
     return jnp.minimum(exponent, 0.5 * jnp.log(jnp.finfo(exponent.dtype).max))
-
-
-def _clip_to_range(x: Array) -> Array:
-    """Return x with infinities replaced by the largest number of its precision."""
-    max_number = float(jnp.finfo(x.dtype).max)
-    return jnp.clip(x, -max_number, max_number)

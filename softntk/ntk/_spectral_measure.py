@@ -39,7 +39,7 @@ class SpectralMeasure:
     size: Array
 
     def rows(self, function: Callable[[Array], Array]) -> Float[Array, " p"]:
-        """Return ∫ f dμ of each row."""
+        """Return ∫ f dμ of each row; f maps an array of eigenvalues to an array of that shape."""
         check_callable("function", function)
         return jnp.sum(self.weights * function(self.nodes), axis=1)
 
@@ -57,7 +57,11 @@ class SpectralMeasure:
     def cumulative(
         self, levels: Number | list | Float[Array | np.ndarray, "*l"]
     ) -> Float[Array, "*l"]:
-        """Return the share of the spectrum at or below each level, the mean of the rows."""
+        """Return the share of the spectrum at or below each level, the mean over the rows.
+
+        Raises:
+            ValueError: a level that is NaN; infinite ones are allowed.
+        """
         level_array = _as_levels(levels, self.nodes.dtype)
         # The weights of the nodes at or below each level, divided by the number of rows.
         is_below = self.nodes.reshape(-1, 1) <= level_array.reshape(1, -1)
@@ -86,8 +90,8 @@ class SpectralMeasure:
 
 def _as_levels(levels: object, dtype: DTypeLike) -> Float[Array, "..."]:
     """Return levels as an array; infinite ones are allowed."""
+    # Integers are allowed as levels, although they are no floating-point numbers.
     is_integer = isinstance(levels, int | np.integer) and not isinstance(levels, bool)
-    # Python integers are no floating-point numbers, but are allowed as levels.
     numbers = check_number("levels", levels) if is_integer else levels
     level_array = as_floating("levels", numbers, finite=False, empty=True).astype(dtype)
     if is_concrete(level_array) and np.isnan(np.asarray(level_array)).any():

@@ -71,8 +71,7 @@ def spectral_density(
     Args:
         op: [n, n], [n, n, k, k], or an operator.
         steps: products with an operator for each probe.
-        probes: number of random vectors; they are multiplied together, in one product with K a
-            step.
+        probes: number of random vectors; each step multiplies all of them by K at once.
         key: random key of the probes; ``jax.random.key(0)`` if None.
         dense_size: operators up to this size are formed and decomposed.
 
@@ -81,7 +80,7 @@ def spectral_density(
         ``density(levels, bandwidth)``.
 
     Raises:
-        ValueError: as :func:`extreme_eigenvalues`; steps or probes not positive.
+        ValueError: as for :func:`extreme_eigenvalues`; steps or probes not positive.
 
     Example:
         >>> import jax.numpy as jnp
@@ -135,7 +134,7 @@ def target_alignment(
         A :class:`SpectralMeasure` with a row for each column of y, or one row.
 
     Raises:
-        ValueError: as :func:`extreme_eigenvalues`; y of the wrong shape, integer or not finite.
+        ValueError: as for :func:`extreme_eigenvalues`; y of the wrong shape, integer or not finite.
 
     Example:
         >>> import jax.numpy as jnp
@@ -188,7 +187,7 @@ def _dense_alignment(matrix: Float[Array, "p p"], targets: Float[Array, "c p"]) 
     nodes = nodes * unit[0]
     squared_components = product(targets.astype(matrix.dtype), vectors) ** 2
     total_squares = jnp.sum(squared_components, axis=1, keepdims=True)
-    # Undefined for targets of zero, and for a kernel that is not finite.
+    # Targets of zero, and kernels that are not finite, have no shares: their weights are zero.
     is_defined = total_squares > 0
     weights = jnp.where(is_defined, squared_components / jnp.where(is_defined, total_squares, 1), 0)
     nodes = jnp.broadcast_to(finite_or_infinite(nodes)[None], weights.shape)
@@ -207,16 +206,16 @@ def effective_dimension(
     Args:
         op: a kernel, or its :func:`spectral_density` (to ask for many ridges at the price of one).
         ridge: ≥ 0, in the units of the eigenvalues; an array for many.
-        options: those of :func:`spectral_density`.
+        options: further arguments of :func:`spectral_density`, if op is a kernel.
 
     Returns:
-        As many numbers as ridges. Estimated from random probes where the density is; the standard
-        error is ``n * measure.standard_error(lambda t: t / (t + ridge))``. Zero eigenvalues come
-        out as rounding, about ε λ_max: a ridge must be well above that (or the precision float64)
-        for them not to count.
+        One number for each ridge. Where the density is estimated from random probes, so is this;
+        its standard error is ``n * measure.standard_error(lambda t: t / (t + ridge))``. Zero
+        eigenvalues come out as rounding, about ε λ_max: take a ridge well above that, or float64,
+        if they are not to count.
 
     Raises:
-        ValueError: ridge negative; and as :func:`spectral_density`.
+        ValueError: ridge negative; options with a density; as for :func:`spectral_density`.
 
     Example:
         >>> import jax.numpy as jnp

@@ -55,11 +55,11 @@ class Static:
 
 
 class _ByIdentity:
-    """A function that cannot be hashed (a module that contains a list), equal only to itself."""
+    """A function that cannot be hashed, such as a module with a list; it equals only itself."""
 
     def __init__(self, function: Callable):
         self.function = function
-        # A bound method is made anew at each access: compare its object and its function.
+        # Each access to a method makes a new object: compare its owner and its function.
         owner = getattr(function, "__self__", function)
         self._key = (id(owner), getattr(function, "__func__", None))
 
@@ -128,11 +128,12 @@ def bind(net: Any, params: Any, x: Float[Array, "n ..."], apply_kwargs: Any = No
 
     Args:
         net: ``apply_fn(params, x, **apply_kwargs)``, or ``(init_fn, apply_fn, kernel_fn)``.
-        params: any pytree; leaves that are no floating-point arrays are constants. Of flax.linen's
-            variables so are running averages and caches, of flax.nnx's everything but
-            ``nnx.Param``, and Python's floats inside of an equinox module.
+        params: any pytree. Leaves that are no floating-point arrays are constants. Constants are
+            also running averages and caches in the variables of flax.linen, everything but
+            ``nnx.Param`` in flax.nnx, and Python floats inside of an equinox module.
         x: points.
-        apply_kwargs: arrays among them are arguments of the compiled program, all else is static.
+        apply_kwargs: further arguments; arrays among them are arguments of the compiled program,
+            everything else is static.
 
     Raises:
         ValueError: net, params or apply_kwargs do not fit each other; apply_fn does not return one
@@ -158,7 +159,7 @@ def bind(net: Any, params: Any, x: Float[Array, "n ..."], apply_kwargs: Any = No
                 constants.append(array)
                 leaf_kinds.append((_CONSTANT_LEAF, None))
 
-    # 2. Check that there is something to differentiate by, and that the program can be cached.
+    # 2. Check that there is something to differentiate by.
     if not weights:
         raise ValueError(
             f"params must hold a floating-point array that is trained, got {_describe(params)}. "
@@ -166,7 +167,7 @@ def bind(net: Any, params: Any, x: Float[Array, "n ..."], apply_kwargs: Any = No
             "jax.tree_util.register_dataclass."
         )
 
-    # 3. Bind, and check what the function returns.
+    # 3. Bind, check that the program can be cached, and what the function returns.
     structure = jax.tree.structure((params, apply_kwargs))
     _check_hashable("params", structure)
     function = OwnFunction(

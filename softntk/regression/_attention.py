@@ -2,13 +2,13 @@ r"""Attention as regression: min over X of ½‖softmax_rows(A₁ X A₂ᵀ) −
 
 With a value matrix the minimum is over (X, Y).
 
-The rows of the logits Z = A₁ X A₂ᵀ are n coupled problems: with the row-wise structure of
-``softntk/regression/_forms.py``,
+The rows of the logits Z = A₁ X A₂ᵀ are n1 normalized regressions that share X. With D_i, U_i and
+M_i of row i, by ``softntk/regression/_forms.py``, and a matrix V of the shape of X,
 
     ∇²L · V = A₁ᵀ [row i: (diag(D_i) + U_i M_i U_iᵀ) dz_i] A₂,        dZ = A₁ V A₂ᵀ,
 
-which costs two products with A₁ and A₂ each. The n₁n₂ × d₁d₂ Kronecker matrix A₁ ⊗ A₂ is never
-formed.
+which costs two products with A₁ and two with A₂. The n1·n2 × d1·d2 Kronecker matrix A₁ ⊗ A₂ is
+never formed.
 
 | symbol | meaning | shape |
 |---|---|---|
@@ -49,18 +49,19 @@ from softntk.regression._residual_problem import ResidualProblem, nonnegative, s
 from softntk.solution import Result
 
 Weights = float | Float[Array | np.ndarray, ""]
+"""The weight w of the penalty, one number."""
 
 
 @function_record
 class Attention:
-    """The loss ½‖u/α by rows − B‖² + ½w²‖Z‖², Z = A₁ X A₂ᵀ.
+    """The loss ½‖u/α − B‖² + ½w²‖Z‖², where u = u(Z), Z = A₁ X A₂ᵀ, and α is the sum of a row of u.
 
-    A frozen pytree with the interface of ``softntk.regression.Problem``.
+    It is a frozen pytree with the interface of :class:`softntk.regression.Problem`.
 
     Attributes:
-        A1: [n1, d1].
-        A2: [n2, d2].
-        B: [n1, n2].
+        A1: queries, [n1, d1].
+        A2: keys, [n2, d2].
+        B: the target, [n1, n2].
         weights: w, a scalar.
         activation: u; exp for softmax.
     """
@@ -92,7 +93,7 @@ class Attention:
         return _gradient(self, self._checked(x))
 
     def hessian(self, x: Float[Array, "d1 d2"]) -> AttentionOperator:
-        """Return ∇²L."""
+        """Return ∇²L; outside of the domain the weights' part of it only."""
         return AttentionOperator(self.A1, self.A2, *_curvature(self, self._checked(x), False))
 
     def gauss_newton(self, x: Float[Array, "d1 d2"]) -> AttentionOperator:
@@ -104,7 +105,7 @@ class Attention:
     def check(self, x: Float[Array, "d1 d2"]) -> Int[Array, ""]:
         """Return a :class:`softntk.solution.Result` that says whether x is inside of the domain.
 
-        It is SUCCESSFUL, NONFINITE_INPUT, NEGATIVE_WEIGHTS, NORMALISER_LOST or OVERFLOW; works
+        It is SUCCESSFUL, NONFINITE_INPUT, NEGATIVE_WEIGHTS, NORMALISER_LOST or OVERFLOW. This works
         under jit.
         """
         return _check(self, self._checked(x))

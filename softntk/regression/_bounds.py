@@ -57,8 +57,8 @@ class Bound(NamedTuple):
     Upper bounds are +inf, and lower ones zero, where nothing is known.
 
     Attributes:
-        paper: as the papers state it.
-        ours: as the docstring of the function proves it.
+        paper: the bound that the papers state.
+        ours: the bound that the docstring of the function proves.
     """
 
     paper: float
@@ -69,9 +69,9 @@ class LipschitzBounds(NamedTuple):
     """Lipschitz constants in x, each as a :class:`Bound`.
 
     Attributes:
-        predict: of the prediction.
-        gradient: of the gradient of the loss.
-        hessian: of its Hessian, in the spectral norm.
+        predict: Lipschitz constant of the prediction.
+        gradient: Lipschitz constant of the gradient of the loss.
+        hessian: Lipschitz constant of the Hessian of the loss, in the spectral norm.
     """
 
     predict: Bound
@@ -86,10 +86,12 @@ def normaliser(
 
     Use it to learn whether a normalized problem stays inside of its domain on the ball.
 
-    Papers: α ≥ n e^{−‖A‖R} for exp, from |z_i| ≤ ‖A‖R around c = 0. Ours: log Σe^{z_i} is convex,
-    with the gradient Aᵀf, f = softmax(Ac), so that Σe^{z_i} ≥ Σe^{⟨a_i, c⟩} e^{−t}, t = ‖Aᵀf‖R;
-    Σz_i is linear; any other u is at least its minimum on |z_i − ⟨a_i, c⟩| ≤ ‖a_i‖R, and a convex
-    one (cosh, softplus) lies above its tangent:
+    Papers: α ≥ n e^{−‖A‖R} for exp, from |z_i| ≤ ‖A‖R around c = 0. In the same way α ≥ n for cosh
+    and α ≥ n(e^{−‖A‖R} − ‖A‖R) for e^z + z. Around another c, ‖c‖ + R takes the place of R.
+
+    Ours: log Σe^{z_i} is convex, with the gradient Aᵀf, f = softmax(Ac), so that
+    Σe^{z_i} ≥ Σe^{⟨a_i, c⟩} e^{−t}, t = ‖Aᵀf‖R. Σz_i is linear. Any other u is at least its minimum
+    on |z_i − ⟨a_i, c⟩| ≤ ‖a_i‖R, and a convex one (cosh, softplus) lies above its tangent:
 
         exp: α(c) e^{−t},        res_exp: Σe^{⟨a_i, c⟩} e^{−t} + Σ⟨a_i, c⟩ − ‖Aᵀ1‖R,
         others: Σ min u,         convex ones: max(Σ min u, α(c) − ‖Aᵀu'(Ac)‖R).
@@ -107,8 +109,8 @@ def normaliser(
         without an enclosure; +inf if it overflows.
 
     Raises:
-        ValueError: p no regression; radius not positive; centre not finite or of another shape than
-            [d]; tracers.
+        ValueError: p is not a regression; radius is not positive; centre is not finite, or not of
+            shape [d]; an argument is traced.
 
     Example:
         >>> import jax.numpy as jnp, softntk as sn
@@ -188,8 +190,9 @@ def lipschitz(
         :class:`LipschitzBounds`.
 
     Raises:
-        ValueError: p no regression; radius not positive; another activation; centre not finite or
-            of another shape than [d]; exponents that are not three numbers; tracers.
+        ValueError: p is not a regression, or its activation has no enclosure or a slope that jumps;
+            radius is not positive; centre is not finite, or not of shape [d]; exponents are not
+            three numbers; an argument is traced.
 
     Example:
         >>> import jax.numpy as jnp, softntk as sn
@@ -237,8 +240,9 @@ def convexity_weight(
     Use it to choose ``weights`` of a problem that has to be strongly convex. The condition is
     w² ≥ C + l/σ_min(A)², where −C bounds the Hessian in the logits from below.
 
-    Papers: C = 20, for exp (for e^z + z it is false, see softntk/theory/LEDGER.md). Ours: by the
-    proof of :func:`lipschitz`, where JᵀJ ≽ 0 is left out:
+    Papers: C = 20, stated for exp and e^z + z. It is returned for every activation, but for e^z + z
+    it is false (softntk/theory/LEDGER.md). Ours, by the proof of :func:`lipschitz`, where JᵀJ ≽ 0
+    is left out:
 
         softmax, everywhere:    C = o/2 with o = 1 + max b − min b
         others, on ‖x‖ ≤ R:     C = ‖c‖‖f''‖
@@ -257,8 +261,8 @@ def convexity_weight(
         A :class:`Bound` on w itself (not squared); +inf for A of rank below d.
 
     Raises:
-        ValueError: p no regression; strength or radius not positive; constant negative; no radius
-            where one is needed; tracers.
+        ValueError: p is not a regression; strength or radius is not positive; constant is negative;
+            radius is missing where it is needed; an argument is traced.
 
     Example:
         >>> import jax.numpy as jnp, softntk as sn
@@ -322,7 +326,7 @@ def _require_concrete(name: str, value: Any) -> Any:
 
 
 def _concrete_positive(name: str, value: Any) -> float:
-    """Return a positive number that is no tracer."""
+    """Return a positive number, and refuse a tracer."""
     return _require_concrete(name, check_positive(name, value))
 
 

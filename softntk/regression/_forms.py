@@ -25,6 +25,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from softntk import activations
@@ -54,12 +55,12 @@ class FormValues(NamedTuple):
 
     Attributes:
         prediction: u/α or u, [n].
-        residual: [n].
-        gradient: of ½‖residual‖² in z, [n].
-        hessian: of the same, in z.
+        residual: the residual of the table, [n].
+        gradient: the gradient of ½‖residual‖² in z, [n].
+        hessian: the Hessian of ½‖residual‖² in z.
         gauss_newton: JᵀJ in z.
         resolved: False where the normaliser is lost in rounding.
-        total: the normaliser α up to a positive factor; one where there is none.
+        total: the normaliser α up to a positive factor; one for the plain form.
     """
 
     prediction: Vector
@@ -73,7 +74,9 @@ class FormValues(NamedTuple):
 
 def _make_core(corner: Float[Array, ""]) -> Float[Array, "2 2"]:
     """Return M = [[corner, −1], [−1, 0]]."""
-    return jnp.asarray([[0.0, -1.0], [-1.0, 0.0]], corner.dtype).at[0, 0].set(corner)
+    # Constants of NumPy: an array of JAX would be a program of its own.
+    constants = np.asarray([[0.0, -1.0], [-1.0, 0.0]], corner.dtype)
+    return jnp.where(np.asarray([[True, False], [False, False]]), corner, constants)
 
 
 def _as_columns(first: Vector, second: Vector) -> Float[Array, "n 2"]:

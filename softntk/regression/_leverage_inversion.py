@@ -60,16 +60,19 @@ from softntk.solution import Result
 
 # Relative error that the sum of a target may have.
 SUM_TOLERANCE = 1e-4
-# The same over a class of parallel rows.
+# Error that the sum of a target over a class of parallel rows may have.
 CLASS_TOLERANCE = 1e-6
-# Rows are parallel if their unit vectors agree to this many decimals; smaller entries are zero.
+# Rows are parallel if their unit vectors agree to this many decimals.
 PARALLEL_DECIMALS = 7
+# Entries of a unit vector up to this size count as zero.
 MIN_UNIT_ENTRY = 1e-7
 
 
 @function_record
 class LeverageProblem:
     """The loss log det(Aᵀ diag(e^t) A) − ⟨τ, t⟩ + (Σt)²/2n, convex in t; a frozen pytree.
+
+    It is differentiable in t and the target, but not in A.
 
     Attributes:
         A: [n, d], of rank d.
@@ -296,7 +299,7 @@ def _decompose(A: Float[Array, "n d"], t: Float[Array, " n"]) -> _Decomposition:
 
 @jax.custom_jvp
 def _log_det(A: Float[Array, "n d"], t: Float[Array, " n"]) -> Float[Array, ""]:
-    """Return log det(AᵀΩA), whose gradient in t is σ; it has none in A."""
+    """Return log det(AᵀΩA), whose gradient in t is σ; differentiating it in A is an error."""
     return _decompose(A, t).log_det
 
 
@@ -309,7 +312,7 @@ def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
 
 @jax.custom_jvp
 def _scores(A: Float[Array, "n d"], t: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Return σ, whose Jacobian in t is diag(σ) − P∘P; it has none in A."""
+    """Return σ, with Jacobian diag(σ) − P∘P in t; differentiating it in A is an error."""
     return jnp.sum(_decompose(A, t).basis ** 2, axis=1)
 
 
@@ -334,7 +337,9 @@ def _tangent_of_t(
 
 def _score_derivative(Q: Float[Array, "n d"], v: Float[Array, " n"]) -> Float[Array, " n"]:
     """Return σ∘v − (P∘P)v, with P = QQᵀ: (P∘P)v is the diagonal of P diag(v) P."""
-    return jnp.sum(Q**2, axis=1) * v - jnp.sum(product(Q, product(Q.T, v[:, None] * Q)) * Q, axis=1)
+    scores = jnp.sum(Q**2, axis=1)
+    weighted_projection = product(Q, product(Q.T, v[:, None] * Q))
+    return scores * v - jnp.sum(weighted_projection * Q, axis=1)
 
 
 @jax.jit

@@ -69,7 +69,8 @@ def negative_curvature(p: Problem, radius: float | None) -> float:
 
     Args:
         p: the problem.
-        radius: of a ball around zero; None: everywhere, for softmax.
+        radius: the radius of a ball around zero, in x; None for a C that holds everywhere, for
+            softmax only.
     """
     if radius is None:
         return 0.5 * _residual_range(p)

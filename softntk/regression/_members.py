@@ -75,16 +75,17 @@ def exponential(A: Matrix, b: Target, weights: Weights = 0.0) -> Problem:
 def hyperbolic(
     A: Matrix, b: Target, kind: str = "cosh", form: str = "rescaled", weights: Weights = 0.0
 ) -> Problem:
-    """Return hyperbolic regression, rescaled, with u = cosh(Ax) or sinh(Ax).
+    """Return hyperbolic regression, with u = cosh(Ax) or sinh(Ax); by default it is rescaled.
 
-    Its loss is ½‖u − ⟨u, 1⟩b‖² + ½‖diag(w) A x‖². Use it for targets whose ratios count and not
-    their scale. Other arguments and errors are those of :func:`softntk.regression.problem`.
+    The rescaled loss is ½‖u − ⟨u, 1⟩b‖² + ½‖diag(w) A x‖². Use it for targets whose ratios count
+    and not their scale. Errors are those of :func:`softntk.regression.problem`.
 
     Args:
         A: [n, d].
         b: the target, [n].
         kind: "cosh" or "sinh".
-        form: "rescaled"; "plain" is that of the earlier paper; "normalized" divides by ⟨u, 1⟩.
+        form: "rescaled", as above; "plain", ½‖u − b‖², is that of the earlier paper; "normalized",
+            ½‖u/⟨u, 1⟩ − b‖².
         weights: w ≥ 0, a scalar or [n].
 
     Example:

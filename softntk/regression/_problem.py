@@ -71,12 +71,12 @@ class Problem:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Return (n, d)."""
+        """The shape of A, (n, d)."""
         return matrices.shape(self.A)
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Return the dtype of A, b, x and everything computed."""
+        """The dtype of A, b, x and of everything that is computed."""
         return self.b.dtype
 
     def __call__(self, x: Float[Array, " d"]) -> Float[Array, ""]:
@@ -106,9 +106,10 @@ class Problem:
         return _value_and_gradient(self, self._checked(x))
 
     def hessian(self, x: Float[Array, " d"]) -> StructuredOperator:
-        """Return ∇²L; one pass over A to make it.
+        """Return ∇²L, which one pass over A makes.
 
-        Its ``.logit_diagonal`` (w² included), ``.factors`` and ``.core`` are D, U and M.
+        Its ``.logit_diagonal`` (w² included), ``.factors`` and ``.core`` are D, U and M. Outside of
+        the domain only w² remains.
         """
         return _curvature(self, self._checked(x), gauss_newton=False)
 
@@ -289,7 +290,7 @@ def _logit_curvature(p: Problem, x: Float[Array, " d"], gauss_newton: bool) -> C
     curvature = form.gauss_newton if gauss_newton else form.hessian
     in_domain &= _is_finite(curvature)
     diagonal, factors, core = (jnp.where(in_domain, entry, 0) for entry in curvature)
-    # Infinite weights times zero logits would be NaN.
+    # w² is cut at the largest number: infinite weights times zero logits would be NaN.
     squared_weights = jnp.minimum(p.weights**2, float(jnp.finfo(p.dtype).max))
     return Curvature(diagonal + squared_weights, factors, core)
 

@@ -23,8 +23,7 @@ Structure = tuple[tuple[jax.ShapeDtypeStruct, ...], Any]
 
 
 def structure_of(example: PyTree) -> Structure:
-    """Return shapes and dtypes of a pytree, hashable."""
-    # A tuple of leaves is hashable, and so can be a static field.
+    """Return shapes and dtypes of a pytree in a form that is hashable, for a static field."""
     leaves, treedef = jax.tree.flatten(jax.eval_shape(lambda: example))
     return tuple(leaves), treedef
 
@@ -68,14 +67,17 @@ class ResidualProblem:
         return _gradient(self, self._checked(x))
 
     def hessian(self, x: PyTree) -> lx.AbstractLinearOperator:
-        """Return ∇²L: a product is a forward derivative of the gradient."""
+        """Return ∇²L, zero outside of the domain.
+
+        A product is a forward derivative of the gradient.
+        """
         x = self._checked(x)
         return lx.FunctionLinearOperator(
             partial(_hessian_product, self, x), self._structure(), lx.symmetric_tag
         )
 
     def gauss_newton(self, x: PyTree) -> lx.AbstractLinearOperator:
-        """Return JᵀJ, J the Jacobian of (F, P): positive semidefinite."""
+        """Return JᵀJ, with J the Jacobian of (F, P); zero outside of the domain."""
         x = self._checked(x)
         return lx.FunctionLinearOperator(
             partial(_gauss_newton_product, self, x), self._structure(), lx.positive_semidefinite_tag
@@ -120,7 +122,7 @@ def _evaluate(p: ResidualProblem, x: PyTree) -> Float[Array, ""]:
 
 
 def _select(condition: Bool[Array, ""], tree: PyTree, otherwise: float | int) -> PyTree:
-    """Return the tree, or a tree filled with one number where the condition is false."""
+    """Return the tree if the condition holds, else a tree of its shapes filled with one number."""
     return jax.tree.map(lambda leaf: jnp.where(condition, leaf, otherwise), tree)
 
 

@@ -29,16 +29,16 @@ def bound_singular_values(p: Problem) -> tuple[float, float]:
     """Return (‖A‖ from above, σ_min(A) from below); zero where σ_min may be rounding."""
     n, d = p.shape
     eps = float(np.finfo(p.dtype).eps)
-    square, scale = _scaled_square(p.A)
-    square = np.asarray(square, np.float64)
     if matrices.is_sparse(p.A):
-        # The Gram matrix squares the condition number.
-        eigenvalues = np.linalg.eigvalsh(square)
+        # A sparse matrix has no QR here, and its Gram matrix squares the condition number.
+        square, scale = _scaled_gram(p.A)
+        eigenvalues = np.linalg.eigvalsh(np.asarray(square, np.float64))
         error = 2 * math.sqrt(n) * eps * eigenvalues[-1]
         max_value = math.sqrt(max(eigenvalues[-1] + error, 0.0))
         min_value = math.sqrt(max(eigenvalues[0] - error, 0.0))
     else:
-        singular_values = np.linalg.svd(square, compute_uv=False)
+        scaled_matrix, scale = _on_host_scaled(p.A)
+        singular_values = np.linalg.svd(np.linalg.qr(scaled_matrix, mode="r"), compute_uv=False)
         error = 2 * math.sqrt(n) * eps * singular_values[0]
         max_value = singular_values[0] + error
         min_value = max(singular_values[-1] - error, 0.0)
@@ -47,17 +47,20 @@ def bound_singular_values(p: Problem) -> tuple[float, float]:
 
 
 @jax.jit
-def _scaled_square(A: matrices.DesignMatrix) -> tuple[Array, Array]:
-    """Return a small matrix with the singular values of A/s, and s; their squares if A is sparse.
-
-    Dense: R of the QR decomposition. A sparse matrix has no QR here: its Gram matrix.
-    """
+def _scaled_gram(A: matrices.DesignMatrix) -> tuple[Array, Array]:
+    """Return AᵀA/s² and s."""
     n, _ = matrices.shape(A)
     scaled_matrix = matrices.scale_to_unit(A)
     scale = binary_scale(matrices.entries(A)).squeeze()
-    if matrices.is_sparse(A):
-        return matrices.gram(scaled_matrix, jnp.ones(n, matrices.dtype(A))), scale
-    return jnp.linalg.qr(scaled_matrix, mode="r"), scale
+    return matrices.gram(scaled_matrix, jnp.ones(n, matrices.dtype(A))), scale
+
+
+def _on_host_scaled(A: matrices.DesignMatrix) -> tuple[np.ndarray, float]:
+    """Return A/s in float64, dense, and s, the largest modulus; nothing is compiled for it."""
+    matrix = np.asarray(matrices.to_dense(A), np.float64)
+    max_entry = float(np.abs(matrix).max(initial=0))
+    scale = max_entry if max_entry > 0 else 1.0
+    return matrix / scale, scale
 
 
 def adjoint_norm(p: Problem, v: Float[np.ndarray, " n"]) -> float:
@@ -65,7 +68,12 @@ def adjoint_norm(p: Problem, v: Float[np.ndarray, " n"]) -> float:
     max_entry = float(np.abs(v).max())
     if max_entry == 0:
         return 0.0
-    product, scale = _scaled_adjoint(p.A, jnp.asarray(v / max_entry, p.dtype))
+    unit_vector = v / max_entry
+    if matrices.is_sparse(p.A):
+        product, scale = _scaled_adjoint(p.A, jnp.asarray(unit_vector, p.dtype))
+    else:
+        scaled_matrix, scale = _on_host_scaled(p.A)
+        product = scaled_matrix.T @ np.asarray(unit_vector, np.float64)
     product_norm = float(host_norm(np.asarray(product, np.float64)))
     return multiply(product_norm, max_entry, float(scale))
 

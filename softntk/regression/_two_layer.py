@@ -36,7 +36,7 @@ from softntk.regression._residual_problem import ResidualProblem, nonnegative, s
 # An activation, and whether it is normalized.
 Layer = tuple[Activation, bool]
 
-# Layers that divide by their sum -> the activation that they normalize.
+# Names of layers that divide by their sum -> names of the activations that they normalize.
 NORMALIZED_LAYERS = {
     family: activation.name
     for activation in activations.ACTIVATIONS.values()
@@ -62,8 +62,8 @@ def two_layer(
         A1: [m, d].
         A2: [n, m].
         b: the target, [n].
-        inner: g: "softmax", "res_softmax", or an activation u, elementwise.
-        outer: h: the same.
+        inner: g: "softmax", "res_softmax", or an activation u, by name or itself, elementwise.
+        outer: h: as ``inner``.
         weights: w ≥ 0, a scalar or [m].
 
     Returns:

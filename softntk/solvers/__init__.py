@@ -15,6 +15,7 @@ from softntk.solvers._newton.transform import approx_newton as approx_newton
 from softntk.solvers._newton.transform import scale_by_approx_newton as scale_by_approx_newton
 from softntk.solvers._training import train as train
 
+# Modules that had these names before; their public names stay importable from there.
 keep_old_paths(
     __name__,
     {

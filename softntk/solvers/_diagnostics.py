@@ -46,10 +46,10 @@ class StepDiagnostics(NamedTuple):
 
     Use it to write your own transform: put it into a field of the transform's state. ``minimise``
     finds the first one in a chained or injected state by its type, and then applies the rules for
-    methods with curvature: a stationary point with negative curvature, or on a plateau, is not
-    accepted; a rejected step ends the run; twenty steps without progress do, instead of two
-    hundred; damping and model error appear in ``stats``. States without diagnostics are those of
-    first-order methods.
+    methods with curvature. A stationary point with negative curvature, or on a plateau, is not
+    accepted. A rejected step ends the run, and so do twenty steps without progress, instead of two
+    hundred. Damping and model error appear in ``stats``. A state without diagnostics counts as that
+    of a first-order method.
 
     Attributes:
         kind: a :class:`softntk.solvers.Step`.
@@ -113,7 +113,7 @@ def diagnostics_property(field: str, meaning: str) -> property:
     Use it in the body of a state, which as a NamedTuple cannot inherit properties.
 
     Args:
-        field: its name in :class:`StepDiagnostics`.
+        field: name of the field in :class:`StepDiagnostics`.
         meaning: the docstring, which says what the field is for this transform.
     """
     return property(attrgetter(f"diagnostics.{field}"), doc=meaning)

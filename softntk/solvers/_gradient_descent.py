@@ -14,7 +14,7 @@ def check_transform(name: str, tx: Any) -> optax.GradientTransformationExtraArgs
     """Return the transform with support of the extra arguments ``value``, ``grad``, ``value_fn``.
 
     Raises:
-        ValueError: it is no transform, but the name of one, or its factory.
+        ValueError: it is no transform; the message helps where it is the name or factory of one.
     """
     if isinstance(tx, optax.GradientTransformation):
         return optax.with_extra_args_support(tx)
@@ -33,8 +33,8 @@ def gradient_descent(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Return gradient descent, x ← x − η ∇L(x), optionally with momentum.
 
-    Use it to compare training with the theory, which is about this method. Under a constant kernel
-    H and the loss ½‖F − Y‖² the residual is multiplied by I − ηH a step
+    Use it to compare training with the theory, which is about this method. For a constant kernel H
+    and the loss ½‖F − Y‖² each step multiplies the residual by I − ηH
     (:func:`softntk.ntk.predict_gd`): it converges for η < 2/λ_max(H), fastest for
     η = 2/(λ_max + λ_min).
 

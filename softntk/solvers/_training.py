@@ -14,12 +14,12 @@ from jaxtyping import PyTree
 
 from softntk._core.bound_loss import BoundLoss, as_argument, check_scalar, split_leaves
 from softntk._core.closures import compile_with_closure
+from softntk._core.trees import select
+from softntk._core.typing import Params
 from softntk._core.validation import check_callable, check_integer
 from softntk._core.visible_constants import with_visible_constants
 from softntk.solution import Result, Solution
 from softntk.solvers._gradient_descent import check_transform
-
-Params = PyTree
 
 
 class _TrainingState(NamedTuple):
@@ -28,7 +28,7 @@ class _TrainingState(NamedTuple):
     Attributes:
         params: after the last step.
         last_finite: the last params whose loss is known to be finite.
-        state: of the transform.
+        state: state of the transform.
         is_finite: whether all losses were finite so far.
     """
 
@@ -51,24 +51,25 @@ def train(
     Use it for a path of known length; :func:`softntk.solvers.minimise` ends at a tolerance.
 
     Args:
-        loss: ``(params, *args) -> scalar``. A function that is made anew for every call, with
-            other arrays inside, is traced again but not compiled again, and so is a transform.
+        loss: ``(params, *args) -> scalar``. If a function or a transform is made anew for every
+            call, with other arrays inside, it is traced again but not compiled again.
         params: a pytree of arrays. Leaves that are no floating-point arrays (functions of an
             equinox module, counters) are constants.
         tx: any optax transform. It gets ``value``, ``grad`` and ``value_fn``, which line searches
             need.
         steps: number of steps, positive.
         args: passed on to the loss.
-        snapshot_every: record the parameters before step 0, s, 2s, … and after the last; must
-            divide ``steps``. This needs steps/s + 1 copies in memory.
+        snapshot_every: s; record the parameters before the steps 0, s, 2s, … and after the last
+            step. It must divide ``steps``. This needs steps/s + 1 copies in memory.
 
     Returns:
         A :class:`~softntk.solution.Solution`. ``value``: the final parameters. ``stats["loss"]``:
-        [steps + 1], the loss before each step and at the end. ``stats["snapshots"]`` (on request):
-        a pytree like params with a leading axis of steps/s + 1. ``state``: the state of the
-        transform, to continue with. If the loss becomes NaN or infinite the parameters stay at the
-        last ones with a finite loss, the remaining losses are +inf and ``result`` is DIVERGED
-        (``.check()`` raises).
+        [steps + 1], the loss before each step and at the end. ``stats["snapshots"]``, with
+        ``snapshot_every``: a pytree like params with a leading axis of steps/s + 1. ``state``: the
+        state of the transform, to continue with. If the loss becomes NaN or infinite, the
+        parameters stay at the last ones with a finite loss, the remaining losses are +inf and
+        ``result`` is DIVERGED, or NONFINITE_INPUT if the first loss is not finite (``.check()``
+        raises).
 
     Raises:
         ValueError: params without floating-point arrays, a tx that is no optax transform, a loss
@@ -134,12 +135,12 @@ def _train(
             grad, carry.state, carry.params, value=value, grad=grad, value_fn=value_fn
         )
         next_params = optax.apply_updates(carry.params, updates)
-        # Whether a step is good shows only in the next evaluation: `last_finite` are the last
-        # parameters whose loss was finite.
+        # Only the next evaluation shows whether the loss is still finite after a step, so that
+        # `last_finite` is one step behind `params`.
         next_carry = _TrainingState(
-            params=_select(is_finite, next_params, carry.params),
-            last_finite=_select(is_finite, carry.params, carry.last_finite),
-            state=_select(is_finite, next_state, carry.state),
+            params=select(is_finite, next_params, carry.params),
+            last_finite=select(is_finite, carry.params, carry.last_finite),
+            state=select(is_finite, next_state, carry.state),
             is_finite=is_finite,
         )
         return next_carry, jnp.where(is_finite, value, jnp.inf)
@@ -159,7 +160,7 @@ def _train(
     final_loss = value_fn(carry.params)
     is_finite = carry.is_finite & jnp.isfinite(final_loss)
     losses = jnp.append(losses.reshape(steps), jnp.where(is_finite, final_loss, jnp.inf))
-    value = _select(is_finite, carry.params, carry.last_finite)
+    value = select(is_finite, carry.params, carry.last_finite)
     stats = {"loss": losses}
     if snapshot_every:
         stats["snapshots"] = jax.tree.map(
@@ -171,8 +172,3 @@ def _train(
     failure = jnp.where(jnp.isfinite(losses[0]), Result.DIVERGED, Result.NONFINITE_INPUT)
     result = jnp.where(is_finite, Result.SUCCESSFUL, failure)
     return Solution(value=value, result=result.astype(jnp.int32), stats=stats, state=carry.state)
-
-
-def _select(condition: jax.Array, if_true: PyTree, if_false: PyTree) -> PyTree:
-    """Return one of two pytrees."""
-    return jax.tree.map(partial(jnp.where, condition), if_true, if_false)

@@ -1,13 +1,15 @@
 r"""The step sizes of the theory, for :func:`softntk.solvers.gradient_descent`.
 
-On a loss whose Hessian (or kernel) has its eigenvalues in [λ_min, λ_max], with κ = λ_max/λ_min, the
-error shrinks a step by
+The loss has a Hessian (or a kernel) with eigenvalues in [λ_min, λ_max], and κ = λ_max/λ_min. The
+last column is the factor on the distance to the minimum in each step. It is an upper bound for
+``fastest``, holds in the limit of many steps for ``heavy_ball``, and up to a constant for
+``nesterov``.
 
 | | η | momentum | factor |
 |---|---|---|---|
 | :func:`fastest` | 2/(λ_max + λ_min) | – | (κ − 1)/(κ + 1) |
-| :func:`heavy_ball` | 4/(√λ_max + √λ_min)² | ((√κ − 1)/(√κ + 1))² | (√κ − 1)/(√κ + 1), in the end |
-| :func:`nesterov` | 1/λ_max | (√κ − 1)/(√κ + 1) | √(1 − 1/√κ), at least |
+| :func:`heavy_ball` | 4/(√λ_max + √λ_min)² | ((√κ − 1)/(√κ + 1))² | (√κ − 1)/(√κ + 1) |
+| :func:`nesterov` | 1/λ_max | (√κ − 1)/(√κ + 1) | √(1 − 1/√κ) |
 | :func:`paper` | 0.1 λ/(m n²k² e^{16B}) | – | 1 − mηλ/2, of ‖F − Y‖² |
 
 Example:
@@ -56,7 +58,7 @@ def fastest(smallest: float, largest: float) -> float:
 def heavy_ball(smallest: float, largest: float) -> tuple[float, float]:
     """Return Polyak's step and momentum for a quadratic loss.
 
-    Use it where κ is large: the error shrinks like that of plain descent for √κ.
+    Use it where κ is large: the error shrinks as plain descent's would for a condition number √κ.
 
     Args:
         smallest: λ_min > 0.
@@ -119,17 +121,17 @@ def paper(
     """Return 0.1 λ/(m n²k² e^{16B}), the step for which the paper proves convergence.
 
     Use it to compare a step with the theory: it is far too short for practice. Constant and
-    exponent are from memory, and therefore arguments. It is for ``parameterization="paper"``, whose
-    kernel is m times the one of "ntk" (use width 1 there).
+    exponent are from memory, and therefore arguments. The step is for ``parameterization="paper"``,
+    whose kernel is m times that of "ntk"; for "ntk" use width 1.
 
     Args:
         smallest: λ, the smallest eigenvalue of the infinite-width kernel.
         n: points.
         k: outputs.
         width: m.
-        B: max(Cσ√log(nk/δ), 1).
-        constant: 0.1.
-        exponent: 16.
+        B: the bound on logits, max(Cσ√log(nk/δ), 1); :func:`softntk.theory.bounds.growth`.
+        constant: the factor 0.1.
+        exponent: the power 16 of e^{−B}.
 
     Returns:
         η; zero if it underflows.
@@ -148,7 +150,7 @@ def paper(
     B = check_number("B", B, above=0)
     constant = check_number("constant", constant, above=0)
     exponent = check_number("exponent", exponent, at_least=0)
-    # Floats: the product of the integers may be beyond the largest integer of an array.
+    # As floats: the product of the integers may be beyond the largest integer of an array.
     points = _check_size("n", n)
     outputs = _check_size("k", k)
     units = _check_size("width", width)

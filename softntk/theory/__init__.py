@@ -29,6 +29,7 @@ from softntk.theory.generalisation import noise_level as noise_level
 from softntk.theory.generalisation import rkhs_norm as rkhs_norm
 from softntk.theory.generalisation._risk import risk_bound as risk_bound
 
+# Modules that had these names before; their public names stay importable from there.
 keep_old_paths(
     __name__,
     {

@@ -1,4 +1,4 @@
-"""Checks of arguments that the functions of this package share: networks, weights and points."""
+"""Arguments that the functions of this package share, checked: networks, weights and points."""
 
 import numpy as np
 from jaxtyping import Array, Float
@@ -10,7 +10,7 @@ from softntk.networks import Network, Parameters
 
 
 def check_network(name: str, net: object) -> Network:
-    """Return a network of :func:`softntk.networks.two_layer`."""
+    """Return a network of :func:`softntk.networks.two_layer`; refuse anything else."""
     if not isinstance(net, Network):
         raise ValueError(
             f"{name} must be a network of softntk.networks.two_layer, got {type(net).__name__}."
@@ -59,3 +59,13 @@ def as_host_points(name: str, x: object, params: Parameters) -> np.ndarray:
     check_known(name, x)
     with on_host():
         return in_double(x, as_points(name, x, params))
+
+
+def with_bias_feature(points: np.ndarray, params: Parameters) -> np.ndarray:
+    """Return points [n, d] with one more feature that is one, if the network has a bias.
+
+    ⟨(x, 1), (w, b)⟩ = ⟨x, w⟩ + b: the bias is the weight of that feature.
+    """
+    if params.bias is None:
+        return points
+    return np.concatenate([points, np.ones((len(points), 1))], axis=1)

@@ -26,20 +26,21 @@ def corrupt(
     Use it to test how a predictor or a stopping rule reacts to noise of a known size.
 
     - gaussian: y + size·N(0, 1).
-    - flips: −y for a share ``size`` of the points, drawn without replacement.
+    - flips: −y for a share ``size`` of the points, drawn without replacement and rounded to a whole
+      number of points.
     - adversarial: y ± size √n q, with q the eigenvector of the lowest eigenvalue of the kernel. Of
-      all noise e of that norm it increases the norm of an interpolant, √(eᵀH⁻¹e), the most. The
-      sign is the one for which (y + e)ᵀH⁻¹(y + e) is larger.
+      all noise e of that norm it has the interpolant of largest norm, √(eᵀH⁻¹e). The sign is the
+      one for which (y + e)ᵀH⁻¹(y + e) is larger, for each output.
 
     Args:
-        kind: of the noise.
+        kind: "gaussian", "flips" or "adversarial".
         y: [n, k], or [n] for one output.
-        size: ≥ 0, which may be traced but for flips; a share of at most 1 for flips.
-        key: for gaussian and flips.
+        size: ≥ 0, and at most 1 for flips. It may be traced, except for flips.
+        key: random key, for gaussian and flips.
         gram: H, for adversarial.
 
     Returns:
-        [n, k].
+        The labels with noise, [n, k].
 
     Raises:
         ValueError: kind unknown, size negative or a share above 1, key or gram missing, y integer

@@ -27,12 +27,14 @@ from softntk._linalg.norms import binary_scale
 from softntk.networks import Points
 
 HEADROOM_BITS = 16
-"""Powers of two by which a product of two scaled factors stays below the largest number."""
+"""Factors are divided by two to this power, so that their product stays in range."""
 
 MIN_PIVOT_RATIO = 1e-5
-"""Columns whose smallest pivot of QR is below this part of the largest count as dependent."""
+"""Columns count as dependent if the smallest pivot of QR is below this part of the largest."""
 
 _ScaledTerms = tuple[Array, ...]
+"""Terms of a recurrence divided by a common power of two."""
+
 Directions = Float[Array | np.ndarray, " d"] | Float[Array | np.ndarray, "d r"]
 
 
@@ -53,7 +55,7 @@ def orthonormalise(direction: Directions, d: int | None = None) -> Float[Array, 
     columns = columns.reshape(columns.shape[0], -1)
     columns = columns / binary_scale(columns, axis=0)
     basis, triangle = jnp.linalg.qr(columns)
-    # The rank is judged only where the values are known; more columns than rows depend always.
+    # More columns than rows are always dependent; otherwise the values must be known to tell.
     is_dependent = columns.shape[1] > columns.shape[0]
     if is_concrete(triangle):
         pivots = np.abs(np.asarray(jnp.diagonal(triangle), np.float64))
@@ -69,7 +71,7 @@ def orthonormalise(direction: Directions, d: int | None = None) -> Float[Array, 
 def hermite(degree: int, z: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """Return He_k(z)/√k!, the Hermite polynomial of degree k that is orthonormal under N(0, 1).
 
-    Use it to build targets of a given information exponent. Computed by the recurrence √(k+1)
+    Use it to build targets of a given information exponent. It is computed by the recurrence √(k+1)
     h_{k+1} = z h_k − √k h_{k−1}.
 
     Args:
@@ -77,10 +79,10 @@ def hermite(degree: int, z: Float[Array, "*n"]) -> Float[Array, "*n"]:
         z: any shape.
 
     Returns:
-        The values, of the shape of z.
+        The values, in the shape of z; ±inf beyond the largest number of the precision.
 
     Raises:
-        ValueError: degree negative or no integer.
+        ValueError: degree negative or no integer; z integer or not finite.
 
     Example:
         >>> import jax.numpy as jnp
@@ -133,8 +135,8 @@ def _hermite_and_sum(degree: int, z: Array) -> tuple[Array, Array]:
 def _staircase(z: Array) -> Array:
     """Return Σ_j z₁⋯z_j of each row, ±inf beyond the largest number."""
 
-    # Both terms of the carry shrink by 2^−HEADROOM_BITS before the product, so that a large factor
-    # times a large product stays finite until the new power of two is split off.
+    # A large factor times a large product would overflow: both terms of the carry are divided by
+    # 2^HEADROOM_BITS before the product, and the new power of two is split off after it.
     def step(
         state: tuple[_ScaledTerms, Array], factor: Array
     ) -> tuple[tuple[_ScaledTerms, Array], None]:
@@ -150,7 +152,7 @@ def _staircase(z: Array) -> Array:
 
 
 def _split_exponent(terms: _ScaledTerms, exponent: Array) -> tuple[_ScaledTerms, Array]:
-    """Return the terms over a common power of two, and the exponent increased by its logarithm.
+    """Return the terms divided by a power of two, and the exponent increased by its logarithm.
 
     The power puts the largest term into [¼, ½). It carries no gradient.
     """
@@ -209,21 +211,22 @@ def target(
 
     Use it to ask what a network learns that a fixed kernel does not. For x ~ N(0, I):
 
-    - hermite: He_k(z)/√k!. Single index; the first gradient sees θ to order d^{(1−k)/2} only.
-    - polynomial: Σ_{1≤j≤k} He_j(z)/√(k j!). Single index with every degree up to k; the linear part
-      gives the direction that the other degrees need.
-    - staircase: Σ_j z₁⋯z_j/√r. Hierarchical: each of the r directions can be found once the
+    - hermite: He_k(z)/√k!. It has one direction θ, and the part of the first gradient along θ is
+      of order d^{(1−k)/2} only.
+    - polynomial: Σ_{1≤j≤k} He_j(z)/√(k j!). It has one direction and every degree up to k; the
+      linear part shows the direction that the other degrees need.
+    - staircase: Σ_j z₁⋯z_j/√r. It is hierarchical: each of the r directions can be found once the
       previous ones are.
-    - composition: tanh of the polynomial. Hierarchical and bounded.
+    - composition: tanh of the polynomial. It is hierarchical and bounded.
 
-    All have variance 1, except the last, which is in [−1, 1]; ±inf beyond the largest number, never
-    NaN.
+    All have variance 1, except the last, which is in [−1, 1]. Values beyond the largest number are
+    ±inf, never NaN.
 
     Args:
         kind: a name in ``TARGETS``.
         direction: [d] or [d, r]; only the staircase uses more than one. The columns are
             orthonormalised and keep their signs.
-        degree: k ≥ 1; the staircase's is r.
+        degree: k ≥ 1; the staircase ignores it, its degree is r.
 
     Returns:
         ``f(x [n, d]) -> [n, 1]``.

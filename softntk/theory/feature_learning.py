@@ -3,11 +3,12 @@ r"""Feature learning by one large gradient step on the hidden weights, then ridg
 With inputs x ~ N(0, I) and a target that depends on ⟨θ, x⟩ only, the first gradient of the hidden
 weights is nearly of rank one and points along θ as far as the target has a linear part. A step that
 is large enough turns features that treat all directions equally into features that depend on θ.
-Ridge regression on new samples measures the gain over random features (no step).
+Ridge regression on new samples measures the gain over random features (no step). With features φ
+and readout a, F = φ a, the two parts are
 
-    W₁ = W₀ − η ∇_W ½ΣΣ(F−Y)²,      prediction = φ₁(x)ᵀ (Φ₁ᵀΦ₁ + ρ)⁻¹ Φ₁ᵀ Y,   F = φ a.
+    W₁ = W₀ − η ∇_W ½ΣΣ(F−Y)²,      prediction = φ₁(x)ᵀ (Φ₁ᵀΦ₁ + ρI)⁻¹ Φ₁ᵀ Y.
 
-Per neuron the gradient is of order n/√m, so η = s√m/n with s of order one moves every neuron by
+The gradient of one neuron is of order n/√m, so η = s√m/n with s of order one moves every neuron by
 about its own length.
 
 Example:
@@ -60,7 +61,7 @@ def one_step(
 ) -> Parameters:
     r"""Return the weights after one gradient step on the hidden weights, W − η ∇_W ½ΣΣ(F−Y)².
 
-    Use it to see which directions of the input one large step already finds; the readout stays.
+    Use it to see which directions of the input one large step already finds. Readout and bias stay.
 
     Args:
         net: the network; antisymmetric initialisation makes F zero, so that the step sees the
@@ -68,13 +69,13 @@ def one_step(
         params: its weights.
         x: [n, d].
         y: [n, k], or [n] for one output.
-        learning_rate: η > 0, which may be traced; s√m/n with s of order one and more is a large
+        learning_rate: η > 0, which may be traced; s√m/n with s of order one or more is a large
             step.
 
     Returns:
-        The new :class:`~softntk.networks.Parameters`; readout and bias as they were. Weights are
-        infinite, never NaN, where the gradient is beyond the largest number of the precision (a
-        plain exponential far out).
+        The new :class:`~softntk.networks.Parameters`. Where the gradient is beyond the largest
+        number of the precision (a plain exponential of large logits), weights are infinite, never
+        NaN.
 
     Raises:
         ValueError: net no network, or params not of it; learning_rate not positive; x or y of wrong
@@ -121,7 +122,7 @@ def _step_hidden_weights(
 class Alignment:
     """Shares of the hidden weights that lie in the directions of the target; all in [0, 1].
 
-    U, [d, r], is an orthonormal basis of the directions.
+    U, [d, r], is an orthonormal basis of the directions, and ΔW = W₁ − W₀.
 
     Attributes:
         before: ‖UᵀW₀‖_F/‖W₀‖_F; about √(r/d) for random weights.
@@ -150,7 +151,8 @@ def alignment(params: Parameters, params_after: Parameters, direction: Direction
         :class:`Alignment`.
 
     Raises:
-        ValueError: direction of wrong shape, not finite, or linearly dependent (zero).
+        ValueError: direction of wrong shape, not finite, zero, or with linearly dependent columns;
+            params or params_after not the weights of one network, or in half precision.
 
     Example:
         >>> import jax.numpy as jnp
@@ -220,7 +222,7 @@ def features(net: Network, params: Parameters, x: Points) -> Float[Array, "n m"]
         x: [n, d].
 
     Returns:
-        [n, m]; +inf in rows outside the domain.
+        φ, [n, m]; +inf in rows of x outside the network's domain.
 
     Raises:
         ValueError: net no network, or params not of it; x of wrong shape or dtype, or not finite.
@@ -250,8 +252,8 @@ def ridge_features(
 ) -> Float[Array, "t k"]:
     r"""Return the ridge regression on features, φ_test (ΦᵀΦ + ρ I)⁻¹ Φᵀ Y.
 
-    Use it to compare learned with random :func:`features`. Computed through the singular values of
-    Φ in float64 on the host.
+    Use it to compare learned with random :func:`features`. It is computed from the singular values
+    of Φ, in float64 on the host.
 
     Args:
         train: Φ, features of the training points, [n, m].
@@ -260,10 +262,11 @@ def ridge_features(
         ridge: ρ > 0; None chooses it by generalised cross-validation on the training points.
 
     Returns:
-        Predictions, [t, k]; zero where all training features are.
+        Predictions, [t, k]; zero if all training features are zero.
 
     Raises:
-        ValueError: ridge not positive; features or targets of wrong shape or dtype, or not finite.
+        ValueError: ridge not positive; features or targets of wrong shape or dtype, traced, or not
+            finite.
 
     Example:
         >>> import jax.numpy as jnp
@@ -316,12 +319,12 @@ def _choose_ridge(
     components: Float[np.ndarray, "r k"],
     eps: float,
 ) -> float:
-    """Return the ridge of least generalised cross-validation, not below rounding of the features.
+    """Return the ridge that generalised cross-validation chooses, above rounding of the features.
 
-    The part of the targets outside the span of Φ enters by its norm only, so that one extra
-    direction of eigenvalue zero carries it and the other extra directions are zero.
+    The part of the targets outside the span of Φ enters by its norm only. So one extra direction of
+    eigenvalue zero carries all of it, and the components along the others are zero.
     """
-    # The squares of the components beyond the span, by Pythagoras.
+    # The norm of that part, by Pythagoras.
     outside = np.zeros((len(targets) - len(singular_values), targets.shape[1]))
     unreached = np.sum(targets**2, axis=0) - np.sum(components**2, axis=0)
     outside[:1] = np.sqrt(np.maximum(unreached, 0))

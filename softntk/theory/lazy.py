@@ -1,20 +1,20 @@
 r"""Distances between a network and its linearisation along gradient descent.
 
 Lazy training means that outputs, weights and kernel stay close to those of the network linearised
-at the start; this module measures how close.
+at the start. This module measures how close.
 
-With an output scale s the network is f = sF and the loss ½ΣΣ(f−Y)²/s², so that the linearised
-dynamics of f, with the kernel H of F, are the same for every s, and the weights move like 1/s: a
-larger scale is lazier.
+**Output scale.** With an output scale s the network is f = sF and the loss ½ΣΣ(f−Y)²/s². The
+linearised dynamics of f, with the kernel H of F, are then the same for every s, and the weights
+move like 1/s: a larger scale is lazier. A smooth antisymmetric network departs from its
+linearisation like s^{-2} (s^{-1} without the antisymmetry), and a ReLU network like s^{-1}. For
+ReLU, which is homogeneous, σ acts as an output scale too.
 
-With the width m, weights move like m^{-1/2} relative to their size; the effect depends on the
-activation. The second order of a smooth network is a sum of terms with the random signs of the
-readout, which has mean zero (and is exactly zero if the start is antisymmetric: F(w + δ, w − δ) is
-odd in δ): function and kernel change like m^{-1}. At the kink of ReLU, training switches a unit on
-where that lowers the loss and off where it does not: the terms have a mean, and both change like
-m^{-1/2}. In the scale s a smooth antisymmetric network departs from its linearisation like s^{-2}
-(s^{-1} without the antisymmetry), and ReLU like s^{-1}; its σ is an output scale too, as it is
-homogeneous.
+**Width.** Relative to their size, weights move like m^{-1/2}; what that does depends on the
+activation. The second-order term of a smooth network is a sum with the random signs of the readout.
+It has mean zero (and is exactly zero if the start is antisymmetric: F(w + δ, w − δ) is odd in δ),
+so function and kernel change like m^{-1}. At the kink of ReLU, training switches a unit on where
+that lowers the loss and off where it does not: the terms have a mean, and both change like
+m^{-1/2}.
 
 Example:
     >>> import jax, jax.numpy as jnp, softntk as sn
@@ -68,14 +68,15 @@ class Distances:
     Attributes:
         at: the steps, [s].
         train: ‖f − f_lin‖/‖f_lin − f(0)‖ on the training points, Frobenius norms.
-        test: the same on the test points, or None.
+        test: the same on the test points; None without test points.
         weights: ‖W − W(0)‖_F/‖W(0)‖_F.
         neuron: max_r ‖w_r − w_r(0)‖ relative to the root mean square of the ‖w_r(0)‖.
         kernel: ‖H − H(0)‖_F/‖H(0)‖_F on the training points.
         loss: ½ΣΣ(f−Y)², of the network; +inf beyond the largest number of the precision.
         linearised_loss: the loss of its linearisation.
-        result: DIVERGED where f is not finite in the end (distances are +inf then), an int32
-            scalar.
+        result: a code of :class:`~softntk.solution.Result`, an int32 scalar; DIVERGED where outputs
+            or weights are not finite at the last measured step. Distances and losses are +inf from
+            the step on at which that happens.
     """
 
     at: Integer[Array, " s"]
@@ -107,10 +108,10 @@ def distances(
     empirical kernel at the start predicts it. The network is f = sF, its loss ½ΣΣ(f−Y)²/s², and its
     prediction
 
-        f_lin(τ) = Y + (I − ηH(0))^τ (f(0) − Y),
+        f_lin(τ) = Y + (I − ηH(0))^τ (f(0) − Y).
 
-    on test points that of :func:`softntk.ntk.predict_gd`. H and f_lin do not depend on s if f(0) is
-    zero.
+    On test points the prediction is that of :func:`softntk.ntk.predict_gd`. H does not depend on s,
+    and neither does f_lin if f(0) is zero.
 
     Args:
         net: a network of :func:`softntk.networks.two_layer`. All of its trained parameters move; W
@@ -121,9 +122,9 @@ def distances(
         learning_rate: η, below 2/λ_max(H) if descent is to converge.
         steps: number of steps.
         x_test: more points, [t, d].
-        at: steps at which to measure, ascending, in [0, steps]; about ten between 1 and ``steps``
-            if None. Memory: one copy of the weights a measured step, and one kernel
-            [n, n, k, k].
+        at: steps at which to measure, ascending, in [0, steps]; None for about ten between 1 and
+            ``steps``. Memory holds one copy of the weights for each measured step, and a few
+            kernels [n, n, k, k].
         scale: s > 0.
 
     Returns:
@@ -162,9 +163,9 @@ def distances(
     kernel = _check_finite_start("x", ntk.empirical(net, params, x))
     initial_outputs = _check_finite_start("x", scale * net.apply_fn(params, x))
     linearised = ntk.predict_gd(kernel, y, rate, step_array, initial_outputs)
-    gaps = jnp.asarray(np.diff(measured_steps, prepend=0))
+    step_counts = jnp.asarray(np.diff(measured_steps, prepend=0))
     step_size = jnp.asarray(rate, params.hidden.dtype)
-    path = _descend(net, params, x, y, gaps, step_size, jnp.asarray(scale, y.dtype))
+    path = _descend(net, params, x, y, step_counts, step_size, jnp.asarray(scale, y.dtype))
 
     def relative_distance(outputs: Array, linearised: Array, initial: Array) -> Array:
         # At step 0 both norms are rounding.
@@ -193,7 +194,9 @@ def distances(
     weight_change = path.hidden - params.hidden[None]
     weight_norm = scaled_norm(params.hidden)
     largest_change = jnp.max(scaled_norm(weight_change, axis=1), axis=1)
-    losses = [0.5 * jnp.sum((f - y[None]) ** 2, axis=(1, 2)) for f in (outputs, linearised)]
+    loss, linearised_loss = (
+        0.5 * jnp.sum((f - y[None]) ** 2, axis=(1, 2)) for f in (outputs, linearised)
+    )
     is_finite = jnp.all(jnp.isfinite(outputs), axis=(1, 2)) & _are_finite_parameters(path)
     kernel_change = _kernel_changes(net, params, path, is_finite, x, kernel)
 
@@ -201,16 +204,16 @@ def distances(
     def infinite_if_diverged(distance: Array) -> Array:
         return jnp.where(is_finite & jnp.isfinite(distance), distance, jnp.inf)
 
-    mean_neuron_norm = weight_norm / math.sqrt(params.hidden.shape[1])
+    rms_neuron_norm = weight_norm / math.sqrt(params.hidden.shape[1])
     return Distances(
         at=step_array,
         train=infinite_if_diverged(relative_distance(outputs, linearised, initial_outputs)),
         test=None if test_distance is None else infinite_if_diverged(test_distance),
         weights=infinite_if_diverged(_ratio(scaled_norm(weight_change, axis=(1, 2)), weight_norm)),
-        neuron=infinite_if_diverged(_ratio(largest_change, mean_neuron_norm)),
+        neuron=infinite_if_diverged(_ratio(largest_change, rms_neuron_norm)),
         kernel=infinite_if_diverged(kernel_change),
-        loss=infinite_if_diverged(losses[0]),
-        linearised_loss=infinite_if_diverged(losses[1]),
+        loss=infinite_if_diverged(loss),
+        linearised_loss=infinite_if_diverged(linearised_loss),
         result=jnp.where(is_finite[-1], Result.SUCCESSFUL, Result.DIVERGED).astype(jnp.int32),
     )
 
@@ -227,7 +230,8 @@ def _kernel_changes(
     kernel_norm = scaled_norm(kernel)
     changes = []
     for i in range(len(is_finite)):
-        # There is no kernel of parameters that are not finite: use those at the start instead.
+        # Parameters that are not finite have no kernel: those at the start stand for them, and the
+        # caller replaces the distance by +inf.
         weights = jax.tree.map(
             lambda leaf, initial, i=i: jnp.where(is_finite[i], leaf[i], initial), path, params
         )
@@ -260,7 +264,7 @@ def _as_measured_steps(steps: int, at: StepIndices | None) -> np.ndarray:
     if at is None:
         geometric = np.geomspace(1, steps, DEFAULT_SAMPLE_COUNT)
         return np.unique(np.round(geometric).astype(np.int32))
-    # Their number and values decide shapes and a memory plan, so that they must not be traced.
+    # They decide the shapes of the result, so that they must not be traced.
     check_known("at", at)
     requirement = f"at must hold ascending integers between 0 and steps = {steps}, got "
     try:
@@ -283,11 +287,14 @@ def _descend(
     params: Parameters,
     x: Array,
     y: Array,
-    gaps: Integer[Array, " s"],
+    step_counts: Integer[Array, " s"],
     learning_rate: Array,
     scale: Array,
 ) -> Parameters:
-    """Run gradient descent on ½‖F − Y/s‖²; return the parameters after each gap, stacked."""
+    """Return the parameters on a path of gradient descent on ½‖F − Y/s‖², stacked.
+
+    Entry i is that after the first i + 1 of the ``step_counts``.
+    """
 
     # ½‖f − Y‖²/s² with f = sF, written without the large numbers sF.
     def loss(weights: Parameters) -> Array:
@@ -298,11 +305,11 @@ def _descend(
         return jax.tree.map(lambda leaf, slope: leaf - learning_rate * slope, weights, gradient)
 
     # The outer scan stacks the weights at the measured steps only; the inner loop keeps nothing.
-    def advance(weights: Parameters, gap: Array) -> tuple[Parameters, Parameters]:
-        weights = lax.fori_loop(0, gap, step, weights)
+    def advance(weights: Parameters, step_count: Array) -> tuple[Parameters, Parameters]:
+        weights = lax.fori_loop(0, step_count, step, weights)
         return weights, weights
 
-    return lax.scan(advance, params, gaps)[1]
+    return lax.scan(advance, params, step_counts)[1]
 
 
 def _ratio(part: Float[Array, "*s"], total: Float[Array, ""]) -> Float[Array, "*s"]:

@@ -47,7 +47,7 @@ KINDS = {
 def test_the_right_factor_makes_an_orthonormal_basis(sizes, x64):
     """M R⁺ = Q, whatever the units of the columns."""
     M = np.random.default_rng(0).normal(size=(8, 3)) * np.array(sizes)
-    found = leverage._decomposed(jnp.asarray(M))
+    found = leverage._column_basis(jnp.asarray(M))
     assert_close(M @ np.asarray(found.right), found.basis)
     assert_close(np.asarray(found.basis).T @ found.basis, np.eye(3))
 

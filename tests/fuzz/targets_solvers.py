@@ -163,21 +163,37 @@ def approx_newton(draw: Draw) -> Call:
     net="apply",
     x="rows",
     y="array",
+    weight_decay="nonnegative",
     ridge="positive",
-    rtol="positive",
+    rtol="positive?",
     max_cg_steps="count",
     damped="flag",
 )
 def natural_gradient(draw: Draw) -> Call:
     net, params, _ = network(draw, "softmax")
     x, y = draw.points(scale=1.0), draw.normal(draw.n, draw.k)
-    arguments = {"net": net, "x": draw.cast(x), "y": draw.cast(y), "ridge": 1e-6, "damped": False}
+    name = draw.pick("squared", "cross_entropy") if draw.k > 1 else "squared"
+    if name == "cross_entropy":
+        y = np.exp(y) / np.exp(y).sum(axis=1, keepdims=True)
+    decay = draw.pick(0.0, 0.1)
+    arguments = {
+        "net": net,
+        "x": draw.cast(x),
+        "y": draw.cast(y),
+        "loss": name,
+        "weight_decay": decay,
+        "ridge": 1e-6,
+        "damped": False,
+    }
 
     def check(tx: Any) -> str | None:
         def loss(params: Any) -> Any:
-            return 0.5 * jnp.sum(
-                (net.apply_fn(params, jnp.asarray(x, draw.dtype)) - jnp.asarray(y, draw.dtype)) ** 2
-            )
+            outputs = net.apply_fn(params, jnp.asarray(x, draw.dtype))
+            targets = jnp.asarray(y, draw.dtype)
+            penalty = 0.5 * decay * jnp.sum(params.hidden**2)
+            if name == "squared":
+                return 0.5 * jnp.sum((outputs - targets) ** 2) + penalty
+            return -jnp.sum(targets * jax.nn.log_softmax(outputs)) + penalty
 
         gradient = jax.grad(loss)(params)
         return finite(tx.update(gradient, tx.init(params), params)[0])

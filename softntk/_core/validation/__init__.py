@@ -9,9 +9,11 @@ Values that are traced by jit cannot be checked; the public functions say what t
 invalid ones.
 
     as_floating       an array of floating-point numbers, of any or of a given shape
-    as_rows, as_pair  points [n, d], one row a point; two sets of them that a kernel can compare
+    as_rows           points [n, d], one row for each point
+    as_pair           two sets of points that a kernel can compare
     as_scalars        numbers and arrays that are to be combined, of one dtype
     as_integers       an array of integers
+    as_real_array     an array of real numbers, of JAX or NumPy
     as_jax_array      a JAX array, without checks
     as_dtype          real numbers, in a given precision; as_weights: none of them negative
     check_number      one real number, within bounds
@@ -21,6 +23,10 @@ invalid ones.
     check_choice      one name of several
     check_key         one random key
     check_callable    a function
+
+These three check an array, or several, and return nothing: ``check_shape``, ``check_finite`` and
+``check_shapes_broadcast``. These answer a question: ``is_concrete`` (not traced), ``is_hashable``
+and ``is_masked``.
 """
 
 from softntk._core.validation.arrays import as_dtype as as_dtype

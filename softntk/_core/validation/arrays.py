@@ -42,7 +42,7 @@ def as_floating(
         empty: allow an axis of length zero.
 
     Raises:
-        ValueError: it is no such array.
+        ValueError: x is not such an array.
     """
     # 1. Convert, and check the dtype.
     array = as_real_array(name, x)
@@ -77,7 +77,7 @@ def as_rows(
     name: str, x: object, features: int | None = None, *, half: bool = True
 ) -> Float[Array, "n d"]:
     """Return x as a finite, non-empty floating-point matrix [n, d]; d = ``features`` if given."""
-    # The shape first, for a message about points; the values in `as_floating`.
+    # The shape is checked here, for a message about points; `as_floating` checks the values.
     array = as_real_array(name, x)
     _check_floating(name, array.dtype)
     if array.ndim != 2:

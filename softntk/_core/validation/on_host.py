@@ -74,7 +74,7 @@ def as_double(
 
 def as_host_targets(name: str, y: object, samples: int, outputs: int | None = None) -> np.ndarray:
     """Return targets [n, k] in float64 on the host; [n] is one output."""
-    # Converted twice: JAX checks, NumPy's original keeps all digits.
+    # Converted twice: by JAX for the checks, and from NumPy's original, which has all digits.
     check_known(name, y)
     with on_host():
         targets = as_targets(name, y, samples, outputs)
@@ -84,7 +84,7 @@ def as_host_targets(name: str, y: object, samples: int, outputs: int | None = No
 def as_targets(
     name: str, y: object, samples: int, outputs: int | None = None
 ) -> Float[Array, "n k"]:
-    """Return targets [n, k], one row a point; [n] is one output."""
+    """Return targets [n, k], one row for each point; [n] is one output."""
     array = as_floating(name, y)
     array_shape = array.shape
     if array.ndim == 1 and outputs in (None, 1):

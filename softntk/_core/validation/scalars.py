@@ -63,14 +63,14 @@ def check_number(
     Args:
         name: name of the argument, for error messages.
         value: a Python, NumPy or JAX number.
-        above: it must be larger.
-        at_least: it must not be smaller.
-        below: it must be smaller.
-        at_most: it must not be larger.
-        infinite: allow ±∞.
+        above: what the number must exceed.
+        at_least: the smallest number allowed.
+        below: what the number must stay below.
+        at_most: the largest number allowed.
+        infinite: whether ±∞ is allowed.
 
     Raises:
-        ValueError: it is no number, or out of bounds; the message states the bounds.
+        ValueError: value is not a real number, or out of bounds; the message states the bounds.
     """
     # 1. Refuse everything that is no single real number.
     bounds = {"above": above, "at least": at_least, "below": below, "at most": at_most}
@@ -160,7 +160,7 @@ def check_positive_int(name: str, value: object) -> int:
 
 def check_count(name: str, value: object, at_least: int = 1) -> int:
     """Return an integer that a loop counter of a compiled program can reach."""
-    # Twice, so that the message for a small value does not mention the upper bound.
+    # Checked twice, so that the message for a small value does not mention the upper bound.
     count = check_integer(name, value, at_least=at_least)
     return check_integer(name, count, at_least=at_least, at_most=LARGEST_COUNT)
 
@@ -176,7 +176,8 @@ def check_choice(name: str, value: object, options: Iterable[str]) -> str:
     """Return a name that is among the options.
 
     Raises:
-        ValueError: it is not; the message lists the options and suggests the nearest one.
+        ValueError: the name is not among them; the message lists the options and suggests the
+            nearest one.
     """
     option_names = list(options)
     if isinstance(value, str) and value in option_names:
@@ -193,7 +194,7 @@ def check_key(name: str, key: object) -> PRNGKeyArray:
             if key.shape == ():
                 return key  # pyright: ignore[reportReturnType]
             raise ValueError(
-                f"{name} must be one key, got {key.shape} of them. "
+                f"{name} must be one key, got an array of keys of shape {key.shape}. "
                 "Take one of them, or use jax.vmap."
             )
         # The older kind of key is an array of two integers.
@@ -205,7 +206,7 @@ def check_key(name: str, key: object) -> PRNGKeyArray:
 
 
 def check_callable(name: str, function: object, what: str = "a function") -> Any:
-    """Return a function; the error message says that it must be ``what``."""
+    """Return a function; the message for anything else says that it must be ``what``."""
     if not callable(function):
         raise ValueError(f"{name} must be {what}, got {_quote(function)}.")
     return function

@@ -7,9 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from softntk._core.records import function_record
-from softntk._core.validation import (
-    check_callable,
-)
+from softntk._core.validation import check_callable
 from softntk.diffusion._arguments import (
     as_output,
     as_points,
@@ -46,18 +44,17 @@ class Denoiser:
         """Return the estimate of E[X_0 | X_t = x], [n, d].
 
         Args:
-            t: in (0, T], a scalar or [n]. A scalar is cheaper.
-            x: [n, d].
+            t: times in (0, T], a scalar or [n]. A scalar is cheaper.
+            x: noisy points, [n, d].
 
         Raises:
-            ValueError: t outside (0, T]; x of another dimension, no floating-point matrix or not
-                finite.
+            ValueError: t is outside (0, T]; x is not a finite floating-point matrix of the
+                dimension of the data.
         """
+        # The estimate ℓ + c F(u, z), in the precision of the fit; the result has that of x.
         coordinates = self.frame
-        # Computed in the precision of the fit; the result has that of x.
         t, points = as_points(self.sde, t, x, len(coordinates.mean))
         x = points.astype(coordinates.mean.dtype)
-        # ℓ + c F(u, z)
         linear, scale = coordinates.skip_and_out(self.sde, t, x)
         estimate = self.predictor(
             coordinates.noise_coordinate(self.sde, t),
@@ -67,7 +64,7 @@ class Denoiser:
 
     @property
     def advice(self) -> str:
-        """Return the text behind ``result``; outside of jit only."""
+        """The text behind ``result``; outside of jit only."""
         return Result(int(check_known("result", self.result))).advice
 
     def __repr__(self) -> str:
@@ -93,8 +90,8 @@ class Score:
         """Return (α f(t, x) − x)/h, [n, d].
 
         Raises:
-            ValueError: t outside (0, T]; x no finite floating-point matrix; a denoiser that returns
-                another shape.
+            ValueError: t is outside (0, T]; x is not a finite floating-point matrix; the denoiser
+                returns another shape.
         """
         t, x = as_points(self.sde, t, x)
         time = columns_of_times(t, x)
@@ -117,7 +114,7 @@ def score(sde: VPSDE, denoiser: Callable[[Times, Points], Array]) -> Score:
         error of the denoiser is divided by h → 0.
 
     Raises:
-        ValueError: a denoiser that is no function; an sde that is no process.
+        ValueError: denoiser is not a function, or is a score; sde is not a noising process.
 
     Example:
         >>> import jax.numpy as jnp
@@ -141,7 +138,7 @@ def check_score_fn(score_fn: object) -> ScoreFn:
     """Return score_fn, checked to be callable and no denoiser.
 
     Raises:
-        ValueError: no function, or a denoiser.
+        ValueError: score_fn is not a function, or is a denoiser.
     """
     if isinstance(score_fn, Denoiser):
         raise ValueError(

@@ -5,14 +5,14 @@ data, the best linear denoiser (the Wiener filter) is known at every t,
 
     ℓ(t, x) = m + αS(α²S + hI)⁻¹(x − αm).
 
-It leaves a mean squared error of c(t)² = tr(S h(α²S + hI)⁻¹)/d a coordinate. A kernel or network
-learns the remainder, in units of that error:
+It leaves a mean squared error of c(t)² = tr(S h(α²S + hI)⁻¹)/d in each coordinate. A kernel or
+network learns the remainder, in units of c(t):
 
     f(t, x) = ℓ(t, x) + c(t) F(u(t), z(t, x)).
 
 - z(t, x) ∈ R^{d+1} is the network input. It is (ℓ(t, x) − m)/√E|ℓ − m|² with a 1 appended, divided
-  by its norm. So it lies on the unit sphere, a typical one at 45° from the pole (1 in the last
-  coordinate). There a softmax kernel is a Gaussian one, e^{σ²⟨z,z'⟩} = e^{σ²} e^{−σ²|z−z'|²/2},
+  by its norm. So z lies on the unit sphere, for a typical x at 45° from the pole (0, …, 0, 1).
+  There a softmax kernel is a Gaussian one, e^{σ²⟨z,z'⟩} = e^{σ²} e^{−σ²|z−z'|²/2},
   and the theory's assumption |z| = 1 holds. ℓ has the same information as x, except in directions
   in which the data do not vary. Where the noise exceeds the data ℓ is close to m, so that the
   network need not learn to ignore x.
@@ -131,7 +131,7 @@ class Coordinates:
 
     @property
     def log_variance(self) -> Float[Array, ""]:
-        """Return log(Σλ²/Σλ), the variance along a typical sample.
+        """The logarithm of Σλ²/Σλ, the variance along a typical sample.
 
         The log-SNR of the data is this plus log(α²/h).
         """
@@ -154,9 +154,10 @@ def fit_coordinates(
     the noise exceeds the data already at ``min_time``. A sequence gives the times themselves.
 
     Raises:
-        ValueError: x0 no finite floating-point matrix of at least two rows that differ, or of a
-            size that its precision cannot tell from the noise; times no positive integer and no
-            times in (0, T]; min_time outside (0, T); traced arguments.
+        ValueError: x0 is not a finite floating-point matrix of at least two rows that differ, or
+            its entries are so large that rounding exceeds the least noise; times is neither a
+            positive integer nor a sequence of times in (0, T]; min_time is outside (0, T); traced
+            arguments.
     """
     # 1. Check the data. Under jit all results are traced, even those of arrays that are not.
     check_known("sde", check_sde(sde))
@@ -172,7 +173,6 @@ def fit_coordinates(
     axes = _principal_axes(x0)
     # 3. Choose the noise levels.
     if isinstance(times, int | np.integer):
-        # An integer: levels evenly spaced in log-SNR.
         level_count = check_count("times", times)
         noise_levels = _even_noise_levels(sde, level_count, min_time, float(axes.log_variance))
     else:
@@ -212,7 +212,7 @@ def _noise_levels_at(sde: VPSDE, times: Sequence[float]) -> np.ndarray:
 
 def _log_snrs(sde: VPSDE, times: Sequence[float] | np.ndarray) -> list[float]:
     """Return the log-SNR at each time."""
-    # one program for all times, scalar as they are: their number may vary
+    # One program for a scalar time serves any number of times.
     return [float(evaluate_shared(sde.log_snr, jnp.asarray(t))) for t in times]
 
 
@@ -220,12 +220,12 @@ class _Axes(NamedTuple):
     """Mean and principal axes of data.
 
     Attributes:
-        mean: of the rows, [d].
-        eigenvalues: of the covariance, [d]; they may over- or underflow.
-        eigenvectors: as columns, [d, d].
+        mean: the mean of the rows, [d].
+        eigenvalues: λ, of the covariance, [d]; they may over- or underflow.
+        eigenvectors: eigenvectors of the covariance, as columns, [d, d].
         unit: a power of two near the largest deviation.
         largest_deviation: the root of the largest eigenvalue, in that unit.
-        rows_are_equal: whether all rows are.
+        rows_are_equal: whether all rows of the data are equal.
         log_variance: log(Σλ²/Σλ), the variance along a typical sample.
     """
 
@@ -295,7 +295,7 @@ def _check_resolved(sde: VPSDE, coordinates: Coordinates, x0: Float[Array, "n d"
     """Check that the rounding of the data is below the least noise and the linear error there.
 
     Raises:
-        ValueError: the rounding exceeds both.
+        ValueError: the rounding of the data exceeds both.
     """
 
     def deviations(x0: Array, noise_level: Array) -> tuple[Array, Array, Array]:

@@ -31,8 +31,9 @@ from softntk.solution import Result
 
 STOPPING = ("holdout", *kernel_fit.STOPPING_RULES)
 
-MIN_VALIDATION_SAMPLES = 16384
-"""Number of noisy samples by default, and the least number that measures a held-out error."""
+VALIDATION_SAMPLES = 16384
+"""About how many noisy samples there are by default, and how many measure a held-out error: as many
+draws of each data point as fit into this number, and at least one."""
 
 SIGMA_CANDIDATES = (1.0, 2.0, 4.0, 8.0)
 """The σ that are tried for a family of networks, smoothest kernel first."""
@@ -99,7 +100,7 @@ class TangentKernel:
     The inputs are multiplied by σ instead of the weights.
 
     Attributes:
-        family: of the network.
+        family: the family of the network.
         train_readout: whether its readout is trained too.
     """
 
@@ -165,7 +166,7 @@ def kernel_denoiser(
         key: randomness of the noise, the landmarks and the folds.
         sde: the noising process.
         x0: data, [n, d].
-        family: of :func:`softntk.networks.two_layer`, whose kernel it is.
+        family: of the network whose kernel it is, as for :func:`softntk.networks.two_layer`.
         sigma: σ of its weights; 1/σ is the length scale of the kernel on the unit sphere. None: the
             best on held-out data, at each noise level, of 1, 2, 4, 8 (½, 1, 2, 3 for exp; relu and
             other homogeneous functions do not depend on it).
@@ -173,13 +174,14 @@ def kernel_denoiser(
         times: J noise levels, evenly in log-SNR, or the times themselves; in between F is
             interpolated.
         min_time: the first time, if ``times`` is a number.
-        draws: noisy samples of each data point and level; None: enough to make 16,384, at least
-            one.
+        draws: noisy samples of each data point and level; None: as many as make at most 16,384
+            samples, and at least one.
         landmarks: M, at most the number of samples.
         stopping: "holdout": the τ of the least cross-validation error, then a fit of all data.
-            Errors are measured on 16,384 noisy samples or more, however few ``draws`` are, as noise
-            can be drawn anew (in ten seeds of a ring of 1,024 points the error was up to 1.21 times
-            that of the best τ with one draw, 1.04 times with sixteen). "rademacher":
+            Errors are measured with as many draws as the default of ``draws``, or more, however few
+            ``draws`` are, as noise can be drawn anew (in ten seeds of a ring of 1,024 points the
+            error was up to 1.21 times that of the best τ with one draw, 1.04 times with sixteen).
+            "rademacher":
             :func:`softntk.theory.early_stopping_time` with the constant 1, the fixed point of the
             local Rademacher complexity. "least_risk": :func:`softntk.theory.least_risk_time`. Both
             rules use only the eigenvalues, the noise and the norm of the target; the latter two are
@@ -191,14 +193,14 @@ def kernel_denoiser(
         progress: show which level is fitted.
 
     Returns:
-        A :class:`~softntk.diffusion.Denoiser`. ``stats``, each [J]: "log_snr" of the knots, "time"
-        τ, "sigma", "validation" (mean squared error on data left out, in units of c(t)²; +inf if
-        none were), "noise" (standard deviation of the labels, in units of c(t)) and "norm" (of F in
-        the kernel's space), both by generalised cross-validation.
+        A :class:`~softntk.diffusion.Denoiser`. Its ``stats``, each [J], are "log_snr" of the noise
+        levels, "time" τ, "sigma", "validation" (mean squared error on data left out, in units of
+        c(t)²; +inf if none were), and by generalised cross-validation "noise" (standard deviation
+        of the labels, in units of c(t)) and "norm" (of F in the kernel's space).
 
     Raises:
-        ValueError: x0 no finite matrix of at least two different rows, or too few to leave some
-            out; unknown names; numbers that are not positive; times outside (0, T].
+        ValueError: x0 is not a finite matrix of at least two different rows, or has too few to
+            leave some out; unknown names; numbers that are not positive; times outside (0, T].
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -228,8 +230,8 @@ def kernel_denoiser(
     coordinates = fit_coordinates(sde, x0, times, min_time)
     x0 = as_rows("x0", x0)
     # Both the default of draws and the number of draws for validation.
-    min_draws = MIN_VALIDATION_SAMPLES // len(x0)
-    draws = max(1, min_draws) if draws is None else draws
+    default_draws = VALIDATION_SAMPLES // len(x0)
+    draws = max(1, default_draws) if draws is None else draws
     fold_key, landmark_key = jax.random.split(key)
     # σ is chosen by held-out errors too, whatever the stopping rule.
     sigmas = _sigma_candidates(family) if sigma is None else (sigma,)
@@ -247,7 +249,7 @@ def kernel_denoiser(
         folds=folds,
         sigmas=sigmas,
         draws=draws,
-        validation_draws=max(draws, min_draws),
+        validation_draws=max(draws, default_draws),
     )
     return _assemble(levels, levels.fit_all(key, landmark_key, progress))
 
@@ -258,7 +260,7 @@ class AllLevels(NamedTuple):
     Attributes:
         options: the same at every level.
         sde: the noising process.
-        coordinates: of the regression.
+        coordinates: the coordinates of the regression.
         x0: data, [n, d].
         folds: rows of the data in each fold.
         sigmas: candidates for σ.

@@ -142,8 +142,8 @@ def fit_level(
     # 1. Choose landmarks at random, and σ by its held-out error.
     landmark_order = np.asarray(jax.random.permutation(key, len(fit_samples.samples.targets)))
     sigma = sigmas[0]
-    # A smaller problem is enough to compare kernels.
     if len(sigmas) > 1:
+        # A smaller problem is enough to compare kernels.
         trial_count = min(options.landmarks, MAX_TRIAL_LANDMARKS)
         trial_landmarks = landmark_order[:trial_count]
         sigma = choose_sigma(options, sigmas, fit_samples, validation_samples, trial_landmarks)
@@ -162,11 +162,12 @@ def fit_level(
     if options.stopping == "holdout":
         tau = sums.best_stopping()[0]
     elif options.stopping in STOPPING_RULES:
-        # The rules are for n labels: they take eigenvalues of the n × n kernel, n G's.
+        # The rules are for n labels: they take eigenvalues of the n × n kernel, which are n times
+        # those of G.
         eigenvalues = options.data_points * np.asarray(fit_path.eigenvalues, np.float64)
         rule = STOPPING_RULES[options.stopping]
         rule_time = rule(None, noise, norm=norm, eigenvalues=eigenvalues).time
-        # Their time is of the sum over the data, τ of the mean.
+        # Their time belongs to the sum of the loss over the data, τ to its mean.
         tau = options.data_points * rule_time
     else:
         tau = float(options.stopping)
@@ -266,7 +267,7 @@ class FoldSums:
 
     @cached_property
     def paths(self) -> list[spectral_fit.Path]:
-        """Return the fits of all but one fold, for each fold."""
+        """The fits to all but one fold, one for each fold that is left out; none for one fold."""
         if len(self.folds) == 1:
             return []
         return [

@@ -1,9 +1,9 @@
 r"""The training of a network's first-order expansion, in closed form.
 
-F_lin(θ; z) = F(θ_0; z) + ∂F(θ_0; z)(θ − θ_0) is what the theory trains: gradient descent on it has
-a constant kernel, that of the network at its first weights. It stands between the network, whose
-features change, and the kernel of infinite width, which has none of the network's randomness. So it
-splits the difference between the two in two parts.
+The theory replaces a network by F_lin(θ; z) = F(θ_0; z) + ∂F(θ_0; z)(θ − θ_0). Gradient descent on
+F_lin has a constant kernel, that of the network at its first weights. F_lin lies between the
+network, whose features change, and the kernel of infinite width, which has none of the network's
+randomness. So it splits the difference between these two into two parts.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ MAX_DENSE_SIZE = 4096
 
 @function_record
 class LinearisedPredictor:
-    """F(θ_0; ·) + ∂F(θ_0; ·) Δθ, by one forward derivative.
+    """The function F(θ_0; ·) + ∂F(θ_0; ·) Δθ, by one forward derivative.
 
     Attributes:
         params: θ_0.
@@ -98,24 +98,24 @@ def linearised_denoiser(
     it is the limit of infinite width (of gradient flow).
 
     Args:
-        key: of weights and noise.
+        key: randomness of weights and noise.
         sde: the noising process.
         x0: data, [n, d].
-        family: of :func:`softntk.networks.two_layer`.
+        family: of the network, as for :func:`softntk.networks.two_layer`.
         width: m, even.
         sigma: σ; None as for :func:`softntk.diffusion.fit_denoiser`.
         train_readout: linearise in the readout too.
         times: as for :func:`softntk.diffusion.fit_denoiser`.
         min_time: as for :func:`softntk.diffusion.fit_denoiser`.
         draws: noisy samples of each data point.
-        steps: of gradient descent.
+        steps: number of steps of gradient descent.
         learning_rate: η, on the mean loss ½ mean ‖F − y‖². None: 1/λ_max(H/N).
 
     Returns:
         A :class:`~softntk.diffusion.Denoiser`. ``stats``: "learning_rate", "steps".
 
     Raises:
-        ValueError: as :func:`softntk.diffusion.fit_denoiser`.
+        ValueError: as for :func:`softntk.diffusion.fit_denoiser`.
         NumericalError: too many steps for Lanczos' method in this precision; a learning rate with
             which descent diverges beyond the range of the precision.
 

@@ -87,9 +87,9 @@ class FullBatch:
     """The noisy samples of full-batch training, the same at each step.
 
     Attributes:
-        inputs: of the network, [N, J(d + 1)].
-        targets: [N, d].
-        weights: of the samples in the loss, [N].
+        inputs: inputs of the network, [N, J(d + 1)].
+        targets: targets of the regression, [N, d].
+        weights: weights of the samples in the loss, [N].
     """
 
     inputs: Float[Array, "N Jp"]
@@ -121,62 +121,65 @@ def fit_denoiser(
 ) -> Denoiser:
     r"""Fit E[X_0 | X_t] by training a two-layer network on noisy samples: denoising score matching.
 
-    Use it for more data than a kernel can be fitted to, or where features should be learnt. Fits
-    with equal settings share their compiled programs, whatever data and key they have. In
-    the coordinates of :mod:`softntk.diffusion._denoisers.coordinates` f = ℓ + c F. F is an
-    antisymmetric network, zero at the start, so that f is then the best linear denoiser. It
+    Use it for more data than a kernel can be fitted to, or where features should be learnt. In the
+    coordinates of :mod:`softntk.diffusion._denoisers.coordinates` f = ℓ + c F. F is an
+    antisymmetric network, which is zero at the start, so that f is then the best linear denoiser. F
     minimises
 
         ½ E w(t) ‖F(u(t), z(t, X_t)) − (X_0 − ℓ(t, X_t))/c(t)‖²,
 
-    over fresh noise and times at every step, or over one fixed set of noisy samples
-    (``batch_size=None``), as theory has it.
+    over fresh noise and times at every step, or, as in the theory, over one fixed set of noisy
+    samples (``batch_size=None``). Fits with equal settings share their compiled programs, for any
+    data and key.
 
     Args:
-        key: of weights, noise, times and batches.
+        key: randomness of weights, noise, times and batches.
         sde: the noising process.
         x0: data, [n, d]. Columns of very different scales should be standardised: a network's
-            errors are of one size in all coordinates, and drown a column of small deviation.
-        family: of :func:`softntk.networks.two_layer`.
+            errors are of one size in all coordinates, which hides a column of small deviation.
+        family: of the network, as for :func:`softntk.networks.two_layer`.
         width: m, even.
         sigma: σ of the initial weights; None: 7/√(d + 1) for normalized families (softmax), whose
             features are then as sharp in every dimension (a vector of weights has norm 7); 1 for
             the others.
         train_readout: train the readout too. The paper trains the hidden weights only.
-        times: number of knots of the time embedding, evenly in log-SNR, or their times. With one
-            time t = that time always.
+        times: number of noise levels of the time embedding, evenly spaced in log-SNR, or their
+            times. With a single time, t is always that time.
         min_time: the least time, if ``times`` is a number.
-        steps: of the optimiser.
-        batch_size: noisy samples a step; None for all of them: ``draws`` of each data point, drawn
-            once.
+        steps: number of steps of the optimiser.
+        batch_size: noisy samples in each step; None for all of them: ``draws`` of each data point,
+            drawn once.
         draws: noisy samples of each data point where ``batch_size`` is None.
         tx: any optax transform, on the loss above (a mean over the batch). None: Adam, of gradients
             clipped to norm 1, with steps of up to 0.1 for the hidden weights and 0.01 for the
             readout, which rise for a twentieth of the steps and fall to zero as a cosine.
         ema: decay of the average of the weights over the steps, which is what the denoiser uses; 0
             for the last weights. It starts with short memory, min(ema, (1 + step)/(10 + step)).
-        weighting: None: w = 1, all noise levels count alike, measured by what the linear denoiser
-            leaves. Or a kind of :meth:`softntk.diffusion.VPSDE.weight` for the loss on X_0 itself,
-            w = weight(t) c(t)².
-        levels: mean and standard deviation of the log-SNR of the data in training, log(α²/h ·
-            Σλ²/Σλ) for a covariance of eigenvalues λ: the noise levels that count. Ignored with a
-            single time.
+        weighting: None: w = 1, so that all noise levels count alike, in units of the error that
+            the linear denoiser leaves. Or a kind of :meth:`softntk.diffusion.VPSDE.weight` for the
+            loss on X_0 itself, w = weight(t) c(t)².
+        levels: mean and standard deviation of the log-SNR of the data, log(α²/h · Σλ²/Σλ) for a
+            covariance of eigenvalues λ, over the times drawn in training: on which noise levels
+            training concentrates. Ignored with a single time.
         progress: show step and loss (rich).
-        checkpoint: a file, written after each hundred steps by an atomic rename. If it is there the
-            fit goes on from it, and ends with the same bits. A file of another fit is recognised by
-            its data, key and first step. A difference in ``tx`` that the first step does not show,
-            as in a later part of a schedule, is not recognised: keep ``tx`` the same.
+        checkpoint: a file, written after each hundred steps by an atomic rename. If it exists, the
+            fit resumes from it, and ends with the same bits. A file of another fit is recognised by
+            its data, key and first step, and refused. A difference in ``tx`` that the first step
+            does not show, as in a later part of a schedule, is not recognised: keep ``tx`` the
+            same.
         throw: raise if the fit diverges, instead of warning and returning the last good weights.
 
     Returns:
-        A :class:`~softntk.diffusion.Denoiser`. ``stats``: "loss" [steps done], "steps". ``result``:
-        ``DIVERGED`` where the loss was no longer finite, or ten times that of the linear denoiser;
-        the weights are then those before the last hundred steps. Ctrl-C returns the weights so far
-        with ``INTERRUPTED``.
+        A :class:`~softntk.diffusion.Denoiser`. Its ``stats`` are "loss", of each step that was
+        done, and "steps", their number. Its ``result`` is ``DIVERGED`` where the loss was no longer
+        finite, or exceeded ten times that of the linear denoiser; the weights are then those before
+        the hundred steps in which that happened. Ctrl-C returns the weights so far, with
+        ``INTERRUPTED``.
 
     Raises:
-        ValueError: x0 no finite matrix of at least two different rows; unknown names; numbers that
-            are not positive; times outside (0, T]; a checkpoint of another fit or a damaged one.
+        ValueError: x0 is not a finite matrix of at least two different rows; unknown names; numbers
+            that are not positive; times outside (0, T]; a checkpoint of another fit, or a damaged
+            one.
         NumericalError: under ``throw``, when the fit diverged.
 
     Example:

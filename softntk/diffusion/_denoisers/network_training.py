@@ -25,14 +25,14 @@ READOUT_RATE_FACTOR = 0.1
 """Factor on the steps of the readout, which changes all outputs at once."""
 
 MAX_GRADIENT_NORM = 1.0
-"""Norm to which gradients are clipped: one unit that takes all of a softmax makes the loss a
-thousand times as large for some steps."""
+"""Norm to which gradients are clipped. Without it, a single unit that takes all of a softmax makes
+the loss a thousand times as large for some steps."""
 
 WARM_UP_DIVISOR = 20
-"""The step size rises for one step in so many."""
+"""The step size rises during the first steps // WARM_UP_DIVISOR steps of a fit."""
 
 CHUNK_STEPS = 100
-"""Number of steps between two looks from the host."""
+"""Number of steps after which the host shows progress, saves, and looks for divergence."""
 
 DIVERGENCE_RATIO = 10.0
 """The fit has diverged where the loss exceeds that of the linear denoiser by this factor."""
@@ -44,7 +44,7 @@ class TrainingState(NamedTuple):
     Attributes:
         params: weights.
         average: averaged weights, which the denoiser uses.
-        state: of the optimiser.
+        state: the state of the optimiser.
         step: number of steps done.
     """
 

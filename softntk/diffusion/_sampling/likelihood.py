@@ -103,21 +103,22 @@ def log_likelihood(
         key: randomness, for "hutchinson".
         trace: "exact", by d directional derivatives an evaluation; "hutchinson", by ``probes``:
             unbiased, as the same random signs are kept along the path.
-        probes: how many random directions.
+        probes: number of random directions, for "hutchinson".
         min_time: T₀, between 0 and T: x is taken as X at this time.
-        rtol: of each step.
-        atol: of each step.
-        max_steps: at most so many.
-        throw: raise if the score is not finite or max_steps is reached. If not, and always under
-            jit and vmap: such rows are −inf.
+        rtol: relative tolerance of each step.
+        atol: absolute tolerance of each step.
+        max_steps: largest number of steps.
+        throw: raise if the score is not finite or max_steps is reached. Otherwise, and always under
+            jit and vmap, such rows are −inf.
 
     Returns:
-        [n].
+        The log-densities, [n].
 
     Raises:
-        ValueError: x no finite floating-point matrix, an unknown trace, "hutchinson" without key,
-            min_time outside (0, T), numbers that are not positive, a score of another shape than x.
-        NumericalError: under ``throw``; the message is the advice.
+        ValueError: x is not a finite floating-point matrix; an unknown trace; "hutchinson" without
+            key; min_time outside (0, T); numbers that are not positive; a score of another shape
+            than x.
+        NumericalError: a row failed under ``throw``; the message says why, and what to do.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -27,7 +27,7 @@ from softntk.diffusion._noising_process import VPSDE
 from softntk.solution import Result
 
 FIRST_STEP_DIVISOR = 50
-"""The first step is this part of the whole interval."""
+"""The first step is the whole interval divided by this number."""
 
 
 def diffrax() -> Any:
@@ -43,15 +43,15 @@ def diffrax() -> Any:
 
 @functools.cache
 def _step_controller() -> Any:
-    """Return the class of step size controllers that begin with a part of the interval.
+    """Return the class of step size controllers whose first step is a part of the interval.
 
-    The length of the first step can be an argument of ``diffeqsolve`` too, which then puts a check
-    of its sign into the program, as a callback to the host: such a program cannot be exported.
+    The length of the first step can also be an argument of ``diffeqsolve``. That puts a check of
+    its sign into the program, as a callback to the host, and such a program cannot be exported.
     """
 
     class StepController(diffrax().PIDController):
         def init(self, terms: Any, t0: Any, t1: Any, y0: Any, _: Any, *rest: Any) -> Any:
-            # diffrax reverses time where t1 is less than t0: the step is positive here
+            # diffrax reverses time where t1 is less than t0, so that the step is positive here.
             return super().init(terms, t0, t1, y0, (t1 - t0) / FIRST_STEP_DIVISOR, *rest)
 
     return StepController

@@ -21,11 +21,11 @@ from jax import lax
 from jaxtyping import Array, PRNGKeyArray
 
 from softntk._core.records import static_record
+from softntk._linalg.angles import safe_sqrt
 from softntk._linalg.norms import scaled_norm
 from softntk.diffusion._noising_process import VPSDE
 from softntk.diffusion._sampling import score_functions
 from softntk.diffusion._types import ScoreFn
-from softntk.diffusion.metrics._intervals import safe_sqrt
 
 MIN_LOG_SNR = -32.0
 """Log-SNR below which X is noise to seven digits: steps start there, and nothing underflows."""
@@ -138,7 +138,7 @@ def solve_reverse_sde(
         # Z + ∫ E[X_0 | X] dρ + ΔB: the noise is already in noisy_z.
         z = noisy_z + (next_rho - rho) * denoised(rho, query_z)
         if options.corrector_steps:
-            # α² before over α² after the step
+            # α² before the step, over α² after it.
             signal_ratio = rho * (1 + next_rho) / (next_rho * (1 + rho))
             next_x = noise_to_signal(next_rho) * z
             next_x = correct(next_x, next_rho, signal_ratio, corrector_key)

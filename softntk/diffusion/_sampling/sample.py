@@ -7,7 +7,7 @@ ratio ρ = α²/h as time, it is stochastic localisation,
 
 The linear part and the schedule are gone, and the noise is additive. So a step is exact where the
 denoiser is constant; Euler's step is the ancestral step of DDPM. The shifted Euler method has
-strong order one with one evaluation a step.
+strong order one with one evaluation in each step.
 
 The steps are uniform in log ρ. The table has the error of the standard deviation within modes, at
 t = 1e-3 with ``vp_sde()``, for the exact score of eight modes of deviation 0.15 on a circle of
@@ -128,20 +128,20 @@ def sample(
         shape: (n, d).
         method: "sde" or "ode".
         min_time: T₀, between 0 and T.
-        steps: of "sde", each one evaluation and ``corrector_steps`` more.
+        steps: number of steps of "sde", each of 1 + ``corrector_steps`` evaluations.
         corrector_steps: Langevin steps at fixed t after each step of "sde".
         corrector_snr: r, which sets their size ε = 2a (r‖z‖/‖s‖)²; norms are over the batch, and
             a is α² before the step over α² after it.
         moments: mean [d] and covariance [d, d] of the data: after each step of "sde" the batch is
             shifted to the mean and, along each eigenvector, scaled to the variance that X_t has;
             the module says why.
-        rtol: of "ode", of each step.
-        atol: of "ode", of each step.
-        max_steps: of "ode".
+        rtol: relative tolerance of each step of "ode".
+        atol: absolute tolerance of each step of "ode".
+        max_steps: largest number of steps of "ode".
         batch_size: rows at a time; all if None. Another size gives other samples.
-        progress: show how many are done (rich).
-        throw: raise if the score is not finite or max_steps is reached. If not, and always under
-            jit and vmap: rows that could not be computed are +inf.
+        progress: show how many samples are done (rich).
+        throw: raise if the score is not finite or max_steps is reached. Otherwise, and always under
+            jit and vmap, rows that could not be computed are +inf.
 
     Returns:
         [n, d], in JAX's default precision. Ctrl-C between batches returns those that are done.
@@ -151,7 +151,7 @@ def sample(
             (0, T), numbers that are not positive, a score of another shape than x; progress under a
             transformation; moments of another shape, not finite, not positive semidefinite, with
             "ode", or with batches of less than 100 rows, whose sample moments are too random.
-        NumericalError: under ``throw``; the message is the advice.
+        NumericalError: a row failed under ``throw``; the message says why, and what to do.
 
     Example:
         >>> import jax
@@ -254,7 +254,7 @@ class _BatchOptions(NamedTuple):
 
     Attributes:
         shape: rows and dimensions of a batch.
-        options: of the sampler.
+        options: the options of the sampler.
     """
 
     shape: tuple[int, int]
@@ -298,7 +298,7 @@ def _check_shape(shape: Sequence[int]) -> tuple[int, int]:
     """Return n and d.
 
     Raises:
-        ValueError: shape is not two positive integers.
+        ValueError: shape does not hold two positive integers.
     """
     if isinstance(shape, str) or not hasattr(shape, "__len__") or len(shape) != 2:
         raise ValueError(f"shape must be (n, d), n samples in d dimensions, got {shape!r}.")
@@ -348,7 +348,7 @@ def _check_pair(moments: tuple[ArrayLike, ArrayLike], dtype: np.dtype) -> tuple[
     """Return mean and covariance as two arrays of real numbers.
 
     Raises:
-        ValueError: moments are no pair, or not real.
+        ValueError: moments are not a pair, or not real.
     """
     if isinstance(moments, str) or not hasattr(moments, "__len__") or len(moments) != 2:
         has_length = hasattr(moments, "__len__")

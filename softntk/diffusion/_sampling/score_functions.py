@@ -1,4 +1,4 @@
-"""Score functions of users as pytrees, and their evaluation."""
+"""Users' score functions as pytrees, and their evaluation."""
 
 import types
 import weakref
@@ -28,8 +28,8 @@ def as_pytree(score_fn: ScoreFn, shape: tuple[int, int], dtype: DTypeLike) -> Sc
     """Return the same function as a pytree whose leaves are its arrays.
 
     So the arrays are arguments of compiled programs, not constants copied into them. A pytree with
-    arrays stays, and a bound method of one too. Any other function is traced once for each shape;
-    the arrays that it closes over become the leaves.
+    arrays, or a bound method of one, is not traced. Any other function is traced once for each
+    shape, and the arrays that it closes over become the leaves.
     """
     # 1. Pytrees and their methods need no tracing.
     is_method = isinstance(score_fn, types.MethodType)
@@ -64,16 +64,16 @@ def compile_with_score(
     sde: VPSDE,
     *example: PyTree,
 ) -> Callable[..., PyTree]:
-    """Return a compiled ``function(score_fn, sde, static_arguments, *arguments)`` of the arguments.
+    """Return ``function``, compiled, as a function of ``*arguments`` alone.
 
-    Scores and processes that differ in their arrays only share the program; so do scores that are
-    made anew with the same trace. Use it where nothing is traced.
+    Scores and processes that differ in their arrays only share the program, and so do different
+    scores with equal traces. Use it where nothing is traced.
 
     Args:
         name: says what the function is.
-        function: to be compiled.
+        function: the function to compile, of (score_fn, sde, static_arguments, *arguments).
         static_arguments: shapes and options.
-        score_fn: of :func:`as_pytree`.
+        score_fn: the score, converted by :func:`as_pytree`.
         sde: the process; its numbers are part of the program, its arrays are not.
         example: arguments of the shapes and dtypes that the result is called with.
     """
@@ -114,6 +114,6 @@ def score_at(score_fn: ScoreFn, t: Array, x: Array) -> Array:
     """Return the score in the dtype of x.
 
     Raises:
-        ValueError: no array of real numbers of the shape of x.
+        ValueError: the score is not an array of real numbers of the shape of x.
     """
     return as_output("score_fn", score_fn(jnp.asarray(t, x.dtype), x), x)

@@ -43,14 +43,14 @@ def sliced_wasserstein(
         key: randomness of the directions.
         x: [n, d].
         y: [m, d].
-        projections: how many directions, at least 2.
+        projections: number of directions, at least 2.
         order: p, 1 or 2.
 
     Returns:
         An :class:`Estimate`.
 
     Raises:
-        ValueError: samples that are no finite floating-point matrices of one dimension and dtype,
+        ValueError: samples that are not finite floating-point matrices of one dimension and dtype,
             projections below 2, another order.
 
     Example:
@@ -82,16 +82,19 @@ def energy_distance(x: Points, y: Float[Array | np.ndarray, "m d"]) -> Estimate:
 
         4 var(g_x)/n + 4 var(g_y)/m ≈ κμ + 2v,        v = 2ζ_x/n² + 2ζ_y/m² + 4ζ_xy/(nm),
 
-    ζ the mean squares of the doubly centred distances. The first is the variance of the influence
-    functions, of which the normal limit consists where μ > 0. Where μ = 0 they vanish, and nU tends
-    to a weighted sum of χ² − 1 of variance n²v. Between the two, and for one eigenvalue at μ = 0 as
-    well, that variance is small whenever U is, and U ± 1.96 of its roots misses too often (down to
-    81 % measured). The interval is therefore that of all μ with |U − μ| ≤ 1.96 √(κμ + v), as
-    Wilson's for fractions, κ the larger of two estimates, but at most 4√ζ_x/n + 4√ζ_y/m, cut at the
-    largest energy distance that there can be, twice the diameter of the points. It covers μ with 95
-    % as n, m grow with μ > 0 fixed; 0, if that is the truth, with 95 % but for the skewness of χ²,
-    about one per cent; in between, measured on normal samples of 64 and more, with 92 to 98 %. Of
-    fewer than ten points it is too short (of two, 66 %).
+    with ζ the mean squares of the doubly centred distances. The left side is the variance of the
+    influence functions, of which the normal limit consists where μ > 0. Where μ = 0 they vanish,
+    and nU tends to a weighted sum of χ² − 1 of variance n²v.
+
+    Between the two, and at μ = 0 with a single eigenvalue, the estimated variance is small whenever
+    U is. Then U ± 1.96 standard deviations misses μ too often (it covered 81 % at worst). The
+    interval is therefore that of all μ with |U − μ| ≤ 1.96 √(κμ + v), as Wilson's for fractions.
+    Here κ is the larger of two estimates, but at most 4√ζ_x/n + 4√ζ_y/m. The interval is cut at the
+    largest energy distance that there can be, twice the diameter of the points.
+
+    It covers μ > 0 with 95 % as n and m grow. It covers μ = 0 with 95 %, but for about one per cent
+    by the skewness of χ². In between it covered 92 to 98 %, measured on normal samples of 64 points
+    and more. For fewer than ten points it is too short (for two it covers 66 %).
 
     Args:
         x: [n, d], n ≥ 2.
@@ -101,7 +104,7 @@ def energy_distance(x: Points, y: Float[Array | np.ndarray, "m d"]) -> Estimate:
         An :class:`Estimate`.
 
     Raises:
-        ValueError: samples that are no finite floating-point matrices of one dimension and dtype
+        ValueError: samples that are not finite floating-point matrices of one dimension and dtype
             with at least two rows.
 
     Example:
@@ -141,7 +144,7 @@ def mmd(
         An :class:`Estimate`.
 
     Raises:
-        ValueError: samples that are no finite floating-point matrices of one dimension and dtype
+        ValueError: samples that are not finite floating-point matrices of one dimension and dtype
             with at least two rows, a bandwidth that is not positive.
 
     Example:
@@ -176,7 +179,7 @@ def median_bandwidth(x: Points, y: Float[Array | np.ndarray, "m d"]) -> Float[Ar
         A positive scalar.
 
     Raises:
-        ValueError: samples that are no finite floating-point matrices of one dimension and dtype
+        ValueError: samples that are not finite floating-point matrices of one dimension and dtype
             with at least two rows.
 
     Example:

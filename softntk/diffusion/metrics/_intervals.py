@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from softntk._core.records import record
+from softntk._linalg.angles import safe_sqrt
 
 NORMAL_QUANTILE = 1.959964
 """z, the 97.5 % quantile of N(0, 1)."""
@@ -18,7 +19,7 @@ class Estimate:
     Attributes:
         value: the estimate.
         lower: the lower end of the interval.
-        upper: its upper end.
+        upper: the upper end.
     """
 
     value: Float[Array, "..."]
@@ -27,13 +28,6 @@ class Estimate:
 
     def __float__(self) -> float:
         return float(self.value)
-
-
-def safe_sqrt(x: Array) -> Array:
-    """Return the square root, 0 of what is negative, with derivative 0 there."""
-    # The inner where keeps 1/√0 out of the derivative, which would be 0 · ∞ = NaN.
-    is_positive = x > 0
-    return jnp.where(is_positive, jnp.sqrt(jnp.where(is_positive, x, 1)), 0)
 
 
 def normal(value: Array, variance: Array, lower_bound: float = -math.inf) -> Estimate:

@@ -25,7 +25,8 @@ class Nearest:
 
     Attributes:
         distance: the Euclidean distance to it, [n].
-        index: its row in the training data, [n]; the first of several at equal distance.
+        index: the row of that point in the training data, [n]; the first of several at equal
+            distance.
     """
 
     distance: Float[Array, " n"]
@@ -40,8 +41,8 @@ class Memorisation:
         distance: the median distance of the samples to their nearest training points.
         held_out_distance: that of the held-out points.
         ratio: the first by the second: about 1 without memorisation, 0 for copies.
-        fraction: of the samples, no farther from a training point than the stated quantile of the
-            held-out distances.
+        fraction: the fraction of the samples that are no farther from a training point than the
+            stated quantile of the held-out distances.
     """
 
     distance: Float[Array, ""]
@@ -68,8 +69,8 @@ def nearest_training_point(
         A :class:`Nearest`; a copy has distance exactly 0.
 
     Raises:
-        ValueError: points that are no finite floating-point matrices of one dimension and dtype;
-            exclude_self with another number of rows than train, or one row.
+        ValueError: points that are not finite floating-point matrices of one dimension and dtype;
+            exclude_self where x has not the shape of train, or one row.
 
     Example:
         >>> import jax.numpy as jnp
@@ -108,15 +109,15 @@ def memorisation(
         train: the data that the model was trained on, [N, d].
         held_out: data that it was not trained on, [m, d]; take some hundreds, or the quantile is
             inaccurate.
-        quantile: of the held-out distances, in (0, 1).
+        quantile: which quantile of the held-out distances counts as near, in (0, 1).
 
     Returns:
         A :class:`Memorisation`. The interval of ``fraction`` is over the samples, for the held-out
         points as they are.
 
     Raises:
-        ValueError: points that are no finite floating-point matrices of one dimension and dtype; a
-            quantile outside (0, 1); half of held_out in train (inside jit the ratio is then
+        ValueError: points that are not finite floating-point matrices of one dimension and dtype; a
+            quantile outside (0, 1); half of held_out or more in train (inside jit the ratio is then
             infinite or NaN).
 
     Example:

@@ -23,8 +23,9 @@ from jax import lax
 from jaxtyping import Array
 
 from softntk._core.validation import as_rows
+from softntk._linalg.angles import safe_sqrt
 from softntk._linalg.norms import binary_scale, scaled_norm
-from softntk.diffusion.metrics._intervals import Estimate, safe_sqrt, score_interval
+from softntk.diffusion.metrics._intervals import Estimate, score_interval
 
 MAX_BLOCK_ROWS = 32
 """Largest number of points that are compared with a whole sample at once."""
@@ -263,7 +264,7 @@ def _ratio(a: Array, b: Array) -> Array:
 @jax.jit
 def median(x: Array, y: Array) -> Array:
     """Return the median of the positive distances; see ``metrics.median_bandwidth``."""
-    # Evenly spaced rows; the stride is rounded up, so that there are at most so many.
+    # Evenly spaced rows; the stride is rounded up, so that they are at most MAX_BANDWIDTH_ROWS.
     x_stride = -(-len(x) // MAX_BANDWIDTH_ROWS)
     y_stride = -(-len(y) // MAX_BANDWIDTH_ROWS)
     scaled = _rescale(x[::x_stride], y[::y_stride])

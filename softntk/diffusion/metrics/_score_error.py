@@ -75,15 +75,15 @@ def score_error(
         score_fn: the score (t, x) -> [n, d], called with one time as a scalar and x of shape [n,
             d]. It is called, not traced, so that compiled functions in it are used as they are.
         distribution: the truth, e.g. a :class:`~softntk.diffusion.GaussianMixture`.
-        t: in (0, T], a scalar or [k].
+        t: times in (0, T], a scalar or [k].
         n: draws at each time, at least 2.
 
     Returns:
         A :class:`ScoreError` whose fields have the shape of t.
 
     Raises:
-        ValueError: t outside (0, T], empty or no floating-point numbers; n below 2; a score of
-            another shape than x, or one that is not finite (inside jit it is returned).
+        ValueError: t is outside (0, T], empty or not of floating-point numbers; n is below 2; a
+            score of another shape than x, or one that is not finite (inside jit it is returned).
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -130,7 +130,7 @@ def _check_distribution(distribution: object) -> None:
     """Check that a distribution has the methods of :class:`Distribution` and is a pytree.
 
     Raises:
-        ValueError: it is not.
+        ValueError: a method is missing, or the class is not registered as a pytree.
     """
     if not all(callable(getattr(distribution, name, None)) for name in ("sample", "score")):
         raise ValueError(

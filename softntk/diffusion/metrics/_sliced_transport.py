@@ -9,8 +9,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from softntk._linalg.angles import safe_sqrt
 from softntk._linalg.norms import binary_scale
-from softntk.diffusion.metrics._intervals import Estimate, normal, safe_sqrt
+from softntk.diffusion.metrics._intervals import Estimate, normal
 
 DIRECTION_BATCH_SIZE = 16
 """Number of directions that are projected on and sorted at once."""

@@ -1,7 +1,8 @@
 """The kernel of a softntk network, assembled from the factors of its Jacobian's rows.
 
-Entry for :func:`softntk.ntk.empirical`: this module chooses the form of the inner products, and
-multiplies them with those of the points.
+:func:`softntk.ntk.empirical` calls :func:`two_layer_kernel`. This module chooses how the inner
+products of the row factors are computed (:mod:`softntk.ntk._empirical.contractions`, or
+:mod:`softntk.ntk._empirical.sign_patterns`), and multiplies them with those of the points.
 """
 
 from collections.abc import Callable
@@ -40,7 +41,9 @@ from softntk.ntk._empirical.tiles import rectangular, rows_per_strip, symmetric
 from softntk.ntk._row_scales import ScaledRows, saturate, scale_rows
 
 Kernel = Block
+# The readout, and the factors of the kernel's rows and of its columns.
 Factors = tuple[Readout, RowFactors, RowFactors]
+# One way to compute the kernel.
 Form = Callable[[Factors], Kernel]
 # (is_accurate, fast, fallback, factors) ↦ kernel
 Choose = Callable[[Any, Form, Form, Factors], Kernel]
@@ -86,11 +89,12 @@ class KernelCase(NamedTuple):
     """What a compiled kernel depends on; static and hashable.
 
     Attributes:
-        architecture: of the network.
+        architecture: the network.
         outputs: "full", "mean" or "diagonal".
         signs: whether the readout is known to be ±1.
-        plan: sets of sign patterns, if the readout is ±1 or expected to be, and they are cheaper.
-        block_size: rows per strip, or None.
+        plan: sets of sign patterns, if the readout is ±1 or expected to be, and if they are
+            cheaper; otherwise None.
+        block_size: rows per strip; None for the default.
     """
 
     architecture: Architecture
@@ -143,7 +147,7 @@ class _PointFactors(NamedTuple):
     Attributes:
         rows: factors of the rows of the Jacobian.
         inputs: the vectors of the inner products ⟨x_i, x_j⟩, [n, e].
-        scaled: the same as rows of order one and their powers of two.
+        scaled: ``inputs`` as rows of order one and their powers of two.
     """
 
     rows: RowFactors
@@ -232,12 +236,13 @@ class _Assembly(NamedTuple):
         return choose(patterns_apply, by_patterns, without_patterns, self._factors())
 
     def _factors(self) -> Factors:
+        """Return what every form is a function of."""
         return self.readout, self.points1.rows, self.points2.rows
 
     def _fast_or_direct(
         self, choose: Choose, is_accurate: Bool[Array, ""] | bool, fast: Form, direct: Form
     ) -> Kernel:
-        """Return the fast form; for normalized networks the direct one where that cancels."""
+        """Return the fast form; for normalized networks the direct one where terms cancel."""
         if not self.case.architecture.normalized:
             return fast(self._factors())
         return choose(is_accurate, fast, direct, self._factors())

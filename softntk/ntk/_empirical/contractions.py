@@ -7,12 +7,13 @@ r"""Inner products ⟨g_{iℓ}, g_{jℓ'}⟩ of all rows and outputs of a two-la
     g_{iℓ}    S_i ∘ (a_ℓ − μ_{iℓ})                                        [n, k, m]
     P_c       (S ∘ c) Sᵀ for a vector c of the hidden units               [n, n]
 
-(:class:`softntk.networks.RowFactors`.) Expanding the product gives four terms,
+The factors are those of :class:`softntk.networks.RowFactors`. Expanding the product gives four
+terms,
 
     ⟨g_{iℓ}, g_{jℓ'}⟩ = P_{a_ℓ∘a_ℓ'} − μ_{jℓ'} P_{a_ℓ} − μ_{iℓ} P_{a_ℓ'} + μ_{iℓ} μ_{jℓ'} P_1
 
-(entries ij). Every P_c is symmetric in (i, j), and the result is symmetric in (ℓ, ℓ'). If a = ±1,
-all the diagonal blocks share P_1. On one set of points that leaves (k² + k + 2)/4 · n²m
+(entry ij of every P_c). Every P_c is symmetric in (i, j), and the result is symmetric in (ℓ, ℓ').
+If a = ±1, all the diagonal blocks share P_1. On one set of points that leaves (k² + k + 2)/4 · n²m
 multiplications instead of k² n²m. The mean over outputs takes 3/2 n²m for every k.
 
 The four terms cancel where rows concentrate on few units (:func:`keeps_digits`). In that case, and
@@ -241,7 +242,7 @@ class TwoProducts(Contraction):
     """The mean over outputs, k·mean = Q + Q'ᵀ + (μμ'ᵀ)∘SS'ᵀ.
 
     Here Q = (S ∘ (½Σ_ℓ a_ℓ² − μaᵀ)) S'ᵀ, and Q' is the same with rows and columns exchanged. It
-    takes three products for different points, three halves for the same ones.
+    takes three products for two sets of points, and half as many for one, by symmetry.
 
     Attributes:
         normalized: whether the network has a normaliser.

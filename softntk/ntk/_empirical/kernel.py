@@ -69,21 +69,21 @@ def empirical(
     Args:
         net: a network of :func:`softntk.networks.two_layer`, another triple, or an
             ``apply_fn(params, x, **apply_kwargs)`` that returns one array, [n, k] or [n] (k = 1).
-            Outputs with more axes are to be flattened by the function.
+            The function must flatten outputs with more axes.
         params: its weights. For functions of your own any pytree: a module of equinox or flax.nnx,
             the variables of flax.linen, a dataclass. Derivatives are taken by its floating-point
-            arrays; integers, flags, keys, functions and names are constants. So are, of
-            flax.linen's variables, ``batch_stats`` (and ``cache``, ``intermediates``), of
-            flax.nnx's all but ``nnx.Param``, and Python's floats in equinox' modules.
+            arrays; integers, flags, keys, functions and names are constants. Constants are also
+            ``batch_stats``, ``cache`` and ``intermediates`` in the variables of flax.linen,
+            everything but ``nnx.Param`` in flax.nnx, and Python floats in equinox modules.
         x1: [n1, d]; for functions of your own [n1, …], e.g. images.
         x2: [n2, …]; None means x1 again.
         outputs: "full" for [n1, n2, k, k], "mean" for the mean over outputs [n1, n2]
             (neural_tangents' trace), "diagonal" for [n1, n2, k].
         block_size: rows computed at a time, for softntk networks; the memory in use is in
-            proportion to it. None (default): as many as fit into the caches, and at most a quarter
-            of all, so that symmetry saves work.
+            proportion to it. None (default) takes as many as fit into the caches, and at most a
+            quarter of all, so that symmetry saves work.
         vmap_axes: for functions that are not softntk networks: 0 if the rows do not interact (no
-            batch normalisation in training mode), which is very much faster; None (default) assumes
+            batch normalisation in training mode), which is much faster; None (default) assumes
             nothing.
         apply_kwargs: further arguments of apply_fn, e.g. ``{"train": False, "rngs": {"dropout":
             key}}``. Arrays among them may change without compiling anew; everything else is part of
@@ -92,8 +92,7 @@ def empirical(
     Returns:
         The kernel. Entries of rows that are outside the network's domain, known only at run time,
         are +inf, never NaN. Entries beyond the largest number of the precision are that number,
-        with their sign. Points and weights of different precision are computed with in the wider
-        one.
+        with their sign. Points and weights of different precision are converted to the wider one.
 
     Raises:
         ValueError: outputs unknown, block_size not positive, or points of wrong rank, feature count
@@ -168,7 +167,7 @@ def as_parameters(architecture: Architecture, params: object) -> Parameters:
     """Return params as JAX arrays.
 
     Raises:
-        ValueError: names what is not a finite weight of this network.
+        ValueError: params are no finite weights of this network; the message names the first fault.
     """
     check_parameters(architecture, params)
     for name in ("hidden", "readout", "bias"):

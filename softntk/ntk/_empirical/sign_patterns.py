@@ -35,10 +35,10 @@ from softntk.networks import RowFactors
 from softntk.ntk._empirical.contractions import FourTerms, Readout, four_terms, select_pairs
 from softntk.ntk._empirical.tiles import MIN_STRIP_ROWS
 
-# What an entry of a product costs beside its multiplications, counted in multiplications: a product
-# of few terms is slower per term than a long one (measured on a CPU).
+# Cost of an entry of a product beside its multiplications, in multiplications (measured on a CPU):
+# a product of few terms is slower per term than a long one.
 PRODUCT_OVERHEAD = 64
-# The same for an entry of a signed sum, which waits for memory.
+# Cost of an entry of a signed sum, in multiplications: it waits for memory.
 SUM_OVERHEAD = 8
 MAX_SET_SIZE = 8  # more columns make more patterns than products can fill
 CAPACITY_UNIT = 16  # groups hold a multiple of this many units, as processors prefer
@@ -98,8 +98,8 @@ def _cover_pairs(columns: range, size: int) -> list[tuple[int, ...]]:
     missing[columns.start :, columns.start :] = ~np.eye(len(columns), dtype=bool)
     sets = []
     while missing.any():
-        # 2. Begin a set with the first column that misses a pair; add the columns that cover most
-        # missing pairs, and among equals those that miss most pairs themselves.
+        # 2. Begin a set with the first column that lacks a pair; add the columns that complete most
+        # missing pairs with the set, and among equals those that lack most pairs in all.
         members = [int(np.argmax(missing.any(axis=1)))]
         while len(members) < size:
             gain = missing[:, members].sum(axis=1) * len(missing) + missing.sum(axis=1)
@@ -167,7 +167,8 @@ def gather_units(
         xp: numpy where the values of the readout are known, else jax.numpy.
 
     Returns:
-        Indices of units, m where a pattern has fewer than the capacity; and the check.
+        Indices of units, filled up with m where a pattern has fewer than the capacity; and whether
+        no pattern has more.
     """
     # 1. The pattern of every unit, as an integer: bit q tells whether column q differs from the
     # first column of the set.
@@ -203,7 +204,7 @@ def multiply_by_patterns(
 
     Args:
         plan: the sets.
-        units: those of each pattern, from :func:`gather_units`.
+        units: the units of each pattern, from :func:`gather_units`.
         p: factors of the rows.
         q: factors of the columns.
         block_size: rows per strip; None for as many as the caches hold.

@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from softntk._core.meshes import vary_like
-from softntk._linalg.blocks import join_blocks, map_row_blocks, split_into_blocks
+from softntk._linalg.blocks import join_blocks, split_into_blocks, split_points
 from softntk.ntk._operators.base import GramOperator, Vectors
 from softntk.ntk._user_functions import OwnFunction
 
@@ -62,7 +62,7 @@ class JacobianOperator(GramOperator):
         weights = vary_like(self.function.weights, self.function, self.x, points, vectors)
         vectors = vary_like(vectors, weights)
         blocks = (
-            map_row_blocks(self.x, self.block_size),
+            split_points(self.x, self.block_size),
             split_into_blocks(vectors, self.block_size),
         )
 
@@ -89,13 +89,13 @@ class JacobianOperator(GramOperator):
         # 3. J of the points times that.
         point_blocks = blocks[0]
         if points is not self.x:
-            point_blocks = map_row_blocks(points, min(len(points), self.block_size))
+            point_blocks = split_points(points, min(len(points), self.block_size))
         return join_blocks(lax.map(push_block, point_blocks), len(points))
 
     def _compute_rows(self, points: Array, outputs: Int[Array, " b"]) -> Float[Array, "b size"]:
         structure = self.function.out_structure(self.x)
         weights = vary_like(self.function.weights, self.function, self.x, points, outputs)
-        blocks = map_row_blocks(self.x, self.block_size)
+        blocks = split_points(self.x, self.block_size)
 
         # Row (i, ℓ) of J Jᵀ: pull a unit vector back, push the result forward at all points.
         def compute_row(point: Array, output: Array) -> Array:

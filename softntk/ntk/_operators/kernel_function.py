@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from softntk._core.meshes import vary_like
-from softntk._linalg.blocks import join_blocks, map_row_blocks, split_into_blocks
+from softntk._linalg.blocks import join_blocks, split_into_blocks, split_points
 from softntk._linalg.products import product
 from softntk.ntk._operators.base import GramOperator, Vectors
 
@@ -48,7 +48,7 @@ class KernelOperator(GramOperator):
         """Return the points in blocks, and masks that are False where a block is filled up."""
         padded_size = -(-len(self.x) // self.block_size) * self.block_size
         is_point = jnp.arange(padded_size) < len(self.x)
-        return map_row_blocks(self.x, self.block_size), is_point.reshape(-1, self.block_size)
+        return split_points(self.x, self.block_size), is_point.reshape(-1, self.block_size)
 
     def _compute_tile(
         self, rows: Array, columns: Array, column_mask: Array
@@ -108,12 +108,12 @@ class KernelOperator(GramOperator):
             )[0]
 
         # 2. Strip by strip; reverse mode computes a strip again instead of storing it.
-        row_blocks = map_row_blocks(points, min(len(points), self.block_size))
+        row_blocks = split_points(points, min(len(points), self.block_size))
         return join_blocks(lax.map(jax.checkpoint(multiply_strip), row_blocks), len(points))
 
     def _compute_rows(self, points: Array, outputs: Int[Array, " b"]) -> Float[Array, "b size"]:
         columns = lax.map(
-            lambda x: self.kernel_fn(x, points), map_row_blocks(self.x, self.block_size)
+            lambda x: self.kernel_fn(x, points), split_points(self.x, self.block_size)
         )
         return join_blocks(columns, len(self.x)).T
 

@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from softntk._core.meshes import run_without_explicit_axes, vary_like
-from softntk._linalg.blocks import join_blocks, map_row_blocks, split_into_blocks
+from softntk._linalg.blocks import join_blocks, split_into_blocks, split_points
 from softntk._linalg.norms import binary_exponent
 from softntk._linalg.products import product
 from softntk._two_layer.architecture import row_vectors
@@ -127,7 +127,7 @@ class TwoLayerOperator(GramOperator):
         exponent = self._max_exponent()
         pull_block = jax.checkpoint(partial(self._pull_block, exponent))
         blocks = (
-            map_row_blocks(self.x, self.block_size),
+            split_points(self.x, self.block_size),
             split_into_blocks(vectors, self.block_size),
         )
         structure = jax.eval_shape(pull_block, blocks[0][0], blocks[1][0])
@@ -150,7 +150,7 @@ class TwoLayerOperator(GramOperator):
         push_block = jax.checkpoint(partial(self._push_block, sums))
         point_blocks = blocks[0]
         if points is not self.x:
-            point_blocks = map_row_blocks(points, min(len(points), self.block_size))
+            point_blocks = split_points(points, min(len(points), self.block_size))
         image = join_blocks(lax.map(push_block, point_blocks), len(points))
 
         # 4. A row of x outside the domain makes every product infinite.
@@ -274,7 +274,7 @@ class TwoLayerOperator(GramOperator):
             valid = rows.valid[:, None, None] & block_rows.valid[None, :, None]
             return jnp.where(valid, kernel, jnp.inf).transpose(1, 2, 0)
 
-        kernel = lax.map(compute_block, map_row_blocks(self.x, self.block_size))
+        kernel = lax.map(compute_block, split_points(self.x, self.block_size))
         return join_blocks(kernel, self.x.shape[0]).reshape(self.in_size(), -1).T
 
     def _compute_diagonal(self) -> Float[Array, " size"]:
@@ -293,7 +293,7 @@ class TwoLayerOperator(GramOperator):
                 diagonal = saturate(diagonal + feature_squares)
             return jnp.where(rows.valid[:, None], diagonal, jnp.inf)
 
-        diagonal = lax.map(compute_block, map_row_blocks(self.x, self.block_size))
+        diagonal = lax.map(compute_block, split_points(self.x, self.block_size))
         return join_blocks(diagonal, self.x.shape[0]).reshape(-1)
 
 

@@ -56,13 +56,13 @@ def advance(
 
 
 class _RestartState(NamedTuple):
-    """State between restarts of conjugate gradients.
+    """State between restarts of conjugate gradients, with all columns in the units of step 1.
 
     Attributes:
-        value: the approximate solution, in units of the scale of y, [size, r].
-        residual: the true residual of value, [size, r].
+        value: the approximate solution, [size, r].
+        residual: the true residual of ``value``, [size, r].
         best: the value with the smallest residual so far, [size, r].
-        best_error: relative residual of best, the largest over the columns.
+        best_error: relative residual of ``best``, the largest over the columns.
         steps: number of steps so far.
         result: a code of :class:`~softntk.solution.Result`, or ``_NOT_FINISHED``.
     """
@@ -125,31 +125,34 @@ def _solve_with_restarts(
     y_norms = nonzero_norms(y)
 
     # 2. One run of conjugate gradients on the residual, then the true residual of the sum.
-    def restart(a: _RestartState) -> _RestartState:
-        residual_norms = nonzero_norms(a.residual)
+    def restart(before: _RestartState) -> _RestartState:
+        residual_norms = nonzero_norms(before.residual)
+        # Half of rtol, so that the drift of the updated residual may take the other half.
         goals = jnp.clip(0.5 * rtol * y_norms / residual_norms, 10 * eps, 1)
         state = advance(
             op,
             ridge,
             inverse,
-            start(a.residual / residual_norms, inverse),
+            start(before.residual / residual_norms, inverse),
             goals,
-            max_steps - a.steps,
+            max_steps - before.steps,
         )
 
         # The true residual, not the one that the recurrence updates.
-        value = a.value + state.x * residual_norms
+        value = before.value + state.x * residual_norms
         residual = y - multiply(op, value) - ridge * value
         relative_residual = jnp.max(column_norms(residual) / y_norms)
-        steps = a.steps + state.step.astype(a.steps.dtype)
-        has_improved = relative_residual < 0.5 * a.best_error
+        steps = before.steps + state.step.astype(before.steps.dtype)
+        has_improved = relative_residual < 0.5 * before.best_error
         # NaN compares as false, so a value that is not finite never becomes the best.
-        best = jnp.where(relative_residual < a.best_error, value, a.best)
+        best = jnp.where(relative_residual < before.best_error, value, before.best)
         best_error = jnp.minimum(
-            a.best_error, jnp.where(jnp.isnan(relative_residual), jnp.inf, relative_residual)
+            before.best_error, jnp.where(jnp.isnan(relative_residual), jnp.inf, relative_residual)
         )
         is_indefinite = jnp.any(state.is_stuck) & (best_error > INDEFINITE_RESIDUAL)
-        # 3. Why to end, the strongest reason last.
+
+        # 3. Why to end, the strongest reason last. A restart must halve the residual to go on:
+        # less is rounding.
         result = jnp.where(
             has_improved,
             _NOT_FINISHED,
@@ -169,9 +172,9 @@ def _solve_with_restarts(
         steps=jnp.zeros((), jnp.int32),
         result=jnp.full((), _NOT_FINISHED, jnp.int32),
     )
-    final = lax.while_loop(lambda a: a.result == _NOT_FINISHED, restart, initial)
+    final = lax.while_loop(lambda state: state.result == _NOT_FINISHED, restart, initial)
 
-    # 4. The units of Y again; what that costs counts as residual.
+    # 4. The units of Y again; digits that are lost there count as residual.
     value, rounding_loss = rescale(final.best, scale)
     residual = jnp.maximum(final.best_error, rounding_loss)
     result = jnp.where(

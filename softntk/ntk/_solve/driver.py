@@ -1,8 +1,8 @@
 """``ntk.solve``: (K + ridge I) V = Y by preconditioned conjugate gradients.
 
-This module checks the arguments and returns to the units of Y. The loop on the host, which decides
-by the true residual, is in :mod:`softntk.ntk._solve.restarts`, the steps are in
-:mod:`softntk.ntk._solve.conjugate_gradients`.
+This module checks the arguments, scales Y, and scales the solution back. The loop on the host,
+which decides by the true residual, is in :mod:`softntk.ntk._solve.restarts`. The steps, and the
+solve inside jit, are in :mod:`softntk.ntk._solve.conjugate_gradients`.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ def solve(
     r"""Solve (K + ridge·I) V = Y for one or many right-hand sides, without forming K.
 
     Use it for kernel regression with operators whose matrix is too large for memory. The method is
-    conjugate gradients on all right-hand sides at once, with one product with K a step. The
+    conjugate gradients on all right-hand sides at once; each step is one product with K. The
     preconditioner is a partial Cholesky factor, or a complete one for small sizes
     (:mod:`softntk.ntk._solve.preconditioner`).
 
@@ -62,7 +62,7 @@ def solve(
     the steps stay in the precision of ``op``: float32 products, float64 accuracy. Each right-hand
     side is scaled by a power of two, so that none over- or underflows.
 
-    Inside jit, vmap and grad the same is one program on the device. There nothing is raised, shown
+    Inside jit, vmap and grad the solve is one program on the device. There nothing is raised, shown
     or refined in float64, and ``result`` is a traced code. V is differentiable in y, ridge and the
     arrays of op, by one more solve.
 
@@ -72,22 +72,22 @@ def solve(
         ridge: ≥ 0, added to the diagonal.
         rtol: relative residual to reach, for each right-hand side. Default 1e-5, or 1e-10 in
             float64 and with ``refine``.
-        rank: of the preconditioner; 0 for none. Default: up to size 7000 the size itself, that is a
-            complete Cholesky factorisation; beyond that 2500, or as many as fit into 800 MB of
-            float32. It costs rank rows of K and 2 · size · rank² multiplications once (size³/3 if
-            complete).
+        rank: rank of the preconditioner; 0 for none. The default up to size 7000 is the size
+            itself, that is a complete Cholesky factorisation; beyond that it is 2500, or as many as
+            fit into 800 MB of float32. It costs rank rows of K and 2 · size · rank² multiplications
+            once (size³/3 if complete).
         key: random key of the pivots; ``jax.random.key(0)`` if None, so that a solve can be
             repeated.
-        max_steps: total number of conjugate gradient steps.
+        max_steps: largest number of conjugate gradient steps, over all restarts.
         refine: compute the true residual, and return V, in float64.
         throw: raise if the solve fails, instead of returning the best V with a result code.
         progress: show step and residual (rich).
 
     Returns:
-        A :class:`~softntk.solution.Solution`. ``value``: V, the shape of y. ``stats``: "steps",
-        "residual" (true, the largest over the right-hand sides), "history" (the true residual at
-        each restart). Ctrl-C returns the best V with ``Result.INTERRUPTED``. ``state``: the
-        preconditioner.
+        A :class:`~softntk.solution.Solution`. ``value``: V, in the shape of y. ``stats``: "steps",
+        "residual" (the true one, the largest over the right-hand sides), "history" (the true
+        residual at each restart; inside jit the last one alone). ``state``: the preconditioner.
+        Ctrl-C returns the best V with ``Result.INTERRUPTED``.
 
     Raises:
         ValueError: op not an operator, y of the wrong shape, integer or not finite, ridge negative,
@@ -104,6 +104,9 @@ def solve(
         >>> sol = sn.ntk.solve(op, x[:, 0], ridge=0.1)
         >>> bool(sol.stats["residual"] < 1e-5), sol.value.shape
         (True, (200,))
+
+    Source: Hestenes and Stiefel (1952), J. Res. Natl. Bur. Stand. 49(6), 409-436 (conjugate
+    gradients); arXiv 2207.06503 and 2110.02820 (the preconditioner).
     """
     # 1. Check the arguments.
     check_operator(op)
@@ -113,8 +116,8 @@ def solve(
     check_positive_int("max_steps", max_steps)
     size = op.in_size()
     device_ridge = as_scalar("ridge", ridge, op.dtype, at_least=0)
-    working = "float64" if refine else str(op.dtype)
-    rtol = check_rtol(rtol, working)
+    true_dtype = "float64" if refine else str(op.dtype)
+    rtol = check_rtol(rtol, true_dtype)
     rank = check_rank(rank, size)
     key = as_key(key)
 
@@ -125,7 +128,7 @@ def solve(
     # 3. The right-hand sides in the precision of the true residual, and the preconditioner.
     with jax.enable_x64(True) if refine else contextlib.nullcontext():
         y, is_single_vector = as_columns(op, y)
-    y = np.asarray(y).astype(working)
+    y = np.asarray(y).astype(true_dtype)
     ridge = float(ridge)
     inverse = make_preconditioner(op, key, rank, device_ridge) if rank else None
 
@@ -133,10 +136,10 @@ def solve(
     max_entries = np.max(np.abs(y), axis=0)
     exponents = np.frexp(np.where(max_entries > 0, max_entries, 1))[1] - 1
     column_units = np.ldexp(
-        np.ones_like(max_entries), np.maximum(exponents, np.finfo(working).minexp)
+        np.ones_like(max_entries), np.maximum(exponents, np.finfo(true_dtype).minexp)
     )
 
-    # 5. Solve, and return to the units of the right-hand sides; what that costs counts as residual.
+    # 5. Solve, and scale back; digits that are lost there count as residual.
     system = make_system(op, inverse, y / column_units, ridge, device_ridge, rtol, max_steps)
     final, result = solve_with_restarts(system, progress)
     residual = final.best_error
@@ -145,8 +148,8 @@ def solve(
         result = Result.STAGNATED if np.isfinite(rounding_loss) else Result.NONFINITE_PRODUCT
         residual = max(residual, rounding_loss)
 
-    # 6. Report.
-    with jax.enable_x64(working == "float64"):
+    # 6. The solution in the shape of y, with its statistics.
+    with jax.enable_x64(true_dtype == "float64"):
         value = jnp.asarray(
             scaled_solution.reshape(op.shape if is_single_vector else (*op.shape, y.shape[1]))
         )
@@ -166,7 +169,7 @@ def _to_units(value: np.ndarray, column_units: np.ndarray) -> tuple[np.ndarray, 
 
     Where all numbers keep their digits the error is zero, and no program is compiled.
     """
-    # Exact if no number has left the normal range.
+    # The product is exact if no number has left the normal range.
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         scaled_value = value * column_units
         magnitudes = np.abs(scaled_value)

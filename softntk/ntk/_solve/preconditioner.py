@@ -30,8 +30,8 @@ def pivoted_cholesky(
     r"""Return a partial Cholesky factor with random pivots, weighted by the diagonal of K − FFᵀ.
 
     ``block`` pivots S are drawn at a time. With R = K − FFᵀ, the new columns are R_{:S}
-    (R_SS)^{-1/2}. The root is taken by eigenvectors. So a pivot that is a combination of others in
-    its block gives a zero column instead of a division by rounding.
+    (R_SS)^{-1/2}. The root is taken by eigenvectors, so that a pivot that is a combination of
+    others in its block gives a zero column instead of a division by rounding.
 
     Args:
         op: the operator, K.
@@ -107,7 +107,8 @@ class CompletePreconditioner(eqx.Module):
     """The map v ↦ (K + δI)⁻¹ v by the Cholesky factor of the complete matrix.
 
     Attributes:
-        cholesky_factor: of K + δI; δ is the ridge, or more where rounding requires it.
+        cholesky_factor: Cholesky factor of K + δI; δ is the ridge, or more if rounding requires
+            it.
     """
 
     cholesky_factor: Float[Array, "size size"]
@@ -121,6 +122,12 @@ def make_preconditioner(
     op: GramOperator, key: PRNGKeyArray, rank: int, ridge: Float[Array, ""]
 ) -> Preconditioner | CompletePreconditioner:
     """Return a preconditioner from ``rank`` random rows of the operator, or from all of them.
+
+    Args:
+        op: the operator, K.
+        key: random key of the pivots.
+        rank: number of rows, 1 … size; the size itself factorises the complete matrix.
+        ridge: added to the diagonal of K.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -142,9 +149,9 @@ def _regularised_cholesky(
 ) -> tuple[Float[Array, "p p"], Float[Array, ""]]:
     """Return the Cholesky factor of matrix + shift, and the shift.
 
-    The shift is raised to the rounding error of the largest eigenvalue. Entries may have larger
-    errors than rounding; so it is multiplied by ten until the matrix is definite. For a matrix of
-    zeros without a shift it is one.
+    The shift is raised to the rounding error of the largest eigenvalue. As the entries may have
+    larger errors than rounding, it is then multiplied by ten until the factorisation succeeds. For
+    a matrix of zeros without a shift it is one.
     """
     # 1. The smallest shift that rounding allows; the trace bounds the largest eigenvalue.
     identity = jnp.eye(len(matrix), dtype=matrix.dtype)

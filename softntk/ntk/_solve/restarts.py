@@ -1,8 +1,8 @@
 """The host's part of a solve: conjugate gradients, restarted on the true residual.
 
 Conjugate gradients run on the device in the precision of the kernel. The value and the true
-residual Y − (K + ridge I) V are kept on the host in the precision of Y, which may be higher: each
-run starts at the true residual, and its result is a correction of V.
+residual Y − (K + ridge I) V are kept on the host in the precision of Y, which may be higher. Each
+run starts at the true residual, and its result is a correction that is added to V.
 """
 
 from typing import NamedTuple
@@ -39,7 +39,7 @@ class System(NamedTuple):
         y: Y, [size, r], in the precision of the true residual.
         y_norms: norms of its columns, one for zero, [r].
         ridge: added to the diagonal of K.
-        device_ridge: the same, in the precision of the steps.
+        device_ridge: ``ridge`` in the precision of the steps.
         rtol: relative residual to reach.
         max_steps: largest number of steps.
     """
@@ -62,11 +62,11 @@ class SolveState(NamedTuple):
         value: V, [size, r].
         residual: its true residual, [size, r].
         best: the value with the smallest true residual so far, [size, r].
-        best_error: that residual, the largest over the columns, relative.
-        history: the true residual at each restart.
+        best_error: relative residual of ``best``, the largest over the columns.
+        history: the true relative residual at each restart.
         steps: number of steps.
         run: conjugate gradients on the residual, in columns of norm one; None between two runs.
-        run_error: relative residual as the recurrence of the run has it.
+        run_error: the relative residual that the run updates, the largest over the columns.
         result: why the solve ended, or None.
     """
 
@@ -109,10 +109,10 @@ def make_system(
 def solve_with_restarts(system: System, progress: bool) -> tuple[SolveState, Result]:
     """Return the state at the end of a solve, and why it ended.
 
-    On Ctrl-C that is after adding the latest correction.
+    After Ctrl-C the state includes the correction of the run that was interrupted.
     """
     zeros = np.zeros_like(system.y)
-    first = SolveState(
+    initial = SolveState(
         value=zeros,
         residual=system.y,
         best=zeros,
@@ -125,7 +125,7 @@ def solve_with_restarts(system: System, progress: bool) -> tuple[SolveState, Res
     )
     state, interrupted = host_loop.run(
         lambda state: _advance(system, state),
-        first,
+        initial,
         until=lambda state: state.result is not None,
         progress=host_loop.ProgressLine(
             progress,
@@ -164,6 +164,7 @@ def _advance(system: System, state: SolveState) -> SolveState:
         requested_steps,
     )
     completed_steps = int(run.step)
+    # The counter of a run counts the steps of one chunk.
     run = run._replace(step=np.zeros((), run.step.dtype))
     run_norms = host_norm(np.asarray(run.residual), axis=0)
     state = state._replace(
@@ -172,7 +173,8 @@ def _advance(system: System, state: SolveState) -> SolveState:
         run_error=float(np.max(run_norms * unit / system.y_norms)),
     )
 
-    # 3. Fewer steps: every column is below its goal, stuck, or no longer finite.
+    # 3. Fewer steps than requested: every column is below its goal, stuck, or no longer finite. The
+    # run is over, and its correction is added.
     if completed_steps == requested_steps and state.steps < system.max_steps:
         return state
     next_state, error = _add_correction(system, state, run)

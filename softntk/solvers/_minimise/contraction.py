@@ -1,11 +1,11 @@
 r"""The convergence of approximate Newton: promised by the theory, and measured on a path.
 
 With r_t = ‖x_t − x*‖, l the smallest eigenvalue of ∇²L(x*), M a Lipschitz constant of the Hessian
-and ε that of the sample,
+and ε the distortion of the sample,
 
     r_{t+1} ≤ 2 (ε + r_t M/(l − r_t M)) r_t        while r_t M < l.
 
-For ε > 0 and an ill-conditioned Hessian that is the papers' promise and not a fact: a (1 ± ε)
+For ε > 0 and an ill-conditioned Hessian this is the papers' promise and not a fact. A (1 ± ε)
 approximation bounds errors in the norm of ∇²L(x*) only; in the Euclidean norm there are steps that
 contract less (softntk/theory/LEDGER.md).
 
@@ -33,13 +33,13 @@ LARGEST_LIPSCHITZ = 1e300
 
 @record
 class Contraction:
-    """Factors by which the distance to the minimiser falls, results of :func:`contraction`.
+    """Factors by which the distance to the minimiser shrinks, the result of :func:`contraction`.
 
     Attributes:
         distance: r_t, [steps + 1]; the last is zero, x* being the last point.
         measured: r_{t+1}/r_t, [steps].
-        promised: 2(ε + r_t M/(l − r_t M)) with the proved M, [steps]; +inf where r_t M ≥ l: nothing
-            is promised there.
+        promised: 2(ε + r_t M/(l − r_t M)) with the proved M, [steps]; +inf where r_t M ≥ l, because
+            nothing is promised there.
         along_path: the same with the M of the path, max ‖∇²L(x_t) − ∇²L(x*)‖/r_t.
         strength: l.
         lipschitz: the proved M, on a ball around zero that contains the path.
@@ -60,13 +60,13 @@ def contraction(
     path: Float[Array | np.ndarray, "t d"],
     distortion: Float[Array | np.ndarray, " s"],
 ) -> Contraction:
-    r"""Compute the contraction promised at each step of a path, and the measured one.
+    r"""Return the promised and the measured contraction at each step of a path.
 
     Use it to see whether a run converged as fast as the theory says; ``minimise(…, theory=True)``
     calls it for its own path.
 
     Args:
-        problem: of :func:`softntk.regression.problem`.
+        problem: a problem of :func:`softntk.regression.problem`.
         path: x_0 … x_T, [T + 1, d]; x_T counts as the minimiser.
         distortion: ε of each step, [T]; zeros for exact Hessians.
 
@@ -80,8 +80,8 @@ def contraction(
         >>> import jax, jax.numpy as jnp, softntk as sn
         >>> A = jax.random.normal(jax.random.key(0), (200, 3)) / 4
         >>> p = sn.regression.softmax(A, jax.nn.softmax(A @ jnp.ones(3)), weights=0.1)
-        >>> found = sn.solvers.minimise(p, jnp.zeros(3), theory=True).stats["contraction"]
-        >>> bool((found.measured <= found.along_path).all())
+        >>> factors = sn.solvers.minimise(p, jnp.zeros(3), theory=True).stats["contraction"]
+        >>> bool((factors.measured <= factors.along_path).all())
         True
 
     Source: see the module.
@@ -127,7 +127,7 @@ def contraction(
 
 
 def _hessian_at(problem: Problem, x: np.ndarray) -> np.ndarray:
-    """Return the Hessian at a point as a matrix of NumPy, in float64."""
+    """Return the Hessian at a point as a NumPy matrix in float64."""
     operator = problem.hessian(jnp.asarray(x, problem.dtype))
     return np.asarray(operator.as_matrix(), np.float64)
 

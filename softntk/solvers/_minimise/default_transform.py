@@ -12,22 +12,23 @@ from softntk.solvers._newton.transform import approx_newton
 
 # Unknowns up to which a curvature without rows is formed as a matrix.
 MAX_DENSE_SIZE = 2000
-# Rows of a sample, for each column.
+# Rows of a sample for each column.
 ROWS_PER_COLUMN = 10
-# Columns from which on a sample and a few products cost less than the whole Gram product.
+# Number of columns from which on a sample and a few products cost less than the whole Gram product.
 MIN_SAMPLED_COLUMNS = 300
 # Unknowns of a classification up to which its curvature is formed as a matrix; of sparse ones.
 MAX_DENSE_CLASS_SIZE = 128
 MAX_SPARSE_CLASS_SIZE = 32
-# Conjugate gradient steps of a Newton step, at most.
+# Largest number of conjugate gradient steps in a Newton step.
 MAX_CG_STEPS = 40
 
 
 def default_transform(problem: Loss) -> optax.GradientTransformationExtraArgs:
     """Return approximate Newton for a problem with a ``hessian``, L-BFGS for any other function.
 
-    Newton is exact where that is cheap. By products it needs no matrix [d, d]; a sample of rows
-    preconditions these where there are many rows for each column.
+    Newton's method is exact where that is cheap. In many dimensions it uses products with the
+    Hessian and forms no matrix [d, d]. Where a matrix has many rows for each column, a sample of
+    rows preconditions these products.
     """
     if not hasattr(problem, "hessian"):
         return in_own_units(optax.lbfgs())

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Int, PyTree
 from softntk._core.bound_loss import BoundLoss
 from softntk._core.closures import without_derivatives
 from softntk._core.meshes import vary_like
+from softntk._core.trees import select
 from softntk._core.visible_constants import with_visible_constants
 from softntk._linalg.norms import tree_norm
 from softntk.regression import Problem
@@ -49,7 +50,8 @@ def start_at(
 ) -> Carry:
     """Return the carry at x0.
 
-    With ``diagnosed`` its result says why, in the problem's own words, if x0 is not finite there.
+    If loss or gradient are not finite there, its result is a refusal: with ``diagnosed`` the code
+    that the problem's ``check`` gives, otherwise NONFINITE_INPUT.
     """
     # 1. The loss and the transform at x0.
     problem = with_visible_constants(problem, x0)
@@ -80,7 +82,7 @@ def start_at(
         smallest_norm=norm,
         stalled=zero_count,
         last_improved_loss=value,
-        # A method with curvature has to take one step, which looks at the curvature.
+        # A method with curvature has to take one step, because only that looks at the curvature.
         maybe_indefinite=jnp.asarray(find_diagnostics(state) is not None),
         doubts=zero_count,
         first_value=value,
@@ -91,8 +93,8 @@ def start_at(
         needs_damping=jnp.asarray(False),
     )
 
-    # 4. Weak types, as of a Python number in the state, would make the first chunk a program of its
-    # own: the chunks after it have none.
+    # 4. A Python number in the state has a weak type. The carry after a chunk has none, so that the
+    # first chunk would need a program of its own.
     return jax.tree.map(_without_weak_type, start)
 
 
@@ -149,17 +151,17 @@ def _step(
     improvement = stopping_rules.measure_improvement(carry, point)
     verdict = stopping_rules.result_of_step(carry, options, point, improvement)
 
-    # 3. The next carry: points that are not finite are not kept.
+    # 3. The next carry; a point that is not finite leaves x where it was.
     next_carry = _next_carry(carry, point, grad, state, improvement, verdict)
     result = stopping_rules.result_of_short_step(next_carry, options)
     next_carry = next_carry._replace(result=result)
     entry = _history_entry(options, point, next_carry)
 
-    # 4. A postponed step was none: the carry stays, but for the note that the step needs damping.
+    # 4. A postponed step changes nothing in the carry but the note that the step needs damping.
     if postpones_damping and point.diagnostics is not None:
         is_postponed = point.diagnostics.kind == Step.POSTPONED
         with_note = carry._replace(needs_damping=jnp.ones_like(carry.needs_damping))
-        next_carry = _select(is_postponed, with_note, next_carry)
+        next_carry = select(is_postponed, with_note, next_carry)
     return next_carry, entry
 
 
@@ -171,28 +173,28 @@ def _next_carry(
     improvement: stopping_rules.Improvement,
     verdict: stopping_rules.Verdict,
 ) -> Carry:
-    """Return the carry at the point, with x, loss and gradient of before if it is not finite."""
+    """Return the carry at the point; if it is not finite, x, loss and gradient stay as before."""
     value = point.value
     norm = point.norm
-    # 1. Is it the best point? Of losses that differ by rounding the smaller gradient decides.
+    # 1. Is it the best point? Between losses that differ by rounding the smaller gradient decides.
     rounding = stopping_rules.loss_rounding(carry, value)
     is_equal = jnp.abs(value - carry.best_value) <= rounding
     is_better = jnp.where(is_equal, norm < carry.best_norm, value < carry.best_value)
     is_best = point.is_finite & is_better
 
-    # 2. Does its gradient give a scale? A point above the start is an overshoot: its gradient is
-    # none of those on the way down.
+    # 2. Does its gradient give a scale? A loss above that of the start is an overshoot, whose
+    # gradient says nothing about those on the way down.
     has_scale = point.is_finite & (value <= carry.first_value)
     best_loss = jnp.minimum(value, carry.last_improved_loss)
     step_norm = point.step_norm
 
-    # 3. The records. The transform's state and the count go on after a point that is refused.
+    # 3. The records. The transform's state and the count advance even if the point is refused.
     return Carry(
-        x=_select(point.is_finite, point.x, carry.x),
+        x=select(point.is_finite, point.x, carry.x),
         value=jnp.where(point.is_finite, value, carry.value),
-        grad=_select(point.is_finite, grad, carry.grad),
+        grad=select(point.is_finite, grad, carry.grad),
         state=state,
-        best=_select(is_best, point.x, carry.best),
+        best=select(is_best, point.x, carry.best),
         best_value=jnp.where(is_best, value, carry.best_value),
         best_norm=jnp.where(is_best, norm, carry.best_norm),
         norm=jnp.where(point.is_finite, norm, carry.norm),
@@ -230,11 +232,6 @@ def _history_entry(options: Options, point: Evaluation, next_carry: Carry) -> Hi
     )
 
 
-def _select(condition: Bool[Array, ""], if_true: PyTree, if_false: PyTree) -> PyTree:
-    """Return one of two pytrees."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
-
-
 def advance(
     problem: Loss,
     tx: optax.GradientTransformation | None,
@@ -245,13 +242,13 @@ def advance(
     *,
     postpones_damping: bool = False,
 ) -> tuple[Carry, History]:
-    """Run steps until the run is over, or has ``limit`` steps in all, or made ``capacity`` now.
+    """Run steps until the run is over, has ``limit`` steps in all, or has made ``capacity`` now.
 
     With ``postpones_damping``, which is for the default transform of a problem, the program leaves
-    out damped steps; a run that needs one ends before it, and says so by ``needs_damping``.
+    out damped steps. A call that needs one ends before it, and says so by ``needs_damping``.
 
     Returns:
-        The carry, and the history of the steps made now, with ``capacity`` places.
+        The carry, and the history of the steps of this call, with ``capacity`` places.
     """
     # 1. A history with a place for each step of this call, in the dtypes of one step's entry.
     transform = _chosen_transform(problem, tx)
@@ -288,14 +285,17 @@ def advance(
 
 
 def as_solution(start: Carry, carry: Carry, history: History) -> Solution:
-    """Return the solution of a run: the last point if it is the best, else the best one."""
-    # Between chunks all numbers are known: NumPy decides, without a program for each decision.
+    """Return the solution of a run, at its last point or at the best one.
+
+    The value is the last point if the run succeeded and no earlier point is as good.
+    """
+    # On the host all numbers are known: NumPy decides, without a program for each decision.
     on_host = isinstance(history.loss, np.ndarray)
     numpy: ModuleType = np if on_host else jnp
     code, loss, norm = (numpy.asarray(part) for part in (carry.result, carry.value, carry.norm))
     result = numpy.where(code == RUNNING, Result.MAX_STEPS, code).astype(np.int32)
 
-    # 1. The value. Of losses that differ by rounding alone the smaller gradient decides.
+    # 1. The value. Between losses that differ by rounding the smaller gradient decides.
     max_loss = loss + (stopping_rules.LOSS_ROUNDINGS * relative_rounding(carry) * numpy.abs(loss))
     has_smaller_norm = numpy.asarray(carry.best_norm) <= norm
     best_is_as_good = has_smaller_norm & (numpy.asarray(carry.best_value) <= max_loss)
@@ -303,7 +303,7 @@ def as_solution(start: Carry, carry: Carry, history: History) -> Solution:
     if on_host:
         value = carry.x if use_last else carry.best
     else:
-        value = _select(use_last, carry.x, carry.best)
+        value = select(use_last, carry.x, carry.best)
 
     # 2. The history, with the start in front of losses, gradients and points.
     def prepend(first: Array, later: Array | np.ndarray) -> Array | np.ndarray:
@@ -329,7 +329,7 @@ def run_as_one_loop(
     x0: Params,
     max_steps: int,
 ) -> Solution:
-    """Return the solution as a traced program; use it under jit, vmap and other transformations.
+    """Return the solution of a run in one loop; use it under jit, vmap and other transformations.
 
     Places of the history after the last step repeat the last entry.
     """

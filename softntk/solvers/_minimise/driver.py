@@ -78,10 +78,10 @@ def minimise(
     where x0 is stationary already (a saddle) the largest gradient of the run replaces ‖∇L(x0)‖.
 
     The result is differentiable in the arrays of the problem (A, b, weights; what a function closes
-    over), by the implicit function theorem: forward and reverse, under jit and vmap, and again.
-    Under jit, vmap, or inside of another transformation, the run is one loop: nothing is raised or
-    shown, test ``result`` instead; histories then have length max_steps (+ 1) and repeat their last
-    entry.
+    over), by the implicit function theorem: in forward and reverse mode, under jit and vmap, and
+    more than once. Under jit, vmap, or inside of another transformation, the run is one loop.
+    Nothing is raised or shown there: test ``result`` instead. Histories then have length max_steps
+    (+ 1) and repeat their last entry.
 
     Args:
         problem: a problem of :mod:`softntk.regression`, or any function (params, *args) → scalar.
@@ -90,23 +90,23 @@ def minimise(
         x0: the start: an array, or a pytree of arrays. Leaves that are no floating-point arrays
             (functions of an equinox module, counters, keys) are constants, and so are the running
             averages of flax: the problem is given them, the transform is not.
-        tx: the transform. None: for a problem with a ``hessian`` approximate Newton, exact or,
-            where that costs more, by conjugate gradients that a sample of rows preconditions, with
-            a damping that measures steps by Gauss–Newton; L-BFGS with a line search for any other
-            function.
-        rtol: 1e-9, or 1e-5 in float32, if None.
-        max_steps: at most so many steps; 0 only evaluates.
+        tx: the transform. None chooses approximate Newton for a problem with a ``hessian``, and
+            L-BFGS with a line search for any other function. Newton's method is exact or, where
+            that costs more, uses conjugate gradients preconditioned by a sample of rows; its
+            damping measures steps by Gauss–Newton.
+        rtol: relative tolerance of ‖∇L‖; None for 1e-9, or 1e-5 in float32.
+        max_steps: largest number of steps; 0 only evaluates.
         throw: raise if it does not succeed, instead of returning the best point with a result code.
         progress: show step, loss, gradient, step length, damping and rate (rich).
-        atol: of ‖∇L‖.
-        step_tol: also accept where a step is no longer than step_tol ‖x‖; zero for never.
+        atol: absolute tolerance of ‖∇L‖.
+        step_tol: also end with success after a step no longer than step_tol ‖x‖; zero for never.
         checkpoint: a file. If it exists the run continues from it, and ends with the same bits as
             if it had never stopped; it is written after each chunk of about a third of a second, by
             an atomic rename. A file of another start or first step is refused.
-        theory: record the path, and compare it with the contraction that the papers promise; for
-            problems of :func:`softntk.regression.problem`.
-        args: further arguments of the problem: pytrees, whose numbers and arrays may change without
-            anything being compiled again, and by which the result may be differentiated.
+        theory: record the path, and compare it with the contraction that the papers promise. Only
+            for problems of :func:`softntk.regression.problem`.
+        args: further arguments of the problem, any pytrees. Their numbers and arrays may change
+            without anything being compiled again, and the result is differentiable in them.
 
     Returns:
         A :class:`~softntk.solution.Solution`. ``value``: the minimiser, or the best point so far.
@@ -150,7 +150,7 @@ def minimise(
     dtype = _check_loss(problem, x0)
     options = Options(*_check_tolerances(rtol, atol, step_tol, dtype), theory)
 
-    # 2. A problem and a start without derivatives; `problem` itself keeps them for step 4.
+    # 2. A problem and a start without derivatives for the run; `problem` has them, for step 4.
     x0 = lax.stop_gradient(x0)
     problem = _with_closure_arrays(problem, x0)
     fixed_problem = jax.tree.map(
@@ -166,7 +166,7 @@ def minimise(
         if throw and int(solution.result) != Result.INTERRUPTED:
             solution.check()
 
-    # 4. Add the derivative by the arrays of the problem, and the constant leaves.
+    # 4. Attach the derivative in the arrays of the problem, and add the constant leaves.
     value = solution.value
     if _is_traced((problem, x0)):
         value = implicit_diff.attach_derivative(problem, value)
@@ -174,10 +174,7 @@ def minimise(
 
 
 def _bind_arguments(problem: Loss, x0: Params, args: tuple) -> tuple[Loss, Params, Params]:
-    """Return the loss as a function of floating-point leaves alone, these leaves, and the others.
-
-    The others are constants of the loss.
-    """
+    """Return the loss as a function of floating-point leaves, these leaves, and the other ones."""
     if isinstance(problem, Problem):
         x0 = as_floating("x0", x0, problem.shape[1:], finite=False)
     x0, constants = split_leaves("x0", x0)
@@ -214,7 +211,8 @@ def _run_on_host(
     checkpoint: str | os.PathLike | None,
 ) -> Solution:
     """Return the solution of a problem whose numbers are known, with the unit that it needs."""
-    # A transform that users pass has a unit of its own: only the default one is given another.
+    # The learning rate of a user's transform is in the user's unit: only the default transform may
+    # work in another.
     unit = units.problem_unit(problem) if tx is None else 1.0
     solution = run_in_chunks(
         *units.to_unit(unit, problem, tx, options, x0), max_steps, progress, checkpoint
@@ -249,7 +247,8 @@ def _check_types(problem: Any, tx: Any, args: Any, checkpoint: Any) -> None:
 
 def _check_loss(problem: Loss, x0: Params) -> jnp.dtype:
     """Return the least precise dtype of x0, after checking that the loss is a scalar."""
-    # A lambda, since JAX prints the callable that it gets: a problem with all of its numbers.
+    # A lambda, because an error of JAX prints the callable, which would be a problem with all of
+    # its numbers.
     check_scalar("problem", jax.eval_shape(lambda x: problem(x), x0))
     dtypes = [leaf.dtype for leaf in jax.tree.leaves(x0)]
     return min(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
@@ -269,9 +268,9 @@ def _check_tolerances(
         return default_rtol, atol, step_tol
     rtol = check_number("rtol", rtol)
     min_rtol = float(jnp.finfo(dtype).eps)
-    # Without a relative tolerance another one has to end the run.
-    has_tolerance = rtol == 0 and (atol > 0 or step_tol > 0)
-    if not has_tolerance and not min_rtol <= rtol < 1:
+    # A relative tolerance of zero is allowed where another one can end the run.
+    has_other_tolerance = rtol == 0 and (atol > 0 or step_tol > 0)
+    if not has_other_tolerance and not min_rtol <= rtol < 1:
         raise ValueError(
             f"rtol must lie between {min_rtol:.2g}, what {dtype} can give, and 1, got {rtol!r}; "
             "or be 0 with a positive atol or step_tol."

@@ -1,4 +1,4 @@
-"""The loop of ``minimise`` in chunks, between which the host shows, saves, and hears Ctrl-C."""
+"""The loop of ``minimise`` in chunks, between which the host shows, saves and can be stopped."""
 
 import os
 import time
@@ -37,6 +37,7 @@ FilePath = str | os.PathLike
 # (carry, limit of steps in all) → the next carry and the history of the steps made
 ChunkProgram = Callable[[Carry, np.ndarray | jax.Array], tuple[Carry, History]]
 
+# Places of the history that a chunk fills, and so the largest number of its steps.
 MAX_CHUNK_STEPS = 256
 # Seconds that a chunk should take.
 CHUNK_SECONDS = 0.3
@@ -46,8 +47,8 @@ class _HostState(NamedTuple):
     """State of the loop on the host.
 
     Attributes:
-        carry: of the loop on the device.
-        history: of all steps, NumPy arrays.
+        carry: state of the loop on the device.
+        history: history of all steps, in NumPy arrays.
         chunk_steps: number of steps of the next chunk.
     """
 
@@ -80,9 +81,10 @@ def run_in_chunks(
     history = _empty_history(start, options)
     checkpoint_file = None
     if checkpoint is not None:
-        mark = checkpoints.fingerprint((start.x, start.value, start.grad, start.state))
-        checkpoint_file = host_loop.CheckpointFile(checkpoint, mark, lambda state: state[:2])
-        carry, history = _resume(chunk_program, start, history, checkpoint, mark)
+        fingerprint = checkpoints.fingerprint((start.x, start.value, start.grad, start.state))
+        # What a checkpoint holds: the carry and the history.
+        checkpoint_file = host_loop.CheckpointFile(checkpoint, fingerprint, lambda state: state[:2])
+        carry, history = _resume(chunk_program, start, history, checkpoint, fingerprint)
 
     # 3. The chunks.
     state, interrupted = host_loop.run(
@@ -98,10 +100,11 @@ def run_in_chunks(
     if interrupted:
         carry = carry._replace(result=jnp.asarray(Result.INTERRUPTED, jnp.int32))
     elif int(carry.result) == RUNNING:
-        # Where no steps were allowed, or all were made before, nothing has tested the tolerance.
+        # A call without steps tests the tolerance: if none were allowed, or if a checkpoint had all
+        # of them, nothing has tested it yet.
         carry, _ = chunk_program(carry, carry.count)
 
-    # 4. A small gradient may be that of a plateau.
+    # 4. Without curvature, a small gradient may be that of a plateau.
     if find_diagnostics(carry.state) is None and needs_plateau_check(
         options, _on_host(start), _on_host(carry)
     ):
@@ -125,10 +128,10 @@ def _chunk_program(
 ) -> ChunkProgram:
     """Return the program of a chunk.
 
-    Newton's steps are nearly all that most regressions need. So a run begins with a program without
+    Most regressions need little more than Newton's steps. So a run begins with a program without
     damped steps, which is compiled in half the time. At the first step that needs damping the
-    complete program takes over, for the rest of the run: which program takes a step depends on the
-    steps before it alone, not on the chunks.
+    complete program takes over for the rest of the run. Which program takes a step therefore
+    depends on the steps before it, not on the chunks.
     """
 
     def compile_chunk(*, postpones_damping: bool) -> ChunkProgram:
@@ -206,14 +209,15 @@ def _append_entries(history: History, entries: History, count: int) -> History:
 
 
 def _resume(
-    program: ChunkProgram, start: Carry, history: History, checkpoint: FilePath, mark: str
+    program: ChunkProgram, start: Carry, history: History, checkpoint: FilePath, fingerprint: str
 ) -> tuple[Carry, History]:
     """Return carry and history of a checkpoint, or of the start where there is no file.
 
     Raises:
         ValueError: the first step is not the one that the file records.
     """
-    carry, history = checkpoints.load(checkpoint, (start, history), mark) or (start, history)
+    loaded = checkpoints.load(checkpoint, (start, history), fingerprint)
+    carry, history = loaded or (start, history)
     history = jax.tree.map(np.asarray, history)
     if len(history.loss):
         _, first_entries = program(start, np.ones((), np.int32))
@@ -221,15 +225,15 @@ def _resume(
             lambda old, new: np.array_equal(old[0], np.asarray(new)[0]), history, first_entries
         )
         if not all(jax.tree.leaves(is_same)):
-            raise ValueError(checkpoints.foreign(checkpoint))
-    # Tolerances and max_steps may have changed: the run is tested anew.
+            raise ValueError(checkpoints.foreign_run_message(checkpoint))
+    # Tolerances and max_steps may have changed: whether the run is over is tested anew.
     if int(carry.result) in (Result.SUCCESSFUL, Result.MAX_STEPS, Result.INTERRUPTED):
         carry = carry._replace(result=jnp.asarray(RUNNING, jnp.int32))
     return carry, history
 
 
 def _next_chunk_steps(steps: int, seconds: float) -> int:
-    """Return the number of steps of the next chunk, after so many took so long."""
+    """Return the number of steps of the next chunk, after ``steps`` steps took ``seconds``."""
     # A factor of four lies between the two levels, so that noise of the clock changes nothing.
     if seconds < CHUNK_SECONDS / 2:
         return min(2 * steps, MAX_CHUNK_STEPS)
@@ -240,7 +244,7 @@ def _progress_text(start: Carry, history: History) -> str:
     """Return the line that shows the last step of a run."""
     if not len(history.loss):
         return ""
-    # float64, since norms of half precision would overflow in the quotients.
+    # In float64, because norms in half precision would overflow in the quotients.
     norms = np.append(np.asarray(start.norm), history.gradient_norm).astype(np.float64)
     rate = norms[-1] / norms[-2] if norms[-2] > 0 else 0.0
     return (

@@ -1,10 +1,10 @@
-r"""The derivative of a minimiser by its problem, a rule by the implicit function theorem.
+r"""The derivative of a minimiser x* in the arrays p of its problem, by implicit differentiation.
 
-∇L(x*(p), p) = 0        ⟹        dx* = −(∇²L)⁺ (∂_p ∇L) dp.
+    ∇L(x*(p), p) = 0        ⟹        dx* = −(∇²L)⁺ (∂_p ∇L) dp.
 
-Where the Hessian is singular (an intercept beside a softmax, a column twice) x* is one of many, and
-its derivative is the one of least norm: functions of x* that are the same for all minimisers then
-have the right derivative.
+Where the Hessian is singular (an intercept beside a softmax, a column twice) x* is one of many
+minimisers, and its derivative is the one of least norm. Functions of x* that are the same for all
+minimisers then have the right derivative.
 """
 
 from collections.abc import Callable
@@ -19,17 +19,17 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from softntk._core.closures import split_arrays
+from softntk._core.typing import Vector
 from softntk._linalg.norms import scaled_norm
 from softntk.solvers._minimise.loop_state import Loss, Params
 
 # Unknowns up to which the Hessian is factorised as a matrix.
 MAX_DENSE_SIZE = 4096
-# Times d ε: eigenvalues below that part of the largest count as zero.
+# In units of d ε: eigenvalues below this part of the largest count as zero.
 EIGENVALUE_ROUNDINGS = 16
-# Times ε: relative residual at which conjugate gradients end.
+# In units of ε: the relative residual at which conjugate gradients end.
 RESIDUAL_ROUNDINGS = 10
 
-Vector = Float[Array, " d"]
 Scalar = Float[Array, ""]
 
 
@@ -43,7 +43,7 @@ def problem_hessian(problem: Loss, x: Params) -> lx.AbstractLinearOperator:
     if hasattr(problem, "hessian"):
         return problem.hessian(x)
 
-    # v → forward derivative of the gradient along v
+    # v → the derivative of the gradient along v, in forward mode.
     def multiply(v: Params) -> Params:
         return jax.jvp(jax.grad(problem), (x,), (v,))[1]
 
@@ -73,7 +73,7 @@ def _(primals: Any, tangents: Any) -> tuple[Params, Params]:
     x = _minimiser(arrays, x, merge)
     if not jax.tree.leaves(tangents[0]):
         return x, jax.tree.map(jnp.zeros_like, x)
-    # (∂_p ∇L) dp at fixed x
+    # (∂_p ∇L) dp at fixed x.
     _, gradient_tangent = eqx.filter_jvp(
         lambda arrays: problem_gradient(merge(arrays), x), (arrays,), (tangents[0],)
     )
@@ -85,7 +85,7 @@ def _(primals: Any, tangents: Any) -> tuple[Params, Params]:
 
 
 def _as_tangent(leaf: Array | None, tangent: Array | None) -> Array | None:
-    """Return the tangent of one leaf of the gradient: zeros for none, None for a constant."""
+    """Return the tangent of one leaf of the gradient; zeros if it has none, None for no leaf."""
     if leaf is None:
         return None
     return jnp.zeros_like(leaf) if tangent is None else tangent.astype(leaf.dtype)
@@ -94,15 +94,15 @@ def _as_tangent(leaf: Array | None, tangent: Array | None) -> Array | None:
 def _least_norm_solution(operator: lx.AbstractLinearOperator, right: PyTree) -> PyTree:
     """Return the solution of least norm of H s = r, H symmetric; linear in r, and differentiable.
 
-    Nothing is raised: under vmap a result that is not finite concerns its own lane only.
+    Nothing is raised: under vmap a result that is not finite concerns its own problem only.
     """
     flat, unravel = ravel_pytree(right)
 
     def multiply(v: Vector) -> Vector:
         return ravel_pytree(operator.mv(unravel(v)))[0].astype(flat.dtype)
 
-    # custom_linear_solve differentiates the equation H s = r: the way to its solution needs no
-    # derivatives, the products with H do.
+    # custom_linear_solve differentiates the equation H s = r, so that the method of solution needs
+    # no derivatives; the products with H need them.
     if len(flat) <= MAX_DENSE_SIZE:
         matrix = lax.stop_gradient(operator.as_matrix()).astype(flat.dtype)
         solution = lax.custom_linear_solve(
@@ -149,7 +149,7 @@ class _CgState(NamedTuple):
         count: number of steps.
         solution: s.
         residual: r − H s.
-        direction: of the next step.
+        direction: direction of the next step.
         best: the s with the smallest residual.
         least_residual: norm of its residual.
         is_exhausted: whether the curvature along the direction is zero up to rounding.

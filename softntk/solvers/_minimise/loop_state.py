@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-Params = PyTree
+from softntk._core.typing import Params
+
 Loss = Callable[[Params], Any]
 Scalar = Float[Array, ""]
 
@@ -20,7 +21,7 @@ class Options(NamedTuple):
     """When a run is over, and what it records.
 
     Attributes:
-        rtol: relative to the first gradient.
+        rtol: tolerance of the gradient relative to the first one.
         atol: absolute tolerance of the gradient.
         step_tol: relative length of a step that ends the run; zero for never.
         path: whether the points are recorded.
@@ -39,8 +40,9 @@ class Carry(NamedTuple):
         x: the current point.
         value: the loss at x.
         grad: its gradient at x.
-        state: of the transform.
-        best: the point with the smallest loss.
+        state: state of the transform.
+        best: the point with the smallest loss; of losses equal up to rounding, with the smallest
+            gradient.
         best_value: the loss at ``best``.
         best_norm: norm of the gradient at ``best``.
         norm: norm of the gradient at x.
@@ -56,8 +58,7 @@ class Carry(NamedTuple):
         path_length: sum of the lengths of all steps.
         count: number of steps.
         result: a :class:`softntk.solution.Result`, or RUNNING.
-        needs_damping: whether a step was postponed: from here on steps are taken by the complete
-            program.
+        needs_damping: whether a step was postponed; from here on the complete program takes steps.
     """
 
     x: Params
@@ -90,8 +91,8 @@ class History(NamedTuple):
         loss: the loss.
         gradient_norm: norm of the gradient.
         step_norm: length of the step.
-        damping: of the transform; zero without curvature.
-        distortion: model error of the transform; zero without curvature.
+        damping: damping of the transform; zero without diagnostics.
+        distortion: model error of the transform; zero without diagnostics.
         path: the points, or None.
     """
 
@@ -117,5 +118,5 @@ def value_and_gradient(problem: Loss, x: Params) -> tuple[Array, Params]:
 
 
 def relative_rounding(carry: Carry) -> float:
-    """Return the relative rounding of the coarser of loss and gradient."""
+    """Return the relative rounding of the less precise of loss and gradient."""
     return max(float(jnp.finfo(part.dtype).eps) for part in (carry.value, carry.norm))

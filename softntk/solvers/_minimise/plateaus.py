@@ -1,9 +1,10 @@
-"""Tests whether the loss flattens out at the end of a run, where no minimum needs to be near.
+"""A test whether the loss flattens out at the end of a run, where no minimum needs to be near.
 
 Towards a minimum the gradient g vanishes and the curvature ‖∇²L‖ stays, or vanishes more slowly:
-for |x|^p like ‖g‖ to the power (p − 2)/(p − 1). Where a softmax saturates the loss falls to its
-limit exponentially, and both vanish alike. So the test compares, between the start and the end of a
-run, by how much the two have fallen. Products with the Hessian are differences of gradients.
+for |x|^p like ‖g‖ to the power (p − 2)/(p − 1). Where a softmax saturates, the loss falls to its
+limit exponentially, and gradient and curvature vanish alike. So the test compares by how much the
+two have fallen between the start and the end of a run. Products with the Hessian are differences of
+gradients.
 """
 
 from collections.abc import Callable
@@ -14,16 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float
 
+from softntk._core.typing import Params
 from softntk._linalg.norms import host_norm, scaled_norm
 
-Params = PyTree
 FlatPoint = Float[Array | np.ndarray, " d"]
 
-# By how much less than the gradient the curvature may have fallen and still count as vanished.
+# The curvature counts as vanished if it has fallen like the gradient, up to this factor.
 MAX_CURVATURE_RATIO = 3.0
-# Products with the Hessian from which its norm is estimated.
+# Power steps, products with the Hessian, that estimate its norm.
 POWER_STEPS = 3
 
 
@@ -32,13 +33,13 @@ def has_flattened_on_host(
 ) -> bool:
     """Return whether the curvature has vanished with the gradient, for known numbers.
 
-    Differences of gradients need no other program than the gradient's, so nothing is compiled.
+    Differences of gradients need no program but that of the gradient, so nothing is compiled.
 
     Args:
-        gradient: of the loss.
+        gradient: the gradient of the loss, a function of the params.
         first: the start of a run.
-        last: its end, where the gradient is small.
-        path_length: of the run.
+        last: the end of the run, where the gradient is small.
+        path_length: sum of the lengths of all steps of the run.
     """
     # 1. Gradients at both ends.
     flattener = _Flattener(first, np)
@@ -60,7 +61,7 @@ def has_flattened_on_host(
         product = (flat_gradient(start + length * direction) - start_gradient) / length
         bound = MAX_CURVATURE_RATIO * host_norm(product) * (end_norm / start_norm)
 
-        # 3. Power steps at the end, until the curvature exceeds it.
+        # 3. Power steps at the end, until the curvature exceeds that bound.
         direction = _mixed_direction(end_gradient, np)
         for _ in range(POWER_STEPS):
             product = (flat_gradient(end + length * direction) - end_gradient) / length
@@ -112,7 +113,7 @@ def has_flattened(
 
 
 def _difference_length(point_norm: Any, path_length: Any, dtype: np.dtype) -> Any:
-    """Return the length over which differences of gradients are taken, √ε times the points'."""
+    """Return √ε times the size of the points, over which differences of gradients are taken."""
     limits = jnp.finfo(dtype)
     return (point_norm + path_length) * float(limits.eps) ** 0.5 + float(limits.tiny)
 
@@ -120,14 +121,22 @@ def _difference_length(point_norm: Any, path_length: Any, dtype: np.dtype) -> An
 def _mixed_direction(gradient: FlatPoint, numpy: ModuleType) -> Any:
     """Return a unit vector, half along the gradient, half a wave with a part in any direction."""
     norm = host_norm(gradient) if numpy is np else scaled_norm(jnp.asarray(gradient))
-    # cos(1 + j²) has no period: a part along any direction of the Hessian, without a random key.
+    # cos(1 + j²) has no period: in practice it has a part along every eigenvector, without a key.
     wave = numpy.cos(1 + numpy.arange(gradient.size, dtype=gradient.dtype) ** 2)
     mixed = gradient / numpy.where(norm > 0, norm, 1) + wave / gradient.size**0.5
     return mixed / numpy.sqrt(numpy.sum(mixed**2))
 
 
 class _Flattener:
-    """Params as one vector, of NumPy or JAX, and back; in float32 at least."""
+    """The conversion of params to one vector, of NumPy or JAX, and back; in float32 at least.
+
+    Attributes:
+        numpy: the module of the vectors, ``numpy`` or ``jax.numpy``.
+        structure: the pytree structure of the params.
+        shapes: shapes of their leaves.
+        dtypes: dtypes of their leaves.
+        dtype: dtype of the vectors, the widest of them.
+    """
 
     def __init__(self, params: Params, numpy: ModuleType) -> None:
         leaves, self.structure = jax.tree.flatten(params)

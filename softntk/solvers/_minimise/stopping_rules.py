@@ -3,12 +3,14 @@
 The rules, in the order in which :func:`result_of_step` applies them:
 
 1. A loss or gradient that is not finite: DIVERGED.
-2. With curvature, what the transform reports: NO_STEP for a rejected step, its own result code,
-   SUCCESSFUL if it needs no step.
+2. With curvature, what the transform reports: NO_STEP for a rejected step, its own result code if
+   that is no success, SUCCESSFUL if it needs no step.
 3. No progress for a number of steps: STAGNATED.
-4. A small gradient that is doubtful, by negative curvature or a plateau, is accepted or refused
-   after five such steps, or where the run ends anyway.
-5. A step shorter than the tolerance of steps: SUCCESSFUL.
+4. A small gradient is doubtful if there is negative curvature or a plateau. After five such steps,
+   or where the run ends anyway, it is accepted as SUCCESSFUL, or refused as PLATEAU.
+5. A step shorter than the tolerance of steps: SUCCESSFUL (:func:`result_of_short_step`).
+
+The loop itself tests the tolerance of the gradient (:func:`has_converged`).
 """
 
 from typing import NamedTuple
@@ -30,19 +32,19 @@ from softntk.solvers._minimise.loop_state import (
     relative_rounding,
 )
 
-# Steps without progress after which a method with curvature makes no more.
+# Steps without progress after which a method with curvature has stagnated.
 PATIENCE_SECOND_ORDER = 20
-# The same without curvature: such methods oscillate, so the loss has to stand still meanwhile.
+# The same without curvature. Such methods oscillate, so any change of the loss counts as progress.
 PATIENCE_FIRST_ORDER = 200
-# Of the smallest gradient norm: progress is to fall below that part of it, not by rounding alone.
+# A gradient makes progress if its norm is below this fraction of the smallest one so far.
 MIN_NORM_DECREASE = 0.9
-# Roundings by which losses have to differ to be different.
+# Roundings by which losses have to differ to count as different.
 LOSS_ROUNDINGS = 8
 # Steps at a small but doubtful gradient after which it is accepted or refused.
 MAX_DOUBTS = 5
-# Of the last step: Newton steps towards a minimum are shorter than that, steps on a plateau not.
+# Towards a minimum a Newton step is shorter than this fraction of the last one, on a plateau not.
 SHRINKING_STEP_RATIO = 0.9
-# Of the way so far: a damped step that is longer is not the last one.
+# A damped step longer than this fraction of the path so far does not end in a minimum.
 MAX_LAST_STEP_RATIO = 0.01
 # Relative error of the decrease that Newton's model predicts, above which a step is doubtful.
 MAX_PREDICTION_ERROR = 0.1
@@ -58,7 +60,7 @@ class Evaluation(NamedTuple):
         norm: norm of the gradient.
         step_norm: length of the step.
         is_finite: whether loss and gradient are.
-        diagnostics: of the transform, or None.
+        diagnostics: diagnostics of the transform, or None.
     """
 
     x: Params
@@ -101,7 +103,7 @@ class Verdict(NamedTuple):
 def gradient_tolerance(carry: Carry, options: Options) -> Float[Array, ""]:
     """Return the norm of the gradient at which a run is over."""
     eps = jnp.finfo(carry.norm.dtype).eps
-    # A start that was stationary already gives no scale: then the largest gradient does.
+    # A start that was stationary already gives no scale: the largest gradient replaces it.
     has_scale = carry.first_norm > jnp.sqrt(eps) * carry.largest_norm
     reference_norm = jnp.where(has_scale, carry.first_norm, carry.largest_norm)
     return jnp.maximum(options.atol, options.rtol * reference_norm)
@@ -113,7 +115,7 @@ def has_converged(carry: Carry, options: Options) -> Bool[Array, ""]:
 
 
 def loss_rounding(carry: Carry, value: Scalar) -> Float[Array, ""]:
-    """Return the difference from which on losses near ``value`` are different."""
+    """Return the difference from which on losses near ``value`` count as different."""
     return LOSS_ROUNDINGS * relative_rounding(carry) * jnp.abs(value)
 
 
@@ -121,7 +123,8 @@ def measure_improvement(carry: Carry, point: Evaluation) -> Improvement:
     """Return whether a step made progress, by its gradient or by its loss."""
     rounding = loss_rounding(carry, point.value)
     smaller_norm = point.norm < MIN_NORM_DECREASE * carry.smallest_norm
-    # A method with curvature has to do better than to decrease the loss by its rounding.
+    # A method with curvature has to decrease the loss by more than its rounding. For others any
+    # change of the loss counts, in either direction.
     if point.diagnostics is None:
         min_decrease = rounding
     else:
@@ -136,7 +139,7 @@ def result_of_step(
     carry: Carry, options: Options, point: Evaluation, improvement: Improvement
 ) -> Verdict:
     """Return whether the run is over after a step, by rules 1 to 4 of the module."""
-    # Doubts about a small gradient.
+    # Doubts about a small gradient, for rule 4.
     diagnostics = point.diagnostics
     is_small = point.norm <= gradient_tolerance(carry, options)
     on_plateau = jnp.asarray(False)
@@ -169,8 +172,10 @@ def result_of_step(
 
 def result_of_short_step(carry: Carry, options: Options) -> Int[Array, ""]:
     """Return the result, SUCCESSFUL after a step that is short enough: rule 5 of the module."""
+    if options.step_tol == 0:
+        return carry.result
     max_length = options.step_tol * tree_norm(carry.x)
-    is_short = (options.step_tol > 0) & (carry.step_norm <= max_length) & ~carry.maybe_indefinite
+    is_short = (carry.step_norm <= max_length) & ~carry.maybe_indefinite
     is_over = (carry.result == RUNNING) & is_short
     return jnp.where(is_over, Result.SUCCESSFUL, carry.result).astype(jnp.int32)
 
@@ -212,7 +217,7 @@ def _resolve_doubts(
 ) -> Int[Array, ""]:
     """Return the result after many doubts, or where a run ends at a small gradient.
 
-    Negative curvature along which the loss does not fall, or no step is found, is rounding.
+    Negative curvature is taken for rounding if no step along it decreases the loss.
     """
     has_ended = (result == Result.NO_STEP) | (result == Result.STAGNATED)
     many_doubts = (result == RUNNING) & (doubts >= MAX_DOUBTS)

@@ -1,8 +1,8 @@
 """Units of problems whose numbers are so small or so large that their squares are out of range.
 
-A regression depends on A x alone: with A/c and c x, c a power of two, nothing changes but
-exponents. A plain function L(x) is L(ℓy)/s in y = x/ℓ, with s near |L| and ℓ near |L|/‖∇L‖ at the
-start.
+A regression depends on A x alone: with A/c and c x, c a power of two, nothing changes but the
+exponents of the numbers (:func:`to_unit`). A plain function L(x) is replaced by L(ℓy)/s in y = x/ℓ,
+with s near |L| and ℓ near |L|/‖∇L‖ at the start (:func:`in_own_units`).
 """
 
 import dataclasses
@@ -24,19 +24,22 @@ from softntk.solvers._minimise.loop_state import Loss, Options, Params
 
 Unit = float | Array
 
-# Numbers between tiny^0.3 and its inverse, tiny the smallest normal number, need no unit: their
-# squares, and squares of these, are in range.
+# Numbers between tiny^0.3 and its inverse, tiny the smallest normal number, need no unit: products
+# of three of them are in range.
 HARMLESS_EXPONENT = 0.3
 
 
 def problem_unit(problem: Loss) -> Unit:
-    """Return c of a regression whose A is far from one, else one; an array where A is traced."""
+    """Return c, near the largest entry of a very large or small A; one for any other problem.
+
+    It is an array where A is traced, else a number.
+    """
     if not isinstance(problem, Problem) or matrices.is_operator(problem.A):
         return 1.0
     data = problem.A.data if matrices.is_sparse(problem.A) else problem.A
     if not data.size:
         return 1.0
-    # A traced unit is always an array, which is one where none is needed.
+    # A traced unit is always an array; its value is one where no unit is needed.
     lower_bound = float(jnp.finfo(data.dtype).tiny) ** HARMLESS_EXPONENT
     if not is_concrete(data):
         scale = jnp.reshape(binary_scale(data), ())
@@ -49,7 +52,7 @@ def problem_unit(problem: Loss) -> Unit:
 
 
 def _is_one(unit: Unit) -> bool:
-    """Return whether a unit is one, and not an array."""
+    """Return whether a unit is the number one, so that nothing has to be scaled."""
     return not isinstance(unit, jax.Array) and unit == 1
 
 
@@ -112,7 +115,8 @@ def in_own_units(
 ) -> optax.GradientTransformationExtraArgs:
     """Return the transform in units of loss and length that the first update chooses.
 
-    Use it for a transform without scale of its own (L-BFGS): it then neither over- nor underflows.
+    Use it for a transform that has no scale of its own, like L-BFGS. With it, squares in the
+    transform neither over- nor underflow.
     """
 
     def init(params: Params) -> UnitState:

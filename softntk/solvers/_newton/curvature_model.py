@@ -8,16 +8,14 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
+from softntk._core.typing import Matrix, Params, Vector
 from softntk._core.validation import as_floating
 from softntk.curvature.sketch import Sample
 from softntk.curvature.structured import StructuredOperator
 from softntk.solvers._newton import row_sampler
-from softntk.solvers._newton.model import Vector
 
-Params = PyTree
-Matrix = Float[Array, "d d"]
 Curvature = Callable[[Params], lx.AbstractLinearOperator]
 Preconditioner = Callable[[Params, Any], Any]
 
@@ -25,8 +23,18 @@ Preconditioner = Callable[[Params, Any], Any]
 class Options(NamedTuple):
     """The checked arguments of :func:`softntk.solvers.scale_by_approx_newton`, by their names.
 
-    ``postpones_damping`` is an argument of ``update``: leave out damped steps, whose program is
-    larger than all the rest, and report :attr:`softntk.solvers.Step.POSTPONED` in their place.
+    Attributes:
+        curvature: params → H, an operator.
+        gauss_newton: params → M, an operator, or None.
+        sketch_size: rows of a sample, or None.
+        max_distortion: largest ε of a sample.
+        cg_steps: largest number of products in a step, or None.
+        damping: a name in ``DAMPINGS``, or None.
+        initial_damping: the first μ.
+        key: random key of the samples.
+        postpones_damping: an argument of ``update``, set by ``minimise``: leave out damped steps,
+            whose program is larger than all the rest, and report
+            :attr:`softntk.solvers.Step.POSTPONED` in their place.
     """
 
     curvature: Curvature
@@ -71,7 +79,7 @@ class CurvatureModel(NamedTuple):
 
 def as_curvature(name: str, curvature: Any) -> Curvature:
     """Return the curvature as a function of the params, constant for a matrix or an operator."""
-    # 1. Constant curvature: an operator, or a matrix, whose params are known later.
+    # 1. Constant curvature: an operator, or a matrix, which is compared with the params later.
     if isinstance(curvature, lx.AbstractLinearOperator):
         return lambda _: curvature
     if isinstance(curvature, jax.Array | np.ndarray | list | tuple):

@@ -1,41 +1,44 @@
-r"""Steps on a curvature that is a matrix, [d, d]: Newton's by Cholesky, else by its spectrum.
+r"""Steps on a curvature that is a matrix, [d, d]: Newton's, or a damped one by its spectrum.
 
-The metric M is the Gauss–Newton matrix, or the diagonal of |H|. With the first, steps are measured
-by how much they change the predictions, so that neither units nor the condition of the data matter:
-on rows of heavy-tailed scale half as many steps are taken as with a diagonal. It costs a second
-Gram product and the eigenvectors of C⁻¹HC⁻ᵀ, M = CCᵀ, and only where Newton's step is rejected.
+Damped steps are measured in a metric M, the Gauss–Newton matrix or the diagonal of |H|. The first
+measures a step by how much it changes the predictions, so that neither units nor the condition of
+the data matter: on rows of heavy-tailed scale it takes half as many steps as the diagonal. It costs
+a second Gram product and the eigenvectors of R⁻ᵀHR⁻¹, M = RᵀR, but only where Newton's step is
+rejected.
 
-Gauss–Newton may vanish in a direction where H does not (a loss of the direction of x only: Mx = 0,
-Hx = −g), and steps are then very short: where a step promises little, one in the diagonal metric is
-tried as well, and the better one taken.
+The Gauss–Newton matrix may vanish in a direction where H does not (if the loss depends on the
+direction of x only, Mx = 0 and Hx = −g), and steps are then very short. So where a step promises
+little, one in the diagonal metric is tried as well, and the better one is taken.
 """
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
-import jax.scipy.linalg
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
+from softntk._core.trees import select
+from softntk._core.typing import Matrix, Vector
 from softntk._linalg.products import product
-from softntk._linalg.scaled_cholesky import Matrix, Vector, factorise
+from softntk._linalg.scaled_cholesky import factorise
 from softntk.solvers._diagnostics import Step
-from softntk.solvers._newton.globalisation import NEWTON_DECREASE_RATIO, Damping, search
+from softntk.solvers._newton.globalisation import (
+    Damping,
+    NewtonCandidate,
+    newton_or_damped_step,
+    search,
+)
 from softntk.solvers._newton.model import (
     DiagonalModel,
     LossAlongStep,
     Scalar,
     StepResult,
-    decrease_ratio,
-    postponed_step,
     step_result,
 )
 
 # Roundings that are added to the metric, so that steps stay finite where it is singular.
 METRIC_ROUNDINGS = 64
-# Relative decrease of the loss: a step that predicts less is compared with one in the diagonal
-# metric.
+# Predicted decrease relative to the loss, below which a step in the diagonal metric is tried too.
 MIN_PREDICTED_DECREASE = 0.01
 
 
@@ -53,7 +56,8 @@ def diagonalise(H: Matrix, M: Matrix, g: Vector, rounding: Vector | None = None)
         H: the curvature.
         M: the metric.
         g: the gradient.
-        rounding: r, where |H_jk| was computed with an error of r_j r_k; None: of a few ε |H_jk|.
+        rounding: r, if H_jk was computed with an error of at most r_j r_k; None if the error is a
+            few ε |H_jk|.
     """
     # 1. Eigenvectors V of R⁻ᵀHR⁻¹; the basis is T = R⁻¹V.
     factor = factorise(M, METRIC_ROUNDINGS)
@@ -61,7 +65,7 @@ def diagonalise(H: Matrix, M: Matrix, g: Vector, rounding: Vector | None = None)
     curvatures, vectors = jnp.linalg.eigh(0.5 * (relative_curvature + relative_curvature.T))
     basis = factor.solve_root(vectors)
 
-    # 2. The smallest curvature vᵀHv is negative if it is below the rounding of the sum's terms.
+    # 2. The smallest curvature vᵀHv counts as negative if rounding of its terms cannot explain it.
     v = basis[:, 0]
     smallest = jnp.dot(v, product(H, v))
     sum_of_terms = jnp.dot(jnp.abs(v), product(jnp.abs(H), jnp.abs(v)))
@@ -96,44 +100,33 @@ def damped_step(
 
     Args:
         H: the curvature.
-        metric: of the damped step, tried before the diagonal one; None: the diagonal one alone.
+        metric: computes the metric of the damped step, which is tried before the diagonal one;
+            None for the diagonal one alone.
         g: the gradient.
-        method: of the damping.
+        method: the kind of damping.
         loss: the loss along steps.
         damping: the radius or μ.
-        rounding: r of :func:`diagonalise`, computed if needed.
-        postpones_damping: leave the damped step out; its kind is POSTPONED.
+        rounding: computes r of :func:`diagonalise`, or None.
+        postpones_damping: leave the damped step out and report the kind POSTPONED in its place.
     """
-    # 1. Newton's step.
+    # 1. Newton's step; its model predicts the decrease −½⟨g, s⟩.
     step, is_definite = newton_step(H, g)
     slope = jnp.dot(g, step)
-    predicted_decrease = -0.5 * slope
-    is_accepted = lax.cond(
-        is_definite,
-        lambda: decrease_ratio(loss, step, slope, predicted_decrease) > NEWTON_DECREASE_RATIO,
-        lambda: jnp.asarray(False),
-    )
-    newton_evaluations = is_definite.astype(jnp.int32)
+    candidate = NewtonCandidate(step, slope, -0.5 * slope, is_definite)
 
-    # 2. Damped steps, where it is not accepted.
+    # 2. The damped step that replaces it where it is not accepted.
     def search_in(M: Matrix, damping: Scalar) -> StepResult:
         model = diagonalise(H, M, g, None if rounding is None else rounding())
         return search(method, model, loss, damping)
 
-    def take_newton_step() -> StepResult:
-        next_damping = method.after_newton(damping, predicted_decrease)
-        return step_result(step, next_damping, Step.NEWTON, evaluations=newton_evaluations)
-
-    def take_damped_step() -> StepResult:
-        if postpones_damping:
-            return postponed_step(g, damping)
+    def search_in_metrics() -> StepResult:
         if metric is None:
-            result = search_in(jacobi_metric(H), damping)
-        else:
-            result = _search_in_both_metrics(H, metric, g, loss, damping, search_in)
-        return result._replace(evaluations=result.evaluations + newton_evaluations)
+            return search_in(jacobi_metric(H), damping)
+        return _search_in_both_metrics(H, metric, g, loss, damping, search_in)
 
-    return lax.cond(is_accepted, take_newton_step, take_damped_step)
+    return newton_or_damped_step(
+        candidate, method, loss, damping, search_in_metrics, postpones_damping=postpones_damping
+    )
 
 
 def _search_in_both_metrics(
@@ -153,9 +146,7 @@ def _search_in_both_metrics(
     def better_of(first: StepResult, second: StepResult) -> StepResult:
         second_wins = loss.at(second.step) < loss.at(first.step)
         # Each metric has its own damping: the radius or μ of the first is kept for the next step.
-        chosen = jax.tree.map(
-            lambda a, b: jnp.where(second_wins, a, b), second._replace(damping=damping), first
-        )
+        chosen = select(second_wins, second._replace(damping=damping), first)
         return chosen._replace(evaluations=first.evaluations + second.evaluations + 2)
 
     # 2. Once in the metric and, if that predicts little, once in the diagonal one.
@@ -207,6 +198,6 @@ def undamped_step(H: Matrix, metric: Callable[[], Matrix] | None, g: Vector) -> 
             eigenvalues[0],
         )
 
-    # A step that is not finite (H = 0, say) is replaced by that of steepest descent.
+    # A step that is not finite (for example where H = 0) is replaced by steepest descent.
     result = lax.cond(is_definite, lambda: step_result(step, 0.0, Step.NEWTON), modified_step)
     return result._replace(step=jnp.where(jnp.isfinite(result.step).all(), result.step, -g))

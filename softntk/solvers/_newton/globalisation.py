@@ -5,7 +5,7 @@ r"""Damped steps: a trust region or Levenberg and Marquardt's μ, adapted until 
 
 Both are solved exactly in the coordinates of :class:`~softntk.solvers._newton.model.DiagonalModel`,
 negative curvature and the hard case included, so that another Δ or μ costs O(dk) and one evaluation
-of the loss.
+of the loss. They are tried where Newton's step is not accepted (:func:`newton_or_damped_step`).
 
 | symbol | meaning | shape |
 |---|---|---|
@@ -32,6 +32,7 @@ from softntk.solvers._newton.model import (
     Scalar,
     StepResult,
     decrease_ratio,
+    postponed_step,
     step_result,
 )
 
@@ -42,29 +43,32 @@ Count = Int[Array, ""]
 NEWTON_DECREASE_RATIO = 0.25
 # Ratio above which any other step is taken.
 MIN_DECREASE_RATIO = 0.01
-# Ratio above which a radius grows, if the step reached that part of it.
+# Ratio above which a radius grows, if the step was longer than this fraction of the radius.
 GROWTH_DECREASE_RATIO = 0.75
 BOUNDARY_FRACTION = 0.9
+# Trials of one step, each with one evaluation of the loss.
 MAX_LOSS_EVALUATIONS = 30
 # Halvings of the interval that holds the multiplier: more than the bits of a float64.
 MULTIPLIER_BISECTIONS = 100
+# Factors on the radius after a good and after a poor step.
 RADIUS_GROWTH = 3.0
 RADIUS_SHRINKAGE = 0.25
-# Relative to the metric.
+# A μ below it shows that the model has predicted well. In units of the metric.
 INITIAL_MU = 1e-3
-# Length of a first step, in lengths of the residual, as the linearisation predicts it.
+# Longest first step, as a multiple of the length of the residual.
 MAX_RESIDUAL_MULTIPLE = 1.0
 
 
 class Damping(NamedTuple):
-    """One kind of damping, its four functions, whose damping is Δ or μ.
+    """One kind of damping: how Δ or μ is chosen, and the step that it gives.
 
     Attributes:
         kind: the :class:`softntk.solvers.Step` that it makes.
-        start: (model, damping, loss) → the damping of the first trial.
-        solve: (model, damping, loss) → y.
-        adapt: (damping, ratio of decreases, ‖y‖, number of rejected steps) → damping.
-        after_newton: (damping, predicted decrease of Newton's step, which was taken) → damping.
+        start: (model, damping, value of the loss) → the damping of the first trial.
+        solve: (model, damping, value of the loss) → y.
+        adapt: (damping, ratio of decreases, ‖y‖, number of trials before) → the next damping.
+        after_newton: (damping, predicted decrease of Newton's step) → the next damping, after an
+            undamped step was taken.
     """
 
     kind: Step
@@ -72,6 +76,68 @@ class Damping(NamedTuple):
     solve: Callable[[DiagonalModel, Scalar, Scalar], Coordinates]
     adapt: Callable[[Scalar, Scalar, Scalar, Count], Scalar]
     after_newton: Callable[[Scalar, Scalar], Scalar]
+
+
+class NewtonCandidate(NamedTuple):
+    """The undamped minimiser of a model, which is taken if the loss falls as the model predicts.
+
+    Attributes:
+        step: s.
+        slope: ⟨g, s⟩.
+        predicted_decrease: decrease of the model by s.
+        is_usable: whether the model is convex, so that s minimises it.
+        smallest_curvature: the smallest eigenvalue of H in the metric; zero if not computed.
+    """
+
+    step: Float[Array, " d"]
+    slope: Scalar
+    predicted_decrease: Scalar
+    is_usable: Bool[Array, ""]
+    smallest_curvature: float | Scalar = 0.0
+
+
+def newton_or_damped_step(
+    candidate: NewtonCandidate,
+    method: Damping,
+    loss: LossAlongStep,
+    damping: Scalar,
+    damped_step: Callable[[], StepResult],
+    *,
+    postpones_damping: bool,
+) -> StepResult:
+    """Return Newton's step if the loss falls as its model predicts, else the damped step.
+
+    With ``postpones_damping`` no damped step is computed; the kind is then POSTPONED.
+    """
+    # 1. Whether the loss falls as predicted; a candidate that is not usable is not evaluated.
+    is_accepted = lax.cond(
+        candidate.is_usable,
+        lambda: (
+            decrease_ratio(loss, candidate.step, candidate.slope, candidate.predicted_decrease)
+            > NEWTON_DECREASE_RATIO
+        ),
+        lambda: jnp.asarray(False),
+    )
+    newton_evaluations = candidate.is_usable.astype(jnp.int32)
+
+    # 2. One of the two steps.
+    def take_newton_step() -> StepResult:
+        return step_result(
+            candidate.step,
+            method.after_newton(damping, candidate.predicted_decrease),
+            Step.NEWTON,
+            False,
+            candidate.smallest_curvature,
+            newton_evaluations,
+        )
+
+    def take_damped_step() -> StepResult:
+        if postpones_damping:
+            return postponed_step(candidate.step, damping)
+        result = damped_step()
+        return result._replace(evaluations=result.evaluations + newton_evaluations)
+
+    return lax.cond(is_accepted, take_newton_step, take_damped_step)
 
 
 class _Trial(NamedTuple):
@@ -97,7 +163,7 @@ def search(
 ) -> StepResult:
     """Return the first step, under stronger and stronger damping, that decreases the loss.
 
-    The step is zero, and its kind REJECTED, if thirty trials do not.
+    If thirty trials find none, the step is zero and its kind REJECTED.
     """
 
     # 1. A trial: the step of this damping, judged by the model's prediction.
@@ -184,7 +250,7 @@ def _solve_trust_region(model: DiagonalModel, radius: Scalar, value: Scalar) -> 
 
 
 def _first_radius(model: DiagonalModel, radius: Scalar, value: Scalar) -> Scalar:
-    """Return the radius; before the first step the length of a Gauss–Newton step.
+    """Return the radius; before the first step, where it is zero, the length of M⁻¹g.
 
     At a stationary point it is the length of the residual, √(2L).
     """
@@ -217,9 +283,9 @@ def _radius_after_newton(radius: Scalar, predicted_decrease: Scalar) -> Scalar:
 def _solve_levenberg_marquardt(model: DiagonalModel, mu: Scalar, value: Scalar) -> Coordinates:
     """Return the solution of (λ + μ) y = −c, with μ large enough to make the model convex.
 
-    Differs from the textbook: a step goes along a negative curvature even where the gradient has no
-    part there, no further than the residual is long. At a stationary point, where there is no other
-    way to decrease the loss, by a part of it that shrinks as μ grows.
+    Differs from the textbook: a step has a part along the most negative curvature even where the
+    gradient has none. That part is at most as long as the residual. At a stationary point, where no
+    other direction decreases the loss, it is a fraction of that length which shrinks as μ grows.
     """
     # 1. Shift the spectrum above zero, by a little more than −λ₀.
     convex_shift = jnp.maximum(-model.curvatures[0], 0)
@@ -247,7 +313,7 @@ def _solve_levenberg_marquardt(model: DiagonalModel, mu: Scalar, value: Scalar) 
 
 
 def _first_mu(model: DiagonalModel, mu: Scalar, value: Scalar) -> Scalar:
-    """Return a μ whose step is no longer than the residual, beyond which no model is reliable.
+    """Return a μ whose step is no longer than the residual: beyond it no model is reliable.
 
     In the Gauss–Newton metric ‖y‖ is the change of the predictions, and √(2L) the change that is
     needed.
@@ -266,14 +332,14 @@ def _first_mu(model: DiagonalModel, mu: Scalar, value: Scalar) -> Scalar:
 
 
 def _next_mu(mu: Scalar, ratio: Scalar, step_length: Scalar, count: Count) -> Scalar:
-    """Return Nielsen's μ: smaller the better the prediction was, 2^(count + 1) μ if rejected."""
+    """Return Nielsen's μ: smaller after a good prediction, 2^(count + 1) μ after a rejection."""
     # Nielsen's cubic: a third for ratio 1, unchanged for ratio ½, up to doubled for ratio 0.
     lowered = mu * jnp.maximum(1 / 3, 1 - (2 * jnp.clip(ratio, 0, 1) - 1) ** 3)
     return jnp.where(ratio > MIN_DECREASE_RATIO, lowered, jnp.ldexp(mu, count + 1))
 
 
 def _mu_after_newton(mu: Scalar, predicted_decrease: Scalar) -> Scalar:
-    """Return a tenth of μ."""
+    """Return a tenth of μ, because an undamped step was good."""
     return mu / 10
 
 

@@ -1,8 +1,8 @@
 r"""Steps from a few products with the true curvature: its model on a Krylov space.
 
 With P = RᵀR the preconditioner, k Lanczos steps on K = R⁻ᵀHR⁻¹ from R⁻ᵀg give an orthonormal Q and
-a tridiagonal T = QᵀKQ. On that space the minimiser of the model is that of k conjugate gradient
-steps; and since the space is stored, so is every damped step: another trust region costs no
+a tridiagonal T = QᵀKQ. On that space the minimiser of the model is the result of k conjugate
+gradient steps. And since the space is stored, a damped step with another radius costs no further
 product. The eigenvalues of T, the Ritz values, lie inside of the spectrum of P⁻¹H, so that
 
     ε = max |θ − 1|
@@ -11,13 +11,13 @@ measures, from below and at no cost, how far the preconditioner is from (1 − �
 
 | symbol | meaning | shape |
 |---|---|---|
-| Q | ``vectors``, one row per product and one more | [k + 1, d] |
+| Qᵀ | ``vectors``, one row for each product and one more | [k + 1, d] |
 | T | ``diagonal``, ``off_diagonal`` | [k], [k] |
 | θ | ``ritz_values``, ascending | [k] |
 
 Source: Gould, Lucidi, Roma and Toint (1999), SIAM J. Optim. 9, 504–525; Golub and Van Loan (2013),
-Matrix Computations, chapter 10; Eisenstat and Walker (1996), SIAM J. Sci. Comput. 17, 16–32 (how
-exactly to solve).
+Matrix Computations, chapter 10; Eisenstat and Walker (1996), SIAM J. Sci. Comput. 17, 16–32 (to
+which accuracy to solve).
 """
 
 from collections.abc import Callable
@@ -28,22 +28,25 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from softntk._core.typing import Vector
 from softntk._linalg.norms import scaled_norm
 from softntk._linalg.products import product
 from softntk.solvers._diagnostics import Step
-from softntk.solvers._newton.globalisation import NEWTON_DECREASE_RATIO, Damping, search
+from softntk.solvers._newton.globalisation import (
+    Damping,
+    NewtonCandidate,
+    newton_or_damped_step,
+    search,
+)
 from softntk.solvers._newton.model import (
     DiagonalModel,
     LossAlongStep,
     Scalar,
     StepResult,
-    Vector,
-    decrease_ratio,
-    postponed_step,
     step_result,
 )
 
-# Products after the first negative curvature, which find the directions where it is most negative.
+# Products after the first negative curvature, to find directions where it is more negative.
 PRODUCTS_AFTER_INDEFINITE = 8
 
 LinearMap = Callable[[Vector], Vector]
@@ -66,9 +69,9 @@ class KrylovModel(NamedTuple):
     """The quadratic model on a Krylov space, and what it cost.
 
     Attributes:
-        model: in the Ritz vectors.
+        model: the quadratic model in the Ritz vectors.
         products: number of products with the curvature.
-        distortion: ε, from below.
+        distortion: a lower bound of ε.
     """
 
     model: DiagonalModel
@@ -81,14 +84,14 @@ class _LanczosState(NamedTuple):
 
     Attributes:
         count: number of products.
-        vectors: Q.
-        diagonal: of T.
-        off_diagonal: below the diagonal of T.
+        vectors: the rows of Qᵀ; those of later steps are zero.
+        diagonal: the diagonal of T.
+        off_diagonal: the entries below the diagonal of T.
         pivot: the last pivot of T = LDLᵀ.
         residual: relative residual that conjugate gradients would have.
         products_left: how many more products are allowed.
-        is_indefinite: whether T is.
-        done: whether the residual is small enough or the space exhausted.
+        is_indefinite: whether T has shown a negative curvature.
+        done: whether the residual is small enough or the space is exhausted.
     """
 
     count: Int[Array, ""]
@@ -121,8 +124,8 @@ def krylov_model(
         factor: a root of the preconditioner, R⁻¹ and R⁻ᵀ; None for the identity.
         g: the gradient.
         value: the loss, which tells a zero gradient from a small one.
-        rtol: relative residual.
-        max_steps: products, at most.
+        rtol: relative residual to reach.
+        max_steps: largest number of products.
     """
     # 1. The first vector, R⁻ᵀg or random.
     solve_root = _identity if factor is None else factor.solve_root
@@ -217,7 +220,8 @@ def _ritz_model(
     state: _LanczosState, solve_root: LinearMap, g: Vector, *, scale_by_norm: bool
 ) -> KrylovModel:
     """Return the model in the Ritz vectors; ``scale_by_norm`` makes ‖H‖ I the metric."""
-    # 1. T, with places that were not used at the upper end of its spectrum and without gradient.
+    # 1. T. Unused places get an eigenvalue above its spectrum, and will have no part of the
+    # gradient.
     d = len(g)
     eps = jnp.finfo(g.dtype).eps
     k = len(state.diagonal)
@@ -230,7 +234,7 @@ def _ritz_model(
     unused_value = jnp.where(largest_entry > 0, 4 * largest_entry, 1)
     T = T + jnp.diag(jnp.where(is_used, 0, unused_value))
 
-    # 2. Its eigenvalues; those of used places have their eigenvectors there.
+    # 2. Its eigenvalues. The eigenvector of a Ritz value lies in the places that were used.
     ritz_values, ritz_vectors = jnp.linalg.eigh(T)
     used_weights = jnp.sum(jnp.where(is_used[:, None], ritz_vectors**2, 0), axis=0)
     is_ritz_value = used_weights > 0.5
@@ -243,9 +247,9 @@ def _ritz_model(
 
     # 3. Without a preconditioner the metric is ‖H‖ times the identity, so that no unit matters.
     if scale_by_norm:
-        curvature_norm = jnp.max(jnp.where(is_ritz_value, jnp.abs(ritz_values), 0))
-        metric_root = jnp.sqrt(jnp.where(curvature_norm > 0, curvature_norm, 1))
-        ritz_values = ritz_values / jnp.where(curvature_norm > 0, curvature_norm, 1)
+        curvature_norm = jnp.where(largest_ritz > 0, largest_ritz, 1)
+        metric_root = jnp.sqrt(curvature_norm)
+        ritz_values = ritz_values / curvature_norm
         basis = basis / metric_root
         gradient = gradient / metric_root
     model = DiagonalModel(ritz_values, basis, gradient, is_indefinite)
@@ -263,8 +267,9 @@ def damped_step(
 ) -> StepResult:
     """Return the minimiser on the space if the loss falls as predicted, else a damped step.
 
-    ``fallback`` replaces the damped step on the space, which has only a small part of a curvature
-    that is not convex. With ``postpones_damping`` no damped step is taken, its kind is POSTPONED.
+    ``fallback`` replaces the damped step on the space: the space has only a small part of a
+    curvature that is not convex. With ``postpones_damping`` no damped step is taken; the kind is
+    then POSTPONED.
     """
     # 1. The minimiser y = −c/θ, where the model is convex.
     model = space.model
@@ -273,30 +278,24 @@ def damped_step(
     step = model.step(y)
     predicted_decrease = model.decrease(y)
     slope = jnp.dot(model.gradient, y)
-    is_accepted = lax.cond(
-        is_convex,
-        lambda: decrease_ratio(loss, step, slope, predicted_decrease) > NEWTON_DECREASE_RATIO,
-        lambda: jnp.asarray(False),
-    )
-    newton_evaluations = is_convex.astype(jnp.int32)
+    candidate = NewtonCandidate(step, slope, predicted_decrease, is_convex, model.curvatures[0])
 
     # 2. That step, or a damped one.
-    def take_newton_step() -> StepResult:
-        next_damping = method.after_newton(damping, predicted_decrease)
-        curvature = model.curvatures[0]
-        return step_result(step, next_damping, Step.NEWTON, False, curvature, newton_evaluations)
+    def search_on_space() -> StepResult:
+        return search(method, model, loss, damping)
 
-    def take_damped_step() -> StepResult:
-        if postpones_damping:
-            return postponed_step(step, damping)
-        result = search(method, model, loss, damping) if fallback is None else fallback()
-        return result._replace(evaluations=result.evaluations + newton_evaluations)
-
-    return lax.cond(is_accepted, take_newton_step, take_damped_step)
+    return newton_or_damped_step(
+        candidate,
+        method,
+        loss,
+        damping,
+        search_on_space if fallback is None else fallback,
+        postpones_damping=postpones_damping,
+    )
 
 
 def undamped_step(space: KrylovModel) -> StepResult:
-    """Return −|T|⁻¹ times the gradient on the space, a descent direction in any case.
+    """Return −|T|⁻¹ times the gradient on the space, which is a descent direction for any T.
 
     Where the model is convex it is Newton's step.
     """

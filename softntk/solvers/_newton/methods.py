@@ -17,6 +17,8 @@ import lineax as lx
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from softntk._core.trees import select
+from softntk._core.typing import Matrix, Vector
 from softntk._linalg import design_matrix as matrices
 from softntk._linalg import scaled_cholesky
 from softntk._linalg.norms import scaled_norm
@@ -25,16 +27,15 @@ from softntk.curvature.structured import StructuredOperator
 from softntk.solvers._newton import dense_steps, krylov_steps, row_sampler
 from softntk.solvers._newton.curvature_model import (
     CurvatureModel,
-    Matrix,
     Options,
     require_rows,
 )
 from softntk.solvers._newton.globalisation import DAMPINGS
-from softntk.solvers._newton.model import LossAlongStep, Scalar, StepResult, Vector
+from softntk.solvers._newton.model import LossAlongStep, Scalar, StepResult
 from softntk.solvers._newton.row_sampler import Sampler
 from softntk.solvers._newton.state import NewtonState
 
-# Relative residuals of the conjugate gradients.
+# Limits of the relative residual to which conjugate gradients solve.
 LOOSEST_CG_RTOL = 0.1
 TIGHTEST_CG_RTOL = 1e-4
 # Exponent of Eisenstat and Walker: the residual shrinks faster than the gradient.
@@ -47,10 +48,10 @@ class SampleDiagnostics(NamedTuple):
     """What a step measured of its sample and its products.
 
     Attributes:
-        distortion: ε, or the part of it that was found; zero without a sample.
-        rows: of the sample; zero without one.
+        distortion: a lower bound of ε; zero without a sample.
+        rows: number of rows of the sample; zero without one.
         products: number of products with H.
-        sampler: for the next step; None without a sample.
+        sampler: the sampler for the next step; None without a sample.
     """
 
     distortion: Scalar
@@ -107,15 +108,16 @@ def _krylov_step(
 
 
 def _row_rounding(operator: lx.AbstractLinearOperator) -> Callable[[], Vector] | None:
-    """Return r with which |ΔH_jk| ≤ r_j r_k is the rounding of a structured H, a sum over rows.
+    """Return a function that computes r with |ΔH_jk| ≤ r_j r_k, ΔH the rounding of a structured H.
 
-    Positive and negative rows cancel in H, their rounding does not: with |D| and |U||M||U|ᵀ
-    instead, the latter bounded by Cauchy and Schwarz, r_j² = γ Σ_i w_i A_ij², γ = 4(d + √n) ε.
+    H = Aᵀ(D + UMUᵀ)A is a sum over rows, of which positive and negative ones cancel; their rounding
+    does not. So the bound has |D| and |U||M||U|ᵀ, the latter by Cauchy and Schwarz: r_j² = γ Σ_i
+    w_i A_ij², γ = 4(d + √n) ε. None for other operators.
     """
     if not isinstance(operator, StructuredOperator):
         return None
 
-    # w_i = |D_i| + Σ_j (|U||M||U|ᵀ)_ij
+    # The weights w_i = |D_i| + Σ_j (|U||M||U|ᵀ)_ij.
     def rounding() -> Float[Array, " d"]:
         n, d = matrices.shape(operator.matrix)
         factors = jnp.abs(operator.factors)
@@ -151,7 +153,8 @@ def _sampled(
 ) -> tuple[StepResult, SampleDiagnostics]:
     """Return a step on a sample of H, the papers' method.
 
-    Where the curvature is not convex a sample is judged by the decrease of the loss, else by ε.
+    Where the curvature is not convex, the decrease of the loss tells whether a sample is good
+    enough; elsewhere ε does.
     """
     # 1. All rows, if samples have not decreased the loss.
     operator = require_rows(model.operator)
@@ -185,7 +188,7 @@ def _sampled(
     # 4. The sampler for the next step.
     is_convex = factor.definite & ~space.model.is_indefinite
     with_loss = row_sampler.remember_loss(sampler, loss.value)
-    next_sampler = _select_sampler(is_convex, refreshed, with_loss)
+    next_sampler = select(is_convex, refreshed, with_loss)
     rows = jnp.asarray(sizes)[sampler.size_index]
     return result, SampleDiagnostics(distortion, rows, space.products, next_sampler)
 
@@ -240,7 +243,7 @@ def _preconditioned(
         products=jnp.zeros((), jnp.int32),
         sampler=sampler,
     )
-    # 3. With it, H itself where a sample would have all rows, or has failed where L is not convex.
+    # 3. Damped: H itself where a sample would have all rows, or has failed where L is not convex.
     use_exact = (sampler.size_index == last_index) | (state.negative_curvature & ~sampler.reliable)
     return lax.cond(use_exact, lambda: (exact_step(), no_sample), sampled_step)
 
@@ -262,6 +265,8 @@ def _preconditioned_step(
     row_key, direction_key = _step_keys(options, state)
     drawn_sizes = sizes if options.damping is None else sizes[:-1] or sizes
     draws = [partial(row_sampler.draw, sampler, operator, row_key, size) for size in drawn_sizes]
+    size_index = jnp.minimum(sampler.size_index, len(drawn_sizes) - 1)
+    rows = jnp.asarray(drawn_sizes, jnp.int32)[size_index]
 
     def on_sample(sampled: StructuredOperator) -> Matrix:
         branches = [lambda draw=draw: row_sampler.sampled_matrix(sampled, draw()) for draw in draws]
@@ -304,21 +309,14 @@ def _preconditioned_step(
             last_index,
         )
         # Negative curvature says nothing about the sample: the scores stay.
-        next_sampler = _select_sampler(space.model.is_indefinite, sampler, refreshed)
+        next_sampler = select(space.model.is_indefinite, sampler, refreshed)
         return result, SampleDiagnostics(space.distortion, rows, space.products, next_sampler)
 
-    size_index = jnp.minimum(sampler.size_index, len(drawn_sizes) - 1)
-    rows = jnp.asarray(drawn_sizes, jnp.int32)[size_index]
     return lax.cond(factor.definite, take_krylov_step, take_dense_step)
 
 
-def _select_sampler(condition: Array, if_true: Sampler, if_false: Sampler) -> Sampler:
-    """Return one of two samplers."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
-
-
 def _cg_rtol(g: Vector, state: NewtonState) -> Scalar:
-    """Return the relative residual to solve to, smaller the faster the gradient shrinks.
+    """Return the relative residual to solve to: the faster the gradient shrinks, the smaller.
 
     Convergence is then faster than linear.
     """

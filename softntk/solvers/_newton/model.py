@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from softntk._core.typing import Vector
 from softntk._linalg.products import product
 from softntk.solvers._diagnostics import Step
 
 Scalar = Float[Array, ""]
-Vector = Float[Array, " d"]
 
 
 class LossAlongStep(NamedTuple):
@@ -33,8 +33,8 @@ class LossAlongStep(NamedTuple):
     """
 
     value: Scalar
-    at: Callable[[Vector], Scalar]
-    slope_at: Callable[[Vector], Scalar]
+    at: Callable[[PyTree], Scalar]
+    slope_at: Callable[[PyTree], Scalar]
 
 
 class DiagonalModel(NamedTuple):
@@ -110,7 +110,7 @@ def postponed_step(g: Vector, damping: Scalar) -> StepResult:
 
 
 def decrease_ratio(
-    loss: LossAlongStep, step: Vector, slope: Scalar, predicted_decrease: Scalar
+    loss: LossAlongStep, step: PyTree, slope: Scalar, predicted_decrease: Scalar
 ) -> Scalar:
     """Return the actual over the predicted decrease of the loss, −1 where it is not finite.
 

@@ -6,9 +6,9 @@ cost one pass over A,
 
     q_i = ‖a_i R⁻¹ G‖²,        G Gaussian, [d, k] / √k.
 
-A poor first sample still gives scores that are right to its own distortion, and the next one drawn
-with them is good (repeated sampling). If the measured ε stays too large, the next sample is four
-times as large, and at last all of A.
+A poor first sample still gives scores that are right up to its own distortion, and a sample drawn
+with these is good (repeated sampling). If the measured ε stays too large, the next sample is four
+times as large, and in the end all of A.
 
 Source: arXiv 2309.13482, the approximate Newton method; Cohen, Lee, Musco, Musco, Peng and Sidford
 (2015), ITCS, Uniform sampling for matrix approximation; Drineas, Magdon-Ismail, Mahoney and
@@ -28,13 +28,14 @@ from softntk.curvature import sketch
 from softntk.curvature.sketch import Sample
 from softntk.curvature.structured import StructuredOperator
 
-# Columns of G: scores are then right to a factor of two.
+# Columns of G, so many that scores are right up to a factor of two.
 SCORE_DIRECTIONS = 8
-# By how much a sample grows that is too poor, before all rows are taken.
+# Factor by which a sample grows that is too poor, before all rows are taken.
 SAMPLE_GROWTH = 4
-# Times the allowed distortion, above which a somewhat larger sample would not do either.
+# Multiple of the allowed distortion above which all rows are taken at once: a sample of
+# SAMPLE_GROWTH times the size would be too poor as well.
 HOPELESS_DISTORTION_RATIO = 10.0
-# Relative decrease of the loss that a step computed from the sample alone has to reach.
+# Relative decrease of the loss that a step on the sample alone has to reach.
 MIN_LOSS_DECREASE = 0.1
 # Share of uniform draws, so that every row can be drawn.
 UNIFORM_SHARE = 0.01
@@ -48,7 +49,7 @@ class Sampler(NamedTuple):
         has_leverage_scores: whether q comes from a factor, and not from the norms of the rows.
         reliable: whether steps computed from samples alone have decreased the loss enough, where
             the curvature is not convex.
-        loss_before: the loss before such a step; +inf if the last step was none.
+        loss_before: the loss before such a step; +inf if the last step was of another kind.
         size_index: which of :func:`sample_sizes` is used.
     """
 
@@ -77,7 +78,7 @@ def initial_sampler(op: StructuredOperator) -> Sampler:
 
 
 def draw(sampler: Sampler, op: StructuredOperator, key: PRNGKeyArray, size: int) -> Sample:
-    """Return a sample of ``size`` rows; each row once if these are all."""
+    """Return a sample of ``size`` rows; if these are all, each of them once."""
     n = matrices.shape(op.matrix)[0]
     if size == n:
         return Sample(indices=jnp.arange(n), scales=jnp.ones(n, op.dtype))
@@ -92,7 +93,7 @@ def draw(sampler: Sampler, op: StructuredOperator, key: PRNGKeyArray, size: int)
 
 
 def sampled_matrix(op: StructuredOperator, sample: Sample) -> Matrix:
-    """Return the sampled operator, [d, d]; its low-rank part and ridge are exact."""
+    """Return the sampled operator as a matrix [d, d]; its low-rank part and ridge are exact."""
     if matrices.shape(op.matrix)[0] == len(sample.indices):
         return op.as_matrix()
     return sketch.sketched(op, sample).as_matrix()
@@ -127,13 +128,13 @@ def refresh_scores(
     """Return the sampler with new scores, and perhaps a larger size, where ε is too large.
 
     Args:
-        sampler: the one that drew the sample.
+        sampler: the sampler that drew the sample.
         op: the operator that is sampled.
-        key: of the directions G.
+        key: random key of the directions G.
         factor: R of the sample.
         distortion: the measured ε.
         max_distortion: the ε up to which nothing changes.
-        last_index: of :func:`sample_sizes`, all rows.
+        last_index: index of :func:`sample_sizes` that stands for all rows.
     """
 
     def with_new_scores() -> Sampler:

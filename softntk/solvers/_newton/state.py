@@ -16,14 +16,15 @@ class NewtonState(NamedTuple):
         smallest_curvature: the smallest eigenvalue of the curvature in the metric; zero where it
             was not computed.
         sample_size: rows of the last sample; zero without a sample.
-        conjugate_gradient_steps: products with the curvature, in all.
-        evaluations: evaluations of ``value_fn``, in all.
+        conjugate_gradient_steps: number of products with the curvature over all updates.
+        evaluations: number of evaluations of ``value_fn`` over all updates.
         gradient_norm: norm of the last incoming updates.
-        diagnostics: what ``minimise`` reads, a :class:`softntk.solvers.StepDiagnostics`; its
-            ``result`` is STEP_CHANGED if a transform behind a damped step changed it. Its fields
-            are attributes of the state as well, ``model_error`` under the name ``distortion``.
-        proposed: the point that the last damped step leads to, flattened, and the length of the
-            step; the next update compares it with the params that it gets. None without damping.
+        diagnostics: what ``minimise`` reads, a :class:`softntk.solvers.StepDiagnostics`. Its
+            ``result`` is STEP_CHANGED if a later transform of the chain changed a damped step. Its
+            fields are attributes of the state as well, ``model_error`` under the name
+            ``distortion``.
+        proposed: the end of the last damped step, flattened, and the length of the step; the next
+            update compares it with the params that it gets. None without damping.
         sampler: the sampler of rows; None without a sample.
         preconditioner: of the conjugate gradients, as the function ``preconditioner`` returned it
             last; None without one.

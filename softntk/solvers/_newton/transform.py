@@ -1,8 +1,8 @@
 r"""Approximate Newton as an optax transform: exact, sampled, by products, or both.
 
-The update is an approximation of H⁻¹∇L, H = ∇²L or any other curvature, in the sign of optax'
-``scale_by_…``: chain it with ``optax.scale(-1)`` and a line search, or give it a damping. It needs
-``value``, ``grad`` and ``value_fn``, as every optax loop passes them, and nothing else.
+The update approximates H⁻¹∇L, with H = ∇²L or any other curvature. It has the sign of optax'
+``scale_by_…``: chain it with ``optax.scale(-1)`` and a line search, or give it a damping. A line
+search or a damping needs ``value``, ``grad`` and ``value_fn``, as every optax loop passes them.
 
 Example:
     >>> import jax, jax.numpy as jnp, optax, softntk as sn
@@ -33,8 +33,9 @@ import lineax as lx
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
+from softntk._core.typing import Params, Vector
 from softntk._core.validation import (
     check_choice,
     check_integer,
@@ -56,24 +57,23 @@ from softntk.solvers._newton.curvature_model import (
 )
 from softntk.solvers._newton.globalisation import DAMPINGS
 from softntk.solvers._newton.methods import METHODS, SampleDiagnostics
-from softntk.solvers._newton.model import LossAlongStep, StepResult, Vector
+from softntk.solvers._newton.model import LossAlongStep, StepResult
 from softntk.solvers._newton.preconditioner import (
     check_preconditioner,
     refresh_preconditioner,
 )
 from softntk.solvers._newton.state import NewtonState
 
-Params = PyTree
 CurvatureLike = Curvature | lx.AbstractLinearOperator | Float[Array | np.ndarray, "d d"]
 
-# Largest ε of a sample that replaces the curvature, and of one that only preconditions.
+# Largest ε of a sample that replaces the curvature, and of a sample that only preconditions it.
 MAX_SAMPLE_DISTORTION = 0.5
 MAX_PRECONDITIONER_DISTORTION = 4.0
-# A damped step counts as changed if it ends further from its proposed end than this part of its
+# A damped step counts as changed if the params are further from its end than this fraction of its
 # length, plus some roundings of the params.
 STEP_CHANGE_TOLERANCE = 0.01
 STEP_CHANGE_ROUNDINGS = 16
-# The default line search: halvings, and roundings by which the loss may rise.
+# The default line search: number of halvings, and roundings by which the loss may rise.
 MAX_BACKTRACKING_STEPS = 30
 LINESEARCH_ROUNDINGS = 64
 
@@ -188,7 +188,7 @@ def _diagnose(
     result: StepResult,
     sample: SampleDiagnostics,
 ) -> StepDiagnostics:
-    """Return what ``minimise`` is told of an update."""
+    """Return what an update reports to ``minimise``."""
     damping = jnp.where(jnp.isfinite(result.damping), result.damping, state.damping)
     code = _check_last_step(state, flat)
     return StepDiagnostics(
@@ -204,7 +204,7 @@ def _check_last_step(state: NewtonState, flat: Vector) -> Int[Array, ""]:
     """Return STEP_CHANGED if the params are not where the last damped step led."""
     if state.proposed is None:
         return jnp.asarray(Result.SUCCESSFUL)
-    # A line search behind the step would have moved the params elsewhere.
+    # A line search after the step would have moved the params elsewhere.
     expected, length = state.proposed
     params_rounding = STEP_CHANGE_ROUNDINGS * jnp.finfo(flat.dtype).eps * scaled_norm(flat)
     tolerance = STEP_CHANGE_TOLERANCE * length + params_rounding
@@ -233,46 +233,46 @@ def scale_by_approx_newton(
     | None | None | exact: the matrix H, [d, d], and its Cholesky factor |
     | s | None | the papers' method: AᵀDA of s rows, drawn by leverage scores |
     | s | k | at most k CG steps on the true H, preconditioned by the sample |
-    | None | k | the same without a sample, in many dimensions: no rows are needed |
+    | None | k | the same without a sample, for many dimensions; no rows are needed |
 
-    Low-rank part and ridge of a sample are exact. Where H is positive definite the step is
-    Newton's. Where it is not, and there is no damping, it is −M⁻¹g with the Gauss–Newton matrix M,
-    or −|H|⁻¹g without one (by products: on the Krylov space): a descent direction for the line
-    search behind it. Damping, instead of a line search, evaluates ``value_fn`` itself and takes a
-    step only if it makes the loss fall; NaN counts as +inf.
+    In a sample only the sum over rows is sampled: low-rank part and ridge are exact. Where H is
+    positive definite the step is Newton's. Where it is not, and there is no damping, it is −M⁻¹g
+    with the Gauss–Newton matrix M, or −|H|⁻¹g without one (with cg_steps: on the Krylov space).
+    This is a descent direction for the line search that follows. Damping replaces the line search:
+    it evaluates ``value_fn`` itself and takes a step only if the loss falls; NaN counts as +inf.
 
-    - "trust_region": the exact solution of the model in ‖s‖_M ≤ Δ, which follows directions of
+    - "trust_region": the exact minimiser of the model in ‖s‖_M ≤ Δ, which follows directions of
       negative curvature.
-    - "levenberg_marquardt": (H + μM)s = −g, μ raised until the loss falls.
+    - "levenberg_marquardt": (H + μM)s = −g, with μ raised until the loss falls.
 
     Args:
         curvature: params → a symmetric lineax operator on them: ``p.hessian`` of a problem,
             ``p.gauss_newton``, or one of your own network and loss. A matrix [d, d] or an operator
-            is a constant curvature. Arrays that the function closes over become constants of a
-            function that is jitted around ``update``: with large ones build the transform inside,
-            from an argument.
+            is a constant curvature. If you jit a function around ``update``, arrays that the
+            curvature closes over become constants of its program: where they are large, build the
+            transform inside of that function, from an argument.
         gauss_newton: params → a positive semidefinite operator: the metric of the damping, and the
             fallback. None: a diagonal.
         sketch_size: s, rows of the sample, for a curvature that is a
             :class:`softntk.curvature.structured.StructuredOperator`; 10 d to 30 d is good.
-        max_distortion: the largest ε of (1 − ε)H̃ ≼ H ≼ (1 + ε)H̃. Above it, scores are estimated
-            anew for the next step; after that the sample becomes four times as large, and at last
-            all rows. ½, or 4 with cg_steps, if None. ε is measured by the Ritz values of H̃⁻¹H,
-            from below.
-        cg_steps: k.
+        max_distortion: the largest ε of (1 − ε)H̃ ≼ H ≼ (1 + ε)H̃, H̃ the sample. Above it, scores
+            are estimated anew for the next step; after that the sample becomes four times as large,
+            and in the end all rows. None for ½, or 4 with cg_steps. The Ritz values of H̃⁻¹H give a
+            lower bound of ε.
+        cg_steps: k, the largest number of products with H in a step.
         preconditioner: (params, previous) → P of the conjugate gradients, an object with the
             methods ``solve_root`` and ``solve_root_transposed``, v ↦ Sv and v ↦ Sᵀv on flattened
             params, P⁻¹ = SSᵀ: ``p.preconditioner`` of :func:`softntk.regression.cross_entropy`. It
             is a pytree of arrays, computed at ``init``, where previous is None, kept, and computed
             again from itself after a step of more products than its attribute ``refresh_above``, or
-            8 if it has none. In the place of a sample.
+            8 if it has none. It takes the place of a sample.
         damping: "trust_region", "levenberg_marquardt" or None.
-        initial_damping: the first μ.
-        key: of the samples; ``jax.random.key(0)`` if None.
+        initial_damping: the first μ of "levenberg_marquardt".
+        key: random key of the samples; ``jax.random.key(0)`` if None.
 
     Returns:
-        The transform; its state is a :class:`NewtonState`. A line search behind a damped step is
-        refused: the state's ``result`` becomes STEP_CHANGED.
+        The transform; its state is a :class:`NewtonState`. A damped step must not be followed by a
+        line search: the state's ``result`` then becomes STEP_CHANGED.
 
     Raises:
         ValueError: an unknown damping, sizes that are not positive, μ or ε not positive; at
@@ -344,23 +344,22 @@ def approx_newton(
     It is :func:`scale_by_approx_newton`, ``optax.scale(-1)`` and a line search, chained.
 
     Args:
-        curvature: params → a symmetric lineax operator, and the other arguments: as for
-            :func:`scale_by_approx_newton`.
-        gauss_newton: the metric and the fallback.
+        curvature: params → a symmetric lineax operator, as for :func:`scale_by_approx_newton`.
+        gauss_newton: the metric and the fallback, likewise.
         sketch_size: rows of the sample.
-        max_distortion: its largest ε.
+        max_distortion: largest ε of the sample.
         cg_steps: conjugate gradient steps on the true curvature.
         preconditioner: of these steps.
         damping: "trust_region", "levenberg_marquardt" or None.
-        linesearch: an optax line search; backtracking with at most 30 halvings if None and not
-            damped.
-        key: of the samples.
+        linesearch: an optax line search. If None and there is no damping, it is backtracking with
+            at most 30 halvings.
+        key: random key of the samples.
 
     Returns:
         The transform.
 
     Raises:
-        ValueError: as :func:`scale_by_approx_newton`; damping and a line search together.
+        ValueError: as for :func:`scale_by_approx_newton`; damping and a line search together.
 
     Example:
         >>> import jax.numpy as jnp, softntk as sn
@@ -370,7 +369,7 @@ def approx_newton(
 
     Source: arXiv 2309.13482, the approximate Newton method.
     """
-    # 1. The direction, by one kind of globalisation.
+    # 1. The direction. A line search and a damping exclude each other.
     if linesearch is not None:
         check_transform("linesearch", linesearch)
     if damping is not None and linesearch is not None:

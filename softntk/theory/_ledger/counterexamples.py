@@ -19,7 +19,7 @@ MIN_HALVED_SIZE = 0.1
 """Numbers of at most this size are not halved."""
 
 MIN_RELATIVE_EXCESS = 0.01
-"""A smaller case must fail by this much, relative to the bound, or by half of the first excess."""
+"""Excess relative to the bound by which a smaller case must fail, or half of the first excess."""
 
 MAX_PRINTED_ENTRIES = 12
 """Arrays with more entries are printed by their shape."""
@@ -53,7 +53,7 @@ def relative_excess(instance: Instance | None) -> float:
     """Return (value − bound)/|bound| of a failing instance, zero if it holds or is not finite."""
     if instance is None or instance.holds or not np.isfinite(instance).all():
         return 0.0
-    # relative, because bounds differ by powers of ten between statements
+    # Relative, because bounds differ by powers of ten between statements.
     return (instance.value - instance.bound) / max(abs(instance.bound), np.finfo(float).tiny)
 
 
@@ -93,7 +93,8 @@ def shrink(statement: Statement, case: Case) -> tuple[Case, str]:
 
 
 def _smaller_cases(case: Case, axes: Mapping[str, str], used: set[str]) -> Iterator[Case]:
-    # the most readable simplification first; a seed is no size
+    """Yield smaller cases of all three kinds; only the entries that are used are changed."""
+    # The most readable simplification first. A seed is no size, so it is not halved.
     yield from _cases_of_shorter_axes(case, axes)
     yield from _cases_of_half_the_numbers(case, used - {"seed"})
     yield from _cases_of_round_numbers(case, used)
@@ -126,10 +127,11 @@ def _shorter_index_lists(size: int) -> Iterator[list[int]]:
 
 
 def _cases_of_half_the_numbers(case: Case, used: set[str]) -> Iterator[Case]:
+    """Yield cases in which one entry is halved."""
     for name, value in case.items():
         if name not in used:
             continue
-        # counts stay integers, at least one
+        # Counts stay integers, at least one.
         if isinstance(value, int) and value > 1:
             yield {**case, name: value // 2}
         elif (
@@ -141,9 +143,10 @@ def _cases_of_half_the_numbers(case: Case, used: set[str]) -> Iterator[Case]:
 
 
 def _cases_of_round_numbers(case: Case, used: set[str]) -> Iterator[Case]:
+    """Yield cases in which one entry is rounded to one digit."""
     for name, value in case.items():
         if name in used and isinstance(value, float | np.ndarray) and np.size(value):
-            # a number that is round already would be tried for ever
+            # A number that is round already is no smaller case.
             rounded_value = _round_to_one_digit(value)
             if not np.array_equal(rounded_value, value):
                 yield {**case, name: rounded_value}
@@ -162,9 +165,9 @@ def _round_to_one_digit(value: float | np.ndarray) -> float | np.ndarray:
     largest_entry = float(np.max(np.abs(value)))
     if largest_entry == 0 or not np.isfinite(largest_entry):
         return value
-    # the position of the leading digit
+    # The position of the leading digit.
     digits = -int(np.floor(np.log10(largest_entry)))
-    # adding zero turns −0 into 0
+    # Adding zero turns −0 into 0.
     rounded_value = np.round(value, digits) + 0.0
     return float(rounded_value) if isinstance(value, float) else rounded_value
 

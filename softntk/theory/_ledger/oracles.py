@@ -31,7 +31,7 @@ QUICK_COMPILATION = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expe
 
 def softmax(z: np.ndarray) -> np.ndarray:
     """Return the softmax of each row."""
-    # the largest logit of a row is taken out, so that nothing overflows
+    # Subtracting the largest logit of a row cancels, and prevents overflow.
     powers = np.exp(z - z.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
 
@@ -107,7 +107,7 @@ def log_width_for_every_unit(
     The width stands on both sides. The right side grows like the root of log m, so that the fixed
     point is unique and iteration finds it.
     """
-    # in logarithms, because the widths overflow
+    # In logarithms, because the widths overflow.
     log_ratio = math.log(n * k / failure)
     log_factor = 2 * math.log(n * k / smallest) + 2 * math.log(log_ratio)
     log_width = 0.0
@@ -165,12 +165,15 @@ _DERIVATIVES: dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.
     "cosh": lambda z: (np.cosh(z), np.sinh(z), np.cosh(z)),
     "sinh": lambda z: (np.sinh(z), np.cosh(z), np.sinh(z)),
 }
+"""u, u' and u'' by name, by NumPy."""
+
 _TRACEABLE: dict[str, Callable[[Real], jax.Array]] = {
     "exp": jnp.exp,
     "res_exp": lambda z: jnp.exp(z) + z,
     "cosh": jnp.cosh,
     "sinh": jnp.sinh,
 }
+"""u by name, for automatic differentiation."""
 
 
 def activation(name: str, z: np.ndarray) -> np.ndarray:
@@ -191,7 +194,7 @@ def prediction_jacobian(name: str, z: np.ndarray) -> np.ndarray:
 
 
 def residual_curvature(name: str, z: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return Σ c_i ∂²f_i in the logits, [n, n], c = f − b, by the quotient rule applied twice."""
+    """Return Σ c_i ∂²f_i in the logits, [n, n], with c = f − b, by the quotient rule used twice."""
     u, du, d2u = _DERIVATIVES[name](z)
     alpha = u.sum()
     c = u / alpha - b
@@ -217,19 +220,19 @@ def logit_hessian(name: str, z: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 class Derivatives(NamedTuple):
-    """What the papers differentiate, by automatic differentiation.
+    """The quantities of the papers and their derivatives, by automatic differentiation.
 
     Attributes:
         alpha: α.
         alpha_gradient: ∂α/∂x, [d].
-        jacobian_u: ∂u/∂x, [n, d].
+        jacobian_u: ∂u(Ax)/∂x, [n, d].
         f: u/α, [n].
         jacobian: ∂f/∂x, [n, d].
         loss: the loss with its penalty.
-        gradient: of the loss in x, [d].
-        hessian: of the loss in x, [d, d].
+        gradient: gradient of the loss in x, [d].
+        hessian: Hessian of the loss in x, [d, d].
         penalty: the Hessian of ½‖diag(w)Ax‖² in x, [d, d].
-        logit_hessian: of the loss without its penalty in the logits, [n, n].
+        logit_hessian: Hessian in the logits of the loss without its penalty, [n, n].
     """
 
     alpha: Real
@@ -293,7 +296,7 @@ def regression(
 
 def spectral_distortion(approximate: np.ndarray, exact: np.ndarray) -> float:
     """Return the smallest ε with (1 − ε) exact ≼ approximate ≼ (1 + ε) exact."""
-    # eigenvalues of L⁻¹ approximate L⁻ᵀ for exact = LLᵀ
+    # Eigenvalues of L⁻¹ approximate L⁻ᵀ for exact = LLᵀ.
     root_inverse = np.linalg.inv(np.linalg.cholesky(exact))
     return float(np.abs(np.linalg.eigvalsh(root_inverse @ approximate @ root_inverse.T) - 1).max())
 
@@ -305,7 +308,7 @@ def two_row_failure_probability(size: int, epsilon: float) -> float:
     (1 ± ε)-approximation, because the sampled Gram matrix has the eigenvalues 2N/s and 2 − 2N/s.
     """
     failures = [N for N in range(size + 1) if abs(2 * N / size - 1) > epsilon]
-    # in logarithms, because the binomial coefficients overflow
+    # In logarithms, because the binomial coefficients overflow.
     log_total = math.lgamma(size + 1) - size * math.log(2)
     return math.fsum(
         math.exp(log_total - math.lgamma(N + 1) - math.lgamma(size - N + 1)) for N in failures

@@ -46,7 +46,7 @@ DRAWS_PER_INSTANCE = 30
 
 
 class Tightness(NamedTuple):
-    """Bound over value: one is exact, and below one the statement fails.
+    """Bound divided by value: at one the bound is attained, below one the statement fails.
 
     Attributes:
         median: over the instances.
@@ -103,21 +103,22 @@ def ledger(
     halved, and rounded to a digit.
 
     The papers' full text was not at hand. Except for what their abstracts print, statements,
-    constants and exponents are as remembered, and a row that fails is a failure of that. Statements
-    about widths that nobody can run say what was scaled.
+    constants and exponents are as remembered. A row that fails may therefore be a fault of memory
+    and not of the paper. Statements about widths that nobody can run say what was scaled.
 
     Args:
-        quick: in half a minute; otherwise with twenty times the instances.
-        match: run only statements with this text in their reference, as "[S]" or "Hessian".
-        seed: of all random numbers; rows do not depend on each other.
+        quick: True takes about half a minute; False measures twenty times as many instances.
+        match: run only statements with this text in their reference, such as "[S]" or "Hessian".
+        seed: seed of all random numbers; rows do not depend on each other.
         progress: show the statement that is being run.
-        statements: your own; those of the papers if None.
+        statements: your own; None for those of the papers.
 
     Returns:
-        A list of :class:`Row`.
+        A list of :class:`Row`, one for each statement.
 
     Raises:
-        ValueError: no statement that matches; two statements with one reference.
+        ValueError: no statement that matches; two statements with one reference; statements that
+            are no list of :class:`Statement`; seed negative; quick or progress no flag.
 
     Example:
         >>> for row in ledger(match="lemma: ‖f‖"):  # softmax, and e^z + z
@@ -175,7 +176,7 @@ def replay(row: Row, statements: Sequence[Statement] = STATEMENTS) -> Instance |
     if row.case is None:
         raise ValueError(f"row must have a counterexample, got {row.reference!r}, which held.")
     statement = next(statement for statement in statements if statement.reference == row.reference)
-    # as it was measured: in float64, and with overflow as a result
+    # In float64 and with overflow as a result, as in the run that found it.
     with jax.enable_x64(True), np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         return statement.check(dict(row.case))
 

@@ -74,7 +74,7 @@ def equal(actual: ArrayLike, desired: ArrayLike) -> Instance:
             f"actual must have the shape of desired, {desired_array.shape}, "
             f"got {actual_array.shape}."
         )
-    # relative to the largest entry; absolute where all entries are zero
+    # Relative to the largest entry; absolute where all entries are zero.
     scale = float(np.max(np.abs(desired_array), initial=0.0))
     largest_error = float(np.max(np.abs(actual_array - desired_array), initial=0.0))
     return Instance(EQUALITY_TOLERANCE, largest_error / (scale if scale > 0 else 1.0))

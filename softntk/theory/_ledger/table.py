@@ -122,7 +122,7 @@ def show(rows: Sequence[Row]) -> None:
         Console().print(table)
     else:
         for row in rows:
-            # an equality has an error, anything else a tightness
+            # An equality has an error, a bound has a tightness.
             reference, statement, held, median, worst, error, _ = cells(row)
             numbers = f"error {error}" if error else f"tightness {median} (worst {worst})"
             print(f"{reference:<45} {held:>12}  {numbers:<36} {statement}")
@@ -136,7 +136,8 @@ def show(rows: Sequence[Row]) -> None:
 
 
 def _markdown_line(entries: Sequence[str]) -> str:
-    # a bar within an entry would end it
+    """Return one line of a Markdown table."""
+    # A bar within an entry would end it.
     return "| " + " | ".join(entry.replace("|", "\\|") for entry in entries) + " |"
 
 

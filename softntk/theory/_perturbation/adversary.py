@@ -1,7 +1,8 @@
 """Kernels at perturbed weights, and a search for the perturbations that change them most.
 
 With W the weights, Δ a perturbation and H the empirical kernel as a matrix [nk, nk], the adversary
-maximises ½‖H(W + Δ) − H(W)‖_F² over all Δ whose columns, one a neuron, have length R.
+maximises ½‖H(W + Δ) − H(W)‖_F² over all Δ whose columns have length R. A column belongs to a
+neuron.
 """
 
 import math
@@ -20,6 +21,7 @@ from softntk._linalg.norms import host_norm, scaled_norm
 from softntk._linalg.products import product
 from softntk._two_layer.architecture import row_vectors
 from softntk.networks import Architecture, Parameters, Points, row_factors
+from softntk.theory._arguments import with_bias_feature
 
 Move = Float[Array, "c m"]
 """A perturbation of the hidden weights, [d, m], or [d + 1, m] with the bias as the last row."""
@@ -79,7 +81,7 @@ class KernelNeighbourhood:
     """A network at W and its points, in float64, with H(W) and distances from it.
 
     Attributes:
-        architecture: of the network.
+        architecture: the network.
         params: W.
         x: points, [n, d].
         row_norms: ‖x_i‖, with a 1 appended under bias, [n].
@@ -90,9 +92,7 @@ class KernelNeighbourhood:
         self.architecture = architecture
         self.params = params
         self.x = x
-        has_bias = params.bias is not None
-        rows = np.concatenate([x, np.ones((len(x), 1))], axis=1) if has_bias else x
-        self.row_norms = host_norm(rows, axis=1)
+        self.row_norms = host_norm(with_bias_feature(x, params), axis=1)
         self.kernel = np.asarray(_compiled_kernel_matrix(architecture, params, x))
         if not np.isfinite(self.kernel).all():
             raise ValueError(
@@ -118,7 +118,7 @@ class KernelNeighbourhood:
         return float(jnp.max(scaled_norm(jnp.concatenate(moves), axis=0)))
 
     def ascent_direction(self, params: Parameters, R: float) -> Move:
-        """Return the gradient of ½‖H(W̃) − H(W)‖² in W̃, that of a smoothed slope for relu.
+        """Return a direction in which ‖H(W̃) − H(W)‖ increases: its gradient in W̃, up to a factor.
 
         The kernel of relu is piecewise constant. Its slope is replaced by that of softplus, over a
         range of logits as wide as a move of length R.
@@ -130,6 +130,7 @@ class KernelNeighbourhood:
         if enclosure is not None and enclosure.surrogate is not None:
             surrogate = activations.get(enclosure.surrogate)
             architecture = replace(architecture, activation=surrogate)
+            # The slope of softplus rises over logits of order one: divide by the move of a logit.
             params = _scale_weights(params, 1 / (R * float(self.row_norms.mean())))
         return _kernel_gradient(architecture, params, self.x, change)
 
@@ -147,7 +148,8 @@ class Perturbed(NamedTuple):
         radius: R.
         params: W̃ of the largest Frobenius norm.
         frobenius: ‖H(W̃) − H(W)‖_F.
-        spectral: the largest ‖H(W̃) − H(W)‖₂ of this kind and radius.
+        spectral: the largest ‖H(W̃) − H(W)‖₂ at this radius; that of an adversarial perturbation
+            includes the random ones.
     """
 
     kind: str
@@ -178,12 +180,12 @@ def worst_perturbations(
     Args:
         neighbourhood: network, points and H(W).
         radii: R.
-        key: of the random directions, which are the same for all radii.
-        kinds: of "random" and "adversarial".
-        trials: random moves a radius.
-        steps: ascent steps of the adversary.
+        key: random key of the directions, which are the same for all radii.
+        kinds: one or both of "random" and "adversarial".
+        trials: number of random moves for each radius.
+        steps: largest number of ascent steps of the adversary.
     """
-    # The same directions for all radii, so that results are comparable between radii.
+    # The same directions for all radii, so that results are comparable.
     params = neighbourhood.params
     rows = sum(len(part) for part in _moving_weights(params))
     width = params.hidden.shape[1]
@@ -208,7 +210,7 @@ def worst_perturbations(
             final = _ascend(neighbourhood, evaluate, start, R, steps)
             adversary = final.move / R
             worst["adversarial"] = (final, max(largest_spectral, final.spectral))
-        # 3. One result a kind, in the order that was asked for.
+        # 3. One result for each kind, in the order of ``kinds``.
         for kind in kinds:
             trial, spectral = worst[kind]
             perturbed_params = _perturb(params, trial.move)
@@ -228,7 +230,7 @@ def _ascend(
     for _ in range(steps):
         if not math.isfinite(best.frobenius):
             break
-        # A full step goes to the normalised gradient, a half step to the middle direction.
+        # A full step goes to the normalised gradient, a half step halfway between the two.
         direction = best.move / R
         perturbed = _perturb(neighbourhood.params, best.move)
         gradient_direction = _unit_columns(neighbourhood.ascent_direction(perturbed, R), direction)
@@ -242,7 +244,7 @@ def _ascend(
 
 
 def _unit_columns(move: Move, fallback: Move) -> Move:
-    """Return the columns scaled to length one; columns without a direction come from fallback."""
+    """Return the columns scaled to length one, those of ``fallback`` where they have no length."""
     lengths = scaled_norm(move, axis=0, keepdims=True)
     has_direction = (lengths > 0) & jnp.isfinite(lengths)
     return jnp.where(has_direction, move / jnp.where(has_direction, lengths, 1), fallback)

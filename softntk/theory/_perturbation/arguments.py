@@ -13,7 +13,7 @@ from softntk.networks import Parameters
 from softntk.theory._arguments import check_weights
 
 PERTURBATION_KINDS = ("random", "adversarial")
-"""Kinds of moves that are searched for; the weights of a path are a third kind, "path"."""
+"""Kinds of perturbations that are searched for; the weights of a path are a third kind, "path"."""
 
 
 def to_double(params: Parameters) -> Parameters:
@@ -35,14 +35,15 @@ def check_radii(radii: float | Sequence[float] | Float[np.ndarray | Array, " q"]
 
 
 def check_kinds(kinds: object, path: object) -> tuple[str, ...]:
-    """Return the kinds as a tuple; refuse none of them without a path."""
+    """Return the kinds as a tuple; refuse unknown and repeated ones, and none without a path."""
     if isinstance(kinds, str) or not isinstance(kinds, Sequence):
         raise ValueError(
             f"kinds must be a tuple of names among {sorted(PERTURBATION_KINDS)}, got {kinds!r}."
         )
     for kind in kinds:
         check_choice("kinds", kind, PERTURBATION_KINDS)
-    if len(set(kinds)) < len(kinds) or not (kinds or path is not None):
+    has_entries = bool(kinds) or path is not None
+    if len(set(kinds)) < len(kinds) or not has_entries:
         raise ValueError(
             "kinds must name each kind once, and at least one where there is no path, "
             f"got {tuple(kinds)}."

@@ -23,22 +23,23 @@ from softntk._linalg.norms import host_norm
 from softntk._linalg.rigorous import Interval, perron_norm
 from softntk._two_layer.architecture import row_vectors
 from softntk.networks import Architecture, Parameters, row_factors
+from softntk.theory._arguments import with_bias_feature
 from softntk.theory._perturbation.softmax_bound import SoftmaxExpansion
 
 RADIUS_MARGIN = 1e-9
-"""Added to R, relative, so that the rounding of the enclosures is covered."""
+"""Relative margin on R that covers the rounding of the enclosures."""
 
 MIN_NORMALISER_RATIO = 1e-14
-"""A normaliser below this part of the sum of moduli is no more than rounding."""
+"""A normaliser below this part of the sum of moduli may be all rounding."""
 
 
 class IntervalBound:
-    """A function R ↦ (Frobenius, spectral) norm that ‖H(W̃) − H(W)‖ does not exceed.
+    """The function from R to a (Frobenius, spectral) bound of ‖H(W̃) − H(W)‖.
 
     It must be called where JAX has float64.
 
     Attributes:
-        architecture: of the network.
+        architecture: the network.
         params: W.
         x: points, [n, d].
     """
@@ -79,7 +80,7 @@ class IntervalBound:
         infinite = np.full(self._inner_products.shape, np.inf)
         zero = np.zeros(self._inner_products.shape)
         has_readout = self.architecture.train_readout
-        # Overflow gives infinite bounds, and what is undefined becomes infinite below.
+        # Overflow gives infinite bounds, and NaN becomes infinite below.
         with np.errstate(all="ignore"):
             enclosures = _enclose_factors(self.architecture, self.params, self.x, R)
             if enclosures is None:
@@ -108,8 +109,8 @@ def _norm_bounds(change: Float[np.ndarray, "p p"]) -> tuple[float, float]:
 def _enclose_factors(
     architecture: Architecture, params: Parameters, x: np.ndarray, R: float
 ) -> tuple[Interval, Interval] | None:
-    """Return enclosures of g, [nk, m], and of the features, [n, m]; None where there is none."""
-    # 1. Logits, and how far they move; a bias is the weight of a feature that is one.
+    """Return enclosures of g, [nk, m], and of the features γu/α, [n, m]; None without a bound."""
+    # 1. Logits, and how far they move.
     activation = architecture.activation
     a = np.asarray(params.readout)
     enclosure = activation.enclosure
@@ -118,8 +119,7 @@ def _enclose_factors(
     z = x @ np.asarray(params.hidden)
     if params.bias is not None:
         z = z + np.asarray(params.bias)
-        x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
-    delta = R * host_norm(x, axis=1, keepdims=True)
+    delta = R * host_norm(with_bias_feature(x, params), axis=1, keepdims=True)
     shift = activation.log_scale(jnp.asarray(z)) if architecture.normalized else 0.0
 
     # 2. u and u', in units of e^shift, evaluated as in the network itself.
@@ -158,11 +158,11 @@ def _row_products(slopes: Interval, readout: Interval) -> Interval:
 def mean_interval(a: Float[np.ndarray, "m k"], u: Interval) -> Interval:
     """Return the exact range of ⟨a_ℓ, u⟩/1ᵀu for every u_r in its interval with 1ᵀu > 0, [n, k].
 
-    A ratio of linear functions is largest at a corner. Where it is μ⁺, ⟨a − μ⁺, u⟩ is at its
-    largest value, zero, so that u_r is at its upper end for a_r > μ⁺ and at its lower end for
-    a_r < μ⁺. With the units sorted by a only m + 1 corners have to be compared.
+    A ratio of linear functions is largest at a corner of the box. Where it takes its largest value
+    μ⁺, ⟨a − μ⁺, u⟩ has its largest value, zero. So u_r is at its upper end for a_r > μ⁺ and at its
+    lower end for a_r < μ⁺. With the units sorted by a only m + 1 corners have to be compared.
     """
-    # Ends of μ are ratios with one end of u for the units below a threshold and the other above.
+    # At a corner the units below a threshold of a have one end of u, and those above the other.
     lower_ends = []
     upper_ends = []
     for column in a.T:

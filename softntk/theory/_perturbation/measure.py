@@ -54,15 +54,16 @@ class Perturbation:
         radius: R, the largest ‖w̃_r − w_r‖ (with the bias as one more weight).
         frobenius: the largest ‖H(W̃) − H(W)‖_F that was found; +inf if a move leaves the network's
             domain.
-        spectral: the largest ‖H(W̃) − H(W)‖₂.
-        paper: the paper's bound of both; +inf where it has none.
-        ours_frobenius: our bound of the first; +inf where there is none.
-        ours_spectral: our bound of the second.
-        worst: the weights W̃ of ``frobenius``, a leading axis [r].
+        spectral: the largest ‖H(W̃) − H(W)‖₂ that was found; that of the adversary includes the
+            random moves.
+        paper: the paper's bound of both norms; +inf where it has none.
+        ours_frobenius: our bound of the Frobenius norm; +inf where there is none.
+        ours_spectral: our bound of the spectral norm.
+        worst: the weights W̃ at which ``frobenius`` was found, with a leading axis [r].
         size: ‖H(W)‖_F.
         smallest: λ_min(H(W)).
         largest: λ_max(H(W)).
-        converted: whether weights or points were not in float64, in which all of this was computed.
+        converted: whether weights or points were not in float64, in which everything is computed.
     """
 
     kind: tuple[str, ...]
@@ -79,7 +80,11 @@ class Perturbation:
     converted: bool
 
     def of(self, kind: str) -> "Perturbation":
-        """Return the entries of one kind, in the order of their radii or along the path."""
+        """Return the entries of one kind, in the order of their radii or along the path.
+
+        Raises:
+            ValueError: there are no entries of this kind.
+        """
         check_choice("kind", kind, dict.fromkeys(self.kind))
         # Every array field and every leaf of the weights has the same leading axis.
         selected = np.array([name == kind for name in self.kind], bool)
@@ -106,25 +111,28 @@ def perturbation(
     r"""Return ‖H(W̃) − H(W)‖ for ‖w̃_r − w_r‖ ≤ R: measured, bounded by the paper, and by us.
 
     Use it to see how far the weights of a network may move before its kernel changes, and how loose
-    a bound on that is. R holds for every neuron r.
+    a bound on that is. Every neuron r may move by R.
 
-    **Measured.** Random: every neuron moves by exactly R in its own direction, uniform on the
-    sphere; the largest of some trials. Adversarial: from the worst of these (and from the adversary
-    of the previous radius) Δ ← R·(G_r/‖G_r‖)_r, with G the gradient of ½‖H(W + Δ) − H(W)‖_F² by
-    reverse differentiation. For small R that is the power method for the derivative of H on a
-    product of balls, and monotone; a step that does not help is halved. Where H is piecewise
-    constant (relu) the gradient is taken through softplus slopes, as wide as the move is in logits.
-    Path: weights that training passed through.
+    **Measured.**
 
-    **Paper.** R n k e^{10B} for points of the unit ball,
-    :func:`softntk.theory.bounds.perturbation_bound`, and that of relu. For s = max‖x_i‖ > 1, H at
-    x, W is s² times H at x/s, sW: s² times the bound at sR, sσ. It is a statement about small R
-    (below 0.01, as remembered), and for exp, which grows like e^{2R}, false where R is large.
+    - random: every neuron moves by exactly R in a direction of its own, uniform on the sphere. The
+      largest change of some trials counts.
+    - adversarial: ascent from the worst of these, or from the adversary of the previous radius, Δ ←
+      R·(G_r/‖G_r‖)_r, with G the gradient of ½‖H(W + Δ) − H(W)‖_F² by reverse differentiation. For
+      small R this is the power method for the derivative of H on a product of balls, and monotone;
+      a step that does not help is halved. Where H is piecewise constant (relu) the gradient is
+      taken through the slopes of softplus, stretched to the range of logits that a move covers.
+    - path: weights that training passed through.
 
-    **Ours** holds for *every* move of at most R. The logit z_ir moves by at most δ_i = ‖x_i‖R (x
-    with a 1 appended under bias). So u and u' stay between the extremes that they have on [z_ir −
-    δ_i, z_ir + δ_i]: at its ends if they increase, as for exp, res_exp and relu (whose u' changes
-    only in units with |z_ir| ≤ δ_i). Then, interval by interval:
+    **The paper's bound** is R n k e^{10B} for points of the unit ball, and another one for relu
+    (:func:`softntk.theory.bounds.perturbation_bound`). For s = max‖x_i‖ > 1, H at x, W is s² times
+    H at x/s, sW: the bound is then s² times that at sR, sσ. It is a statement about small R (below
+    0.01, as remembered). For exp, whose kernel grows like e^{2R}, it is false where R is large.
+
+    **Our bound** holds for *every* move of at most R. The logit z_ir moves by at most δ_i = ‖x_i‖R
+    (x with a 1 appended under bias). So u and u' stay between the extremes that they have on [z_ir
+    − δ_i, z_ir + δ_i]. These are at the ends of the interval if u and u' increase, as for exp,
+    res_exp and relu (whose u' changes only in units with |z_ir| ≤ δ_i). Then, interval by interval:
 
     1. α_i = Σ_r u(z_ir) lies in [Σu⁻, Σu⁺]. If Σu⁻ > 0 (always for exp; else there is no bound), v
        = u'/α lies between u'⁻/Σu⁺ and u'⁺/Σu⁻ for u' ≥ 0.
@@ -140,9 +148,9 @@ def perturbation(
 
     Moves below about 1e-12 of the weights are lost in rounding.
 
-    **Ours, softmax**, is the smallest of that bound and two more, because here the derivative of H
-    nearly cancels. With f the softmax of row i, ζ_r the move of logit (i, r), α_iℓ = a_ℓ − μ_iℓ and
-    s_iℓ = f_i∘α_iℓ, ∂f = f∘(ζ − ⟨f, ζ⟩) gives
+    **For softmax** our bound is the smallest of this one and two more, because here the derivative
+    of H nearly cancels. With f the softmax of row i, ζ_r the move of logit (i, r), α_iℓ = a_ℓ −
+    μ_iℓ and s_iℓ = f_i∘α_iℓ, ∂f = f∘(ζ − ⟨f, ζ⟩) gives
 
         ⟨∂g_iℓ, g_jℓ'⟩ = γ² Σ_r f_ir ζ_r q_r,    q = α_iℓ∘(s_jℓ' − ν) − c,
         ν = ⟨f_i, s_jℓ'⟩,    c = ⟨s_iℓ, s_jℓ'⟩.
@@ -161,9 +169,9 @@ def perturbation(
     8. ‖g_iℓ‖² ≤ γ² max f Var a ≤ γ²A², wherever the weights are: |H̃ − H| ≤ |H| + γ²A_ℓA_ℓ'|⟨x_i,
        x_j⟩|. ∎
 
-    No factor e^{10B} remains. As σ → 0 f becomes uniform, and for ±1 readouts in pairs ±a q
+    No factor e^{10B} remains. As σ → 0, f becomes uniform. For ±1 readouts in pairs ±a, q then
     vanishes where ℓ = ℓ', and so does the derivative of these blocks (all of H if k = 1): this is
-    the effect of normalisation. For exp it does not vanish.
+    the effect of normalisation. For exp the derivative does not vanish.
 
     Args:
         net: a network of :func:`softntk.networks.two_layer`. Activations without an enclosure have
@@ -171,18 +179,18 @@ def perturbation(
         params: W, around which the weights move.
         x: points, [n, d].
         radii: R, one or several, each once.
-        key: of the random directions; they are the same at every radius.
-        kinds: of "random" and "adversarial"; none if a path is given.
-        trials: random moves a radius.
-        ascent_steps: of the adversary.
+        key: random key of the directions, which are the same at every radius.
+        kinds: one or both of "random" and "adversarial"; may be empty if a path is given.
+        trials: number of random moves for each radius.
+        ascent_steps: largest number of steps of the adversary.
         path: weights with a leading axis, or a sequence of them; each is an entry with its own
             radius.
         failure: δ of the paper's bound.
-        constants: of the paper's bound.
+        constants: those of the paper's bound.
 
     Returns:
-        A :class:`Perturbation`, computed in float64 whatever the inputs; for "paper" networks
-        kernels, and so all norms, are m times as large. Every matrix is formed: nk × nk.
+        A :class:`Perturbation`, computed in float64 whatever the inputs. For "paper" networks
+        kernels, and so all norms, are m times as large. Kernels are formed as matrices [nk, nk].
 
     Raises:
         ValueError: net no network, params not of it, key no key; a radius that is not positive and
@@ -201,7 +209,7 @@ def perturbation(
         >>> bool((p.ours_frobenius < 0.01 * p.paper).all())
         True
 
-    Source: arXiv 2405.03251, the lemma on perturbed weights; the bound of ours is ours.
+    Source: arXiv 2405.03251, the lemma on perturbed weights; our bound and its proof are ours.
     """
     # 1. Check the arguments.
     net = check_network("net", net)

@@ -21,12 +21,13 @@ from jaxtyping import Float
 from softntk._linalg.norms import host_norm
 from softntk._linalg.rigorous import perron_norm
 from softntk.networks import Architecture, Parameters
+from softntk.theory._arguments import with_bias_feature
 
 CANCELLATION_MARGIN = 1e-12
 """Rounding of Q relative to the sum of the positive terms that it is a difference of."""
 
 MIN_PROBABILITY = 1e-300
-"""Smallest weight h_r of a unit, by which is divided."""
+"""Smallest weight h_r of a unit, so that quotients by it stay finite."""
 
 
 def _as_rows(values: Float[np.ndarray, "n k m"]) -> Float[np.ndarray, "p m"]:
@@ -43,24 +44,24 @@ class SoftmaxExpansion:
     """Bounds of ‖H(W̃) − H(W)‖ for a softmax network, without the part of a trained readout.
 
     Attributes:
-        f: [n, m].
+        f: the softmax of each row, [n, m].
         lengths: ‖x_i‖, with a 1 appended under bias, [n].
         inner_products: γ²|⟨x_i, x_j⟩|, with rows (i, ℓ), [nk, nk].
         centred_readout: α, [n, k, m].
         half_ranges: A, [k].
-        derivative_norms: above the (Frobenius, spectral) norm of DH along moves of length one.
-        total_norms: above the (Frobenius, spectral) norm of H(W̃) − H(W) for any W̃.
+        k: number of outputs.
+        derivative_norms: bounds of the (Frobenius, spectral) norm of DH along moves of length one.
+        total_norms: bounds of the (Frobenius, spectral) norm of H(W̃) − H(W) for any W̃.
     """
 
     def __init__(self, architecture: Architecture, params: Parameters, x: np.ndarray) -> None:
         readout = np.asarray(params.readout)
         self.k = params.readout.shape[1]
-        # 1. The softmax; a bias is the weight of a feature that is one.
+        # 1. The softmax.
         z = x @ np.asarray(params.hidden)
-        points = x
         if params.bias is not None:
             z = z + np.asarray(params.bias)
-            points = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+        points = with_bias_feature(x, params)
         self.lengths = host_norm(points, axis=1)
         # The shift by the largest logit prevents overflow and cancels.
         power = np.exp(z - z.max(axis=1, keepdims=True))
@@ -87,7 +88,7 @@ class SoftmaxExpansion:
         )
 
     def _total_norms(self) -> tuple[float, float]:
-        """Return the bound of step 8 for any move: |H| at W plus the largest |H| there can be."""
+        """Return the bound of step 8 for any move: |H| at W plus the largest possible |H|."""
         # ‖g_iℓ‖ ≤ γA_ℓ wherever the weights are, because the variance of a is at most A².
         s = (self.f[:, None] * self.centred_readout).reshape(len(self.inner_products), -1)
         largest_norms = np.tile(self.half_ranges, len(self.f))

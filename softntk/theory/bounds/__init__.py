@@ -1,8 +1,8 @@
 """The first paper's statements as numbers: width, steps, step size and radius for three families.
 
-The families are softmax, exp and ReLU.
-With n points, k outputs, λ = λ_min of the infinite-width kernel, failure probability δ and B =
-max(Cσ√log(nk/δ), 1) (:func:`growth`), for ``parameterization="ntk"``:
+The families are softmax, exp and ReLU. The symbols are n points, k outputs, λ = λ_min of the
+infinite-width kernel, failure probability δ, and B = max(Cσ√log(nk/δ), 1) (:func:`growth`). For
+``parameterization="ntk"``:
 
 | | softmax, exp | relu |
 |---|---|---|
@@ -14,13 +14,13 @@ max(Cσ√log(nk/δ), 1) (:func:`growth`), for ``parameterization="ntk"``:
 | :func:`smallest_eigenvalue` | ¾λ − the bound above | ¾λ − the bound above |
 | :func:`descent_factor` | 1 − ηλ/2 | 1 − ηλ/2 |
 
-The paper writes F = m⟨a, softmax⟩, √m times our F (``parameterization="paper"``): there kernels are
-m times as large, and so are their changes; learning rates are m times smaller, and D is 4 m⁻¹ λ⁻¹
+The paper writes F = m⟨a, softmax⟩, √m times our F (``parameterization="paper"``). There kernels are
+m times as large, and so are their changes. Learning rates are m times smaller, and D is 4 m⁻¹ λ⁻¹
 …, for residuals that are √m times as large. The λ of every function is that of the "ntk" kernel,
-λ_min(kernel)/m of the other.
+which is λ_min(kernel)/m of the "paper" kernel.
 
-The full text was not available. Exponents and constants are as remembered, so they are fields of
-:class:`Constants`; those hidden in Ω are 1, except for T, whose 20 = 2/0.1 makes
+The paper's full text was not available. Exponents and constants are as remembered, so they are
+fields of :class:`Constants`. Constants that Ω hides are 1, except for T, whose 20 = 2/0.1 makes
 (1 − ηλ/2)^T nk ≤ ε true. The paper compares with ReLU for k = 1; k and δ enter its column by
 analogy. Everything is computed in logarithms: a width of 1e40 is a number, and +inf stands for
 numbers beyond the largest float.

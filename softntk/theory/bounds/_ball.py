@@ -32,13 +32,13 @@ def radius(
 ) -> float:
     """Return the largest move of a neuron, D = 4 m^{-1/2} λ⁻¹ e^{3B} √(nk) ‖Y − F(0)‖_F.
 
-    "paper": m⁻¹ instead of m^{-1/2}. Use it as the R of :func:`perturbation_bound`, to see whether
-    the kernel stays positive definite during training.
+    For "relu" there is no e^{3B}, for "paper" m⁻¹ instead of m^{-1/2}. Use it as the R of
+    :func:`perturbation_bound`, to see whether the kernel stays positive definite during training.
 
     A neuron's gradient is at most e^{3B} √(nk) m^{-1/2} times the residual, which shrinks like
     (1 − ηλ/2)^{τ/2}: the sum of η e^{3B} √(nk) m^{-1/2} (1 − ηλ/2)^{τ/2} over all steps is at most
-    D. In the other scaling the gradient has no m^{-1/2} and the rate is mηλ/2, which gives m⁻¹; for
-    the same move of the weights its residual is √m times ours.
+    D. For "paper" the gradient has no m^{-1/2} and the rate is mηλ/2, which gives m⁻¹; for the same
+    move of the weights its residual is √m times ours.
 
     Args:
         residual: ‖Y − F(0)‖_F, in the scaling of the parameterization.
@@ -56,7 +56,7 @@ def radius(
         D; +inf beyond the largest float.
 
     Raises:
-        ValueError: as :func:`softntk.theory.required_width`; residual not positive; width no
+        ValueError: as for :func:`softntk.theory.required_width`; residual not positive; width no
             positive integer; an unknown parameterization.
 
     Example:
@@ -68,7 +68,7 @@ def radius(
     residual = known_number("residual", residual, above=0)
     width = check_positive_int("width", width)
     B = checked_growth(family, n, smallest, k, sigma, failure, constants)
-    kernel_scale(parameterization, width)  # checks both
+    kernel_scale(parameterization, width)  # only for its checks of both
     # The logarithm of the product, term by term.
     width_power = 1.0 if parameterization == "paper" else 0.5
     log_scale = (
@@ -95,8 +95,9 @@ def perturbation_bound(
 ) -> float:
     """Return the paper's bound ‖H(W̃) − H(W)‖_F ≤ R n k e^{10B} for ‖w̃_r − w_r‖ ≤ R.
 
-    relu: 2 R n k/σ. It is for points within the unit ball. Use it to see the paper's numbers;
-    :func:`softntk.theory.perturbation` measures the change and has a much smaller, proven bound.
+    For "relu" it is 2 R n k/σ. The points must lie in the unit ball. Use it to see the paper's
+    numbers; :func:`softntk.theory.perturbation` measures the change and has a much smaller, proven
+    bound.
 
     Args:
         R: the largest move of a neuron.
@@ -113,7 +114,7 @@ def perturbation_bound(
         The bound; +inf beyond the largest float.
 
     Raises:
-        ValueError: as :func:`softntk.theory.required_width`; R not positive; an unknown
+        ValueError: as for :func:`softntk.theory.required_width`; R not positive; an unknown
             parameterization; no width where one is needed.
 
     Example:
@@ -123,7 +124,7 @@ def perturbation_bound(
     Source: arXiv 2405.03251, the lemma on perturbed weights; relu: Song and Yang, arXiv 1906.03593,
     Lemma 3.2, for σ = 1.
     """
-    # λ does not enter: any positive number passes the shared check.
+    # λ does not enter the bound: 1 stands for it in the shared check.
     R = known_number("R", R, above=0)
     B = checked_growth(family, n, 1.0, k, sigma, failure, constants)
     scale = kernel_scale(parameterization, width)
@@ -164,10 +165,10 @@ def smallest_eigenvalue(
         constants: see :class:`softntk.theory.bounds.Constants`.
 
     Returns:
-        The bound; without content where it is not positive.
+        The bound; it says nothing where it is not positive.
 
     Raises:
-        ValueError: as :func:`perturbation_bound`; λ not positive.
+        ValueError: as for :func:`perturbation_bound`; λ not positive.
 
     Example:
         >>> round(smallest_eigenvalue(1e-4, 10, 0.4, family="relu"), 3)

@@ -18,7 +18,9 @@ FAMILIES = ("relu", "exp", "softmax")
 
 @dataclass(frozen=True)
 class Constants:
-    """Constants and exponents of the paper's statements; defaults as remembered.
+    """Constants and exponents of the paper's statements; the defaults are as remembered.
+
+    Use it to see how much a statement depends on what is not known for certain.
 
     Attributes:
         concentration: C in B.
@@ -49,7 +51,7 @@ class Constants:
 
     def __post_init__(self) -> None:
         """Refuse factors that are not positive; exponents and C may be any number."""
-        # C may be negative too, because B is at least one.
+        # C may be zero or negative, because B is at least one in any case.
         factor_names = ("width", "step", "steps", "radius", "relu_perturbation")
         for constant in dataclasses.fields(self):
             value = getattr(self, constant.name)
@@ -140,7 +142,7 @@ def growth_exponent(family: str, power: float) -> float:
 
 
 def kernel_scale(parameterization: str, width: int | None) -> int:
-    """Return the factor of kernels in that parameterization: m for "paper", 1 for "ntk"."""
+    """Return the factor of kernels in a parameterization: m for "paper", 1 for "ntk"."""
     check_choice("parameterization", parameterization, PARAMETERIZATIONS)
     if width is None and parameterization != "paper":
         return 1

@@ -56,10 +56,11 @@ def required_width(
 ) -> float:
     """Return the width from which training provably converges, λ⁻² n²k² e^{18B} log²(nk/δ).
 
-    relu: λ⁻² n²k² log(nk/δ). Use it to see how the requirement grows; a certificate of the
-    instance needs a much smaller width: :func:`softntk.theory.certify_convergence`. With another
-    exponent (``constants.width_exponent``) it is the width from which ‖H(0) − H*‖_F ≤ λ/4 at the
-    start.
+    For "relu" it is λ⁻² n²k² log(nk/δ). Use it to see how the requirement grows. A certificate for
+    one network and its data needs a much smaller width:
+    :func:`softntk.theory.certify_convergence`. With another exponent
+    (``constants.width_exponent``) it is the width from which the initial kernel is close to its
+    limit, ‖H(0) − H*‖_F ≤ λ/4.
 
     Args:
         family: "softmax", "exp" or "relu".
@@ -109,8 +110,9 @@ def required_steps(
 ) -> float:
     """Return the number of steps to ‖F(T) − Y‖² ≤ ε, 20 λ⁻² n²k² e^{16B} log(nk/ε).
 
-    relu: without e^{16B}. Use it with steps of size :func:`learning_rate` and an initial loss of
-    nk. 20 is 2/0.1: since 1 − t ≤ e^{−t}, T = (2/ηλ) log(nk/ε) brings (1 − ηλ/2)^T nk below ε.
+    For "relu" there is no e^{16B}. It is for steps of size :func:`learning_rate` and an initial
+    loss of at most nk. Use it to see how training time grows. The factor 20 is 2/0.1: since 1 − t ≤
+    e^{−t}, T = (2/ηλ) log(nk/ε) brings (1 − ηλ/2)^T nk below ε.
 
     Args:
         accuracy: ε, of the sum of squares over all points and outputs.
@@ -126,7 +128,7 @@ def required_steps(
         T, not rounded; zero for ε ≥ nk, +inf beyond the largest float.
 
     Raises:
-        ValueError: as :func:`required_width`; ε not positive.
+        ValueError: as for :func:`required_width`; ε not positive.
 
     Example:
         >>> round(required_steps("relu", 10, 1.0, 0.1))
@@ -136,7 +138,7 @@ def required_steps(
     """
     accuracy = known_number("accuracy", accuracy, above=0)
     B = checked_growth(family, n, smallest, k, sigma, failure, constants)
-    # log(nk/ε); nothing is to be done where the initial loss is below ε already.
+    # log(nk/ε); no step is needed where the initial loss is below ε already.
     log_reduction = math.log(n) + math.log(k) - math.log(accuracy)
     if log_reduction <= 0:
         return 0.0
@@ -158,7 +160,8 @@ def learning_rate(
 ) -> float:
     """Return the paper's step size, η = 0.1 λ/(n²k² e^{16B}), and m times less for "paper".
 
-    Use it with :func:`required_steps`; it is :func:`softntk.solvers.step_sizes.paper` at this B.
+    For "relu" there is no e^{16B}. Use it with :func:`required_steps`; it is
+    :func:`softntk.solvers.step_sizes.paper` at the B of these arguments.
 
     Args:
         parameterization: "ntk" or "paper".
@@ -175,7 +178,7 @@ def learning_rate(
         η; zero if it underflows.
 
     Raises:
-        ValueError: as :func:`required_width`; an unknown parameterization; no width where one is
+        ValueError: as for :func:`required_width`; an unknown parameterization; no width where it is
             needed.
 
     Example:
@@ -194,9 +197,10 @@ def learning_rate(
 def descent_factor(
     smallest: float, rate: float, *, parameterization: str = "ntk", width: int | None = None
 ) -> float:
-    """Return the largest factor of a step on ‖F − Y‖²: 1 − ηλ/2, or 1 − mηλ/2 for "paper".
+    """Return the factor by which a step shrinks ‖F − Y‖² at least, 1 − ηλ/2.
 
-    Use it to predict the loss after a number of steps, as long as the kernel stays near its start.
+    For "paper" it is 1 − mηλ/2. Use it to bound the loss after a number of steps, as long as the
+    kernel stays near its start.
 
     Args:
         smallest: λ of the "ntk" kernel.
@@ -255,10 +259,10 @@ def table(
         constants: see :class:`Constants`.
 
     Returns:
-        Three :class:`Row`; ``print(row)``, or ``rich_table.add_row(*map(str, row))``.
+        Three :class:`Row`, which ``print(row)`` shows as lines of text.
 
     Raises:
-        ValueError: as :func:`required_steps`.
+        ValueError: as for :func:`required_steps`.
 
     Example:
         >>> [row.family for row in table(10, 0.5, 0.01)]

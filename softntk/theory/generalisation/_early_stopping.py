@@ -38,9 +38,10 @@ class EarlyStopping:
 
     Attributes:
         time: t, learning rate × steps; +inf where it is beyond the largest float.
-        steps: with a learning rate: the number of steps to make; otherwise None.
+        steps: the number of steps to make, if a learning rate was given; otherwise None.
         critical_radius: ε̂ = 1/√(nt).
-        error: E ‖F_t − F*‖²/n on the training points is at most this; with steps, for these.
+        error: upper bound of E ‖F_t − F*‖²/n, for each output, on the training points; after
+            ``steps`` steps if there are any, otherwise at ``time``.
     """
 
     time: float
@@ -63,41 +64,42 @@ def early_stopping_time(
     Use it to stop gradient descent on noisy targets without a validation set, given the norm of the
     noiseless function. :func:`least_risk_time` stops later, with a smaller bound.
 
-    The paper: loss 1/(2n)Σ, λ̂_i the eigenvalues of H/n, η the sum of the step sizes, targets F* of
-    norm at most 1. It stops before the first step at which
+    **The rule.** Raskutti, Wainwright and Yu take the loss 1/(2n)Σ(F − Y)² and targets F* of norm
+    at most 1. With λ̂_i the eigenvalues of H/n and η the sum of the step sizes, they stop before the
+    first step at which
 
         R̂(1/√η) > c/(ση),    R̂(ε) = √(1/n Σ min(λ̂_i, ε²)),    c = 1/(2e).
 
-    Ours is ½ΣΣ, n times that loss, so η = nt; targets of norm at most B are those of norm 1, with
-    noise σ/B, times B. Then n cancels, and with λ_i = nλ̂_i the rule is
+    Our loss is ½ΣΣ(F − Y)², n times theirs, so η = nt. Targets of norm at most B are B times those
+    of norm 1, with noise σ/B. Then n cancels, and with λ_i = nλ̂_i the rule is
 
         t Σ min(tλ_i, 1) > (cB/σ)².
 
-    The left side increases from zero, so t is unique, and a root of a quadratic between two 1/λ_i:
-    no search is needed.
+    The left side increases from zero, so t is unique. It is the root of a quadratic between two
+    values 1/λ_i: no search is needed.
 
-    **The error it leaves** (proof in expectation; the paper has 12 B²ε̂² with high probability).
-    With noise of variance σ² and F_0 = 0, flow, or steps with ηλ_max ≤ 1, leave at most the share
-    e^{−λt} of the signal as bias, and let in at most the share 1 − e^{−λt} ≤ min(λt, 1) of the
-    noise:
+    **The error it leaves** (here in expectation; theirs is 12 B²ε̂² with high probability). Let the
+    noise have variance σ², and F_0 = 0. Gradient flow, and descent with ηλ_max ≤ 1, leave at most
+    the share e^{−λt} of the signal as bias, and let in at most the share min(λt, 1) of the noise:
 
         E‖F_t − F*‖² ≤ Σ e^{−2λ_i t}⟨q_i, F*⟩² + σ² Σ min(tλ_i, 1)²
                      ≤ B² min(λ_max, 1/(2et)) + σ² Σ min(tλ_i, 1)²,
 
-    as λe^{−2λt} ≤ 1/(2et) and Σ⟨q_i, F*⟩²/λ_i ≤ B². At the t of the rule the last sum is at most
-    c²B²/t, and the whole at most (1/(2e) + c²)B²/t: so the squared error a point is at most 0.218
-    B²ε̂². At c = 1, ε̂ (for B = 1) is the fixed point of the local Rademacher complexity itself,
-    σR̂(ε̂) = ε̂²; t is larger, and the factor is 1.184, of a smaller ε̂². The paper's c leaves room
-    for its high probability.
+    as λe^{−2λt} ≤ 1/(2et) and Σ⟨q_i, F*⟩²/λ_i ≤ B². At the t of the rule the last term is at most
+    c²B²/t, and both together at most (1/(2e) + c²)B²/t: the squared error per point is at most
+    0.218 B²ε̂². At c = 1, ε̂ (for B = 1) is the fixed point of the local Rademacher complexity
+    itself, σR̂(ε̂) = ε̂²; t is larger, and the factor is 1.184, of a smaller ε̂². Their smaller c is
+    what makes the bound hold with high probability.
 
     Args:
         gram: H, [n, n], or [n, n, k, k] (then n·k stands for n), or None with eigenvalues.
-        noise: σ > 0, the standard deviation of the noise, of every output; :func:`noise_level`
-            estimates it.
-        norm: B > 0, of the function without the noise, √(F*ᵀH⁻¹F*); the paper assumes 1.
-        learning_rate: η of steps on ½ΣΣ(F−Y)², at most 1/λ_max.
+        noise: σ > 0, the standard deviation of the noise, the same for every output;
+            :func:`noise_level` estimates it.
+        norm: B > 0, an upper bound of √(F*ᵀH⁻¹F*), the norm of the noiseless function, which
+            :func:`rkhs_norm` computes from noiseless targets.
+        learning_rate: η of steps on ½ΣΣ(F−Y)², at most 1/λ_max; None for the time alone.
         eigenvalues: λ, [p], all of them, in any order, instead of the gram.
-        constant: c.
+        constant: c > 0; a larger one stops later.
 
     Returns:
         :class:`EarlyStopping`.
@@ -124,7 +126,7 @@ def early_stopping_time(
     n = len(values)
     largest = float(values[0])
     values = values[values > 0] / largest
-    # 2. The complexity t Σ min(tλ_i, 1) at the stopping time is (cB/σ)² = root².
+    # 2. The complexity t Σ min(tλ_i, 1) reaches (cB/σ)² = root² at the stopping time.
     root = constant * (norm / noise) * math.sqrt(largest)
     root = min(max(root, MIN_COMPLEXITY_ROOT), MAX_COMPLEXITY_ROOT)
     complexity = root * root
@@ -134,7 +136,9 @@ def early_stopping_time(
     with np.errstate(over="ignore"):
         break_complexities = (np.arange(len(values)) + tail_sums[:-1] / values) / values
     k = int(np.searchsorted(break_complexities, complexity, side="right"))
-    time = 2 * root * (root / (k + math.hypot(k, 2 * math.sqrt(tail_sums[k]) * root)))
+    # 2 root²/(k + √(k² + 4 S root²)) loses no digits, and forms no square that may overflow.
+    discriminant_root = math.hypot(k, 2 * math.sqrt(tail_sums[k]) * root)
+    time = 2 * root * (root / (k + discriminant_root))
     # 4. Whole steps, if there is a learning rate.
     stopping_time = time
     steps = None
@@ -182,12 +186,13 @@ def _last_step(values: np.ndarray, complexity: float, time: float, rate: float) 
 
     # The quotient may be off by one step through rounding: the rule itself decides.
     steps = math.floor(time / rate)
-    steps += not exceeds(steps + 1)
-    return steps - exceeds(steps)
+    if not exceeds(steps + 1):
+        return steps + 1
+    return steps - 1 if exceeds(steps) else steps
 
 
 def _squared_norm(bias: float, deviations: np.ndarray) -> float:
-    """Return the sum of the squares, +inf beyond the largest float."""
+    """Return bias² plus the sum of the squared deviations, +inf beyond the largest float."""
     with np.errstate(over="ignore"):
         return float(np.sum(np.append(deviations, bias) ** 2))
 
@@ -210,26 +215,25 @@ def least_risk_time(
 
     Use it to stop on noisy targets when only the norm of the noiseless function is known. With
     F_0 = 0, noise of variance σ² and ‖F*‖ ≤ B in the kernel's space, the risk at the training
-    points is, exactly, at most
+    points satisfies
 
         E‖F_t − F*‖² ≤ B² max_i λ_i e^{−2λ_i t} + σ² Σ (1 − e^{−λ_i t})²,
 
-    with equality for F* = B √λ_i q_i at the i of the maximum. The rule of
-    :func:`early_stopping_time` compares bounds of the two terms, and with the constant of its
-    proof, 1/(2e), stops ten to seventy times earlier in score estimation; this function minimises
-    the sum itself.
+    with equality for F* = B √λ_i q_i at the i of the maximum. This function minimises the right
+    side. The rule of :func:`early_stopping_time` compares bounds of its two terms; with the
+    constant of its proof, 1/(2e), it stops ten to seventy times earlier in score estimation.
 
     Args:
         gram: H, as for :func:`early_stopping_time`.
-        noise: σ > 0.
-        norm: B > 0.
+        noise: σ > 0, the standard deviation of the noise.
+        norm: B > 0, the norm of the noiseless function.
         eigenvalues: λ, [p], instead of the gram.
 
     Returns:
-        :class:`EarlyStopping`, ``steps`` None; ``error`` is the worst risk a point.
+        :class:`EarlyStopping`, with ``steps`` None; ``error`` is the worst risk per point.
 
     Raises:
-        ValueError: as :func:`early_stopping_time`.
+        ValueError: as for :func:`early_stopping_time`.
 
     Example:
         >>> import numpy as np
@@ -261,8 +265,8 @@ def least_risk_time(
         return signal_weight * bias + noise_weight * variance
 
     # 3. The direction of the maximum changes with t, so there may be several minima: a grid first.
-    #    Where noise outweighs the signal the risk is about S (1 − 2t) + N Σλ² t², with its minimum
-    #    at t = S/(N Σλ²), which the grid must contain.
+    #    Where noise outweighs the signal the risk is about S (1 − 2t) + N Σλ² t², with S the signal
+    #    weight and N the noise weight. Its minimum t = S/(N Σλ²) must lie within the grid.
     balance = signal_weight / max(noise_weight, MIN_POSITIVE) / float(np.sum(values**2))
     earliest = max(min(1e-6, 0.1 * balance), MIN_POSITIVE)
     log_latest = math.log(1e3) - math.log(values[-1])
@@ -286,9 +290,9 @@ def least_risk_time(
 
 
 def descending_eigenvalues(gram: Gram | None, eigenvalues: Eigenvalues | None) -> np.ndarray:
-    """Return the eigenvalues, descending, at least zero, the first one positive.
+    """Return all eigenvalues in descending order, rounding below zero removed.
 
-    Exactly one of gram and eigenvalues must be passed.
+    Exactly one of gram and eigenvalues must be passed, and the largest must be positive.
     """
     if gram is not None and eigenvalues is not None:
         raise ValueError("give either gram or eigenvalues, got both.")

@@ -36,7 +36,7 @@ class RkhsNorm:
     Attributes:
         outputs: √(y_ℓᵀH⁻¹y_ℓ) for each output, [k]; for a kernel of all outputs [1], the total.
         total: the root of the sum of their squares.
-        outputs_error: the norms for the exact kernel are within this of ``outputs``, [k].
+        outputs_error: the norms for the exact kernel are this close to ``outputs``, [k].
         total_error: the same for ``total``.
         result: a :class:`~softntk.solution.Result` code.
     """
@@ -57,25 +57,26 @@ def rkhs_norm(gram: Gram, y: Targets) -> RkhsNorm:
     r"""Return √(yᵀH⁻¹y), the smallest norm of a function in the kernel's space through the targets.
 
     Use it as a measure of how well targets suit a kernel, and as the ``norm`` of stopping times and
-    risk bounds. The kernel that is decomposed differs from the exact one by at most δ = 2√n ε λ_max
-    (rounding of its entries, ε of its precision, and of LAPACK). For ‖E‖ ≤ δ < λ_min/2
+    risk bounds. The H that is decomposed differs from the exact kernel H + E by the rounding of its
+    entries and of LAPACK, ‖E‖ ≤ δ = 2√n ε λ_max, with ε that of the precision. For δ < λ_min/2
 
         (H + δI)⁻¹ ≼ (H + E)⁻¹ ≼ (H − δI)⁻¹,
 
     so that with u = H⁻¹y
 
-        −δ‖u‖² ≤ yᵀ(H+E)⁻¹y − yᵀH⁻¹y ≤ 2δ‖u‖²,
+        −δ‖u‖² ≤ yᵀ(H+E)⁻¹y − yᵀH⁻¹y ≤ 2δ‖u‖².
 
-    and the root of it is within δ‖u‖²/√(yᵀH⁻¹y) of the norm, which is the error stated: √(s − e) ≥
-    √s − e/√s and √(s + 2e) ≤ √s + e/√s. Where λ_min ≤ 2δ the norm is not determined: it is +inf,
-    with a reason.
+    With s = yᵀH⁻¹y and e = δ‖u‖², √(s − e) ≥ √s − e/√s and √(s + 2e) ≤ √s + e/√s: the roots differ
+    by at most e/√s, which is the error that is returned. Where λ_min ≤ 2δ the norm is not
+    determined: it is +inf, with a reason.
 
     Args:
         gram: H, [n, n] or [n, n, k, k].
         y: [n, k], or [n] for one output.
 
     Returns:
-        :class:`RkhsNorm`; c·y has c times the norm, and c²·H one c-th of it, in any unit.
+        :class:`RkhsNorm`. Targets c·y have c times the norm, and a kernel c²·H divides it by c;
+        neither unit makes anything over- or underflow.
 
     Raises:
         ValueError: a gram that is not square, symmetric, floating-point or finite; y of another
@@ -142,6 +143,13 @@ class EffectiveRanks:
         """Return k* = min{k: r_k ≥ b·samples}, or None if there is no such k.
 
         The first k* directions are fitted; the others act as a ridge.
+
+        Args:
+            samples: n, the number of samples.
+            b: > 0, a constant of the theorem; the paper only proves that there is one.
+
+        Raises:
+            ValueError: samples not a positive integer, b not positive.
         """
         # r_k need not be monotone: take the first k.
         samples = check_integer("samples", samples, at_least=1)
@@ -149,9 +157,10 @@ class EffectiveRanks:
         return int(flat_tails[0]) if len(flat_tails) else None
 
     def variance(self, samples: int, b: float = 1.0) -> float:
-        """Return k*/n + n/R_{k*}, the risk of interpolated noise up to its variance and a constant.
+        """Return k*/n + n/R_{k*}, the risk of interpolated noise in units of its variance.
 
-        +inf without k*.
+        It holds up to a constant. It is +inf where there is no k*. The arguments are those of
+        :meth:`critical`.
         """
         k = self.critical(samples, b)
         return math.inf if k is None else k / samples + samples / float(self.tail_flatness[k])
@@ -161,10 +170,11 @@ def effective_rank(gram: Gram | None, *, eigenvalues: Eigenvalues | None = None)
     r"""Return the effective ranks of a kernel or covariance: tr/λ_max, and r_k and R_k.
 
     Use it to decide whether overfitting is benign: interpolating noise is harmless where k*/n +
-    n/R_{k*} is small, that is, with few directions far above a long flat tail. For n samples the
-    tail must be that of the population, so give the eigenvalues of the covariance (of features, or
-    of a kernel on many more points, divided by their number), not those of n points. The number of
-    directions that a ridge fits is a different quantity: :func:`softntk.ntk.effective_dimension`.
+    n/R_{k*} is small, that is, with few directions far above a long flat tail. The tail must be
+    that of the population. So do not give the eigenvalues of the kernel on the n samples, but those
+    of the covariance of the features, or those of a kernel on many more points divided by their
+    number. The number of directions that a ridge fits is a different quantity:
+    :func:`softntk.ntk.effective_dimension`.
 
     Args:
         gram: [n, n] or [n, n, k, k], or None with eigenvalues.
@@ -214,12 +224,12 @@ def noise_level(gram: Gram, y: Targets) -> Float[np.ndarray, " l"]:
         y: [n, k], or [n] for one output.
 
     Returns:
-        [k], or [1] for a kernel of all outputs. Unreliable where the kernel cannot separate noise
-        from signal: a multiple of the identity, or targets far outside of its space (then it
-        contains the part of the signal that is not fitted).
+        [k], or [1] for a kernel of all outputs. It is unreliable where the kernel cannot separate
+        noise from signal: for a multiple of the identity, and for targets far outside of the
+        kernel's space, where it contains the part of the signal that is not fitted.
 
     Raises:
-        ValueError: as :func:`rkhs_norm`; a gram without positive eigenvalues.
+        ValueError: as for :func:`rkhs_norm`; a gram without positive eigenvalues.
 
     Example:
         >>> import numpy as np

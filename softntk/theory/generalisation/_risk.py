@@ -1,12 +1,13 @@
 r"""A bound on the risk of kernel predictors, with explicit constants and its proof.
 
+Public as :func:`softntk.theory.risk_bound`.
+
 Example:
     >>> import jax, softntk as sn
-    >>> from softntk.theory import risk
     >>> net = sn.networks.two_layer("softmax", width=2)
     >>> x = jax.random.normal(jax.random.key(0), (1000, 3))
     >>> x = x / jax.numpy.linalg.norm(x, axis=1, keepdims=True)
-    >>> bound = risk.risk_bound(net.kernel_fn(x, None, "ntk"), 0.3 * x[:, :1], ridge=1.0)
+    >>> bound = sn.theory.risk_bound(net.kernel_fn(x, None, "ntk"), 0.3 * x[:, :1], ridge=1.0)
     >>> 0.1 < float(bound.bound[0]) < 0.4
     True
 """
@@ -34,7 +35,7 @@ class RiskBound:
         training: mean clipped absolute error on the training points.
         complexity: 2R√tr(H)/n.
         deviation: 3√(log(2/δ_j)/2n).
-        norm: of the predictor in the kernel's space, from above.
+        norm: upper bound of the predictor's norm in the kernel's space.
         coefficients: c, [n, k]: the predictor is f(x) = Σ c_i K(x, x_i).
     """
 
@@ -64,9 +65,9 @@ def risk_bound(
 
         E min(1, |f(x) − y|) ≤ 1/n Σ min(1, |f(x_i) − y_i|) + 2R √tr(H)/n + 3 √(log(2/δ_j)/2n),
 
-    R = unit·ratio^j the least of these radii, j any integer, with R ≥ ‖f‖, and δ_j = ⅔ δ/((|j| +
-    1)(|j| + 2)k). For the interpolant the first term is zero and the second 2√(yᵀH⁻¹y · (tr
-    H/n)/n), but for the grid: the bound of Arora et al.
+    Here R is the smallest of the radii unit·ratio^j, j any integer, that is at least ‖f‖, and δ_j =
+    ⅔ δ/((|j| + 1)(|j| + 2)k). For the interpolant the first term is zero, and the second is
+    2√(yᵀH⁻¹y · (tr H/n)/n), up to the grid of radii: this is the bound of Arora et al.
 
     **Proof.** Fix R, and let G be the losses ℓ(f(x), y) = min(1, |f(x) − y|) ∈ [0, 1] of all f with
     ‖f‖ ≤ R, and 𝓡 = E_s sup_G 1/n Σ s_i ℓ_i with random signs s.
@@ -84,20 +85,20 @@ def risk_bound(
        so Σ_j δ_j = δ/k for each of k outputs; then the bound holds for all f, radii and outputs at
        once. ∎
 
-    ``unit`` and ``ratio``, and the kernel, must not depend on the data. The bound is stated for the
-    function with the returned coefficients; the rounding δ_H of the kernel's entries is added to
-    its norm, ‖f‖² ≤ cᵀHc + δ_H‖c‖², and to its training errors, δ_H‖c‖. Eigenvalues below δ_H are
-    omitted: a singular kernel gives the least-squares fit of smallest norm.
+    ``unit``, ``ratio`` and the kernel function must not depend on the data. The bound is about the
+    function with the returned coefficients. The rounding δ_H of the kernel's entries is added to
+    its norm, ‖f‖² ≤ cᵀHc + δ_H‖c‖², and to its training errors, as δ_H‖c‖. Eigenvalues below δ_H
+    are omitted: a singular kernel gives the least-squares fit of smallest norm.
 
     Args:
         gram: H, [n, n].
         y: [n, k], or [n] for one output.
         failure: δ, in (0, 1).
-        ridge: ≥ 0; c = (H + ridge I)⁻¹y.
+        ridge: ≥ 0; c = (H + ridge I)⁻¹y. Zero, without a time, is the interpolant.
         time: > 0; c = H⁻¹(I − e^{−Ht})y, gradient flow on ½ΣΣ(F−Y)² from zero until this time
             (learning rate × steps).
         unit: > 0, a guess of the norm; a wrong guess increases the bound little.
-        ratio: > 1, of consecutive radii.
+        ratio: > 1, the ratio of consecutive radii.
 
     Returns:
         :class:`RiskBound`.

@@ -24,7 +24,7 @@ from softntk.theory._ledger.statements.regression_cases import (
 )
 
 STRENGTH = 0.1
-"""l, the strong convexity that weights are chosen for."""
+"""l, the strong convexity for which the weights are chosen."""
 
 DOMINANCE_FACTOR = 10.0
 """w² ≥ 10C makes AᵀW²A a 10 % approximation of the Hessian."""
@@ -93,8 +93,8 @@ def check_hessian_size(name: str, constant: float) -> Callable[[Case], Instance 
 
 
 def check_semidefinite(case: Case) -> Instance | None:
-    """Measure −λ_min(AᵀBA) against the terms that B is a sum of, which may cancel (e^z + z)."""
-    # The absolute size of AᵀBA may be all rounding, so that it is no scale.
+    """Measure −λ_min(AᵀBA) for e^z + z, relative to the norms of the four parts of B."""
+    # The parts may cancel: the size of AᵀBA itself may be all rounding, so that it is no scale.
     A = case["A"]
     H = A.T @ oracles.logit_hessian("res_exp", A @ case["x"], case["b"]) @ A
     if not (target_in_simplex(case) and np.isfinite(H).all() and np.any(A)):
@@ -114,7 +114,7 @@ def check_convexity(name: str, which: str) -> Callable[[Case], Instance | None]:
         weight = getattr(regression.convexity_weight(problem, STRENGTH, radius), which)
         if not (math.isfinite(weight) and target_in_simplex(case)):
             return None
-        # the same weight for every sample, as small as the bound allows
+        # The same weight for every sample, as small as the bound allows.
         B = oracles.logit_hessian(name, A @ case["x"], case["b"])
         H = A.T @ (B + weight**2 * np.eye(len(A))) @ A
         return Instance(float(np.linalg.eigvalsh(H)[0]), STRENGTH) if np.isfinite(H).all() else None
@@ -129,7 +129,7 @@ def pole_case(rng: np.random.Generator) -> Case:
     def normaliser(t: float) -> float:
         return float(oracles.activation("res_exp", t * case["A"] @ case["x"]).sum())
 
-    # bisection for the multiple of x at which α has the wanted size
+    # Bisection for the multiple of x at which α has the wanted size.
     lower = 0.0
     upper = 5.0
     target_size = 10 ** rng.uniform(-2, 0)
@@ -164,7 +164,7 @@ def weight_gram(case: Case, size: float) -> np.ndarray:
 
 def dominance_premise(case: Case) -> bool:
     """Return whether b lies in the simplex, w² ≥ 10C, and A has full rank."""
-    # AᵀW²A must be positive definite to be a norm
+    # AᵀW²A must be positive definite, because its norm is used.
     has_full_rank = np.linalg.matrix_rank(case["A"]) == case["A"].shape[1]
     return bool(target_in_simplex(case) and has_full_rank and (case["excess"] >= 1).all())
 
@@ -174,7 +174,7 @@ def check_softmax_dominance(case: Case) -> Instance | None:
     if not dominance_premise(case):
         return None
     A = case["A"]
-    # ±C I ≼ ±W²/10 gives both inequalities at once
+    # C I ≼ W²/10 gives both inequalities at once.
     G = weight_gram(case, SOFTMAX_HESSIAN_SIZE)
     H = G + A.T @ oracles.logit_hessian("exp", A @ case["x"], case["b"]) @ A
     return Instance(1 / DOMINANCE_FACTOR, oracles.spectral_distortion(H, G))
@@ -227,7 +227,7 @@ STATEMENTS = (
         tall_case,
         check_sum_of_parts,
         REGRESSION_AXES,
-        True,
+        equality=True,
     ),
     *(
         Statement(
@@ -261,7 +261,7 @@ STATEMENTS = (
         draw_regression,
         check_semidefinite,
         REGRESSION_AXES,
-        True,
+        equality=True,
         source="printed",
     ),
     Statement(

@@ -46,7 +46,7 @@ def logit_cases(largest_width: int) -> Callable[[np.random.Generator], Case]:
 
 def largest_logit_quantile(case: Case) -> float:
     """Return the (1 − δ)-quantile of max |⟨w_r, x_i⟩| over i and r, from many draws of W."""
-    # all draws at once, as the columns of one matrix
+    # All draws at once, as the columns of one matrix.
     x = case["x"]
     draw_count = 4000 if case["m"] == 1 else 300
     rng = np.random.default_rng(case["seed"])
@@ -56,7 +56,7 @@ def largest_logit_quantile(case: Case) -> float:
 
 
 def check_largest_logit(constants: bounds.Constants) -> Callable[[Case], Instance]:
-    """Return a check of B with the logarithm of nk/δ."""
+    """Return a check of max |⟨w_r, x_i⟩| ≤ B, with the logarithm of nk/δ in B."""
 
     def check(case: Case) -> Instance:
         B = bounds.growth(len(case["x"]), case["k"], case["sigma"], FAILURE_PROBABILITY, constants)
@@ -66,7 +66,7 @@ def check_largest_logit(constants: bounds.Constants) -> Callable[[Case], Instanc
 
 
 def check_largest_logit_of_every_unit(case: Case) -> Instance:
-    """Check B with the logarithm of nkm/δ and C = √2."""
+    """Check max |⟨w_r, x_i⟩| ≤ B, with the logarithm of nkm/δ in B and C = √2."""
     # A union bound over n points and m units: nm e^{−t²/2} ≤ δ/k for t² = 2 log(nkm/δ).
     units = case["k"] * case["m"]
     B = bounds.growth(len(case["x"]), units, case["sigma"], FAILURE_PROBABILITY, ONE_UNIT)
@@ -78,7 +78,7 @@ def check_largest_logit_of_every_unit(case: Case) -> Instance:
 
 def check_powers(case: Case) -> Instance | None:
     """Check e^{−B} ≤ exp(z) ≤ e^B."""
-    # exp is monotone, so that both inequalities are |z| ≤ B again.
+    # By the premise |z| ≤ B, because exp is monotone. One number stands for both inequalities.
     if not logits_bounded_by_B(case):
         return None
     powers = np.exp(case["x"] @ case["W"])
@@ -95,7 +95,7 @@ def check_normaliser(case: Case) -> Instance | None:
 
 
 def check_shares(case: Case) -> Instance | None:
-    """Check the largest entry of softmax."""
+    """Check f_ir ≤ e^{2B}/m."""
     # A numerator of at most e^B over a sum of at least m e^{−B}.
     if not logits_bounded_by_B(case):
         return None
@@ -104,7 +104,7 @@ def check_shares(case: Case) -> Instance | None:
 
 
 def check_share_norm(case: Case) -> Instance | None:
-    """Check ‖f_i‖."""
+    """Check ‖f_i‖ ≤ e^{2B}/√m."""
     # √m times the largest entry.
     if not logits_bounded_by_B(case):
         return None
@@ -114,7 +114,7 @@ def check_share_norm(case: Case) -> Instance | None:
 
 
 def check_power_norm(case: Case) -> Instance | None:
-    """Check ‖exp(Wᵀx_i)‖."""
+    """Check ‖exp(Wᵀx_i)‖ ≤ √m e^B."""
     # √m times the largest power.
     if not logits_bounded_by_B(case):
         return None
@@ -254,7 +254,7 @@ def check_width_for_every_unit(case: Case) -> Instance:
 
 
 def check_width_beside(case: Case) -> Instance:
-    """Put log₁₀ of the width with B for every unit beside that with C = 1."""
+    """Compare log₁₀ of the width with B for every unit with log₁₀ of the width with C = 1."""
     log_width = oracles.log_width_for_every_unit(
         case["n"], 1, case["smallest"], case["sigma"], FAILURE_PROBABILITY
     )

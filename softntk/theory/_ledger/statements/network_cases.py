@@ -27,12 +27,15 @@ because P(|N(0, 1)| > t) ≤ e^{−t²/2}. The C of the paper is not known; the 
 """
 
 NETWORK_AXES = {"x": "nd", "W": "dm", "a": "mk", "Y": "nk"}
-DEFAULT_SHAPE = (4, 6, 2, 128)  # n, d, k, m
+"""Axes of the arrays of a case, by letter."""
+
+DEFAULT_SHAPE = (4, 6, 2, 128)
+"""(n, d, k, m) of the networks that are drawn."""
 
 
 def draw_points(rng: np.random.Generator, n: int, d: int) -> np.ndarray:
     """Draw points in the unit ball, none near zero, [n, d]."""
-    # a direction, and a radius in [½, 1]
+    # A direction, and a radius in [½, 1].
     x = rng.normal(size=(n, d))
     return x / np.linalg.norm(x, axis=1, keepdims=True) * rng.uniform(0.5, 1, size=(n, 1))
 
@@ -43,7 +46,7 @@ def draw_network(
     sigma: float | None = None,
 ) -> Case:
     """Draw points, weights and readouts in pairs ±a, and targets; shape is (n, d, k, m)."""
-    # the double trick: units in pairs with opposite readouts, so that F = 0
+    # The double trick: units in pairs with opposite readouts, so that F = 0.
     n, d, k, m = shape
     sigma = float(rng.choice([0.1, 0.3, 1.0])) if sigma is None else sigma
     half_weights = sigma * rng.normal(size=(d, m // 2))
@@ -59,7 +62,7 @@ def draw_network(
 
 def perturbed_case(rng: np.random.Generator) -> Case:
     """Draw a network whose weights have left the start, so that pairs differ."""
-    # 0.3 is as large as the default weights
+    # 0.3 is the middle one of the standard deviations of the weights.
     case = draw_network(rng)
     return {**case, "W": case["W"] + 0.3 * rng.normal(size=case["W"].shape)}
 

@@ -33,7 +33,7 @@ def check_network(case: Case) -> Instance:
 
 
 def check_double_trick(case: Case) -> Instance:
-    """Measure |F(0)|/m, which is to vanish."""
+    """Measure |F(0)|/m, which must vanish."""
     # Outputs of "paper" networks grow like m, hence the division.
     net, params = build_network(case, "paper")
     largest_output = float(np.abs(net.apply_fn(params, case["x"])).max())
@@ -136,8 +136,8 @@ STATEMENTS = (
         perturbed_case,
         check_network,
         NETWORK_AXES,
-        True,
-        20,
+        equality=True,
+        count=20,
     ),
     Statement(
         "[G] definition: double trick",
@@ -145,8 +145,8 @@ STATEMENTS = (
         draw_network,
         check_double_trick,
         NETWORK_AXES,
-        True,
-        20,
+        equality=True,
+        count=20,
     ),
     Statement(
         "[G] derivative of softmax",
@@ -154,7 +154,7 @@ STATEMENTS = (
         lambda rng: {"z": rng.normal(size=8) * rng.choice([0.1, 1, 5])},
         check_softmax_jacobian,
         {"z": "m"},
-        True,
+        equality=True,
     ),
     Statement(
         "[G] derivative of F",
@@ -162,8 +162,8 @@ STATEMENTS = (
         perturbed_case,
         check_output_derivative,
         NETWORK_AXES,
-        True,
-        20,
+        equality=True,
+        count=20,
     ),
     Statement(
         "[G] gradient of the loss",
@@ -171,8 +171,8 @@ STATEMENTS = (
         perturbed_case,
         check_loss_gradient,
         NETWORK_AXES,
-        True,
-        20,
+        equality=True,
+        count=20,
     ),
     # The kernel, and its limit of infinite width.
     Statement(
@@ -181,8 +181,8 @@ STATEMENTS = (
         perturbed_case,
         check_kernel,
         NETWORK_AXES,
-        True,
-        20,
+        equality=True,
+        count=20,
     ),
     Statement(
         "[G] kernel: symmetric, PSD",
@@ -190,8 +190,8 @@ STATEMENTS = (
         perturbed_case,
         check_kernel_semidefinite,
         NETWORK_AXES,
-        True,
-        20,
+        equality=True,
+        count=20,
     ),
     Statement(
         "[G] definition: infinite kernel",
@@ -199,7 +199,7 @@ STATEMENTS = (
         lambda rng: draw_network(rng, (3, 6, 1, 2)),
         check_infinite_kernel,
         NETWORK_AXES,
-        True,
-        10,
+        equality=True,
+        count=10,
     ),
 )

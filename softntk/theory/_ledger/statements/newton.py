@@ -20,7 +20,7 @@ STRONG_WEIGHT = 2.0
 """w of the strongly convex regressions."""
 
 DISTANCE_RATIO = 1000
-"""Start's distance from the minimiser over the distance that iterations are counted to."""
+"""Factor by which the counted iterations must reduce the distance from the minimiser."""
 
 
 def strongly_convex_case(rng: np.random.Generator, shape: tuple[int, int] = (6, 3)) -> Case:
@@ -29,7 +29,7 @@ def strongly_convex_case(rng: np.random.Generator, shape: tuple[int, int] = (6, 
     E is symmetric with ‖E‖ = 1, "start" is the direction from the minimiser to the start.
     """
     case = draw_regression(rng, shape, 0.5)
-    # a reflection: all eigenvalues of E are ±1
+    # A reflection: all eigenvalues of E are ±1.
     rotation = np.linalg.qr(rng.normal(size=(shape[1], shape[1])))[0]
     return {
         **case,
@@ -42,7 +42,7 @@ def strongly_convex_case(rng: np.random.Generator, shape: tuple[int, int] = (6, 
 
 
 def ill_conditioned_case(rng: np.random.Generator) -> Case:
-    """Draw the same with columns of different lengths: condition numbers up to 1e4."""
+    """Draw a strongly convex case with columns of different lengths: condition numbers to 1e4."""
     case = strongly_convex_case(rng, (3, 2))
     return {
         **case,
@@ -70,7 +70,7 @@ def gradient(case: Case, x: np.ndarray) -> np.ndarray:
 
 def find_minimiser(case: Case) -> np.ndarray:
     """Return x*, by Newton's method from zero."""
-    # no line search: with ‖B‖ ≤ 1.25 beside w² = 4 every Newton step contracts
+    # No line search: with ‖B‖ ≤ 1.25 beside w² = 4 every Newton step contracts.
     x = np.zeros(case["A"].shape[1])
     for _ in range(50):
         x = x - np.linalg.solve(hessian(case, x), gradient(case, x))
@@ -125,7 +125,7 @@ def check_contraction(euclidean: bool) -> Callable[[Case], Instance | None]:
         start = find_start(case, case["distance"])
         if not contraction_premise(case, start):
             return None
-        # the norm of ∇²L(x*) is that of Lᵀx for ∇²L(x*) = LLᵀ
+        # The norm of ∇²L(x*) is that of Lᵀx for ∇²L(x*) = LLᵀ.
         x_after = approximate_step(case, start.x)
         curvature_change = case["distance"] * start.lipschitz
         factor = 2 * (case["epsilon"] + curvature_change / (start.strength - curvature_change))

@@ -48,8 +48,8 @@ def wide_ball_case(rng: np.random.Generator) -> Case:
 def perturbed_weights(case: Case) -> list[np.ndarray]:
     """Return weights in which every unit has moved by R.
 
-    The directions are random, along and against the weights, towards each point, and apart from
-    each point by the sign of the readout.
+    The directions are random, along the weights, against them, towards each point, and towards or
+    away from each point by the sign of the readout.
     """
     rng = np.random.default_rng(case["seed"])
     W = case["W"]
@@ -57,7 +57,7 @@ def perturbed_weights(case: Case) -> list[np.ndarray]:
     def normalise(v: np.ndarray) -> np.ndarray:
         return v / np.linalg.norm(v, axis=0, keepdims=True)
 
-    # each of these raises one logit of every unit as fast as R allows
+    # Each of these raises one logit of every unit as fast as R allows.
     towards_points = [
         np.repeat(normalise(point[:, None]), W.shape[1], axis=1) for point in case["x"]
     ]
@@ -81,7 +81,7 @@ def largest_change(case: Case, change: Callable[[np.ndarray], float]) -> float:
 
 
 def check_powers(case: Case) -> Instance | None:
-    """Check the change of exp(z)."""
+    """Check that exp(z) changes by at most R e^{B+R}."""
     # |e^{z̃} − e^z| ≤ e^{max(z, z̃)}|z̃ − z|, and |z̃ − z| ≤ R in the unit ball.
     if not logits_bounded_by_B(case):
         return None
@@ -92,7 +92,7 @@ def check_powers(case: Case) -> Instance | None:
 
 
 def check_inverse_normaliser(case: Case) -> Instance | None:
-    """Check the change of 1/α."""
+    """Check that 1/α changes by at most R e^{3B+2R}/m."""
     # |Δα| ≤ mR e^{B+R}, over α ≥ m e^{−B} and α̃ ≥ m e^{−B−R}.
     if not logits_bounded_by_B(case):
         return None
@@ -107,7 +107,7 @@ def check_inverse_normaliser(case: Case) -> Instance | None:
 
 
 def check_shares(case: Case) -> Instance | None:
-    """Check the change of the softmax."""
+    """Check that the entries of the softmax change by at most R e^{5B+3R}/m."""
     # |Δf| ≤ |Δe^z|/α̃ + e^z|Δ(1/α)|, by the two lemmas before.
     if not logits_bounded_by_B(case):
         return None
@@ -126,7 +126,7 @@ def kernel_change(case: Case) -> float:
 
 
 def check_kernel(case: Case) -> Instance | None:
-    """Check the change of the softmax kernel against the bound of [G]."""
+    """Check the change of the softmax kernel against R n k e^{10B}, the bound of [G]."""
     # The default C of B is the one that the bound itself is computed with.
     if not logits_bounded_by_B(case, bounds.AS_REMEMBERED):
         return None
@@ -150,7 +150,7 @@ def check_our_kernel_bound(case: Case) -> Instance:
         kinds=("random",),
         trials=1,
     )
-    # the worst weights that softntk found count as well
+    # The worst weights that softntk found count as well.
     weights = [*perturbed_weights(case), np.asarray(measured.worst.hidden[0])]
     H = oracles.kernel(case["W"], case["a"], case["x"])
     value = max(np.linalg.norm(oracles.kernel(W, case["a"], case["x"]) - H) for W in weights)
@@ -158,8 +158,7 @@ def check_our_kernel_bound(case: Case) -> Instance:
 
 
 def check_eigenvalue(case: Case) -> Instance | None:
-    """Check the smallest eigenvalue of the perturbed kernel."""
-    # Three of the directions; eigenvalues of wide networks take longer than their norms.
+    """Check λ_min(H(W̃)) ≥ ¾λ − R n k e^{10B}. A lower bound, stored the other way round."""
     if not (kernel_concentrated(case) and logits_bounded_by_B(case, bounds.AS_REMEMBERED)):
         return None
     n, k = case["Y"].shape
@@ -171,6 +170,7 @@ def check_eigenvalue(case: Case) -> Instance | None:
         sigma=case["sigma"],
         failure=FAILURE_PROBABILITY,
     )
+    # Three of the directions are enough: eigenvalues of large kernels take longer than norms.
     measured = min(
         np.linalg.eigvalsh(oracles.kernel(W, case["a"], case["x"]))[0]
         for W in perturbed_weights(case)[:3]
@@ -199,7 +199,7 @@ def check_exp_kernel(case: Case) -> Instance | None:
 
 def relu_case(rng: np.random.Generator) -> Case:
     """Draw few points, a width and a radius, and a seed for the weights."""
-    # widths and radii with n²e^{−mR/10} small, in most draws
+    # Widths and radii with n²e^{−mR/10} small, in most draws.
     n = int(rng.integers(1, 4))
     k = int(rng.integers(1, 3))
     return {
@@ -219,8 +219,8 @@ def relu_kernel_change(case: Case, weights: Case) -> float:
     H = oracles.plain_kernel("relu", W, weights["a"], x)
     changes = []
     for point in x:
-        # every unit moves across the plane on which it switches at this point, if R allows it;
-        # or all units move to one side, so that what switches on does not make up for the rest
+        # Every unit moves across the plane on which it switches at this point, if R allows it;
+        # or all units move to one side, so that what switches on does not make up for the rest.
         step = case["R"] * point[:, None] / np.linalg.norm(point)
         for moved_weights in (W - step * np.sign(point @ W), W - step, W + step):
             H_moved = oracles.plain_kernel("relu", moved_weights, weights["a"], x)
@@ -232,10 +232,10 @@ def check_relu_kernel(case: Case) -> Instance | None:
     """Check the (1 − δ)-quantile of the change of the ReLU kernel against 2 R n k/σ."""
     x, k, sigma, m, R = (case[name] for name in ("x", "k", "sigma", "m", "R"))
     n = len(x)
-    # units stand in pairs, so that m/2 of them are independent
+    # Units stand in pairs, so that m/2 of them are independent.
     if n**2 * math.exp(-m / 2 * R / 10) > FAILURE_PROBABILITY:
         return None
-    # the probability is over the weights, hence a quantile of independent draws
+    # The probability is over the weights, hence a quantile of independent draws.
     rng = np.random.default_rng(case["seed"])
     changes = []
     for _ in range(RELU_DRAWS):

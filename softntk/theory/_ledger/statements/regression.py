@@ -7,7 +7,13 @@ import numpy as np
 
 from softntk import activations
 from softntk.theory._ledger import oracles
-from softntk.theory._ledger.statement import Case, Instance, Statement, equal
+from softntk.theory._ledger.statement import (
+    EQUALITY_TOLERANCE,
+    Case,
+    Instance,
+    Statement,
+    equal,
+)
 from softntk.theory._ledger.statements.regression_cases import (
     REGRESSION_AXES,
     build_problem,
@@ -25,7 +31,7 @@ MIN_NORMALISER = 0.5
 def check_derivative(
     name: str, compare: Comparison, form: str = "normalized"
 ) -> Callable[[Case], Instance | None]:
-    """Return a check that differentiates the loss automatically and compares."""
+    """Return a check that compares softntk's value with automatic differentiation."""
 
     def check(case: Case) -> Instance | None:
         exact = oracles.regression(case["A"], case["b"], case["w"], case["x"], name, form)
@@ -46,30 +52,30 @@ def activation_values(case: Case, name: str) -> tuple[np.ndarray, np.ndarray, fl
 
 
 def compare_loss(case: Case, name: str, exact: oracles.Derivatives) -> Instance:
-    """Compare the loss."""
+    """Compare the loss with its definition."""
     return equal(build_problem(case, name)(point(case)), exact.loss)
 
 
 def compare_prediction(case: Case, name: str, exact: oracles.Derivatives) -> Instance:
-    """Compare f."""
+    """Compare the prediction f with its definition."""
     return equal(build_problem(case, name).predict(point(case)), exact.f)
 
 
 def compare_activation_jacobian(case: Case, name: str, exact: oracles.Derivatives) -> Instance:
-    """Compare du/dx."""
+    """Compare du/dx by softntk's u' with the Jacobian of u(Ax)."""
     _, du, _ = activation_values(case, name)
     return equal(du[:, None] * case["A"], exact.jacobian_u)
 
 
 def compare_normaliser_gradient(case: Case, name: str, exact: oracles.Derivatives) -> Instance:
-    """Compare dα/dx."""
+    """Compare dα/dx by softntk's u' with the gradient of α."""
     _, du, _ = activation_values(case, name)
     return equal(du @ case["A"], exact.alpha_gradient)
 
 
 def compare_prediction_jacobian(case: Case, name: str, exact: oracles.Derivatives) -> Instance:
-    """Compare df/dx."""
-    # df = (du − f dα)/α.
+    """Compare df/dx by softntk's u and u' with the Jacobian of f."""
+    # The quotient rule: df = (du − f dα)/α.
     u, du, alpha = activation_values(case, name)
     v = du / alpha
     f = u / alpha
@@ -77,36 +83,36 @@ def compare_prediction_jacobian(case: Case, name: str, exact: oracles.Derivative
 
 
 def compare_gradient(case: Case, name: str, exact: oracles.Derivatives) -> Instance:
-    """Compare the gradient."""
+    """Compare the gradient of the loss with its derivative."""
     return equal(build_problem(case, name).gradient(point(case)), exact.gradient)
 
 
 def compare_hessian(case: Case, name: str, exact: oracles.Derivatives) -> Instance:
-    """Compare the Hessian."""
+    """Compare the Hessian of the loss with its second derivative."""
     return equal(build_problem(case, name).hessian(point(case)).as_matrix(), exact.hessian)
 
 
 def measure_rank_two(case: Case, name: str, exact: oracles.Derivatives) -> Instance:
-    """Measure the third singular value of B − diag(D), which is to vanish."""
+    """Measure the third singular value of B − diag(D), which must vanish."""
     # The diagonal D comes from the package, the matrix from the oracle.
     hessian = build_problem(case, name, weighted=False).hessian(point(case))
     D = np.asarray(hessian.logit_diagonal)
     low_rank_part = np.asarray(exact.logit_hessian) - np.diag(D)
     singular_values = np.linalg.svd(low_rank_part, compute_uv=False)
     relative_value = singular_values[2] / max(singular_values[0], np.abs(D).max())
-    return equal(singular_values[2], 0.0)._replace(value=float(relative_value))
+    return Instance(EQUALITY_TOLERANCE, float(relative_value))
 
 
 def compare_gauss_newton(case: Case, name: str, exact: oracles.Derivatives) -> Instance:
     """Compare the Gauss–Newton matrix with JᵀJ."""
-    # Without weights, whose part is compared by itself.
+    # Without weights: another statement compares their part.
     J = np.asarray(exact.jacobian)
     gauss_newton = build_problem(case, name, weighted=False).gauss_newton(point(case))
     return equal(gauss_newton.as_matrix(), J.T @ J)
 
 
 def compare_penalty_hessian(case: Case, name: str, exact: oracles.Derivatives) -> Instance:
-    """Compare the Hessian of the weights' part."""
+    """Compare Aᵀdiag(w²)A with the Hessian of the penalty ½‖diag(w)Ax‖²."""
     return equal(case["A"].T @ (case["w"][:, None] ** 2 * case["A"]), exact.penalty)
 
 
@@ -163,9 +169,9 @@ STATEMENTS = (
             tall_case,
             check_derivative("res_exp", compare),
             REGRESSION_AXES,
-            True,
-            20,
-            "printed" if title in PRINTED_TITLES else "as remembered",
+            equality=True,
+            count=20,
+            source="printed" if title in PRINTED_TITLES else "as remembered",
         )
         for title, claim, compare in COMPARISONS
     ),
@@ -177,8 +183,8 @@ STATEMENTS = (
             tall_case,
             check_derivative("exp", compare),
             REGRESSION_AXES,
-            True,
-            20,
+            equality=True,
+            count=20,
         )
         for title, claim, compare in COMPARISONS
         if title in SOFTMAX_TITLES
@@ -191,8 +197,8 @@ STATEMENTS = (
             tall_case,
             check_derivative(name, compare_rescaled, "rescaled"),
             REGRESSION_AXES,
-            True,
-            20,
+            equality=True,
+            count=20,
         )
         for reference, name in (
             ("[H] gradient and Hessian", "cosh"),

@@ -57,7 +57,7 @@ def check_normaliser(name: str, which: str) -> Callable[[Case], Instance]:
     """Return a check of β ≤ α, with the paper's β for exp or with ours for the activation."""
 
     def check(case: Case) -> Instance:
-        # every e^{z_i} is at least e^{−‖A‖R}
+        # Every e^{z_i} is at least e^{−‖A‖R}.
         bounded_activation = name if which == "ours" else "exp"
         beta = normaliser_bound(case, bounded_activation, point_norm(case), which)
         return Instance(float(oracles.activation(name, case["A"] @ case["x"]).sum()), beta)
@@ -127,8 +127,8 @@ def check_inverse_lipschitz(name: str) -> Callable[[Case], Instance]:
 
 def paper_constant(case: Case, name: str, exponent: float) -> float:
     """Return β⁻²n^{3/2}e^{qR²} with R = max(‖A‖, ‖x‖, ‖y‖, 4); +inf without a positive β."""
-    # Without a positive β, or where e^{qR²} overflows, the statement says nothing.
-    # e^{690} is close to the largest float
+    # Without a positive β, or where e^{qR²} overflows (e^{690} is close to the largest float), the
+    # statement says nothing.
     beta = normaliser_bound(case, name, ball_radius(case))
     R = max(largest_norm(case), 4.0)
     log_power = exponent * R**2
@@ -179,7 +179,7 @@ def check_lipschitz(
         if not math.isfinite(constant):
             return None
         change = measure(case, case["x"]) - measure(case, case["y"])
-        # spectral norm of a Hessian, Euclidean norm of a vector
+        # Spectral norm of a Hessian, Euclidean norm of a vector.
         order = 2 if change.ndim == 2 else None
         return Instance(constant * distance(case), float(np.linalg.norm(change, order)))
 
@@ -207,7 +207,7 @@ def check_moved_solution(name: str) -> Callable[[Case], Instance | None]:
         R = largest_norm(case)
         if not target_in_simplex(case) or alpha_x == 0:
             return None
-        # solve u(Ay) − α(y)b = u(Ax) − α(x)b̃ for b̃
+        # Solve u(Ay) − α(y)b = u(Ax) − α(x)b̃ for b̃.
         moved_target = (u_x - u_y + u_y.sum() * case["b"]) / alpha_x
         root_n = math.sqrt(len(u_x))
         constant = (1 + root_n) * 2 * root_n * R * math.exp(R**2) / abs(alpha_x)

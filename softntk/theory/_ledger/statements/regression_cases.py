@@ -4,7 +4,7 @@
 |---|---|---|
 | A | design matrix | [n, d] |
 | b | target in the simplex | [n] |
-| x, y | two points, the second close to the first or not | [d] |
+| x, y | two points; the entries of y − x have deviation 0.001, 0.1 or 1 | [d] |
 | w | weights | [n] |
 """
 
@@ -16,7 +16,11 @@ from softntk import regression
 from softntk.theory._ledger.statement import Case
 
 REGRESSION_AXES = {"A": "nd", "b": "n", "x": "d", "y": "d", "w": "n"}
+"""Axes of the arrays of a case, by letter."""
+
 DRAWN_SHAPES = ((2, 1), (6, 3))
+"""Shapes (n, d) that are drawn."""
+
 NORM_MARGIN = 1e-9
 """Relative margin by which norms are rounded up."""
 
@@ -25,7 +29,7 @@ def draw_regression(
     rng: np.random.Generator, shape: tuple[int, int] | None = None, scale: float | None = None
 ) -> Case:
     """Draw a regression of shape (n, d), with A of the given scale."""
-    # few shapes, because functions compile for each; Dirichlet(½) has entries close to zero
+    # Few shapes, because functions compile for each; Dirichlet(½) has entries close to zero.
     n, d = DRAWN_SHAPES[rng.integers(len(DRAWN_SHAPES))] if shape is None else shape
     scale = float(rng.choice([0.1, 0.5, 1.5])) if scale is None else scale
     x = rng.normal(size=d)
@@ -39,7 +43,7 @@ def draw_regression(
 
 
 def tall_case(rng: np.random.Generator) -> Case:
-    """Draw a regression with A of full rank; one shape, for what is compiled for every shape."""
+    """Draw a regression with A of full rank; it has one shape, so that checks compile once."""
     return draw_regression(rng, (6, 3))
 
 

@@ -28,10 +28,9 @@ MAX_OPERATIONS_PER_ENTRY = 200
 
 def weighted_rows_case(rng: np.random.Generator) -> Case:
     """Draw rows of very different lengths, the first alone in its direction, and weights D."""
-    # uniform sampling would miss the first row, which has nearly all of the third column
+    # Uniform sampling would miss the first row, which has nearly all of the third column.
     A = rng.normal(size=(300, 3)) * np.exp(rng.normal(size=(300, 1)))
     A[0] = [0.0, 0.0, 3.0]
-    A[1:, 2] = 0.0
     A[1:, 2] = rng.choice([0.0, 0.01]) * rng.normal(size=299)
     return {"A": A, "D": rng.uniform(0.1, 2, size=300), "seed": int(rng.integers(2**31))}
 
@@ -83,9 +82,9 @@ def check_sample_size(
         A = jnp.asarray(case["A"])
         D = jnp.asarray(case["D"])
         d = A.shape[1]
+        # For d = 1 Bernstein's bound asks for no rows.
         if d < 2:
             return None
-        # for d = 1 the bound of Bernstein asks for no rows
         exact = case["A"].T @ (case["D"][:, None] * case["A"])
         size = sample_size(d, ACCURACY, FAILURE_PROBABILITY)
         pi = sketch.probabilities("leverage", A, D)
@@ -122,7 +121,7 @@ def count_step_operations(n: int, d: int) -> float:
     depend on n, and the solution of a d × d system.
     """
 
-    # every quantity of the step depends on x, the scores too
+    # Every quantity of the step depends on x, the scores too.
     def step(A: jax.Array, b: jax.Array, x: jax.Array, key: jax.Array) -> jax.Array:
         score_key, row_key = jax.random.split(key)
         problem = regression.problem(A, b, "exp", "normalized", 2.0)
@@ -148,7 +147,7 @@ def check_step_cost(case: Case) -> Instance:
     """Compare the operations of n additional rows with 200 for each additional entry."""
     n = case["n"]
     d = case["d"]
-    # the difference leaves out what does not depend on n, the d³ above all
+    # The difference leaves out what does not depend on n, the d³ above all.
     additional = count_step_operations(2 * n, d) - count_step_operations(n, d)
     return Instance(float(MAX_OPERATIONS_PER_ENTRY * n * d), additional)
 
@@ -163,8 +162,8 @@ STATEMENTS = (
         weighted_rows_case,
         check_leverage_scores,
         SAMPLING_AXES,
-        True,
-        10,
+        equality=True,
+        count=10,
     ),
     Statement(
         "[D] leverage scores: sum",
@@ -172,8 +171,8 @@ STATEMENTS = (
         weighted_rows_case,
         check_score_sum,
         SAMPLING_AXES,
-        True,
-        10,
+        equality=True,
+        count=10,
     ),
     # How many rows a sample needs.
     Statement(

@@ -22,8 +22,14 @@ from softntk.theory._ledger import oracles
 from softntk.theory._ledger.statement import Case
 
 TRAIN_SIZE = 10
+"""Number of training points."""
+
 TEST_SIZE = 40
+"""Number of new points on which errors are measured."""
+
 DESCENT_STEPS = 60
+"""Steps of gradient descent of the network and of its kernel."""
+
 WEIGHT_DEVIATION = 0.5
 """σ of the networks and of the kernel."""
 
@@ -31,6 +37,8 @@ RIDGE_FRACTION = 0.01
 """Ridge of F_H over the largest eigenvalue of the kernel."""
 
 NARROW_WIDTH = 64
+"""Width of the network whose errors are measured, and the smaller of the two that are compared."""
+
 WIDTH_DRAWS = 10
 """Networks of each width whose coupling errors are averaged."""
 
@@ -72,13 +80,13 @@ class ScoreProblem:
         label_variance: the variance of X₀ given X_t, [TRAIN_SIZE].
         test_targets: f* on new points, [TEST_SIZE, 1].
         inputs: (X_t, 2)/4, the inputs of kernel and network, [TRAIN_SIZE, 2].
-        test_inputs: those of the new points, [TEST_SIZE, 2].
+        test_inputs: the same inputs of the new points, [TEST_SIZE, 2].
         gram: H* of the training points.
         test_gram: H* between new and training points.
-        eigenvalues: of gram.
-        eigenvectors: of gram.
+        eigenvalues: eigenvalues of ``gram``, ascending.
+        eigenvectors: eigenvectors of ``gram``, as columns.
         rate: η = 1/(2λ_max).
-        ridge_coefficients: of F_H, [TRAIN_SIZE, 1].
+        ridge_coefficients: c with F_H = Σ c_i K(·, x_i), [TRAIN_SIZE, 1].
     """
 
     def __init__(self, case: Case) -> None:
@@ -119,7 +127,7 @@ class ScoreProblem:
 
     def predict_by_network(self, width: int, rng: np.random.Generator) -> np.ndarray:
         """Return a trained network of this width on new points; units start in pairs ±a."""
-        # the double trick, as in network_cases.draw_network, for one output
+        # The double trick, as in network_cases.draw_network, for one output.
         half_weights = WEIGHT_DEVIATION * rng.normal(size=(2, width // 2))
         half_readout = rng.choice([-1.0, 1.0], size=(width // 2, 1))
         W = np.concatenate([half_weights, half_weights], axis=1)
@@ -131,7 +139,7 @@ class ScoreProblem:
 
     def coupling_error(self, width: int, rng: np.random.Generator) -> float:
         """Return the root mean square of F_net − F_K over new points and networks."""
-        # the kernel's output is the same for all networks
+        # The kernel's output is the same for all networks.
         kernel_output = self.predict_by_kernel(self.labels)
         errors = [
             np.mean((self.predict_by_network(width, rng) - kernel_output) ** 2)
@@ -154,7 +162,7 @@ class ScoreProblem:
 
     def errors(self) -> ScoreErrors:
         """Return the four errors on new points, each from its own formula."""
-        # one network, of a fixed seed; its inputs are what varies
+        # The seed of the network is the same for all cases; only its inputs vary.
         network_output = self.predict_by_network(NARROW_WIDTH, np.random.default_rng(0))
         ridge_output = self.test_gram @ self.ridge_coefficients
         return ScoreErrors(

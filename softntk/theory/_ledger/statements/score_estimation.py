@@ -142,7 +142,7 @@ def check_four_errors(case: Case) -> Instance:
 
 
 def check_coupling(case: Case) -> Instance:
-    """Compare the coupling error at two widths."""
+    """Check that the coupling error at the larger width is at most ¾ of that at the smaller."""
     # The kernel of width m is off by m^{−1/2}, and the network leaves its linearisation.
     problem = ScoreProblem(case)
     rng = np.random.default_rng(case["seed"] + 1)
@@ -153,9 +153,8 @@ def check_coupling(case: Case) -> Instance:
 
 def check_label_mismatch(case: Case) -> Instance:
     """Check E‖F_K − F_K*‖² on the training points, exactly from the covariance of the labels."""
-    # Kernel descent is linear in the labels, and X₀ − f* is independent between samples, of mean
-    # zero.
-    # P = I − (I − ηH)^τ, and E‖P noise‖² = Σ P_ij² Var_j
+    # Kernel descent is linear in the labels, and the noise X₀ − f* is independent between samples
+    # and of mean zero. With P = I − (I − ηH)^τ, E‖P noise‖² = Σ P_ij² Var_j.
     problem = ScoreProblem(case)
     contraction = np.eye(TRAIN_SIZE) - problem.rate * problem.gram
     learned = np.eye(TRAIN_SIZE) - np.linalg.matrix_power(contraction, DESCENT_STEPS)
@@ -187,7 +186,7 @@ def check_approximation(case: Case) -> Instance:
 
     The competitors are perturbations of F_H of many sizes, scaled to its norm.
     """
-    # Ridge regression minimises ‖F − f*‖² + ρ‖F‖_K², hence the distance for a given norm.
+    # Ridge regression minimises ‖F − f*‖² + ρ‖F‖_K², so no F of the same norm is closer to f*.
     problem = ScoreProblem(case)
     rng = np.random.default_rng(case["seed"] + 2)
     coefficients = problem.ridge_coefficients
@@ -195,7 +194,7 @@ def check_approximation(case: Case) -> Instance:
     def squared_norms(c: np.ndarray) -> np.ndarray:
         return np.sum(c * (problem.gram @ c), axis=0)
 
-    # the scaling to the norm of F_H makes every one of them a competitor
+    # The scaling to the norm of F_H makes every one of them a competitor.
     sizes = 10 ** rng.uniform(-4, 1, size=COMPETITOR_COUNT) * np.linalg.norm(coefficients)
     noise = rng.normal(size=(TRAIN_SIZE, COMPETITOR_COUNT))
     competitors = coefficients + sizes * noise

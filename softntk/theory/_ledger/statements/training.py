@@ -47,7 +47,7 @@ def learning_rate(case: Case) -> float:
 
 def step_case(rng: np.random.Generator) -> Case:
     """Draw weights close to the start, where λ_min(H) ≥ λ/2 in most draws."""
-    # pairs come apart, so that the outputs are not zero
+    # Pairs come apart, so that the outputs are not zero.
     case = draw_network(rng, (3, 8, 2, 1024), 0.2)
     return {**case, "W": case["W"] + 0.02 * rng.normal(size=case["W"].shape)}
 
@@ -134,7 +134,7 @@ def check_descent(case: Case) -> Instance | None:
 
 
 def check_unit_gradient(case: Case) -> Instance | None:
-    """Check the largest ‖∂L/∂w_r‖."""
+    """Check max ‖∂L/∂w_r‖ ≤ e^{3B}√(nk/m)‖r‖."""
     # No entry of g exceeds 2e^{2B}/√m, and 2 ≤ e^B.
     if not logits_bounded_by_B(case):
         return None
@@ -158,7 +158,7 @@ def train(case: Case, steps: int) -> np.ndarray:
     W, a, x, Y = (case[name] for name in "WaxY")
     rate = learning_rate(case)
     scale = math.sqrt(len(a))
-    # written out for speed: logits stay small, so that exp needs no shift
+    # Written out for speed: logits stay small, so that exp needs no shift.
     for _ in range(steps):
         f = np.exp(x @ W)
         f /= f.sum(axis=1, keepdims=True)
@@ -189,8 +189,8 @@ def check_radius(case: Case) -> Instance | None:
 
 
 def check_theorem(case: Case) -> Instance | None:
-    """Check ‖F(T) − Y‖² after the steps that the theorem asks for."""
-    # The number of steps without e^{16B} is the one that belongs to the larger step.
+    """Check ‖F(T) − Y‖² ≤ ε after the T steps of the theorem."""
+    # T without e^{16B}, which belongs to the step size without e^{−16B}.
     if not kernel_concentrated(case):
         return None
     n, k = case["Y"].shape
@@ -227,8 +227,8 @@ STATEMENTS = (
         step_case,
         check_decomposition,
         NETWORK_AXES,
-        True,
-        20,
+        equality=True,
+        count=20,
     ),
     Statement(
         "[G] one step: C₁",
@@ -297,7 +297,7 @@ STATEMENTS = (
         draw_network,
         check_linear_dynamics,
         NETWORK_AXES,
-        True,
-        10,
+        equality=True,
+        count=10,
     ),
 )
