@@ -162,39 +162,61 @@ def class_blocks(
             _diagonal_roots(op), None, gauge_scale, None, None, jnp.int32(MIN_REFRESH_PRODUCTS)
         )
 
-    # 2. The cost of new blocks in products, 4 n e k operations each: Gram products and roots. If
-    #    they cost few products, one block for all classes is better.
-    size = _sample_size(n, e)
-    joint_size = min(n, JOINT_ROWS_PER_COLUMN * e)
-    joint_cost = (joint_size * e * k / 2 + 2 * (e * k) ** 2) / (4 * n)
-    is_joint = joint_cost <= MAX_JOINT_PRODUCTS
-    cost = joint_cost if is_joint else (size * e + 2 * e**2) / (4 * n)
-    refresh_above = jnp.int32(max(MIN_REFRESH_PRODUCTS, int(REFRESH_SHARE * cost)))
-
-    # 3. The constant part: one Gram matrix for all classes, and leverage scores from its factor.
+    # 2. The constant part: one Gram matrix for all classes, and leverage scores from its factor.
     if previous is None:
         gram, scores = _constant_part(op, e)
     else:
         assert previous.gram is not None
         assert previous.scores is not None
         gram, scores = previous.gram, previous.scores
-    mean_curvature = _mean_curvature(op)
 
-    # 4. The blocks: the constant part alone at the first point, later mixed with a sample.
-    if is_joint:
-        blocks = (jnp.kron(gram, mean_curvature) + jnp.diag(jnp.repeat(w**2, k)))[None]
-        if previous is not None:
-            sampled = _sampled_operator(op, scores, joint_size).as_matrix()[None]
-            blocks = (1 - CONSTANT_SHARE) * sampled + CONSTANT_SHARE * blocks
-        scales, roots = jax.vmap(_inverse_root)(blocks)
-    else:
-        penalty = jnp.diag(w**2)[None]
-        blocks = jnp.diagonal(mean_curvature)[:, None, None] * gram[None] + penalty
-        if previous is not None:
-            sampled = _sampled_blocks(op, scores, size) + penalty
-            blocks = (1 - CONSTANT_SHARE) * sampled + CONSTANT_SHARE * blocks
-        scales, roots = lax.map(_inverse_root, blocks)
-    return ClassBlocks(scales, roots, gauge_scale, gram, scores, refresh_above)
+    # 3. How many rows, and whether all classes share a block.
+    is_joint, size, refresh_above = _plan(n, e, k)
+
+    # 4. The blocks, of the constant part alone at the first point.
+    sampled = None if previous is None else _sampled_operator(op, scores, size)
+    make_blocks = _joint_block if is_joint else _separate_blocks
+    scales, roots = lax.map(_inverse_root, make_blocks(op, gram, sampled))
+    return ClassBlocks(scales, roots, gauge_scale, gram, scores, jnp.int32(refresh_above))
+
+
+def _plan(n: int, e: int, k: int) -> tuple[bool, int, int]:
+    """Return whether all classes share a block, the rows of a sample, and ``refresh_above``.
+
+    Counted in products with the curvature, 4 n d̃ k operations each, new blocks cost their Gram
+    products and roots.
+    """
+    joint_size = min(n, JOINT_ROWS_PER_COLUMN * e)
+    joint_cost = (joint_size * e * k / 2 + 2 * (e * k) ** 2) / (4 * n)
+    is_joint = joint_cost <= MAX_JOINT_PRODUCTS
+    affordable_rows = 4 * SAMPLE_PRODUCTS * n // e
+    separate_size = min(n, max(e, min(affordable_rows, MAX_ROWS_PER_COLUMN * e)))
+    size = joint_size if is_joint else separate_size
+    cost = joint_cost if is_joint else (size * e + 2 * e**2) / (4 * n)
+    return is_joint, size, max(MIN_REFRESH_PRODUCTS, int(REFRESH_SHARE * cost))
+
+
+def _joint_block(
+    op: CrossEntropyOperator, gram: Float[Array, "e e"], sampled: CrossEntropyOperator | None
+) -> Float[Array, "1 p p"]:
+    """Return one block for all classes: the constant part, mixed with a sample if there is one."""
+    penalty = jnp.repeat(penalty_column(op)[:, 0], op.probabilities.shape[1])
+    constant = jnp.kron(gram, _mean_curvature(op)) + jnp.diag(penalty)
+    if sampled is None:
+        return constant[None]
+    return ((1 - CONSTANT_SHARE) * sampled.as_matrix() + CONSTANT_SHARE * constant)[None]
+
+
+def _separate_blocks(
+    op: CrossEntropyOperator, gram: Float[Array, "e e"], sampled: CrossEntropyOperator | None
+) -> Float[Array, "k e e"]:
+    """Return a block for each class: the constant part, mixed with a sample if there is one."""
+    penalty = jnp.diag(penalty_column(op)[:, 0])[None]
+    constant = jnp.diagonal(_mean_curvature(op))[:, None, None] * gram[None] + penalty
+    if sampled is None:
+        return constant
+    sampled_blocks = _sampled_blocks(op, sampled) + penalty
+    return (1 - CONSTANT_SHARE) * sampled_blocks + CONSTANT_SHARE * constant
 
 
 def _mean_curvature(op: CrossEntropyOperator) -> Float[Array, "k k"]:
@@ -275,12 +297,6 @@ def _with_diagonal(gram: Float[Array, "e e"], diagonal: Float[Array, " e"]) -> F
     return scale[:, None] * gram * scale[None] + jnp.diag(jnp.where(is_sampled, 0, diagonal))
 
 
-def _sample_size(n: int, e: int) -> int:
-    """Return the number of rows of a sample, as many as cost a few products with the curvature."""
-    affordable_rows = 4 * SAMPLE_PRODUCTS * n // e
-    return min(n, max(e, min(affordable_rows, MAX_ROWS_PER_COLUMN * e)))
-
-
 def _sampled_operator(
     op: CrossEntropyOperator, scores: Float[Array, " n"], size: int
 ) -> CrossEntropyOperator:
@@ -297,11 +313,10 @@ def _sampled_operator(
 
 
 def _sampled_blocks(
-    op: CrossEntropyOperator, scores: Float[Array, " n"], size: int
+    op: CrossEntropyOperator, sampled: CrossEntropyOperator
 ) -> Float[Array, "k e e"]:
     """Return Ãᵀ diag(s∘p_c∘(1 − p_c)) Ã of a sample of rows, for each class c."""
     # 1. The Gram matrices of the sample, one class after the other.
-    sampled = _sampled_operator(op, scores, size)
     has_intercept = op.container is not None
 
     def block(probabilities: Float[Array, " s"]) -> Float[Array, "e e"]:

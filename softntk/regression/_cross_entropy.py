@@ -15,7 +15,7 @@ Its Hessian is also the Fisher and the Gauss–Newton matrix, a
 Example:
     >>> import jax, jax.numpy as jnp, softntk as sn
     >>> A = jax.random.normal(jax.random.key(0), (200, 3))
-    >>> y = jnp.argmax(A + 0.5 * jax.random.normal(jax.random.key(1), (200, 3)), axis=1)
+    >>> y = jnp.argmax(A + 0.1 * jax.random.normal(jax.random.key(1), (200, 3)), axis=1)
     >>> p = sn.regression.cross_entropy(A, y, weights=1.0)
     >>> X, c = sn.solvers.minimise(p, p.zeros()).value
     >>> X.shape, c.shape, bool(jnp.mean(jnp.argmax(p.predict((X, c)), axis=1) == y) > 0.8)

@@ -37,18 +37,9 @@ def default_transform(problem: Loss) -> optax.GradientTransformationExtraArgs:
         "gauss_newton": getattr(problem, "gauss_newton", None),
         "damping": "levenberg_marquardt",
     }
-    # 1. Regressions: by shape and kind of the design matrix.
+    # 1. Regressions, by shape and kind of the design matrix.
     if isinstance(problem, Problem):
-        n, d = problem.shape
-        if matrices.is_operator(problem.A) and d > MAX_DENSE_SIZE:
-            return approx_newton(hessian, cg_steps=MAX_CG_STEPS, **options)
-        sample_rows = ROWS_PER_COLUMN * d
-        is_large = d >= MIN_SAMPLED_COLUMNS and n >= 4 * sample_rows
-        is_long_sparse = matrices.is_sparse(problem.A) and n >= 2 * sample_rows
-        if is_large or is_long_sparse:
-            sampled = {"sketch_size": sample_rows, "cg_steps": MAX_CG_STEPS}
-            return approx_newton(hessian, **sampled, **options)
-        return approx_newton(hessian, **options)
+        return _regression_transform(problem, options)
 
     # 2. Classifications.
     if isinstance(problem, CrossEntropy):
@@ -60,6 +51,22 @@ def default_transform(problem: Loss) -> optax.GradientTransformationExtraArgs:
         size = sum(leaf.size for leaf in problem.structure[0])
     cg_steps = None if size <= MAX_DENSE_SIZE else MAX_CG_STEPS
     return approx_newton(hessian, cg_steps=cg_steps, **options)
+
+
+def _regression_transform(
+    problem: Problem, options: dict[str, Any]
+) -> optax.GradientTransformationExtraArgs:
+    """Return exact Newton steps, or conjugate gradients for many columns."""
+    n, d = problem.shape
+    if matrices.is_operator(problem.A) and d > MAX_DENSE_SIZE:
+        return approx_newton(problem.hessian, cg_steps=MAX_CG_STEPS, **options)
+    sample_rows = ROWS_PER_COLUMN * d
+    is_large = d >= MIN_SAMPLED_COLUMNS and n >= 4 * sample_rows
+    is_long_sparse = matrices.is_sparse(problem.A) and n >= 2 * sample_rows
+    if is_large or is_long_sparse:
+        sampled = {"sketch_size": sample_rows, "cg_steps": MAX_CG_STEPS}
+        return approx_newton(problem.hessian, **sampled, **options)
+    return approx_newton(problem.hessian, **options)
 
 
 def _classification_transform(
@@ -81,6 +88,9 @@ def _classification_transform(
     if size <= (MAX_SPARSE_CLASS_SIZE if is_sparse else MAX_DENSE_CLASS_SIZE):
         options["gauss_newton"] = problem.gauge_fixed_hessian
         return approx_newton(problem.gauge_fixed_hessian, **options)
+    if matrices.is_operator(problem.A):
+        # Even the diagonal of the curvature would need the matrix of A.
+        return approx_newton(problem.hessian, cg_steps=MAX_CG_STEPS, **options)
     return approx_newton(
         problem.hessian, cg_steps=MAX_CG_STEPS, preconditioner=problem.preconditioner, **options
     )
