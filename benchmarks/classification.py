@@ -44,8 +44,8 @@ def digits() -> Data:
     """1,797 digits of 64 pixels between 0 and 1."""
     from sklearn.datasets import load_digits
 
-    X, y = load_digits(return_X_y=True)
-    return X / 16.0, y
+    digits: Any = load_digits()
+    return digits.data / 16.0, digits.target
 
 
 def flights() -> Data:
@@ -140,7 +140,7 @@ def run_theirs(X: Any, y: np.ndarray, C: float, solver: str, tol: float) -> dict
     start = seconds_now()
     model.fit(X, y)
     seconds = seconds_now() - start
-    V = np.concatenate([model.coef_.T, model.intercept_[None]])
+    V = np.concatenate([model.coef_.T, np.asarray(model.intercept_)[None]])
     return {"seconds": seconds, "steps": int(np.max(model.n_iter_)), "V": V}
 
 

@@ -156,9 +156,16 @@ class CrossEntropy:
     def preconditioner(self, x: Parameters, previous: ClassBlocks | None = None) -> ClassBlocks:
         """Return a preconditioner of the curvature for ``approx_newton(…, preconditioner=…)``.
 
-        One block for each class: without ``previous`` from all rows, the constant bound of the
-        curvature, else from rows drawn by their leverage scores at x.
+        Without ``previous`` it is the constant bound of the curvature, up to factors for classes;
+        else it is made of rows that are drawn by their leverage scores at x. A function of
+        (x, previous) that returns ``previous`` where there is one keeps to the bound, factored
+        once.
         """
+        if previous is not None and not isinstance(previous, ClassBlocks):
+            raise ValueError(
+                "previous must be what preconditioner returned at another point, or None, got "
+                f"{type(previous).__name__}."
+            )
         return class_blocks(self.hessian(x), previous, has_gauge=not self.reference)
 
     def is_recession(self, direction: Parameters) -> Bool[Array, ""]:

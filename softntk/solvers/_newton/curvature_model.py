@@ -157,6 +157,7 @@ def require_rows(operator: lx.AbstractLinearOperator) -> StructuredOperator:
         raise ValueError(
             "sketch_size needs a curvature with rows to draw, a "
             f"softntk.curvature.StructuredOperator, got {type(operator).__name__}. "
-            "Without sketch_size any operator will do."
+            "Without sketch_size any operator will do; rows of a cross-entropy are drawn by "
+            "preconditioner=p.preconditioner."
         )
     return operator
