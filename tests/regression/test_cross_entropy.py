@@ -108,7 +108,9 @@ def test_other_shapes(n, d, k, x64):
     x = parameters(V)
     loss = plain_loss(A, Y, s, w)
     assert_close(flat_of(p.gradient(x)), jax.grad(loss)(flat_of(x)))
-    assert_close(p.hessian(x).as_matrix(), jax.hessian(loss)(flat_of(x)))
+    hessian = jax.hessian(loss)(flat_of(x))
+    assert_close(p.hessian(x).as_matrix(), hessian)
+    assert_close(flat_of(p.hessian(x).mv(x)), hessian @ flat_of(x))
 
 
 def test_one_pass_in_blocks_is_that_at_once(x64, monkeypatch):
