@@ -45,23 +45,24 @@ def as_targets(y: object, n: int, classes: object, dtype: jnp.dtype) -> Float[Ar
             "column, y[:, 0]; of probabilities of one class give both, [n, 2]."
         )
     probabilities = as_dtype("y", array, dtype)
-    if is_concrete(probabilities):
-        _check_probabilities(np.asarray(probabilities))
+    if is_concrete(array):
+        _check_probabilities(np.asarray(array))
     return probabilities
 
 
 def _as_labels(array: Any, n: int, classes: int | None) -> tuple[Array, int]:
     """Return checked labels, and the number of classes: the largest label and one if None."""
     labels = as_integers("y", array, (n,))
-    if not is_concrete(labels):
+    # What was passed is looked at: under jit known labels are traced once they are converted.
+    if not is_concrete(array):
         if classes is None:
             raise ValueError(
                 "y must be known where it decides the number of classes, got traced labels. Give "
                 "classes=, or probabilities [n, k]."
             )
         return labels, classes
-    lowest = int(np.min(np.asarray(labels)))
-    largest = int(np.max(np.asarray(labels)))
+    lowest = int(np.min(np.asarray(array)))
+    largest = int(np.max(np.asarray(array)))
     if lowest < 0:
         raise ValueError(f"y must hold labels from 0 on, got {lowest}.")
     if classes is None and largest == 0:

@@ -88,6 +88,13 @@ def test_traced_labels_need_the_number_of_classes():
         jax.jit(lambda y: cross_entropy(A, y).target)(LABELS)
 
 
+def test_known_labels_under_jit_do_not():
+    target = jax.jit(lambda w: cross_entropy(A, LABELS, weights=w).target)(1.0)
+    assert np.array_equal(target, np.eye(2)[LABELS])
+    with pytest.raises(ValueError, match="from 0 on"):
+        jax.jit(lambda w: cross_entropy(A, -LABELS, weights=w).target)(1.0)
+
+
 def test_a_matrix_that_is_too_large():
     n, d = 2, 30_000
     p = cross_entropy(np.ones((n, d), np.float32), np.array([0, 2]), intercept=False)
