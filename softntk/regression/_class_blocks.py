@@ -139,17 +139,32 @@ def _inverse_root(block: Float[Array, "e e"]) -> tuple[Array, Array]:
     return scale, root
 
 
-@jax.jit(static_argnames="has_gauge")
 def class_blocks(
     op: CrossEntropyOperator, previous: ClassBlocks | None, *, has_gauge: bool
 ) -> ClassBlocks:
-    """Return the preconditioner of a curvature.
+    """Return the preconditioner of a curvature, after checking the previous one.
 
     Args:
         op: the curvature.
         previous: one at another point, whose constant part and scores are used again; or None.
         has_gauge: whether every class has coefficients.
+
+    Raises:
+        ValueError: previous is no such preconditioner.
     """
+    if previous is not None and not isinstance(previous, ClassBlocks):
+        raise ValueError(
+            "previous must be what preconditioner returned at another point, or None, got "
+            f"{type(previous).__name__}."
+        )
+    return _class_blocks(op, previous, has_gauge=has_gauge)
+
+
+@jax.jit(static_argnames="has_gauge")
+def _class_blocks(
+    op: CrossEntropyOperator, previous: ClassBlocks | None, *, has_gauge: bool
+) -> ClassBlocks:
+    """Return the preconditioner of a curvature."""
     # 1. Without room for blocks: the diagonal of the curvature.
     n, d = matrices.shape(op.matrix)
     k = op.probabilities.shape[1]

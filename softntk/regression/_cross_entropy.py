@@ -161,11 +161,6 @@ class CrossEntropy:
         (x, previous) that returns ``previous`` where there is one keeps to the bound, factored
         once.
         """
-        if previous is not None and not isinstance(previous, ClassBlocks):
-            raise ValueError(
-                "previous must be what preconditioner returned at another point, or None, got "
-                f"{type(previous).__name__}."
-            )
         return class_blocks(self.hessian(x), previous, has_gauge=not self.reference)
 
     def is_recession(self, direction: Parameters) -> Bool[Array, ""]:
@@ -175,6 +170,14 @@ class CrossEntropy:
         to rounding; False proves nothing.
         """
         return _is_recession(self, self._stacked(direction, "direction"))
+
+    def lacks_minimiser(self, x: Parameters, start: Parameters) -> Bool[Array, ""]:
+        """Return whether x, or the way from a start to x, is a direction of recession.
+
+        :func:`softntk.solvers.minimise` asks for it at the end of a run. It is true as well where
+        the intercept of a class without rows falls forever.
+        """
+        return _lacks_minimiser(self, self._stacked(x), self._stacked(start, "start"))
 
     def check(self, x: Parameters) -> Int[Array, ""]:
         """Return a :class:`softntk.solution.Result` for the point x; works under jit.
@@ -227,7 +230,6 @@ def cross_entropy(
     | two classes, one column of ``coef_`` | ``reference=True`` and ``weights=C**-0.5`` |
     | ``coef_``, ``intercept_`` | ``X.T`` and ``c`` of ``sol.value`` |
     | ``tol`` (of the mean gradient) | ``minimise(p, x0, rtol=0, atol=tol * sum(s))`` |
-    | ``max_iter`` | ``max_steps``, of Newton: each is worth about ten of lbfgs |
 
     Args:
         A: [n, d]: an array, a list of rows or a table of numbers, a
@@ -367,13 +369,23 @@ def _is_recession(p: CrossEntropy, V: Float[Array, "e c"]) -> Bool[Array, ""]:
 
 
 @jax.jit
+def _lacks_minimiser(
+    p: CrossEntropy, V: Float[Array, "e c"], start: Float[Array, "e c"]
+) -> Bool[Array, ""]:
+    """Return whether V, V − start, or the intercept of an absent class is one of recession."""
+    falls_forever = _is_recession(p, V) | jax.lax.cond(
+        jnp.all(start == 0), lambda: jnp.asarray(False), lambda: _is_recession(p, V - start)
+    )
+    if p.intercept:
+        falls_forever |= jnp.any(_recession.absent_classes(p.target, p.sample_weight))
+    return falls_forever
+
+
+@jax.jit
 def _check(p: CrossEntropy, V: Float[Array, "e c"]) -> Int[Array, ""]:
     """Return the code of :meth:`CrossEntropy.check`."""
     # 1. Is there a direction of recession: V itself, or the intercept of an absent class?
-    falls_forever = _is_recession(p, V)
-    if p.intercept:
-        absent = _recession.absent_classes(p.target, p.sample_weight)
-        falls_forever |= jnp.any(absent)
+    falls_forever = _lacks_minimiser(p, V, jnp.zeros_like(V))
     # 2. The loss, its gradient, and all that they are computed from.
     loss, gradient = _value_and_gradient(p, V)
     arrays = (V, p.target, p.sample_weight, p.weights)

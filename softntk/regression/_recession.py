@@ -10,6 +10,7 @@ none. Comparisons allow for rounding: |error of dz_ic| ≤ γ ‖ã_i‖ ‖v_c�
 """
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from softntk._core.typing import DesignMatrix
@@ -39,10 +40,15 @@ def is_recession(
     V = jnp.where(jnp.isfinite(V).all(), V, 0)
     size = jnp.max(jnp.abs(V))
     V = V / jnp.where(size > 0, size, 1)
-    dZ = times_with_intercept(A, V)
+    n, d = matrices.shape(A)
+    # An intercept alone, where all else has a penalty, needs no product with A.
+    dZ = lax.cond(
+        jnp.any(V[:d] != 0),
+        lambda: times_with_intercept(A, V),
+        lambda: jnp.zeros((n, V.shape[1]), V.dtype) + jnp.sum(V[d:], axis=0, keepdims=True),
+    )
 
     # 2. The rounding of each row.
-    n, d = matrices.shape(A)
     gamma = 4 * (d + 1) * float(jnp.finfo(V.dtype).eps)
     if matrices.is_operator(A):
         # Its rows are not known without its matrix; the longest change stands for them.

@@ -98,6 +98,13 @@ def is_recession(draw: Draw) -> Call:
     return Call(arguments, lambda result: "a recession" if bool(result) else None)
 
 
+@target("regression.CrossEntropy.lacks_minimiser", x="through", start="through")
+def lacks_minimiser(draw: Draw) -> Call:
+    case = Classification(draw)
+    arguments = {"self": case.problem(draw), "x": draw.cast(case.x), "start": draw.cast(case.x)}
+    return Call(arguments, lambda result: "no minimiser" if bool(result) else None)
+
+
 @target("regression.CrossEntropy.zeros")
 def zeros(draw: Draw) -> Call:
     case = Classification(draw)

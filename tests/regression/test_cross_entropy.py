@@ -291,6 +291,12 @@ def test_directions_of_recession(x64):
     assert not bool(sn.regression.cross_entropy(line, soft).is_recession(separating))
     mixed = sn.regression.cross_entropy(line, np.array([0, 1, 0, 1]))
     assert not bool(mixed.is_recession(separating))
+    # From a start beyond the data: x itself does not separate, the way to it does.
+    far = CrossEntropyParameters(jnp.array([[2.0, -2.0]]), jnp.zeros(2))
+    middle = CrossEntropyParameters(jnp.array([[1.0, -1.0]]), jnp.zeros(2))
+    assert not bool(p.is_recession(middle))
+    assert bool(p.lacks_minimiser(middle, far))
+    assert not bool(p.lacks_minimiser(middle, p.zeros()))
     # A row of zero weight is none.
     s = np.array([1.0, 0.0, 0.0, 1.0])
     assert bool(

@@ -343,7 +343,7 @@ def run_as_one_loop(
         carry, history = advance(problem, tx, options_in_unit, start, max_steps, max(max_steps, 1))
         if find_diagnostics(carry.state) is None:
             carry = _check_plateau(problem, options, start, carry)
-        if hasattr(problem, "is_recession"):
+        if hasattr(problem, "lacks_minimiser"):
             result = jnp.where(carry.result == RUNNING, Result.MAX_STEPS, carry.result)
             result = with_recession(problem, start.x, carry.x, result)
             carry = carry._replace(result=result)

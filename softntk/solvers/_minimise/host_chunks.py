@@ -116,7 +116,7 @@ def run_in_chunks(
             carry = carry._replace(result=jnp.asarray(Result.PLATEAU, jnp.int32))
 
     # 5. A minimiser may be at infinity, where the gradient becomes small as well.
-    if hasattr(problem, "is_recession"):
+    if hasattr(problem, "lacks_minimiser"):
         last_result = Result.MAX_STEPS if int(carry.result) == RUNNING else carry.result
         result = with_recession(problem, start.x, carry.x, jnp.asarray(last_result, jnp.int32))
         carry = carry._replace(result=result)

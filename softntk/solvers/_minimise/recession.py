@@ -1,6 +1,5 @@
 """Whether a run approaches a minimiser at infinity, of problems that can prove it."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
@@ -20,14 +19,10 @@ _INCONCLUSIVE_RESULTS = (
 def with_recession(
     problem: Loss, start: Params, x: Params, result: Int[Array, ""]
 ) -> Int[Array, ""]:
-    """Return the result, MINIMUM_AT_INFINITY where the loss falls forever from x.
-
-    The directions are those that ``problem.check`` tries at x, and the way from the start to x.
-    """
-    if not hasattr(problem, "is_recession"):
+    """Return the result, MINIMUM_AT_INFINITY where the problem proves that it has no minimiser."""
+    if not hasattr(problem, "lacks_minimiser"):
         return result
-    way = jax.tree.map(jnp.subtract, x, start)
-    falls_forever = (problem.check(x) == Result.MINIMUM_AT_INFINITY) | problem.is_recession(way)
+    falls_forever = problem.lacks_minimiser(x, start)
     is_inconclusive = jnp.isin(result, jnp.asarray(_INCONCLUSIVE_RESULTS))
     code = jnp.where(falls_forever & is_inconclusive, Result.MINIMUM_AT_INFINITY, result)
     return code.astype(jnp.int32)
