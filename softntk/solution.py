@@ -38,6 +38,7 @@ class Result(enum.IntEnum):
     NONFINITE_SCORE = 14
     PLATEAU = 15
     FOREIGN_LOSS = 16
+    MINIMUM_AT_INFINITY = 17
 
     @property
     def advice(self) -> str:
@@ -98,6 +99,11 @@ _ADVICE_TEXTS = {
         "The gradient vanished, but so did the curvature: a plateau (a saturated softmax, dead "
         "units), which is no minimum. Start elsewhere, or shorten the first steps: "
         'approx_newton(…, damping="trust_region").'
+    ),
+    Result.MINIMUM_AT_INFINITY: (
+        "The loss falls forever along a direction, so that no minimiser exists: the classes are "
+        "separable, or one of them is absent beside an intercept. Use weights > 0 and leave absent "
+        "classes out, or intercept=False."
     ),
     Result.FOREIGN_LOSS: (
         "natural_gradient minimises its own loss, or a multiple of it, and the gradient that it "

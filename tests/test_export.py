@@ -20,6 +20,7 @@ X = jax.ShapeDtypeStruct((N, D), jnp.float32)
 Y = jax.ShapeDtypeStruct((N, K), jnp.float32)
 VECTOR = jax.ShapeDtypeStruct((D,), jnp.float32)
 TARGET = jax.ShapeDtypeStruct((N,), jnp.float32)
+LABELS = jax.ShapeDtypeStruct((N,), jnp.int32)
 MATRIX = jax.ShapeDtypeStruct((N, N), jnp.float32)
 NET = sn.networks.two_layer("softmax", width=M, out_dim=K)
 RES_NET = sn.networks.two_layer("res_softmax", width=M, out_dim=1)
@@ -36,6 +37,11 @@ def regression_of(A, b):
 
 def minimise_regression(A, b, x):
     return sn.solvers.minimise(regression_of(A, b), x, max_steps=5).value
+
+
+def minimise_classification(A, y):
+    p = sn.regression.cross_entropy(A, y, weights=0.1, classes=40)  # by class blocks
+    return sn.solvers.minimise(p, p.zeros(), max_steps=5).value
 
 
 def minimise_function(x):
@@ -126,6 +132,7 @@ CASES: dict[str, tuple[Callable, tuple]] = {
     ),
     "leverage scores": (sn.curvature.leverage.scores, (X,)),
     "minimise": (minimise_regression, (X, TARGET, VECTOR)),
+    "minimise a classification": (minimise_classification, (X, LABELS)),
     "minimise a function": (minimise_function, (VECTOR,)),
     "natural gradient": (natural_gradient, (PARAMS, X, Y)),
     "train": (train, (PARAMS, X, Y)),

@@ -6,6 +6,12 @@ from softntk.regression._attention import attention as attention
 from softntk.regression._bounds import convexity_weight as convexity_weight
 from softntk.regression._bounds import lipschitz as lipschitz
 from softntk.regression._bounds import normaliser as normaliser
+from softntk.regression._cross_entropy import CrossEntropy as CrossEntropy
+from softntk.regression._cross_entropy import cross_entropy as cross_entropy
+from softntk.regression._cross_entropy_operator import CrossEntropyOperator as CrossEntropyOperator
+from softntk.regression._cross_entropy_operator import (
+    CrossEntropyParameters as CrossEntropyParameters,
+)
 from softntk.regression._leverage_inversion import leverage as leverage
 from softntk.regression._members import exponential as exponential
 from softntk.regression._members import hyperbolic as hyperbolic

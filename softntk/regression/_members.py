@@ -1,10 +1,11 @@
 """Regressions by the name that their paper gives them."""
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from softntk._core.typing import DesignMatrix as Matrix
-from softntk._core.validation import check_choice
+from softntk._core.validation import as_real_array, check_choice
 from softntk.regression._problem import Problem, problem
 
 Target = Float[Array | np.ndarray, " n"]
@@ -14,7 +15,8 @@ Weights = float | int | Float[Array | np.ndarray, ""] | Float[Array | np.ndarray
 def softmax(A: Matrix, b: Target, weights: Weights = 0.0) -> Problem:
     """Return softmax regression, ½‖⟨e^{Ax}, 1⟩⁻¹ e^{Ax} − b‖² + ½‖diag(w) A x‖².
 
-    Use it for targets that are probabilities. Arguments and errors are those of
+    Use it for a target that is one distribution over all rows; for class labels, or a distribution
+    in each row, :func:`softntk.regression.cross_entropy`. Arguments and errors are those of
     :func:`softntk.regression.problem` with ``activation="exp"`` and ``form="normalized"``.
 
     Example:
@@ -24,7 +26,14 @@ def softmax(A: Matrix, b: Target, weights: Weights = 0.0) -> Problem:
 
     Source: arXiv 2304.10411 (attention-inspired softmax regression).
     """
-    return problem(A, b, "exp", "normalized", weights)
+    # Class labels are the most frequent mistake here.
+    target = as_real_array("b", b)
+    if jnp.issubdtype(target.dtype, jnp.integer):
+        raise ValueError(
+            f"b must be a floating-point array, got dtype {target.dtype}. Convert a distribution, "
+            "e.g. b.astype('float32'); for class labels use regression.cross_entropy."
+        )
+    return problem(A, target, "exp", "normalized", weights)
 
 
 def resnet_softmax(A: Matrix, b: Target, weights: Weights = 0.0) -> Problem:

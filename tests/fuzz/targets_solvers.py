@@ -114,6 +114,7 @@ NEWTON: dict[str, Any] = {
     "sketch_size": "count?",
     "max_distortion": "positive?",
     "cg_steps": "count?",
+    "preconditioner": "object?",
     "damping": "choice?",
     "key": "key?",
 }

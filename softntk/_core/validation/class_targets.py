@@ -37,8 +37,8 @@ def as_targets(y: object, n: int, classes: object, dtype: jnp.dtype) -> Float[Ar
             "column, y[:, 0]; of probabilities of one class give both, [n, 2]."
         )
     probabilities = as_dtype("y", array, dtype)
-    if is_concrete(probabilities):
-        _check_probabilities(np.asarray(probabilities))
+    if is_concrete(array):
+        _check_probabilities(np.asarray(array))
     return probabilities
 
 
@@ -48,12 +48,12 @@ def _count_classes(array: Any, n: int, classes: int | None) -> tuple[Array, int]
     check_shape("y", labels, (n,))
     if classes is not None:
         return labels, classes
-    if not is_concrete(labels):
+    if not is_concrete(array):
         raise ValueError(
             "y must be known where it decides the number of classes, got traced labels. Give "
             "classes=, or probabilities [n, k]."
         )
-    largest = int(np.max(np.asarray(labels)))
+    largest = int(np.max(np.asarray(array)))
     if largest == 0:
         raise ValueError(
             "y must have at least two classes, got the label 0 alone. If there are more than these "
@@ -64,11 +64,13 @@ def _count_classes(array: Any, n: int, classes: int | None) -> tuple[Array, int]
 
 def as_labels(name: str, y: object, classes: int | None = None) -> Int[Array, " n"]:
     """Return integer labels from 0 on, below ``classes`` if that is known."""
-    labels = as_integers(name, y, ("n",))
-    if not is_concrete(labels):
+    # What was passed is looked at: under jit known labels are traced once they are converted.
+    array = as_real_array(name, y)
+    labels = as_integers(name, array, ("n",))
+    if not is_concrete(array):
         return labels
-    lowest = int(np.min(np.asarray(labels)))
-    largest = int(np.max(np.asarray(labels)))
+    lowest = int(np.min(np.asarray(array)))
+    largest = int(np.max(np.asarray(array)))
     if lowest < 0:
         raise ValueError(f"{name} must hold labels from 0 on, got {lowest}.")
     if classes is not None and largest >= classes:

@@ -34,6 +34,7 @@ from softntk.solvers._minimise.loop_state import (
     value_and_gradient,
 )
 from softntk.solvers._minimise.plateaus import has_flattened
+from softntk.solvers._minimise.recession import with_recession
 from softntk.solvers._minimise.stopping_rules import Evaluation
 
 
@@ -342,6 +343,10 @@ def run_as_one_loop(
         carry, history = advance(problem, tx, options_in_unit, start, max_steps, max(max_steps, 1))
         if find_diagnostics(carry.state) is None:
             carry = _check_plateau(problem, options, start, carry)
+        if hasattr(problem, "lacks_minimiser"):
+            result = jnp.where(carry.result == RUNNING, Result.MAX_STEPS, carry.result)
+            result = with_recession(problem, start.x, carry.x, result)
+            carry = carry._replace(result=result)
         return unit, start, carry, history
 
     unit, start, carry, history = without_derivatives(run, problem, x0)

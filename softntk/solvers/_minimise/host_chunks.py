@@ -30,6 +30,7 @@ from softntk.solvers._minimise.loop_state import (
     Params,
 )
 from softntk.solvers._minimise.plateaus import has_flattened_on_host
+from softntk.solvers._minimise.recession import with_recession
 from softntk.solvers._minimise.stopping_rules import needs_plateau_check
 
 FilePath = str | os.PathLike
@@ -113,6 +114,12 @@ def run_in_chunks(
 
         if has_flattened_on_host(gradient, start.x, carry.x, float(carry.path_length)):
             carry = carry._replace(result=jnp.asarray(Result.PLATEAU, jnp.int32))
+
+    # 5. A minimiser may be at infinity, where the gradient becomes small as well.
+    if hasattr(problem, "lacks_minimiser"):
+        last_result = Result.MAX_STEPS if int(carry.result) == RUNNING else carry.result
+        result = with_recession(problem, start.x, carry.x, jnp.asarray(last_result, jnp.int32))
+        carry = carry._replace(result=result)
     return as_solution(start, carry, state.history)
 
 

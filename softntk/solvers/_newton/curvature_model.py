@@ -17,6 +17,7 @@ from softntk.curvature.structured import StructuredOperator
 from softntk.solvers._newton import row_sampler
 
 Curvature = Callable[[Params], lx.AbstractLinearOperator]
+Preconditioner = Callable[[Params, Any], Any]
 
 
 class Options(NamedTuple):
@@ -44,6 +45,7 @@ class Options(NamedTuple):
     damping: str | None
     initial_damping: float
     key: PRNGKeyArray
+    preconditioner: Preconditioner | None = None
     postpones_damping: bool = False
 
 
@@ -155,6 +157,7 @@ def require_rows(operator: lx.AbstractLinearOperator) -> StructuredOperator:
         raise ValueError(
             "sketch_size needs a curvature with rows to draw, a "
             f"softntk.curvature.StructuredOperator, got {type(operator).__name__}. "
-            "Without sketch_size any operator will do."
+            "Without sketch_size any operator will do; rows of a cross-entropy are drawn by "
+            "preconditioner=p.preconditioner."
         )
     return operator

@@ -21,7 +21,7 @@ which accuracy to solve).
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,6 @@ from jaxtyping import Array, Bool, Float, Int
 from softntk._core.typing import Vector
 from softntk._linalg.norms import scaled_norm
 from softntk._linalg.products import product
-from softntk._linalg.scaled_cholesky import Factor
 from softntk.solvers._diagnostics import Step
 from softntk.solvers._newton.globalisation import (
     Damping,
@@ -51,6 +50,19 @@ from softntk.solvers._newton.model import (
 PRODUCTS_AFTER_INDEFINITE = 8
 
 LinearMap = Callable[[Vector], Vector]
+
+
+@runtime_checkable
+class Root(Protocol):
+    """A root of a preconditioner P: P⁻¹ = R⁻¹R⁻ᵀ. R⁻¹ need not be square."""
+
+    def solve_root(self, V: Float[Array, "q *r"]) -> Float[Array, "d *r"]:
+        """Return R⁻¹V."""
+        ...
+
+    def solve_root_transposed(self, V: Float[Array, "d *r"]) -> Float[Array, "q *r"]:
+        """Return R⁻ᵀV."""
+        ...
 
 
 class KrylovModel(NamedTuple):
@@ -95,7 +107,7 @@ class _LanczosState(NamedTuple):
 
 def krylov_model(
     multiply: LinearMap,
-    factor: Factor | None,
+    factor: Root | None,
     g: Vector,
     value: Scalar,
     rtol: float | Scalar,
@@ -109,7 +121,7 @@ def krylov_model(
 
     Args:
         multiply: v ↦ Hv.
-        factor: R of the preconditioner; None for the identity.
+        factor: a root of the preconditioner, R⁻¹ and R⁻ᵀ; None for the identity.
         g: the gradient.
         value: the loss, which tells a zero gradient from a small one.
         rtol: relative residual to reach.
@@ -118,9 +130,10 @@ def krylov_model(
     # 1. The first vector, R⁻ᵀg or random.
     solve_root = _identity if factor is None else factor.solve_root
     solve_root_transposed = _identity if factor is None else factor.solve_root_transposed
-    d = len(g)
     eps = jnp.finfo(g.dtype).eps
     first_vector = solve_root_transposed(g)
+    # A root need not be square: the space is that of its columns.
+    d = len(first_vector)
     gradient_norm = scaled_norm(first_vector)
     # Preconditioned, ‖g‖² has the unit of the loss; otherwise there is nothing to compare with.
     min_gradient_norm = 0.0 if factor is None else eps * jnp.sqrt(jnp.abs(value))

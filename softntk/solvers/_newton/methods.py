@@ -200,10 +200,12 @@ def _by_products(
     loss: LossAlongStep,
     state: NewtonState,
 ) -> tuple[StepResult, SampleDiagnostics]:
-    """Return a step by conjugate gradients without a preconditioner."""
+    """Return a step by conjugate gradients without a sample."""
     assert options.cg_steps is not None
     rtol = _cg_rtol(g, state)
-    space = krylov_steps.krylov_model(model.product, None, g, loss.value, rtol, options.cg_steps)
+    space = krylov_steps.krylov_model(
+        model.product, state.preconditioner, g, loss.value, rtol, options.cg_steps
+    )
     result = _krylov_step(options, space, loss, state)
     return result, SampleDiagnostics(jnp.zeros((), g.dtype), 0, space.products, None)
 

@@ -1,6 +1,6 @@
 """The state of an approximate Newton transform."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float, Int
 
@@ -26,6 +26,9 @@ class NewtonState(NamedTuple):
         proposed: the end of the last damped step, flattened, and the length of the step; the next
             update compares it with the params that it gets. None without damping.
         sampler: the sampler of rows; None without a sample.
+        preconditioner: of the conjugate gradients, as the function ``preconditioner`` returned it
+            last; None without one.
+        last_products: products of the last step, which decide whether it is computed anew.
     """
 
     count: Int[Array, ""]
@@ -37,6 +40,8 @@ class NewtonState(NamedTuple):
     diagnostics: StepDiagnostics
     proposed: tuple[Float[Array, " d"], Float[Array, ""]] | None
     sampler: Sampler | None
+    preconditioner: Any | None
+    last_products: Int[Array, ""]
 
     kind = diagnostics_property("kind", "Kind of the last update, a :class:`softntk.solvers.Step`.")
     result = diagnostics_property("result", "Result code, a :class:`softntk.solution.Result`.")

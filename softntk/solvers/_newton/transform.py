@@ -50,6 +50,7 @@ from softntk.solvers._newton import row_sampler
 from softntk.solvers._newton.curvature_model import (
     Curvature,
     Options,
+    Preconditioner,
     as_curvature,
     make_model,
     require_rows,
@@ -57,6 +58,10 @@ from softntk.solvers._newton.curvature_model import (
 from softntk.solvers._newton.globalisation import DAMPINGS
 from softntk.solvers._newton.methods import METHODS, SampleDiagnostics
 from softntk.solvers._newton.model import LossAlongStep, StepResult
+from softntk.solvers._newton.preconditioner import (
+    check_preconditioner,
+    refresh_preconditioner,
+)
 from softntk.solvers._newton.state import NewtonState
 
 CurvatureLike = Curvature | lx.AbstractLinearOperator | Float[Array | np.ndarray, "d d"]
@@ -95,6 +100,8 @@ def _init(options: Options, params: Params) -> NewtonState:
         diagnostics=initial_diagnostics(first_damping, flat.dtype),
         proposed=None if options.damping is None else (flat, zero),
         sampler=sampler,
+        preconditioner=options.preconditioner and options.preconditioner(params, None),
+        last_products=zero_count,
     )
 
 
@@ -126,6 +133,7 @@ def _update(
 
     # 2. A step; none where the input is not finite.
     is_finite = jnp.isfinite(gradient).all() & jnp.isfinite(loss_value)
+    state = refresh_preconditioner(options, state, params)
     model = make_model(options, params, flat)
     method = METHODS[options.sketch_size is not None, options.cg_steps is not None]
     result, sample = method(options, model, jnp.where(is_finite, gradient, 0), loss, state)
@@ -144,6 +152,8 @@ def _update(
         diagnostics=_diagnose(state, flat, is_finite, result, sample),
         proposed=proposed,
         sampler=sample.sampler,
+        preconditioner=state.preconditioner,
+        last_products=sample.products.astype(jnp.int32),
     )
     # In the sign of a gradient, as optax wants it: the chain multiplies it by −1.
     return unravel(-step), next_state
@@ -209,6 +219,7 @@ def scale_by_approx_newton(
     sketch_size: int | None = None,
     max_distortion: float | None = None,
     cg_steps: int | None = None,
+    preconditioner: Preconditioner | None = None,
     damping: str | None = None,
     initial_damping: float = 1e-3,
     key: PRNGKeyArray | None = None,
@@ -222,7 +233,7 @@ def scale_by_approx_newton(
     | None | None | exact: the matrix H, [d, d], and its Cholesky factor |
     | s | None | the papers' method: AᵀDA of s rows, drawn by leverage scores |
     | s | k | at most k CG steps on the true H, preconditioned by the sample |
-    | None | k | the same without a preconditioner, for many dimensions; no rows are needed |
+    | None | k | the same without a sample, for many dimensions; no rows are needed |
 
     In a sample only the sum over rows is sampled: low-rank part and ridge are exact. Where H is
     positive definite the step is Newton's. Where it is not, and there is no damping, it is −M⁻¹g
@@ -249,6 +260,12 @@ def scale_by_approx_newton(
             and in the end all rows. None for ½, or 4 with cg_steps. The Ritz values of H̃⁻¹H give a
             lower bound of ε.
         cg_steps: k, the largest number of products with H in a step.
+        preconditioner: (params, previous) → P of the conjugate gradients, an object with the
+            methods ``solve_root`` and ``solve_root_transposed``, v ↦ Sv and v ↦ Sᵀv on flattened
+            params, P⁻¹ = SSᵀ: ``p.preconditioner`` of :func:`softntk.regression.cross_entropy`. It
+            is a pytree of arrays, computed at ``init``, where previous is None, kept, and computed
+            again from itself after a step of more products than its attribute ``refresh_above``, or
+            8 if it has none. It takes the place of a sample.
         damping: "trust_region", "levenberg_marquardt" or None.
         initial_damping: the first μ of "levenberg_marquardt".
         key: random key of the samples; ``jax.random.key(0)`` if None.
@@ -302,6 +319,7 @@ def scale_by_approx_newton(
         damping,
         initial_damping,
         key,
+        check_preconditioner(preconditioner, sketch_size, cg_steps),
     )
 
     update = partial(_update, options)
@@ -315,6 +333,7 @@ def approx_newton(
     sketch_size: int | None = None,
     max_distortion: float | None = None,
     cg_steps: int | None = None,
+    preconditioner: Preconditioner | None = None,
     damping: str | None = None,
     linesearch: optax.GradientTransformationExtraArgs | None = None,
     key: PRNGKeyArray | None = None,
@@ -330,6 +349,7 @@ def approx_newton(
         sketch_size: rows of the sample.
         max_distortion: largest ε of the sample.
         cg_steps: conjugate gradient steps on the true curvature.
+        preconditioner: of these steps.
         damping: "trust_region", "levenberg_marquardt" or None.
         linesearch: an optax line search. If None and there is no damping, it is backtracking with
             at most 30 halvings.
@@ -363,6 +383,7 @@ def approx_newton(
         sketch_size=sketch_size,
         max_distortion=max_distortion,
         cg_steps=cg_steps,
+        preconditioner=preconditioner,
         damping=damping,
         key=key,
     )
