@@ -16,13 +16,22 @@ Source: MATHEMATICS.md#natural-gradient, MATHEMATICS.md#cross-entropy.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from softntk._core.validation import as_dtype, as_floating, as_real_array, check_choice
+from softntk._core.validation import (
+    as_dtype,
+    as_floating,
+    as_real_array,
+    check_choice,
+    is_concrete,
+    is_hashable,
+)
 from softntk._core.validation.class_targets import as_labels, as_targets
 
 Outputs = Float[Array, "n k"]
@@ -40,6 +49,7 @@ class OutputCurvature(NamedTuple):
         gradient: g, [n, k].
         whitened: w, with Q w = g, [n, k].
         row_curvatures: the mean eigenvalue of each Λ_i on its range, [n].
+        scale: the unit of Λ: one, but for a function, whose largest eigenvalue it is, [].
         root: t ↦ Q t.
         root_transposed: t ↦ Qᵀt.
     """
@@ -47,6 +57,7 @@ class OutputCurvature(NamedTuple):
     gradient: Outputs
     whitened: Outputs
     row_curvatures: Float[Array, " n"]
+    scale: Float[Array, ""]
     root: OutputMap
     root_transposed: OutputMap
 
@@ -70,7 +81,7 @@ class OutputLoss(NamedTuple):
 def as_output_loss(name: str, loss: Any) -> OutputLoss:
     """Return a loss of the table by its name, or that of a function ℓ(f [k], y [k]) of a point."""
     if callable(loss):
-        return _of_function(loss)
+        return _of_function(loss) if is_hashable(loss) else _of_function.__wrapped__(loss)
     return OUTPUT_LOSSES[check_choice(name, loss, OUTPUT_LOSSES)]
 
 
@@ -91,6 +102,11 @@ def check_targets(loss: OutputLoss, y: object, n: int, dtype: jnp.dtype) -> Arra
     if targets.size > n:
         return as_targets(targets, n, None, dtype)
     # One column: probabilities of class 1, checked with those of class 0.
+    if is_concrete(targets) and not np.all((np.asarray(targets) >= 0) & (np.asarray(targets) <= 1)):
+        raise ValueError(
+            "y must hold probabilities of class 1 in one column, or integer labels, got numbers "
+            "outside of [0, 1]. Convert labels, e.g. y.astype(int)."
+        )
     column = as_dtype("y", targets, dtype).reshape(n, 1)
     return as_targets(jnp.concatenate([1 - column, column], axis=1), n, 2, dtype)[:, 1:]
 
@@ -133,7 +149,7 @@ def _squared_curvature(outputs: Outputs, targets: Outputs) -> OutputCurvature:
     """Return the first row of the table."""
     residual = outputs - targets
     ones = jnp.ones(len(outputs), outputs.dtype)
-    return OutputCurvature(residual, residual, ones, lambda t: t, lambda t: t)
+    return OutputCurvature(residual, residual, ones, ones[0], lambda t: t, lambda t: t)
 
 
 def _cross_entropy_values(outputs: Outputs, targets: Outputs) -> Float[Array, " n"]:
@@ -174,6 +190,7 @@ def _cross_entropy_curvature(outputs: Outputs, targets: Outputs) -> OutputCurvat
         gradient=gradient,
         whitened=project(gradient / roots),
         row_curvatures=spread / (outputs.shape[1] - 1),
+        scale=jnp.ones((), outputs.dtype),
         root=lambda t: roots * project(t),
         root_transposed=lambda t: project(roots * t),
     )
@@ -189,11 +206,26 @@ def _logistic_curvature(outputs: Outputs, targets: Outputs) -> OutputCurvature:
         gradient=gradient,
         whitened=gradient / roots,
         row_curvatures=variances[:, 0],
+        scale=jnp.ones((), outputs.dtype),
         root=lambda t: roots * t,
         root_transposed=lambda t: roots * t,
     )
 
 
+def _check_point_loss(point_loss: PointLoss, outputs: Outputs, targets: Outputs) -> None:
+    """Raise ValueError for a function that is no floating-point scalar of one point."""
+    result = jax.eval_shape(point_loss, outputs[0], targets[0])
+    shape = getattr(result, "shape", None)
+    if shape != () or not jnp.issubdtype(result.dtype, jnp.floating):
+        description = type(result).__name__ if shape is None else f"{result.dtype} of shape {shape}"
+        raise ValueError(
+            "loss must be a function (outputs [k], targets [k]) → scalar of one point, got a "
+            f"result of {description}."
+        )
+
+
+# One loss for each function, so that nothing is compiled again for the same one.
+@lru_cache(maxsize=64)
 def _of_function(point_loss: PointLoss) -> OutputLoss:
     """Return the loss of a function of one point, its derivatives by automatic differentiation."""
 
@@ -201,16 +233,11 @@ def _of_function(point_loss: PointLoss) -> OutputLoss:
         return jax.vmap(point_loss)(outputs, targets)
 
     def gradient_of(outputs: Outputs, targets: Outputs) -> Outputs:
+        _check_point_loss(point_loss, outputs, targets)
         return jax.vmap(jax.grad(point_loss))(outputs, targets)
 
     def curvature(outputs: Outputs, targets: Outputs) -> OutputCurvature:
-        # 1. Gradient and Hessian of every point, which must be a scalar function.
-        shape = jax.eval_shape(point_loss, outputs[0], targets[0])
-        if getattr(shape, "shape", None) != ():
-            raise ValueError(
-                "loss must be a function (outputs [k], targets [k]) → scalar of one point, got a "
-                f"result of {getattr(shape, 'shape', type(shape).__name__)}."
-            )
+        # 1. Gradient and Hessian of every point.
         gradient = gradient_of(outputs, targets)
         hessians = jax.vmap(jax.hessian(point_loss))(outputs, targets)
 
@@ -229,6 +256,7 @@ def _of_function(point_loss: PointLoss) -> OutputLoss:
             gradient=gradient,
             whitened=in_eigenbasis(gradient, 1 / root_eigenvalues),
             row_curvatures=jnp.mean(root_eigenvalues**2, axis=1),
+            scale=jnp.where(largest > 0, largest, 1),
             root=lambda t: in_eigenbasis(t, root_eigenvalues),
             root_transposed=lambda t: in_eigenbasis(t, root_eigenvalues),
         )

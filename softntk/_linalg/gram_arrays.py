@@ -43,7 +43,9 @@ def as_gram(gram: object, name: str = "gram") -> Float[Array, "n n"] | Float[Arr
         raise ValueError(f"{label} must have shape [n, n] or [n, n, k, k], got {shape}.")
     # 2. Symmetry, up to the rounding of kernels in half precision.
     if is_concrete(array):
-        asymmetry, max_entry = map(float, _asymmetry(array))
+        # A known array may have been captured by a function that is traced.
+        with jax.ensure_compile_time_eval():
+            asymmetry, max_entry = map(float, _asymmetry(array))
         if asymmetry > MAX_ASYMMETRY * max_entry:
             raise ValueError(
                 f"{label} must be symmetric, but differs from its transpose by {asymmetry:.3g} "

@@ -82,7 +82,7 @@ def predict_gd(
         saturate at the root of the largest number, and no output exceeds the largest number. It is
         differentiable in gram, y, f0, cross, f0_test and learning_rate, in both modes, also where
         eigenvalues are equal; a second time where they differ. Simulated steps have forward
-        derivatives only.
+        derivatives only, and saturate at the largest number.
 
     Raises:
         ValueError: shapes that do not fit, integer, half precision or non-finite arrays, an
@@ -200,7 +200,7 @@ def predict_flow(
 
     Returns:
         [s, n, k], or [s, t, k] with ``cross``; differentiable as :func:`predict_gd` is, in times
-        instead of learning_rate.
+        instead of learning_rate. On another loss it has reverse derivatives only.
 
     Raises:
         ValueError: as for :func:`predict_gd`; times negative or NaN, infinite on another loss.

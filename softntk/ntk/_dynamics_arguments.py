@@ -22,6 +22,8 @@ Labels = Integer[Array | np.ndarray, " n"]
 
 def as_steps(steps: Steps) -> Integer[Array, " s"]:
     """Return numbers of steps as an integer array, checked."""
+    if isinstance(steps, list | tuple) and not steps:
+        return jnp.zeros(0, int)
     if isinstance(steps, np.ndarray | jax.Array) and (
         steps.ndim != 1 or not jnp.issubdtype(steps.dtype, jnp.integer)
     ):
@@ -59,18 +61,23 @@ def as_loss_targets(
     """Return targets as numbers; labels as unit vectors of as many classes as there are outputs."""
     if loss.name != "cross_entropy":
         return y
-    # 1. The number of outputs, as far as the kernel or the start knows it.
+    # 1. The number of outputs, as far as the kernel or the start knows it. What does not fit is
+    #    refused by :func:`as_problem`, which knows what to say.
     shape = gram.shape if isinstance(gram, GramOperator) else np.shape(gram)[1:3]
+    if not shape or np.ndim(y) not in (1, 2):
+        return y
     known = shape[1] if len(shape) == 2 else None
-    if known is None and f0 is not None:
+    if known is None and np.ndim(f0) in (1, 2) and f0 is not None:
         known = 1 if np.ndim(f0) == 1 else np.shape(f0)[1]
     # 2. Labels of an unknown number of classes have as many as the largest says.
     dtype = jnp.result_type(float)
     if isinstance(gram, GramOperator | jax.Array | np.ndarray):
-        dtype = gram.dtype
-    targets = check_targets(loss, y, shape[0], dtype)
+        dtype = jax.dtypes.canonicalize_dtype(gram.dtype)
+    if isinstance(y, jax.Array | np.ndarray) and jnp.issubdtype(y.dtype, jnp.floating):
+        dtype = jnp.result_type(dtype, jax.dtypes.canonicalize_dtype(y.dtype))
+    targets = check_targets(loss, y, np.shape(y)[0], dtype)
     if targets.ndim == 2:
         return targets
     if known is None:
-        return as_targets(targets, shape[0], None, dtype)
-    return complete_targets(targets, jnp.zeros((shape[0], known), dtype))
+        return as_targets(targets, len(targets), None, dtype, "Give f0, or probabilities, [n, k].")
+    return complete_targets(targets, jnp.zeros((len(targets), known), dtype))

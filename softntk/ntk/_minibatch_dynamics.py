@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from softntk._core.records import record
 from softntk._core.validation import check_integer, check_key
 from softntk._linalg.gram_arrays import Gram, Number
+from softntk._linalg.norms import binary_scale, scaled_norm
 from softntk._output_losses import PointLoss, as_output_loss
 from softntk.ntk._arguments import Cross, Targets, TestTargets, as_problem
 from softntk.ntk._dynamics_arguments import (
@@ -111,7 +112,10 @@ def predict_sgd(
     outputs = simulate_minibatches(
         output_loss, batch_size, beta, times, operator_of(gram), problem, keys
     )
-    spread = jnp.std(outputs, axis=0, ddof=1)
-    return MinibatchPrediction(
-        mean=jnp.mean(outputs, axis=0), spread=spread, standard_error=spread / runs**0.5
-    )
+    # In units of the largest output and deviation: neither sums nor squares overflow.
+    unit = jnp.squeeze(binary_scale(outputs))
+    mean = unit * jnp.mean(outputs / unit, axis=0)
+    spread = scaled_norm(outputs - mean[None], axis=0) / (runs - 1) ** 0.5
+    # Where runs diverge the mean is no number; neither is how far they differ.
+    spread = jnp.where(jnp.isfinite(mean) & jnp.isfinite(spread), spread, jnp.inf)
+    return MinibatchPrediction(mean=mean, spread=spread, standard_error=spread / runs**0.5)

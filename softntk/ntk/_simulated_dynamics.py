@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from softntk._core.ode import diffrax, step_controller
 from softntk._core.validation import check_number, is_concrete
+from softntk._linalg.norms import scaled_norm
 from softntk._linalg.products import product
 from softntk._output_losses import OutputLoss
 from softntk.ntk._arguments import Problem, apply_cross, saturate_outputs
@@ -84,6 +85,12 @@ def _at_points(problem: Problem, recorded: Float[Array, "s n k"]) -> Float[Array
     return saturate_outputs(problem.start[None] + apply_cross(recorded, problem))
 
 
+def _saturate(values: Outputs) -> Outputs:
+    """Return the values within the range of their precision, also where a run diverges."""
+    largest = float(jnp.finfo(values.dtype).max)
+    return jnp.clip(jnp.where(jnp.isnan(values), largest, values), -largest, largest)
+
+
 def _descend(
     gradient: Callable[[TrainingState], Outputs],
     momentum: Float[Array, ""],
@@ -96,10 +103,11 @@ def _descend(
     rate = times.rates[0] if times.rates.size else jnp.zeros((), problem.y.dtype)
 
     def take_step(_: Array | int, state: TrainingState) -> TrainingState:
-        velocity = momentum * state.velocity + gradient(state)
+        velocity = _saturate(momentum * state.velocity + gradient(state))
+        image = _saturate(multiply(op, problem, velocity))
         return TrainingState(
-            outputs=state.outputs - rate * multiply(op, problem, velocity),
-            coefficients=state.coefficients - rate * velocity,
+            outputs=_saturate(state.outputs - rate * image),
+            coefficients=_saturate(state.coefficients - rate * velocity),
             velocity=velocity,
             step=state.step + 1,
         )
@@ -175,6 +183,8 @@ def simulate_flow(
     if rtol is None:
         rtol = FLOW_RTOL[str(problem.y.dtype)]
     tolerance: float = check_number("rtol", rtol, above=0)
+    if times.size == 0:
+        return jnp.zeros((0, *problem.start.shape), problem.y.dtype)
     outputs, reached = _integrate(loss, tolerance, times, op, problem)
     if is_concrete(reached) and not bool(reached):
         raise NumericalError(
@@ -192,19 +202,31 @@ def _integrate(
     """Return the outputs at each time, and whether the last one was reached."""
     dfx = diffrax()
 
-    # 1. The state is F, and c where test points need it, so that both are as exact as asked for.
+    # 1. The state is F, and κc where test points need c, so that both are as exact as asked for.
+    #    κ is the size of H where training starts, so that κc has the unit of F.
+    start = initial_state(problem)
+    first_gradient = loss.gradient(start.outputs, problem.y)
+    first_image = multiply(op, problem, first_gradient)
+    has_size = (scaled_norm(first_gradient) > 0) & (scaled_norm(first_image) > 0)
+    kernel_size = jnp.where(
+        has_size, scaled_norm(first_image) / jnp.where(has_size, scaled_norm(first_gradient), 1), 1
+    )
+
     def field(_: Array, state: TrainingState, __: None) -> TrainingState:
         gradient = loss.gradient(state.outputs, problem.y)
         still = jnp.zeros_like(gradient)
         return TrainingState(
             outputs=-multiply(op, problem, gradient),
-            coefficients=-gradient if problem.cross is not None else still,
+            coefficients=-kernel_size * gradient if problem.cross is not None else still,
             velocity=still,
             step=jnp.zeros_like(state.step),
         )
 
     # 2. Integrate from zero to the last time, and keep the times on the way, in ascending order.
-    start = initial_state(problem)._replace(step=jnp.zeros((), problem.y.dtype))
+    start = start._replace(step=jnp.zeros((), problem.y.dtype))
+    # Errors are relative to the largest |F(0) − Y|, and to F.
+    size = problem.scale * jnp.max(jnp.abs(problem.residual))
+    absolute_tolerance = rtol * jnp.where(size > 0, size, 1)
     order = jnp.argsort(times)
     last_time = jnp.max(times, initial=0)
     # The interval must not be empty.
@@ -217,11 +239,13 @@ def _integrate(
         None,
         start,
         saveat=dfx.SaveAt(ts=times[order]),
-        stepsize_controller=step_controller()(rtol=rtol, atol=rtol),
+        stepsize_controller=step_controller()(rtol=rtol, atol=absolute_tolerance),
         max_steps=MAX_FLOW_STEPS,
         throw=False,
     )
     recorded = jax.vmap(lambda state: _select_result(problem, state))(solution.ys)
+    if problem.cross is not None:
+        recorded = recorded / kernel_size
     reached = solution.result == dfx.RESULTS.successful
     outputs = _at_points(problem, recorded[jnp.argsort(order)])
     return jnp.where(reached, outputs, jnp.inf), reached

@@ -130,6 +130,11 @@ def match_gradient(gradient: Params, system: FunctionSpaceSystem) -> GradientMat
     #    gradient, which may be that of any multiple of the loss: no product overflows.
     expected = jax.tree.leaves(system.gradient())
     actual = jax.tree.leaves(gradient)
+    if jax.tree.structure(gradient) != jax.tree.structure(system.decayed_params):
+        raise ValueError(
+            "updates must be the gradient by params, a pytree of the same structure, got "
+            f"{jax.tree.structure(gradient)}."
+        )
     output_gradient = system.curvature.gradient
     row_count = len(system.mean_kernel)
     eps = float(jnp.finfo(output_gradient.dtype).eps)
@@ -186,7 +191,7 @@ def solve_dual(
     curvature = system.curvature
     shape = curvature.gradient.shape
     mean_kernel = system.mean_kernel
-    shift = system.decay + damping * system.kernel_scale
+    shift = system.decay + damping * system.kernel_scale * curvature.scale
     n = len(mean_kernel)
     root_curvatures = jnp.sqrt(curvature.row_curvatures).astype(mean_kernel.dtype)
     weighted_kernel = root_curvatures[:, None] * mean_kernel * root_curvatures[None]
@@ -208,6 +213,8 @@ def solve_dual(
 
     # 2. Solve for a right side of root mean square one, in one column.
     # The residual is measured as Q r, in the unit of g: w = g/√Λ is large where points are flat.
+    # The step misses −∇L by JᵀQ r, so that it is compared with ∇L, which vanishes at the end, while
+    # the right side does not with weight decay.
     right = curvature.whitened
     decay_share = system.decay / shift
     decay_image = jnp.zeros((), right.dtype)
@@ -218,6 +225,10 @@ def solve_dual(
     unit = jnp.where(right_size > 0, right_size, 1)
     start = conjugate_gradients.start((right / unit).reshape(-1, 1), precondition)
     right_norm = residual_norm(start.residual)
+    if system.decay:
+        jacobian_size = jnp.sqrt(jnp.where(system.kernel_scale > 0, system.kernel_scale, 1))
+        gradient_size = (tree_norm(system.gradient()) / jacobian_size).astype(right.dtype)
+        right_norm = jnp.minimum(right_norm, gradient_size / unit)
     state = conjugate_gradients.advance(
         multiply, precondition, start, rtol * right_norm, max_steps, residual_norm
     )

@@ -172,8 +172,8 @@ def natural_gradient(
             in f: its gradient and its Hessian [k, k] come from automatic differentiation.
         weight_decay: λ ≥ 0. Of a network of ``two_layer`` whose readout is not trained, the hidden
             weights alone decay.
-        ridge: the first ρ, relative to the mean of the kernel's diagonal. It stands for the change
-            of the outputs beyond the linearisation.
+        ridge: the first ρ, relative to the mean of the kernel's diagonal, and for a function to the
+            largest eigenvalue of its Hessians. It bounds how far the outputs move.
         rtol: relative residual of the conjugate gradients, in the unit of g. None: 1e-3 for the
             squared loss, where steps inexact by that much lose no convergence but the last digits;
             0.1 for other losses, whose curvature changes along the step.
@@ -260,7 +260,7 @@ def natural_gradient(
         # 1. The linear system.
         points, point_targets = x, targets
         if batch is not None:
-            points, point_targets = _as_batch(net, output_loss, batch)
+            points, point_targets = _as_batch(net, output_loss, batch, x.shape[1:])
         network, rows = bind_network(net, apply_fn, points, params, value_fn)
         outputs, pull_back = jax.vjp(network.outputs, network.params)
         outputs = outputs.astype(dtype)
@@ -338,11 +338,15 @@ def natural_gradient(
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
 
 
-def _as_batch(net: Any, loss: OutputLoss, batch: Any) -> tuple[Array, Array]:
+def _as_batch(
+    net: Any, loss: OutputLoss, batch: Any, shape: tuple[int, ...]
+) -> tuple[Array, Array]:
     """Return the points and targets of a minibatch."""
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise ValueError(f"batch must be a pair (x, y), got {type(batch).__name__}.")
     points = as_points(net, batch[0])
+    if points.shape[1:] != shape:
+        raise ValueError(f"batch must hold points of shape {shape}, got {points.shape[1:]}.")
     return points, check_targets(loss, batch[1], len(points), points.dtype)
 
 

@@ -62,6 +62,12 @@ def bind_network(
     def apply_to_rows(params: Params, rows: Array) -> Array:
         points = rows.reshape(-1, *x.shape[1:])
         outputs = apply_fn(complete(eqx.combine(params, constants)), points)
+        shape = getattr(outputs, "shape", None)
+        if not shape or shape[0] != len(points):
+            raise ValueError(
+                f"net must return one array of outputs [n, k] for {len(points)} points, got "
+                f"{type(outputs).__name__ if shape is None else shape}."
+            )
         return jnp.reshape(outputs, (len(points), -1))
 
     rows = x.reshape(len(x), -1)

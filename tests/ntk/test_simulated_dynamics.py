@@ -211,3 +211,81 @@ def test_bad_times_and_batches(model, untyped):
             sn.ntk.predict_sgd(
                 gram, Y, 0.1, [1], batch_size=batch_size, runs=runs, key=jax.random.key(0)
             )
+
+
+def half_square(f, y):
+    return 0.5 * jnp.sum((f - y) ** 2)
+
+
+@pytest.mark.parametrize("size", slow_except([1e-10, 1e-6, 1e10], 1e-10))
+def test_flow_does_not_depend_on_units(size):
+    y, times = size * jnp.ones((2, 1)), jnp.array([1.0, 30.0])
+    gram = jnp.array([[1.0, 0.3], [0.3, 0.5]])
+    for options in ({}, {"cross": 3 * gram}, {"cross": 1e-8 * gram}):
+        found = sn.ntk.predict_flow(gram, y, times, loss=half_square, **options)
+        assert_close(found, sn.ntk.predict_flow(gram, y, times, **options), rtol=1e-3)
+
+
+def test_runs_that_diverge_are_never_nan():
+    gram, y = jnp.eye(4), jnp.ones((4, 1))
+    options = {"batch_size": 2, "key": jax.random.key(0), "runs": 4}
+    diverged = sn.ntk.predict_sgd(gram, y, 3.0, [100], **options)
+    for part in (diverged.mean, diverged.spread, diverged.standard_error):
+        assert not np.isnan(np.asarray(part)).any()
+    large = sn.ntk.predict_sgd(gram, 1e20 * y, 0.1, [3], **options)
+    small = sn.ntk.predict_sgd(gram, y, 0.1, [3], **options)
+    assert_close(large.spread, 1e20 * small.spread, rtol=1e-5)
+    # A kernel of zeros moves nothing, however far training points go.
+    zero = sn.ntk.predict_gd(gram, y, 100.0, [1000], momentum=0.1, cross=jnp.zeros((1, 4)))
+    assert float(zero[0, 0, 0]) == 0
+    assert np.isfinite(sn.ntk.predict_gd(gram, y, 100.0, [1000], momentum=0.1)).all()
+
+
+def test_the_same_function_is_not_compiled_again():
+    gram, y = jnp.eye(3), jnp.ones((3, 1))
+    from softntk.ntk import _simulated_dynamics
+
+    before = _simulated_dynamics.simulate_descent._cache_size()
+    for rate in (0.1, 0.2, 0.3):
+        sn.ntk.predict_gd(gram, y, rate, [1, 2], loss=half_square)
+    assert _simulated_dynamics.simulate_descent._cache_size() == before + 1
+
+
+def test_a_known_gram_inside_of_traced_functions():
+    gram, y = jnp.eye(2), jnp.ones((2, 1))
+    by_momentum = jax.jit(lambda m: sn.ntk.predict_gd(gram, y, 0.1, [1, 5], momentum=m))
+    assert_close(by_momentum(0.5), sn.ntk.predict_gd(gram, y, 0.1, [1, 5], momentum=0.5))
+    times = jnp.array([1.0])
+    by_time = jax.jit(
+        lambda t: sn.ntk.predict_flow(gram, np.array([0, 1]), t, loss="cross_entropy")
+    )
+    assert_close(
+        by_time(times), sn.ntk.predict_flow(gram, np.array([0, 1]), times, loss="cross_entropy")
+    )
+
+
+def test_nothing_is_asked_for():
+    gram, labels = jnp.eye(3), np.array([0, 1, 1])
+    shape = (0, 3, 2)
+    assert sn.ntk.predict_flow(gram, labels, jnp.zeros(0), loss="cross_entropy").shape == shape
+    assert sn.ntk.predict_gd(gram, labels, 0.1, [], loss="cross_entropy").shape == shape
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"gram": jnp.ones(3)}, "gram"),
+        ({"gram": 1.0}, "gram"),
+        ({"gram": None}, "gram"),
+        ({"gram": jnp.ones((3, 2))}, "gram"),
+        ({"f0": 0.0}, "f0"),
+        ({"y": np.zeros(3, int)}, "Give f0"),
+        ({"y": np.array([0.0, 1.0, 2.0])}, "astype"),
+        ({"loss": lambda f, y: f, "y": np.zeros((3, 2))}, "scalar of one point"),
+        ({"loss": lambda f, y: 1, "y": np.zeros((3, 2))}, "scalar of one point"),
+    ],
+)
+def test_what_is_wrong_is_named(arguments, message, untyped):
+    options = {"gram": jnp.eye(3), "y": np.array([0, 1, 1]), "loss": "cross_entropy"} | arguments
+    with pytest.raises(ValueError, match=message):
+        sn.ntk.predict_gd(learning_rate=0.1, steps=[1], **options)

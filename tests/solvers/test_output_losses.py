@@ -110,6 +110,9 @@ def test_step_is_the_dense_generalised_gauss_newton_step(case, decay, x64):
         assert is_readout.sum() == readout_size
         decays = decays * (1 - is_readout)
     rho = ridge * np.trace(J @ J.T) / len(J)
+    if callable(loss):
+        hessians = jax.vmap(jax.hessian(point_loss))(net.apply_fn(params, x), y)
+        rho *= np.linalg.eigvalsh(hessians).max()
     wanted = dense_step(net, params, x, y, point_loss, decays, rho)
     assert_close(flat(step), wanted, rtol=1e-8)
     assert Result(int(state.result)) is Result.SUCCESSFUL
@@ -272,3 +275,70 @@ def test_losses_that_are_none(x64, untyped):
     tx = sn.solvers.natural_gradient(net, x, y, loss=lambda f, y: f - y, damped=False)
     with pytest.raises(ValueError, match="scalar of one point"):
         tx.update(params, tx.init(params), params)
+
+
+@pytest.mark.parametrize("unit", slow_except([1e-10, 1e-6, 1e8], 1e8))
+def test_a_function_has_any_unit(unit):
+    """Damping is relative to the curvature of a loss of one's own."""
+    rng = np.random.default_rng(0)
+    params = {"w": jnp.asarray(rng.normal(size=(3, 40)), jnp.float32)}
+    params["v"] = jnp.asarray(rng.normal(size=(40, 3)) / 40**0.5, jnp.float32)
+    x, y = points(1, 8, 3, "float32"), jnp.asarray(np.eye(3)[np.arange(8) % 3], jnp.float32)
+    apply_fn = lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"]
+    point_loss = lambda f, y: unit * cross_entropy(f, y)
+    total = lambda p: jnp.sum(jax.vmap(point_loss)(apply_fn(p, x), y))
+    tx = sn.solvers.natural_gradient(apply_fn, x, y, loss=point_loss)
+    sol = sn.solvers.minimise(total, params, tx, rtol=1e-3, max_steps=25, throw=False)
+    assert sol.stats["loss"][-1] < 1e-2 * sol.stats["loss"][0]
+
+
+def test_contradictory_points_with_weight_decay(x64):
+    """The right side of the dual system does not vanish at the minimum, the gradient does."""
+    rng = np.random.default_rng(0)
+    params = {
+        "w": jnp.asarray(rng.normal(size=(3, 40))),
+        "v": jnp.asarray(rng.normal(size=(40, 3))),
+    }
+    x = jnp.concatenate([points(1, 4, 3, "float64")] * 2)
+    labels = np.arange(8) % 3
+    apply_fn = lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"] / 40**0.5
+
+    def loss(p):
+        losses = optax.softmax_cross_entropy_with_integer_labels(apply_fn(p, x), labels)
+        return jnp.sum(losses) + 0.5 * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(p))
+
+    tx = sn.solvers.natural_gradient(apply_fn, x, labels, loss="cross_entropy", weight_decay=1.0)
+    sol = sn.solvers.minimise(loss, params, tx, rtol=1e-5, max_steps=300)
+    reference = sn.solvers.minimise(loss, params, rtol=1e-8, max_steps=5000)
+    assert_close(loss(sol.value), loss(reference.value), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda f: {"a": f},
+        lambda f: (f, f),
+        lambda f: None,
+        lambda f: f.sum(),
+        lambda f: f[:4],
+    ],
+)
+def test_networks_that_return_something_else(wrong, x64, untyped):
+    net, params = network(3)
+    x = points(1, N, 4, "float64")
+    apply_fn = lambda p, x: wrong(net.apply_fn(p, x))
+    tx = sn.solvers.natural_gradient(
+        apply_fn, x, np.zeros(N, int), loss="cross_entropy", damped=False
+    )
+    with pytest.raises(ValueError, match="net must return"):
+        tx.update(params, tx.init(params), params)
+
+
+def test_gradients_and_batches_of_another_shape(x64, untyped):
+    net, params = network(3)
+    x, labels = points(1, N, 4, "float64"), np.arange(N) % 3
+    tx = sn.solvers.natural_gradient(net, x, labels, loss="cross_entropy", damped=False)
+    with pytest.raises(ValueError, match="updates"):
+        tx.update({"hidden": params.hidden}, tx.init(params), params)
+    with pytest.raises(ValueError, match="batch"):
+        tx.update(params, tx.init(params), params, batch=(x[:, :2], labels))

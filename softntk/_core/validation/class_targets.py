@@ -14,8 +14,17 @@ from softntk._core.validation.scalars import check_integer, is_concrete
 SUM_TOLERANCE = 1e-4
 
 
-def as_targets(y: object, n: int, classes: object, dtype: jnp.dtype) -> Float[Array, "n k"]:
-    """Return labels [n] or probabilities [n, k] as probabilities [n, k], k ≥ 2."""
+def as_targets(
+    y: object,
+    n: int,
+    classes: object,
+    dtype: jnp.dtype,
+    advice: str = "Give classes=, or probabilities [n, k].",
+) -> Float[Array, "n k"]:
+    """Return labels [n] or probabilities [n, k] as probabilities [n, k], k ≥ 2.
+
+    ``advice`` says how to give the number of classes where the labels do not show it.
+    """
     # 1. The number of classes, if it is given.
     array = as_real_array("y", y)
     k = None if classes is None else check_integer("classes", classes, at_least=2)
@@ -27,7 +36,7 @@ def as_targets(y: object, n: int, classes: object, dtype: jnp.dtype) -> Float[Ar
                 f"y must be integer labels [n] or probabilities [n, k], got {array.dtype} of shape "
                 f"{array.shape}. Convert labels, e.g. y.astype(int)."
             )
-        return jax.nn.one_hot(*_count_classes(array, n, k), dtype=dtype)
+        return jax.nn.one_hot(*_count_classes(array, n, k, advice), dtype=dtype)
 
     # 3. Probabilities.
     check_shape("y", array, (n, "k" if k is None else k))
@@ -42,7 +51,7 @@ def as_targets(y: object, n: int, classes: object, dtype: jnp.dtype) -> Float[Ar
     return probabilities
 
 
-def _count_classes(array: Any, n: int, classes: int | None) -> tuple[Array, int]:
+def _count_classes(array: Any, n: int, classes: int | None, advice: str) -> tuple[Array, int]:
     """Return checked labels, and the number of classes: the largest label and one if None."""
     labels = as_labels("y", array, classes)
     check_shape("y", labels, (n,))
@@ -50,14 +59,13 @@ def _count_classes(array: Any, n: int, classes: int | None) -> tuple[Array, int]
         return labels, classes
     if not is_concrete(array):
         raise ValueError(
-            "y must be known where it decides the number of classes, got traced labels. Give "
-            "classes=, or probabilities [n, k]."
+            "y must be known where it decides the number of classes, got traced labels. " + advice
         )
     largest = int(np.max(np.asarray(array)))
     if largest == 0:
         raise ValueError(
             "y must have at least two classes, got the label 0 alone. If there are more than these "
-            "data show, say how many: classes=2."
+            "data show, say how many. " + advice
         )
     return labels, largest + 1
 
