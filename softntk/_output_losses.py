@@ -57,11 +57,13 @@ class OutputLoss(NamedTuple):
     Attributes:
         name: "squared", "cross_entropy", or "function".
         values: (F, Y) → ℓ of each point, [n].
+        gradient: (F, Y) → g, [n, k].
         curvature: (F, Y) → :class:`OutputCurvature`.
     """
 
     name: str
     values: Callable[[Outputs, Outputs], Float[Array, " n"]]
+    gradient: Callable[[Outputs, Outputs], Outputs]
     curvature: Callable[[Outputs, Outputs], OutputCurvature]
 
 
@@ -122,6 +124,11 @@ def _squared_values(outputs: Outputs, targets: Outputs) -> Float[Array, " n"]:
     return 0.5 * jnp.sum((outputs - targets) ** 2, axis=1)
 
 
+def _squared_gradient(outputs: Outputs, targets: Outputs) -> Outputs:
+    """Return F − Y."""
+    return outputs - targets
+
+
 def _squared_curvature(outputs: Outputs, targets: Outputs) -> OutputCurvature:
     """Return the first row of the table."""
     residual = outputs - targets
@@ -140,6 +147,14 @@ def _cross_entropy_values(outputs: Outputs, targets: Outputs) -> Float[Array, " 
     return -jnp.sum(jnp.where(targets == 0, 0, targets * log_probabilities), axis=1)
 
 
+def _cross_entropy_gradient(outputs: Outputs, targets: Outputs) -> Outputs:
+    """Return P − Y."""
+    if outputs.shape[1] > 1:
+        return jax.nn.softmax(outputs, axis=1) - targets
+    # p − y as (1 − y) p − y (1 − p), and 1 − p = σ(−f), so that nothing cancels.
+    return (1 - targets) * jax.nn.sigmoid(outputs) - targets * jax.nn.sigmoid(-outputs)
+
+
 def _cross_entropy_curvature(outputs: Outputs, targets: Outputs) -> OutputCurvature:
     """Return the second or third row of the table."""
     if outputs.shape[1] == 1:
@@ -147,7 +162,7 @@ def _cross_entropy_curvature(outputs: Outputs, targets: Outputs) -> OutputCurvat
     # Probabilities below rounding are raised to it, in Q alone: w = g/√p stays a number, and a
     # point that is wrong beyond all doubt has a small curvature, not none.
     probabilities = jax.nn.softmax(outputs, axis=1)
-    gradient = probabilities - targets
+    gradient = _cross_entropy_gradient(outputs, targets)
     roots = jnp.sqrt(jnp.maximum(probabilities, float(jnp.finfo(outputs.dtype).eps)))
     directions = roots / jnp.linalg.norm(roots, axis=1, keepdims=True)
 
@@ -166,16 +181,14 @@ def _cross_entropy_curvature(outputs: Outputs, targets: Outputs) -> OutputCurvat
 
 def _logistic_curvature(outputs: Outputs, targets: Outputs) -> OutputCurvature:
     """Return the third row of the table."""
-    # p − y as y (p − 1) + (1 − y) p, and 1 − p = σ(−f), so that nothing cancels.
-    probabilities = jax.nn.sigmoid(outputs)
-    complements = jax.nn.sigmoid(-outputs)
-    gradient = (1 - targets) * probabilities - targets * complements
+    variances = jax.nn.sigmoid(outputs) * jax.nn.sigmoid(-outputs)
+    gradient = _cross_entropy_gradient(outputs, targets)
     eps = float(jnp.finfo(outputs.dtype).eps)
-    roots = jnp.sqrt(jnp.maximum(probabilities * complements, eps))
+    roots = jnp.sqrt(jnp.maximum(variances, eps))
     return OutputCurvature(
         gradient=gradient,
         whitened=gradient / roots,
-        row_curvatures=(probabilities * complements)[:, 0],
+        row_curvatures=variances[:, 0],
         root=lambda t: roots * t,
         root_transposed=lambda t: roots * t,
     )
@@ -187,6 +200,9 @@ def _of_function(point_loss: PointLoss) -> OutputLoss:
     def values(outputs: Outputs, targets: Outputs) -> Float[Array, " n"]:
         return jax.vmap(point_loss)(outputs, targets)
 
+    def gradient_of(outputs: Outputs, targets: Outputs) -> Outputs:
+        return jax.vmap(jax.grad(point_loss))(outputs, targets)
+
     def curvature(outputs: Outputs, targets: Outputs) -> OutputCurvature:
         # 1. Gradient and Hessian of every point, which must be a scalar function.
         shape = jax.eval_shape(point_loss, outputs[0], targets[0])
@@ -195,7 +211,7 @@ def _of_function(point_loss: PointLoss) -> OutputLoss:
                 "loss must be a function (outputs [k], targets [k]) → scalar of one point, got a "
                 f"result of {getattr(shape, 'shape', type(shape).__name__)}."
             )
-        gradient = jax.vmap(jax.grad(point_loss))(outputs, targets)
+        gradient = gradient_of(outputs, targets)
         hessians = jax.vmap(jax.hessian(point_loss))(outputs, targets)
 
         # 2. Λ^½, with eigenvalues that are positive.
@@ -217,11 +233,13 @@ def _of_function(point_loss: PointLoss) -> OutputLoss:
             root_transposed=lambda t: in_eigenbasis(t, root_eigenvalues),
         )
 
-    return OutputLoss("function", values, curvature)
+    return OutputLoss("function", values, gradient_of, curvature)
 
 
 OUTPUT_LOSSES = {
-    "squared": OutputLoss("squared", _squared_values, _squared_curvature),
-    "cross_entropy": OutputLoss("cross_entropy", _cross_entropy_values, _cross_entropy_curvature),
+    "squared": OutputLoss("squared", _squared_values, _squared_gradient, _squared_curvature),
+    "cross_entropy": OutputLoss(
+        "cross_entropy", _cross_entropy_values, _cross_entropy_gradient, _cross_entropy_curvature
+    ),
 }
 """The losses by name; a new one is one more entry."""

@@ -14,6 +14,11 @@ from softntk.ntk._dynamics import predict_gd as predict_gd
 from softntk.ntk._empirical.kernel import empirical as empirical
 from softntk.ntk._inference import gp_posterior as gp_posterior
 from softntk.ntk._inference import kernel_regression as kernel_regression
+from softntk.ntk._laplace import LaplacePosterior as LaplacePosterior
+from softntk.ntk._laplace import LaplacePrediction as LaplacePrediction
+from softntk.ntk._laplace import laplace as laplace
+from softntk.ntk._minibatch_dynamics import MinibatchPrediction as MinibatchPrediction
+from softntk.ntk._minibatch_dynamics import predict_sgd as predict_sgd
 from softntk.ntk._operators.base import GramOperator as GramOperator
 from softntk.ntk._operators.factories import kernel_operator as kernel_operator
 from softntk.ntk._operators.factories import operator as operator

@@ -285,3 +285,20 @@ def _map_in_blocks(function: Callable[[Array], Any], points: Array, size: int) -
 def saturate_outputs(values: Float[Array, "..."]) -> Float[Array, "..."]:
     """Return the values within the range of their precision; NaN becomes +inf."""
     return jnp.where(jnp.isnan(values), jnp.inf, saturate(values))
+
+
+def apply_cross(vectors: Float[Array, "s n k"], problem: Problem) -> Float[Array, "s rows k"]:
+    """Return the products of the cross kernel with the vectors; the vectors without one."""
+    if problem.cross is None:
+        return vectors
+    if not isinstance(problem.cross, CrossOperator):
+        # A matrix [q, p] on each output by itself, or on all outputs together.
+        size = problem.cross.shape[1]
+        columns = vectors.reshape(len(vectors), size, -1)
+        return product(problem.cross, columns).reshape(-1, *problem.start.shape)
+    # The s times are the columns of one product.
+    columns = jnp.moveaxis(vectors, 0, -1)  # [n, k, s]
+    if len(problem.cross.gram.shape) == 1:
+        columns = columns.reshape(len(columns), -1)
+    images = problem.cross.mm(columns).reshape(*problem.start.shape, -1)
+    return jnp.moveaxis(images, -1, 0).astype(vectors.dtype)

@@ -7,79 +7,61 @@ Both are functions of the kernel H applied to the residual r = F(0) − Y
 
 with d_τ(λ) = (1 − ηλ)^τ for descent and e^{−λτ} for flow. A matrix is decomposed once for all τ.
 With an operator the functions are computed in the Krylov space of r, without eigenvectors of H.
-Derivatives are those of a function of a matrix, so that equal eigenvalues cause no trouble.
+Derivatives are those of a function of a matrix, so that equal eigenvalues cause no trouble. On
+another loss, or with momentum, the dynamics are simulated in function space
+(``_simulated_dynamics.py``).
 """
 
-from collections.abc import Sequence
-from functools import partial
-
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Float
 
-from softntk._core.validation import (
-    as_floating,
-    as_integers,
-    check_number,
-    is_concrete,
+from softntk._core.validation import as_floating, is_concrete
+from softntk._linalg.gram_arrays import Gram, Number
+from softntk._output_losses import PointLoss, as_output_loss
+from softntk.ntk._arguments import Cross, Targets, TestTargets, as_problem
+from softntk.ntk._closed_form_dynamics import predict_in_closed_form
+from softntk.ntk._dynamics_arguments import (
+    Labels,
+    Steps,
+    as_descent,
+    as_loss_targets,
+    as_momentum,
+    as_steps,
+    operator_of,
 )
-from softntk._linalg.gram_arrays import Gram, Number, as_scalar
-from softntk._linalg.lanczos import Tridiagonal, lanczos
-from softntk._linalg.products import product
-from softntk.ntk._arguments import (
-    Cross,
-    Problem,
-    Targets,
-    TestTargets,
-    as_problem,
-    saturate_outputs,
-)
-from softntk.ntk._operators.base import CrossOperator, GramOperator
-from softntk.ntk._spectral_filters import (
-    Descent,
-    Flow,
-    TrainingTimes,
-    apply_filter,
-)
-from softntk.solution import NumericalError, Result
-
-Steps = Integer[Array | np.ndarray, " s"] | Sequence[int]
-
-# Products with an operator, which are as many as the Lanczos vectors that are stored: at most, for
-# the first approximation, and inside jit, where no error can be tested.
-_MAX_KRYLOV_DIMENSION = 512
-_MIN_KRYLOV_DIMENSION = 16
-_TRACED_KRYLOV_DIMENSION = 128
-_NONFINITE_MESSAGE = f"{Result.NONFINITE_PRODUCT.name}: {Result.NONFINITE_PRODUCT.advice}"
-# Operators up to this size are formed, which takes no longer than the products would.
-_MAX_FORMED_SIZE = 256
+from softntk.ntk._operators.base import GramOperator
+from softntk.ntk._simulated_dynamics import simulate_descent, simulate_flow
+from softntk.ntk._spectral_filters import Flow
 
 
 def predict_gd(
     gram: Gram | GramOperator,
-    y: Targets,
+    y: Targets | Labels,
     learning_rate: Number,
     steps: Steps,
     f0: Targets | None = None,
     *,
+    loss: str | PointLoss = "squared",
+    momentum: Number = 0.0,
     cross: Cross | None = None,
     f0_test: TestTargets | None = None,
     rtol: float | None = None,
 ) -> Float[Array, "s rows k"]:
-    r"""Return outputs of gradient descent on ½ΣΣ(F−Y)² after each number of steps, for a kernel.
+    r"""Return outputs of gradient descent on a loss after each number of steps, for a kernel.
 
-    Under a constant kernel F(τ) = Y + (I − ηH)^τ (F(0) − Y), for all τ at once. Use it to see what
-    gradient descent on a wide network would do, without training. The powers are computed as
-    sign^τ exp(τ log|1 − ηλ|) without forming 1 − ηλ, so that they are exact to rounding for small
-    ηλ and millions of steps.
+    Use it to see what gradient descent on a wide network would do, without training. On ½ΣΣ(F−Y)²
+    and under a constant kernel F(τ) = Y + (I − ηH)^τ (F(0) − Y), for all τ at once. The powers are
+    computed as sign^τ exp(τ log|1 − ηλ|) without forming 1 − ηλ, so that they are exact to rounding
+    for small ηλ and millions of steps. With another loss, or with momentum, the steps are taken one
+    after the other in function space, F ← F − ηHa, a ← βa + ∂L/∂F, each for one product with H.
 
     Args:
         gram: H on the training points: [n, n] (the same for every output, outputs independent) or
             [n, n, k, k] (:func:`softntk.ntk.empirical` with ``outputs="full"``), symmetric; or an
             operator on [n] or [n, k]. An operator is multiplied as often as the accuracy requires:
             at most 512 times, about √(τηλ_max) times for a few digits.
-        y: targets, [n, k]; [n] is k = 1, also for f0 and f0_test.
+        y: targets, [n, k]; [n] is k = 1, also for f0 and f0_test. With cross-entropy probabilities
+            [n, k], or integer labels [n].
         learning_rate: η > 0. That of neural_tangents is n·k times as large: its loss is a mean.
         steps: non-negative integers [s], in any order.
         f0: outputs at the start, [n, k]. None stands for those of the network, if gram is the
@@ -88,14 +70,19 @@ def predict_gd(
             ``op.cross(x_test)``. With it, the outputs at the test points are returned.
         f0_test: outputs at the test points at the start, [t, k]. None stands for those of the
             network, as for f0; but for zero if f0 is given as zeros.
+        loss: of the outputs, summed over the points: "squared", ½‖f − y‖²; "cross_entropy",
+            logsumexp(f) − ⟨y, f⟩, or of one output log(1 + e^f) − y f; or a function
+            (f [k], y [k]) → scalar of one point.
+        momentum: β in [0, 1), as in ``optax.sgd``.
         rtol: error of the outputs relative to max|F(0) − Y|, with an operator (default 1e-5, 1e-9
-            in float64).
+            in float64); where steps are simulated there is no such error.
 
     Returns:
         [s, n, k], or [s, t, k] with ``cross``. The powers of a divergent component (ηλ > 2)
         saturate at the root of the largest number, and no output exceeds the largest number. It is
         differentiable in gram, y, f0, cross, f0_test and learning_rate, in both modes, also where
-        eigenvalues are equal; a second time where they differ.
+        eigenvalues are equal; a second time where they differ. Simulated steps have forward
+        derivatives only.
 
     Raises:
         ValueError: shapes that do not fit, integer, half precision or non-finite arrays, an
@@ -115,10 +102,19 @@ def predict_gd(
     Source: arXiv 2405.03251, Definition 3.8 and Lemma 3.9 (dynamics of the prediction);
     MATHEMATICS.md#training-dynamics.
     """
-    steps = _as_steps(steps)
-    problem = as_problem(gram, y, f0, cross, f0_test, own_start=True)
-    times = _as_descent(learning_rate, steps, problem)
-    return _predict(times, gram, problem, coefficients=False, rtol=rtol)
+    # 1. Check the arguments.
+    steps = as_steps(steps)
+    output_loss = as_output_loss("loss", loss)
+    targets = as_loss_targets(output_loss, y, gram, f0)
+    problem = as_problem(gram, targets, f0, cross, f0_test, own_start=True)
+    times = as_descent(learning_rate, steps, problem)
+    beta = as_momentum(momentum, problem.y.dtype)
+
+    # 2. In closed form where there is one, else step by step.
+    has_momentum = not is_concrete(beta) or float(beta) != 0
+    if output_loss.name == "squared" and not has_momentum:
+        return predict_in_closed_form(times, gram, problem, coefficients=False, rtol=rtol)
+    return simulate_descent(output_loss, beta, times, operator_of(gram), problem)
 
 
 def gd_coefficients(
@@ -163,69 +159,52 @@ def gd_coefficients(
 
     Source: MATHEMATICS.md#training-dynamics.
     """
-    steps = _as_steps(steps)
+    steps = as_steps(steps)
     problem = as_problem(gram, y, f0, None, None, own_start=True)
-    times = _as_descent(learning_rate, steps, problem)
+    times = as_descent(learning_rate, steps, problem)
     # The residual of the problem is F(0) − Y.
-    return -_predict(times, gram, problem, coefficients=True, rtol=rtol)
-
-
-def _as_steps(steps: Steps) -> Integer[Array, " s"]:
-    """Return numbers of steps as an integer array, checked."""
-    if isinstance(steps, np.ndarray | jax.Array) and (
-        steps.ndim != 1 or not jnp.issubdtype(steps.dtype, jnp.integer)
-    ):
-        raise ValueError(
-            f"steps must be a vector of integers [s], got shape {steps.shape}, dtype {steps.dtype}."
-        )
-    step_counts = as_integers("steps", steps, ("s",))
-    if is_concrete(step_counts) and np.any(np.asarray(step_counts) < 0):
-        raise ValueError(f"steps must not be negative, got {int(np.min(step_counts))}.")
-    return step_counts
-
-
-def _as_descent(learning_rate: Number, steps: Array, problem: Problem) -> Descent:
-    """Return the training times of descent in the precision of the problem."""
-    rates = as_scalar("learning_rate", learning_rate, problem.y.dtype, above=0)
-    return Descent(jnp.broadcast_to(rates, steps.shape), steps)
+    return -predict_in_closed_form(times, gram, problem, coefficients=True, rtol=rtol)
 
 
 def predict_flow(
     gram: Gram | GramOperator,
-    y: Targets,
+    y: Targets | Labels,
     times: Float[Array | np.ndarray, " s"],
     f0: Targets | None = None,
     *,
+    loss: str | PointLoss = "squared",
     cross: Cross | None = None,
     f0_test: TestTargets | None = None,
     rtol: float | None = None,
 ) -> Float[Array, "s rows k"]:
-    r"""Return outputs of gradient flow, dθ/dt = −∇ ½ΣΣ(F−Y)², at each time, for a constant kernel.
+    r"""Return outputs of gradient flow, dθ/dt = −∇L, at each time, for a constant kernel.
 
     Use it for statements that hold for every small step size; :func:`predict_gd` predicts steps of
     a given size.
 
-    F(t) = Y + e^{−Ht} (F(0) − Y): the limit of gradient descent at t = ητ as η → 0. An eigenvalue
-    that is negative by no more than rounding counts as zero; along one that is clearly negative F
-    grows, as descent does.
+    It is the limit of gradient descent at t = ητ as η → 0. On L = ½ΣΣ(F−Y)²,
+    F(t) = Y + e^{−Ht} (F(0) − Y); an eigenvalue that is negative by no more than rounding counts as
+    zero, along one that is clearly negative F grows, as descent does. On another loss
+    dF/dt = −H ∂L/∂F, integrated by diffrax (an extra, ``softntk[diffusion]``).
 
     Args:
         gram: H on the training points, as for :func:`predict_gd`.
-        y: targets, [n, k].
-        times: ≥ 0, [s], in units of learning rate × steps; infinity is allowed (what training
-            converges to).
+        y: targets, [n, k], or labels, as for :func:`predict_gd`.
+        times: ≥ 0, [s], in units of learning rate × steps; on the squared loss infinity is allowed
+            (what training converges to).
         f0: outputs at the start, [n, k]; None as for :func:`predict_gd`.
+        loss: as for :func:`predict_gd`.
         cross: kernel between test and training points, as for :func:`predict_gd`.
         f0_test: outputs at the test points at the start, [t, k]; None as for :func:`predict_gd`.
-        rtol: as for :func:`predict_gd`.
+        rtol: as for :func:`predict_gd`; on another loss, of each step of the integrator.
 
     Returns:
         [s, n, k], or [s, t, k] with ``cross``; differentiable as :func:`predict_gd` is, in times
         instead of learning_rate.
 
     Raises:
-        ValueError: as for :func:`predict_gd`; times negative or NaN.
-        NumericalError: as for :func:`predict_gd`.
+        ValueError: as for :func:`predict_gd`; times negative or NaN, infinite on another loss.
+        NumericalError: as for :func:`predict_gd`; the integrator needed too many steps.
 
     Example:
         >>> import jax.numpy as jnp
@@ -240,161 +219,12 @@ def predict_flow(
     flow_times = as_floating("times", times, ("s",), finite=False, empty=True)
     if is_concrete(flow_times) and not np.all(np.asarray(flow_times) >= 0):
         raise ValueError(f"times must be non-negative numbers, got {np.asarray(flow_times)}.")
-    problem = as_problem(gram, y, f0, cross, f0_test, own_start=True)
+    output_loss = as_output_loss("loss", loss)
+    targets = as_loss_targets(output_loss, y, gram, f0)
+    problem = as_problem(gram, targets, f0, cross, f0_test, own_start=True)
     flow = Flow(flow_times.astype(problem.y.dtype))
-    return _predict(flow, gram, problem, coefficients=False, rtol=rtol)
-
-
-def _predict(
-    times: TrainingTimes,
-    gram: Gram | GramOperator,
-    problem: Problem,
-    *,
-    coefficients: bool,
-    rtol: float | None,
-) -> Float[Array, "s rows k"]:
-    """Return F, or the coefficients c(H) r if ``coefficients``."""
-    if rtol is not None:
-        check_number("rtol", rtol, above=0)
-    # 1. Choose between the filters d, for outputs at the training points, and c, for a sum.
-    is_sum = coefficients or problem.cross is not None
-
-    # 2. A matrix, a small operator, a large operator.
-    if not isinstance(gram, GramOperator):
-        return _predict_by_matrix(is_sum, times, problem)
-    if gram.in_size() <= _MAX_FORMED_SIZE:
-        outputs = _predict_by_formed_operator(is_sum, times, gram, problem)
-        # Saturation leaves infinity only where there was a NaN.
-        if is_concrete(outputs) and np.isinf(np.asarray(outputs)).any():
-            raise NumericalError(_NONFINITE_MESSAGE)
-        return outputs
-    return _predict_by_krylov(is_sum, times, gram, problem, rtol)
-
-
-def _apply_filter(
-    is_sum: bool, times: TrainingTimes, matrix: Array, residual: Array
-) -> Float[Array, "s n k"]:
-    """Return f(H) r.
-
-    A matrix [n, n] acts on each output by itself, a matrix [n·k, n·k] on all outputs together, the
-    output being the fast index.
-    """
-    vectors = apply_filter(is_sum, len(matrix), times, matrix, residual.reshape(len(matrix), -1))
-    return vectors.reshape(-1, *residual.shape)
-
-
-@partial(jax.jit, static_argnums=0)
-def _predict_by_matrix(is_sum: bool, times: TrainingTimes, problem: Problem) -> Array:
-    """Return the prediction of a Gram matrix, and of a cross kernel that is a matrix."""
-    assert problem.matrix is not None
-    vectors = _apply_filter(is_sum, times, problem.matrix, problem.residual)
-    if is_sum and problem.cross is not None:
-        size = len(problem.matrix)
-        vectors = product(
-            problem.cross, vectors.reshape(len(vectors), size, problem.residual.size // size)
-        ).reshape(-1, *problem.start.shape)
-    return _to_outputs(is_sum, vectors, problem)
-
-
-@partial(jax.jit, static_argnums=0)
-def _predict_by_formed_operator(
-    is_sum: bool, times: TrainingTimes, op: GramOperator, problem: Problem
-) -> Array:
-    """Return the prediction of a small operator, from its matrix."""
-    matrix = op.as_matrix().astype(problem.y.dtype)
-    vectors = _apply_filter(is_sum, times, matrix, problem.residual)
-    return _to_outputs(is_sum, _apply_cross(vectors, problem), problem)
-
-
-def _to_outputs(is_sum: bool, vectors: Float[Array, "s rows k"], problem: Problem) -> Array:
-    """Return F from d(H) r, F_test from H_test c(H) r, or c(H) r itself, in the units of Y."""
-    if not is_sum:
-        return saturate_outputs(problem.scale * (problem.y[None] / problem.scale + vectors))
-    if problem.cross is None:
-        return saturate_outputs(problem.scale * vectors)
-    return saturate_outputs(problem.scale * (problem.start[None] / problem.scale - vectors))
-
-
-def _apply_cross(vectors: Float[Array, "s n k"], problem: Problem) -> Float[Array, "s rows k"]:
-    """Return the products of a cross operator with the vectors; the vectors without one."""
-    if not isinstance(problem.cross, CrossOperator):
-        return vectors
-    # The s times are the columns of one product.
-    columns = jnp.moveaxis(vectors, 0, -1)  # [n, k, s]
-    if len(problem.cross.gram.shape) == 1:
-        columns = columns.reshape(len(columns), -1)
-    images = problem.cross.mm(columns).reshape(*problem.start.shape, -1)
-    return jnp.moveaxis(images, -1, 0).astype(vectors.dtype)
-
-
-def _predict_by_krylov(
-    is_sum: bool, times: TrainingTimes, op: GramOperator, problem: Problem, rtol: float | None
-) -> Array:
-    """Return the prediction from Krylov spaces of the residual, doubled until nothing changes."""
-    # 1. Start vectors: one for each output of a kernel on [n], a single one for a kernel on [n, k].
-    if rtol is None:
-        rtol = 1e-5 if op.dtype == jnp.float32 else 1e-9
-    residual = problem.residual.astype(op.dtype)
-    starts = residual.T if len(op.shape) == 1 else residual[None]
-
-    def approximate(dimension: int) -> Array:
-        # [k, s, n] for a kernel on [n], [1, s, n, k] for one on [n, k].
-        vectors = _filter_by_krylov(is_sum, op, starts, times, dimension)
-        stacked = jnp.moveaxis(vectors, 0, -1) if len(op.shape) == 1 else vectors[0]  # [s, n, k]
-        return _apply_cross(stacked.astype(problem.y.dtype), problem)
-
-    # 2. Inside jit no error can be tested: one dimension for all.
-    size = op.in_size()
-    if not all(is_concrete(leaf) for leaf in jax.tree.leaves((op, times, problem))):
-        return _to_outputs(is_sum, approximate(min(_TRACED_KRYLOV_DIMENSION, size)), problem)
-
-    # 3. Double the dimension until the change is below rtol: for outputs relative to the residual,
-    # for coefficients relative to themselves.
-    coefficients = is_sum and problem.cross is None
-    residual_max = float(jnp.max(jnp.abs(residual)))
-    dimension = min(_MIN_KRYLOV_DIMENSION, size)
-    estimate = approximate(dimension)
-    while dimension < size:
-        if not np.isfinite(np.asarray(estimate)).all():
-            raise NumericalError(_NONFINITE_MESSAGE)
-        if dimension >= _MAX_KRYLOV_DIMENSION:
-            raise NumericalError(
-                f"{Result.MAX_STEPS.name}: {dimension} products with the operator do not give "
-                f"rtol={rtol:.1g}. Ask for fewer steps (an earlier time), a larger rtol, or "
-                "float64."
-            )
-        dimension = min(2 * dimension, size)
-        refined_estimate = approximate(dimension)
-        change = float(jnp.max(jnp.abs(refined_estimate - estimate)))
-        estimate = refined_estimate
-        scale = float(jnp.max(jnp.abs(refined_estimate))) if coefficients else residual_max
-        if change <= rtol * scale:
-            break
-    return _to_outputs(is_sum, estimate, problem)
-
-
-def _filter_by_krylov(
-    is_sum: bool, op: GramOperator, starts: Array, times: TrainingTimes, dimension: int
-) -> Array:
-    """Return f(H) r at each time for every start vector r, [c, s, *shape].
-
-    f(H) r ≈ ‖r‖ Q f(T) e₁ with the Lanczos vectors Q and the tridiagonal matrix T.
-    """
-    size = op.in_size()
-
-    def filter_start(krylov_space: Tridiagonal) -> Array:
-        first_unit_vector = jnp.zeros((dimension, 1), krylov_space.matrix.dtype).at[0].set(1)
-        coefficients = apply_filter(is_sum, size, times, krylov_space.matrix, first_unit_vector)
-        return krylov_space.combine(coefficients[:, :, 0])
-
-    return jax.vmap(filter_start)(_krylov_spaces(op, starts, dimension))
-
-
-def _compute_krylov_spaces(
-    op: GramOperator, starts: Float[Array, "c ..."], dimension: int
-) -> Tridiagonal:
-    """Return the Lanczos decomposition from every start vector."""
-    return jax.vmap(lambda v: lanczos(op, v, dimension))(starts)
-
-
-_krylov_spaces = jax.jit(_compute_krylov_spaces, static_argnums=2)
+    if output_loss.name == "squared":
+        return predict_in_closed_form(flow, gram, problem, coefficients=False, rtol=rtol)
+    if is_concrete(flow_times) and not np.isfinite(np.asarray(flow_times)).all():
+        raise ValueError("times must be finite on another loss than the squared one.")
+    return simulate_flow(output_loss, flow.times, operator_of(gram), problem, rtol)

@@ -10,6 +10,7 @@ import softntk as sn
 from fuzz.cases import Call, never_nan, target
 from fuzz.draw import Draw
 from fuzz.oracles import compare, first_message, long
+from fuzz.targets_activations import network
 from fuzz.targets_ntk import kernel_operator_of
 from fuzz.targets_spectrum import eigenvalues_of
 
@@ -131,6 +132,46 @@ def predict_flow(draw: Draw) -> Call:
         arguments,
         _dynamics_check(draw, matrix, y, [decay(time) for time in times], 1 + np.array([0, 3, 90])),
     )
+
+
+@target(
+    "ntk.predict_sgd",
+    slow=True,
+    gram="gram",
+    y="array",
+    f0="array?",
+    **TESTS,
+    learning_rate="positive",
+    steps="integers0",
+    batch_size="count",
+    key="key",
+    runs="count",
+)
+def predict_sgd(draw: Draw) -> Call:
+    matrix, y, rate, _ = _problem(draw)
+    steps = np.array([0, 1, 7])
+    arguments = {
+        "gram": draw.cast(matrix),
+        "y": draw.cast(y),
+        "learning_rate": rate,
+        "steps": jnp.asarray(steps),
+        "batch_size": len(matrix),
+        "key": draw.key(),
+        "runs": 2,
+    }
+
+    # With all points in each batch every run is descent.
+    def check(result: Any) -> str | None:
+        def power(tau: int) -> Any:
+            return lambda value: (1 - mpmath.mpf(rate) * value) ** int(tau)
+
+        growth = 8 * (1 + steps.astype(float))
+        is_slow = rate * eigenvalues_of(matrix).max() < 1.99
+        growth = growth if is_slow else _sensitivity(matrix, rate, steps) * 1e4
+        factors = [power(tau) for tau in steps]
+        return _dynamics_check(draw, matrix, y, factors, growth)(result.mean)
+
+    return Call(arguments, check)
 
 
 @target("ntk.gd_coefficients", **DYNAMICS, learning_rate="positive", steps="integers0")
@@ -269,6 +310,43 @@ def gp_posterior(draw: Draw) -> Call:
         )
 
     return Call(arguments | {"prior": draw.cast(prior)}, check)
+
+
+@target(
+    "ntk.laplace",
+    slow=True,
+    params="object",
+    x="rows",
+    y="array",
+    ridge="positive",
+    noise="positive",
+)
+def laplace(draw: Draw) -> Call:
+    net, params, _ = network(draw, "softmax")
+    x = draw.cast(draw.points(scale=1.0))
+    ridge, noise = draw.pick(0.1, 10.0), draw.pick(0.1, 10.0)
+    y = draw.rounded(draw.normal(draw.n, draw.k))
+    arguments = {
+        "net": net,
+        "params": params,
+        "x": x,
+        "y": draw.cast(y),
+        "ridge": ridge,
+        "noise": noise,
+    }
+
+    # The same posterior from the weights, by the kernel as a matrix in double precision.
+    def check(posterior: Any) -> str | None:
+        prediction = posterior.predict(x)
+        K = np.asarray(sn.ntk.empirical(net, params, x), float).transpose(0, 2, 1, 3)
+        K = K.reshape(y.size, y.size)
+        total = np.linalg.inv(K / noise + ridge * np.eye(y.size))
+        covariance = (K - K @ total @ K / noise) / ridge
+        want = np.diag(covariance).reshape(y.shape)
+        size = float(np.abs(K).max()) / ridge
+        return compare(prediction.variance, want, 4096 * draw.eps, draw, size=size)
+
+    return Call(arguments, check)
 
 
 @target(

@@ -11,7 +11,7 @@ from helpers import assert_close, cache_size, cast, points, slow_except
 
 import softntk as sn
 from softntk.networks import two_layer
-from softntk.ntk import _dynamics
+from softntk.ntk import _closed_form_dynamics as _dynamics
 from softntk.solution import NumericalError
 
 

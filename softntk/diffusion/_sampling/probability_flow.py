@@ -11,9 +11,7 @@ the log-SNR the same accuracy takes more evaluations (see ``_sampling/sample.py`
 Source: the angle, Salimans and Ho (2022), arXiv 2202.00512, section 4 and appendix D.
 """
 
-import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,40 +19,11 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from softntk._core.ode import diffrax, step_controller
 from softntk._core.validation import check_number
 from softntk.diffusion._arguments import check_known
 from softntk.diffusion._noising_process import VPSDE
 from softntk.solution import Result
-
-FIRST_STEP_DIVISOR = 50
-"""The first step is the whole interval divided by this number."""
-
-
-def diffrax() -> Any:
-    """Return the module diffrax, which is an optional dependency."""
-    try:
-        import diffrax as module
-    except ImportError as error:
-        raise ImportError(
-            "Sampling and likelihoods need diffrax: pip install 'softntk[diffusion]'."
-        ) from error
-    return module
-
-
-@functools.cache
-def _step_controller() -> Any:
-    """Return the class of step size controllers whose first step is a part of the interval.
-
-    The length of the first step can also be an argument of ``diffeqsolve``. That puts a check of
-    its sign into the program, as a callback to the host, and such a program cannot be exported.
-    """
-
-    class StepController(diffrax().PIDController):
-        def init(self, terms: Any, t0: Any, t1: Any, y0: Any, _: Any, *rest: Any) -> Any:
-            # diffrax reverses time where t1 is less than t0, so that the step is positive here.
-            return super().init(terms, t0, t1, y0, (t1 - t0) / FIRST_STEP_DIVISOR, *rest)
-
-    return StepController
 
 
 def angles(sde: VPSDE, min_time: float, dtype: DTypeLike) -> tuple[Array, Array]:
@@ -128,7 +97,7 @@ def flow(
         last_angle,
         None,
         (state, jnp.zeros(state[0].shape[0], state[0].dtype)),
-        stepsize_controller=_step_controller()(*tolerances, norm=worst_row_norm),
+        stepsize_controller=step_controller()(*tolerances, norm=worst_row_norm),
         max_steps=max_steps,
         throw=False,
     )
