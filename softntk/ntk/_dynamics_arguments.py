@@ -79,5 +79,5 @@ def as_loss_targets(
     if targets.ndim == 2:
         return targets
     if known is None:
-        return as_targets(targets, len(targets), None, dtype, "Give f0, or probabilities, [n, k].")
+        return as_targets(y, len(targets), None, dtype, "Give f0, or probabilities, [n, k].")
     return complete_targets(targets, jnp.zeros((len(targets), known), dtype))
