@@ -56,8 +56,8 @@ from softntk.regression._cross_entropy_rows import (
 from softntk.regression._row_weights import as_row_weights
 from softntk.solution import Result
 
+# X [d, k], or a pair (X [d, k], c [k]) where there is an intercept.
 Parameters = Any
-"""X [d, k], or a pair (X [d, k], c [k]) where there is an intercept."""
 
 
 @function_record
@@ -176,8 +176,7 @@ class CrossEntropy:
     def lacks_minimiser(self, x: Parameters, start: Parameters) -> Bool[Array, ""]:
         """Return whether x, or the way from a start to x, is a direction of recession.
 
-        :func:`softntk.solvers.minimise` asks for it at the end of a run. It is true as well where
-        the intercept of a class without rows falls forever.
+        ``minimise`` asks for it at the end of a run. Also true where an intercept falls forever.
         """
         return _lacks_minimiser(self, self._stacked(x), self._stacked(start, "start"))
 

@@ -84,7 +84,15 @@ def _dynamics_check(
     return check
 
 
-@target("ntk.predict_gd", **DYNAMICS, **TESTS, learning_rate="positive", steps="integers0")
+@target(
+    "ntk.predict_gd",
+    **DYNAMICS,
+    **TESTS,
+    loss="choice",
+    momentum="momentum?",
+    learning_rate="positive",
+    steps="integers0",
+)
 def predict_gd(draw: Draw) -> Call:
     matrix, y, rate, steps = _problem(draw)
     arguments = {
@@ -113,7 +121,7 @@ def predict_gd(draw: Draw) -> Call:
     return Call(arguments, check)
 
 
-@target("ntk.predict_flow", **DYNAMICS, **TESTS, times="times")
+@target("ntk.predict_flow", **DYNAMICS, **TESTS, loss="choice", times="times")
 def predict_flow(draw: Draw) -> Call:
     matrix, y, rate, _ = _problem(draw)
     times = draw.rounded(rate * np.array([0.0, 1.0, 30.0]))
@@ -141,6 +149,8 @@ def predict_flow(draw: Draw) -> Call:
     y="array",
     f0="array?",
     **TESTS,
+    loss="choice",
+    momentum="momentum?",
     learning_rate="positive",
     steps="integers0",
     batch_size="count",
@@ -315,7 +325,11 @@ def gp_posterior(draw: Draw) -> Call:
 @target(
     "ntk.laplace",
     slow=True,
+    net="apply",
     params="object",
+    likelihood="choice",
+    prior_mean="object?",
+    apply_kwargs="keywords?",
     x="rows",
     y="array",
     ridge="positive",

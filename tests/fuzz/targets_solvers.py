@@ -163,6 +163,7 @@ def approx_newton(draw: Draw) -> Call:
     net="apply",
     x="rows",
     y="array",
+    loss="choice",
     weight_decay="nonnegative",
     ridge="positive",
     rtol="positive?",

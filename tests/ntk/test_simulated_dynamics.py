@@ -1,12 +1,14 @@
 """Dynamics without a closed form, against training of the linear model in its parameters."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import scipy.integrate
-from helpers import assert_close, points, slow_except
+from helpers import assert_close, cache_size, points, slow_except
 
 import softntk as sn
 
@@ -221,7 +223,8 @@ def half_square(f, y):
 def test_flow_does_not_depend_on_units(size):
     y, times = size * jnp.ones((2, 1)), jnp.array([1.0, 30.0])
     gram = jnp.array([[1.0, 0.3], [0.3, 0.5]])
-    for options in ({}, {"cross": 3 * gram}, {"cross": 1e-8 * gram}):
+    cases: list[dict[str, Any]] = [{}, {"cross": 3 * gram}, {"cross": 1e-8 * gram}]
+    for options in cases:
         found = sn.ntk.predict_flow(gram, y, times, loss=half_square, **options)
         assert_close(found, sn.ntk.predict_flow(gram, y, times, **options), rtol=1e-3)
 
@@ -245,10 +248,10 @@ def test_the_same_function_is_not_compiled_again():
     gram, y = jnp.eye(3), jnp.ones((3, 1))
     from softntk.ntk import _simulated_dynamics
 
-    before = _simulated_dynamics.simulate_descent._cache_size()
+    before = cache_size(_simulated_dynamics.simulate_descent)
     for rate in (0.1, 0.2, 0.3):
         sn.ntk.predict_gd(gram, y, rate, [1, 2], loss=half_square)
-    assert _simulated_dynamics.simulate_descent._cache_size() == before + 1
+    assert cache_size(_simulated_dynamics.simulate_descent) == before + 1
 
 
 def test_a_known_gram_inside_of_traced_functions():
