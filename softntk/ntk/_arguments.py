@@ -1,5 +1,6 @@
 """Arguments of dynamics and regressions, checked and converted to one problem."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -294,8 +295,8 @@ def apply_cross(vectors: Float[Array, "s n k"], problem: Problem) -> Float[Array
     if not isinstance(problem.cross, CrossOperator):
         # A matrix [q, p] on each output by itself, or on all outputs together.
         size = problem.cross.shape[1]
-        columns = vectors.reshape(len(vectors), size, -1)
-        return product(problem.cross, columns).reshape(-1, *problem.start.shape)
+        columns = vectors.reshape(len(vectors), size, math.prod(vectors.shape[1:]) // size)
+        return product(problem.cross, columns).reshape(len(vectors), *problem.start.shape)
     # The s times are the columns of one product.
     columns = jnp.moveaxis(vectors, 0, -1)  # [n, k, s]
     if len(problem.cross.gram.shape) == 1:

@@ -20,7 +20,7 @@ cross_entropy = sn.regression.cross_entropy
 BAD = {
     "floats that are labels": ((A, [0.0, 1.0, 1.0]), r"^y must be integer labels.*astype\(int\)"),
     "negative": ((A, [0, -1, 1]), "^y must hold labels from 0 on, got -1"),
-    "one class": ((A, [0, 0, 0]), "^y must have at least two classes.*classes=2"),
+    "one class": ((A, [0, 0, 0]), "^y must have at least two classes.*Give classes="),
     "a column of labels": ((A, [[0], [1], [1]]), "^y must have at least two classes"),
     "of another length": ((A, [0, 1]), r"^y must have shape \[3\]"),
     "probabilities of another length": ((A, np.full((2, 2), 0.5)), "^y must have shape"),
