@@ -86,16 +86,26 @@ class Sample:
         A = matrices.check_design_matrix("A", A)
         n, _ = matrices.shape(A)
         dtype = matrices.dtype(A)
-        if is_concrete(self.indices) and int(jnp.max(self.indices)) > n:
-            raise ValueError(
-                f"A must have the rows that the sample was drawn from, got {n} and the index "
-                f"{self.indices.max()}."
-            )
+        self._check_rows("A", n)
         # Ã = Σ_i scales_i D_i a_i a_iᵀ over the listed rows; those with the index n have scale 0.
         D = self.scales.astype(dtype)
         if weights is not None:
             D = D * self._select(as_dtype("weights", weights, dtype, (n,)))
         return matrices.gram(matrices.take_rows(A, self.indices), D)
+
+    def _check_rows(self, name: str, n: int) -> None:
+        """Refuse a matrix with fewer rows than the sample was drawn from.
+
+        Indices may be n, which stands for no row, where the scale is zero.
+        """
+        if not (is_concrete(self.indices) and is_concrete(self.scales)):
+            return
+        indices, scales = np.asarray(self.indices), np.asarray(self.scales)
+        if np.any((indices > n) | ((indices == n) & (scales != 0))):
+            raise ValueError(
+                f"{name} must have the rows that the sample was drawn from, got {n} and the index "
+                f"{indices.max()}."
+            )
 
     def _select(self, values: Float[Array, " n"]) -> Float[Array, " s"]:
         """Return the values of the sampled rows; zero for the index n."""
@@ -232,7 +242,8 @@ def sketched(op: StructuredOperator, sample: Sample) -> StructuredOperator:
         then a negative second term may outweigh it.
 
     Raises:
-        ValueError: op is not a StructuredOperator, or sample is not a :class:`Sample`.
+        ValueError: op is not a StructuredOperator, or has fewer rows than the sample was drawn
+            from; sample is not a :class:`Sample`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -247,6 +258,7 @@ def sketched(op: StructuredOperator, sample: Sample) -> StructuredOperator:
     check_operator("op", op)
     if not isinstance(sample, Sample):
         raise ValueError(f"sample must be what sketch.draw returns, got {type(sample).__name__}.")
+    sample._check_rows("op", matrices.shape(op.matrix)[0])  # noqa: SLF001
     # The r columns of AᵀU are further rows, without diagonal, on which U is the identity.
     rows = matrices.take_rows(op.matrix, sample.indices)
     columns = op.columns()

@@ -52,7 +52,8 @@ def fastest(smallest: float, largest: float) -> float:
     Source: see the module.
     """
     smallest, largest = _check_spectrum(smallest, largest)
-    return 2 / (largest + smallest)
+    # The sum of the halves does not overflow.
+    return 1 / (0.5 * largest + 0.5 * smallest)
 
 
 def heavy_ball(smallest: float, largest: float) -> tuple[float, float]:
@@ -79,7 +80,7 @@ def heavy_ball(smallest: float, largest: float) -> tuple[float, float]:
     smallest, largest = _check_spectrum(smallest, largest)
     root_sum = _square_root(largest) + _square_root(smallest)
     root_difference = _square_root(largest) - _square_root(smallest)
-    return 4 / root_sum**2, (root_difference / root_sum) ** 2
+    return 4 / root_sum**2, _below_one((root_difference / root_sum) ** 2)
 
 
 def nesterov(smallest: float, largest: float) -> tuple[float, float]:
@@ -104,8 +105,9 @@ def nesterov(smallest: float, largest: float) -> tuple[float, float]:
     Source: see the module.
     """
     smallest, largest = _check_spectrum(smallest, largest)
-    root_kappa = _square_root(largest / smallest)
-    return 1 / largest, (root_kappa - 1) / (root_kappa + 1)
+    # By 1/√κ, which underflows to zero where κ overflows.
+    inverse_root_kappa = _square_root(smallest / largest)
+    return 1 / largest, _below_one((1 - inverse_root_kappa) / (1 + inverse_root_kappa))
 
 
 def paper(
@@ -171,6 +173,13 @@ def _check_spectrum(smallest: float, largest: float) -> tuple[float, float]:
     if is_concrete(smallest) and is_concrete(largest) and smallest > largest:
         raise ValueError(f"smallest must be at most largest, got {smallest!r} and {largest!r}.")
     return smallest, largest
+
+
+def _below_one(momentum: Any) -> Any:
+    """Return a momentum that rounding has not brought to one."""
+    if is_concrete(momentum):
+        return min(momentum, math.nextafter(1.0, 0.0))
+    return jnp.minimum(momentum, jnp.nextafter(jnp.ones_like(momentum), 0))
 
 
 def _square_root(value: Any) -> Any:

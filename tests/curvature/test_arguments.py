@@ -21,6 +21,8 @@ from softntk.curvature.structured import StructuredOperator, factorise, positive
 A = np.arange(6.0).reshape(3, 2)
 KEY = jax.random.key(0)
 SAMPLE = sketch.Sample(indices=jnp.arange(3), scales=jnp.ones(3))
+# The index 3 stands for no row of three only where its scale is zero.
+LAST_ROW = sketch.Sample(indices=jnp.array([0, 3]), scales=jnp.ones(2))
 BAD_MATRICES = {
     "nothing": None,
     "a name": "A",
@@ -128,6 +130,8 @@ HALF_OPERATOR = StructuredOperator(HALF, np.ones(3), np.ones((3, 1)), np.eye(1))
         (lambda: sketch.draw(KEY, np.ones(2) / 2, True), "size must be a positive integer"),
         (lambda: SAMPLE.gram(A, np.ones(2)), "weights must have shape"),
         (lambda: SAMPLE.gram(A[:1]), "A must have the rows"),
+        (lambda: LAST_ROW.gram(A), "A must have the rows"),
+        (lambda: sketch.sketched(operator(), LAST_ROW), "op must have the rows"),
         (lambda: sketch.sketched(A, SAMPLE), "op must be a StructuredOperator"),
         (lambda: sketch.sketched(operator(), np.arange(3)), "sample must be"),
         (

@@ -134,6 +134,15 @@ def test_step_sizes_reach_the_rate_of_the_theory(rule, x64):
     assert least * rate**400 * (1 - 1e-9) <= seen <= most * rate**400 * (1 + 1e-9)
 
 
+def test_step_sizes_of_extreme_spectra():
+    assert 0 < step_sizes.fastest(1e308, 1.7e308) < 1e-307
+    for rule in (step_sizes.heavy_ball, step_sizes.nesterov):
+        rate, momentum = rule(1e-300, 1e300)
+        assert 0 < rate < 1e-299
+        assert 0.99 < momentum < 1
+        sn.solvers.gradient_descent(rate, momentum)
+
+
 def test_the_step_of_the_paper():
     np.testing.assert_allclose(
         step_sizes.paper(0.5, 3, 2, 10), 0.1 * 0.5 / (10 * 9 * 4) * np.exp(-16.0)

@@ -380,3 +380,10 @@ def test_the_rest_of_an_expansion_grows_with_the_move(x64):
     zero, one, two = f * b, f * R * (2 * b + 1), f * R**2 * (4 * b + 6)
     desired = 0.5 * 4 * (2 * two @ zero + 2 * one @ one)
     assert_close(expansion._remainder(R)[0, 0], desired, rtol=1e-12)
+
+
+def test_points_that_are_zero_have_a_kernel_that_does_not_move():
+    net = two_layer("relu", width=32)
+    _, params = net.init_fn(jax.random.key(0), (-1, 2))
+    found = theory.perturbation(net, params, jnp.zeros((3, 2)), 0.1, key=jax.random.key(1))
+    assert np.all(np.asarray(found.frobenius) == 0)

@@ -131,7 +131,8 @@ class KernelNeighbourhood:
             surrogate = activations.get(enclosure.surrogate)
             architecture = replace(architecture, activation=surrogate)
             # The slope of softplus rises over logits of order one: divide by the move of a logit.
-            params = _scale_weights(params, 1 / (R * float(self.row_norms.mean())))
+            logit_move = R * float(self.row_norms.mean())
+            params = _scale_weights(params, 1 / (logit_move if logit_move > 0 else 1.0))
         return _kernel_gradient(architecture, params, self.x, change)
 
 
