@@ -58,26 +58,41 @@ def operator_of(gram: Gram | GramOperator) -> GramOperator | None:
 def as_loss_targets(
     loss: OutputLoss, y: Any, gram: Gram | GramOperator, f0: Any
 ) -> Float[Array, "n k"] | Any:
-    """Return targets as numbers; labels as unit vectors of as many classes as there are outputs."""
-    if loss.name != "cross_entropy":
+    """Return targets as numbers; labels as unit vectors of as many classes as there are outputs.
+
+    What does not fit is returned as it is: :func:`as_problem` knows what to say.
+    """
+    if loss.name != "cross_entropy" or np.ndim(y) not in (1, 2):
         return y
-    # 1. The number of outputs, as far as the kernel or the start knows it. What does not fit is
-    #    refused by :func:`as_problem`, which knows what to say.
     shape = gram.shape if isinstance(gram, GramOperator) else np.shape(gram)[1:3]
-    if not shape or np.ndim(y) not in (1, 2):
+    if not shape:
         return y
-    known = shape[1] if len(shape) == 2 else None
-    if known is None and np.ndim(f0) in (1, 2) and f0 is not None:
-        known = 1 if np.ndim(f0) == 1 else np.shape(f0)[1]
-    # 2. Labels of an unknown number of classes have as many as the largest says.
-    dtype = jnp.result_type(float)
-    if isinstance(gram, GramOperator | jax.Array | np.ndarray):
-        dtype = jax.dtypes.canonicalize_dtype(gram.dtype)
-    if isinstance(y, jax.Array | np.ndarray) and jnp.issubdtype(y.dtype, jnp.floating):
-        dtype = jnp.result_type(dtype, jax.dtypes.canonicalize_dtype(y.dtype))
-    targets = check_targets(loss, y, np.shape(y)[0], dtype)
+    targets = check_targets(loss, y, np.shape(y)[0], _common_dtype(gram, y))
     if targets.ndim == 2:
         return targets
-    if known is None:
+    # Labels of an unknown number of classes have as many as the largest says.
+    outputs = _count_outputs(shape, f0)
+    dtype = _common_dtype(gram, y)
+    if outputs is None:
         return as_targets(y, len(targets), None, dtype, "Give f0, or probabilities, [n, k].")
-    return complete_targets(targets, jnp.zeros((len(targets), known), dtype))
+    return complete_targets(targets, jnp.zeros((len(targets), outputs), dtype))
+
+
+def _count_outputs(shape: tuple[int, ...], f0: Any) -> int | None:
+    """Return k, as far as a kernel on [n] or [n, k], or the outputs at the start, know it."""
+    if len(shape) == 2:
+        return shape[1]
+    if f0 is None or np.ndim(f0) not in (1, 2):
+        return None
+    return 1 if np.ndim(f0) == 1 else np.shape(f0)[1]
+
+
+def _common_dtype(gram: Any, y: Any) -> jnp.dtype:
+    """Return the widest floating-point dtype of the kernel and the targets."""
+    dtypes = [
+        jax.dtypes.canonicalize_dtype(part.dtype)
+        for part in (gram, y)
+        if isinstance(part, GramOperator | jax.Array | np.ndarray)
+        and jnp.issubdtype(part.dtype, jnp.floating)
+    ]
+    return jnp.result_type(*dtypes) if dtypes else jnp.result_type(float)
