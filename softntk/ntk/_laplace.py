@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -295,10 +296,20 @@ def _kernel(
     return empirical(net, params, x1, x2, apply_kwargs=apply_kwargs)
 
 
+def _shapes(tree: Any) -> tuple[Any, list[tuple[int, ...]]]:
+    """Return the structure of a pytree and the shapes of its leaves."""
+    return jax.tree.structure(tree), [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
+
+
 def _squared_distance(
     net: Any, params: Any, prior_mean: Any, x: Array, apply_kwargs: Any
 ) -> Float[Array, ""]:
     """Return ‖θ − μ‖² over the weights that are trained."""
+    if prior_mean is not None and _shapes(prior_mean) != _shapes(params):
+        raise ValueError(
+            "prior_mean must be a pytree like params, with leaves of the same shapes, got "
+            f"{type(prior_mean).__name__}."
+        )
     if isinstance(net, Network):
         names = (
             ("hidden", "bias", "readout")

@@ -183,6 +183,9 @@ def test_bad_input(x64, untyped):
         sn.ntk.laplace(net, params, x, labels, likelihood="softmax", noise=0.5)
     with pytest.raises(ValueError, match="number of classes"):
         sn.ntk.laplace(net, params, x, labels + 1, likelihood="softmax")
+    for prior_mean in (1.5, {"a": 1.0}, params.replace(hidden=params.hidden[:2])):
+        with pytest.raises(ValueError, match="prior_mean"):
+            sn.ntk.laplace(net, params, x, labels, likelihood="softmax", prior_mean=prior_mean)
     posterior = sn.ntk.laplace(net, params, x, labels, likelihood="softmax")
     with pytest.raises(ValueError, match="x"):
         posterior.predict(x[:, :2])
