@@ -109,7 +109,7 @@ def kernel_regression(
         fitted = problem.cross.mm(columns).reshape(problem.start.shape)
     else:
         assert isinstance(problem.cross, jax.Array)
-        weights, _, unit = _solve_by_cholesky(problem, -problem.residual, ridge)
+        weights, _, unit = solve_by_cholesky(problem, -problem.residual, ridge)
         fitted = _apply_cross(problem.cross, unit, weights).reshape(problem.start.shape)
     return _to_outputs(problem.scale, problem.start, fitted)
 
@@ -222,7 +222,7 @@ def gp_posterior(
     # 3. A matrix K + noise I = LLᵀ: the reduction is ‖L⁻¹ k_*ᵀ‖².
     else:
         assert isinstance(problem.cross, jax.Array)
-        weights, factor, unit = _solve_by_cholesky(problem, -problem.residual, noise)
+        weights, factor, unit = solve_by_cholesky(problem, -problem.residual, noise)
         matrix = problem.cross / unit
         root_solution = jax.scipy.linalg.solve_triangular(factor, matrix.T, lower=True)
         mean = product(matrix, weights)
@@ -234,7 +234,7 @@ def gp_posterior(
     return Posterior(mean=mean, variance=jnp.maximum(variance, 0))
 
 
-def _solve_by_cholesky(problem: Problem, rhs: Array, ridge: Array) -> tuple[Array, Array, Array]:
+def solve_by_cholesky(problem: Problem, rhs: Array, ridge: Array) -> tuple[Array, Array, Array]:
     """Solve with a kernel matrix, and check the solution by its residual.
 
     Returns:
