@@ -1,4 +1,4 @@
-"""Estimates with an interval of 95 %: normal, score and Wilson intervals."""
+"""Estimates with an interval of 95 %: normal, score and Wilson intervals of metrics."""
 
 import math
 
