@@ -139,6 +139,14 @@ CASES: dict[str, tuple[Callable, tuple]] = {
     "stax": (stax_kernel, (X,)),
     "sample sde": (partial(draw, method="sde"), (KEY, POINTS)),
     "sample ode": (partial(draw, method="ode"), (KEY, POINTS)),
+    "calibration": (
+        lambda p, y: (
+            sn.calibration.expected_calibration_error(p, y, norm="max"),
+            sn.calibration.reliability_curve(p, y, strategy="quantile"),
+            sn.calibration.brier_score(p, y),
+        ),
+        (Y, LABELS),
+    ),
     "log_likelihood": (
         lambda x: sn.diffusion.log_likelihood(SDE, lambda t, x: -x, x, throw=False),
         (POINTS,),

@@ -22,6 +22,7 @@ PARTS = (
     "schedules",
     "diffusion",
     "metrics",
+    "calibration",
 )
 
 for _part in PARTS:
@@ -109,6 +110,7 @@ NEEDS_NONE = {
     "diffusion.VPSDE": "abstract; its methods are targets",
     "diffusion.LinearVPSDE": "built by vp_sde and constant_sde after checking",
     "diffusion.CosineVPSDE": "built by cosine_sde after checking",
+    "calibration.ReliabilityCurve": _RECORD,
     "diffusion.metrics.Distribution": "a protocol: what users' own distributions have",
     "diffusion.metrics.Distribution.sample": "of the protocol",
     "diffusion.metrics.Distribution.score": "of the protocol",
