@@ -104,6 +104,10 @@ CASES: dict[str, tuple[Callable, tuple]] = {
         lambda gram, y: sn.ntk.predict_flow(gram, y, jnp.array([1.0, 10.0])),
         (MATRIX, Y),
     ),
+    "predict_ensemble": (
+        lambda gram, y: sn.ntk.predict_ensemble(gram, gram, y, jnp.array([1.0, jnp.inf])),
+        (MATRIX, Y),
+    ),
     "kernel_regression": (
         lambda gram, y: sn.ntk.kernel_regression(gram, y, cross=gram, ridge=0.1),
         (MATRIX, Y),

@@ -146,6 +146,18 @@ def dynamics():
 
 
 @call
+def ensembles():
+    tests = {"cross": gram()[:2], "nngp_cross": gram()[:2], "prior": jnp.diagonal(gram())[:2]}
+    times = jnp.asarray([0.0, 2.0], jnp.float32)
+    return (
+        sn.ntk.predict_ensemble(gram(), gram(), jnp.asarray(Y), times, **tests),
+        sn.ntk.predict_ensemble(
+            gram(), gram(), jnp.asarray(Y), jnp.asarray([0, 3], jnp.int32), learning_rate=0.1
+        ),
+    )
+
+
+@call
 def spectra():
     return (
         tuple(sn.ntk.extreme_eigenvalues(gram())),

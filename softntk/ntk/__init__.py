@@ -12,6 +12,8 @@ from softntk.ntk._dynamics import gd_coefficients as gd_coefficients
 from softntk.ntk._dynamics import predict_flow as predict_flow
 from softntk.ntk._dynamics import predict_gd as predict_gd
 from softntk.ntk._empirical.kernel import empirical as empirical
+from softntk.ntk._ensemble import EnsemblePrediction as EnsemblePrediction
+from softntk.ntk._ensemble import predict_ensemble as predict_ensemble
 from softntk.ntk._inference import gp_posterior as gp_posterior
 from softntk.ntk._inference import kernel_regression as kernel_regression
 from softntk.ntk._laplace import LaplacePosterior as LaplacePosterior

@@ -53,6 +53,7 @@ NEEDS_NONE = {
     "networks.Network": "built by two_layer; its three functions are targets",
     "networks.Parameters": "a pytree of arrays, of tracers and of specifications too: checked where it is used",
     "networks.RowFactors": _RECORD,
+    "ntk.EnsemblePrediction": _RECORD,
     "ntk.Extremes": _RECORD,
     "ntk.FixedPoint": _RECORD,
     "ntk.LaplacePosterior": "built by laplace, whose target predicts with it",
