@@ -106,8 +106,10 @@ def predict_ensemble(
     Returns:
         An :class:`EnsemblePrediction`, whose mean is that of :func:`softntk.ntk.predict_flow` or
         :func:`softntk.ntk.predict_gd` from zero. Variances that rounding makes negative are zero;
-        components that diverge saturate. It is differentiable in every array and in learning_rate,
-        also where eigenvalues are equal. s·n·(t + k) numbers are stored.
+        components that diverge saturate. Times beyond 1/(ελ_max) see the rounding of gram: use
+        float64 for them, and for variances far below the prior. It is differentiable in every
+        array and in learning_rate, also where eigenvalues are equal. s·n·(t + k) numbers are
+        stored.
 
     Raises:
         ValueError: shapes that do not fit, integer, half precision or non-finite arrays, an
