@@ -23,7 +23,8 @@ def coverage(mean: Outputs, variance: Variances, y: Outputs, level: Number = 0.9
     Args:
         mean: predicted means m, [n, k] or [n].
         variance: predicted variances s² ≥ 0 of the targets, the noise included: [n, k], [n] for all
-            outputs of a row, or one number.
+            outputs of a row, or one number. To that of :func:`softntk.ntk.gp_posterior`,
+            :func:`softntk.ntk.laplace` or :func:`softntk.ntk.predict_ensemble` add the noise.
         y: targets in the shape of mean.
         level: the probability of the intervals, in (0, 1).
 

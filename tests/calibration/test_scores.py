@@ -2,6 +2,7 @@
 intervals hold the truth.
 """
 
+import pickle
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ import sklearn.metrics
 from helpers import assert_close, class_predictions
 
 from softntk import calibration
+from softntk.diffusion import metrics
 
 
 def interval_of(losses):
@@ -59,6 +61,14 @@ def test_two_classes_agree_with_scikit_learn(column, dtype):
     assert float(calibration.accuracy(probabilities, labels)) == float(
         calibration.accuracy(passed, labels)
     )
+
+
+def test_estimates_are_those_of_all_metrics_and_are_saved():
+    score = calibration.brier_score(*class_predictions(3, 10, dtype="float32"))
+    assert type(score) is calibration.Estimate is metrics.Estimate
+    again = pickle.loads(pickle.dumps(score))
+    assert type(again) is calibration.Estimate
+    assert ends(again) == ends(score)
 
 
 def test_equal_probabilities_predict_the_first_class():
