@@ -15,6 +15,8 @@ from softntk.ntk._dynamics import gd_coefficients as gd_coefficients
 from softntk.ntk._dynamics import predict_flow as predict_flow
 from softntk.ntk._dynamics import predict_gd as predict_gd
 from softntk.ntk._empirical.kernel import empirical as empirical
+from softntk.ntk._ensemble import EnsemblePrediction as EnsemblePrediction
+from softntk.ntk._ensemble import predict_ensemble as predict_ensemble
 from softntk.ntk._evidence import gp_log_evidence as gp_log_evidence
 from softntk.ntk._gp_classification import ClassificationPosterior as ClassificationPosterior
 from softntk.ntk._gp_classification import gp_classification as gp_classification
