@@ -76,9 +76,10 @@ def judge(mutant: Mutant, tests: list[str], seconds: float, folder: Path) -> str
         shutil.copy2(original, target)
     if process.exitcode == 0:
         return "survived"
-    # A test failed, the package can no longer be imported, or the interpreter died.
+    # A test failed, the package can no longer be imported (4: by conftest.py), or the interpreter
+    # died.
     died = process.exitcode is None or process.exitcode < 0
-    return "killed" if died or process.exitcode in (1, 2) else f"no verdict ({process.exitcode})"
+    return "killed" if died or process.exitcode in (1, 2, 4) else f"no verdict ({process.exitcode})"
 
 
 FORKS = multiprocessing.get_context("forkserver")

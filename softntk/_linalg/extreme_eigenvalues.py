@@ -164,7 +164,7 @@ def _lanczos_extremes(op: lx.AbstractLinearOperator, key: PRNGKeyArray, steps: i
     largest = tridiagonal.nodes[-1]
     rounding_error = rounding(size, jnp.maximum(jnp.abs(smallest), jnp.abs(largest)))
     # 2. How far an eigenvalue can lie beyond them; with as many nodes as eigenvalues there is none.
-    log_component = math.log(FAILURE_PROBABILITY * math.sqrt(math.pi / (2 * size)))
+    log_component = _log_component_bound(size)
     is_partial = tridiagonal.valid_steps < size
     distance_below = jnp.where(is_partial, distance_beyond(tridiagonal, -1, log_component), 0)
     distance_above = jnp.where(is_partial, distance_beyond(tridiagonal, 1, log_component), 0)
@@ -174,6 +174,14 @@ def _lanczos_extremes(op: lx.AbstractLinearOperator, key: PRNGKeyArray, steps: i
         smallest_error=finite_or_infinite(distance_below + rounding_error),
         largest_error=finite_or_infinite(distance_above + rounding_error),
     )
+
+
+def _log_component_bound(size: int) -> float:
+    """Return the logarithm of what a component of a random unit vector exceeds, but for a failure.
+
+    |v_1| has the density at zero √(2/π) Γ(n/2)/Γ((n − 1)/2)/√2 ≤ √(2n/π), and less elsewhere.
+    """
+    return math.log(FAILURE_PROBABILITY * math.sqrt(math.pi / (2 * size)))
 
 
 def finite_eigenvalues(matrix: Float[Array, "p p"]) -> Float[Array, " p"]:

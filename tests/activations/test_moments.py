@@ -79,8 +79,11 @@ def softplus_integrals(q11, rho, q22):
 )
 @pytest.mark.parametrize("rho", [-0.999, -0.3, 0.0, 0.8, 0.999999])
 def test_moments_of_softplus_are_integrals(variances, rho, dtype):
-    """At variances of all sizes at which a grid can be fine enough, and in both precisions."""
+    """At variances of all sizes at which a grid can be fine enough, and in both precisions; times
+    e^{−s}.
+    """
     q11, q22 = variances
+    s = 0.7
     q12 = rho * np.sqrt(q11 * q22)
     wanted = softplus_integrals(q11, rho, q22)
     softplus = ACTIVATIONS["softplus"].moments
@@ -88,14 +91,16 @@ def test_moments_of_softplus_are_integrals(variances, rho, dtype):
     derivative: Any = softplus.derivative
     sine = np.sqrt(1 - rho**2)
     found = [
-        softplus.mean(q11, 0.0),
-        covariance(q11, q12, q22, 0.0, sine),
-        derivative(q11, q12, q22, 0.0, sine),
+        softplus.mean(q11, s),
+        covariance(q11, q12, q22, s, sine),
+        derivative(q11, q12, q22, s, sine),
     ]
     # Relative to √E[u²]√E[u'²]: for ρ near −1 the covariance is the rest of a cancellation.
     sizes = [wanted[0], max(wanted[1], np.sqrt(q11 * q22) / 7), 0.5]
     for value, want, size in zip(found, wanted, sizes, strict=True):
-        assert abs(float(value) - want) <= (1e-13 if dtype == "float64" else 1e-6) * size
+        assert (
+            abs(np.exp(s) * float(value) - want) <= (1e-13 if dtype == "float64" else 1e-6) * size
+        )
 
 
 def test_softplus_of_huge_variances_is_relu(dtype):

@@ -50,6 +50,8 @@ def test_products_and_pieces(dtype):
     assert_close(op.with_ridge(2.0).as_matrix(), H + 2 * np.eye(5), dtype)
     assert op.transpose() is op
     assert op.mv(jnp.zeros(5)).dtype == dtype
+    # What is known of it is no number, which jit would make an unknown one.
+    assert not any(isinstance(leaf, bool) for leaf in jax.tree.leaves(op))
 
 
 @pytest.mark.parametrize("kind", [jnp.asarray, sparse.BCOO.fromdense])

@@ -1,5 +1,7 @@
 """The linearised network in closed form, against training it."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -125,3 +127,12 @@ def test_the_predictor_is_the_tangent_of_the_network(place, x64):
     predictor = LinearisedPredictor(params=start, move=move, net=net)
     assert_close(predictor(jnp.full(1, place), lifted), desired, rtol=1e-7)
     assert_close(predictor(jnp.full(5, place), lifted), desired, rtol=1e-7)
+
+
+def test_samples_and_first_weights_are_by_default_those_of_the_network():
+    ours, theirs = (
+        {name: part.default for name, part in inspect.signature(fit).parameters.items()}
+        for fit in (diffusion.linearised_denoiser, diffusion.fit_denoiser)
+    )
+    shared = ("family", "width", "sigma", "times", "min_time", "draws")
+    assert [ours[name] for name in shared] == [theirs[name] for name in shared]

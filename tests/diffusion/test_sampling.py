@@ -128,6 +128,16 @@ def test_moments_of_a_gaussian_by_the_reverse_equation(options, dtype):
     assert_close(np.cov(x, rowvar=False), covariance, rtol=0.06)
 
 
+def test_langevin_steps_have_the_size_of_their_signal_to_noise_ratio():
+    """Steps ε = 2 r² ‖z‖²/‖s‖² with s = −x leave the variance v = (1 − ε)² v + 2ε with ε = 2 r²/v:
+    v = 1 + r².
+    """
+    x = sample(
+        jax.random.key(0), SDE, minus_x, (8192, 2), steps=8, corrector_steps=20, corrector_snr=0.5
+    )
+    assert float(jnp.var(x)) == pytest.approx(1.25, rel=0.03)
+
+
 def test_the_flow_of_a_gaussian_is_the_affine_map(dtype):
     """(x_t − α_t μ)/√v_t stays what it is along the flow, v = α² σ² + h."""
     mean, spread = np.array([1.0, -0.5, 0.0]), np.array([0.3, 2.0, 0.01])

@@ -64,6 +64,9 @@ def test_full_batch_loss_is_what_it_says(weighting):
     # F = 0 at the start
     expected = 0.5 * np.mean(np.asarray(batch.weights) * np.sum(np.asarray(batch.targets) ** 2, 1))
     assert_close(f.stats["loss"][0], expected, rtol=1e-4)
+    # Fresh samples have the same loss, up to chance.
+    fresh = fit(steps=100, batch_size=64, tx=optax.sgd(0.0), ema=0.0, weighting=weighting)
+    assert_close(fresh.stats["loss"].mean(), expected, rtol=0.3)
 
 
 def test_weighting_gives_the_loss_on_the_data_themselves():

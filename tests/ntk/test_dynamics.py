@@ -384,9 +384,10 @@ def test_as_many_products_as_there_are_points_are_exact(monkeypatch):
     """The limit of products is not reached by a space that is exhausted."""
     monkeypatch.setattr(_dynamics, "_MAX_KRYLOV_DIMENSION", 16)
     monkeypatch.setattr(_dynamics, "_MAX_FORMED_SIZE", 8)
-    x, y = points(0, 16, 3, "float32"), points(1, 16, 1, "float32")
+    x, y = points(0, 16, 3, "float32"), points(1, 16, 2, "float32")
     net = two_layer("softmax", width=2)
     op = sn.ntk.kernel_operator(net.kernel_fn, x)
-    found = sn.ntk.predict_flow(op, y, np.array([1.0], np.float32))
+    times = np.array([0.3, 1.0, 2.0], np.float32)
+    found = sn.ntk.predict_flow(op, y, times)
     gram = net.kernel_fn(x, None, "ntk")
-    assert_close(found, sn.ntk.predict_flow(gram, y, np.array([1.0], np.float32)), "float32")
+    assert_close(found, sn.ntk.predict_flow(gram, y, times), "float32")

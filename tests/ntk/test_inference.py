@@ -11,6 +11,7 @@ from helpers import assert_close, cast, points, slow_except
 import softntk as sn
 from softntk import nt
 from softntk.networks import two_layer
+from softntk.ntk import _inference
 from softntk.solution import NumericalError
 
 
@@ -65,6 +66,21 @@ def test_regression_and_posterior(kind, dtype):
         posterior = sn.ntk.gp_posterior(gram, y, noise=ridge, cross=k, prior=prior)
         assert_close(posterior.mean, mean, rtol=rtol)
         assert_close(posterior.variance, variance, rtol=rtol)
+
+
+@pytest.mark.parametrize(("given", "taken"), [(None, 1e-6), (0.1, 0.1)])
+def test_a_tolerance_that_is_given_is_the_one_that_is_taken(given, taken, monkeypatch):
+    class Solved(Exception):
+        pass
+
+    def solve(*_, rtol, **__):
+        raise Solved(rtol)
+
+    monkeypatch.setattr(_inference, "solve", solve)
+    x = points(0, 4, 2, "float32")
+    op = sn.ntk.kernel_operator(lambda a, b: a @ b.T, x)
+    with pytest.raises(Solved, match=f"^{taken}$"):
+        sn.ntk.kernel_regression(op, x, ridge=1.0, cross=op.cross(x), rtol=given)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from helpers import assert_close, points
 
 import softntk as sn
 from softntk.networks import two_layer
-from softntk.ntk._solve.preconditioner import pivoted_cholesky
+from softntk.ntk._solve.preconditioner import make_preconditioner, pivoted_cholesky
 from softntk.solution import NumericalError, Result
 
 NET = two_layer("softmax", width=2)
@@ -90,6 +90,15 @@ def test_pivoted_cholesky_is_exact_on_its_rank(x64):
     factor, left = pivoted_cholesky(op, jax.random.key(0), 16, 8)
     assert_close(factor @ factor.T, x @ x.T, rtol=1e-8)
     assert float(jnp.max(left)) < 1e-8
+
+
+def test_a_preconditioner_is_the_inverse_of_its_factors(x64):
+    """Of a kernel of rank two: P = K + δI, for which two rows are enough."""
+    x = np.random.default_rng(0).normal(size=(12, 2))
+    op = sn.ntk.kernel_operator(lambda a, b: a @ b.T, jnp.asarray(x))
+    inverse = make_preconditioner(op, jax.random.key(0), 4, jnp.asarray(0.1))
+    v = np.random.default_rng(1).normal(size=(12, 3))
+    assert_close(inverse(jnp.asarray(v)), np.linalg.solve(x @ x.T + 0.1 * np.eye(12), v), rtol=1e-9)
 
 
 def test_a_kernel_that_is_indefinite_by_its_errors_is_still_preconditioned(x64):

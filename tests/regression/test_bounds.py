@@ -101,6 +101,12 @@ def test_normalisers_are_bounded_closely_from_below(name, centre):
         assert found.ours == 0
 
 
+def test_rounding_at_a_centre_is_relative_to_its_norm(x64):
+    p = sn.regression.softmax(np.eye(2), np.array([0.5, 0.5]))
+    ball, reach = _bounds._ball_and_reach(p, 2.0, np.array([3.0, 4.0]))
+    assert (ball.radius, ball.centre_norm, reach) == (2.0, 5.0, 7.0)
+
+
 def test_derivatives_of_the_rescaled_residual_are_bounded_closely(x64):
     """Equal logits and targets of one negative sign, where ‖diag(u') − b u'ᵀ‖ is 1 + ‖b‖‖𝟏‖ times
     u'.

@@ -171,6 +171,15 @@ def test_leverage_of_rows_of_very_different_scales(row, x64):
         jax.grad(lambda A: sn.regression.leverage(A, jnp.full(6, 0.5))(t))(A)
 
 
+def test_leverage_of_rows_that_underflow(x64):
+    """They have no part of the determinant, which two rows make definite."""
+    (A,) = arrays((5, 2))
+    t = jnp.asarray([0.5, -0.5, -1600.0, -1600.0, -1600.0])
+    p = sn.regression.leverage(A, jnp.full(5, 0.4))
+    wanted = 2 * np.linalg.slogdet(np.asarray(A[:2]))[1] - 0.4 * t.sum() + 0.1 * t.sum() ** 2
+    assert_close(p(t), wanted)
+
+
 def test_targets_of_rows_that_split_off():
     A = jnp.array([[1.0, 0], [2, 0], [0, 1], [0, 3]])
     p = sn.regression.leverage(A, jnp.full(4, 0.5))

@@ -14,7 +14,7 @@ import softntk as sn
 from softntk._linalg import scaled_cholesky
 from softntk.solution import Result
 from softntk.solvers._minimise import default_transform as default
-from softntk.solvers._minimise import host_chunks, plateaus
+from softntk.solvers._minimise import host_chunks, plateaus, stopping_rules
 from softntk.solvers._newton import dense_steps, globalisation, krylov_steps, row_sampler
 from softntk.solvers._newton.model import DiagonalModel, LossAlongStep
 
@@ -322,3 +322,38 @@ def test_a_method_with_curvature_does_not_creep(x64):
     found = minimise(lambda x: 1 + 0.5 * jnp.sum(x**2), jnp.ones(2), tx, max_steps=60, throw=False)
     assert found.result == Result.STAGNATED
     assert int(found.stats["steps"]) < 60
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1.0, 1e12])
+def test_losses_differ_from_eight_roundings_on_in_any_unit(unit, x64, untyped):
+    size = jnp.asarray(unit)
+    carry: Any = SimpleNamespace(
+        value=size, norm=size, smallest_norm=size, last_improved_loss=size, stalled=jnp.asarray(0)
+    )
+    for roundings, improves in ((4, False), (16, True)):
+        value = size * (1 - roundings * np.finfo(float).eps)
+        point: Any = SimpleNamespace(value=value, norm=size, diagnostics=None)
+        assert bool(stopping_rules.measure_improvement(carry, point).improved) == improves
+
+
+def test_a_curvature_that_is_not_computed_is_zero(x64):
+    H = np.diag([1.0, 2.0])
+    tx = sn.solvers.approx_newton(H)
+    loss = lambda x: 0.5 * x @ jnp.asarray(H) @ x
+    x = jnp.ones(2)
+    value, grad = jax.value_and_grad(loss)(x)
+    _, state = tx.update(grad, tx.init(x), x, value=value, grad=grad, value_fn=loss)
+    newton_state: Any = state[0]
+    assert float(newton_state.smallest_curvature) == 0
+
+
+def test_steps_without_curvature_have_derivatives(x64):
+    """−1/λ along a curvature, none where there is none."""
+    model = DiagonalModel(
+        jnp.asarray([0.0, 2.0]), jnp.eye(2), jnp.asarray([0.0, 1.0]), jnp.asarray(False)
+    )
+    solve = globalisation.DAMPINGS["levenberg_marquardt"].solve
+    slopes = jax.grad(
+        lambda g: jnp.sum(solve(model._replace(gradient=g), jnp.zeros(()), jnp.ones(())))
+    )(model.gradient)
+    assert slopes.tolist() == [0.0, -0.5]

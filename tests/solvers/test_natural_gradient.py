@@ -2,6 +2,9 @@
 step sizes of the theory.
 """
 
+from types import SimpleNamespace
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +12,9 @@ import pytest
 from helpers import assert_close, cast, dense_jacobian, points, slow_except
 
 import softntk as sn
+from softntk._output_losses import OUTPUT_LOSSES
 from softntk.solution import Result
-from softntk.solvers import step_sizes
+from softntk.solvers import _function_space, step_sizes
 
 
 def problem(family, dtype, n=9, d=4, k=2, width=64):
@@ -205,3 +209,29 @@ def test_the_tolerance_is_relative_to_the_residual(size, x64):
     assert_close(step, wanted, rtol=1e-6)
     assert isinstance(state, sn.solvers.NaturalGradientState)
     assert float(state.distortion) < 1e-8
+
+
+def test_the_model_of_a_step_is_that_of_the_dense_jacobian(x64):
+    """⟨∇L, s⟩ and −⟨∇L, s⟩ − ½‖Js‖², with a damping as large as the kernel."""
+    J, g = np.random.default_rng(0).normal(size=(6, 4)), np.arange(1.0, 7.0)
+    K = (J @ J.T).reshape(3, 2, 3, 2)
+    kernel: Any = SimpleNamespace(mv=lambda v: jnp.einsum("ikjl,jl->ik", K, v))
+    outputs = jnp.asarray(g.reshape(3, 2))
+    mean_kernel = np.einsum("ikjk->ij", K) / 2
+    system = _function_space.FunctionSpaceSystem(
+        kernel=kernel,
+        mean_kernel=jnp.asarray(mean_kernel),
+        kernel_scale=jnp.asarray(np.trace(mean_kernel) / 3),
+        curvature=OUTPUT_LOSSES["squared"].curvature(outputs, 0 * outputs),
+        decay=0.0,
+        decayed_params=None,
+        pull_back=lambda v: (J.T @ v.reshape(-1),),
+        decayed_outputs=None,
+    )
+    found = _function_space.solve_dual(system, jnp.ones(()), 1e-12, 50)
+    shift = np.trace(K.reshape(6, 6)) / 6
+    step = -np.linalg.solve(J.T @ J + shift * np.eye(4), J.T @ g)
+    slope = step @ J.T @ g
+    assert_close(found.step, step)
+    assert_close(found.slope, slope)
+    assert_close(found.predicted_decrease, -slope - 0.5 * np.sum((J @ step) ** 2))

@@ -247,6 +247,9 @@ def test_step_size_rate_and_radius_of_a_certificate(kappa, x64, monkeypatch):
     monkeypatch.setattr(convergence, "bound_singular_values", lambda data: (0.25, 1.0, 0, 1))
     monkeypatch.setattr(convergence, "integrate_bounds", lambda data, smallest, largest: reach)
     monkeypatch.setattr(convergence, "bound_jacobian_curvature", lambda data, slopes, beta: kappa)
+    quadratic = convergence._certify_data(data._replace(residual_norm=0.0), 2)
+    assert quadratic.holds  # where nothing is to be learned curvature costs nothing, however large
+    assert_close(quadratic.learning_rate, 1 / 4)
     found = convergence._certify_data(data, 2)
     assert found.holds == math.isfinite(kappa)
     if not found.holds:  # never by a comparison with NaN

@@ -4,6 +4,7 @@ oracles beside it are right.
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -217,14 +218,13 @@ def test_coupling_of_equal_widths_does_not_fall(monkeypatch):
 
 def test_weights_must_outweigh_the_hessian(monkeypatch):
     """w² of a tenth of what is asked for is no 10 % approximation."""
-    for reference in ("[ours] W² ≈ B + W²", "[ours] W² ≈ B + W², softmax"):
+    for name in ("W² ≈ B + W²", "W² ≈ B + W², softmax", "one factorisation for all steps"):
+        reference = f"[ours] {name}"
         check = statement_named(reference).check
+        assert not fails_somewhere(reference, check, 60)
         monkeypatch.setattr(convexity, "weight_gram", weaker_gram)
         assert fails_somewhere(reference, check, 60)
         monkeypatch.undo()
-    monkeypatch.setattr(convexity, "weight_gram", weaker_gram)
-    reference = "[ours] one factorisation for all steps"
-    assert fails_somewhere(reference, statement_named(reference).check, 60)
 
 
 def weaker_gram(case, size):
@@ -348,6 +348,25 @@ def test_the_rest_of_a_step_is_compared_with_a_tenth_of_what_it_gains():
     found = statement.check(case)
     assert found is not None
     assert found.bound == pytest.approx(0.1 * gained, rel=1e-6)
+
+
+def test_a_step_is_judged_where_its_kernel_has_half_of_the_smallest_eigenvalue(monkeypatch):
+    for share in (0.45, 0.55):
+        step = SimpleNamespace(
+            kernel_smallest=share, smallest=1.0, rate=0.1, linear_change=-1.0, loss_before=2.0
+        )
+        monkeypatch.setattr(training, "LossChange", lambda case, step=step: step)
+        found = training.check_linear_change({})
+        assert found == (None if share < 0.5 else Instance(1.0, 0.2))
+
+
+def test_the_first_loss_is_that_of_all_targets():
+    """‖Y‖² = nk of targets ±1, as large as it may be."""
+    case = network_cases.draw_network(np.random.default_rng(0), (2, 3, 2, 32))
+    case["Y"] = np.sign(case["Y"])
+    found = initialisation.check_initial_loss(case)
+    assert found.value == pytest.approx(case["Y"].size, rel=1e-9)
+    assert found.bound == case["Y"].size
 
 
 @pytest.mark.usefixtures("x64")

@@ -308,6 +308,14 @@ def test_functions_that_are_evaluated_in_double_have_wider_bars(activation, form
     assert 1e-16 < ball.error < 1e-9
 
 
+def test_radii_that_are_tried_exceed_newtons_step(x64):
+    """R = 1/βK(R), and some multiples of η."""
+    p, x = instance(0)
+    first, *others = minimum._candidate_radii(p, np.asarray(x), 2.0, 0.01, 1.0)
+    assert 2 * sn.regression.lipschitz(p, first, x).hessian.ours * first == pytest.approx(1, rel=0.01)
+    assert others == pytest.approx([0.02, 0.016, 0.013])
+
+
 def test_every_rounding_of_a_certificate_is_outward(x64, monkeypatch):
     """With any one of the allowances for rounding made large, no error shrinks."""
     p, x = instance(0)
