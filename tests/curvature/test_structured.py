@@ -54,6 +54,15 @@ def test_products_and_pieces(dtype):
     assert not any(isinstance(leaf, bool) for leaf in jax.tree.leaves(op))
 
 
+def test_nearly_equal_columns_are_regular(x64):
+    """A pivot of 1e-11 is far above rounding, and so is no other power of it."""
+    A = np.array([[1.0, 1.0], [0.0, 3e-6]])
+    op = StructuredOperator(A, np.ones(2), np.zeros((2, 0)), np.zeros((0, 0)))
+    factorisation = op.factorise()
+    assert int(factorisation.result) == Result.SUCCESSFUL
+    assert_close(factorisation.solve(jnp.asarray(A[0])), [1.0, 0.0], rtol=1e-4)
+
+
 @pytest.mark.parametrize("kind", [jnp.asarray, sparse.BCOO.fromdense])
 def test_a_row_beyond_the_last_is_one_of_zeros(kind):
     A = np.arange(1.0, 7.0).reshape(3, 2)

@@ -8,6 +8,7 @@ from helpers import assert_close, points
 
 import softntk as sn
 from softntk.networks import two_layer
+from softntk.ntk._solve.arguments import as_key
 from softntk.ntk._solve.preconditioner import make_preconditioner, pivoted_cholesky
 from softntk.solution import NumericalError, Result
 
@@ -99,6 +100,11 @@ def test_a_preconditioner_is_the_inverse_of_its_factors(x64):
     inverse = make_preconditioner(op, jax.random.key(0), 4, jnp.asarray(0.1))
     v = np.random.default_rng(1).normal(size=(12, 3))
     assert_close(inverse(jnp.asarray(v)), np.linalg.solve(x @ x.T + 0.1 * np.eye(12), v), rtol=1e-9)
+
+
+def test_the_default_key_is_that_of_zero():
+    default, zero = (jax.random.key_data(key) for key in (as_key(None), jax.random.key(0)))
+    assert np.array_equal(default, zero)
 
 
 def test_a_kernel_that_is_indefinite_by_its_errors_is_still_preconditioned(x64):

@@ -176,6 +176,22 @@ def test_the_least_of_the_bounds_of_a_softmax_is_taken(x64):
     assert_close(spectral, 1.0 + 4.0, rtol=0.01)
 
 
+def test_moves_of_a_softmax_are_weighted_by_the_mean_probabilities(x64):
+    """2 λ_max(Σ_i W_i x_i x_iᵀ)^½ at orthogonal points: W_i = Σ_r f²/h (α(s − ν) − c)²."""
+    net = sn.networks.two_layer("softmax", width=6, antisymmetric=False)
+    W = np.random.default_rng(0).normal(size=(2, 6))
+    a = np.array([1.0, -1.0] * 3)
+    params = Parameters(hidden=jnp.asarray(W), readout=jnp.asarray(a[:, None]))
+    expansion = SoftmaxExpansion(net.architecture, params, np.eye(2))
+    f = np.exp(W) / np.exp(W).sum(axis=1, keepdims=True)
+    alpha = a - f @ a[:, None]
+    s = f * alpha
+    nu, c = ((part * s).sum(axis=1, keepdims=True) for part in (f, s))
+    weights = (f**2 / f.mean(axis=0) * (alpha * (s - nu) - c) ** 2).sum(axis=1)
+    size = expansion.inner_products[0, 0]
+    assert_close(expansion.derivative_norms[0], 2 * size * weights.max() ** 0.5, rtol=1e-6)
+
+
 # --- convergence
 
 

@@ -6,11 +6,13 @@ import math
 
 import numpy as np
 import pytest
+import scipy.optimize
+import scipy.special
 import scipy.stats
 
 from softntk.theory._ledger import oracles
 from softntk.theory._ledger import run as run_module
-from softntk.theory._ledger.statements import perturbation, row_sampling
+from softntk.theory._ledger.statements import convexity, perturbation, row_sampling
 
 ACTIVATIONS_BY_HAND = {
     "exp": (np.exp, np.exp, np.exp),
@@ -134,3 +136,17 @@ def test_too_few_rows_are_noticed():
     for reference in ("[S] lemma: sparsifier", "[ours] sparsifier"):
         check = row_sampling.check_sample_size(lambda d, epsilon, failure: 12)
         assert not all(holds_on(reference, check, 4))
+
+
+def test_one_factorisation_stays_at_the_minimiser():
+    case = convexity.dominated_case(np.random.default_rng(0))
+    G = convexity.weight_gram(case, convexity.SOFTMAX_HESSIAN_SIZE)
+
+    def loss(x):
+        residual = scipy.special.softmax(case["A"] @ x) - case["b"]
+        return 0.5 * x @ G @ x + 0.5 * residual @ residual
+
+    best = scipy.optimize.minimize(loss, case["x"], tol=1e-12).x
+    found = convexity.check_constant_factorisation({**case, "x": best})
+    assert found is not None
+    assert found.value < 1e-3 * np.sqrt(best @ G @ best)

@@ -312,7 +312,9 @@ def test_radii_that_are_tried_exceed_newtons_step(x64):
     """R = 1/βK(R), and some multiples of η."""
     p, x = instance(0)
     first, *others = minimum._candidate_radii(p, np.asarray(x), 2.0, 0.01, 1.0)
-    assert 2 * sn.regression.lipschitz(p, first, x).hessian.ours * first == pytest.approx(1, rel=0.01)
+    assert 2 * sn.regression.lipschitz(p, first, x).hessian.ours * first == pytest.approx(
+        1, rel=0.01
+    )
     assert others == pytest.approx([0.02, 0.016, 0.013])
 
 
