@@ -337,10 +337,11 @@ def test_losses_differ_from_eight_roundings_on_in_any_unit(unit, x64, untyped):
         assert bool(stopping_rules.measure_improvement(carry, point).improved) == improves
 
 
-def test_a_curvature_that_is_not_computed_is_zero(x64):
+@pytest.mark.parametrize("damping", [None, "trust_region"])
+def test_a_curvature_that_is_not_computed_is_zero(damping, x64):
     """Newton's step of a quadratic is taken without eigenvalues."""
     p = sn.regression.problem(np.eye(2), np.ones(2), "identity", "plain")
-    tx = sn.solvers.approx_newton(p.hessian)
+    tx = sn.solvers.approx_newton(p.hessian, damping=damping)
     x = jnp.zeros(2)
     grad = p.gradient(x)
     step, state = tx.update(grad, tx.init(x), x, value=p(x), grad=grad, value_fn=p)

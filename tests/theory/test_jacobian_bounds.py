@@ -20,12 +20,12 @@ def data_of(family):
 
 
 def test_outputs_with_units_of_their_own_share_no_norm(x64, monkeypatch):
-    """Half of the units move each output: ‖ΔJ‖² = γ² m/2, and room for two roundings."""
+    """Half of the units move each output: ‖ΔJ‖² = γ² 3² m/2, and room for two roundings."""
     data = data_of("exp")._replace(readout=np.repeat(np.eye(2), 4, axis=0))
-    change = np.ones((2, 8))
+    change = np.full((2, 8), 3.0)
     bound = jacobian_bounds._bound_change_norm(data, change, 0 * change)
-    assert_close(bound, data.gamma * 2, rtol=1e-2)
-    assert bound >= data.gamma * 2
+    assert_close(bound, data.gamma * 6, rtol=1e-2)
+    assert bound >= data.gamma * 6
     monkeypatch.setattr(jacobian_bounds, "slack", lambda terms: 0.01)
     wider = jacobian_bounds._bound_change_norm(data, change, 0 * change)
     assert wider / bound == pytest.approx(1.01**1.5)
