@@ -112,7 +112,8 @@ def predict_gd(
     beta = as_momentum(momentum, problem.y.dtype)
 
     # 2. In closed form where there is one, else step by step.
-    has_momentum = not is_concrete(beta) or float(beta) != 0
+    # Inside jit the array of a known number is traced: the number itself is looked at.
+    has_momentum = not is_concrete(momentum) or float(momentum) != 0
     if output_loss.name == "squared" and not has_momentum:
         return predict_in_closed_form(times, gram, problem, coefficients=False, rtol=rtol)
     return simulate_descent(output_loss, beta, times, operator_of(gram), problem)

@@ -54,8 +54,9 @@ def as_descent(learning_rate: Number, steps: Array, problem: Problem) -> Descent
 def as_momentum(momentum: Number, dtype: jnp.dtype) -> Float[Array, ""]:
     """Return β in [0, 1)."""
     beta = as_scalar("momentum", momentum, dtype, at_least=0)
-    if is_concrete(beta) and float(beta) >= 1:
-        raise ValueError(f"momentum must lie in [0, 1), got {float(beta)!r}.")
+    # Inside jit the array of a known number is traced: the number itself is looked at.
+    if is_concrete(momentum) and float(np.asarray(momentum, dtype)) >= 1:
+        raise ValueError(f"momentum must lie in [0, 1), got {float(momentum)!r}.")
     return beta
 
 

@@ -167,6 +167,10 @@ def test_score_errors_are_relative_in_every_unit(variance):
         KEY, SDE, lambda t, x: 0.9 * truth.score(SDE, t, x), truth, jnp.asarray(0.9), n=50
     )
     assert_close(ends(error.relative), [0.01] * 3, rtol=2e-3)
+    # The same distance to both ends, which is less than the error itself.
+    value, lower, upper = (end / 2 * variance for end in ends(error.absolute))
+    assert 0 < lower < value
+    assert_close(value - lower, upper - value, rtol=1e-3)
 
 
 def test_the_error_against_a_score_of_zero():

@@ -72,8 +72,9 @@ def test_derivatives_of_descent_are_those_of_a_loop(kind, x64):
             for w, out in zip(weights, outputs(kernel, y, rate, cross), strict=True)
         )
 
-    def tangents(outputs, kernel):
-        return jax.jvp(lambda k: outputs(k, y, 0.9, cross), (kernel,), (direction,))[1]
+    def values_and_tangents(outputs, kernel):
+        value, tangent = jax.jvp(lambda k: outputs(k, y, 0.9, cross), (kernel,), (direction,))
+        return *value, *tangent
 
     # 0.9 · 2.5 > 2: the largest of the first kernel diverges.
     arguments = (kernel, y, jnp.asarray(0.9), cross)
@@ -84,7 +85,8 @@ def test_derivatives_of_descent_are_those_of_a_loop(kind, x64):
     for i, (one, other) in enumerate(zip(ours, theirs, strict=True)):
         assert_close(one, symmetric(other) if i == 0 else other, rtol=1e-9)
     for one, other in zip(
-        *(jax.jit(lambda k, f=f: tangents(f, k))(kernel) for f in (predicted, loop)), strict=True
+        *(jax.jit(lambda k, f=f: values_and_tangents(f, k))(kernel) for f in (predicted, loop)),
+        strict=True,
     ):
         assert_close(one, other, rtol=1e-9)
 

@@ -292,3 +292,15 @@ def test_what_is_wrong_is_named(arguments, message, untyped):
     options = {"gram": jnp.eye(3), "y": np.array([0, 1, 1]), "loss": "cross_entropy"} | arguments
     with pytest.raises(ValueError, match=message):
         sn.ntk.predict_gd(learning_rate=0.1, steps=[1], **options)
+
+
+def test_without_momentum_there_is_a_closed_form_inside_jit(untyped):
+    """It has derivatives in reverse mode, of 1 − (1 − ηλ)² by λ; and a bad momentum is named."""
+    gram = jnp.diag(jnp.array([1.0, 0.5]))
+
+    def total(gram, **options):
+        return jnp.sum(sn.ntk.predict_gd(gram, jnp.ones((2, 1)), 0.5, np.array([2]), **options))
+
+    assert_close(jnp.diag(jax.jit(jax.grad(total))(gram)), [0.5, 0.75], "float32")
+    with pytest.raises(ValueError, match=r"momentum must lie in \[0, 1\), got 1.0"):
+        jax.jit(lambda gram: total(gram, momentum=1.0))(gram)

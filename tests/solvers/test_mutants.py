@@ -344,10 +344,10 @@ def test_a_curvature_that_is_not_computed_is_zero(damping, x64):
     tx = sn.solvers.approx_newton(p.hessian, damping=damping)
     x = jnp.zeros(2)
     grad = p.gradient(x)
+    state: Any  # of a chain
     step, state = tx.update(grad, tx.init(x), x, value=p(x), grad=grad, value_fn=p)
     assert_close(step, np.ones(2), rtol=1e-6)
-    newton_state: Any = state[0]
-    assert float(newton_state.smallest_curvature) == 0
+    assert float(state[0].smallest_curvature) == 0
 
 
 def test_steps_without_curvature_have_derivatives(x64):
