@@ -1,7 +1,8 @@
 """The closed-form kernel against dense Jacobians, and its approach to the infinite width."""
 
 import itertools
-from typing import Literal
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import chex
 import jax
@@ -13,6 +14,7 @@ from helpers import assert_close, cache_size, cast, dense_kernels, points, slow_
 import softntk as sn
 from softntk import nt
 from softntk.networks import FAMILIES, two_layer
+from softntk.ntk._empirical import contractions
 from softntk.ntk._empirical.tiles import rows_per_strip
 
 # A reader's run takes some corners; the whole product is minutes of compilation.
@@ -200,3 +202,11 @@ def test_distance_to_infinite_width_falls_like_its_root(family, x64):
         distances.append(float(jnp.mean(gaps) / jnp.linalg.norm(limit)))
     slope = np.polyfit(np.log(widths), np.log(distances), 1)[0]
     assert -0.6 < slope < -0.4
+
+
+@pytest.mark.parametrize(("mean", "keeps"), [(0.4, True), (1.0, False)])
+def test_four_terms_are_taken_where_none_is_much_larger_than_their_sum(mean, keeps, untyped):
+    """Σ (a − μ)² = Σ a² − 2μ Σ a + 2μ² of a = (2, 0): moduli of 5.92 beside 2.72, of 10 beside 2."""
+    rows: Any = SimpleNamespace(slopes=jnp.ones((1, 2)), means=jnp.full((1, 1), mean))
+    a = jnp.asarray([[2.0], [0.0]])
+    assert bool(contractions.keeps_digits(rows, a, jnp.ones(1))) == keeps

@@ -231,11 +231,14 @@ def test_starts_have_the_shape_of_the_kernel(shape, untyped):
 
 
 def test_the_derivative_in_the_learning_rate_is_that_of_the_power(x64):
-    """∂/∂η (1 − (1 − ηλ)^τ) = τλ(1 − ηλ)^{τ−1}, and that of the sum of steps without λ."""
-    values, y, steps = np.array([0.2, 1.0, 1.7]), np.array([[1.0], [-2.0], [0.5]]), np.array(STEPS)
+    """∂/∂η (1 − (1 − ηλ)^τ) = τλ(1 − ηλ)^{τ−1}, and both of the sum of steps without λ."""
+    values, y, steps = np.array([0.8, 4.0, 6.8]), np.array([[1.0], [-2.0], [0.5]]), np.array(STEPS)
+    rate = 0.225
     kernel = jnp.diag(jnp.asarray(values))
-    powers = np.array([t * (1 - 0.9 * values) ** (t - 1) if t else np.zeros(3) for t in STEPS])
+    powers = np.array([t * (1 - rate * values) ** (t - 1) if t else np.zeros(3) for t in STEPS])
+    shares = 1 - (1 - rate * values) ** steps[:, None]
     for function, factor in ((sn.ntk.predict_gd, values), (sn.ntk.gd_coefficients, np.ones(3))):
         moved = lambda rate, f=function: f(kernel, jnp.asarray(y), rate, steps)
-        found = jax.jvp(moved, (jnp.asarray(0.9),), (jnp.asarray(1.0),))[1]
+        value, found = jax.jvp(moved, (jnp.asarray(rate),), (jnp.asarray(1.0),))
+        assert_close(value, (factor * shares / values)[:, :, None] * y[None], rtol=1e-12)
         assert_close(found, (factor * powers)[:, :, None] * y[None], rtol=1e-12)

@@ -168,6 +168,7 @@ def test_bad_input(untyped):
         ({"op": np.eye(10, dtype=np.float32)}, "op must be an operator.*got ndarray"),
         ({"ridge": -1.0}, "ridge must be a finite number (of )?at least 0, got -1.0"),
         ({"rtol": 1e-9}, "rtol must lie between.*refine=True"),
+        ({"rtol": 1.0}, "rtol must lie between"),
         ({"rank": 11}, "rank must lie between 0 and the size 10"),
         ({"max_steps": 0}, "max_steps must be a positive integer"),
         ({"y": y[:9]}, r"y must have shape \(10,\)"),
