@@ -81,6 +81,8 @@ def test_attention_at_huge_logits_and_outside_of_the_domain(x64):
     p = sn.regression.attention(A1, A2, B)
     for value in (p(1e4 * X), p.gradient(1e4 * X), p.hessian(1e4 * X).as_matrix()):
         assert np.isfinite(value).all()
+    # What is known of an operator is no number, which jit would make an unknown one.
+    assert not any(isinstance(leaf, bool) for leaf in jax.tree.leaves(p.gauss_newton(X)))
     odd = sn.regression.attention(A1, jnp.stack([A2[0], -A2[0]]), B[:, :2], activation="sinh")
     assert np.isposinf(odd(X))
     assert int(odd.check(X)) == Result.NORMALISER_LOST
