@@ -15,7 +15,10 @@ PARTS = {
 }
 
 
-FAST = ("stax, D", "batch", "monte_carlo", "empirical_ntk_vp", "predict.gp", "predict.max")
+FAST = (
+    *("stax, Dense", "batch", "monte_carlo", "empirical_ntk_vp_fn"),
+    *("predict.gp_inference", "predict.gradient_descent,", "predict.max_learning_rate"),
+)
 
 
 @pytest.mark.parametrize("part", slow_except(PARTS, *(p for p in PARTS if p.startswith(FAST))))

@@ -33,6 +33,23 @@ def test_products_end_soon_after_the_first_negative_curvature(values, products, 
     assert int(space.products) == products
 
 
+def test_negative_curvature_is_seen_when_conjugate_gradients_see_it(x64):
+    """From the pivots of T: its diagonal is positive."""
+    values = np.array([-0.5, *range(1, 40)])
+    g = np.random.default_rng(0).normal(size=40)
+    residual, direction, count = g, g, 1
+    while (curvature := direction @ (values * direction)) > 0:
+        square = residual @ residual
+        residual = residual - square / curvature * values * direction
+        direction = residual + residual @ residual / square * direction
+        count += 1
+    assert 1 < count < 30
+    space = krylov_steps.krylov_model(
+        lambda v: jnp.asarray(values) * v, None, jnp.asarray(g), jnp.ones(()), 0.0, 40
+    )
+    assert int(space.products) == count + 8
+
+
 @pytest.mark.parametrize(("least", "negative"), [(-1e-3, True), (-1e-14, False), (1e-3, False)])
 def test_curvature_is_negative_beyond_the_rounding_of_the_largest(least, negative, x64):
     """4 d ε ‖H‖ = 7e-14 · 4."""

@@ -229,12 +229,13 @@ def test_singular_values_that_are_used_up_stop_the_proof(x64, monkeypatch):
     the mass is known.
     """
     data = small_data(x64)
-    smallest, largest = 0.5, 2.0
-    monkeypatch.setattr(
-        proof_path,
-        "_enclose_segment",
-        lambda data, delta, slopes, step, growth: proof_path._PathSegment(delta, slopes, growth),
-    )
+    smallest, largest = 0.4, 2.0
+
+    def enclose(data, delta, slopes, step, growth):
+        assert_close(step * proof_path.SEGMENT_COUNT, data.residual_norm / smallest**2)
+        return proof_path._PathSegment(delta, slopes, growth)
+
+    monkeypatch.setattr(proof_path, "_enclose_segment", enclose)
     monkeypatch.setattr(proof_path, "bound_jacobian_change", lambda data, slopes: smallest)
     stopped = proof_path.integrate_bounds(data, smallest, largest)
     assert stopped.remaining_residual == data.residual_norm

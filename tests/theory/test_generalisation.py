@@ -148,6 +148,7 @@ def test_the_parts_of_the_risk_bound():
         assert_close(
             found.bound, np.minimum(found.training + found.complexity + found.deviation, 1)
         )
+    assert np.max(risk_bound(1e9 * gram, y).training) < 1e-5
     j = np.abs(np.arange(-(10**5), 10**5 + 1.0))
     assert_close(np.sum(2 / 3 / ((j + 1) * (j + 2))), 1.0, rtol=1e-4)
 

@@ -57,6 +57,10 @@ def test_bad_input(untyped):
             lambda: effective_rank(None, eigenvalues=np.array([1.0, -1.0])),
             "eigenvalues must be finite, not negative",
         ),
+        (
+            lambda: effective_rank(None, eigenvalues=np.array([1e-6, -1e-7])),
+            "eigenvalues must be finite, not negative",
+        ),
         (lambda: effective_rank(0 * gram), "gram must have a positive eigenvalue"),
         (lambda: noise_level(gram, y * np.inf), "y must be finite"),
         (lambda: noise_level(-gram, y), "gram must have a positive eigenvalue"),

@@ -6,7 +6,8 @@ import pytest
 from helpers import assert_close
 
 import softntk as sn
-from softntk.theory._certificates import jacobian_bounds
+from softntk._linalg.rigorous import Interval
+from softntk.theory._certificates import jacobian_bounds, logit_box
 from softntk.theory._certificates.logit_box import SlopeBounds
 
 
@@ -38,3 +39,11 @@ def test_without_a_normaliser_straight_units_have_no_curvature(x64):
         slopes = SlopeBounds(data.box.centre, data.box.centre, 0 * data.box.centre)
         curvature = jacobian_bounds.bound_jacobian_curvature(data, slopes, 3.0)
         assert (curvature > 0) == is_curved
+
+
+def test_products_with_a_positive_factor_have_the_ends_of_all_pairs():
+    terms = Interval(np.array([[-2.0, -3.0, 1.0]]), np.array([[3.0, -1.0, 2.0]]))
+    factor = Interval(np.array([[0.5]]), np.array([[4.0]]))
+    lower, upper = logit_box._times_positive(terms, factor)
+    assert lower.tolist() == [[-8.0, -12.0, 0.5]]
+    assert upper.tolist() == [[12.0, -0.5, 8.0]]

@@ -235,6 +235,7 @@ def test_weights_that_are_too_small_are_no_instance():
     case = convexity.dominated_case(np.random.default_rng(0))
     case = {**case, "excess": np.full(6, 0.5)}
     assert convexity.check_softmax_dominance(case) is None
+    assert convexity.check_dominance(case) is None
     assert convexity.check_constant_factorisation(case) is None
 
 
