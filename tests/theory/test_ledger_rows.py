@@ -12,7 +12,7 @@ import scipy.stats
 
 from softntk.theory._ledger import oracles
 from softntk.theory._ledger import run as run_module
-from softntk.theory._ledger.statements import convexity, perturbation, row_sampling
+from softntk.theory._ledger.statements import convexity, newton, perturbation, row_sampling
 
 ACTIVATIONS_BY_HAND = {
     "exp": (np.exp, np.exp, np.exp),
@@ -150,3 +150,15 @@ def test_one_factorisation_stays_at_the_minimiser():
     found = convexity.check_constant_factorisation({**case, "x": best})
     assert found is not None
     assert found.value < 1e-3 * np.sqrt(best @ G @ best)
+
+
+def test_steps_of_newton_are_counted_from_where_they_halve_the_distance():
+    """2(ε + rM/(l − rM)) = ½ at r = (¼ − ε)/(5/4 − ε) · l/M."""
+    for seed in range(5):
+        case = newton.strongly_convex_case(np.random.default_rng(seed))
+        start = newton.find_start(case, 1.0)
+        share = (0.25 - case["epsilon"]) / (1.25 - case["epsilon"])
+        found = newton.check_iteration_count(case)
+        assert found is not None
+        distance = min(share * start.strength / start.lipschitz, 1.0)
+        assert found.bound == pytest.approx(distance / newton.DISTANCE_RATIO, rel=1e-9)
