@@ -211,6 +211,7 @@ def test_why_the_kernel_is_singular():
     angles = np.arange(5.0)
     rows = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     assert "10 targets and 8 trained weights" in degenerate(rows).reason
+    assert degenerate(rows).smallest_singular_value == 0
     assert "targets and" not in degenerate(rows[:4]).reason  # 8 and 8
     assert "rows [0, 2] of x are equal" in degenerate(rows[[0, 1, 0]]).reason
     assert "row 1 of x is zero" in degenerate(rows[:3] * np.array([[1.0], [0.0], [1.0]])).reason

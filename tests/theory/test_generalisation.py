@@ -351,6 +351,8 @@ def test_the_ridge_of_least_cross_validation_may_be_far_above_the_spectrum():
     ridge, _ = cross_validated_ridge(values, np.sqrt(squares)[:, None], 1e-6)
     assert ridge > 20
     assert abs(np.log(ridge) - best.x) < 1e-3
+    largest, _ = cross_validated_ridge(values, np.array([[0.0], [1.0]]), 1e-6)
+    assert largest == pytest.approx(1e3)  # of what lies in the last direction only
 
 
 def test_stopping_pays_on_data_with_the_noise_estimated():

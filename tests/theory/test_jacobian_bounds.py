@@ -47,3 +47,13 @@ def test_products_with_a_positive_factor_have_the_ends_of_all_pairs():
     lower, upper = logit_box._times_positive(terms, factor)
     assert lower.tolist() == [[-8.0, -12.0, 0.5]]
     assert upper.tolist() == [[12.0, -0.5, 8.0]]
+
+
+def test_the_residual_is_that_of_the_outputs(x64):
+    """‖F − Y‖ = 2 of targets F − 1, four of them."""
+    net = sn.networks.two_layer("exp", width=8, out_dim=2, antisymmetric=False)
+    _, params = net.init_fn(jax.random.key(0), (-1, 2))
+    x = np.eye(2)
+    data = jacobian_bounds.prepare(net, params, x, np.asarray(net.apply_fn(params, x)) - 1)
+    assert not isinstance(data, str)
+    assert 2 <= data.residual_norm < 2 + 1e-6
