@@ -135,6 +135,14 @@ def test_singular_covariances(dtype):
     assert np.isfinite(of.sample(jax.random.key(0), 5)).all()
 
 
+def test_the_density_of_data_is_the_mean_of_those_around_them(x64):
+    data, x = np.array([[0.0, 1.0], [2.0, 0.5]]), np.array([[0.3, -0.2]])
+    alpha, h = float(SDE.alpha(0.5)), float(SDE.variance(0.5))
+    densities = [scipy.stats.multivariate_normal(alpha * row, h).pdf(x) for row in data]
+    found = EmpiricalDistribution(jnp.asarray(data)).log_density(SDE, 0.5, jnp.asarray(x))
+    assert_close(found, [np.log(np.mean(densities))], rtol=1e-9)
+
+
 @pytest.mark.slow
 def test_data_are_a_mixture_of_points(x64):
     data = jnp.asarray(np.random.default_rng(0).normal(size=(20, 2)) + 10)  # far from 0

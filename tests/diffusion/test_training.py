@@ -14,6 +14,7 @@ from softntk import diffusion, networks
 from softntk.diffusion._denoisers import network as network_module
 from softntk.diffusion._denoisers import network_training
 from softntk.diffusion._denoisers.coordinates import fit_coordinates
+from softntk.networks import Parameters
 from softntk.solution import NumericalError, Result
 
 SDE = diffusion.vp_sde()
@@ -254,3 +255,12 @@ def test_a_second_fit_compiles_nothing(compilations, batch_size):
         )
         assert f.stats["steps"] == steps
     assert compilations == []
+
+
+@pytest.mark.parametrize("steps", [1, 2, 1000])
+def test_a_warm_up_ends_before_the_fit(steps):
+    """Also one of a single step, which optax would refuse."""
+    tx = network_training.default_optimiser(steps)
+    weights = Parameters(hidden=jnp.ones((2, 2)), readout=jnp.ones((2, 1)))
+    update, _ = tx.update(weights, tx.init(weights), weights)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(update))

@@ -235,3 +235,5 @@ def test_the_model_of_a_step_is_that_of_the_dense_jacobian(x64):
     assert_close(found.step, step)
     assert_close(found.slope, slope)
     assert_close(found.predicted_decrease, -slope - 0.5 * np.sum((J @ step) ** 2))
+    # Before any product all of the right side is left.
+    assert_close(_function_space.solve_dual(system, jnp.ones(()), 1e-12, 0).solve_error, 1.0)
