@@ -28,8 +28,7 @@ def as_sample_weight(sample_weight: Any, samples: int, dtype: Any) -> np.ndarray
     )
     if weights.shape != (samples,):
         raise ValueError(
-            f"sample_weight must have shape ({samples},), one weight a sample, "
-            f"got {weights.shape}."
+            f"sample_weight must have shape ({samples},), one weight a sample, got {weights.shape}."
         )
     if np.any(weights < 0):
         raise ValueError(f"sample_weight must not be negative, got {weights.min():.3g}.")

@@ -1,5 +1,6 @@
 """Linear systems with the kernel of an estimator, on points that are filled up."""
 
+import contextlib
 from dataclasses import dataclass
 
 import jax
@@ -30,23 +31,16 @@ class TrainingKernel:
     x: np.ndarray
     weights: np.ndarray
 
-    def operator(self, *, weighted: bool = True) -> GramOperator:
-        """Return the operator on the points, filled up by points of weight zero."""
-        rows = padded_size(len(self.x), MIN_ROWS)
-        roots = np.sqrt(self.weights) if weighted else np.ones_like(self.weights)
-        with jax.enable_x64(self.x.dtype == np.float64):
-            return self.kernel.operator(_repeat_first(self.x, rows), pad_rows(roots, rows))
-
     def mean_diagonal(self) -> float:
         """Return the mean of k(x, x) over the points, by their weights.
 
         Raises:
             ValueError: it is zero, or not finite.
         """
-        op = self.operator()
-        with jax.enable_x64(op.dtype == np.float64):
+        with self._precision():
+            op = self._operator()
             diagonal = np.asarray(op.diagonal(), np.float64)
-        outputs = op.in_size() // op.shape[0]
+            outputs = op.in_size() // op.shape[0]
         mean = float(diagonal.sum() / (outputs * self.weights.sum(dtype=np.float64)))
         if not (np.isfinite(mean) and mean > 0):
             raise ValueError(
@@ -55,52 +49,82 @@ class TrainingKernel:
             )
         return mean
 
+    def outputs_at_start(self, x: np.ndarray, targets: int) -> np.ndarray:
+        """Return what the network gives before training, [t, targets].
+
+        Raises:
+            ValueError: it has several outputs, but not one for each target.
+        """
+        with self._precision():
+            points = _repeat_first(x, padded_size(len(x), MIN_ROWS))
+            outputs = self.kernel.outputs_at_start(points)[: len(x)]
+        if outputs.shape[1] not in (1, targets):
+            raise ValueError(
+                f"params must belong to a network of one output, or of one for each of the "
+                f"{targets} targets, got one of {outputs.shape[1]} outputs."
+            )
+        return np.broadcast_to(outputs, (len(x), targets))
+
     def solve(self, targets: np.ndarray, ridge: float) -> np.ndarray:
         """Return the coefficients α = (K + ridge S⁻¹)⁻¹ targets, [n, r]."""
         # 1. The right-hand sides S^½ Y, filled up, in the shape of the operator.
-        op = self.operator()
         roots = np.sqrt(self.weights).astype(np.float64)[:, None]
-        columns = as_columns(op, pad_rows(roots * targets, op.shape[0]))
-        # 2. Solve, in float64 whatever the precision of the kernel.
-        if op.in_size() <= MAX_DENSE_SIZE:
-            matrix = as_double_matrix(op)
+        with self._precision():
+            op = self._operator()
+            columns = as_columns(op, pad_rows(roots * targets, op.shape[0]))
+            # 2. Solve, in float64 whatever the precision of the kernel.
+            is_dense = op.in_size() <= MAX_DENSE_SIZE
+            if is_dense:
+                matrix = np.asarray(op.as_matrix(), np.float64)
+            else:
+                solution = ntk.solve(op, columns, ridge=ridge, rtol=SOLVE_RTOL, refine=True).value
+        if is_dense:
+            columns = columns.reshape(len(matrix), -1)
             with jax.enable_x64(True):
                 solution = ntk.kernel_regression(
-                    matrix,
-                    columns.reshape(len(matrix), -1),
-                    ridge=ridge,
-                    cross=np.eye(len(matrix)),
+                    matrix, columns, ridge=ridge, cross=np.eye(len(matrix))
                 )
-        else:
-            with jax.enable_x64(op.dtype == np.float64):
-                solution = ntk.solve(op, columns, ridge=ridge, rtol=SOLVE_RTOL, refine=True).value
         # 3. The coefficients of the given points.
-        solution = np.asarray(solution).reshape(op.shape[0], -1)
+        solution = np.asarray(solution).reshape(-1, targets.shape[1])
         return roots * solution[: len(self.x)]
 
     def predict(self, x: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
         """Return k(x, points) · coefficients, [t, r]."""
-        op = self.operator(weighted=False)
-        columns = as_columns(op, pad_rows(coefficients, op.shape[0])).astype(op.dtype)
-        with jax.enable_x64(op.dtype == np.float64):
-            values = op.cross(self._test_points(x)).mm(columns)
-        return np.asarray(values).reshape(values.shape[0], -1)[: len(x)]
+        with self._precision():
+            # The weights of the points are in the coefficients.
+            op = self._operator(np.ones_like(self.weights))
+            columns = as_columns(op, pad_rows(coefficients, op.shape[0])).astype(op.dtype)
+            values = np.asarray(op.cross(self._test_points(x)).mm(columns))
+        return values.reshape(-1, coefficients.shape[1])[: len(x)]
 
     def posterior_variance(self, x: np.ndarray, noise: float) -> np.ndarray:
         """Return k(x, x) − k(x, points) (K + noise S⁻¹)⁻¹ k(points, x), [t]."""
-        op = self.operator()
-        points = self._test_points(x)
-        with jax.enable_x64(op.dtype == np.float64):
-            prior = op.at(points).diagonal()
-            cross = op.cross(points)
-            is_dense = op.in_size() <= MAX_DENSE_SIZE
+        with self._precision():
+            gram = self._operator()
+            points = self._test_points(x)
+            prior = np.asarray(gram.at(points).diagonal())
+            cross = gram.cross(points)
+            is_dense = gram.in_size() <= MAX_DENSE_SIZE
             if is_dense:
-                cross = np.asarray(cross.as_matrix(), np.float64)
-        gram = as_double_matrix(op) if is_dense else op
-        with jax.enable_x64(is_dense or op.dtype == np.float64):
-            no_targets = np.zeros(op.shape[0], np.float64 if is_dense else op.dtype)
-            posterior = ntk.gp_posterior(gram, no_targets, noise=noise, cross=cross, prior=prior)
+                gram, cross = (np.asarray(op.as_matrix(), np.float64) for op in (gram, cross))
+        # The variance does not depend on the targets.
+        dtype = np.float64 if is_dense else prior.dtype
+        no_targets = np.zeros(padded_size(len(self.x), MIN_ROWS), dtype)
+        with jax.enable_x64(True) if is_dense else self._precision():
+            posterior = ntk.gp_posterior(
+                gram, no_targets, noise=noise, cross=cross, prior=prior.astype(dtype)
+            )
         return np.asarray(posterior.variance)[: len(x)]
+
+    def _precision(self) -> contextlib.AbstractContextManager:
+        """Return the context in which JAX has the precision of the kernel."""
+        return jax.enable_x64(self.kernel.precision(self.x) == np.float64)
+
+    def _operator(self, weights: np.ndarray | None = None) -> GramOperator:
+        """Return the operator on the points, filled up by points of weight zero."""
+        rows = padded_size(len(self.x), MIN_ROWS)
+        roots = np.sqrt(self.weights if weights is None else weights)
+        return self.kernel.operator(_repeat_first(self.x, rows), pad_rows(roots, rows))
 
     def _test_points(self, x: np.ndarray) -> np.ndarray:
         """Return other points, filled up, with weights of one."""
@@ -112,23 +136,9 @@ def as_columns(op: GramOperator, targets: np.ndarray) -> np.ndarray:
     """Return targets [n, r] as right-hand sides of an operator on [n] or [n, k].
 
     The kernel of one output serves each target by itself.
-
-    Raises:
-        ValueError: the network has several outputs, but not one for each target.
     """
     outputs = op.in_size() // op.shape[0]
-    if outputs not in (1, targets.shape[1]):
-        raise ValueError(
-            f"params must belong to a network of one output, or of one for each of the "
-            f"{targets.shape[1]} targets, got one of {outputs} outputs."
-        )
     return targets.reshape(*op.shape, targets.shape[1] // outputs)
-
-
-def as_double_matrix(op: GramOperator) -> np.ndarray:
-    """Return the matrix of an operator in float64."""
-    with jax.enable_x64(op.dtype == np.float64):
-        return np.asarray(op.as_matrix(), np.float64)
 
 
 def _repeat_first(x: np.ndarray, rows: int) -> np.ndarray:

@@ -37,6 +37,10 @@ class Kernel(abc.ABC):
     """A kernel that is ready to be evaluated, on NumPy arrays of points [n, d]."""
 
     @abc.abstractmethod
+    def precision(self, x: np.ndarray) -> np.dtype:
+        """Return the precision in which the kernel at x is computed."""
+
+    @abc.abstractmethod
     def operator(self, x: np.ndarray, roots: np.ndarray) -> GramOperator:
         """Return the kernel of weighted points as an operator on [n] or [n, k]."""
 
@@ -46,7 +50,7 @@ class Kernel(abc.ABC):
 
     @abc.abstractmethod
     def outputs_at_start(self, x: np.ndarray) -> np.ndarray:
-        """Return F(x) before training, [n, k], or [n, 1] for all outputs."""
+        """Return F(x) before training, [n, k], or [n, 1] for all targets."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,10 @@ class FunctionKernel(Kernel):
     """
 
     kernel_fn: _WeightedKernel
+
+    def precision(self, x: np.ndarray) -> np.dtype:
+        """Return the precision of x."""
+        return x.dtype
 
     def weighted_points(self, x: np.ndarray, roots: np.ndarray) -> np.ndarray:
         """Return (x, √s)."""
@@ -145,21 +153,22 @@ class EmpiricalKernel(Kernel):
     params: Any
     dtype: np.dtype
 
+    def precision(self, x: np.ndarray) -> np.dtype:  # noqa: ARG002
+        """Return the precision of the weights."""
+        return self.dtype
+
     def weighted_points(self, x: np.ndarray, roots: np.ndarray) -> np.ndarray:
         """Return (x, √s) in the precision of the weights."""
         return np.column_stack([x, roots]).astype(self.dtype)
 
     def operator(self, x: np.ndarray, roots: np.ndarray) -> GramOperator:
         """Return the operator on [n, k]."""
-        with jax.enable_x64(self.dtype == np.float64):
-            return ntk.operator(
-                _WeightedOutputs(self.apply_fn), self.params, self.weighted_points(x, roots)
-            )
+        function = _WeightedOutputs(self.apply_fn)
+        return ntk.operator(function, self.params, self.weighted_points(x, roots))
 
     def outputs_at_start(self, x: np.ndarray) -> np.ndarray:
         """Return F(x), [n, k]."""
-        with jax.enable_x64(self.dtype == np.float64):
-            outputs = self.apply_fn(self.params, jnp.asarray(x, self.dtype))
+        outputs = self.apply_fn(self.params, jnp.asarray(x, self.dtype))
         return np.asarray(outputs).reshape(len(x), -1)
 
 

@@ -32,4 +32,5 @@ class NTKClassifier(ClassifierMixin, NTKEstimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the most probable label of each sample, [n]."""
+        check_is_fitted(self)
         return self.classes_[self.predict_proba(X).argmax(axis=1)]

@@ -23,7 +23,7 @@ class NTKEstimator(BaseEstimator):
         get: str = "ntk",
         sigma: Any = "scale",
         bias: bool = True,
-        ridge: float = 1e-3,
+        ridge: float = 0.1,
     ) -> None:
         self.kernel = kernel
         self.params = params

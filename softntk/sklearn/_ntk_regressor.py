@@ -96,7 +96,7 @@ class NTKRegressor(RegressorMixin, MultiOutputMixin, NTKEstimator):
 
         # 2. The kernel, and the solution for what it must add to the network at its start.
         training_kernel = self._fit_kernel(X, weights)
-        residual = targets - training_kernel.kernel.outputs_at_start(X)
+        residual = targets - training_kernel.outputs_at_start(X, targets.shape[1])
         coefficients = training_kernel.solve(residual, self.ridge_)
         self.dual_coef_ = coefficients.astype(X.dtype).reshape(np.shape(y))
 
@@ -135,7 +135,7 @@ class NTKRegressor(RegressorMixin, MultiOutputMixin, NTKEstimator):
         training_kernel = self._training_kernel()
         coefficients = self.dual_coef_.reshape(len(self.dual_coef_), -1)
         mean = training_kernel.predict(X, coefficients)
-        mean = mean + training_kernel.kernel.outputs_at_start(X)
+        mean = mean + training_kernel.outputs_at_start(X, mean.shape[1])
         shape = (len(X), *self.dual_coef_.shape[1:])
         mean = mean.astype(self.dual_coef_.dtype).reshape(shape)
         if not return_std:
