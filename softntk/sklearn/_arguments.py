@@ -51,7 +51,7 @@ def as_labels(y: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def check_has_classes(labels: np.ndarray) -> None:
     """Refuse labels of one class, for instance those whose samples have a positive weight."""
-    if np.all(labels == labels[0]):
+    if len(np.unique(labels)) < 2:
         raise ValueError(
             "y must hold labels of at least two classes, with positive weights, "
             "but holds one class."

@@ -1,4 +1,4 @@
-"""Linear systems with the kernel of an estimator, on points that are filled up."""
+"""A kernel on training points that are filled up: its matrices, and systems with it."""
 
 import contextlib
 from dataclasses import dataclass
@@ -19,10 +19,12 @@ SOLVE_RTOL = 1e-8
 
 @dataclass(frozen=True, eq=False)
 class TrainingKernel:
-    """A kernel on weighted training points.
+    """A kernel on weighted training points, filled up by points of weight zero to N.
+
+    Matrices are in float64, whatever the precision in which their entries were computed.
 
     Attributes:
-        kernel: the kernel.
+        kernel: the kernel, of q outputs.
         x: the points, [n, d].
         weights: their weights s, [n].
     """
@@ -30,6 +32,11 @@ class TrainingKernel:
     kernel: Kernel
     x: np.ndarray
     weights: np.ndarray
+
+    @property
+    def size(self) -> int:
+        """N, the number of points after filling up."""
+        return padded_size(len(self.x), MIN_ROWS)
 
     def mean_diagonal(self) -> float:
         """Return the mean of k(x, x) over the points, by their weights.
@@ -40,7 +47,7 @@ class TrainingKernel:
         with self._precision():
             op = self._operator()
             diagonal = np.asarray(op.diagonal(), np.float64)
-            outputs = op.in_size() // op.shape[0]
+        outputs = len(diagonal) // self.size
         mean = float(diagonal.sum() / (outputs * self.weights.sum(dtype=np.float64)))
         if not (np.isfinite(mean) and mean > 0):
             raise ValueError(
@@ -56,8 +63,7 @@ class TrainingKernel:
             ValueError: it has several outputs, but not one for each target.
         """
         with self._precision():
-            points = _repeat_first(x, padded_size(len(x), MIN_ROWS))
-            outputs = self.kernel.outputs_at_start(points)[: len(x)]
+            outputs = self.kernel.outputs_at_start(_fill_up(x))[: len(x)]
         if outputs.shape[1] not in (1, targets):
             raise ValueError(
                 f"params must belong to a network of one output, or of one for each of the "
@@ -71,7 +77,7 @@ class TrainingKernel:
         roots = np.sqrt(self.weights).astype(np.float64)[:, None]
         with self._precision():
             op = self._operator()
-            columns = as_columns(op, pad_rows(roots * targets, op.shape[0]))
+            columns = _as_columns(op, pad_rows(roots * targets, self.size))
             # 2. Solve, in float64 whatever the precision of the kernel.
             is_dense = op.in_size() <= MAX_DENSE_SIZE
             if is_dense:
@@ -93,12 +99,12 @@ class TrainingKernel:
         with self._precision():
             # The weights of the points are in the coefficients.
             op = self._operator(np.ones_like(self.weights))
-            columns = as_columns(op, pad_rows(coefficients, op.shape[0])).astype(op.dtype)
+            columns = _as_columns(op, pad_rows(coefficients, self.size)).astype(op.dtype)
             values = np.asarray(op.cross(self._test_points(x)).mm(columns))
         return values.reshape(-1, coefficients.shape[1])[: len(x)]
 
     def posterior_variance(self, x: np.ndarray, noise: float) -> np.ndarray:
-        """Return k(x, x) − k(x, points) (K + noise S⁻¹)⁻¹ k(points, x), [t]."""
+        """Return k(x, x) − k(x, points) (K + noise S⁻¹)⁻¹ k(points, x), [t], of one output."""
         with self._precision():
             gram = self._operator()
             points = self._test_points(x)
@@ -109,12 +115,41 @@ class TrainingKernel:
                 gram, cross = (np.asarray(op.as_matrix(), np.float64) for op in (gram, cross))
         # The variance does not depend on the targets.
         dtype = np.float64 if is_dense else prior.dtype
-        no_targets = np.zeros(padded_size(len(self.x), MIN_ROWS), dtype)
         with jax.enable_x64(True) if is_dense else self._precision():
             posterior = ntk.gp_posterior(
-                gram, no_targets, noise=noise, cross=cross, prior=prior.astype(dtype)
+                gram,
+                np.zeros(self.size, dtype),
+                noise=noise,
+                cross=cross,
+                prior=prior.astype(dtype),
             )
         return np.asarray(posterior.variance)[: len(x)]
+
+    def gram(self) -> np.ndarray:
+        """Return the kernel on the points, [N, N], or [N, N, q, q] for several outputs."""
+        with self._precision():
+            return _by_points(np.asarray(self._operator().as_matrix(), np.float64), self.size)
+
+    def cross(self, x: np.ndarray) -> np.ndarray:
+        """Return the kernel between other points, filled up to T, and these: [T, N, …]."""
+        with self._precision():
+            points = self._test_points(x)
+            matrix = np.asarray(self._operator().cross(points).as_matrix(), np.float64)
+        return _by_points(matrix, len(points), self.size)
+
+    def prior(self, x: np.ndarray) -> np.ndarray:
+        """Return the kernel of other points, filled up to T, with themselves: [T], or [T, q, q]."""
+        with self._precision():
+            points = self._test_points(x)
+            op = self._operator()
+            if op.in_size() == self.size:
+                return np.asarray(op.at(points).diagonal(), np.float64)
+            # Blocks on the diagonal, of as many points at a time as are filled up to anyway.
+            blocks = [
+                _by_points(np.asarray(op.at(part).as_matrix(), np.float64), len(part))
+                for part in points.reshape(-1, MIN_ROWS, points.shape[1])
+            ]
+        return np.concatenate([np.einsum("iiab->iab", block) for block in blocks])
 
     def _precision(self) -> contextlib.AbstractContextManager:
         """Return the context in which JAX has the precision of the kernel."""
@@ -122,18 +157,17 @@ class TrainingKernel:
 
     def _operator(self, weights: np.ndarray | None = None) -> GramOperator:
         """Return the operator on the points, filled up by points of weight zero."""
-        rows = padded_size(len(self.x), MIN_ROWS)
         roots = np.sqrt(self.weights if weights is None else weights)
-        return self.kernel.operator(_repeat_first(self.x, rows), pad_rows(roots, rows))
+        return self.kernel.operator(_fill_up(self.x), pad_rows(roots, self.size))
 
     def _test_points(self, x: np.ndarray) -> np.ndarray:
         """Return other points, filled up, with weights of one."""
-        points = _repeat_first(x.astype(self.x.dtype), padded_size(len(x), MIN_ROWS))
+        points = _fill_up(x.astype(self.x.dtype))
         return self.kernel.weighted_points(points, np.ones(len(points), points.dtype))
 
 
-def as_columns(op: GramOperator, targets: np.ndarray) -> np.ndarray:
-    """Return targets [n, r] as right-hand sides of an operator on [n] or [n, k].
+def _as_columns(op: GramOperator, targets: np.ndarray) -> np.ndarray:
+    """Return targets [n, r] as right-hand sides of an operator on [n] or [n, q].
 
     The kernel of one output serves each target by itself.
     """
@@ -141,7 +175,17 @@ def as_columns(op: GramOperator, targets: np.ndarray) -> np.ndarray:
     return targets.reshape(*op.shape, targets.shape[1] // outputs)
 
 
-def _repeat_first(x: np.ndarray, rows: int) -> np.ndarray:
-    """Return points with the first one behind them, until there are so many."""
+def _by_points(matrix: np.ndarray, rows: int, columns: int | None = None) -> np.ndarray:
+    """Return a matrix [t·q, n·q] as [t, n, q, q], or as [t, n] for one output."""
+    columns = rows if columns is None else columns
+    outputs = len(matrix) // rows
+    if outputs == 1:
+        return matrix
+    return matrix.reshape(rows, outputs, columns, outputs).transpose(0, 2, 1, 3)
+
+
+def _fill_up(x: np.ndarray) -> np.ndarray:
+    """Return points with the first one behind them, until there are as many as are computed."""
     # A point of the data is inside the domain of the kernel; zero may be outside.
-    return np.concatenate([x, np.broadcast_to(x[:1], (rows - len(x), x.shape[1]))])
+    missing = padded_size(len(x), MIN_ROWS) - len(x)
+    return np.concatenate([x, np.broadcast_to(x[:1], (missing, x.shape[1]))])

@@ -100,21 +100,24 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
             ValueError: as for the class.
         """
         # 1. Check the parameters and the data.
-        penalty_weight = check_number("C", self.C, above=0, infinite=True) ** -0.5
+        inverse_penalty = check_number("C", self.C, above=0, infinite=True)
         fit_intercept = check_flag("fit_intercept", self.fit_intercept)
         tol = check_number("tol", self.tol, above=0)
         max_iter = check_positive_int("max_iter", self.max_iter)
         X, y = validate_data(self, X, y, accept_sparse="csr", dtype=[np.float64, np.float32])
         self.classes_, labels = as_labels(y)
-        weights = as_sample_weight(sample_weight, len(labels), X.dtype)
+        weights = as_sample_weight(sample_weight, len(labels), np.float64)
+        weights, class_weight = self._with_class_weight(weights, y, labels)
         check_has_classes(labels[weights > 0])
-        class_weight = self._class_weight_array(y, X.dtype)
 
-        # 2. Filled up: rows of weight zero, and features of zeros, whose coefficients stay zero.
+        # 2. The mean loss: a tolerance that does not depend on the data, so that programs are used
+        #    again. Filled up: rows of weight zero; features of zeros, whose coefficients stay zero.
+        total_weight = weights.sum()
+        penalty_weight = (inverse_penalty * total_weight) ** -0.5
         features = X.shape[1]
         rows = padded_size(len(labels), MIN_ROWS)
         columns = padded_size(features, MIN_FEATURES)
-        penalties = np.where(np.arange(columns) < features, penalty_weight, 1).astype(X.dtype)
+        penalties = np.where(np.arange(columns) < features, penalty_weight, 1)
         is_binary = len(self.classes_) == 2
 
         # 3. Minimise in the precision of the features.
@@ -122,19 +125,18 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
             problem = regression.cross_entropy(
                 _as_padded_matrix(X, rows, columns),
                 pad_rows(labels, rows),
-                weights=penalties,
-                sample_weight=pad_rows(weights, rows),
+                weights=penalties.astype(X.dtype),
+                sample_weight=pad_rows(weights / total_weight, rows).astype(X.dtype),
                 intercept=fit_intercept,
                 class_weight=class_weight,
                 classes=len(self.classes_),
                 reference=is_binary,
             )
-            total_weight = float(np.sum(np.asarray(problem.sample_weight), dtype=np.float64))
             solution = solvers.minimise(
                 problem,
                 problem.zeros(),
                 rtol=0,
-                atol=tol * total_weight,
+                atol=tol,
                 max_steps=max_iter,
                 throw=False,
             )
@@ -175,11 +177,16 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         logits = self.decision_function(X)
         return np.stack([np.zeros_like(logits), logits], axis=1) if logits.ndim == 1 else logits
 
-    def _class_weight_array(self, y: np.ndarray, dtype: Any) -> Any:
-        """Return weights of the classes as ``cross_entropy`` takes them."""
+    def _with_class_weight(
+        self, weights: np.ndarray, y: np.ndarray, labels: np.ndarray
+    ) -> tuple[np.ndarray, str | None]:
+        """Return weights of samples times those of a dict, and "balanced" or None as it is."""
         if self.class_weight is None or self.class_weight == "balanced":
-            return self.class_weight
-        return compute_class_weight(self.class_weight, classes=self.classes_, y=y).astype(dtype)
+            return weights, self.class_weight
+        class_weight = compute_class_weight(self.class_weight, classes=self.classes_, y=y)
+        if np.any(class_weight < 0):
+            raise ValueError(f"class_weight must not be negative, got {self.class_weight!r}.")
+        return weights * class_weight[labels], None
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

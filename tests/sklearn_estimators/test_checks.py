@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.base import clone
+from sklearn.base import clone, is_classifier
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -26,7 +26,7 @@ def data(estimator, n=40, d=3, seed=0):
     rng = np.random.default_rng(seed)
     X = rng.normal(size=(n, d))
     y = np.sin(X[:, 0]) + 0.1 * rng.normal(size=n)
-    if estimator._estimator_type == "classifier":
+    if is_classifier(estimator):
         y = np.array(["low", "middle", "high"])[np.digitize(y, [-0.5, 0.5])]
     return X, y
 
@@ -56,12 +56,15 @@ def test_search_pipeline_clone_and_pickle(estimator):
 
 @every_estimator
 def test_similar_data_compile_nothing(estimator, compilations):
-    X, y = data(estimator)
-    outputs(clone(estimator).fit(X, y), X)
+    is_linear = isinstance(estimator, SoftmaxRegression)
+    # Steps that need damping have a program of their own, compiled on demand: some seeds need it.
+    for seed in range(4 if is_linear else 1):
+        X, y = data(estimator, seed=seed)
+        outputs(clone(estimator).fit(X, y), X)
     compilations.clear()
     # Another fold, other features, other parameters.
-    X, y = data(estimator, n=43, d=4, seed=1)
-    other = {"C": 0.7} if isinstance(estimator, SoftmaxRegression) else {"ridge": 0.2, "sigma": 0.6}
+    X, y = data(estimator, n=43, d=4, seed=5)
+    other = {"C": 0.7} if is_linear else {"ridge": 0.2, "sigma": 0.6}
     outputs(clone(estimator).set_params(**other).fit(X, y), X[:41])
     assert not compilations
 
@@ -96,7 +99,7 @@ def test_bad_data_is_refused(estimator):
         clone(estimator).fit(X, y[:-1])
     with pytest.raises(ValueError, match="3 features"):
         clone(estimator).fit(X, y).predict(X[:, :2])
-    if estimator._estimator_type == "classifier":
+    if is_classifier(estimator):
         with pytest.raises(ValueError, match="two classes"):
             clone(estimator).fit(X, np.full(len(X), "same"))
 
