@@ -38,23 +38,28 @@ class TrainingKernel:
         """N, the number of points after filling up."""
         return padded_size(len(self.x), MIN_ROWS)
 
-    def mean_diagonal(self) -> float:
-        """Return the mean of k(x, x) over the points, by their weights.
+    def typical_variance(self) -> float:
+        """Return the geometric mean of k(x, x) over the points where it is positive.
+
+        The arithmetic mean would be that of a few points where a kernel grows exponentially.
 
         Raises:
-            ValueError: it is zero, or not finite.
+            ValueError: it is positive nowhere, or not finite.
         """
         with self._precision():
-            op = self._operator()
+            op = self._operator(np.ones_like(self.weights))
             diagonal = np.asarray(op.diagonal(), np.float64)
-        outputs = len(diagonal) // self.size
-        mean = float(diagonal.sum() / (outputs * self.weights.sum(dtype=np.float64)))
-        if not (np.isfinite(mean) and mean > 0):
+        variances = diagonal.reshape(self.size, -1)[: len(self.x)]
+        weights = np.broadcast_to(self.weights[:, None], variances.shape)
+        is_counted = (variances > 0) & (weights > 0)
+        if not (is_counted.any() and np.isfinite(variances).all()):
             raise ValueError(
-                f"the kernel must be positive and finite at the points of X, but its mean there is "
-                f"{mean:.3g}. Scale the features, e.g. by StandardScaler."
+                "the kernel must be finite, and positive somewhere, at the points of X, but lies "
+                f"between {variances.min():.3g} and {variances.max():.3g} there. Scale the "
+                "features, e.g. by StandardScaler."
             )
-        return mean
+        logarithms = np.log(variances[is_counted])
+        return float(np.exp(np.average(logarithms, weights=weights[is_counted])))
 
     def outputs_at_start(self, x: np.ndarray, targets: int) -> np.ndarray:
         """Return what the network gives before training, [t, targets].

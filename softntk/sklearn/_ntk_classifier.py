@@ -1,36 +1,134 @@
-"""Classification with neural tangent kernels."""
+"""Classification by the Gaussian process of an infinitely wide network."""
 
 from typing import Any, Self
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-import scipy.special
 from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from softntk import ntk
 from softntk.sklearn._arguments import as_labels
 from softntk.sklearn._ntk_estimator import PRECISIONS, NTKEstimator
 
 
 class NTKClassifier(ClassifierMixin, NTKEstimator):
-    """Classification with the neural tangent kernel of a network."""
+    r"""Classification by a Gaussian process with the neural tangent kernel of a network.
+
+    Use it for calibrated probabilities on some thousands of samples, in place of
+    ``GaussianProcessClassifier`` or a support vector machine. The logits are a Gaussian process
+    with the covariance k/λ, one for each class, and the labels have the probabilities softmax of
+    the logits; the posterior is that of Laplace's approximation. For two classes there is one
+    process, of the logit of the second class.
+
+    The matrix is formed, [n, n], and factorised for each class, also at each prediction used again.
+    Scale the features before, by ``StandardScaler`` in a pipeline: nothing here does. Features of
+    float64 are computed with in float64, also where ``jax_enable_x64`` is not set, the kernel of
+    those of float32 in float32; the posterior is found in float64. The setting of JAX stays as it
+    is. An estimator can be pickled if its kernel can, as names and networks of ``two_layer`` can.
+
+    Args:
+        kernel: a name of ``networks.FAMILIES``, a network or triple, a function, or with ``params``
+            an ``apply_fn``: as for :class:`~softntk.sklearn.NTKRegressor`. A network at its weights
+            has one output, or one for each class, one for two classes; its outputs at these weights
+            do not count, only its kernel does (:func:`softntk.ntk.laplace` is for one that is
+            trained).
+        params: the weights of a network, of any library; None for infinite width.
+        get: "ntk", or "nngp" for the covariance of the outputs at initialisation.
+        sigma: σ of the hidden weights, > 0; "scale" for 1/√mean(‖x‖² + 1). For kernels given by
+            name.
+        bias: whether the hidden units have a bias. For kernels given by name.
+        ridge: > 0, in units of the geometric mean of k(x, x) over the training points: the inverse
+            of the variance that logits have before the labels are seen. Larger means smoother.
+
+    Attributes:
+        classes_: the labels, sorted, [k].
+        log_marginal_likelihood_value_: log p(y), by Laplace's approximation, to compare kernels by.
+        X_fit_: the training points, [n, d].
+        ridge_: λ, in units of the kernel.
+        sigma_: σ; None where the kernel is not given by name.
+        n_features_in_: d.
+        feature_names_in_: names of the features, where X is a table whose columns have names.
+
+    Raises:
+        ValueError: from ``fit``: parameters out of range or that do not go together, an unknown
+            name, labels of one class, X and y that do not fit, NaN.
+        NumericalError: from ``fit``: no mode was found.
+
+    Example:
+        >>> from sklearn.datasets import load_iris
+        >>> from softntk.sklearn import NTKClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> model = NTKClassifier("relu").fit(X, y)
+        >>> bool(model.score(X, y) > 0.95), model.predict_proba(X[:2]).shape
+        (True, (2, 3))
+
+    Source: :func:`softntk.ntk.gp_classification`; the kernels: MATHEMATICS.md#infinite-width.
+    """
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Fit the kernel to labelled data."""
+        """Fit the posterior to data.
+
+        Args:
+            X: points, [n, d].
+            y: labels, [n]: numbers or strings.
+
+        Returns:
+            The estimator.
+
+        Raises:
+            ValueError, NumericalError: as for the class.
+        """
+        # 1. The data and the kernel.
         X, y = validate_data(self, X, y, dtype=list(PRECISIONS))
         self.classes_, labels = as_labels(y)
         training_kernel = self._fit_kernel(X, np.ones(len(X), X.dtype))
-        targets = np.eye(len(self.classes_))[labels] - 1 / len(self.classes_)
-        self.dual_coef_ = training_kernel.solve(targets, self.ridge_).astype(X.dtype)
-        return self
+        if self.ridge_ == 0:
+            raise ValueError("ridge must be positive for a classifier, got 0.")
 
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """Return the probabilities of the classes, [n, k], in the order of ``classes_``."""
-        check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=list(PRECISIONS))
-        scores = self._training_kernel().predict(X, self.dual_coef_)
-        return scipy.special.softmax(scores, axis=1)
+        # 2. The posterior. Points without weight have logits of zero, whatever their labels.
+        classes = len(self.classes_)
+        outputs = 1 if classes == 2 else classes
+        gram = training_kernel.gram() / self.ridge_
+        _check_outputs(gram, outputs)
+        missing = len(gram) - len(X)
+        with jax.enable_x64(True):
+            posterior = ntk.gp_classification(gram, np.pad(labels, (0, missing)), classes=outputs)
+            # JAX reads float64 arrays back from a pickle as float32, where float64 is not set.
+            self._posterior = jax.tree.map(np.asarray, posterior)
+        log_evidence = float(posterior.log_evidence) + missing * np.log(classes)
+        self.log_marginal_likelihood_value_ = log_evidence
+        return self
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the most probable label of each sample, [n]."""
         check_is_fitted(self)
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return the probabilities of the classes, [n, k], in the order of ``classes_``.
+
+        They are means over the posterior, by the probit approximation.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=list(PRECISIONS))
+        training_kernel = self._training_kernel()
+        cross = training_kernel.cross(X) / self.ridge_
+        prior = training_kernel.prior(X) / self.ridge_
+        with jax.enable_x64(True):
+            posterior = jax.tree.map(jnp.asarray, self._posterior)
+            probabilities = np.asarray(posterior.predict(cross, prior).probabilities)
+        probabilities = probabilities[: len(X)]
+        if probabilities.shape[1] == 1:
+            probabilities = np.concatenate([1 - probabilities, probabilities], axis=1)
+        return probabilities.astype(self.X_fit_.dtype)
+
+
+def _check_outputs(gram: np.ndarray, outputs: int) -> None:
+    """Refuse the kernel of a network of several outputs, but not one for each process."""
+    if gram.ndim == 4 and gram.shape[2] != outputs:
+        raise ValueError(
+            f"params must belong to a network of one output, or of {outputs}, one for each class "
+            f"(one for two classes), got one of {gram.shape[2]} outputs."
+        )

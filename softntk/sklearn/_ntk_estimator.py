@@ -46,7 +46,7 @@ class NTKEstimator(BaseEstimator):
         )
         training_kernel = TrainingKernel(kernel, X, weights)
         self.sigma_ = kernel.sigma if isinstance(kernel, NamedKernel) else None
-        self.ridge_ = ridge * training_kernel.mean_diagonal()
+        self.ridge_ = ridge * training_kernel.typical_variance()
         self.X_fit_ = X
         self._weights = weights
         return training_kernel

@@ -44,8 +44,8 @@ class NTKRegressor(RegressorMixin, MultiOutputMixin, NTKEstimator):
             training point have a variance of about one. For kernels given by name.
         bias: whether the hidden units have a bias. Without one a homogeneous activation as "relu"
             has a kernel of zero at the point zero. For kernels given by name.
-        ridge: ≥ 0, in units of the mean of k(x, x) over the training points: so it means the same
-            for every kernel. λ is ``ridge_``.
+        ridge: ≥ 0, in units of the geometric mean of k(x, x) over the training points: so it means
+            the same for every kernel. λ is ``ridge_``.
 
     Attributes:
         X_fit_: the training points, [n, d].

@@ -34,10 +34,14 @@ def ntk_of(name, get, x1, x2, sigma, bias):
     return sigma**2 * size * (np.sin(angle) + (np.pi - angle) * np.cos(angle)) / (2 * np.pi)
 
 
+def geometric_mean(values, weights=None):
+    return np.exp(np.average(np.log(values), weights=weights))
+
+
 def ridge_predictions(kernel, y, ridge, weights=None):
     """Predictions of scikit-learn for a kernel (x1, x2) -> matrix, the ridge in its mean."""
     K = kernel(X, X)
-    unit = np.average(np.diag(K), weights=weights)
+    unit = geometric_mean(np.diag(K), weights)
     model = KernelRidge(kernel="precomputed", alpha=ridge * unit).fit(K, y, weights)
     return model.predict(kernel(X_TEST, X))
 
@@ -81,7 +85,7 @@ def test_deviations_are_those_of_the_process_of_largest_likelihood():
         ntk_of("relu", "nngp", x1, x2, sigma, 1)
         for x1, x2 in ((X, X), (X_TEST, X), (X_TEST, X_TEST))
     )
-    noisy = K + 0.05 * np.average(np.diag(K), weights=WEIGHTS) * np.diag(1 / WEIGHTS)
+    noisy = K + 0.05 * geometric_mean(np.diag(K), WEIGHTS) * np.diag(1 / WEIGHTS)
     variance = np.diag(prior - cross @ np.linalg.solve(noisy, cross.T))
     # With equal weights: the likelihood itself, maximised.
     for column in range(2):
@@ -89,7 +93,7 @@ def test_deviations_are_those_of_the_process_of_largest_likelihood():
         np.testing.assert_allclose(deviation[:, column], np.sqrt(amplitude * variance), rtol=1e-6)
     equal = NTKRegressor("relu", get="nngp", ridge=0.05).fit(X, Y)
     K = ntk_of("relu", "nngp", X, X, equal.sigma_, 1)
-    noisy = K + 0.05 * np.diag(K).mean() * np.eye(len(K))
+    noisy = K + 0.05 * geometric_mean(np.diag(K)) * np.eye(len(K))
 
     def surprise(log_amplitude):
         covariance = np.exp(log_amplitude) * noisy
@@ -160,7 +164,7 @@ def test_the_empirical_kernel_is_that_of_the_jacobian(outputs):
     J, J_test = flat_jacobian(X), flat_jacobian(X_TEST)
     K = J @ J.T
     noise = np.repeat(1 / WEIGHTS, outputs)
-    unit = np.average(np.diag(K), weights=1 / noise)
+    unit = geometric_mean(np.diag(K), 1 / noise)
     with jax.enable_x64(True):
         start, start_test = (np.asarray(mlp(params, jnp.asarray(x))) for x in (X, X_TEST))
     residual = (Y - start).reshape(len(K), -1)
@@ -211,7 +215,7 @@ def test_bad_parameters_are_refused(options, message):
 
 
 def test_a_kernel_of_zero_is_refused():
-    with pytest.raises(ValueError, match="positive and finite.*StandardScaler"):
+    with pytest.raises(ValueError, match="positive somewhere.*StandardScaler"):
         NTKRegressor("relu", bias=False).fit(0 * X, Y)
     assert np.isfinite(NTKRegressor("relu").fit(0 * X, Y).predict(X)).all()
 
