@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,10 @@ def data(estimator, n=40, d=3, seed=0):
     return X, y
 
 
+def fresh(estimator) -> Any:
+    return clone(estimator)
+
+
 def outputs(estimator, X):
     return getattr(estimator, "predict_proba", estimator.predict)(X)
 
@@ -45,12 +50,12 @@ def test_search_pipeline_clone_and_pickle(estimator):
     X, y = data(estimator)
     name = "C" if isinstance(estimator, SoftmaxRegression) else "ridge"
     step = type(estimator).__name__.lower()
-    pipeline = make_pipeline(StandardScaler(), clone(estimator))
+    pipeline = make_pipeline(StandardScaler(), fresh(estimator))
     search = GridSearchCV(pipeline, {f"{step}__{name}": [1e-6, 0.5]}, cv=3).fit(X, y)
     assert search.best_score_ > 0.5
     copy = pickle.loads(pickle.dumps(search.best_estimator_))
     np.testing.assert_array_equal(outputs(copy, X), outputs(search.best_estimator_, X))
-    again = clone(search.best_estimator_).fit(X, y)
+    again = fresh(search.best_estimator_).fit(X, y)
     np.testing.assert_array_equal(outputs(again, X), outputs(copy, X))
 
 
@@ -60,12 +65,12 @@ def test_similar_data_compile_nothing(estimator, compilations):
     # Steps that need damping have a program of their own, compiled on demand: some seeds need it.
     for seed in range(4 if is_linear else 1):
         X, y = data(estimator, seed=seed)
-        outputs(clone(estimator).fit(X, y), X)
+        outputs(fresh(estimator).fit(X, y), X)
     compilations.clear()
     # Another fold, other features, other parameters.
     X, y = data(estimator, n=43, d=4, seed=5)
     other = {"C": 0.7} if is_linear else {"ridge": 0.2, "sigma": 0.6}
-    outputs(clone(estimator).set_params(**other).fit(X, y), X[:41])
+    outputs(fresh(estimator).set_params(**other).fit(X, y), X[:41])
     assert not compilations
 
 
@@ -73,9 +78,9 @@ def test_similar_data_compile_nothing(estimator, compilations):
 @pytest.mark.parametrize("has_x64", [False, True])
 def test_the_setting_of_jax_changes_nothing_and_stays(estimator, has_x64):
     X, y = data(estimator)
-    expected = outputs(clone(estimator).fit(X, y), X)
+    expected = outputs(fresh(estimator).fit(X, y), X)
     with jax.enable_x64(has_x64):
-        result = outputs(clone(estimator).fit(X, y), X)
+        result = outputs(fresh(estimator).fit(X, y), X)
         assert jnp.zeros(1).dtype == (jnp.float64 if has_x64 else jnp.float32)
     np.testing.assert_array_equal(result, expected)
     assert result.dtype == np.float64
@@ -84,8 +89,8 @@ def test_the_setting_of_jax_changes_nothing_and_stays(estimator, has_x64):
 @every_estimator
 def test_float32_stays(estimator):
     X, y = data(estimator)
-    expected = outputs(clone(estimator).fit(X, y), X)
-    result = outputs(clone(estimator).fit(X.astype(np.float32), y), X.astype(np.float32))
+    expected = outputs(fresh(estimator).fit(X, y), X)
+    result = outputs(fresh(estimator).fit(X.astype(np.float32), y), X.astype(np.float32))
     assert result.dtype == np.float32
     assert 0 < np.abs(result - expected).max() < 1e-3
 
@@ -94,14 +99,14 @@ def test_float32_stays(estimator):
 def test_bad_data_is_refused(estimator):
     X, y = data(estimator)
     with pytest.raises(ValueError, match="NaN"):
-        clone(estimator).fit(np.where(X[0, 0] == X, np.nan, X), y)
+        fresh(estimator).fit(np.where(X[0, 0] == X, np.nan, X), y)
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
-        clone(estimator).fit(X, y[:-1])
+        fresh(estimator).fit(X, y[:-1])
     with pytest.raises(ValueError, match="3 features"):
-        clone(estimator).fit(X, y).predict(X[:, :2])
+        fresh(estimator).fit(X, y).predict(X[:, :2])
     if is_classifier(estimator):
         with pytest.raises(ValueError, match="two classes"):
-            clone(estimator).fit(X, np.full(len(X), "same"))
+            fresh(estimator).fit(X, np.full(len(X), "same"))
 
 
 def test_a_missing_scikit_learn_is_named():

@@ -1,5 +1,7 @@
 """Kernel ridge regression with NTKs against dense formulas in NumPy."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,13 +101,13 @@ def test_deviations_are_those_of_the_process_of_largest_likelihood():
         covariance = np.exp(log_amplitude) * noisy
         return -scipy.stats.multivariate_normal(cov=covariance).logpdf(Y[:, 0])
 
-    best = scipy.optimize.minimize_scalar(surprise, bracket=(-5, 5)).x
+    minimum: Any = scipy.optimize.minimize_scalar(surprise, bracket=(-5, 5))
     found = equal.predict(X_TEST, return_std=True)[1][:, 0]
     # The kernel of the estimator has the unit of σ = 1 on σx, which the amplitude takes up.
     prior = ntk_of("relu", "nngp", X_TEST, X_TEST, equal.sigma_, 1)
     cross = ntk_of("relu", "nngp", X_TEST, X, equal.sigma_, 1)
     variance = np.diag(prior - cross @ np.linalg.solve(noisy, cross.T))
-    np.testing.assert_allclose(found, np.sqrt(np.exp(best) * variance), rtol=1e-5)
+    np.testing.assert_allclose(found, np.sqrt(np.exp(minimum.x) * variance), rtol=1e-5)
 
 
 def test_the_unit_of_the_targets_and_points_is_theirs():

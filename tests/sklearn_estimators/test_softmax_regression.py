@@ -73,7 +73,7 @@ def test_the_gradient_of_the_mean_loss_vanishes(classes):
     coefficients[0][-len(model.coef_) :] = model.coef_
     coefficients[1][-len(model.intercept_) :] = model.intercept_
     flat = np.concatenate([part.ravel() for part in coefficients])
-    gradient = scipy.optimize.approx_fprime(flat, loss, 1e-7)
+    gradient = np.asarray(scipy.optimize.approx_fprime(flat, loss, 1e-7))
     assert np.linalg.norm(gradient) < 1e-6  # the rounding of the differences
 
 
