@@ -199,16 +199,9 @@ def choose_kernel(
 
     # 2. A name: a network of infinite width.
     if isinstance(kernel, str):
-        check_choice("kernel", kernel, networks.FAMILIES)
-        if params is not None:
-            raise ValueError(
-                "params must be None where kernel is a name, whose kernel is that of infinite "
-                "width. Pass kernel=networks.two_layer(…) with its params."
-            )
         if is_scaled:
             sigma = _scaled_sigma(mean_square + bias)
-        kernel_fn = networks.two_layer(kernel, width=ANY_WIDTH).kernel_fn
-        return NamedKernel(_WeightedKernel(kernel_fn, get), float(sigma), bias)
+        return _named_kernel(kernel, params, get, float(sigma), bias)
 
     # 3. Functions: they bring σ and bias with them.
     if not is_scaled or not bias:
@@ -216,18 +209,36 @@ def choose_kernel(
             "sigma and bias are for kernels given by name; a network or function has its own. "
             'Leave sigma="scale" and bias=True.'
         )
-    is_triple = isinstance(kernel, tuple) and len(kernel) == 3 and all(map(callable, kernel))
-    if not is_triple and (isinstance(kernel, type) or not callable(kernel)):
+    apply_fn, kernel_fn = _as_functions(kernel)
+    if params is not None:
+        return _empirical_kernel(apply_fn, params, get)
+    takes_get = kernel_fn is not kernel
+    return FunctionKernel(_WeightedKernel(kernel_fn, get if takes_get else None))
+
+
+def _named_kernel(name: str, params: Any, get: str, sigma: float, bias: bool) -> NamedKernel:
+    """Return the kernel of a family of two-layer networks."""
+    check_choice("kernel", name, networks.FAMILIES)
+    if params is not None:
+        raise ValueError(
+            "params must be None where kernel is a name, whose kernel is that of infinite width. "
+            "Pass kernel=networks.two_layer(…) with its params."
+        )
+    kernel_fn = networks.two_layer(name, width=ANY_WIDTH).kernel_fn
+    return NamedKernel(_WeightedKernel(kernel_fn, get), sigma, bias)
+
+
+def _as_functions(kernel: Any) -> tuple[Callable, Callable]:
+    """Return apply_fn and kernel_fn of a triple; a function stands for either."""
+    if isinstance(kernel, tuple) and len(kernel) == 3 and all(map(callable, kernel)):
+        return kernel[1], kernel[2]
+    if isinstance(kernel, type) or not callable(kernel):
         raise ValueError(
             f"kernel must be one of {sorted(networks.FAMILIES)}, a triple (init_fn, apply_fn, "
             "kernel_fn), a function (x1, x2) -> [n1, n2], or an apply_fn(params, x) with params=, "
             f"got {type(kernel).__name__}."
         )
-    if params is not None:
-        return _empirical_kernel(kernel[1] if is_triple else kernel, params, get)
-    if is_triple:
-        return FunctionKernel(_WeightedKernel(kernel[2], get))
-    return FunctionKernel(_WeightedKernel(kernel, None))
+    return kernel, kernel
 
 
 def _scaled_sigma(mean_square: float) -> float:

@@ -1,5 +1,7 @@
 """Classification with NTKs against scikit-learn's Gaussian process and dense formulas."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,8 +30,9 @@ def gaussian(x1, x2):
 
 def test_two_classes_are_the_process_of_scikit_learn():
     model = NTKClassifier(gaussian, ridge=0.25).fit(X, TWO)
-    theirs = GaussianProcessClassifier(ConstantKernel(4.0) * RBF(1.0), optimizer=None).fit(X, TWO)
-    evidence = theirs.log_marginal_likelihood_value_
+    options: Any = {"optimizer": None}
+    theirs = GaussianProcessClassifier(ConstantKernel(4.0) * RBF(1.0), **options).fit(X, TWO)
+    evidence: Any = theirs.log_marginal_likelihood_value_
     np.testing.assert_allclose(model.log_marginal_likelihood_value_, evidence, rtol=1e-8)
     # Two approximations of one integral.
     expected = theirs.predict_proba(X_TEST)
