@@ -11,6 +11,7 @@ package         use it for
                 predict of training
 ``regression``  softmax-family regressions with gradients and curvature in closed form
 ``solvers``     minimising a regression or any loss, and training
+``calibration`` whether probabilities and error bars are what they say
 ``curvature``   Hessians as operators, their factors, leverage scores and samples of rows
 ``theory``      certificates, bounds and statements of the papers, checked on your data
 ``diffusion``   denoisers, sampling and metrics of samples
@@ -25,6 +26,7 @@ import importlib
 from types import ModuleType
 
 from softntk import activations as activations
+from softntk import calibration as calibration
 from softntk import curvature as curvature
 from softntk import networks as networks
 from softntk import ntk as ntk

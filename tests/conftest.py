@@ -1,7 +1,12 @@
 """What every test gets: run-time type checks on softntk, both precisions, no silent rank promotion."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+
+# Before SciPy loads its linear algebra: two workers with two threads each wait for one another, and
+# a factorisation then takes ten times as long.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 import jax.monitoring

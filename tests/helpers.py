@@ -61,6 +61,17 @@ def points(seed: int, n: int, d: int, dtype: str = "float64") -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).normal(size=(n, d)) / np.sqrt(d), dtype)
 
 
+def class_predictions(
+    seed: int, n: int = 200, k: int = 4, dtype: str = "float64"
+) -> tuple[jax.Array, np.ndarray]:
+    """Random probabilities [n, k], and labels drawn from them."""
+    generator = np.random.default_rng(seed)
+    odds = np.exp(2 * generator.normal(size=(n, k)))
+    probabilities = odds / odds.sum(1, keepdims=True)
+    labels = np.array([generator.choice(k, p=row) for row in probabilities])
+    return jnp.asarray(probabilities, dtype), labels
+
+
 def dense_jacobian(apply_fn: Callable, params: Any, x: jax.Array) -> jax.Array:
     """The Jacobian of all outputs in all weights, [n, k, p], by automatic differentiation."""
     out = jax.eval_shape(apply_fn, params, x)

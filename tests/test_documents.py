@@ -161,3 +161,10 @@ def test_the_gallery_shows_every_example():
     told = [code.strip() for language, code in FENCE.findall(text) if language == "bash"]
     scripts = [path.name for path in folder.glob("*.py") if not path.name.startswith("_")]
     assert sorted(told) == sorted(f"uv run examples/{name}" for name in scripts)
+
+
+def test_no_conflict_of_a_merge_is_left():
+    """Lines that git leaves where two states of a file differ."""
+    marker = re.compile(r"^(<{7}|={7}|>{7})( |$)", re.MULTILINE)
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), ROOT / "tests" / "slow_cases.txt"]:
+        assert not marker.search(path.read_text(encoding="utf-8")), path

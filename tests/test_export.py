@@ -104,6 +104,10 @@ CASES: dict[str, tuple[Callable, tuple]] = {
         lambda gram, y: sn.ntk.predict_flow(gram, y, jnp.array([1.0, 10.0])),
         (MATRIX, Y),
     ),
+    "predict_ensemble": (
+        lambda gram, y: sn.ntk.predict_ensemble(gram, gram, y, jnp.array([1.0, jnp.inf])),
+        (MATRIX, Y),
+    ),
     "kernel_regression": (
         lambda gram, y: sn.ntk.kernel_regression(gram, y, cross=gram, ridge=0.1),
         (MATRIX, Y),
@@ -139,6 +143,14 @@ CASES: dict[str, tuple[Callable, tuple]] = {
     "stax": (stax_kernel, (X,)),
     "sample sde": (partial(draw, method="sde"), (KEY, POINTS)),
     "sample ode": (partial(draw, method="ode"), (KEY, POINTS)),
+    "calibration": (
+        lambda p, y: (
+            sn.calibration.expected_calibration_error(p, y, norm="max"),
+            sn.calibration.reliability_curve(p, y, strategy="quantile"),
+            sn.calibration.brier_score(p, y),
+        ),
+        (Y, LABELS),
+    ),
     "log_likelihood": (
         lambda x: sn.diffusion.log_likelihood(SDE, lambda t, x: -x, x, throw=False),
         (POINTS,),

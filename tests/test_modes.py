@@ -146,6 +146,18 @@ def dynamics():
 
 
 @call
+def ensembles():
+    tests = {"cross": gram()[:2], "nngp_cross": gram()[:2], "prior": jnp.diagonal(gram())[:2]}
+    times = jnp.asarray([0.0, 2.0], jnp.float32)
+    return (
+        sn.ntk.predict_ensemble(gram(), gram(), jnp.asarray(Y), times, **tests),
+        sn.ntk.predict_ensemble(
+            gram(), gram(), jnp.asarray(Y), jnp.asarray([0, 3], jnp.int32), learning_rate=0.1
+        ),
+    )
+
+
+@call
 def spectra():
     return (
         tuple(sn.ntk.extreme_eigenvalues(gram())),
@@ -249,6 +261,26 @@ def sample_a_gaussian():
 @call
 def metrics():
     return sn.diffusion.energy_distance(jnp.asarray(X), jnp.asarray(X) + 0.1).value
+
+
+@call
+def calibration():
+    probabilities, labels = (
+        jnp.asarray([[0.2, 0.8], [0.9, 0.1], [0.4, 0.6]]),
+        jnp.asarray([1, 0, 0]),
+    )
+    probabilities = probabilities.astype(jnp.float32)
+    gaussians = [jnp.asarray(column) for column in (X[:, 0], X[:, 1] ** 2 + 1, X[:, 2])]
+    return (
+        sn.calibration.negative_log_likelihood(probabilities, labels),
+        [
+            sn.calibration.expected_calibration_error(probabilities, labels, bins=2, norm=norm)
+            for norm in (1, 2, "max")
+        ],
+        sn.calibration.reliability_curve(probabilities, labels, bins=2, strategy="quantile"),
+        sn.calibration.coverage(*gaussians),
+        sn.calibration.gaussian_negative_log_likelihood(*gaussians),
+    )
 
 
 def floating(tree: Any) -> list[Any]:

@@ -220,6 +220,22 @@ def _as_cross(
     return kernel, len(kernel)
 
 
+def as_prior(prior: object, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """Return prior variances at the test points, [t] or [t, k], checked.
+
+    Raises:
+        ValueError: another shape, integers, not finite, or negative.
+    """
+    variances = as_floating("prior", prior, empty=True)
+    if variances.shape != shape:
+        raise ValueError(f"prior must have shape {shape}, got {variances.shape}.")
+    if is_concrete(variances) and np.any(np.asarray(variances) < 0):
+        raise ValueError(
+            f"prior must not be negative, got a variance of {float(jnp.min(variances)):.3g}."
+        )
+    return variances
+
+
 @jax.jit
 def _scaled_residual(y: Array, start: Array) -> tuple[Float[Array, ""], Float[Array, "n k"]]:
     """Return the scale and (F(0) − Y)/scale.

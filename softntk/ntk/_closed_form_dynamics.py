@@ -72,7 +72,7 @@ def _predict_by_matrix(is_sum: bool, times: TrainingTimes, problem: Problem) -> 
     """Return the prediction of a Gram matrix, and of a cross kernel that is a matrix."""
     assert problem.matrix is not None
     vectors = _apply_filter(is_sum, times, problem.matrix, problem.residual)
-    return _to_outputs(is_sum, apply_cross(vectors, problem) if is_sum else vectors, problem)
+    return to_outputs(is_sum, apply_cross(vectors, problem) if is_sum else vectors, problem)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -82,10 +82,10 @@ def _predict_by_formed_operator(
     """Return the prediction of a small operator, from its matrix."""
     matrix = op.as_matrix().astype(problem.y.dtype)
     vectors = _apply_filter(is_sum, times, matrix, problem.residual)
-    return _to_outputs(is_sum, apply_cross(vectors, problem), problem)
+    return to_outputs(is_sum, apply_cross(vectors, problem), problem)
 
 
-def _to_outputs(is_sum: bool, vectors: Float[Array, "s rows k"], problem: Problem) -> Array:
+def to_outputs(is_sum: bool, vectors: Float[Array, "s rows k"], problem: Problem) -> Array:
     """Return F from d(H) r, F_test from H_test c(H) r, or c(H) r itself, in the units of Y."""
     if not is_sum:
         return saturate_outputs(problem.scale * (problem.y[None] / problem.scale + vectors))
@@ -113,7 +113,7 @@ def _predict_by_krylov(
     # 2. Inside jit no error can be tested: one dimension for all.
     size = op.in_size()
     if not all(is_concrete(leaf) for leaf in jax.tree.leaves((op, times, problem))):
-        return _to_outputs(is_sum, approximate(min(_TRACED_KRYLOV_DIMENSION, size)), problem)
+        return to_outputs(is_sum, approximate(min(_TRACED_KRYLOV_DIMENSION, size)), problem)
 
     # 3. Double the dimension until the change is below rtol: for outputs relative to the residual,
     # for coefficients relative to themselves.
@@ -137,7 +137,7 @@ def _predict_by_krylov(
         scale = float(jnp.max(jnp.abs(refined_estimate))) if coefficients else residual_max
         if change <= rtol * scale:
             break
-    return _to_outputs(is_sum, estimate, problem)
+    return to_outputs(is_sum, estimate, problem)
 
 
 def _filter_by_krylov(

@@ -15,7 +15,7 @@ another loss, or with momentum, the dynamics are simulated in function space
 import numpy as np
 from jaxtyping import Array, Float
 
-from softntk._core.validation import as_floating, is_concrete
+from softntk._core.validation import is_concrete
 from softntk._linalg.gram_arrays import Gram, Number
 from softntk._output_losses import PointLoss, as_output_loss
 from softntk.ntk._arguments import Cross, Targets, TestTargets, as_problem
@@ -24,6 +24,7 @@ from softntk.ntk._dynamics_arguments import (
     Labels,
     Steps,
     as_descent,
+    as_flow_times,
     as_loss_targets,
     as_momentum,
     as_steps,
@@ -216,9 +217,7 @@ def predict_flow(
     Source: MATHEMATICS.md#training-dynamics; Jacot, Gabriel and Hongler (2018), arXiv 1806.07572,
     section 5.
     """
-    flow_times = as_floating("times", times, ("s",), finite=False, empty=True)
-    if is_concrete(flow_times) and not np.all(np.asarray(flow_times) >= 0):
-        raise ValueError(f"times must be non-negative numbers, got {np.asarray(flow_times)}.")
+    flow_times = as_flow_times(times)
     output_loss = as_output_loss("loss", loss)
     targets = as_loss_targets(output_loss, y, gram, f0)
     problem = as_problem(gram, targets, f0, cross, f0_test, own_start=True)

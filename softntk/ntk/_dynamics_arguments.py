@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
-from softntk._core.validation import as_integers, is_concrete
+from softntk._core.validation import as_floating, as_integers, is_concrete
 from softntk._core.validation.class_targets import as_targets
 from softntk._linalg.gram_arrays import Gram, Number, as_scalar
 from softntk._output_losses import OutputLoss, check_targets, complete_targets
@@ -20,20 +20,29 @@ Steps = Integer[Array | np.ndarray, " s"] | Sequence[int]
 Labels = Integer[Array | np.ndarray, " n"]
 
 
-def as_steps(steps: Steps) -> Integer[Array, " s"]:
-    """Return numbers of steps as an integer array, checked."""
+def as_steps(steps: Steps, name: str = "steps") -> Integer[Array, " s"]:
+    """Return numbers of steps as an integer array, checked; ``name`` is that of the argument."""
     if isinstance(steps, list | tuple) and not steps:
         return jnp.zeros(0, int)
     if isinstance(steps, np.ndarray | jax.Array) and (
         steps.ndim != 1 or not jnp.issubdtype(steps.dtype, jnp.integer)
     ):
         raise ValueError(
-            f"steps must be a vector of integers [s], got shape {steps.shape}, dtype {steps.dtype}."
+            f"{name} must be a vector of integers [s], got shape {steps.shape}, "
+            f"dtype {steps.dtype}."
         )
-    step_counts = as_integers("steps", steps, ("s",))
+    step_counts = as_integers(name, steps, ("s",))
     if is_concrete(step_counts) and np.any(np.asarray(step_counts) < 0):
-        raise ValueError(f"steps must not be negative, got {int(np.min(step_counts))}.")
+        raise ValueError(f"{name} must not be negative, got {int(np.min(step_counts))}.")
     return step_counts
+
+
+def as_flow_times(times: Any) -> Float[Array, " s"]:
+    """Return times of gradient flow, checked; infinity is one of them."""
+    flow_times = as_floating("times", times, ("s",), finite=False, empty=True)
+    if is_concrete(flow_times) and not np.all(np.asarray(flow_times) >= 0):
+        raise ValueError(f"times must be non-negative numbers, got {np.asarray(flow_times)}.")
+    return flow_times
 
 
 def as_descent(learning_rate: Number, steps: Array, problem: Problem) -> Descent:

@@ -17,7 +17,6 @@ from jaxtyping import Array, Bool, Float
 
 from softntk._core.records import record
 from softntk._core.validation import (
-    as_floating,
     check_flag,
     check_number,
     is_concrete,
@@ -30,6 +29,7 @@ from softntk.ntk._arguments import (
     Problem,
     Targets,
     TestTargets,
+    as_prior,
     as_problem,
     saturate_outputs,
 )
@@ -109,7 +109,7 @@ def kernel_regression(
         fitted = problem.cross.mm(columns).reshape(problem.start.shape)
     else:
         assert isinstance(problem.cross, jax.Array)
-        weights, _, unit = _solve_by_cholesky(problem, -problem.residual, ridge)
+        weights, _, unit = solve_by_cholesky(problem, -problem.residual, ridge)
         fitted = _apply_cross(problem.cross, unit, weights).reshape(problem.start.shape)
     return _to_outputs(problem.scale, problem.start, fitted)
 
@@ -198,15 +198,7 @@ def gp_posterior(
     problem = as_problem(gram, y, None, cross, None)
     noise = as_scalar("noise", noise, problem.y.dtype, at_least=0)
     outputs = gram.shape[1:] if isinstance(gram, GramOperator) else jnp.shape(gram)[2:3]
-    prior = as_floating("prior", prior, empty=True)
-    if prior.shape != (len(problem.start), *outputs):
-        raise ValueError(
-            f"prior must have shape {(len(problem.start), *outputs)}, got {prior.shape}."
-        )
-    if is_concrete(prior) and np.any(np.asarray(prior) < 0):
-        raise ValueError(
-            f"prior must not be negative, got a variance of {float(jnp.min(prior)):.3g}."
-        )
+    prior_variances = as_prior(prior, (len(problem.start), *outputs))
 
     # 2. An operator: one solve for the targets and the columns of k_*ᵀ together.
     if isinstance(gram, GramOperator) and isinstance(problem.cross, CrossOperator):
@@ -222,19 +214,21 @@ def gp_posterior(
     # 3. A matrix K + noise I = LLᵀ: the reduction is ‖L⁻¹ k_*ᵀ‖².
     else:
         assert isinstance(problem.cross, jax.Array)
-        weights, factor, unit = _solve_by_cholesky(problem, -problem.residual, noise)
+        weights, factor, unit = solve_by_cholesky(problem, -problem.residual, noise)
         matrix = problem.cross / unit
         root_solution = jax.scipy.linalg.solve_triangular(factor, matrix.T, lower=True)
         mean = product(matrix, weights)
         reduction = unit * jnp.sum(root_solution * root_solution, axis=0)
 
     # 4. What the data explain is subtracted; rounding may leave a negative variance, set to zero.
-    variance = saturate_outputs(prior.astype(reduction.dtype) - reduction.reshape(prior.shape))
+    variance = saturate_outputs(
+        prior_variances.astype(reduction.dtype) - reduction.reshape(prior_variances.shape)
+    )
     mean = saturate_outputs(problem.scale * mean.reshape(problem.start.shape))
     return Posterior(mean=mean, variance=jnp.maximum(variance, 0))
 
 
-def _solve_by_cholesky(problem: Problem, rhs: Array, ridge: Array) -> tuple[Array, Array, Array]:
+def solve_by_cholesky(problem: Problem, rhs: Array, ridge: Array) -> tuple[Array, Array, Array]:
     """Solve with a kernel matrix, and check the solution by its residual.
 
     Returns:

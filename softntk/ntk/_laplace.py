@@ -48,18 +48,16 @@ from softntk.networks import Network
 from softntk.ntk._empirical.kernel import as_parameters, as_points, empirical
 from softntk.ntk._laplace_formulas import (
     LIKELIHOODS,
+    check_matrix_size,
+    class_probabilities,
     factorise,
     posterior_covariance,
-    probit_probabilities,
-    sampled_probabilities,
 )
 from softntk.ntk._user_functions import bind
 from softntk.solution import NumericalError, Result
 
 # Test points whose kernel is computed at a time.
 BLOCK_POINTS = 64
-# Bytes of the largest matrix that is factorised.
-MAX_MATRIX_BYTES = 2**33
 
 
 @record
@@ -153,16 +151,13 @@ class LaplacePosterior(eqx.Module):
         # 3. Probabilities.
         probabilities = None
         if self.likelihood == "softmax":
-            probabilities = (
-                probit_probabilities(means, covariance)
-                if draws is None or key is None
-                else sampled_probabilities(key, draws, means, covariance)
-            )
+            probabilities = class_probabilities(means, covariance, draws, key)
         return LaplacePrediction(mean=means, covariance=covariance, probabilities=probabilities)
 
     def _covariance(self, points: Array) -> Float[Array, "t k k"]:
         """Return (K_** − WᵀW)/δ with W = L⁻¹QᵀK_X*."""
-        kernel = _kernel(self.net, self.params, points, None, self.apply_kwargs)
+        t = jnp.arange(len(points))
+        kernel = _kernel(self.net, self.params, points, None, self.apply_kwargs)[t, t]
         cross = _kernel(self.net, self.params, points, self.x, self.apply_kwargs)
         return posterior_covariance(
             self.likelihood,
@@ -242,7 +237,7 @@ def laplace(
     variance = as_scalar("noise", noise, dtype, above=0)
     if likelihood == "softmax" and not (is_concrete(noise) and float(noise) == 1):
         raise ValueError('noise is of likelihood="gaussian"; softmax has none.')
-    _check_matrix_size(outputs.size, dtype)
+    check_matrix_size(outputs.size, dtype)
 
     # 2. The kernel, its factor, and the evidence.
     kernel = _kernel(net, params, points, None, apply_kwargs)
@@ -268,17 +263,6 @@ def laplace(
         apply_kwargs=apply_kwargs,
         likelihood=likelihood,
     )
-
-
-def _check_matrix_size(size: int, dtype: jnp.dtype) -> None:
-    """Refuse a matrix that does not fit into memory."""
-    size_in_bytes = size**2 * jnp.dtype(dtype).itemsize
-    if size_in_bytes > MAX_MATRIX_BYTES:
-        raise ValueError(
-            f"x and y give a matrix [{size}, {size}] of {size_in_bytes / 2**30:.0f} GiB, more than "
-            f"{MAX_MATRIX_BYTES / 2**30:.0f} GiB. Take a subset of the points: the covariance is "
-            "then larger than it need be, never too small."
-        )
 
 
 def _outputs(net: Any, params: Any, x: Array, apply_kwargs: Any) -> Float[Array, "n k"]:

@@ -16,6 +16,19 @@ from softntk._output_losses import OUTPUT_LOSSES, OutputCurvature
 LIKELIHOODS = {"gaussian": "squared", "softmax": "cross_entropy"}
 # π/8 of the probit approximation.
 PROBIT_FACTOR = np.pi / 8
+# Bytes of the largest matrix that is factorised.
+MAX_MATRIX_BYTES = 2**33
+
+
+def check_matrix_size(size: int, dtype: jnp.dtype) -> None:
+    """Refuse a matrix that does not fit into memory."""
+    size_in_bytes = size**2 * jnp.dtype(dtype).itemsize
+    if size_in_bytes > MAX_MATRIX_BYTES:
+        raise ValueError(
+            f"x and y give a matrix [{size}, {size}] of {size_in_bytes / 2**30:.0f} GiB, more than "
+            f"{MAX_MATRIX_BYTES / 2**30:.0f} GiB. Take a subset of the points: the covariance is "
+            "then larger than it need be, never too small."
+        )
 
 
 def _curvature(likelihood: str, noise: Array, outputs: Array, targets: Array) -> OutputCurvature:
@@ -25,6 +38,30 @@ def _curvature(likelihood: str, noise: Array, outputs: Array, targets: Array) ->
         return curvature
     deviation = jnp.sqrt(noise)
     return curvature._replace(root=lambda t: t / deviation, root_transposed=lambda t: t / deviation)
+
+
+def output_factor(
+    likelihood: str,
+    ridge: Array,
+    noise: Array,
+    outputs: Float[Array, "n k"],
+    targets: Float[Array, "n k"],
+    kernel: Float[Array, "n n k k"],
+) -> Float[Array, "p p"]:
+    """Return L of QᵀKQ + δI."""
+    # K [n·k, n·k] → QᵀK → (QᵀK Q)
+    n, k = outputs.shape
+    curvature = _curvature(likelihood, noise, outputs, targets)
+    rows = jax.vmap(curvature.root_transposed)
+    half = rows(kernel.transpose(0, 2, 1, 3).reshape(n * k, n, k)).reshape(n * k, n * k)
+    whitened = rows(half.T.reshape(n * k, n, k)).reshape(n * k, n * k)
+    whitened = 0.5 * (whitened + whitened.T)
+    return jnp.linalg.cholesky(whitened + ridge * jnp.eye(n * k, dtype=outputs.dtype))
+
+
+def log_half_determinant(factor: Float[Array, "*s p p"]) -> Float[Array, ""]:
+    """Return ½ log det(LLᵀ), summed over all factors L."""
+    return jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)))
 
 
 @jax.jit(static_argnums=0)
@@ -38,22 +75,13 @@ def factorise(
     distance: Float[Array, ""],
 ) -> tuple[Float[Array, "p p"], Float[Array, ""]]:
     """Return L of QᵀKQ + δI, and the log evidence."""
-    # 1. K [n·k, n·k] → QᵀK → (QᵀK Q)
-    n, k = outputs.shape
-    curvature = _curvature(likelihood, noise, outputs, targets)
-    rows = jax.vmap(curvature.root_transposed)
-    half = rows(kernel.transpose(0, 2, 1, 3).reshape(n * k, n, k)).reshape(n * k, n * k)
-    whitened = rows(half.T.reshape(n * k, n, k)).reshape(n * k, n * k)
-    whitened = 0.5 * (whitened + whitened.T)
-    factor = jnp.linalg.cholesky(whitened + ridge * jnp.eye(n * k, dtype=outputs.dtype))
-
-    # 2. The evidence.
+    factor = output_factor(likelihood, ridge, noise, outputs, targets, kernel)
     losses = OUTPUT_LOSSES[LIKELIHOODS[likelihood]].values(outputs, targets)
     log_likelihood = -jnp.sum(losses) / noise
     if likelihood == "gaussian":
-        log_likelihood = log_likelihood - 0.5 * n * k * jnp.log(2 * jnp.pi * noise)
-    log_determinant = 2 * jnp.sum(jnp.log(jnp.diagonal(factor))) - n * k * jnp.log(ridge)
-    return factor, log_likelihood - 0.5 * ridge * distance - 0.5 * log_determinant
+        log_likelihood = log_likelihood - 0.5 * outputs.size * jnp.log(2 * jnp.pi * noise)
+    half_log_det = log_half_determinant(factor) - 0.5 * outputs.size * jnp.log(ridge)
+    return factor, log_likelihood - 0.5 * ridge * distance - half_log_det
 
 
 @jax.jit(static_argnums=0)
@@ -64,7 +92,7 @@ def posterior_covariance(
     factor: Float[Array, "p p"],
     outputs: Float[Array, "n k"],
     targets: Float[Array, "n k"],
-    kernel: Float[Array, "t t k k"],
+    kernel: Float[Array, "t k k"],
     cross: Float[Array, "t n k k"],
 ) -> Float[Array, "t k k"]:
     """Return (K_** − K_*X Q (QᵀKQ + δI)⁻¹ QᵀK_X*)/δ of each test point."""
@@ -74,8 +102,19 @@ def posterior_covariance(
     right = jax.vmap(curvature.root_transposed)(rows).reshape(t * k, n * k)
     solved = jax.scipy.linalg.solve_triangular(factor, right.T, lower=True)  # [n·k, t·k]
     columns = solved.T.reshape(t, k, n * k)
-    own_kernel = kernel[jnp.arange(t), jnp.arange(t)]
-    return (own_kernel - product(columns, columns.transpose(0, 2, 1))) / ridge
+    return (kernel - product(columns, columns.transpose(0, 2, 1))) / ridge
+
+
+def class_probabilities(
+    means: Float[Array, "t k"],
+    covariance: Float[Array, "t k k"],
+    draws: int | None,
+    key: PRNGKeyArray | None,
+) -> Float[Array, "t k"]:
+    """Return the mean of softmax(f): by the probit approximation, or over draws of f."""
+    if draws is None or key is None:
+        return probit_probabilities(means, covariance)
+    return sampled_probabilities(key, draws, means, covariance)
 
 
 @jax.jit

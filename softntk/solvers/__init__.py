@@ -5,6 +5,7 @@ from softntk.solvers import step_sizes as step_sizes
 from softntk.solvers._diagnostics import Step as Step
 from softntk.solvers._diagnostics import StepDiagnostics as StepDiagnostics
 from softntk.solvers._gradient_descent import gradient_descent as gradient_descent
+from softntk.solvers._hyperparameters import fit_hyperparameters as fit_hyperparameters
 from softntk.solvers._minimise.contraction import Contraction as Contraction
 from softntk.solvers._minimise.contraction import contraction as contraction
 from softntk.solvers._minimise.driver import minimise as minimise

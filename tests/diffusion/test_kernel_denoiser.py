@@ -194,6 +194,7 @@ def test_stopping_rules_against_hindsight(sigma):
         ({"landmarks": 0}, "landmarks must be a positive"),
         ({"draws": 0}, "draws must be a positive"),
         ({"validation": 1.0}, "share of at most a half"),
+        ({"validation": None, "sigma": 1.0}, "validation must be a finite number"),
     ],
 )
 @pytest.mark.usefixtures("untyped")

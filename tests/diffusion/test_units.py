@@ -10,9 +10,9 @@ import scipy.spatial
 from helpers import assert_close, points
 
 from softntk import diffusion
+from softntk._linalg.intervals import normal, score_interval
 from softntk.diffusion import metrics
 from softntk.diffusion._denoisers.coordinates import fit_coordinates
-from softntk.diffusion.metrics._intervals import normal, score_interval
 
 SDE = diffusion.vp_sde()
 KEY = jax.random.key(0)

@@ -36,6 +36,7 @@ MODULES = (
     "theory.feature_learning",
     "diffusion",
     "diffusion.metrics",
+    "calibration",
     "sklearn",
     "stax",
 )

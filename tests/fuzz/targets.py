@@ -7,6 +7,7 @@ PARTS = (
     "ntk",
     "spectrum",
     "dynamics",
+    "evidence",
     "depth",
     "curvature",
     "leverage",
@@ -22,6 +23,7 @@ PARTS = (
     "schedules",
     "diffusion",
     "metrics",
+    "calibration",
 )
 
 for _part in PARTS:
@@ -55,6 +57,9 @@ NEEDS_NONE = {
     "networks.Network": "built by two_layer; its three functions are targets",
     "networks.Parameters": "a pytree of arrays, of tracers and of specifications too: checked where it is used",
     "networks.RowFactors": _RECORD,
+    "ntk.ClassificationPosterior": "built by gp_classification, whose target looks at its mode",
+    "ntk.ClassificationPosterior.predict": "its arguments are tried in tests/ntk/test_gp_classification.py",
+    "ntk.EnsemblePrediction": _RECORD,
     "ntk.Extremes": _RECORD,
     "ntk.FixedPoint": _RECORD,
     "ntk.LaplacePosterior": "built by laplace, whose target predicts with it",
@@ -112,6 +117,7 @@ NEEDS_NONE = {
     "diffusion.VPSDE": "abstract; its methods are targets",
     "diffusion.LinearVPSDE": "built by vp_sde and constant_sde after checking",
     "diffusion.CosineVPSDE": "built by cosine_sde after checking",
+    "calibration.ReliabilityCurve": _RECORD,
     "diffusion.metrics.Distribution": "a protocol: what users' own distributions have",
     "diffusion.metrics.Distribution.sample": "of the protocol",
     "diffusion.metrics.Distribution.score": "of the protocol",

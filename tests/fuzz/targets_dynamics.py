@@ -219,6 +219,49 @@ def gd_coefficients(draw: Draw) -> Call:
     return Call(arguments, check)
 
 
+@target(
+    "ntk.predict_ensemble",
+    gram="gram",
+    nngp="gram",
+    y="array",
+    times="times",
+    learning_rate="positive?",
+    cross="array?",
+    nngp_cross="array?",
+    prior="nonnegatives?",
+)
+def predict_ensemble(draw: Draw) -> Call:
+    matrix, y, rate, _ = _problem(draw)
+    nngp = draw.gram(scale=1.0 if draw.mild else draw.pick(1.0, 1e-12, 1e12))
+    times = draw.rounded(rate * np.array([0.0, 1.0, 30.0]))
+    arguments = {
+        "gram": draw.cast(matrix),
+        "nngp": draw.cast(nngp),
+        "y": draw.cast(y),
+        "times": draw.cast(times),
+    }
+    # The training points as test points have the same predictions.
+    if draw.mild:
+        prior = jnp.asarray(np.diag(nngp), draw.dtype)
+        arguments |= {"cross": arguments["gram"], "nngp_cross": arguments["nngp"], "prior": prior}
+    factors = [lambda value, time=time: mpmath.exp(-mpmath.mpf(time) * value) for time in times]
+    mean_check = _dynamics_check(draw, matrix, y, factors, 1 + np.array([0, 3, 90]))
+
+    def check(result: Any) -> str | None:
+        messages = [mean_check(result.mean)]
+        for i, function in enumerate(factors):
+            decay = evolve(matrix, np.eye(len(matrix)), function)
+            want = np.einsum("ij,jk,ik->i", decay, long(nngp), decay)
+            size = float(np.abs(nngp).max())
+            rtol = 64 * (1 + (0, 3, 90)[i]) * draw.eps
+            messages.append(
+                compare(result.variance[i], want, rtol, draw, size=size, what="variance")
+            )
+        return first_message(*messages)
+
+    return Call(arguments, check)
+
+
 # --- regression
 # -----------------------------------------------------------------------------------------------------
 

@@ -47,7 +47,9 @@ def as_targets(
         )
     probabilities = as_dtype("y", array, dtype)
     if is_concrete(array):
-        _check_probabilities(np.asarray(array))
+        check_probabilities(
+            "y", np.asarray(array), "pass counts as sample_weight times probabilities"
+        )
     return probabilities
 
 
@@ -88,16 +90,27 @@ def as_labels(name: str, y: object, classes: int | None = None) -> Int[Array, " 
     return labels
 
 
-def _check_probabilities(probabilities: np.ndarray) -> None:
-    """Refuse negative probabilities and rows that do not sum to one."""
+def check_probabilities(
+    name: str, probabilities: np.ndarray, advice: str, tolerance: float = SUM_TOLERANCE
+) -> None:
+    """Refuse negative probabilities and rows that do not sum to one.
+
+    Args:
+        name: name of the argument, for error messages.
+        probabilities: known numbers, [n, k].
+        advice: what to do instead of dividing by the sums.
+        tolerance: largest deviation of a sum from one.
+
+    Raises:
+        ValueError: there are such rows; the message quotes the worst one.
+    """
     lowest = probabilities.min()
     if lowest < 0:
-        raise ValueError(f"y must hold probabilities, got {lowest}.")
+        raise ValueError(f"{name} must hold probabilities, got {lowest}.")
     sums = probabilities.sum(axis=1, dtype=np.float64)
     worst_row = int(np.argmax(np.abs(sums - 1)))
-    if abs(sums[worst_row] - 1) > SUM_TOLERANCE:
+    if abs(sums[worst_row] - 1) > tolerance:
         raise ValueError(
-            f"y must hold probabilities that sum to one in each row, got the sum "
-            f"{sums[worst_row]:.6g} in row {worst_row}. Divide by the sums, or pass counts as "
-            "sample_weight times probabilities."
+            f"{name} must hold probabilities that sum to one in each row, got the sum "
+            f"{sums[worst_row]:.6g} in row {worst_row}. Divide by the sums, or {advice}."
         )

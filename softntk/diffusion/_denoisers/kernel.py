@@ -236,8 +236,10 @@ def kernel_denoiser(
     # σ is chosen by held-out errors too, whatever the stopping rule.
     sigmas = _sigma_candidates(family) if sigma is None else (sigma,)
     chooses_sigma = len(sigmas) > 1
-    uses_folds = stopping == "holdout" or chooses_sigma
-    folds = kernel_fit.split_folds(fold_key, len(x0), validation if uses_folds else None)
+    if stopping == "holdout" or chooses_sigma:
+        folds = kernel_fit.split_folds(fold_key, len(x0), validation)
+    else:
+        folds = [np.arange(len(x0))]
     # 3. Fit each noise level.
     levels = AllLevels(
         options=kernel_fit.FitOptions(

@@ -87,16 +87,14 @@ class LevelFit(NamedTuple):
     stats: dict[str, float]
 
 
-def split_folds(key: PRNGKeyArray, n: int, validation: float | None) -> list[np.ndarray]:
+def split_folds(key: PRNGKeyArray, n: int, validation: float) -> list[np.ndarray]:
     """Return the rows of n data points in folds of equal size, up to one row.
 
-    ``validation`` is the share of each fold; None leaves nothing out and gives one fold.
+    ``validation`` is the share of each fold.
 
     Raises:
         ValueError: a share above a half, or one that holds no row.
     """
-    if validation is None:
-        return [np.arange(n)]
     fold_share = check_known("validation", check_number("validation", validation))
     # The number of folds is 1/share, rounded; 0 marks a share that is not allowed.
     fold_count = round(1 / fold_share) if 0 < fold_share <= 0.5 else 0

@@ -22,11 +22,11 @@ Example:
 Source: MATHEMATICS.md#diffusion (score error); the docstrings name the others.
 """
 
+from softntk._linalg.intervals import Estimate as Estimate
 from softntk.diffusion.metrics._distances import energy_distance as energy_distance
 from softntk.diffusion.metrics._distances import median_bandwidth as median_bandwidth
 from softntk.diffusion.metrics._distances import mmd as mmd
 from softntk.diffusion.metrics._distances import sliced_wasserstein as sliced_wasserstein
-from softntk.diffusion.metrics._intervals import Estimate as Estimate
 from softntk.diffusion.metrics._memorisation import Memorisation as Memorisation
 from softntk.diffusion.metrics._memorisation import Nearest as Nearest
 from softntk.diffusion.metrics._memorisation import memorisation as memorisation

@@ -10,8 +10,8 @@ from softntk._core.validation import (
     check_key,
     check_number,
 )
+from softntk._linalg.intervals import Estimate
 from softntk.diffusion._types import Points
-from softntk.diffusion.metrics._intervals import Estimate
 from softntk.diffusion.metrics._pairwise import (
     as_samples,
     discrepancy,

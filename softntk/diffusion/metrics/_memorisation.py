@@ -10,9 +10,9 @@ from softntk._core.validation import (
     check_number,
     is_concrete,
 )
+from softntk._linalg.intervals import Estimate, wilson
 from softntk._linalg.norms import binary_scale
 from softntk.diffusion._types import Points
-from softntk.diffusion.metrics._intervals import Estimate, wilson
 from softntk.diffusion.metrics._pairwise import (
     as_samples,
     nearest,

@@ -24,8 +24,8 @@ from jaxtyping import Array
 
 from softntk._core.validation import as_rows
 from softntk._linalg.angles import safe_sqrt
+from softntk._linalg.intervals import Estimate, score_interval
 from softntk._linalg.norms import binary_scale, scaled_norm
-from softntk.diffusion.metrics._intervals import Estimate, score_interval
 
 MAX_BLOCK_ROWS = 32
 """Largest number of points that are compared with a whole sample at once."""

@@ -16,11 +16,11 @@ from softntk._core.validation import (
     check_key,
     is_concrete,
 )
+from softntk._linalg.intervals import Estimate, normal
 from softntk._linalg.norms import binary_scale
 from softntk.diffusion._arguments import as_output, as_times
 from softntk.diffusion._denoisers.base import check_score_fn
 from softntk.diffusion._noising_process import VPSDE, check_sde
-from softntk.diffusion.metrics._intervals import Estimate, normal
 
 
 class Distribution(Protocol):

@@ -10,8 +10,8 @@ from jax import lax
 from jaxtyping import Array
 
 from softntk._linalg.angles import safe_sqrt
+from softntk._linalg.intervals import Estimate, normal
 from softntk._linalg.norms import binary_scale
-from softntk.diffusion.metrics._intervals import Estimate, normal
 
 DIRECTION_BATCH_SIZE = 16
 """Number of directions that are projected on and sorted at once."""
