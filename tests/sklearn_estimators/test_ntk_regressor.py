@@ -13,8 +13,6 @@ from sklearn.kernel_ridge import KernelRidge
 from softntk import networks, stax
 from softntk.sklearn import NTKRegressor, _kernel_machine
 
-pytestmark = pytest.mark.usefixtures("untyped")
-
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(30, 3))
 X_TEST = RNG.normal(size=(7, 3))
@@ -211,7 +209,7 @@ def test_a_network_of_two_layers_at_its_weights():
         ({"ridge": "1"}, "ridge must be"),
     ],
 )
-def test_bad_parameters_are_refused(options, message):
+def test_bad_parameters_are_refused(untyped, options, message):
     with pytest.raises(ValueError, match=message):
         NTKRegressor(**options).fit(X, Y)
 

@@ -11,8 +11,6 @@ from sklearn.linear_model import LogisticRegression
 
 from softntk.sklearn import SoftmaxRegression
 
-pytestmark = pytest.mark.usefixtures("untyped")
-
 
 TOL = 1e-10
 """Tight, and the same everywhere: it is part of the compiled program."""
@@ -127,7 +125,7 @@ def test_runs_that_end_early_warn():
     ],
     ids=str,
 )
-def test_bad_parameters_are_refused(options, message):
+def test_bad_parameters_are_refused(untyped, options, message):
     X, y, _ = data(2)
     with pytest.raises(ValueError, match=message):
         SoftmaxRegression(**options).fit(X, y)
