@@ -115,29 +115,25 @@ def test_the_unit_of_the_targets_and_points_is_theirs():
         np.testing.assert_allclose(theirs, 1000 * ours, rtol=1e-6)
 
 
-def test_networks_triples_and_functions_are_kernels():
-    net = networks.two_layer("relu", width=4, bias=True, sigma=0.3, train_readout=True)
-    init_fn, apply_fn, deep = stax.serial(
-        stax.Dense(1, W_std=1.2, b_std=0.3), stax.Relu(), stax.Dense(1)
-    )
+def gaussian(x1, x2):
+    return jnp.exp(-((x1[:, None] - x2[None]) ** 2).sum(-1))
 
-    def gaussian(x1, x2):
-        return jnp.exp(-((x1[:, None] - x2[None]) ** 2).sum(-1))
 
-    for kernel, kernel_fn in (
-        (net, lambda x1, x2: net.kernel_fn(x1, x2, "ntk")),
-        ((init_fn, apply_fn, deep), lambda x1, x2: deep(x1, x2, "ntk")),
-        (gaussian, gaussian),
-    ):
-        result = NTKRegressor(kernel, ridge=0.05).fit(X, Y, WEIGHTS).predict(X_TEST)
-        with jax.enable_x64(True):
-            expected = ridge_predictions(
-                lambda x1, x2, k=kernel_fn: np.asarray(k(jnp.asarray(x1), jnp.asarray(x2))),
-                Y,
-                0.05,
-                WEIGHTS,
-            )
-        np.testing.assert_allclose(result, expected, atol=1e-7)
+TWO_LAYERS = networks.two_layer("relu", width=4, bias=True, sigma=0.3, train_readout=True)
+DEEP = stax.serial(stax.Dense(1, W_std=1.2, b_std=0.3), stax.Relu(), stax.Dense(1))
+
+
+@pytest.mark.parametrize("kernel", [TWO_LAYERS, DEEP, gaussian], ids=["two_layer", "stax", "own"])
+def test_networks_triples_and_functions_are_kernels(kernel):
+    result = NTKRegressor(kernel, ridge=0.05).fit(X, Y, WEIGHTS).predict(X_TEST)
+
+    def matrix(x1, x2):
+        arrays = jnp.asarray(x1), jnp.asarray(x2)
+        return np.asarray(gaussian(*arrays) if kernel is gaussian else kernel[2](*arrays, "ntk"))
+
+    with jax.enable_x64(True):
+        expected = ridge_predictions(matrix, Y, 0.05, WEIGHTS)
+    np.testing.assert_allclose(result, expected, atol=1e-7)
 
 
 def mlp(params, x):

@@ -10,7 +10,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from softntk.sklearn import SoftmaxRegression
-
+from softntk.sklearn._arguments import report_result
+from softntk.solution import Result
 
 TOL = 1e-10
 """Tight, and the same everywhere: it is part of the compiled program."""
@@ -110,6 +111,11 @@ def test_runs_that_end_early_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         SoftmaxRegression(tol=TOL).fit(X, y)
+
+
+def test_an_interrupted_fit_stops_the_search_around_it():
+    with pytest.raises(KeyboardInterrupt):
+        report_result(Result.INTERRUPTED, "")
 
 
 @pytest.mark.parametrize(
