@@ -16,13 +16,16 @@ from softntk.sklearn._ntk_estimator import PRECISIONS, NTKEstimator
 class NTKClassifier(ClassifierMixin, NTKEstimator):
     r"""Classification by a Gaussian process with the neural tangent kernel of a network.
 
-    Use it for calibrated probabilities on some thousands of samples, in place of
+    Use it for calibrated probabilities on some hundreds or a few thousand samples, in place of
     ``GaussianProcessClassifier`` or a support vector machine. The logits are a Gaussian process
     with the covariance k/λ, one for each class, and the labels have the probabilities softmax of
     the logits; the posterior is that of Laplace's approximation. For two classes there is one
     process, of the logit of the second class.
 
-    The matrix is formed, [n, n], and factorised for each class, also at each prediction used again.
+    The kernel is formed, [n, n], and factorised for each class at each Newton step, of some ten;
+    the estimator keeps the factors for its predictions. Where that is too much, regression on
+    one-hot targets by :class:`~softntk.sklearn.NTKRegressor` needs a single factorisation.
+
     Scale the features before, by ``StandardScaler`` in a pipeline: nothing here does. Features of
     float64 are computed with in float64, also where ``jax_enable_x64`` is not set, the kernel of
     those of float32 in float32; the posterior is found in float64. The setting of JAX stays as it

@@ -20,7 +20,8 @@ class NTKRegressor(RegressorMixin, MultiOutputMixin, NTKEstimator):
 
     with S the weights of the samples and F₀ zero but for ``params``. Scale the features before, by
     ``StandardScaler`` in a pipeline, and centre the targets, by ``TransformedTargetRegressor``:
-    nothing here does.
+    nothing here does. The kernels of "softmax" and "exp" grow exponentially with ‖x‖²; points of
+    equal norm, by ``Normalizer``, suit them.
 
     Up to 4,096 samples (times outputs) the kernel is formed and factorised, beyond that it is never
     formed. Features of float64 are computed with in float64, also where ``jax_enable_x64`` is not
