@@ -58,14 +58,24 @@ def check_has_classes(labels: np.ndarray) -> None:
         )
 
 
-def report_result(result: Any, hint: str) -> None:
-    """Warn if a run did not succeed, with the advice of its code and a hint.
+def check_not_interrupted(result: Any) -> Result:
+    """Return the code of a run that was not interrupted.
 
     Raises:
-        KeyboardInterrupt: the run was interrupted, so that a search stops too.
+        KeyboardInterrupt: it was, so that a search around it stops too.
     """
     code = Result(int(result))
     if code is Result.INTERRUPTED:
         raise KeyboardInterrupt
+    return code
+
+
+def report_result(result: Any, hint: str) -> None:
+    """Warn if a run did not succeed, with the advice of its code and a hint.
+
+    Raises:
+        KeyboardInterrupt: the run was interrupted.
+    """
+    code = check_not_interrupted(result)
     if code is not Result.SUCCESSFUL:
         warnings.warn(f"{code.name}: {code.advice} {hint}", ConvergenceWarning, stacklevel=3)

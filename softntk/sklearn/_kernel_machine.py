@@ -8,6 +8,7 @@ import numpy as np
 
 from softntk import ntk
 from softntk.ntk import GramOperator
+from softntk.sklearn._arguments import check_not_interrupted
 from softntk.sklearn._kernels import Kernel
 from softntk.sklearn._padding import MIN_ROWS, pad_rows, padded_size
 
@@ -88,7 +89,9 @@ class TrainingKernel:
             if is_dense:
                 matrix = np.asarray(op.as_matrix(), np.float64)
             else:
-                solution = ntk.solve(op, columns, ridge=ridge, rtol=SOLVE_RTOL, refine=True).value
+                outcome = ntk.solve(op, columns, ridge=ridge, rtol=SOLVE_RTOL, refine=True)
+                check_not_interrupted(outcome.result)
+                solution = outcome.value
         if is_dense:
             columns = columns.reshape(len(matrix), -1)
             with jax.enable_x64(True):

@@ -62,7 +62,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         >>> from sklearn.datasets import load_iris
         >>> from softntk.sklearn import SoftmaxRegression
         >>> X, y = load_iris(return_X_y=True)
-        >>> model = SoftmaxRegression(C=10).fit(X, y)
+        >>> model = SoftmaxRegression(C=10.0).fit(X, y)
         >>> model.coef_.shape, bool(model.score(X, y) > 0.95)
         ((3, 4), True)
 
@@ -135,7 +135,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
             solution = solvers.minimise(
                 problem,
                 problem.zeros(),
-                rtol=0,
+                rtol=0.0,
                 atol=tol,
                 max_steps=max_iter,
                 throw=False,

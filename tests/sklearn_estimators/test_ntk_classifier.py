@@ -14,8 +14,6 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 from softntk import networks, ntk
 from softntk.sklearn import NTKClassifier
 
-pytestmark = pytest.mark.usefixtures("untyped")
-
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(30, 3))
 X_TEST = RNG.normal(size=(7, 3))
@@ -72,7 +70,7 @@ def test_probabilities_are_those_of_the_posterior():
         labels = np.searchsorted(model.classes_, THREE)
         posterior = ntk.gp_classification(kernel(X, X), labels)
         prior = jnp.diagonal(kernel(X_TEST, X_TEST))
-        expected = posterior.predict(kernel(X_TEST, X), prior).probabilities
+        expected = np.asarray(posterior.predict(kernel(X_TEST, X), prior).probabilities)
     np.testing.assert_allclose(model.predict_proba(X_TEST), expected, atol=1e-7)
     best = np.asarray(expected).argmax(axis=1)
     np.testing.assert_array_equal(model.predict(X_TEST), model.classes_[best])
@@ -101,7 +99,7 @@ def test_networks_at_their_weights(outputs, labels):
         posterior = ntk.gp_classification(
             gram, np.searchsorted(model.classes_, labels), classes=1 if classes == 2 else classes
         )
-        expected = posterior.predict(cross, prior).probabilities
+        expected = np.asarray(posterior.predict(cross, prior).probabilities)
     result = model.predict_proba(X_TEST)
     np.testing.assert_allclose(result[:, -expected.shape[1] :], expected, atol=1e-7)
     np.testing.assert_allclose(result.sum(axis=1), 1)
@@ -116,7 +114,7 @@ def test_networks_at_their_weights(outputs, labels):
         ({"params": weights_of(1)}, "params must be None where kernel is a name"),
     ],
 )
-def test_bad_parameters_are_refused(options, message):
+def test_bad_parameters_are_refused(untyped, options, message):
     with pytest.raises(ValueError, match=message):
         NTKClassifier(**options).fit(X, THREE)
 

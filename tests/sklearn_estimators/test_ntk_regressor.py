@@ -13,8 +13,6 @@ from sklearn.kernel_ridge import KernelRidge
 from softntk import networks, stax
 from softntk.sklearn import NTKRegressor, _kernel_machine
 
-pytestmark = pytest.mark.usefixtures("untyped")
-
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(30, 3))
 X_TEST = RNG.normal(size=(7, 3))
@@ -117,29 +115,25 @@ def test_the_unit_of_the_targets_and_points_is_theirs():
         np.testing.assert_allclose(theirs, 1000 * ours, rtol=1e-6)
 
 
-def test_networks_triples_and_functions_are_kernels():
-    net = networks.two_layer("relu", width=4, bias=True, sigma=0.3, train_readout=True)
-    init_fn, apply_fn, deep = stax.serial(
-        stax.Dense(1, W_std=1.2, b_std=0.3), stax.Relu(), stax.Dense(1)
-    )
+def gaussian(x1, x2):
+    return jnp.exp(-((x1[:, None] - x2[None]) ** 2).sum(-1))
 
-    def gaussian(x1, x2):
-        return jnp.exp(-((x1[:, None] - x2[None]) ** 2).sum(-1))
 
-    for kernel, kernel_fn in (
-        (net, lambda x1, x2: net.kernel_fn(x1, x2, "ntk")),
-        ((init_fn, apply_fn, deep), lambda x1, x2: deep(x1, x2, "ntk")),
-        (gaussian, gaussian),
-    ):
-        result = NTKRegressor(kernel, ridge=0.05).fit(X, Y, WEIGHTS).predict(X_TEST)
-        with jax.enable_x64(True):
-            expected = ridge_predictions(
-                lambda x1, x2, k=kernel_fn: np.asarray(k(jnp.asarray(x1), jnp.asarray(x2))),
-                Y,
-                0.05,
-                WEIGHTS,
-            )
-        np.testing.assert_allclose(result, expected, atol=1e-7)
+TWO_LAYERS = networks.two_layer("relu", width=4, bias=True, sigma=0.3, train_readout=True)
+DEEP = stax.serial(stax.Dense(1, W_std=1.2, b_std=0.3), stax.Relu(), stax.Dense(1))
+
+
+@pytest.mark.parametrize("kernel", [TWO_LAYERS, DEEP, gaussian], ids=["two_layer", "stax", "own"])
+def test_networks_triples_and_functions_are_kernels(kernel):
+    result = NTKRegressor(kernel, ridge=0.05).fit(X, Y, WEIGHTS).predict(X_TEST)
+
+    def matrix(x1, x2):
+        arrays = jnp.asarray(x1), jnp.asarray(x2)
+        return np.asarray(gaussian(*arrays) if kernel is gaussian else kernel[2](*arrays, "ntk"))
+
+    with jax.enable_x64(True):
+        expected = ridge_predictions(matrix, Y, 0.05, WEIGHTS)
+    np.testing.assert_allclose(result, expected, atol=1e-7)
 
 
 def mlp(params, x):
@@ -211,7 +205,7 @@ def test_a_network_of_two_layers_at_its_weights():
         ({"ridge": "1"}, "ridge must be"),
     ],
 )
-def test_bad_parameters_are_refused(options, message):
+def test_bad_parameters_are_refused(untyped, options, message):
     with pytest.raises(ValueError, match=message):
         NTKRegressor(**options).fit(X, Y)
 

@@ -10,9 +10,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from softntk.sklearn import SoftmaxRegression
-
-pytestmark = pytest.mark.usefixtures("untyped")
-
+from softntk.sklearn._arguments import report_result
+from softntk.solution import Result
 
 TOL = 1e-10
 """Tight, and the same everywhere: it is part of the compiled program."""
@@ -114,6 +113,11 @@ def test_runs_that_end_early_warn():
         SoftmaxRegression(tol=TOL).fit(X, y)
 
 
+def test_an_interrupted_fit_stops_the_search_around_it():
+    with pytest.raises(KeyboardInterrupt):
+        report_result(Result.INTERRUPTED, "")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -127,7 +131,7 @@ def test_runs_that_end_early_warn():
     ],
     ids=str,
 )
-def test_bad_parameters_are_refused(options, message):
+def test_bad_parameters_are_refused(untyped, options, message):
     X, y, _ = data(2)
     with pytest.raises(ValueError, match=message):
         SoftmaxRegression(**options).fit(X, y)
