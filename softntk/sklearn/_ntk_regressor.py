@@ -13,8 +13,8 @@ from softntk.sklearn._ntk_estimator import PRECISIONS, NTKEstimator
 class NTKRegressor(RegressorMixin, MultiOutputMixin, NTKEstimator):
     r"""Kernel ridge regression with the neural tangent kernel of a network.
 
-    Use it as a baseline for a trained network, or in place of ``KernelRidge``. Without a ridge it is
-    what gradient descent on a network of infinite width converges to; a ridge acts as stopping
+    Use it as a baseline for a trained network, or in place of ``KernelRidge``. Without a ridge it
+    is what gradient descent on a network of infinite width converges to; a ridge acts as stopping
     early does:
 
         F(x) = F₀(x) + Σ_i k(x, x_i) α_i,        α = (K + λ S⁻¹)⁻¹ (y − F₀),
