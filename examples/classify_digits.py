@@ -119,8 +119,8 @@ def fit_estimators(data: Split, kernel_points: int) -> list[Row]:
     models: dict[str, tuple[Any, int]] = {
         "softmax regression": (SoftmaxRegression(C=strength), len(data.x)),
         "  by scikit-learn": (LogisticRegression(C=strength, max_iter=1000), len(data.x)),
-        "NTK of softmax": (NTKClassifier("softmax", ridge=0.05), kernel_points),
-        "NTK of ReLU": (NTKClassifier("relu", ridge=0.05), kernel_points),
+        "NTK of softmax": (NTKClassifier("softmax"), kernel_points),
+        "NTK of ReLU": (NTKClassifier("relu"), kernel_points),
     }
     rows = []
     for name, (model, points) in models.items():

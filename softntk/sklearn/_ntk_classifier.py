@@ -5,22 +5,24 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from softntk import ntk
+from softntk._core.validation import check_flag
 from softntk.sklearn._arguments import as_labels
 from softntk.sklearn._ntk_estimator import PRECISIONS, NTKEstimator
 
 
 class NTKClassifier(ClassifierMixin, NTKEstimator):
-    r"""Classification by a Gaussian process with the neural tangent kernel of a network.
+    r"""Multinomial logistic regression with the neural tangent kernel of a network.
 
     Use it for calibrated probabilities on some hundreds or a few thousand samples, in place of
     ``GaussianProcessClassifier`` or a support vector machine. The logits are a Gaussian process
     with the covariance k/λ, one for each class, and the labels have the probabilities softmax of
-    the logits; the posterior is that of Laplace's approximation. For two classes there is one
-    process, of the logit of the second class.
+    the logits. Their most probable values minimise the cross-entropy with the penalty
+    ½λ⟨F, K⁻¹F⟩. For two classes there is one process, of the logit of the second class.
 
     The kernel is formed, [n, n], and factorised for each class at each Newton step, of some ten;
     the estimator keeps the factors for its predictions. Where that is too much, regression on
@@ -44,6 +46,10 @@ class NTKClassifier(ClassifierMixin, NTKEstimator):
         bias: whether the hidden units have a bias. For kernels given by name.
         ridge: > 0, in units of the geometric mean of k(x, x) over the training points: the inverse
             of the variance that logits have before the labels are seen. Larger means smoother.
+        average: average probabilities over the posterior (Laplace's approximation), instead of
+            those of the most probable logits. They are less sure, as a rule too little: Laplace's
+            posterior of labels is too wide (Kuss and Rasmussen 2005). They do say where there are
+            no data.
 
     Attributes:
         classes_: the labels, sorted, [k].
@@ -67,8 +73,23 @@ class NTKClassifier(ClassifierMixin, NTKEstimator):
         >>> bool(model.score(X, y) > 0.95), model.predict_proba(X[:2]).shape
         (True, (2, 3))
 
-    Source: :func:`softntk.ntk.gp_classification`; the kernels: MATHEMATICS.md#infinite-width.
+    Source: :func:`softntk.ntk.gp_classification`; the kernels: MATHEMATICS.md#infinite-width; Kuss
+    and Rasmussen (2005), J. Mach. Learn. Res. 6, 1679–1704.
     """
+
+    def __init__(
+        self,
+        kernel: Any = "softmax",
+        *,
+        params: Any = None,
+        get: str = "ntk",
+        sigma: Any = "scale",
+        bias: bool = True,
+        ridge: float = 0.01,
+        average: bool = False,
+    ) -> None:
+        super().__init__(kernel, params=params, get=get, sigma=sigma, bias=bias, ridge=ridge)
+        self.average = average
 
     def fit(self, X: Any, y: Any) -> Self:
         """Fit the posterior to data.
@@ -84,6 +105,7 @@ class NTKClassifier(ClassifierMixin, NTKEstimator):
             ValueError, NumericalError: as for the class.
         """
         # 1. The data and the kernel.
+        check_flag("average", self.average)
         X, y = validate_data(self, X, y, dtype=list(PRECISIONS))
         self.classes_, labels = as_labels(y)
         training_kernel = self._fit_kernel(X, np.ones(len(X), X.dtype))
@@ -112,20 +134,36 @@ class NTKClassifier(ClassifierMixin, NTKEstimator):
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probabilities of the classes, [n, k], in the order of ``classes_``.
 
-        They are means over the posterior, by the probit approximation.
+        They are those of the most probable logits, or with ``average`` means over the posterior, by
+        the probit approximation.
         """
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=list(PRECISIONS))
+        if self.average:
+            probabilities = self._average_probabilities(X)
+        else:
+            probabilities = scipy.special.softmax(self._logits(X), axis=1)
+        return probabilities[: len(X)].astype(self.X_fit_.dtype)
+
+    def _logits(self, X: np.ndarray) -> np.ndarray:
+        """Return the most probable logits, [T, k], with a logit of zero before a single one."""
+        cross = self._training_kernel().cross(X) / self.ridge_
+        weights = np.asarray(self._posterior.weights)
+        axes = "tn,nc->tc" if self._posterior.has_class_kernel else "tnce,ne->tc"
+        logits = np.einsum(axes, cross, weights, optimize=True)
+        return logits if logits.shape[1] > 1 else np.pad(logits, ((0, 0), (1, 0)))
+
+    def _average_probabilities(self, X: np.ndarray) -> np.ndarray:
+        """Return the probabilities of the posterior, [T, k]."""
         training_kernel = self._training_kernel()
         cross = training_kernel.cross(X) / self.ridge_
         prior = training_kernel.prior(X) / self.ridge_
         with jax.enable_x64(True):
             posterior = jax.tree.map(jnp.asarray, self._posterior)
             probabilities = np.asarray(posterior.predict(cross, prior).probabilities)
-        probabilities = probabilities[: len(X)]
-        if probabilities.shape[1] == 1:
-            probabilities = np.concatenate([1 - probabilities, probabilities], axis=1)
-        return probabilities.astype(self.X_fit_.dtype)
+        if probabilities.shape[1] > 1:
+            return probabilities
+        return np.concatenate([1 - probabilities, probabilities], axis=1)
 
 
 def _check_outputs(gram: np.ndarray, outputs: int) -> None:

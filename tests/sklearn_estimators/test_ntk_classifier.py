@@ -27,7 +27,7 @@ def gaussian(x1, x2):
 
 
 def test_two_classes_are_the_process_of_scikit_learn():
-    model = NTKClassifier(gaussian, ridge=0.25).fit(X, TWO)
+    model = NTKClassifier(gaussian, ridge=0.25, average=True).fit(X, TWO)
     options: Any = {"optimizer": None}
     theirs = GaussianProcessClassifier(ConstantKernel(4.0) * RBF(1.0), **options).fit(X, TWO)
     evidence: Any = theirs.log_marginal_likelihood_value_
@@ -61,8 +61,9 @@ def test_three_classes_have_the_evidence_of_dense_formulas():
     np.testing.assert_allclose(model.log_marginal_likelihood_value_, evidence, rtol=1e-6)
 
 
-def test_probabilities_are_those_of_the_posterior():
-    model = NTKClassifier("relu", ridge=0.05).fit(X, THREE)
+@pytest.mark.parametrize("average", [True, False])
+def test_probabilities_are_those_of_the_posterior(average):
+    model = NTKClassifier("relu", ridge=0.05, average=average).fit(X, THREE)
     scale = np.sqrt(1 / ((X**2).sum(1) + 1).mean())
     net = networks.two_layer("relu", width=2, bias=True)
     with jax.enable_x64(True):
@@ -70,7 +71,8 @@ def test_probabilities_are_those_of_the_posterior():
         labels = np.searchsorted(model.classes_, THREE)
         posterior = ntk.gp_classification(kernel(X, X), labels)
         prior = jnp.diagonal(kernel(X_TEST, X_TEST))
-        expected = np.asarray(posterior.predict(kernel(X_TEST, X), prior).probabilities)
+        prediction = posterior.predict(kernel(X_TEST, X), prior)
+        expected = prediction.probabilities if average else jax.nn.softmax(prediction.mean)
     np.testing.assert_allclose(model.predict_proba(X_TEST), expected, atol=1e-7)
     best = np.asarray(expected).argmax(axis=1)
     np.testing.assert_array_equal(model.predict(X_TEST), model.classes_[best])
@@ -85,10 +87,11 @@ def weights_of(outputs):
     return {"hidden": rng.normal(size=(3, 5)), "out": rng.normal(size=(5, outputs))}
 
 
+@pytest.mark.parametrize("average", [True, False])
 @pytest.mark.parametrize(("outputs", "labels"), [(1, TWO), (1, THREE), (3, THREE)])
-def test_networks_at_their_weights(outputs, labels):
+def test_networks_at_their_weights(outputs, labels, average):
     params = weights_of(outputs)
-    model = NTKClassifier(mlp, params=params, ridge=0.05).fit(X, labels)
+    model = NTKClassifier(mlp, params=params, ridge=0.05, average=average).fit(X, labels)
     with jax.enable_x64(True):
         both = ntk.empirical(mlp, params, np.concatenate([X, X_TEST])) / model.ridge_
         gram, cross, prior = both[:30, :30], both[30:, :30], both[30:, 30:]
@@ -99,7 +102,11 @@ def test_networks_at_their_weights(outputs, labels):
         posterior = ntk.gp_classification(
             gram, np.searchsorted(model.classes_, labels), classes=1 if classes == 2 else classes
         )
-        expected = np.asarray(posterior.predict(cross, prior).probabilities)
+        prediction = posterior.predict(cross, prior)
+        expected = np.asarray(prediction.probabilities)
+        if not average:
+            mean = prediction.mean
+            expected = np.asarray(jax.nn.softmax(mean) if classes > 2 else jax.nn.sigmoid(mean))
     result = model.predict_proba(X_TEST)
     np.testing.assert_allclose(result[:, -expected.shape[1] :], expected, atol=1e-7)
     np.testing.assert_allclose(result.sum(axis=1), 1)
@@ -110,6 +117,7 @@ def test_networks_at_their_weights(outputs, labels):
     [
         ({"kernel": "sofmax"}, "kernel must be one of.*Did you mean 'softmax'"),
         ({"ridge": 0}, "ridge must be positive"),
+        ({"average": 2}, "average must"),
         ({"kernel": mlp, "params": weights_of(2)}, "one for each class.*got one of 2 outputs"),
         ({"params": weights_of(1)}, "params must be None where kernel is a name"),
     ],
