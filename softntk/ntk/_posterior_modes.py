@@ -13,8 +13,8 @@ Two ways to E, one for each shape of the kernel:
 | [n, n], of every class | I + √π_c K √π_c = L_c L_cᵀ for each class, Σ_c E_c = MMᵀ | ~ k n³ |
 
 Newton's equations are solved by conjugate gradients, which cost a product with K each, and only
-those of the last step by factors. In the second row E = diag(E_c) − [E_c (MMᵀ)⁻¹ E_c'], E_c = √π_c (L_c L_cᵀ)⁻¹ √π_c, because Λ is
-diag(π_c) less a matrix of rank n.
+those of the last step by factors. In the second row E = diag(E_c) − [E_c (MMᵀ)⁻¹ E_c'] with
+E_c = √π_c (L_c L_cᵀ)⁻¹ √π_c, because Λ is diag(π_c) less a matrix of rank n.
 
 Source: Rasmussen and Williams (2006), Gaussian Processes for Machine Learning, algorithms 3.3 and
 3.4, with steps in the form of a residual; MATHEMATICS.md#laplace.
@@ -286,7 +286,7 @@ def factorise(kernel: Array, outputs: Outputs, targets: Outputs) -> Factor:
         return FullFactor(output_factor("softmax", one, one, outputs, targets, kernel))
 
     # 1. I + √π_c K √π_c of each class.
-    # Probabilities whose products would underflow are raised: arithmetic on subnormal numbers is slow.
+    # Probabilities whose products would underflow are raised: subnormal numbers are slow.
     roots = jnp.sqrt(jax.nn.softmax(outputs, axis=1))
     roots = jnp.maximum(roots, float(jnp.finfo(roots.dtype).tiny) ** 0.25)
     scales = roots.T[:, :, None]  # [k, n, 1]
