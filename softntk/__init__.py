@@ -16,6 +16,7 @@ package         use it for
 ``theory``      certificates, bounds and statements of the papers, checked on your data
 ``diffusion``   denoisers, sampling and metrics of samples
 ``activations`` derivatives and Gaussian moments of an activation, of your own too
+``sklearn``     estimators for scikit-learn's pipelines and searches
 ``stax, nt``    deep infinite networks, and neural_tangents repaired
 ``solution``    what iterative routines return, and what their result codes mean
 ==============  ====================================================================================
@@ -37,7 +38,7 @@ from softntk._core.compilation import compilation_cache as compilation_cache
 __version__ = "0.1.0"
 
 # Loaded on first use, because they take long to import or use all other packages.
-_LAZY_PACKAGES = ("diffusion", "nt", "stax", "theory")
+_LAZY_PACKAGES = ("diffusion", "nt", "sklearn", "stax", "theory")
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -20,6 +20,8 @@ HEAVY = {
     "softntk.diffusion._distributions",
     "softntk.diffusion._denoisers.network",
     "softntk.ntk._depth",
+    "softntk.sklearn._ntk_classifier",
+    "softntk.sklearn._softmax_regression",
     "softntk.solvers._minimise.contraction",
     "softntk.solvers._minimise.driver",
     "softntk.solvers._natural_gradient",

@@ -17,6 +17,8 @@ NAMES = (
     "in_context",
     "newton",
     "natural_gradient",
+    "classify_digits",
+    "own_network",
     "feature_learning",
     "perturbation",
     "certify",
@@ -159,6 +161,36 @@ def test_natural_gradient(tmp_path, capsys):
         assert r.losses[-1] > 1e-8
     assert (tmp_path / "picture.png").stat().st_size > 20_000
     assert "steps to" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.optimised
+def test_classify_digits(tmp_path, capsys):
+    report = load("classify_digits").main(["--small", "--output", str(tmp_path / "picture.png")])
+    ours, theirs = report.rows[:2]
+    # One problem, solved twice: as far as scikit-learn's tolerance goes.
+    np.testing.assert_allclose(ours.probabilities, theirs.probabilities, atol=2e-3)
+    for row in report.rows:
+        assert row.accuracy > 0.75
+        np.testing.assert_allclose(row.probabilities.sum(axis=1), 1, atol=1e-5)
+    newton, adam = report.losses.values()
+    assert len(newton) <= 16
+    assert newton[-1] <= 1e-3 * newton[0]
+    assert newton[-1] < adam[-1]
+    assert (tmp_path / "picture.png").stat().st_size > 20_000
+    assert "calibration error" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.optimised
+def test_own_network(tmp_path, capsys):
+    reports = load("own_network").main(["--small", "--output", str(tmp_path / "picture.png")])
+    for report in reports:
+        np.testing.assert_allclose(report.measured, report.predicted, rtol=0.1)
+        assert report.measured[-1] < report.measured[0]
+        assert (report.probabilities.argmax(axis=1) == report.labels).mean() > 0.5
+    assert (tmp_path / "picture.png").stat().st_size > 20_000
+    assert "largest eigenvalue" in capsys.readouterr().out
 
 
 @pytest.mark.slow

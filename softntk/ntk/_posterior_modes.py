@@ -12,8 +12,9 @@ Two ways to E, one for each shape of the kernel:
 | [n, n, k, k] | I + QᵀKQ = LLᵀ | (nk)³/3 |
 | [n, n], of every class | I + √π_c K √π_c = L_c L_cᵀ for each class, Σ_c E_c = MMᵀ | ~ k n³ |
 
-In the second E = diag(E_c) − [E_c (MMᵀ)⁻¹ E_c'], E_c = √π_c (L_c L_cᵀ)⁻¹ √π_c, because Λ is
-diag(π_c) less a matrix of rank n.
+Newton's equations are solved by conjugate gradients, which cost a product with K each, and only
+those of the last step by factors. In the second row E = diag(E_c) − [E_c (MMᵀ)⁻¹ E_c'] with
+E_c = √π_c (L_c L_cᵀ)⁻¹ √π_c, because Λ is diag(π_c) less a matrix of rank n.
 
 Source: Rasmussen and Williams (2006), Gaussian Processes for Machine Learning, algorithms 3.3 and
 3.4, with steps in the form of a residual; MATHEMATICS.md#laplace.
@@ -38,6 +39,9 @@ OutputMap = Callable[[Outputs], Outputs]
 
 LOSS = OUTPUT_LOSSES["cross_entropy"]
 MAX_STEPS = 100
+# Conjugate gradients: iterations, and the residual in the norm of K relative to the first.
+MAX_ITERATIONS = 500
+RELATIVE_RESIDUAL = 1e-3
 # Halvings of a step that does not lower the objective.
 MAX_HALVINGS = 30
 
@@ -140,9 +144,7 @@ def _iterate(
     def take_step(state: _State) -> _State:
         # 1. Newton's direction.
         residual = state.weights + LOSS.gradient(state.outputs, targets)
-        factor = factorise(kernel, state.outputs, targets)
-        image = apply_kernel(kernel, residual)
-        direction = apply_inverse(factor, state.outputs, targets, image) - residual
+        direction = _iterated_direction(kernel, state.outputs, targets, residual)
         output_change = apply_kernel(kernel, direction)
 
         # 2. The first of its halves that does not raise the objective.
@@ -162,6 +164,71 @@ def _iterate(
     state = lax.while_loop(is_running, take_step, start_state)
     # A decrement that has stalled is rounding: of it more is allowed.
     return state.weights, state.step, state.decrement <= eps**0.5 * state.objective
+
+
+def _exact_direction(
+    kernel: Array, outputs: Outputs, targets: Outputs, residual: Outputs
+) -> Outputs:
+    """Return −(I − EK) residual by the factors of E."""
+    factor = factorise(kernel, outputs, targets)
+    image = apply_kernel(kernel, residual)
+    return apply_inverse(factor, outputs, targets, image) - residual
+
+
+def _iterated_direction(
+    kernel: Array, outputs: Outputs, targets: Outputs, residual: Outputs
+) -> Outputs:
+    """Solve (I + ΛK) δa = −residual by conjugate gradients in the inner product of K.
+
+    The matrix is symmetric in it, and the error is smallest in the metric K⁻¹ + Λ of the outputs,
+    that of the decrement.
+    """
+    curvature = LOSS.curvature(outputs, targets)
+
+    def is_running(state: _Iteration) -> Bool[Array, ""]:
+        return (state.square > goal) & (state.iteration < MAX_ITERATIONS)
+
+    def iterate(state: _Iteration) -> _Iteration:
+        # With p the direction, the product K p is carried along, so that each needs one with K.
+        bent = curvature.root(curvature.root_transposed(state.direction_image))
+        product_of_matrix = state.direction + bent
+        step = state.square / jnp.sum(state.direction_image * product_of_matrix)
+        remainder = state.remainder - step * product_of_matrix
+        image = apply_kernel(kernel, remainder)
+        square = jnp.sum(remainder * image)
+        ratio = square / state.square
+        return _Iteration(
+            solution=state.solution + step * state.direction,
+            remainder=remainder,
+            square=square,
+            direction=remainder + ratio * state.direction,
+            direction_image=image + ratio * state.direction_image,
+            iteration=state.iteration + 1,
+        )
+
+    image = apply_kernel(kernel, -residual)
+    square = jnp.sum(-residual * image)
+    goal = RELATIVE_RESIDUAL**2 * square
+    start = _Iteration(
+        solution=jnp.zeros_like(residual),
+        remainder=-residual,
+        square=square,
+        direction=-residual,
+        direction_image=image,
+        iteration=jnp.zeros((), jnp.int32),
+    )
+    return lax.while_loop(is_running, iterate, start).solution
+
+
+class _Iteration(NamedTuple):
+    """What conjugate gradients carry: ``square`` is that of the remainder in the norm of K."""
+
+    solution: Outputs
+    remainder: Outputs
+    square: Float[Array, ""]
+    direction: Outputs
+    direction_image: Outputs
+    iteration: Int[Array, ""]
 
 
 class _State(NamedTuple):
@@ -219,7 +286,9 @@ def factorise(kernel: Array, outputs: Outputs, targets: Outputs) -> Factor:
         return FullFactor(output_factor("softmax", one, one, outputs, targets, kernel))
 
     # 1. I + √π_c K √π_c of each class.
+    # Probabilities whose products would underflow are raised: subnormal numbers are slow.
     roots = jnp.sqrt(jax.nn.softmax(outputs, axis=1))
+    roots = jnp.maximum(roots, float(jnp.finfo(roots.dtype).tiny) ** 0.25)
     scales = roots.T[:, :, None]  # [k, n, 1]
     identity = jnp.eye(len(kernel), dtype=kernel.dtype)[None]
     triangles = jnp.linalg.cholesky(identity + scales * kernel[None] * scales.transpose(0, 2, 1))

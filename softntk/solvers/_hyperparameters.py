@@ -137,7 +137,8 @@ class _Objective:
 
 def _as_log(value: object) -> Float[Array, "..."]:
     """Return the logarithm of a positive hyperparameter."""
-    number = as_floating("start", value)
+    is_count = isinstance(value, int) and not isinstance(value, bool)
+    number = as_floating("start", float(value) if is_count else value)
     if is_concrete(number) and not np.all(np.asarray(number) > 0):
         raise ValueError(f"start must hold positive numbers, got {value!r}.")
     return jnp.log(number)

@@ -37,6 +37,7 @@ MODULES = (
     "diffusion",
     "diffusion.metrics",
     "calibration",
+    "sklearn",
     "stax",
 )
 

@@ -32,6 +32,9 @@ for _part in PARTS:
 _RECORD = "a record of results, built by the library; its parts are checked where they are used"
 _HELPER = "an internal helper that only carries a public name"
 _ENCLOSED = "called by bounds and certificates, which are targets, with arrays that they have made"
+_ESTIMATOR = (
+    "an estimator: scikit-learn's own checks, a test, try wrong data and every kind of input"
+)
 _INSIDE = "called inside of programs, with arrays that the functions around it have checked"
 NEEDS_NONE = {
     "activations.Activation": "a table entry, written by developers of activations; its methods are targets",
@@ -122,5 +125,18 @@ NEEDS_NONE = {
     "diffusion.metrics.Memorisation": _RECORD,
     "diffusion.metrics.Nearest": _RECORD,
     "diffusion.metrics.ScoreError": _RECORD,
+    "sklearn.NTKClassifier": _ESTIMATOR,
+    "sklearn.NTKClassifier.fit": _ESTIMATOR,
+    "sklearn.NTKClassifier.predict": _ESTIMATOR,
+    "sklearn.NTKClassifier.predict_proba": _ESTIMATOR,
+    "sklearn.NTKRegressor": _ESTIMATOR,
+    "sklearn.NTKRegressor.fit": _ESTIMATOR,
+    "sklearn.NTKRegressor.predict": _ESTIMATOR,
+    "sklearn.SoftmaxRegression": _ESTIMATOR,
+    "sklearn.SoftmaxRegression.decision_function": _ESTIMATOR,
+    "sklearn.SoftmaxRegression.fit": _ESTIMATOR,
+    "sklearn.SoftmaxRegression.predict": _ESTIMATOR,
+    "sklearn.SoftmaxRegression.predict_log_proba": _ESTIMATOR,
+    "sklearn.SoftmaxRegression.predict_proba": _ESTIMATOR,
 }
 """Public names that need no target, and why."""

@@ -115,6 +115,11 @@ def test_laplace_chooses_its_ridge(x64):
         assert float(evidence(factor * best)) < float(solution.stats["log_evidence"])
 
 
+def test_a_start_of_integers():
+    solution = sn.ntk.fit_hyperparameters(lambda h: -((jnp.log(h["a"]) - 1) ** 2), {"a": 2})
+    assert_close(solution.value["a"], np.e, rtol=1e-3)
+
+
 def test_an_evidence_without_maximum_is_told(x64):
     with pytest.raises(sn.solution.NumericalError, match="MINIMUM_AT_INFINITY"):
         sn.ntk.fit_hyperparameters(
