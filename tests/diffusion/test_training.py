@@ -261,6 +261,6 @@ def test_a_second_fit_compiles_nothing(compilations, batch_size):
 def test_a_warm_up_ends_before_the_fit(steps):
     """Also one of a single step, which optax would refuse."""
     tx = network_training.default_optimiser(steps)
-    weights = Parameters(hidden=jnp.ones((2, 2)), readout=jnp.ones((2, 1)))
+    weights: Any = Parameters(hidden=jnp.ones((2, 2)), readout=jnp.ones((2, 1)))
     update, _ = tx.update(weights, tx.init(weights), weights)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(update))
