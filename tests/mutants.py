@@ -6,8 +6,9 @@
 
 A fault changes one operator, comparison, constant, sign, index or term of the code; docstrings,
 annotations, messages and the arguments of errors are left alone. It is *killed* if a test fails
-that runs its line (or takes five times its time), the cheapest of them first. Faults that change
-nothing that can be observed stand in mutants_equivalent.txt with their reason.
+that runs its line (or takes five times its time): those of its subject first, of these the cheapest,
+then those beside them. Slow tests are in no map: what only they run is said to survive. Faults that
+change nothing that can be observed stand in mutants_equivalent.txt with their reason.
 """
 
 import argparse
