@@ -281,6 +281,10 @@ def test_directions_of_recession(x64):
     assert bool(p.is_recession(separating))
     assert int(p.check(separating)) == Result.MINIMUM_AT_INFINITY
     assert int(jax.jit(p.check)(separating)) == Result.MINIMUM_AT_INFINITY
+    # Along one of two features.
+    pair = sn.regression.cross_entropy(jnp.concatenate([line, line**2], axis=1), labels)
+    first_alone = CrossEntropyParameters(jnp.array([[-1.0, 1.0], [0.0, 0.0]]), jnp.zeros(2))
+    assert bool(pair.is_recession(first_alone))
     # The other way round, along the gauge, and not at all.
     assert not bool(p.is_recession(jax.tree.map(jnp.negative, separating)))
     assert not bool(p.is_recession(CrossEntropyParameters(jnp.ones((1, 2)), jnp.ones(2))))
