@@ -100,7 +100,7 @@ def load_digits(points: int, small: bool) -> Split:
     order = np.random.default_rng(0).permutation(len(X))
     X = X[order] - X.mean(axis=0)
     X = (X / np.linalg.norm(X, axis=1, keepdims=True)).astype(np.float32)
-    labels = labels[order].astype(np.int32)
+    labels = np.asarray(labels)[order].astype(np.int32)
     return Split(X[:points], labels[:points], X[points:], labels[points:])
 
 

@@ -137,8 +137,9 @@ class _Objective:
 
 def _as_log(value: object) -> Float[Array, "..."]:
     """Return the logarithm of a positive hyperparameter."""
-    is_count = isinstance(value, int) and not isinstance(value, bool)
-    number = as_floating("start", float(value) if is_count else value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    number = as_floating("start", value)
     if is_concrete(number) and not np.all(np.asarray(number) > 0):
         raise ValueError(f"start must hold positive numbers, got {value!r}.")
     return jnp.log(number)

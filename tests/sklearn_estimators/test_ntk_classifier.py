@@ -72,7 +72,8 @@ def test_probabilities_are_those_of_the_posterior(average):
         posterior = ntk.gp_classification(kernel(X, X), labels)
         prior = jnp.diagonal(kernel(X_TEST, X_TEST))
         prediction = posterior.predict(kernel(X_TEST, X), prior)
-        expected = prediction.probabilities if average else jax.nn.softmax(prediction.mean)
+        averages: Any = prediction.probabilities
+        expected = np.asarray(averages if average else jax.nn.softmax(prediction.mean))
     np.testing.assert_allclose(model.predict_proba(X_TEST), expected, atol=1e-7)
     best = np.asarray(expected).argmax(axis=1)
     np.testing.assert_array_equal(model.predict(X_TEST), model.classes_[best])
