@@ -117,8 +117,8 @@ def fit_estimators(data: Split, kernel_points: int) -> list[Row]:
     # scikit-learn counts the sum over samples; inputs of norm one need little penalty.
     strength = C * len(data.x)
     models: dict[str, tuple[Any, int]] = {
-        "softmax regression": (SoftmaxRegression(C=strength), len(data.x)),
-        "  by scikit-learn": (LogisticRegression(C=strength, max_iter=1000), len(data.x)),
+        "softmax regression": (SoftmaxRegression(C=strength, tol=1e-6), len(data.x)),
+        "  by scikit-learn": (LogisticRegression(C=strength, tol=1e-6, max_iter=1000), len(data.x)),
         "NTK of softmax": (NTKClassifier("softmax"), kernel_points),
         "NTK of ReLU": (NTKClassifier("relu"), kernel_points),
     }
