@@ -23,12 +23,14 @@ from softntk._core.validation import (
     as_floating,
     check_integer,
     check_key,
+    check_shape,
     is_concrete,
 )
 from softntk._core.validation.class_targets import as_targets
 from softntk._linalg.gram_arrays import Gram, as_cross_matrix, as_gram
 from softntk._linalg.products import product
 from softntk._output_losses import check_targets, complete_targets
+from softntk.ntk._arguments import as_prior
 from softntk.ntk._laplace import LaplacePrediction
 from softntk.ntk._laplace_formulas import (
     check_matrix_size,
@@ -100,13 +102,13 @@ class ClassificationPosterior(eqx.Module):
         kernel = as_floating("cross", cross, empty=True)
         if kernel.shape[1:] != (n, *outputs):
             raise ValueError(f"cross must have shape {('t', n, *outputs)}, got {kernel.shape}.")
-        variances = as_floating("prior", prior, empty=True)
-        if variances.shape != (len(kernel), *outputs):
-            raise ValueError(
-                f"prior must have shape {(len(kernel), *outputs)}, got {variances.shape}."
-            )
-        if self.has_class_kernel and is_concrete(variances) and np.any(np.asarray(variances) < 0):
-            raise ValueError(f"prior must not be negative, got {float(jnp.min(variances)):.3g}.")
+        shape = (len(kernel), *outputs)
+        if self.has_class_kernel:
+            variances = as_prior(prior, shape)
+        else:
+            # Covariances of different classes may be negative.
+            variances = as_floating("prior", prior, empty=True)
+            check_shape("prior", variances, shape)
         if draws is not None:
             draws = check_integer("draws", draws, at_least=1)
             key = check_key("key", key)

@@ -59,7 +59,7 @@ def output_factor(
     return jnp.linalg.cholesky(whitened + ridge * jnp.eye(n * k, dtype=outputs.dtype))
 
 
-def log_half_determinant(factor: Float[Array, "*s p p"]) -> Float[Array, ""]:
+def sum_log_diagonal(factor: Float[Array, "*s p p"]) -> Float[Array, ""]:
     """Return ½ log det(LLᵀ), summed over all factors L."""
     return jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)))
 
@@ -80,7 +80,7 @@ def factorise(
     log_likelihood = -jnp.sum(losses) / noise
     if likelihood == "gaussian":
         log_likelihood = log_likelihood - 0.5 * outputs.size * jnp.log(2 * jnp.pi * noise)
-    half_log_det = log_half_determinant(factor) - 0.5 * outputs.size * jnp.log(ridge)
+    half_log_det = sum_log_diagonal(factor) - 0.5 * outputs.size * jnp.log(ridge)
     return factor, log_likelihood - 0.5 * ridge * distance - half_log_det
 
 

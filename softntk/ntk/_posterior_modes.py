@@ -20,7 +20,6 @@ Source: Rasmussen and Williams (2006), Gaussian Processes for Machine Learning, 
 3.4, with steps in the form of a residual; MATHEMATICS.md#laplace.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -32,10 +31,9 @@ from jaxtyping import Array, Bool, Float, Int
 from softntk._linalg.gram_arrays import as_cross_matrix
 from softntk._linalg.products import product
 from softntk._output_losses import OUTPUT_LOSSES
-from softntk.ntk._laplace_formulas import log_half_determinant, output_factor
+from softntk.ntk._laplace_formulas import output_factor, sum_log_diagonal
 
 Outputs = Float[Array, "n k"]
-OutputMap = Callable[[Outputs], Outputs]
 
 LOSS = OUTPUT_LOSSES["cross_entropy"]
 MAX_STEPS = 100
@@ -321,8 +319,8 @@ def _apply_class_inverses(factor: ClassFactor, vectors: Outputs) -> Outputs:
 def half_log_determinant(factor: Factor) -> Float[Array, ""]:
     """Return ½ log det(I + QᵀKQ)."""
     if isinstance(factor, FullFactor):
-        return log_half_determinant(factor.triangle)
-    return log_half_determinant(factor.triangles) + log_half_determinant(factor.coupling)
+        return sum_log_diagonal(factor.triangle)
+    return sum_log_diagonal(factor.triangles) + sum_log_diagonal(factor.coupling)
 
 
 @jax.jit
